@@ -1,0 +1,117 @@
+"""The one projected-gradient loop: every attack and every crafted perturbation of this project runs through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from erat.attacks.norms import l2_project, l2_step, linf_project, linf_step, per_image
+
+Objective = Callable[[Tensor], Tensor]  # logits (N, K) of the perturbed images -> loss to raise, one number per image
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far each image may be moved, and in which norm.
+
+    Attributes:
+        epsilon: shape (N,), pixel units of 1.0.
+        linf: shape (N,), bool: l_inf where true, l_2 where false; or one bool for all images, which spares the
+            other norm's arithmetic.
+    """
+
+    epsilon: Tensor
+    linf: Tensor | bool
+
+    @classmethod
+    def of(cls, norm: str, epsilon: float, images: Tensor) -> Budget:
+        """The same norm ("linf" or "l2") and budget for every image."""
+        return cls(torch.full((len(images),), epsilon, device=images.device), norm == "linf")
+
+    def choose(self, linf_value: Callable[[], Tensor], l2_value: Callable[[], Tensor]) -> Tensor:
+        """Each image's row from the value of its own norm."""
+        if isinstance(self.linf, bool):
+            return linf_value() if self.linf else l2_value()
+        return torch.where(per_image(self.linf), linf_value(), l2_value())
+
+    def direction(self, grad_NCHW: Tensor) -> Tensor:
+        """Steepest ascent of unit norm."""
+        return self.choose(lambda: linf_step(grad_NCHW), lambda: l2_step(grad_NCHW))
+
+    def project(self, delta_NCHW: Tensor) -> Tensor:
+        """The nearest perturbation within the budget."""
+        return self.choose(lambda: linf_project(delta_NCHW, self.epsilon), lambda: l2_project(delta_NCHW, self.epsilon))
+
+    def draw(self, images_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A random start: uniform in the l_inf ball; under l_2 a uniform direction times a uniform radius."""
+
+        def noise(draw: Callable[..., Tensor]) -> Tensor:
+            return draw(images_NCHW.shape, generator=generator, dtype=images_NCHW.dtype).to(images_NCHW.device)
+
+        size = per_image(self.epsilon)
+        return self.choose(
+            lambda: (2 * noise(torch.rand) - 1) * size,
+            lambda: l2_step(noise(torch.randn)) * size * noise(torch.rand)[:, :1, :1, :1],
+        )
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[nn.Module]:
+    """Eval-mode statistics and no weight gradients inside; every flag is as before afterwards.
+
+    Weights are frozen, not merely left out of `autograd.grad`: a compiled network skips their gradients only then.
+    """
+    training = [(module, module.training) for module in network.modules()]
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    network.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield network
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, flag in training:
+            module.training = flag
+
+
+def pgd(
+    network: Callable[[Tensor], Tensor],
+    images_NCHW: Tensor,
+    objective: Objective,
+    budget: Budget,
+    *,
+    steps: int,
+    step_size: Tensor,
+    start_NCHW: Tensor | None = None,
+) -> Tensor:
+    """Move each image uphill on `objective` inside its budget and inside [0, 1] (Eq. 10, as ascent).
+
+    The gradient is that of the sum over images, so no image's step depends on its neighbours (eval-mode statistics
+    provided, see `frozen`). Exactly `steps` forward passes and `steps` input-gradient passes are made.
+
+    Args:
+        network: images to logits.
+        images_NCHW: float in [0, 1].
+        objective: called once per step with the logits; the first call sees the start point.
+        budget: norm and epsilon per image.
+        steps: T.
+        step_size: shape (N,), length of a step in the image's norm.
+        start_NCHW: perturbation to start from; none: zero.
+
+    Returns:
+        The perturbed images, detached, same shape, in [0, 1].
+    """
+    images = images_NCHW.detach()
+    adversarial = images if start_NCHW is None else (images + budget.project(start_NCHW)).clamp(0, 1)
+    length = per_image(step_size)
+    for _ in range(steps):
+        point = adversarial.detach().requires_grad_(True)
+        (grad,) = torch.autograd.grad(objective(network(point)).sum(), point)
+        delta = budget.project(point.detach() + length * budget.direction(grad) - images)
+        adversarial = (images + delta).clamp(0, 1)
+    return adversarial.detach()

@@ -1,0 +1,283 @@
+"""One frozen, validated run configuration, addressed by dotted keys, identified by a digest.
+
+`build("demo", {"defense.eta": 0.3})` is the only way in: it lays the overrides over a preset, fills what follows from
+the data set (budgets, policy, flips), and refuses what it does not know with one line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from erat.errors import UserError, unknown_name
+from erat.presets import PRESETS
+from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
+
+Norm = Literal["linf", "l2"]
+LabelKind = Literal["none", "symmetric", "asymmetric", "instance"]
+_FRACTION = re.compile(r"\s*([-+]?[\d.]+)\s*/\s*(\d+)\s*")
+
+
+def parse_fraction(value: object) -> object:
+    """Read "8/255" as a number; leave everything else to the field's own type."""
+    if isinstance(value, str) and (match := _FRACTION.fullmatch(value)) and int(match[2]):
+        return float(match[1]) / int(match[2])
+    return value
+
+
+Number = Annotated[float, BeforeValidator(parse_fraction), Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    """Which images."""
+
+    name: str = "cifar10"
+    root: str | None = Field(None, description="folder that holds the data set (not for mnist)")
+    download: bool = Field(False, description="fetch a missing data set into data.root")
+    image_size: int | None = Field(None, ge=8, le=512, description="side in pixels after resizing; none: as stored")
+    limit: int | None = Field(None, ge=2, description="training images to keep, class-balanced; none: all")
+    test_fraction: Number = Field(0.2, gt=0, lt=1, description="share held out where a folder has no test part")
+    flip: bool | None = Field(None, description="mirror images in weak views; none: what suits the data set")
+
+
+class ValConfig(Section):
+    """The part of the training images that searches and schedulers may look at."""
+
+    fraction: Number = Field(0.1, gt=0, lt=0.9)
+    trusted: bool = Field(True, description="true: clean images and labels; false: corrupted like the rest")
+    objective: Literal["clean", "perturbed"] = Field(
+        "clean", description="val_accuracy on the images as they are, or attacked within the set's customary budgets"
+    )
+    seed: int = Field(0, ge=0)
+
+
+class CorruptionConfig(Section):
+    """What is done to the training images and labels before anyone trains."""
+
+    data: str = "none"
+    norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
+    epsilon: Number | None = Field(None, ge=0, description="budget in pixel units of 1.0; none: customary for the set")
+    granularity: Literal["class", "sample"] | None = Field(None, description="one perturbation per class or per image")
+    source: str | None = Field("resnet18", description="network that perturbations are crafted against")
+    source_epochs: int | None = Field(30, ge=1, description="epochs of its training on clean data")
+    labels: LabelKind = "none"
+    rate: Number = Field(0.6, ge=0, le=1, description="share of labels that are wrong")
+    generator: Literal["cores", "pdn"] = Field("cores", description="which instance-dependent noise")
+    include_self: bool = Field(False, description="symmetric noise may draw the true class again")
+    exact: bool = Field(True, description="flip exactly rate * N labels, not each with probability rate")
+    seed: int = Field(0, ge=0)
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: str = "resnet34"
+
+
+class TrainConfig(Section):
+    """The optimisation, the same for every defense."""
+
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(64, ge=2, description="labelled images of one step over all workers; unlabelled likewise")
+    lr: Number = Field(0.05, gt=0)
+    momentum: Number = Field(0.9, ge=0, lt=1)
+    weight_decay: Number = Field(5e-4, ge=0)
+    schedule: Literal["step", "onecycle", "cosine"] = "step"
+    milestones: tuple[int, ...] = Field((60,), description="epochs at which the step schedule multiplies by gamma")
+    gamma: Number = Field(0.1, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+    workers: int = Field(1, ge=1, description="data-parallel workers that share each batch")
+    sync_batchnorm: bool = Field(True, description="on CUDA with several workers; torch has none for the CPU")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+
+
+class ResourcesConfig(Section):
+    """What one worker may use. Not part of a run's identity."""
+
+    cpu: int = Field(1, ge=1, description="cores, and threads of torch")
+    gpu: Number = Field(0.0, ge=0, description="GPUs per worker; a fraction shares one")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class DefenseOptions(Section):
+    """What every defense is told; each defense adds its own keys."""
+
+    name: str
+
+    def fill(self, epsilon: Mapping[str, float], policy: str) -> dict[str, Any]:
+        """Values for the keys left open (none), given the data set's customary budgets and policy."""
+        return {}
+
+
+# Settings of place and machine: the same experiment elsewhere has the same identity.
+_NOT_IDENTITY = ("data.root", "data.download", "resources.", "preset")
+
+
+class RunConfig(Section):
+    """Everything that decides one run ("cell")."""
+
+    preset: str = "paper"
+    data: DataConfig = DataConfig()
+    val: ValConfig = ValConfig()
+    corruption: CorruptionConfig = CorruptionConfig()
+    model: ModelConfig = ModelConfig()
+    defense: SerializeAsAny[DefenseOptions]
+    train: TrainConfig = TrainConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @field_validator("defense", mode="before")
+    @classmethod
+    def _options_of_the_named_defense(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return DEFENSES[str(value.get("name", "erat"))].Options.model_validate(dict(value))
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_data_set(cls, raw: Any) -> Any:
+        return _filled(raw) if isinstance(raw, Mapping) else raw
+
+    @model_validator(mode="after")
+    def _check_across_sections(self) -> RunConfig:
+        BACKBONES[self.model.name]
+        if self.train.batch_size % self.train.workers:
+            raise UserError(
+                f"train.batch_size must be a multiple of train.workers ({self.train.workers}), got {self.train.batch_size}"
+            )
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted keys to plain values, in a fixed order."""
+        return _flatten(self.model_dump(mode="json"))
+
+    def identity(self) -> dict[str, Any]:
+        """The dotted keys that make this run what it is: all but paths, devices and the preset's name."""
+        return {key: value for key, value in self.flat().items() if not key.startswith(_NOT_IDENTITY)}
+
+    def digest(self) -> str:
+        """16 hex digits that name this run."""
+        return content_digest(self.identity())
+
+
+def content_digest(content: Any) -> str:
+    """16 hex digits over a JSON-like value, independent of key order."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration of one run.
+
+    Args:
+        preset: name of the values to start from ("demo", "paper").
+        overrides: dotted key -> value, strings being read as their field wants them ("8/255").
+
+    Raises:
+        UserError: unknown preset, key or name, or a value out of range: what, got, allowed.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    overrides = dict(overrides or {})
+    values = PRESETS[preset](overrides) | overrides | {"preset": preset}
+    allowed = known_keys(str(values.get("defense.name", "erat")))
+    for key in overrides:
+        if key not in allowed:
+            raise unknown_name("key", key, allowed)
+    try:
+        # A preset speaks for every defense; what the chosen one lacks is not meant for it.
+        return RunConfig.model_validate(_nest({key: value for key, value in values.items() if key in allowed}))
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from error
+
+
+@cache
+def known_keys(defense: str) -> tuple[str, ...]:
+    """All dotted keys of a configuration with this defense."""
+    sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
+    keys = ["preset"]
+    for name, section in (sections | {"defense": DEFENSES[defense].Options}).items():
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys += [f"{name}.{field}" for field in section.model_fields]
+    return tuple(keys)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read back a configuration that `model_dump_json` wrote."""
+    return RunConfig.model_validate_json(path.read_text())
+
+
+def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill the keys whose default follows from the data set or the corruption."""
+    values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in raw.items()}
+    facts = DATASETS[str(values.get("data", {}).get("name", "cifar10"))].facts
+    data, corruption, defense = (values.setdefault(part, {}) for part in ("data", "corruption", "defense"))
+    if data.get("flip") is None:
+        data["flip"] = facts.flip
+    kind = str(corruption.get("data", "none"))
+    if kind == "none":
+        corruption |= {"norm": None, "epsilon": None, "granularity": None, "source": None, "source_epochs": None}
+    else:
+        CORRUPTIONS[kind].check(corruption)
+        if not CORRUPTIONS[kind].uses_source:
+            corruption |= {"source": None, "source_epochs": None}
+        corruption["norm"] = corruption.get("norm") or CORRUPTIONS[kind].norm
+        corruption["granularity"] = corruption.get("granularity") or CORRUPTIONS[kind].granularities[0]
+        if corruption.get("epsilon") is None:
+            corruption["epsilon"] = facts.epsilon.get(corruption["norm"])
+    if corruption.get("labels", "none") == "none":
+        corruption["rate"] = 0.0
+    if isinstance(defense, dict):
+        options = DEFENSES[str(defense.get("name", "erat"))].Options.model_validate(defense)
+        values["defense"] = defense | options.fill(facts.epsilon, facts.policy)
+    return values
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, leaf = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return tree
+
+
+def _one_line(error: ValidationError) -> str:
+    """What, got and allowed of the first problem; a UserError raised inside keeps its own words."""
+    first = error.errors()[0]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, UserError):
+        return str(inner)
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

@@ -1,0 +1,112 @@
+"""What every data corruption is given and what it must return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from erat.attacks.norms import l2_norm
+from erat.errors import UserError
+
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Craft:
+    """One order to craft.
+
+    Attributes:
+        images: clean, float (N, C, H, W) in [0, 1].
+        labels: clean, int64 (N,).
+        norm, epsilon: the budget, pixel units of 1.0.
+        granularity: "class" (one perturbation for all images of a class) or "sample".
+        generator: all randomness, on the CPU.
+        build: a freshly initialised network of the source architecture.
+        source: the clean-trained source network in eval mode; trained (once per store) when first called.
+        progress: told how far the crafting is.
+    """
+
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+    norm: str
+    epsilon: float
+    granularity: str
+    generator: torch.Generator
+    build: Callable[[], nn.Module]
+    source: Callable[[], nn.Module]
+    progress: Progress = silent
+
+
+class DataCorruption:
+    """Base of all data corruptions: one object per kind, without state.
+
+    Attributes:
+        kind: its name in the registry.
+        norm: the norm that the paper uses it with.
+        norms: the norms it can be crafted under.
+        granularities: the ones it exists in, the paper's first.
+        uses_source: whether it needs a network (its architecture is then part of what is crafted).
+    """
+
+    kind: ClassVar[str]
+    norm: ClassVar[str]
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    granularities: ClassVar[tuple[str, ...]] = ("class",)
+    uses_source: ClassVar[bool] = True
+
+    def perturb(self, craft: Craft) -> Tensor:
+        """The perturbation of each image, float (N, C, H, W), within the budget."""
+        raise NotImplementedError
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse what this kind cannot do.
+
+        Args:
+            options: the `corruption.*` values as given, absent or none where left open.
+
+        Raises:
+            UserError: a norm or granularity that this kind lacks.
+        """
+        for key, allowed in (("norm", self.norms), ("granularity", self.granularities)):
+            if options.get(key) is not None and options[key] not in allowed:
+                raise UserError(
+                    f"corruption.{key} must be {' or '.join(allowed)} for {self.kind}, got {options[key]!r}"
+                )
+
+
+def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tensor:
+    """The poisoned images as 8-bit pixels: rounded to nearest, yet never over the budget.
+
+    Rounding may push a perturbation past its budget; such an image's perturbation is shrunk until its rounded form
+    fits. (Truncating instead, as some published code does, shifts every pixel by half a level.)
+
+    Args:
+        clean_u8: uint8 (N, C, H, W).
+        delta: float perturbation in units of 1.0, same shape.
+    """
+    clean = clean_u8.to(torch.int16)
+    scale = torch.ones(len(clean), 1, 1, 1, device=delta.device)
+    for _ in range(50):
+        moved = (clean + (delta * scale * 255).round().to(torch.int16)).clamp(0, 255)
+        over = norms_of(moved - clean, norm) > epsilon + 1e-7
+        if not over.any():
+            break
+        scale[over] *= 0.99
+    else:  # pragma: no cover - 0.99 ** 50 = 0.6 always sufficed; truncation cannot exceed the budget
+        moved[over] = (clean[over] + (delta[over] * 255).trunc().to(torch.int16)).clamp(0, 255)
+    return moved.to(torch.uint8)
+
+
+def norms_of(difference: Tensor, norm: str) -> Tensor:
+    """Norm of each image's difference in grey levels (integer NCHW), in units of 1.0, shape (N,)."""
+    values = difference.float() / 255
+    return values.abs().flatten(1).amax(1) if norm == "linf" else l2_norm(values)

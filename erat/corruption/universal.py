@@ -1,0 +1,58 @@
+"""UHP and UAP, universal hypocritical and adversarial perturbations (Tao et al., 2021).
+
+One optimisation yields both: per class c a vector that makes the source network answer c. UHP gives class c its own
+vector (a shortcut to the right label); UAP gives it the vector of class c + 1 (a shortcut to a wrong one).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from erat.attacks.pgd import Budget, frozen
+from erat.corruption.base import Craft, DataCorruption
+from erat.corruption.classwise import descend
+
+STEPS = 500
+BATCH = 128
+STEP_RATIO = 0.2  # of the budget, the ratio that every perturbation of the paper uses
+
+
+def class_vectors(craft: Craft) -> Tensor:
+    """Per class c the delta_c, from 0, that lowers CE(clip(x + delta_c), c) over batches of all images; (K, C, H, W)."""
+    delta = craft.images.new_zeros(craft.num_classes, *craft.images.shape[1:])
+    budget = Budget.of(craft.norm, craft.epsilon, delta)
+    step_size = budget.epsilon * STEP_RATIO
+    count = len(craft.images)
+    with frozen(craft.source()) as network:
+        for step in range(STEPS):
+            chosen = torch.randint(count, (min(BATCH, count),), generator=craft.generator)
+            targets = torch.randint(craft.num_classes, (len(chosen),), generator=craft.generator)
+            images = craft.images[chosen.to(delta.device)]
+            delta = descend(network, images, targets.to(delta.device), delta, budget, step_size)
+            craft.progress("class vectors", step + 1, STEPS)
+    return delta
+
+
+class UniversalHypocritical(DataCorruption):
+    """Class c wears the vector of class c."""
+
+    kind = "uhp"
+    norm = "l2"
+
+    def perturb(self, craft: Craft) -> Tensor:
+        return class_vectors(craft)[craft.labels]
+
+
+class UniversalAdversarial(DataCorruption):
+    """Class c wears the vector of class (c + 1) mod K."""
+
+    kind = "uap"
+    norm = "l2"
+
+    def perturb(self, craft: Craft) -> Tensor:
+        return class_vectors(craft)[(craft.labels + 1) % craft.num_classes]
+
+
+UHP = UniversalHypocritical()
+UAP = UniversalAdversarial()

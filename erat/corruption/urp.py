@@ -1,0 +1,28 @@
+"""URP, universal random perturbations: each class wears one random pattern (Tao et al., 2021)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from erat.attacks.norms import l2_step
+from erat.corruption.base import Craft, DataCorruption
+
+
+class UniversalRandom(DataCorruption):
+    """l_2: a Gaussian direction of norm exactly epsilon; l_inf: uniform in +-epsilon."""
+
+    kind = "urp"
+    norm = "l2"
+    uses_source = False
+
+    def perturb(self, craft: Craft) -> Tensor:
+        shape = (craft.num_classes, *craft.images.shape[1:])
+        if craft.norm == "l2":
+            per_class = l2_step(torch.randn(shape, generator=craft.generator)) * craft.epsilon
+        else:
+            per_class = (2 * torch.rand(shape, generator=craft.generator) - 1) * craft.epsilon
+        return per_class.to(craft.images.device)[craft.labels]
+
+
+URP = UniversalRandom()

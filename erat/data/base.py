@@ -1,0 +1,108 @@
+"""The one image-set type, and what a source of image sets must offer.
+
+Shape suffixes: N images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from erat.config import DataConfig
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with one label each, held as 8-bit integers so that a whole set fits on the device.
+
+    Attributes:
+        images: uint8, shape (N, C, H, W), values 0-255.
+        labels: int64, shape (N,), values 0..K-1.
+        class_names: K names.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8 and self.images.ndim == 4, "images are uint8 NCHW"
+        assert self.labels.dtype == torch.int64 and self.labels.shape == self.images.shape[:1], "one label per image"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        return int(self.images.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Height (= width) of the images in pixels."""
+        return int(self.images.shape[-1])
+
+    def take(self, indices: Tensor) -> ImageSet:
+        """The images at `indices` (int64), in that order."""
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The same set with its tensors on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What is known of a data set before a single image is read.
+
+    Attributes:
+        epsilon: customary corruption budget in pixel units of 1.0 per norm ("linf", "l2").
+        flip: whether a mirrored image still shows its class (true for photographs, false for digits).
+        policy: the AutoAugment policy whose searched data are nearest ("cifar10", "svhn", "imagenet").
+        similar: class k -> the class that asymmetric noise turns it into (absent: stays); None: k -> k+1 mod K.
+    """
+
+    epsilon: dict[str, float]
+    flip: bool
+    policy: str
+    similar: dict[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class CorruptedSet:
+    """What a run trains on and is judged by.
+
+    Attributes:
+        train: poisoned images with the given (noisy) labels.
+        true_labels: int64, shape (N,), of the training images; for diagnostics only, never for training.
+        val: the part split off before corruption; corrupted too unless the configuration trusts it.
+        test: clean.
+        manifest: where the corruption came from (data and label parts, checksums, realised noise rate).
+    """
+
+    train: ImageSet
+    true_labels: Tensor
+    val: ImageSet
+    test: ImageSet
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+
+class ImageSource(Protocol):
+    """A place that image sets come from."""
+
+    facts: SourceFacts
+
+    def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
+        """Read (train, test), not resized.
+
+        Raises:
+            UserError: the files are missing or unreadable; the message says where they belong.
+        """
+        ...

@@ -1,0 +1,77 @@
+"""Random draws that belong to the global batch, whatever the number of data-parallel workers.
+
+A batch of W*n images on one worker and W batches of n images on W workers must see the same flips, crops and
+policies, or a run could not be compared with the same run on more devices. Every worker therefore draws for all W*n
+images from an identically seeded generator and keeps the rows of its own n.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class BatchRandom:
+    """A random source whose rows are split over the workers.
+
+    All draws are made and returned on the CPU: their values are then known to the host, so that images can be grouped
+    by operation without waiting for a device. The caller moves what the device needs.
+
+    Args:
+        generator: a CPU generator, seeded alike on all workers; its state stays alike as long as all workers make the
+            same calls with the same n.
+        rank: this worker's number, 0..workers-1.
+        workers: how many workers share the global batch in equal parts.
+        groups: sizes of the groups that a batch of this worker is made of, see `grouped`.
+    """
+
+    def __init__(
+        self, generator: torch.Generator, rank: int = 0, workers: int = 1, groups: tuple[int, ...] = ()
+    ) -> None:
+        assert generator.device.type == "cpu", f"draws are made on the CPU, got a generator on {generator.device}"
+        assert 0 <= rank < workers, f"rank must be in 0..{workers - 1}, got {rank}"
+        self._generator = generator
+        self._rank = rank
+        self._workers = workers
+        self._groups = groups
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The generator behind the draws, for whoever needs noise that no other worker has to share."""
+        return self._generator
+
+    def grouped(self, *sizes: int) -> BatchRandom:
+        """The same source for batches that stack groups: `sizes[0]` labelled rows, then `sizes[1]` unlabelled, ...
+
+        One worker's batch has all labelled rows first; so must the draws of W workers together, or row 40 would be a
+        labelled image here and an unlabelled one there. A draw of a multiple of the sizes' sum repeats the groups.
+        """
+        return BatchRandom(self._generator, self._rank, self._workers, sizes)
+
+    def rand(self, n: int, *shape: int) -> Tensor:
+        """Uniform in [0, 1): float32, shape (n, *shape)."""
+        return self._own_rows(n, torch.rand(self._workers * n, *shape, generator=self._generator))
+
+    def randn(self, n: int, *shape: int) -> Tensor:
+        """Standard normal: float32, shape (n, *shape)."""
+        return self._own_rows(n, torch.randn(self._workers * n, *shape, generator=self._generator))
+
+    def randint(self, high: int, n: int, *shape: int) -> Tensor:
+        """Uniform over 0..high-1: int64, shape (n, *shape)."""
+        return self._own_rows(n, torch.randint(high, (self._workers * n, *shape), generator=self._generator))
+
+    def bernoulli(self, p: float, n: int) -> Tensor:
+        """True with probability p, never for p = 0 and always for p = 1: bool, shape (n,)."""
+        return self.rand(n) < p
+
+    def _own_rows(self, n: int, global_rows: Tensor) -> Tensor:
+        if self._workers == 1:
+            return global_rows
+        groups = self._groups or (n,)
+        repeats, rest = divmod(n, sum(groups)) if sum(groups) else (0, n)
+        assert rest == 0, f"a draw of {n} rows does not repeat the groups {groups}"
+        parts, start = [], 0
+        for size in groups * repeats:
+            parts.append(global_rows[start + self._rank * size : start + (self._rank + 1) * size])
+            start += self._workers * size
+        return torch.cat(parts) if parts else global_rows[:0]

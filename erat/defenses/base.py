@@ -1,0 +1,162 @@
+"""The protocol between a defense and the trainer.
+
+A defense says what to learn from (`plan_epoch`), what it costs (`loss`) and how it answers (`predict`). The trainer
+owns every update: it alone calls backward, steps the optimizer, casts precision, saves and seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from erat.config import DefenseOptions
+
+if TYPE_CHECKING:
+    from erat.data.random import BatchRandom
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands. `epoch` counts from 0; `step` counts inside the epoch."""
+
+    epoch: int
+    step: int = 0
+    steps: int = 1
+
+    @property
+    def time(self) -> float:
+        """Epochs done, with fraction."""
+        return self.epoch + self.step / self.steps
+
+
+@dataclass(frozen=True)
+class Update:
+    """One gradient step on some of the networks (all of them: none named)."""
+
+    name: str = "all"
+    networks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A pass of the trainer: which samples keep their labels, which lost them, what each step updates.
+
+    An epoch follows `labelled`; `unlabelled` (none, or int64 indices) cycles beside it.
+    """
+
+    labelled: Tensor
+    unlabelled: Tensor | None = None
+    name: str = "train"
+    updates: tuple[Update, ...] = (Update(),)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The phases of one epoch, in order, and the labelled set if this defense made one (bool, shape (N,))."""
+
+    phases: tuple[Phase, ...]
+    selected: Tensor | None = None
+
+
+class TrainingData(Protocol):
+    """The training set as a defense sees it: given labels only; the true ones stay with the trainer."""
+
+    labels: Tensor
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """`function` over all images (float, [0, 1]) in large batches, rows in order, without gradients.
+
+        Networks are in eval mode meanwhile. Sharded over data-parallel workers; every worker gets all rows.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples on this worker.
+
+    Attributes:
+        images, labels, indices: labelled samples; float (B, C, H, W) in [0, 1], int64 (B,), int64 (B,).
+        unlabelled, unlabelled_indices: the same without labels; of length 0 when there are none.
+        random: draws of this step, one row per sample of the global batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    unlabelled: Tensor
+    unlabelled_indices: Tensor
+    random: BatchRandom
+    phase: str = "train"
+    update: str = "all"
+
+
+@dataclass
+class LossTerms:
+    """Named loss terms with their weights. The trainer minimises `total` and logs each value."""
+
+    terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+        """Add a term; a name may stand only once."""
+        assert name not in self.terms, f"loss term {name!r} added twice"
+        self.terms[name] = (weight, value)
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum."""
+        first, *rest = (weight * value for weight, value in self.terms.values())
+        return sum(rest, start=first)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a defense may know of the data before training.
+
+    Attributes:
+        num_samples: training images.
+        num_classes, flip: of the images; flip says whether a mirrored image keeps its class.
+        build: call with a seed offset for a freshly initialised network; two-network defenses call it twice.
+    """
+
+    num_samples: int
+    num_classes: int
+    flip: bool
+    build: Callable[[int], nn.Module]
+
+
+class Defense(nn.Module):
+    """Base of all defenses. State that must survive a resume is a buffer or lies in `networks`.
+
+    Subclasses set `Options`, and build `self.networks` from `task.build`.
+    """
+
+    Options: ClassVar[type[DefenseOptions]]
+    networks: nn.ModuleDict
+
+    def __init__(self, options: DefenseOptions, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Training images (uint8, NCHW) as this defense wants them, once, before training."""
+        return images
+
+    def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
+        """What to train on in this epoch. Called once per epoch on every worker, with the same result on each."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, clock: Clock) -> LossTerms:
+        """The loss of one update. No backward here; `.grad` and `training` are left as found."""
+        raise NotImplementedError
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Logits (B, K) for float images in [0, 1]. Ensembles hide here."""
+        network: Tensor = self.networks["main"](images)
+        return network

@@ -1,0 +1,75 @@
+"""Accuracy, confusion, and functions mapped over whole sets: large batches, eval mode, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from erat.attacks.pgd import Budget, frozen, pgd
+from erat.data.base import ImageSet
+from erat.defenses.base import Defense
+from erat.engine.parallel import Ranks
+
+BATCH = 1000
+ATTACK_STEPS = 20
+ATTACK_STEP_RATIO = 1 / 8
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 pixels 0-255 as float32 in [0, 1]."""
+    return images.float() / 255
+
+
+def map_images(images: Tensor, function: Callable[[Tensor], Tensor], ranks: Ranks | None = None) -> Tensor:
+    """`function` over uint8 images as float batches, rows in order; sharded over workers, gathered on all."""
+    ranks = ranks or Ranks()
+    shard = ranks.shard(len(images))
+    rows = [function(to_float(images[i : min(i + BATCH, shard.stop)])) for i in range(shard.start, shard.stop, BATCH)]
+    return ranks.gather_rows(torch.cat(rows) if rows else function(to_float(images[:1]))[:0], len(images))
+
+
+def predictions(
+    defense: Defense, images: ImageSet, ranks: Ranks, autocast: Callable[[], AbstractContextManager[object]]
+) -> Tensor:
+    """Predicted classes, int64, shape (N,)."""
+    with frozen(defense), torch.no_grad(), autocast():
+        return map_images(images.images, lambda batch: defense.predict(batch).argmax(1), ranks)
+
+
+def attacked_predictions(defense: Defense, images: ImageSet, epsilon: Mapping[str, float]) -> Tensor:
+    """Predicted classes, int64, shape (N,), after untargeted PGD: every other image under l_inf, the rest under l_2.
+
+    Args:
+        epsilon: budget per norm, "linf" and "l2", pixel units of 1.0. The same for all runs that are compared.
+    """
+    rows = []
+    with frozen(defense):
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            clean, labels = to_float(images.images[part]), images.labels[part]
+            linf = torch.arange(len(clean), device=clean.device) % 2 == 0
+            size = torch.where(linf, clean.new_tensor(epsilon["linf"]), clean.new_tensor(epsilon["l2"]))
+            objective = partial(_label_loss, labels)
+            step = size * ATTACK_STEP_RATIO
+            moved = pgd(defense.predict, clean, objective, Budget(size, linf), steps=ATTACK_STEPS, step_size=step)
+            rows.append(defense.predict(moved).argmax(1))
+    return torch.cat(rows)
+
+
+def _label_loss(labels: Tensor, logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """Counts, int64, shape (K, K): row = true class, column = predicted class."""
+    return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def accuracy(labels: Tensor, predicted: Tensor) -> float:
+    """Share of right predictions, in [0, 1]."""
+    return float((labels == predicted).double().mean())

@@ -1,0 +1,85 @@
+"""Data-parallel workers: who I am, and the few collectives that training needs.
+
+Gradients are averaged by one all-reduce after backward instead of a wrapped module: a step runs PGD and several
+forward passes through the same network, which a wrapper's hooks would each have to be told about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This worker's place among `workers`. Collectives are no-ops when it is alone."""
+
+    rank: int = 0
+    workers: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """From torch.distributed, if a process group is up."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def first(self) -> bool:
+        """Whether this worker writes checkpoints and logs."""
+        return self.rank == 0
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over workers, in one all-reduce."""
+        if self.workers == 1:
+            return
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = _flatten_dense_tensors(grads)
+        dist.all_reduce(flat)
+        flat /= self.workers
+        for grad, mean in zip(grads, _unflatten_dense_tensors(flat, grads), strict=True):
+            grad.copy_(mean)
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Average floating-point buffers (BatchNorm statistics), so that every worker scores and tests alike."""
+        if self.workers == 1:
+            return
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= self.workers
+
+    def shard(self, count: int) -> range:
+        """The rows of 0..count-1 that are this worker's: contiguous, all shards of equal size but the last ones."""
+        size = -(-count // self.workers)
+        return range(min(self.rank * size, count), min((self.rank + 1) * size, count))
+
+    def gather_rows(self, rows: Tensor, count: int) -> Tensor:
+        """Every worker's shard put together again: `count` rows, in order."""
+        if self.workers == 1:
+            return rows
+        size = -(-count // self.workers)
+        padded = rows.new_zeros(size, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.workers)]
+        dist.all_gather(parts, padded)
+        return torch.cat(parts)[:count]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over workers."""
+        if self.workers > 1:
+            dist.all_reduce(value)
+        return value
+
+    def agree(self, flag: bool) -> bool:
+        """The first worker's decision, on every worker."""
+        if self.workers == 1:
+            return flag
+        decision = torch.tensor([int(flag)])
+        dist.broadcast(decision, src=0)
+        return bool(decision.item())

@@ -1,0 +1,30 @@
+"""Learning rate as a pure function of time.
+
+Not torch's schedulers: the number of steps of an epoch follows the labelled set, which no one knows ahead.
+"""
+
+from __future__ import annotations
+
+import math
+
+from erat.config import TrainConfig
+
+_RISE = 0.3  # share of a one-cycle run spent rising
+_START = 1 / 25  # learning rate at its start, over the peak
+_END = 1e-4  # and at its end
+
+
+def learning_rate(config: TrainConfig, time: float) -> float:
+    """The learning rate after `time` epochs (fractional)."""
+    if config.schedule == "step":
+        return config.lr * config.gamma ** sum(time >= milestone for milestone in config.milestones)
+    done = min(time / config.epochs, 1.0)
+    if config.schedule == "cosine":
+        return config.lr * _cosine(1.0, 0.0, done)
+    if done < _RISE:
+        return config.lr * _cosine(_START, 1.0, done / _RISE)
+    return config.lr * _cosine(1.0, _END, (done - _RISE) / (1 - _RISE))
+
+
+def _cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,321 @@
+"""The one training loop. It owns every update, every seed and every checkpoint; defenses only say what to learn."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erat.attacks.pgd import frozen
+from erat.config import RunConfig
+from erat.data.base import CorruptedSet, ImageSet
+from erat.data.random import BatchRandom
+from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, Update
+from erat.engine import checkpoint
+from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions, to_float
+from erat.engine.parallel import Ranks
+from erat.engine.schedule import learning_rate
+from erat.engine.seeding import derive, generator
+from erat.errors import TrainingFailedError, UserError
+from erat.models import build_model
+from erat.registry import DATASETS, DEFENSES
+from erat.selection import agreement
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch's figures. Accuracies, precision, recall and fractions in [0, 1].
+
+    `selection_*` are measured against the true labels, which training never sees. Test accuracy is for the record:
+    nothing may choose by it.
+    """
+
+    epoch: int  # epochs done, from 1
+    train_loss: float
+    val_accuracy: float
+    test_accuracy: float
+    selection_precision: float
+    selection_recall: float
+    labelled_fraction: float
+    epoch_seconds: float
+    images_per_second: float
+    learning_rate: float
+    loss_terms: dict[str, float] = field(default_factory=dict)
+    labelled_per_class: list[int] = field(default_factory=list)  # by given label
+    correct_per_class: list[int] = field(default_factory=list)  # of these, how many are labelled right
+
+
+@dataclass
+class _Device:
+    """The training set on the device, as a defense sees it (`TrainingData`)."""
+
+    images: Tensor
+    labels: Tensor
+    num_classes: int
+    ranks: Ranks
+    networks: nn.Module
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        with frozen(self.networks), torch.no_grad():
+            return map_images(self.images, function, self.ranks)
+
+
+def choose_device(config: RunConfig) -> torch.device:
+    """The device that `resources.device` asks for.
+
+    Raises:
+        UserError: cuda is asked for and there is none.
+    """
+    wanted = config.resources.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("resources.device=cuda, but torch sees no CUDA device here; allowed: cpu, auto")
+    use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+class Trainer:
+    """Trains one defense on one corrupted set.
+
+    Args:
+        config: the run.
+        data: what to train on; moved to the device here.
+        ranks: this worker's place; all workers must be given the same config and data.
+        folder: where the checkpoint lives; none: no checkpoints.
+    """
+
+    def __init__(
+        self, config: RunConfig, data: CorruptedSet, ranks: Ranks | None = None, folder: Path | None = None
+    ) -> None:
+        self.config, self.ranks, self.folder = config, ranks or Ranks(), folder
+        self.device = choose_device(config)
+        self.history: list[EpochReport] = []
+        self.data = data
+        self._val, self._test = data.val.to(self.device), data.test.to(self.device)
+        self.defense = self._build_defense(data.train)
+        images = self.defense.prepare(data.train.images.to(self.device))
+        labels = data.train.labels.to(self.device)
+        self._train = _Device(images, labels, data.train.num_classes, self.ranks, self.defense)
+        self._optimizer = torch.optim.SGD(
+            self.defense.networks.parameters(),
+            lr=config.train.lr,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+        # Two streams, alike on every worker: which samples when, and every draw that views and attacks make.
+        self._order = generator(config.train.seed, "order")
+        self._draws = generator(config.train.seed, "draws")
+        self._restore()
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs trained so far, including those before a restart."""
+        return len(self.history)
+
+    def run(self) -> Iterator[EpochReport]:
+        """Train on to the last epoch, yielding after each one, its checkpoint written. Stop by not asking for more.
+
+        Raises:
+            TrainingFailedError: the loss is no longer finite.
+        """
+        while self.epochs_done < self.config.train.epochs:
+            self.history.append(self._epoch(Clock(self.epochs_done)))
+            self._save()
+            yield self.history[-1]
+
+    def predict_test(self) -> Tensor:
+        """Predicted classes of the clean test images, int64 on the CPU."""
+        return predictions(self.defense, self._test, self.ranks, self._autocast).cpu()
+
+    # -- one epoch ------------------------------------------------------------------------------------------------
+
+    def _epoch(self, clock: Clock) -> EpochReport:
+        started = time.perf_counter()
+        with self._autocast():
+            plan = self.defense.plan_epoch(clock, self._train)
+        self.defense.train()
+        sums: dict[str, Tensor] = {}
+        steps = seen = 0
+        for phase in plan.phases:
+            for batch, at in self._batches(phase, clock):
+                for update in phase.updates:
+                    terms = self._update(batch, at, update)
+                    for name, (weight, value) in {"": (1.0, terms.total), **terms.terms}.items():
+                        sums[name] = sums.get(name, 0) + value.detach()
+                steps, seen = steps + len(phase.updates), seen + len(batch.images) + len(batch.unlabelled)
+        self.ranks.average_buffers(self.defense)
+        means = {name: float(self.ranks.sum(total)) / (steps * self.ranks.workers) for name, total in sums.items()}
+        if not math.isfinite(means[""]):
+            raise TrainingFailedError(f"the loss became {means['']} in epoch {clock.epoch + 1}")
+        seconds = time.perf_counter() - started
+        return EpochReport(
+            epoch=clock.epoch + 1,
+            train_loss=means.pop(""),
+            val_accuracy=self._val_accuracy(),
+            test_accuracy=accuracy(self.data.test.labels, self.predict_test()),
+            epoch_seconds=seconds,
+            images_per_second=seen * self.ranks.workers / seconds,
+            learning_rate=learning_rate(self.config.train, clock.epoch),
+            loss_terms=means,
+            **self._selection_figures(plan),
+        )
+
+    def _batches(self, phase: Phase, clock: Clock) -> Iterator[tuple[Batch, Clock]]:
+        """This worker's share of each global batch. Every worker draws the same order and takes its own part."""
+        size = min(self.config.train.batch_size, len(phase.labelled))
+        size -= size % self.ranks.workers
+        if size == 0:
+            raise TrainingFailedError(
+                f"{len(phase.labelled)} labelled samples are too few for {self.ranks.workers} workers"
+            )
+        steps = len(phase.labelled) // size
+        labelled = phase.labelled[torch.randperm(len(phase.labelled), generator=self._order)]
+        unlabelled = self._cycle(phase.unlabelled, steps * self.config.train.batch_size)
+        random = BatchRandom(self._draws, self.ranks.rank, self.ranks.workers)
+        for step in range(steps):
+            mine = self._share(labelled[step * size : (step + 1) * size])
+            other = self._share(unlabelled[step * self.config.train.batch_size :][: self.config.train.batch_size])
+            yield (
+                Batch(
+                    images=self._images(mine),
+                    labels=self._train.labels[mine],
+                    indices=mine,
+                    unlabelled=self._images(other),
+                    unlabelled_indices=other,
+                    random=random,
+                    phase=phase.name,
+                ),
+                Clock(clock.epoch, step, steps),
+            )
+
+    def _update(self, batch: Batch, clock: Clock, update: Update) -> LossTerms:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.train, clock.time)
+        parameters = self._parameters(update)
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            terms = self.defense.loss(batch, clock)
+        grads = torch.autograd.grad(terms.total, parameters, allow_unused=True)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
+        self.ranks.average_gradients(parameters)
+        self._optimizer.step()
+        return terms
+
+    def _parameters(self, update: Update) -> list[nn.Parameter]:
+        """What this update moves; the optimizer passes over parameters without a gradient."""
+        networks = [self.defense.networks[name] for name in update.networks] or [self.defense.networks]
+        return [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
+
+    def _cycle(self, indices: Tensor | None, count: int) -> Tensor:
+        """`count` indices that pass through all of `indices` again and again, reshuffled each time."""
+        if indices is None or len(indices) == 0:
+            return torch.empty(0, dtype=torch.int64)
+        rounds = -(-count // len(indices))
+        return torch.cat([indices[torch.randperm(len(indices), generator=self._order)] for _ in range(rounds)])[:count]
+
+    def _share(self, indices: Tensor) -> Tensor:
+        size = len(indices) // self.ranks.workers
+        return indices[self.ranks.rank * size : (self.ranks.rank + 1) * size].to(self.device, non_blocking=True)
+
+    def _images(self, indices: Tensor) -> Tensor:
+        images = to_float(self._train.images[indices])
+        return images.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else images
+
+    # -- figures --------------------------------------------------------------------------------------------------
+
+    def _val_accuracy(self) -> float:
+        if self.config.val.objective == "perturbed":
+            epsilon = DATASETS[self.config.data.name].facts.epsilon
+            return accuracy(self._val.labels, attacked_predictions(self.defense, self._val, epsilon))
+        return accuracy(self._val.labels, predictions(self.defense, self._val, self.ranks, self._autocast))
+
+    def _selection_figures(self, plan: EpochPlan) -> dict[str, Any]:
+        """How good the labelled set is. A defense that selects nothing labels everything."""
+        given, true = self.data.train.labels, self.data.true_labels
+        mask = torch.ones_like(given, dtype=torch.bool) if plan.selected is None else plan.selected
+        precision, recall = agreement(mask, given, true)
+        classes = self.data.train.num_classes
+        return {
+            "selection_precision": precision,
+            "selection_recall": recall,
+            "labelled_fraction": float(mask.float().mean()),
+            "labelled_per_class": torch.bincount(given[mask], minlength=classes).tolist(),
+            "correct_per_class": torch.bincount(given[mask & (given == true)], minlength=classes).tolist(),
+        }
+
+    # -- making, saving, restoring --------------------------------------------------------------------------------
+
+    def _build_defense(self, train: ImageSet) -> Defense:
+        config = self.config
+        mean, std = channel_statistics(train.images)
+
+        def build(offset: int) -> nn.Module:
+            network = build_model(
+                config.model.name,
+                num_classes=train.num_classes,
+                channels=train.channels,
+                image_size=train.size,
+                mean=mean,
+                std=std,
+                seed=derive(config.train.seed, "weights", offset),
+            )
+            return network.to(memory_format=torch.channels_last) if config.train.channels_last else network
+
+        task = Task(len(train), train.num_classes, bool(config.data.flip), build)
+        defense = DEFENSES[config.defense.name](config.defense, task).to(self.device)
+        if self.ranks.workers > 1 and config.train.sync_batchnorm and self.device.type == "cuda":
+            defense.networks = nn.SyncBatchNorm.convert_sync_batchnorm(defense.networks)
+        return defense
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.train.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        """Where this run's checkpoint lies, or none if it keeps none."""
+        return self.folder / "checkpoint.pt" if self.folder else None
+
+    def _save(self) -> None:
+        if self.checkpoint_path is None or not self.ranks.first:
+            return
+        state = {
+            "digest": self.config.digest(),
+            "defense": self.defense.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "order": self._order.get_state(),
+            "draws": self._draws.get_state(),
+            "history": [asdict(report) for report in self.history],
+        }
+        checkpoint.save(self.checkpoint_path, state)
+
+    def _restore(self) -> None:
+        if self.checkpoint_path is None or not self.checkpoint_path.exists():
+            return
+        state = checkpoint.load(self.checkpoint_path, self.device)
+        if state["digest"] != self.config.digest():
+            raise UserError(f"checkpoint {self.checkpoint_path} is of another run, {state['digest']}")
+        self.defense.load_state_dict(state["defense"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._order.set_state(state["order"].cpu())
+        self._draws.set_state(state["draws"].cpu())
+        known = {entry.name for entry in fields(EpochReport)}
+        self.history = [EpochReport(**{k: v for k, v in row.items() if k in known}) for row in state["history"]]
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, float32 in [0, 1] units, shape (C,) each, of uint8 NCHW images."""
+    values = to_float(images)
+    return values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp_min(1e-3)

@@ -1,0 +1,45 @@
+"""The terms of Eqs. 6, 8 and 9, and the ramp, as pure functions of tensors.
+
+Shape suffixes: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """Mean cross-entropy over the batch; 0 for an empty one."""
+    if len(logits_NK) == 0:
+        return logits_NK.sum()
+    return F.cross_entropy(logits_NK, labels_N)
+
+
+def consistency(logits_NK: Tensor, target_NK: Tensor, reduction: str = "mean") -> Tensor:
+    """Squared error between the prediction and a soft target (a term of L_u in Eq. 8).
+
+    Args:
+        reduction: "mean" over batch and classes, the convention that lambda = 25 was tuned for; "sum" over classes,
+            mean over the batch, which is Eq. 8 as written. 0 for an empty batch.
+    """
+    if len(logits_NK) == 0:
+        return logits_NK.sum()
+    error = (logits_NK.softmax(1) - target_NK).square()
+    return error.mean() if reduction == "mean" else error.sum(1).mean()
+
+
+def perturbation_objective(logits_NK: Tensor, clean_NK: Tensor, labels_N: Tensor) -> Tensor:
+    """What a surrogate perturbation raises (Eq. 6 with its sign turned), per image, shape (N,).
+
+    The squared distance to the clean prediction `clean_NK`, plus the cross-entropy of the (pseudo-)label.
+    """
+    moved = (logits_NK.softmax(1) - clean_NK).square().sum(1)
+    return moved + F.cross_entropy(logits_NK, labels_N, reduction="none")
+
+
+def ramp(lambda_u: float, epochs_since_warmup: float, ramp_epochs: float) -> float:
+    """lambda(t) = lambda_u * clip(t_e / ramp, 0, 1); a ramp of 0 epochs is full strength at once."""
+    if ramp_epochs <= 0:
+        return lambda_u
+    return lambda_u * min(max(epochs_since_warmup / ramp_epochs, 0.0), 1.0)

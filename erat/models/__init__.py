@@ -1,0 +1,49 @@
+"""The networks, by the names in `erat.registry.BACKBONES`, and the one function that makes them ready for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from erat.models.normalize import Normalized
+from erat.registry import BACKBONES
+
+__all__ = ["Normalized", "build_model"]
+
+
+def build_model(
+    name: str,
+    num_classes: int,
+    channels: int,
+    image_size: int,
+    mean: Tensor | Sequence[float],
+    std: Tensor | Sequence[float],
+    seed: int,
+) -> nn.Module:
+    """A new network on the CPU that takes images in [0, 1]: (B, C, H, W) -> logits (B, K).
+
+    The weights depend on `seed` alone, and no global random generator is moved.
+
+    Args:
+        name: one of `BACKBONES.names()`.
+        num_classes: K.
+        channels: C.
+        image_size: height and width of the images in pixels.
+        mean: C values, the mean of each channel of images in [0, 1].
+        std: C positive values, the standard deviation of each channel.
+        seed: of the initial weights.
+
+    Raises:
+        UserError: no such backbone, or one that cannot take images of this size.
+        ValueError: `mean` or `std` does not fit the channels.
+    """
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"mean and std must hold {channels} numbers (one per channel), got {len(mean)} and {len(std)}")
+    builder = BACKBONES[name]
+    # A default device set by the caller would draw the weights from another generator, hence the explicit CPU.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # torch.manual_seed would reseed the accelerators' generators too, and fork_rng here saves only the CPU's.
+        torch.default_generator.manual_seed(seed)
+        return Normalized(builder(num_classes, channels, image_size), mean, std).cpu()

@@ -1,0 +1,118 @@
+"""Names for the parts that a configuration chooses: data sets, corruptions, defenses, backbones.
+
+An entry is a line `name -> "module:attribute"`. It is imported when it is asked for, so listing names costs nothing
+and a part that nobody uses is never loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from erat.errors import unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from erat.corruption.base import DataCorruption
+    from erat.data.base import ImageSource
+    from erat.defenses.base import Defense
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """A typed table of named parts.
+
+    Args:
+        kind: what the parts are, for error messages ("defense").
+        entries: name -> "module:attribute".
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._targets: dict[str, str] = {}
+        self._loaded: dict[str, T] = {}
+        for name, target in entries.items():
+            self.add(name, target)
+
+    def add(self, name: str, target: str | T) -> None:
+        """Register one more part, by "module:attribute" or as the object itself.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self._targets:
+            raise ValueError(f"{self.kind} {name!r} is registered twice: {self._targets[name]} and {target}")
+        if isinstance(target, str):
+            self._targets[name] = target
+        else:
+            self._targets[name] = f"{type(target).__module__}:{name}"
+            self._loaded[name] = target
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        return sorted(self._targets)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._targets
+
+    def __getitem__(self, name: str) -> T:
+        """The part called `name`.
+
+        Raises:
+            UserError: no such name; the message lists near matches.
+        """
+        if name not in self._targets:
+            raise unknown_name(self.kind, name, self._targets)
+        if name not in self._loaded:
+            module, _, attribute = self._targets[name].partition(":")
+            self._loaded[name] = getattr(import_module(module), attribute)
+        return self._loaded[name]
+
+
+DATASETS: Registry[ImageSource] = Registry(
+    "data set",
+    {
+        "mnist": "erat.data.mnist:SOURCE",
+        "cifar10": "erat.data.cifar:CIFAR10",
+        "cifar100": "erat.data.cifar:CIFAR100",
+        "tiny-imagenet": "erat.data.folder:TINY_IMAGENET",
+        "folder": "erat.data.folder:FOLDER",
+    },
+)
+
+CORRUPTIONS: Registry[DataCorruption] = Registry(
+    "data corruption",
+    {
+        "up": "erat.corruption.up:UP",
+        "urp": "erat.corruption.urp:URP",
+        "uhp": "erat.corruption.universal:UHP",
+        "uap": "erat.corruption.universal:UAP",
+    },
+)
+
+DEFENSES: Registry[type[Defense]] = Registry(
+    "defense",
+    {
+        "ce": "erat.defenses.ce:CrossEntropy",
+        "erat": "erat.defenses.erat:ERAT",
+    },
+)
+
+BackboneBuilder = Callable[[int, int, int], "nn.Module"]  # (num_classes, channels, image_size) -> network to logits
+
+BACKBONES: Registry[BackboneBuilder] = Registry(
+    "backbone",
+    {
+        "small": "erat.models.small:small",
+        "resnet18": "erat.models.resnet:resnet18",
+        "resnet34": "erat.models.resnet:resnet34",
+        "resnet50": "erat.models.resnet:resnet50",
+        "vgg11": "erat.models.vgg:vgg11",
+        "vgg16": "erat.models.vgg:vgg16",
+        "wideresnet28_10": "erat.models.wideresnet:wideresnet28_10",
+        "vit_b16": "erat.models.vit:vit_b16",
+    },
+)
