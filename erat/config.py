@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -70,7 +71,7 @@ class ValConfig(Section):
     objective: Literal["clean", "perturbed"] = Field(
         "clean", description="val_accuracy on the images as they are, or attacked within the set's customary budgets"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class CorruptionConfig(Section):
@@ -87,7 +88,7 @@ class CorruptionConfig(Section):
     generator: Literal["cores", "pdn"] = Field("cores", description="which instance-dependent noise")
     include_self: bool = Field(False, description="symmetric noise may draw the true class again")
     exact: bool = Field(True, description="flip exactly rate * N labels, not each with probability rate")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class ModelConfig(Section):
@@ -152,7 +153,7 @@ class RunConfig(Section):
     @classmethod
     def _options_of_the_named_defense(cls, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return DEFENSES[str(value.get("name", "erat"))].Options.model_validate(dict(value))
+            return _options(value)
         return value
 
     @model_validator(mode="before")
@@ -162,10 +163,15 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
-        BACKBONES[self.model.name]
+        for name in (self.model.name, self.corruption.source):
+            if name is not None:
+                BACKBONES[name]
+        if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
+            raise UserError(f"corruption.epsilon must be in [0, 1] for linf, got {self.corruption.epsilon:g}")
         if self.train.batch_size % self.train.workers:
             raise UserError(
-                f"train.batch_size must be a multiple of train.workers ({self.train.workers}), got {self.train.batch_size}"
+                f"train.batch_size must be a multiple of train.workers ({self.train.workers}), "
+                f"got {self.train.batch_size}"
             )
         return self
 
@@ -200,24 +206,34 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None) -> R
     """
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    overrides = dict(overrides or {})
-    values = PRESETS[preset](overrides) | overrides | {"preset": preset}
+    overrides = {key: value for key, value in (overrides or {}).items() if key != "preset"}
+    values = PRESETS[preset](overrides) | overrides
     allowed = known_keys(str(values.get("defense.name", "erat")))
     for key in overrides:
         if key not in allowed:
-            raise unknown_name("key", key, allowed)
+            raise unknown_key(key, allowed)
     try:
         # A preset speaks for every defense; what the chosen one lacks is not meant for it.
-        return RunConfig.model_validate(_nest({key: value for key, value in values.items() if key in allowed}))
+        mine = {key: value for key, value in values.items() if key in allowed}
+        return RunConfig.model_validate(_nest(mine | {"preset": preset}))
     except ValidationError as error:
         raise UserError(_one_line(error)) from error
+
+
+def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
+    """An error for a dotted key that does not exist: near matches, and what its section does have."""
+    section = key.split(".")[0] + "."
+    near = get_close_matches(key, allowed, n=3, cutoff=0.6)
+    there = [name for name in allowed if name.startswith(section)]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return UserError(f"unknown key {key!r}: {hint}allowed: {', '.join(there) or ', '.join(sorted({name.split('.')[0] + '.*' for name in allowed}))}")
 
 
 @cache
 def known_keys(defense: str) -> tuple[str, ...]:
     """All dotted keys of a configuration with this defense."""
     sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
-    keys = ["preset"]
+    keys = []
     for name, section in (sections | {"defense": DEFENSES[defense].Options}).items():
         if isinstance(section, type) and issubclass(section, BaseModel):
             keys += [f"{name}.{field}" for field in section.model_fields]
@@ -250,9 +266,16 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
     if corruption.get("labels", "none") == "none":
         corruption["rate"] = 0.0
     if isinstance(defense, dict):
-        options = DEFENSES[str(defense.get("name", "erat"))].Options.model_validate(defense)
-        values["defense"] = defense | options.fill(facts.epsilon, facts.policy)
+        values["defense"] = defense | _options(defense).fill(facts.epsilon, facts.policy)
     return values
+
+
+def _options(defense: Mapping[str, Any]) -> DefenseOptions:
+    """The options of the named defense. Their errors are worded here: inside a validator they lose the key's path."""
+    try:
+        return DEFENSES[str(defense.get("name", "erat"))].Options.model_validate(dict(defense))
+    except ValidationError as error:
+        raise UserError(f"defense.{_one_line(error)}") from error
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,12 +24,14 @@ def demo(overrides: Mapping[str, Any]) -> Values:
         "defense.name": "erat",
         "defense.warmup_epochs": 3,
         "defense.ramp_epochs": 3,
-        "train.epochs": 10,
+        "train.epochs": 12,
         "train.lr": 0.1,
         "train.schedule": "onecycle",
     }
     if overrides.get("data.name", "mnist") == "mnist":
-        values |= {"data.image_size": 14, "corruption.norm": "l2", "corruption.epsilon": 1.0}
+        values["data.image_size"] = 14
+        if overrides.get("corruption.data", "uhp") == "uhp":
+            values |= {"corruption.norm": "l2", "corruption.epsilon": 1.25}
     return values
 
 

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-# After a failure that took t seconds (a server that hangs), the next attempt waits this many times t: a trial then loses
-# at most a tenth of its time to a sick server. One that refuses at once is asked again at the very next call.
+# After a failure that took t seconds (a server that hangs), the next attempt waits this many times t: a sick server
+# then costs at most a tenth of the driver's time. One that refuses at once is asked again at the very next call.
 _REST = 9.0
 
 
@@ -25,6 +25,7 @@ class Outbox:
         self._waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._failures = 0  # of the first call in the queue
         self._away = False
+        self._said: set[str] = set()
         self._not_before = 0.0
 
     def put(self, call: Callable[..., None], *arguments: Any) -> None:
@@ -44,32 +45,36 @@ class Outbox:
                 self._failures += 1
                 if not self._hopeless(error, self._failures):
                     self._not_before = time.monotonic() + _REST * (time.monotonic() - begun)
-                    self._warn_once(error)
+                    self._warn_away(error)
                     break
-                _log().warning("MLflow refused %s: %s; training goes on without it", _name(call), one_line(error))
+                self._warn_refused(call, error)
             else:
                 self._away = False
             self._failures = 0
             self._waiting.popleft()
         return len(self._waiting)
 
-    def _warn_once(self, error: Exception) -> None:
+    def _warn_away(self, error: Exception) -> None:
         """One warning per outage, not one per epoch."""
         if not self._away:
-            _log().warning("MLflow does not answer (%s): training goes on, entries are kept and sent later", one_line(error))
+            _log().warning("MLflow does not answer (%s): entries are kept, and sent when it does", one_line(error))
         self._away = True
+
+    def _warn_refused(self, call: Callable[..., None], error: Exception) -> None:
+        """One warning per reason: a run deleted on MLflow's page refuses every epoch to come."""
+        name = getattr(call, "__name__", "call").strip("_").replace("_", " ")
+        if (said := f"{name}: {one_line(error)}") not in self._said:
+            _log().warning("MLflow refused to %s; training goes on without it", said)
+        self._said.add(said)
 
 
 def one_line(error: BaseException) -> str:
-    """The root cause of an error, at most 200 characters: libraries wrap a refused connection four times over."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
-
-
-def _name(call: Callable[..., None]) -> str:
-    return getattr(call, "__name__", "a call").strip("_")
+    """What went wrong, at most 300 characters; for a refused connection, wrapped four times over, the innermost."""
+    inner = error
+    while cause := inner.__cause__ or inner.__context__:
+        inner = cause
+    lines = str(inner if isinstance(inner, OSError) else error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
 
 
 def _log() -> logging.Logger:

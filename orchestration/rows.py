@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,3 +43,15 @@ class TrialRow:
     error: str | None = None
     mlflow_run_id: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+
+    def take_in(self, result: Mapping[str, Any]) -> None:
+        """Show what a result, finished or so far, says (the fields of `trial.CellResult`)."""
+        self.status, self.error = result["status"], result.get("error")
+        self.epoch, self.seconds = result["epochs"], result["train_seconds"]
+        running = self.status == "running" and self.epoch > 0
+        self.seconds_left = self.seconds / self.epoch * (self.epochs - self.epoch) if running else None
+        self.val_accuracy, self.best_val_accuracy = result["val_accuracy"], result["best_val_accuracy"]
+        if self.status in FINISHED:
+            self.final_test_accuracy = result["final_test_accuracy"]
+            self.best_val_test_accuracy = result["best_val_test_accuracy"]
+        self.mlflow_run_id = result.get("mlflow_run_id") or self.mlflow_run_id

@@ -33,7 +33,7 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
     """
     train, test = load(config.data)
     kept, held_out = split_validation(train, config.val.fraction, config.val.seed)
-    subject = train.take(kept) if config.val.trusted else train
+    subject = _subject(train, kept, config)
     poisoned, images_manifest = poison(subject, config, store, progress)
     labels, labels_manifest = mislabel(subject, config, store)
     corrupted = ImageSet(poisoned, labels, subject.class_names)
@@ -43,41 +43,33 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
     return CorruptedSet(corrupted.take(kept), train.labels[kept], corrupted.take(held_out), test, manifest)
 
 
+def crafted_already(config: RunConfig, store: Store) -> bool:
+    """Whether the store holds everything that `corrupted_set` would read."""
+    train, _ = load(config.data)
+    kept, _ = split_validation(train, config.val.fraction, config.val.seed)
+    subject = _subject(train, kept, config)
+    has_images = config.corruption.data == "none" or _image_parameters(subject, config) in store
+    return has_images and _label_parameters(subject, config) in store
+
+
+def _subject(train: ImageSet, kept: Tensor, config: RunConfig) -> ImageSet:
+    """What is corrupted: the training part, and the validation part with it unless that is trusted."""
+    return train.take(kept) if config.val.trusted else train
+
+
 def poison(
     subject: ImageSet, config: RunConfig, store: Store, progress: Progress = silent
 ) -> tuple[Tensor, dict[str, Any]]:
     """(poisoned images, uint8 NCHW; manifest). `corruption.data=none` gives the images back."""
     if config.corruption.data == "none":
         return subject.images, {"kind": "none"}
-    options = config.corruption
-    parameters = {
-        "part": "images",
-        "subject": fingerprint(subject),
-        "kind": options.data,
-        "norm": options.norm,
-        "epsilon": options.epsilon,
-        "granularity": options.granularity,
-        "source": options.source,
-        "source_epochs": options.source_epochs,
-        "seed": options.seed,
-    }
-    entry = store.fetch(parameters, lambda: _craft(subject, config, store, progress))
+    entry = store.fetch(_image_parameters(subject, config), lambda: _craft(subject, config, store, progress))
     return torch.from_numpy(np.array(entry.arrays["images"])), entry.manifest
 
 
 def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor, dict[str, Any]]:
     """(given labels, int64 (N,); manifest with the realised noise rate and transition matrix)."""
     options = config.corruption
-    parameters = {
-        "part": "labels",
-        "subject": fingerprint(subject),
-        "kind": options.labels,
-        "rate": options.rate,
-        "generator": options.generator if options.labels == "instance" else None,
-        "include_self": options.include_self,
-        "exact": options.exact,
-        "seed": options.seed,
-    }
 
     def make() -> tuple[Arrays, dict[str, Any]]:
         noise = make_label_noise(
@@ -93,13 +85,44 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
         fields = {"kind": options.labels, "noise_rate": noise.rate, "transition": noise.transition.tolist()}
         return {"labels": noise.labels.numpy()}, fields | _versions()
 
-    entry = store.fetch(parameters, make)
+    entry = store.fetch(_label_parameters(subject, config), make)
     return torch.from_numpy(np.array(entry.arrays["labels"])), entry.manifest
+
+
+def _image_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
+    """What decides the poisoned images."""
+    options = config.corruption
+    return {
+        "part": "images",
+        "subject": fingerprint(subject),
+        "kind": options.data,
+        "norm": options.norm,
+        "epsilon": options.epsilon,
+        "granularity": options.granularity,
+        "source": options.source,
+        "source_epochs": options.source_epochs,
+        "seed": options.seed,
+    }
+
+
+def _label_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
+    """What decides the given labels."""
+    options = config.corruption
+    return {
+        "part": "labels",
+        "subject": fingerprint(subject),
+        "kind": options.labels,
+        "rate": options.rate,
+        "generator": options.generator if options.labels == "instance" else None,
+        "include_self": options.include_self,
+        "exact": options.exact,
+        "seed": options.seed,
+    }
 
 
 def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progress) -> tuple[Arrays, dict[str, Any]]:
     options = config.corruption
-    assert options.norm is not None and options.epsilon is not None and options.granularity is not None
+    assert options.norm and options.granularity and options.epsilon is not None, "filled by the config"
     device = choose_device(config)
     craft = Craft(
         images=to_float(subject.images.to(device)),

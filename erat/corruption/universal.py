@@ -19,7 +19,7 @@ STEP_RATIO = 0.2  # of the budget, the ratio that every perturbation of the pape
 
 
 def class_vectors(craft: Craft) -> Tensor:
-    """Per class c the delta_c, from 0, that lowers CE(clip(x + delta_c), c) over batches of all images; (K, C, H, W)."""
+    """Per class c the delta_c, from 0, that lowers CE(clip(x + delta_c), c) on batches of all images; (K, C, H, W)."""
     delta = craft.images.new_zeros(craft.num_classes, *craft.images.shape[1:])
     budget = Budget.of(craft.norm, craft.epsilon, delta)
     step_size = budget.epsilon * STEP_RATIO

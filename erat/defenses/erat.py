@@ -53,7 +53,9 @@ class ERATOptions(DefenseOptions):
     # Views
     weak: Literal["erase", "crop", "none"] = "erase"
     strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
-    policy: str | None = Field(None, description="AutoAugment policy; none: the one searched on the nearest data")
+    policy: Literal["cifar10", "svhn", "imagenet"] | None = Field(
+        None, description="AutoAugment policy; none: the one searched on the nearest data"
+    )
     # Loss, Eqs. 8-9
     lambda_u: Number = Field(25.0, ge=0)
     ramp_epochs: Number = Field(16.0, ge=0)

@@ -150,7 +150,7 @@ class Trainer:
             for batch, at in self._batches(phase, clock):
                 for update in phase.updates:
                     terms = self._update(batch, at, update)
-                    for name, (weight, value) in {"": (1.0, terms.total), **terms.terms}.items():
+                    for name, (_, value) in {"": (1.0, terms.total), **terms.terms}.items():
                         sums[name] = sums.get(name, 0) + value.detach()
                 steps, seen = steps + len(phase.updates), seen + len(batch.images) + len(batch.unlabelled)
         self.ranks.average_buffers(self.defense)

@@ -1,0 +1,332 @@
+"""The command line: verbs, their help, and how errors reach a person."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from erat.errors import UserError, unknown_name
+
+# Typer brings click's errors along, under its own roof in newer versions: what BadParameter derives from is one.
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+app = typer.Typer(
+    help="Train image classifiers that hold up when images and labels are corrupted, and search how.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="dotted configuration keys, e.g. corruption.rate=0.4", show_default=False
+    ),
+]
+Preset = Annotated[str, typer.Option(help="values to start from: demo (minutes on a laptop) or paper")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join: HOST:PORT, ray://HOST:PORT or auto")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run and how long it takes; run nothing")]
+
+
+def _examples(*lines: str) -> str:
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  python orchestrate.py {line}" for line in lines)
+
+
+def parse_overrides(words: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE words as a mapping; values are read as YAML, fractions such as 8/255 by the key's own type.
+
+    Raises:
+        UserError: a word that is not KEY=VALUE, or a key given twice.
+    """
+    overrides: dict[str, Any] = {}
+    for word in words or []:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise UserError(f"expected KEY=VALUE, got {word!r}")
+        if key in overrides:
+            raise UserError(f"{key} is given twice")
+        try:
+            overrides[key] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise UserError(f"{key}: {text!r} cannot be read: {' '.join(str(error).split())}") from error
+    return overrides
+
+
+@app.command(
+    epilog=_examples(
+        "sweep --space budgets",
+        "sweep --space eta --trials 12 corruption.rate=0.4",
+        "sweep --space budgets --preset paper data.root=/data --address auto",
+    )
+)
+def sweep(
+    overrides: Overrides = None,
+    space: Annotated[str, typer.Option(help="a name in search_spaces/, or a YAML file")] = "budgets",
+    trials: Annotated[int | None, typer.Option(min=1, help="search trials in all; more than last time extends")] = None,
+    preset: Preset = "demo",
+    name: Annotated[str | None, typer.Option(help="of the sweep; the same name continues or extends it")] = None,
+    address: Address = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search a space with Optuna through Ray Tune; the paper's own points come first."""
+    from orchestration.spaces import load_space
+    from orchestration.sweep import SweepSpec
+
+    spec = SweepSpec(load_space(space), preset, parse_overrides(overrides))
+    plain = not spec.overrides and preset == "demo" and space == spec.space.name
+    name = _check_name(name or (spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"))
+    _run_sweep(name, spec, trials or len(spec.space.points) + spec.space.proposals, address, dry_run, as_json)
+
+
+@app.command(epilog=_examples("resume budgets"))
+def resume(name: str, address: Address = None, as_json: AsJson = False) -> None:
+    """Go on with a sweep: unfinished trials from their last checkpoint, then those not begun."""
+    spec, trials = _known_sweep(name)
+    _run_sweep(name, spec, trials, address, False, as_json)
+
+
+@app.command(epilog=_examples("retry budgets"))
+def retry(name: str, address: Address = None, as_json: AsJson = False) -> None:
+    """Run the failed trials of a sweep again, and no others but those still to do."""
+    from orchestration.home import Home
+    from orchestration.state import Ledger
+
+    spec, trials = _known_sweep(name)
+    ledger = Ledger(Home.from_environment().ledger)
+    for proposal in ledger.sweeps[name].proposals.values():
+        outcome = ledger.outcome(proposal.cell, name)
+        if outcome is not None and outcome.status == "failed":
+            ledger.append("retry", cell=proposal.cell, sweep=name)
+    _run_sweep(name, spec, trials, address, False, as_json)
+
+
+@app.command(epilog=_examples("status", "status budgets"))
+def status(
+    name: Annotated[str | None, typer.Argument(help="a sweep; none: all of them")] = None, as_json: AsJson = False
+) -> None:
+    """What ran, what is running, what is left."""
+    from orchestration import overview
+    from orchestration.home import Home
+
+    home = Home.from_environment()
+    content = overview.of_sweep(home, name, err) if name else overview.of_all(home, err)
+    if as_json:
+        print(json.dumps(content))
+
+
+@app.command(
+    epilog=_examples(
+        "train defense.name=ce", "train --preset paper data.root=/data resources.gpu=1", "train train.workers=2"
+    )
+)
+def train(
+    overrides: Overrides = None,
+    preset: Preset = "demo",
+    address: Address = None,
+    force: Annotated[bool, typer.Option(help="run again even if this configuration is finished")] = False,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one configuration; interrupted, the same command goes on from the last epoch."""
+    from erat.config import build
+    from orchestration import overview
+    from orchestration.home import Home
+    from orchestration.launch import run_train
+    from orchestration.state import Ledger
+    from orchestration.sweep import result_json
+
+    config = build(preset, parse_overrides(overrides))
+    home = Home.from_environment()
+    if dry_run:
+        content = overview.plan([config], home, Ledger(home.ledger), err, slots=1)
+        if as_json:
+            print(json.dumps(content))
+        return
+    row = run_train(config, home, Ledger(home.ledger), address=address, force=force)
+    overview.show_run(row, home, err)
+    if as_json:
+        print(json.dumps(result_json(row)))
+    if row.status == "failed":
+        _show_failure(row.error, home.cell(row.cell) / "error.txt")
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(epilog=_examples("craft corruption.data=urp corruption.epsilon=2", "craft --preset paper data.root=/data"))
+def craft(overrides: Overrides = None, preset: Preset = "demo", as_json: AsJson = False) -> None:
+    """Craft a corrupted set into the store ahead of training."""
+    from erat.config import build
+    from orchestration import launch, overview
+    from orchestration.home import Home
+
+    manifest = launch.craft(build(preset, parse_overrides(overrides)), Home.from_environment())
+    content = overview.crafted(manifest, err)
+    if as_json:
+        print(json.dumps(content))
+
+
+@app.command(epilog=_examples("ui", "ui --port 5001"))
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option(help="an address of this machine; anyone who reaches it can read")] = "127.0.0.1",
+) -> None:
+    """MLflow's page on this project's store, until Ctrl-C."""
+    from orchestration import tracking
+    from orchestration.home import Home
+
+    server = tracking.serve(Home.from_environment(), host, port)
+    err.print(f"MLflow is at http://{host}:{port} (Ctrl-C ends it)")
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        tracking.stop_server(server)
+
+
+@app.command(epilog=_examples("doctor", "doctor --address auto"))
+def doctor(address: Address = None, as_json: AsJson = False) -> None:
+    """What this machine and cluster can do, and what is missing."""
+    from orchestration import health
+    from orchestration.home import Home
+
+    content = health.check(Home.from_environment(), address, err)
+    if as_json:
+        print(json.dumps(content))
+    if not content["ok"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _check_name(name: str) -> str:
+    """A sweep's name becomes a folder and a tag."""
+    if not name or len(name) > 100 or not all(char.isalnum() or char in "-_." for char in name) or name[0] in ".-":
+        raise UserError(f"--name must be letters, digits, '-', '_' and '.', at most 100, got {name!r}")
+    return name
+
+
+def _known_sweep(name: str) -> tuple[Any, int]:
+    from orchestration.home import Home
+    from orchestration.state import Ledger
+    from orchestration.sweep import SweepSpec
+
+    ledger = Ledger(Home.from_environment().ledger)
+    if name not in ledger.sweeps:
+        raise unknown_name("sweep", name, ledger.sweeps or ["(none yet)"])
+    known = ledger.sweeps[name]
+    return SweepSpec.of(known.spec), known.trials
+
+
+def _run_sweep(name: str, spec: Any, trials: int, address: str | None, dry_run: bool, as_json: bool) -> None:
+    from orchestration import overview
+    from orchestration.home import Home
+    from orchestration.launch import run_sweep
+    from orchestration.state import Ledger
+    from orchestration.sweep import best_json, check_name_is_free, result_json
+
+    home = Home.from_environment()
+    ledger = Ledger(home.ledger)
+    check_name_is_free(ledger, name, spec)
+    trials = max(trials, ledger.sweeps[name].trials if name in ledger.sweeps else 0)
+    if dry_run:
+        content = overview.plan_sweep(name, spec, trials, home, ledger, err)
+        if as_json:
+            print(json.dumps(content))
+        return
+    try:
+        end = run_sweep(name, spec, trials, home, ledger, address=address)
+    except KeyboardInterrupt:
+        err.print(f"stopped; nothing finished is lost. Go on with: python orchestrate.py resume {name}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    rows = end.driver.all_rows()
+    overview.show_sweep(end, err)
+    if as_json:
+        content = {
+            "name": name,
+            "tracking_uri": end.driver.tracker.uri,
+            "wall_seconds": end.wall_seconds,
+            "best": best_json(rows),
+            "runs": [result_json(row) for row in rows],
+        }
+        print(json.dumps(content))
+    failed = [row for row in rows if row.status == "failed"]
+    for row in failed:
+        err.print(f"trial {row.number} failed:", style="bold red")
+        _show_failure(row.error, home.cell(row.cell) / "error.txt")
+    if failed:
+        err.print(f"try the failed ones again with: python orchestrate.py retry {name}")
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _show_failure(reason: str | None, log: Path) -> None:
+    """Why a run failed: its reason, and the end of its traceback."""
+    err.print(f"  {reason}", markup=False)
+    if log.exists():
+        for line in log.read_text().splitlines()[-6:]:
+            err.print(f"    {line}", style="dim", markup=False)
+        err.print(f"  all of it: {log}")
+
+
+def _quiet() -> None:
+    """Leave standard error to what a person asked for."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addFilter(_show_own_warning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _show_own_warning(record: logging.LogRecord) -> bool:
+    """Print a warning as one line, without the place in the code that a user has no use for."""
+    text = record.getMessage().strip().splitlines()[0]
+    place, _, message = text.partition("Warning: ")
+    err.print(f"warning: {message or place}", style="yellow", markup=False)
+    return False
+
+
+def main() -> None:
+    """Run the command. Exit 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+    _quiet()
+    code = _guarded(lambda: app(standalone_mode=False))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _guarded(run: Callable[[], Any]) -> int:
+    """Exit status of `run`; what a user can mend becomes one line."""
+    try:
+        returned = run()
+    except UserError as error:
+        err.print(f"error: {error}", style="red", markup=False)
+        return EXIT_INPUT
+    except _UsageError as error:
+        error.show()  # type: ignore[attr-defined]
+        return EXIT_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("stopped; the same command goes on from the last epoch")
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        err.print(f"error: {error.filename or 'storage'}: {error.strerror}", style="red", markup=False)
+        return EXIT_INPUT
+    return returned if isinstance(returned, int) else EXIT_OK

@@ -1,0 +1,193 @@
+"""Ray itself: starting or joining it, what it has, and how a cell runs on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray import tune
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from erat.config import RunConfig
+from erat.engine.trainer import EpochReport
+from erat.errors import TrainingFailedError, UserError
+from orchestration.home import Home
+from orchestration.trial import CellResult, read_result, run_cell
+
+# A data-parallel trial's driver only waits for its workers. It takes this sliver of a core, and each worker leaves
+# one, so that driver and workers fit together on a machine with exactly the workers' cores.
+SLIVER = 0.01
+
+
+@contextmanager
+def connection(address: str | None, *, cores: int | None = None) -> Iterator[None]:
+    """Ray for the time of the block: the cluster at `address`, or one of our own on this machine.
+
+    Raises:
+        UserError: nothing answers at `address`.
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # how soon an epoch's figures arrive
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    if address is None:
+        options |= {
+            "num_cpus": cores,
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": 128 * 2**20,  # nothing large travels: sets are read from the store
+        }
+    else:
+        _check_reachable(address)
+        options["address"] = address
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        place = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
+        raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ask the port before Ray does, which would retry for a minute."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--address must be HOST:PORT, ray://HOST:PORT or auto, got {address!r}")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"no Ray cluster at {address}: {reason}; start one with `ray start --head`") from error
+
+
+def slots(resources: Mapping[str, float], workers: int) -> int:
+    """How many trials fit on the cluster side by side.
+
+    Raises:
+        UserError: not even one does.
+    """
+    have = ray.cluster_resources()
+    per_trial = {kind: amount * workers for kind, amount in resources.items() if amount}
+    fit = min(int(have.get(kind, 0) / amount) for kind, amount in per_trial.items())
+    if fit < 1:
+        need = ", ".join(f"{amount:g} {kind}" for kind, amount in per_trial.items())
+        got = ", ".join(f"{have.get(kind, 0):g} {kind}" for kind in per_trial)
+        raise UserError(f"a trial needs {need}, the cluster has {got}: lower train.workers or resources.cpu/gpu")
+    return fit
+
+
+def trainable(resources: Mapping[str, float], workers: int) -> Any:
+    """The function that Tune calls for each trial, with what it needs."""
+    if workers == 1:
+        return tune.with_resources(_tune_trial, {k: v for k, v in resources.items() if v})
+    return tune.with_resources(_tune_parallel_trial, {"CPU": SLIVER})
+
+
+def _report(history: Sequence[EpochReport]) -> dict[str, Any]:
+    """What Tune may see of a run so far. No test accuracy: what it does not know, it cannot choose by."""
+    return {
+        "val_accuracy": history[-1].val_accuracy,
+        "best_val_accuracy": max(report.val_accuracy for report in history),
+        "epoch": history[-1].epoch,
+    }
+
+
+def _tune_trial(parameters: dict[str, Any]) -> None:
+    """One cell in a Tune worker. `tune.report` returns when the scheduler has seen the epoch."""
+    config, stop = RunConfig.model_validate_json(parameters["config"]), Path(parameters["stop_file"])
+
+    def on_epoch(history: Sequence[EpochReport]) -> bool:
+        tune.report(_report(history))
+        return not stop.exists()
+
+    _raise_if_failed(run_cell(config, Home(Path(parameters["home"])), on_epoch=on_epoch))
+
+
+def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
+    """One cell on several data-parallel workers, driven from a Tune trial."""
+    config = RunConfig.model_validate_json(parameters["config"])
+    run_parallel(config, Home(Path(parameters["home"])), Path(parameters["stop_file"]), [TuneReportCallback()])
+
+
+def run_parallel(config: RunConfig, home: Home, stop_file: Path, callbacks: list[Any] | None = None) -> CellResult:
+    """Train one cell on `train.workers` workers through Ray Train and return its result.
+
+    Args:
+        stop_file: the run stops after the epoch in which this file appears.
+        callbacks: of Ray Train, told of each report.
+
+    Raises:
+        TrainingFailedError: the run failed; its reason.
+    """
+    workers = config.train.workers
+    per_worker = {"CPU": config.resources.cpu - SLIVER} | (
+        {"GPU": config.resources.gpu} if config.resources.gpu else {}
+    )
+    trainer = TorchTrainer(
+        _parallel_worker,
+        train_loop_config={"config": config.model_dump_json(), "home": str(home.root), "stop_file": str(stop_file)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=config.resources.gpu > 0, resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            # A name of its own each time: a run of the same name would be taken up from Ray's state, not from ours.
+            name=f"{config.digest()}-{time.time_ns()}",
+            storage_path=str(home.ray / "train"),
+            failure_config=ray.train.FailureConfig(max_failures=1, controller_failure_limit=2),  # type: ignore[call-arg]
+            callbacks=callbacks or [],
+        ),
+    )
+    trainer.fit()
+    result = read_result(home.cell(config.digest()))
+    if result is None:
+        raise TrainingFailedError("the workers left no result")
+    _raise_if_failed(result)
+    return result
+
+
+class Listener(ray.train.UserCallback):
+    """Calls back, in the driver, when an epoch of a data-parallel run has been reported."""
+
+    def __init__(self, on_epoch: Callable[[], None]) -> None:
+        self._on_epoch = on_epoch
+
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+        self._on_epoch()
+
+
+def _parallel_worker(parameters: dict[str, Any]) -> None:
+    """What each data-parallel worker runs. Ray Train has set up the process group."""
+    config, stop = RunConfig.model_validate_json(parameters["config"]), Path(parameters["stop_file"])
+
+    def on_epoch(history: Sequence[EpochReport]) -> bool:
+        ray.train.report(_report(history))
+        return not stop.exists()
+
+    run_cell(config, Home(Path(parameters["home"])), on_epoch=on_epoch)
+
+
+def _raise_if_failed(result: CellResult) -> None:
+    if result.status == "failed":
+        raise TrainingFailedError(result.error)
+
+
+def description() -> dict[str, Any]:
+    """Nodes and resources of the cluster that is connected."""
+    resources = {kind: amount for kind, amount in ray.cluster_resources().items() if kind in ("CPU", "GPU")}
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return {"version": ray.__version__, "nodes": len(nodes), **resources}

@@ -1,0 +1,68 @@
+"""How long a run will take: from what like runs took, else from a short calibration on this machine."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from statistics import median
+
+from erat.config import RunConfig, build
+from erat.data.base import CorruptedSet
+from erat.data.sets import load
+from erat.engine.trainer import Trainer
+from orchestration.home import Home
+from orchestration.state import Ledger
+from orchestration.trial import read_metrics
+
+CALIBRATION_STEPS = 3
+
+
+def seconds(config: RunConfig, home: Home, ledger: Ledger) -> float:
+    """Training time of one run that has yet to begin."""
+    measured = _history(config, home, ledger)
+    return config.train.epochs * (measured if measured is not None else _calibrated(_signature(config)))
+
+
+def local_slots(config: RunConfig) -> int:
+    """Trials that fit on this machine side by side."""
+    return max(1, (os.cpu_count() or 1) // (config.resources.cpu * config.train.workers))
+
+
+def _signature(config: RunConfig) -> RunConfig:
+    """What an epoch's time depends on: budgets, seeds and the corruption cost nothing."""
+    keys = {
+        key: value for key, value in config.flat().items() if key.split(".")[0] in ("data", "model", "train", "val")
+    }
+    kept = ("name", "adversarial", "uniform", "steps", "selection", "norms")
+    keys |= {f"defense.{key}": value for key, value in config.defense.model_dump().items() if key in kept}
+    neutral = {"train.seed": 0, "val.seed": 0, "corruption.data": "none", "corruption.labels": "none"}
+    return build(config.preset, keys | neutral)
+
+
+def _history(config: RunConfig, home: Home, ledger: Ledger) -> float | None:
+    """Median seconds per epoch of finished runs of this sort, none if there are none."""
+    wanted = _signature(config).digest()
+    found = []
+    for sweep in ledger.sweeps.values():
+        for proposal in sweep.proposals.values():
+            folder = home.cell(proposal.cell)
+            rows = read_metrics(folder)
+            if (
+                rows
+                and _signature(RunConfig.model_validate_json((folder / "config.json").read_text())).digest() == wanted
+            ):
+                found.append(sum(row["epoch_seconds"] for row in rows) / len(rows))
+    return median(found) if found else None
+
+
+@cache
+def _calibrated(config: RunConfig) -> float:
+    """Seconds of an epoch, from a few of its steps on the clean images."""
+    train, test = load(config.data)
+    batch = config.train.batch_size
+    few = train.take(train.labels.argsort(stable=True)[:: max(1, len(train) // (batch * CALIBRATION_STEPS))])
+    quick = build(config.preset, config.flat() | {"train.epochs": 1, "train.workers": 1})
+    trainer = Trainer(quick, CorruptedSet(few, few.labels, test.take(few.labels[:1]), test.take(few.labels[:1])))
+    next(trainer.run())  # the first epoch also warms caches up
+    report = trainer.history[-1]
+    return report.epoch_seconds * len(train) / len(few)

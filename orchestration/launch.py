@@ -1,0 +1,178 @@
+"""Bringing a sweep or a run to life: the store, the tracker, Ray and the view, in the order in which each can fail."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from erat.config import RunConfig
+from erat.corruption.pipeline import corrupted_set
+from erat.corruption.store import Store
+from orchestration.home import Home
+from orchestration.live import LiveView
+from orchestration.rows import TrialRow
+from orchestration.state import Ledger, Outcome
+from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
+from orchestration.tracking import Tracker
+from orchestration.trial import CellResult, read_metrics, run_cell, summarise
+
+
+@dataclass
+class SweepEnd:
+    """What a sweep left behind."""
+
+    driver: SweepDriver
+    files: list[str]
+    wall_seconds: float
+
+
+def run_sweep(
+    name: str, spec: SweepSpec, trials: int, home: Home, ledger: Ledger, *, address: str | None = None
+) -> SweepEnd:
+    """Run what is left of a sweep and write its report.
+
+    Raises:
+        UserError: the data, the store, the tracking server or the cluster cannot be had; nothing was trained.
+        KeyboardInterrupt: passed on, with all that finished on record.
+    """
+    # Ray's parts load slowly: only verbs that need them pay.
+    from orchestration import cluster, search
+
+    started = time.monotonic()
+    resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}
+    workers = spec.base.train.workers
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(Tracker.open, home)
+        craft(spec.base, home)
+        tracker = opening.result()
+    register(ledger, name, spec, trials)
+    proposer = search.OptunaProposer(
+        spec.space.distributions(spec.base.data.name),
+        seed=spec.base.train.seed,
+        startup_trials=max(1, len(spec.space.points)),
+    )
+    with cluster.connection(address):
+        slots = cluster.slots(resources, workers)
+        parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
+        driver = SweepDriver(name, spec, trials, home, ledger, tracker, parent, proposer)
+        title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
+        with LiveView(title, list(spec.space.parameters), driver.generations.size) as view:
+            driver.view = view.update
+            try:
+                search.run(driver, name=name, storage=home.ray, resources=resources, workers=workers, slots=slots)
+            except BaseException:
+                driver.interrupted()
+                tracker.finish_parent(parent, summary={}, ok=False)
+                raise
+        files = write_report(driver)
+        failed = any(row.status == "failed" for row in driver.all_rows())
+        seconds = time.monotonic() - started
+        tracker.finish_parent(parent, summary={"wall_seconds": seconds}, artifacts=home.report(name), ok=not failed)
+        tracker.flush()
+    return SweepEnd(driver, files, seconds)
+
+
+def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | None, force: bool) -> TrialRow:
+    """Train one cell and record it; a finished one is only shown, unless forced.
+
+    Raises:
+        UserError: as `run_sweep`.
+    """
+    cell = config.digest()
+    row = TrialRow(0, cell, {}, source="train", epochs=config.train.epochs, config=config.flat())
+    known = ledger.outcome(cell)
+    if known is not None and known.status == "done" and not force:
+        row.take_in(known.result)
+        return row
+    folder = home.cell(cell)
+    if force:
+        for file in ("checkpoint.pt", "result.json", "metrics.jsonl"):
+            (folder / file).unlink(missing_ok=True)
+    tracker = Tracker.open(home)
+    craft(config, home)
+    run = tracker.start_run(cell, row.config, parent=None, sweep=None, source="train")
+    title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
+    with LiveView(title, [], 1) as view:
+
+        def on_epoch() -> None:
+            rows = read_metrics(folder)
+            for entry in rows:
+                tracker.log_epoch(run, entry, entry["epoch"])
+            row.take_in(asdict(summarise(cell, "running", rows)))
+            view.update([row])
+
+        on_epoch()
+        try:
+            result = _train_here_or_on_ray(config, home, on_epoch, address)
+        except BaseException:
+            tracker.finish(run, "interrupted", {})
+            raise
+        outcome = Outcome(result.status, asdict(result) | {"mlflow_run_id": run}, result.error)
+        row.take_in(outcome.result)
+        view.update([row])
+    ledger.finish(cell, outcome.status, outcome.result, sweep=None, error=outcome.error)
+    track_end(tracker, run, outcome, folder)
+    tracker.flush()
+    return row
+
+
+def _train_here_or_on_ray(
+    config: RunConfig, home: Home, on_epoch: Callable[[], None], address: str | None
+) -> CellResult:
+    """One worker trains in this process; several go through Ray Train."""
+
+    def listen(history: Any) -> bool:
+        on_epoch()
+        return True
+
+    if config.train.workers == 1 and address is None:
+        return run_cell(config, home, on_epoch=listen)
+    from orchestration import cluster
+
+    with cluster.connection(address):
+        cluster.slots({"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}, config.train.workers)
+        stop_file = home.cell(config.digest()) / "stop-train"
+        stop_file.unlink(missing_ok=True)
+        return cluster.run_parallel(config, home, stop_file, [cluster.Listener(on_epoch)])
+
+
+def craft(config: RunConfig, home: Home) -> dict[str, Any]:
+    """Make sure that the crafted set of a configuration is in the store; its manifest."""
+    with _craft_progress() as progress:
+        return corrupted_set(config, Store(home.crafted), progress).manifest
+
+
+@contextmanager
+def _craft_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, a line per stage elsewhere; nothing at all when the set is there already."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        stages: set[str] = set()
+
+        def plain(what: str, done: int, total: int) -> None:
+            stage = what.split(",")[0].split(" error")[0]
+            if stage not in stages or done == total:
+                stages.add(stage)
+                print(f"crafting: {what} {done}/{total}", file=sys.stderr)
+
+        yield plain
+        return
+    columns = (TextColumn("crafting: {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+        tasks: dict[int, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            task = tasks.setdefault(total, None)
+            if task is None:
+                task = tasks[total] = bar.add_task(what, total=total)
+            bar.update(task, completed=done, description=what)
+
+        yield show

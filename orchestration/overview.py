@@ -1,0 +1,207 @@
+"""What a person is shown besides the live table: plans, states, results. Each also returns what `--json` prints."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from erat.config import RunConfig
+from erat.corruption.pipeline import crafted_already
+from erat.corruption.store import Store
+from erat.errors import unknown_name
+from orchestration import estimate
+from orchestration._mlflow_store import tracking_uri
+from orchestration.home import Home
+from orchestration.report.notation import accuracy, duration
+from orchestration.report.summary import best, paste_command, summary_table
+from orchestration.rows import FINISHED, TrialRow
+from orchestration.state import Ledger
+from orchestration.sweep import SweepSpec
+from orchestration.tracking import compare_hint
+from orchestration.trial import is_running, read_metrics, summarise
+
+if TYPE_CHECKING:
+    from orchestration.launch import SweepEnd
+
+
+def show_sweep(end: SweepEnd, console: Console) -> None:
+    """The end of a sweep: table, best setting, where everything lies."""
+    driver, rows = end.driver, end.driver.all_rows()
+    console.print(summary_table(rows, list(driver.spec.space.parameters)))
+    console.print(f"preset {driver.spec.preset} · {_validation_words(driver.spec.base)}")
+    chosen = best(rows)
+    if chosen is not None:
+        command = paste_command(chosen, driver.spec.preset, driver.spec.overrides)
+        console.print(f"\nbest setting (trial {chosen.number}); to run it again or build on it:")
+        console.print(f"  {command}", markup=False)
+    console.print("\nwhere everything lies:")
+    for path in end.files:
+        console.print(f"  {path}", markup=False)
+    console.print(f"  MLflow: {driver.tracker.uri}", markup=False)
+    console.print("    python orchestrate.py ui, then search for " + compare_hint(driver.name), markup=False)
+    console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
+
+
+def _validation_words(config: RunConfig) -> str:
+    share = f"{config.val.fraction:.0%} of the training images"
+    if config.val.trusted:
+        return f"validation: {share}, split off before corruption, trusted (clean images and labels)"
+    words = f"validation: {share}, corrupted like the rest"
+    if config.val.objective == "clean" and config.corruption.data != "none":
+        words += "; under a poison plain accuracy misleads: val.objective=perturbed judges on attacked images"
+    return words
+
+
+def show_run(row: TrialRow, home: Home, console: Console) -> None:
+    """The end of one training."""
+    if row.status in FINISHED:
+        console.print(
+            f"{row.status}: clean test accuracy {accuracy(row.final_test_accuracy)} in the last epoch, "
+            f"{accuracy(row.best_val_test_accuracy)} in the best by validation ({duration(row.seconds)} of training)"
+        )
+    console.print(f"everything of this run: {home.cell(row.cell)}", markup=False)
+
+
+def crafted(manifest: dict[str, Any], console: Console) -> dict[str, Any]:
+    """A crafted set's manifest: the image part with the label part's noise beside it."""
+    images, labels = manifest["images"], manifest["labels"]
+    content = {key: images.get(key) for key in ("path", "kind", "norm", "epsilon", "max_norm", "mean_norm", "checksum")}
+    content |= {key: labels.get(key) for key in ("noise_rate", "transition")}
+    content |= {"labels": labels.get("kind"), "labels_path": labels.get("path"), "labels_checksum": labels["checksum"]}
+    for key, value in content.items():
+        if key != "transition":
+            console.print(f"{key:>16}  {value}", markup=False)
+    return content
+
+
+def plan_sweep(name: str, spec: SweepSpec, trials: int, home: Home, ledger: Ledger, console: Console) -> dict[str, Any]:
+    """What a sweep would run."""
+    space = spec.space
+    overrides: list[dict[str, Any]] = [*space.baselines, *space.scaled_points(spec.base.data.name)[:trials]]
+    known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
+    overrides += [known[number].params for number in sorted(known) if number >= len(overrides)]
+    to_propose = max(0, trials + len(space.baselines) - len(overrides))
+    configs = [spec.config(entry) for entry in overrides]
+    console.print(f"sweep {name}: {space.about} · preset {spec.preset}", markup=False)
+    slots = estimate.local_slots(spec.base)
+    content = plan(configs, home, ledger, console, slots=slots, sweep=name, like_base=to_propose, base=spec.base)
+    return {"name": name} | content
+
+
+def plan(
+    configs: Sequence[RunConfig],
+    home: Home,
+    ledger: Ledger,
+    console: Console,
+    *,
+    slots: int,
+    sweep: str | None = None,
+    like_base: int = 0,
+    base: RunConfig | None = None,
+) -> dict[str, Any]:
+    """What these cells, and `like_base` more that are yet to be proposed, would cost."""
+    outcomes = [ledger.outcome(config.digest(), sweep) for config in configs]
+    todo = [config for config, outcome in zip(configs, outcomes, strict=True) if outcome is None]
+    todo += [base] * like_base if base is not None else []
+    store = Store(home.crafted)
+    missing = sum(not crafted_already(config, store) for config in _distinct_sets(configs))
+    content: dict[str, Any] = {
+        "cells": len(configs) + like_base,
+        "done": sum(outcome is not None and outcome.status in FINISHED for outcome in outcomes),
+        "failed": sum(outcome is not None and outcome.status == "failed" for outcome in outcomes),
+        "to_do": len(todo),
+        "to_be_proposed": like_base,
+        "crafted_sets": len(_distinct_sets(configs)),
+        "crafted_sets_missing": missing,
+    }
+    seconds = sum(estimate.seconds(config, home, ledger) for config in todo)
+    workers = max((config.train.workers for config in todo), default=1)
+    content |= {"device_hours": seconds * workers / 3600, "wall_seconds": seconds / slots, "slots": slots}
+    content["disk_free_gb"] = shutil.disk_usage(home.root).free / 1e9
+    console.print(
+        f"  cells: {content['cells']} ({content['done']} done, {content['failed']} failed, {len(todo)} to do, "
+        f"{like_base} of these yet to be proposed)"
+    )
+    console.print(f"  crafted sets: {content['crafted_sets']} needed, {missing} to craft")
+    console.print(
+        f"  estimate: {duration(seconds)} of training in all, about {duration(seconds / slots)} with "
+        f"{slots} at a time; {seconds * workers / 3600:.2f} device hours"
+    )
+    console.print(f"  disk: {content['disk_free_gb']:.1f} GB free at {home.root}", markup=False)
+    return content
+
+
+def _distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """One configuration per corrupted set that these need."""
+    return list({(config.data, config.val, config.corruption): config for config in configs}.values())
+
+
+def of_all(home: Home, console: Console) -> list[dict[str, Any]]:
+    """Every sweep in the ledger."""
+    ledger = Ledger(home.ledger)
+    table = Table("sweep", "space", "preset", "trials", "done", "stopped", "running", "failed", "left", box=None)
+    content = []
+    for name in ledger.sweeps:
+        rows, total = _rows(home, ledger, name)
+        counts = _counts(rows, total)
+        spec = ledger.sweeps[name].spec
+        content.append(
+            {"name": name, "space": spec["space"]["name"], "preset": spec["preset"], "trials": total} | counts
+        )
+        table.add_row(*(str(value) for value in content[-1].values()))
+    if content:
+        console.print(table)
+    else:
+        console.print("no sweep yet; begin with: python orchestrate.py sweep --space budgets")
+    return content
+
+
+def of_sweep(home: Home, name: str, console: Console) -> dict[str, Any]:
+    """One sweep, trial by trial.
+
+    Raises:
+        UserError: no such sweep.
+    """
+    ledger = Ledger(home.ledger)
+    if name not in ledger.sweeps:
+        raise unknown_name("sweep", name, ledger.sweeps or ["(none yet)"])
+    rows, total = _rows(home, ledger, name)
+    counts = _counts(rows, total)
+    console.print(summary_table(rows, list(SweepSpec.of(ledger.sweeps[name].spec).space.parameters)))
+    console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
+    console.print(f"MLflow: {tracking_uri(home)}", markup=False)
+    if counts["failed"]:
+        console.print(f"try the failed ones again with: python orchestrate.py retry {name}")
+    if counts["left"]:
+        console.print(f"go on with: python orchestrate.py resume {name}")
+    runs = [{"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch} for row in rows]
+    return {"name": name, "trials": total} | counts | {"runs": runs}
+
+
+def _rows(home: Home, ledger: Ledger, name: str) -> tuple[list[TrialRow], int]:
+    """The trials proposed so far, and how many there are to be."""
+    sweep = ledger.sweeps[name]
+    spec = SweepSpec.of(sweep.spec)
+    rows = []
+    for number, proposal in sorted(sweep.proposals.items()):
+        folder = home.cell(proposal.cell)
+        row = TrialRow(number, proposal.cell, proposal.params, proposal.source)
+        row.epochs = spec.config(proposal.params).train.epochs
+        outcome = ledger.outcome(proposal.cell, name)
+        if outcome is not None:
+            row.take_in(outcome.result)
+        elif folder.exists():
+            state = "running" if is_running(folder) else "queued"
+            row.take_in(asdict(summarise(proposal.cell, state, read_metrics(folder))))
+        rows.append(row)
+    return rows, sweep.trials + len(spec.space.baselines)
+
+
+def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
+    counts = {status: sum(row.status == status for row in rows) for status in ("done", "stopped", "running", "failed")}
+    return counts | {"left": total - counts["done"] - counts["stopped"] - counts["failed"]}

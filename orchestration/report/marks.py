@@ -1,0 +1,176 @@
+"""What the figures are made of: colours, trials as marks, baselines, axes, files. No pyplot, hence no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from orchestration.report.notation import baseline_name, finite
+from orchestration.rows import FINISHED, TrialRow
+
+# Okabe and Ito's colours, told apart under the common forms of colour blindness.
+PAPER, OPTUNA, RING, MUTED = "#0072B2", "#E69F00", "#D55E00", "#595959"
+BASELINES = ("#000000", "#009E73", "#CC79A7", "#56B4E9")
+DASHES = ((5, 2), (2, 1.5), (6, 2, 1, 2), (1, 1))
+STYLE: Any = {  # typed by matplotlib as a dictionary with 300 literal keys
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere, and it has ⅛ and ∞
+    "font.size": 10.5,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and restyled
+    "svg.hashsalt": "erat",  # the same data give the same file
+}
+Position = Callable[[TrialRow], float]
+Accuracy = Callable[[TrialRow], float | None]
+
+
+def percent(share: float | None) -> float | None:
+    """An accuracy in percent, as the paper has it; None where it is missing or not a number."""
+    number = finite(share)
+    return None if number is None else 100 * number
+
+
+def tested(row: TrialRow) -> float | None:
+    """The paper's primary figure: clean test accuracy of the last epoch, in percent."""
+    return percent(row.final_test_accuracy)
+
+
+def validated(row: TrialRow) -> float | None:
+    """What the choice is made by: validation accuracy of the best epoch, in percent."""
+    return percent(row.best_val_accuracy)
+
+
+def finished(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The trials of the space that ended with an accuracy, baselines left out."""
+    ended = [row for row in rows if row.status in FINISHED and row.source != "baseline"]
+    return [row for row in ended if tested(row) is not None or validated(row) is not None]
+
+
+def references(rows: Sequence[TrialRow], baselines: Sequence[TrialRow]) -> list[TrialRow]:
+    """The baselines with a test accuracy, those that stand among the trials included, each once."""
+    named = {row.cell: row for row in [*baselines, *(row for row in rows if row.source == "baseline")]}
+    return [row for row in named.values() if row.status in FINISHED and tested(row) is not None]
+
+
+def draw_trials(axes: Axes, rows: Sequence[TrialRow], position: Position) -> None:
+    """Test accuracy as large marks, validation accuracy as small ones; the paper's settings are joined by lines."""
+    paper = sorted((row for row in rows if row.source == "paper"), key=position)
+    others = [row for row in rows if row.source != "paper"]
+    joined = [row for row in paper if row.status == "done"]  # a stopped trial would dent the line by being young
+    thin: dict[str, Any] = {"lw": 0.9, "ls": (0, (4, 2))}
+    axes.plot(*_points(joined, position, tested), color=PAPER, zorder=2, lw=2)
+    axes.plot(*_points(joined, position, validated), color=PAPER, zorder=2, **thin)
+    draw_marks(axes, rows, position, tested, ": test, last epoch")
+    for group, colour in ((paper, PAPER), (others, OPTUNA)):
+        x, y = _points(group, position, validated)
+        if x:
+            axes.scatter(x, y, s=14, color=colour, lw=0, zorder=3, label="validation, best epoch")
+
+
+def draw_marks(axes: Axes, rows: Sequence[TrialRow], x: Position, y: Accuracy, what: str = "") -> None:
+    """One large mark a trial: circles for the paper's settings, stars for proposals, hollow where it stopped early."""
+    for from_paper, colour, marker, size, name in (
+        (True, PAPER, "o", 48, "paper's settings"),
+        (False, OPTUNA, "*", 120, "Optuna's proposals"),
+    ):
+        group = [row for row in rows if (row.source == "paper") == from_paper]
+        for status, face, label in (("done", colour, name + what), ("stopped", "white", "stopped early")):
+            xs, ys = _points([row for row in group if row.status == status], x, y)
+            if xs:
+                style: dict[str, Any] = {"facecolors": face, "edgecolors": colour, "linewidths": 1.2, "label": label}
+                axes.scatter(xs, ys, marker=marker, s=size, zorder=5, **style)
+
+
+def _points(rows: Sequence[TrialRow], x: Position, y: Accuracy) -> tuple[list[float], list[float]]:
+    known = [(x(row), height) for row in rows if (height := y(row)) is not None]
+    return [place for place, _ in known], [height for _, height in known]
+
+
+def ring(axes: Axes, x: float, y: float) -> None:
+    """Mark the chosen trial."""
+    style: dict[str, Any] = {"facecolors": "none", "edgecolors": RING, "linewidths": 2}
+    axes.scatter([x], [y], s=230, zorder=6, **style)
+    axes.scatter([], [], s=80, label="best by validation accuracy", **style)  # smaller, to fit the legend's line
+
+
+def frame(
+    axes: Axes,
+    trials: Sequence[TrialRow],
+    core: Sequence[TrialRow],
+    accuracies: Sequence[Accuracy],
+    baselines: Sequence[TrialRow] = (),
+) -> None:
+    """Choose the y axis by the core trials and draw the baselines as dashed lines.
+
+    What lies far below the core (a trial stopped in its first epochs, plain training under a poison) is named
+    instead of shown: it would flatten the curve that the figure is about.
+
+    Args:
+        trials: all that was drawn.
+        core: those that have to be seen.
+        accuracies: what was drawn of each.
+        baselines: what `references` found; their test accuracy is drawn.
+    """
+
+    def heights(rows: Sequence[TrialRow]) -> list[float]:
+        return [height for row in rows for accuracy in accuracies if (height := accuracy(row)) is not None]
+
+    inner = heights(core) or heights(trials)
+    floor = min(inner) - 1.5 * max(max(inner) - min(inner), 2.0)
+    seen = inner + [height for height in heights(trials) if height >= floor]
+    hidden = sum(max(heights([row]), default=floor) < floor for row in trials)
+    for index, row in enumerate(baselines):
+        height = tested(row) or 0.0
+        label = f"{baseline_name(row)}: {height:.1f}"
+        style: dict[str, Any] = {"color": BASELINES[index % 4], "lw": 1.5, "ls": (0, DASHES[index % 4]), "zorder": 1}
+        if height >= floor:
+            seen.append(height)
+            axes.axhline(height, label=label, **style)
+        else:
+            axes.plot([], [], label=f"{label} (below this axis)", **style)
+    room = max(max(seen) - min(seen), 1.0)
+    axes.set_ylim(min(seen) - 0.08 * room, max(seen) + 0.16 * room)
+    if hidden:
+        note = f"{hidden} trial{'s' if hidden > 1 else ''} below this axis"
+        axes.annotate(note, (0.99, 0.015), xycoords="axes fraction", ha="right", color=MUTED, fontsize=9)
+
+
+def legend(figure: Figure, columns: int) -> None:
+    """One entry per name, under all axes, where it hides no mark."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower left", ncols=columns)
+
+
+def colour_scale(heights: Sequence[float]) -> tuple[Normalize, bool]:
+    """Colours over the accuracies, and whether some lie below: one collapsed trial must not turn the rest alike."""
+    low, high = min(heights), max(heights)
+    floor = max(low, high - max(4 * (high - median(heights)), 2.0))
+    return Normalize(floor, max(high, floor + 0.5)), floor > low
+
+
+def ticks(axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
+    """These ticks on the x axis and no others."""
+    axes.set_xticks(places, labels)
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def save(figure: Figure, out: Path, name: str) -> list[Path]:
+    """Write the figure as PNG and SVG into the folder `out`, which is made."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / f"{name}.png", out / f"{name}.svg"]
+    figure.savefig(paths[0], dpi=150)
+    figure.savefig(paths[1], metadata={"Date": None})
+    return paths

@@ -1,0 +1,87 @@
+"""How names and numbers read, the same in the live table, the tables and the figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from orchestration.rows import TrialRow
+
+MISSING = "-"
+EPSILON_INF, EPSILON_2 = "defense.epsilon_inf", "defense.epsilon_2"
+_SYMBOLS = {EPSILON_INF: "ε∞", EPSILON_2: "ε2", "defense.eta": "η", "defense.lambda_u": "λ"}
+_ASCII = {EPSILON_INF: "eps_inf", EPSILON_2: "eps_2", "defense.eta": "eta", "defense.lambda_u": "lambda"}
+_DEFENSES = {"dividemix": "DivideMix"}
+# Table VI of the paper: the one field that makes an ablation, and what the paper calls it.
+_ABLATIONS: dict[tuple[str, Any], str] = {
+    ("defense.adversarial", False): "ERAT w/o AT",
+    ("defense.selection", False): "ERAT w/o SS",
+    ("defense.rebalance", False): "ERAT w/o RB",
+    ("defense.uniform", False): "ERAT w/o Uni",
+    ("defense.strong", False): "ERAT w/o Aug",
+    ("defense.score", "ce"): "ERAT w/ CE",
+    ("defense.norms", "linf"): "ERAT∞",
+    ("defense.norms", "l2"): "ERAT2",
+}
+
+
+def header(key: str, ascii_only: bool = False) -> str:
+    """The paper's symbol of a searched key, or the key itself where the paper has none."""
+    return (_ASCII if ascii_only else _SYMBOLS).get(key, key)
+
+
+def value(key: str, number: Any) -> str:
+    """A setting as a person writes it: three digits, an l_inf budget as k/255 where it is one."""
+    if number is None:
+        return MISSING
+    if isinstance(number, bool):
+        return str(number).lower()
+    if not isinstance(number, float):
+        return str(number)
+    text = f"{number:.3g}"
+    if key != EPSILON_INF or not math.isfinite(number) or float(text) == number:
+        return text  # 0.2 is 51/255 too, and says less that way
+    levels = round(number * 255)
+    return f"{levels}/255" if levels and abs(number - levels / 255) <= 1e-6 else text
+
+
+def accuracy(share: float | None) -> str:
+    """Three digits after the point, or a dash for what was not measured."""
+    number = finite(share)
+    return MISSING if number is None else f"{number:.3f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    number = finite(seconds)
+    if number is None:
+        return MISSING
+    minutes, rest = divmod(round(max(0.0, number)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def finite(number: float | None) -> float | None:
+    """The number, unless it is missing, NaN or infinite."""
+    return float(number) if number is not None and math.isfinite(number) else None
+
+
+def searched_keys(rows: Iterable[TrialRow]) -> list[str]:
+    """The dotted keys that the rows differ in, in the order of their first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row.params))
+
+
+def baseline_name(row: TrialRow) -> str:
+    """What the paper calls a reference run: "CE", "ERAT w/o AT", …"""
+    settings = row.config | row.params
+    for (key, setting), name in _ABLATIONS.items():
+        if settings.get("defense.name", "erat") == "erat" and settings.get(key) == setting:
+            return name
+    defense = str(settings.get("defense.name", f"run {row.cell[:8]}"))
+    return _DEFENSES.get(defense, defense.upper() if "defense.name" in settings else defense)
+
+
+def origin(row: TrialRow) -> str:
+    """Where a trial's settings come from, in a word or two; of a baseline, its name."""
+    return baseline_name(row) if row.source == "baseline" else row.source

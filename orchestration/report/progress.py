@@ -1,0 +1,152 @@
+"""The state of a running sweep: what changed, what is left, and how long it still takes."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from orchestration.rows import FINISHED, TrialRow
+
+Change = tuple[TrialRow | None, TrialRow]  # what a row was, None where it is new, and what it is
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A row as it was reported, and when that state of it was first seen."""
+
+    row: TrialRow
+    at: float
+
+
+class Progress:
+    """The rows as last reported, their age, the counts and the time left.
+
+    Args:
+        total: trials of the sweep; more than that may come.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float]) -> None:
+        self._clock, self._total, self._slots = clock, total, 1
+        self._started = clock()
+        self._seen: dict[int, _Seen] = {}
+
+    def update(self, rows: Sequence[TrialRow]) -> list[Change]:
+        """Take the rows in; return those that changed, each with what it was before."""
+        now, before = self._clock(), self._seen
+        # Copies, in a new dictionary that replaces the old one whole: the refreshing thread may be reading it.
+        seen = {row.number: _Seen(replace(row), now) for row in sorted(rows, key=lambda row: row.number)}
+        changes: list[Change] = []
+        for number, new in seen.items():
+            old = before.get(number)
+            if old is not None and old.row == new.row:
+                seen[number] = old
+            else:
+                changes.append((old.row if old else None, new.row))
+        self._seen = seen
+        self._slots = max(self._slots, self.count("running"))
+        return changes
+
+    @property
+    def rows(self) -> list[TrialRow]:
+        return [seen.row for seen in self._seen.values()]
+
+    @property
+    def total(self) -> int:
+        return max(self._total, len(self._seen))
+
+    @property
+    def elapsed(self) -> float:
+        return self._clock() - self._started
+
+    def count(self, *statuses: str) -> int:
+        return sum(row.status in statuses for row in self.rows)
+
+    @property
+    def ended(self) -> int:
+        return self.count(*FINISHED, "failed")
+
+    def age(self, row: TrialRow) -> float:
+        """Seconds since a running row was last heard of; 0 for the others, whose time stands still."""
+        return self._clock() - self._seen[row.number].at if row.status == "running" else 0.0
+
+    def newest_ended(self) -> list[int]:
+        """Numbers of the trials that ended, the latest first."""
+        ended = [seen for seen in self._seen.values() if seen.row.status in (*FINISHED, "failed")]
+        return [seen.row.number for seen in sorted(ended, key=lambda seen: (seen.at, seen.row.number), reverse=True)]
+
+    def trial_left(self, row: TrialRow) -> float | None:
+        """Seconds until a running trial ends."""
+        return _trial_left(row, self.age(row), seconds_per_epoch(self.rows, row.source == "baseline"))
+
+    def left(self) -> float | None:
+        """Seconds until the sweep ends, or None before anything was measured."""
+        ages = {row.number: self.age(row) for row in self.rows}
+        return sweep_left(self.rows, ages, self.total, self._slots)
+
+    def ended_of_total(self) -> str:
+        """How far the sweep is: "3/10 trials"."""
+        return f"{self.ended}/{self.total} trials"
+
+    def counts(self) -> str:
+        """How many trials stand where: "2 done, 1 failed, 1 running"."""
+        counted = [(self.count(status), status) for status in ("done", "stopped", "failed", "running")]
+        return ", ".join(f"{number} {status}" for number, status in counted if number) or "none started"
+
+
+def seconds_per_epoch(rows: Sequence[TrialRow], baseline: bool = False) -> float | None:
+    """Mean cost of an epoch; of baselines alone or of the others alone (plain training is several times cheaper).
+
+    Falls back on all rows while that kind has not finished an epoch.
+    """
+    measured = [row for row in rows if row.epoch > 0 and row.seconds > 0]
+    kind = [row for row in measured if (row.source == "baseline") == baseline] or measured
+    epochs = sum(row.epoch for row in kind)
+    return sum(row.seconds for row in kind) / epochs if epochs else None
+
+
+def _trial_left(row: TrialRow, age: float, rate: float | None) -> float | None:
+    """Seconds until a running trial ends, `age` seconds after the row was last heard of."""
+    if row.seconds_left is not None:
+        return max(0.0, row.seconds_left - age)
+    if rate is None or not row.epochs:
+        return None
+    return max(0.0, (row.epochs - row.epoch) * rate - age)
+
+
+def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, slots: int) -> float | None:
+    """Seconds until the last trial ends, or None before anything was measured.
+
+    Args:
+        rows: all trials known so far; those up to `total` that are not among them are still to be proposed.
+        ages: seconds since each running row was last heard of, by number.
+        total: trials of the sweep.
+        slots: trials that run at once.
+    """
+    rates = {kind: seconds_per_epoch(rows, kind) for kind in (False, True)}
+    ends: list[float] = []
+    for row in rows:
+        if row.status == "running":
+            left = _trial_left(row, ages.get(row.number, 0.0), rates[row.source == "baseline"])
+            if left is None:
+                return None
+            ends.append(left)
+    waiting = [row for row in rows if row.status == "queued"]
+    lengths = [(row.epochs or _usual_epochs(rows), row.source == "baseline") for row in waiting]
+    lengths += [(_usual_epochs(rows), False)] * (total - len(rows))
+    ends += [0.0] * (slots - len(ends))
+    heapq.heapify(ends)
+    for epochs, kind in lengths:
+        rate = rates[kind]
+        if rate is None:
+            return None
+        heapq.heapreplace(ends, ends[0] + epochs * rate)  # the slot that is free first takes the next trial
+    return max(ends, default=0.0)
+
+
+def _usual_epochs(rows: Sequence[TrialRow]) -> float:
+    """What a trial of this sweep takes; shorter than its schedule where trials are stopped early."""
+    searched = [row for row in rows if row.source != "baseline"]
+    taken = [row.epoch for row in searched if row.status in FINISHED and row.epoch]
+    return sum(taken) / len(taken) if taken else float(max((row.epochs for row in searched), default=0))

@@ -1,0 +1,215 @@
+"""Ray Tune and Optuna, bound to a sweep's generations. With cluster.py the only module that imports ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from erat.engine.seeding import derive
+from orchestration import cluster
+from orchestration.generations import Generations, Trial
+from orchestration.state import Outcome
+
+METRIC = "val_accuracy"
+
+
+class SeededPerTrial(optuna.samplers.BaseSampler):
+    """TPE whose draws for trial n depend on the seed, n and the trials told before: not on how often it was asked.
+
+    A resumed study is then asked only for what is missing and still proposes what an undisturbed one would.
+    """
+
+    def __init__(self, seed: int, startup_trials: int) -> None:
+        self._seed = seed
+        self._startup = startup_trials
+        self._samplers: dict[int, optuna.samplers.TPESampler] = {}
+
+    def _of(self, number: int) -> optuna.samplers.TPESampler:
+        if number not in self._samplers:
+            seed = derive(self._seed, "proposal", number) % 2**32
+            self._samplers[number] = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self._startup)
+        return self._samplers[number]
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
+        return self._of(trial.number).infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
+        return self._of(trial.number).sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study: Any, trial: Any, param_name: Any, param_distribution: Any) -> Any:
+        return self._of(trial.number).sample_independent(study, trial, param_name, param_distribution)
+
+
+class OptunaProposer:
+    """OptunaSearch over a study of our own, so that values known ahead can be put in front of its proposals."""
+
+    def __init__(self, distributions: Mapping[str, Any], *, seed: int, startup_trials: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = optuna.storages.InMemoryStorage()
+        self._search = OptunaSearch(
+            dict(distributions),
+            metric=METRIC,
+            mode="max",
+            sampler=SeededPerTrial(seed, startup_trials),
+            storage=storage,
+            study_name="sweep",
+        )
+        self._study = optuna.load_study(study_name="sweep", storage=storage)
+
+    def enqueue(self, params: Mapping[str, float]) -> None:
+        """Try these values next."""
+        self._study.enqueue_trial(dict(params))
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """The next values, ten significant digits each: what is pasted later makes the same run."""
+        values = self._search.suggest(trial_id) or {}
+        return {key: float(f"{value:.10g}") for key, value in values.items()}
+
+    def tell(self, trial_id: str, outcome: Outcome) -> None:
+        """How the trial ended: done with its value, stopped as pruned with its curve, failed as failed."""
+        history = outcome.result.get("val_history") or []
+        if outcome.status == "done":
+            self._search.on_trial_complete(trial_id, {METRIC: outcome.result["best_val_accuracy"]})
+            return
+        if outcome.status == "stopped":
+            for epoch, value in enumerate(history, start=1):
+                self._search.on_trial_result(trial_id, {METRIC: value, "training_iteration": epoch})
+        self._search.on_trial_complete(trial_id, None, error=outcome.status == "failed")
+
+
+class Driver(Protocol):
+    """What the search tells the sweep; see sweep.py."""
+
+    generations: Generations
+
+    def trial_parameters(self, trial: Trial) -> dict[str, Any]: ...
+
+    def started(self, number: int) -> None: ...
+
+    def epoch(self, number: int) -> None: ...
+
+    def ended(self, number: int) -> Outcome: ...
+
+    def stop(self, number: int, epoch: int) -> None: ...
+
+
+class Held:
+    """A driver that Tune may copy and pickle along with what refers to it, without copying or pickling it.
+
+    Tune saves its searcher, scheduler and callbacks for a restore of its own, which this project never makes.
+    """
+
+    def __init__(self, driver: Driver | None) -> None:
+        self.driver = driver
+
+    def __deepcopy__(self, memo: Any) -> Held:
+        return self
+
+    def __reduce__(self) -> Any:
+        return Held, (None,)
+
+    def __call__(self) -> Driver:
+        assert self.driver is not None, "a driver does not travel"
+        return self.driver
+
+
+class GenerationSearch(Searcher):
+    """Hands Tune the trials of the generations, and waits where a generation must end first."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self._driver = Held(driver)
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        trial = self._driver().generations.next()
+        if trial is not None:
+            self._numbers[trial_id] = trial.number
+            return self._driver().trial_parameters(trial)
+        return Searcher.FINISHED if self._driver().generations.exhausted else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._numbers.pop(trial_id)
+        self._driver().generations.complete(number, self._driver().ended(number))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is what a sweep goes on from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+
+class GenerationScheduler(FIFOScheduler):
+    """Early stopping that sees validation accuracy alone, and asks the trial to stop instead of killing it.
+
+    A trial that is killed leaves no result behind, and with data-parallel workers it leaks their placement group.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._driver = Held(driver)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number = trial.config["number"]
+        if self._driver().generations.stops(number, result["epoch"], result["best_val_accuracy"]):
+            self._driver().stop(number, result["epoch"])
+        return TrialScheduler.CONTINUE
+
+
+class Progress(tune.Callback):
+    """Tells the driver when a trial starts and when an epoch ends."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = Held(driver)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._driver().started(trial.config["number"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        self._driver().epoch(trial.config["number"])
+
+
+def run(driver: Driver, *, name: str, storage: Path, resources: Mapping[str, float], workers: int, slots: int) -> None:
+    """Run all trials of the driver's generations that are not finished.
+
+    Args:
+        resources: of one worker, "CPU" and "GPU".
+        workers: data-parallel workers per trial.
+        slots: trials that fit side by side.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: it must reach the sweep
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the ledger is the state, Tune's own is not read
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    tuner = tune.Tuner(
+        cluster.trainable(resources, workers),
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="max",
+            num_samples=driver.generations.size,
+            search_alg=GenerationSearch(driver),
+            scheduler=GenerationScheduler(driver),
+            max_concurrent_trials=None,
+            reuse_actors=workers == 1,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            verbose=0,
+            callbacks=[Progress(driver)],
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    tuner.fit()

@@ -1,0 +1,134 @@
+"""Search spaces: YAML files that say what is searched, the paper's own points, and how many proposals follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from optuna.distributions import FloatDistribution
+from pydantic import Field, ValidationError, model_validator
+
+from erat.config import Number, Section, known_keys, unknown_key
+from erat.errors import UserError, unknown_name
+from erat.registry import DATASETS
+
+FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
+PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # the budgets customary for CIFAR-10, in which the paper states its own
+
+
+class Parameter(Section):
+    """A range of one dotted key."""
+
+    low: Number
+    high: Number
+    log: bool = False
+    unit: Literal["linf", "l2"] | None = Field(None, description="scale by the data set's customary budget")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Parameter:
+        if not self.low < self.high:
+            raise UserError(f"low must be below high, got low {self.low} and high {self.high}")
+        if self.low < 0:
+            raise UserError(f"low must be 0 or more, got {self.low}")
+        return self
+
+
+class SearchSpace(Section):
+    """What a sweep tries.
+
+    Attributes:
+        parameters: dotted key -> range for Optuna's proposals.
+        points: the paper's own settings, run first and never stopped early: they are its figure.
+        proposals: how many of Optuna's follow by default.
+        generation: proposals are made so many at a time, each batch knowing all trials before it and none of its own.
+            That, not the speed of the machine, decides what is proposed and what is stopped.
+        grace: share of the epochs before a proposal may be stopped early.
+        baselines: overrides that are run beside the search for comparison.
+    """
+
+    name: str
+    about: str
+    parameters: dict[str, Parameter] = Field(min_length=1)
+    points: list[dict[str, Number]] = Field(default_factory=list)
+    proposals: int = Field(2, ge=0)
+    generation: int = Field(2, ge=1)
+    grace: Number = Field(0.5, ge=0, le=1)
+    baselines: list[dict[str, Any]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _known_keys(self) -> SearchSpace:
+        allowed = known_keys("erat")
+        for key in self.parameters:
+            if key not in allowed:
+                raise unknown_key(key, allowed)
+        for point in self.points:
+            if point.keys() != self.parameters.keys():
+                raise UserError(f"a point must give {', '.join(self.parameters)}; got {', '.join(point)}")
+        return self
+
+    def scale(self, data_name: str) -> dict[str, float]:
+        """Dotted key -> factor from the paper's units to this data set's."""
+        epsilon = DATASETS[data_name].facts.epsilon
+        return {
+            key: epsilon[parameter.unit] / PAPER_UNITS[parameter.unit] if parameter.unit else 1.0
+            for key, parameter in self.parameters.items()
+        }
+
+    def distributions(self, data_name: str) -> dict[str, FloatDistribution]:
+        """Optuna's view of the ranges."""
+        factors = self.scale(data_name)
+        return {
+            key: FloatDistribution(_round(p.low * factors[key]), _round(p.high * factors[key]), log=p.log)
+            for key, p in self.parameters.items()
+        }
+
+    def scaled_points(self, data_name: str) -> list[dict[str, float]]:
+        """The paper's points in this data set's units."""
+        factors = self.scale(data_name)
+        return [{key: _round(value * factors[key]) for key, value in point.items()} for point in self.points]
+
+
+def _round(value: float) -> float:
+    """Ten significant digits: enough for any budget, few enough to read and to paste."""
+    return float(f"{value:.10g}")
+
+
+def load_space(name: str) -> SearchSpace:
+    """A space by name (from search_spaces/) or by path to a YAML file.
+
+    Raises:
+        UserError: no such space, broken YAML, an unknown key or a bad range.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        if path.parent != FOLDER:
+            raise UserError(f"search space file {name} does not exist")
+        raise unknown_name("space", name, [file.stem for file in FOLDER.glob("*.yaml")])
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return parse_space(content, str(path))
+
+
+def parse_space(content: Any, where: str) -> SearchSpace:
+    """A space from what its YAML says.
+
+    Raises:
+        UserError: as `load_space`.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where} must hold a mapping, got {type(content).__name__}")
+    for key in content:
+        if key not in SearchSpace.model_fields:
+            raise UserError(f"{where}: {unknown_name('key', str(key), SearchSpace.model_fields)}")
+    try:
+        return SearchSpace.model_validate(dict(content))
+    except ValidationError as error:
+        first = error.errors()[0]
+        inner = first.get("ctx", {}).get("error")
+        place = ".".join(str(part) for part in first["loc"])
+        reason = str(inner) if isinstance(inner, UserError) else f"{first['msg']}, got {first['input']!r}"
+        raise UserError(f"{where}: {place + ': ' if place else ''}{reason}") from error

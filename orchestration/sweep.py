@@ -1,0 +1,321 @@
+"""One sweep from its specification to its report: plans, launches, listens, records. Knows no Ray, no MLflow inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from erat.config import RunConfig, build, content_digest, known_keys
+from erat.engine.checkpoint import write_atomic
+from erat.errors import UserError
+from orchestration.generations import Generations, Proposer, Trial
+from orchestration.home import Home
+from orchestration.report.figures import sweep_figure
+from orchestration.report.summary import best, csv_text, markdown
+from orchestration.rows import FINISHED, TrialRow
+from orchestration.spaces import SearchSpace, parse_space
+from orchestration.state import Ledger, Outcome
+from orchestration.tracking import Tracker
+from orchestration.trial import read_metrics, read_result, summarise
+
+SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
+
+
+@dataclass(frozen=True)
+class SweepSpec:
+    """What a sweep is. The number of trials is not part of it: a sweep can be extended.
+
+    Attributes:
+        overrides: dotted keys on top of the preset, alike for all trials.
+    """
+
+    space: SearchSpace
+    preset: str
+    overrides: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for key in self.space.parameters:
+            if key in self.overrides:
+                raise UserError(f"{key} is what the space {self.space.name} searches; it cannot be set as well")
+            if key not in known_keys(self.base.defense.name):
+                raise UserError(f"the space {self.space.name} searches {key}, which {self.base.defense.name} lacks")
+        for point in self.space.scaled_points(self.base.data.name):
+            self.config(point)
+
+    @cached_property
+    def base(self) -> RunConfig:
+        """The configuration that every trial starts from."""
+        return build(self.preset, self.overrides)
+
+    def config(self, trial_overrides: Mapping[str, Any]) -> RunConfig:
+        """The configuration of one trial. One of another defense drops the settings that were meant for this one."""
+        name = str(trial_overrides.get("defense.name", self.base.defense.name))
+        mine = {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
+        return build(self.preset, mine | dict(trial_overrides))
+
+    def content(self) -> dict[str, Any]:
+        """What two sweeps of one name must share, JSON-like."""
+        return {
+            "space": self.space.model_dump(mode="json"),
+            "preset": self.preset,
+            "base": self.base.identity(),
+            "overrides": self.overrides,
+        }
+
+    def identity(self) -> str:
+        """A digest of what is searched and from where; how the overrides were written does not count."""
+        return content_digest({"space": self.space.model_dump(mode="json"), "base": self.base.identity()})
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> SweepSpec:
+        """Back from the ledger."""
+        return cls(parse_space(content["space"], "the ledger"), content["preset"], dict(content["overrides"]))
+
+
+def register(ledger: Ledger, name: str, spec: SweepSpec, trials: int) -> None:
+    """Enter a sweep into the ledger, or find it there. Raises as `check_name_is_free`."""
+    check_name_is_free(ledger, name, spec)
+    known = ledger.sweeps.get(name)
+    if known is None or known.trials < trials:
+        ledger.append("sweep", name=name, spec=spec.content(), trials=trials)
+
+
+def check_name_is_free(ledger: Ledger, name: str, spec: SweepSpec) -> None:
+    """A name means one specification.
+
+    Raises:
+        UserError: the name belongs to another specification; what differs.
+    """
+    known = ledger.sweeps.get(name)
+    if known is not None and (other := SweepSpec.of(known.spec)).identity() != spec.identity():
+        raise UserError(
+            f"sweep {name!r} exists with another specification ({_difference(other, spec)}); "
+            "choose another --name, or repeat the first command to continue it"
+        )
+
+
+def _difference(old: SweepSpec, new: SweepSpec) -> str:
+    before, after = old.base.identity(), new.base.identity()
+    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    if not changed:
+        return "its search space differs"
+    key = changed[0]
+    more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+    return f"{key} was {before.get(key)}, is {after.get(key)}{more}"
+
+
+@dataclass
+class SweepDriver:
+    """Listens to a running sweep and keeps ledger, tracker and view up to date.
+
+    Args:
+        view: shown the rows after every event.
+        parent: the tracker's run of the sweep.
+    """
+
+    name: str
+    spec: SweepSpec
+    total: int
+    home: Home
+    ledger: Ledger
+    tracker: Tracker
+    parent: str
+    proposer: Proposer
+    view: Callable[[list[TrialRow]], None] = lambda rows: None
+    rows: dict[int, TrialRow] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.generations = make_generations(
+            self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed
+        )
+        self._runs: dict[int, str] = {}
+
+    # -- told by the search -----------------------------------------------------------------------------------------
+
+    def trial_parameters(self, trial: Trial) -> dict[str, Any]:
+        """What a worker is given."""
+        config = self.spec.config(trial.overrides)
+        folder = self.home.cell(trial.cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        return {
+            "number": trial.number,
+            "cell": trial.cell,
+            "home": str(self.home.root),
+            "config": config.model_dump_json(),
+            "stop_file": str(self._stop_file(trial.cell)),
+        }
+
+    def started(self, number: int) -> None:
+        """A trial begins, or goes on from its checkpoint."""
+        row = self.rows[number]
+        row.status = "running"
+        self._track_start(row)
+        self.epoch(number)
+
+    def epoch(self, number: int) -> None:
+        """An epoch ended: take in what the cell's folder says."""
+        row = self.rows[number]
+        metrics = read_metrics(self.home.cell(row.cell))
+        row.take_in(asdict(summarise(row.cell, row.status, metrics)))
+        for entry in metrics:
+            self.tracker.log_epoch(self._runs[number], entry, entry["epoch"])
+        self.view(self.all_rows())
+
+    def stop(self, number: int, epoch: int) -> None:
+        """Ask a trial to stop after this epoch; its later ones, if it had begun any, do not count."""
+        path = self._stop_file(self.rows[number].cell)
+        if not path.exists():
+            write_atomic(path, str(epoch).encode())
+
+    def ended(self, number: int) -> Outcome:
+        """A trial is over: record how."""
+        row = self.rows[number]
+        outcome = self._outcome(row)
+        self.ledger.finish(row.cell, outcome.status, outcome.result, sweep=self.name, error=outcome.error)
+        if number not in self._runs:
+            self._track_start(row)
+        self.epoch(number)
+        row.take_in(outcome.result)
+        track_end(self.tracker, self._runs[number], outcome, self.home.cell(row.cell))
+        self.view(self.all_rows())
+        return outcome
+
+    def interrupted(self) -> None:
+        """The sweep was cut short: what ran is queued again."""
+        for number, row in self.rows.items():
+            if row.status == "running":
+                row.status = "queued"
+                self.tracker.finish(self._runs[number], "interrupted", {}, None, None)
+
+    # -- rows -------------------------------------------------------------------------------------------------------
+
+    def all_rows(self) -> list[TrialRow]:
+        """In the order of their numbers."""
+        return [self.rows[number] for number in sorted(self.rows)]
+
+    def _proposed(self, trial: Trial) -> None:
+        config = self.spec.config(trial.overrides)
+        if trial.number not in self.ledger.sweeps[self.name].proposals:
+            self.ledger.append(
+                "proposed",
+                sweep=self.name,
+                number=trial.number,
+                params=trial.overrides,
+                source=trial.source,
+                cell=trial.cell,
+            )
+        self.rows[trial.number] = row = TrialRow(
+            trial.number,
+            trial.cell,
+            trial.overrides,
+            source=trial.source,
+            epochs=config.train.epochs,
+            config=config.flat(),
+        )
+        if trial.outcome is not None:
+            row.take_in(trial.outcome.result)
+
+    def _outcome(self, row: TrialRow) -> Outcome:
+        folder = self.home.cell(row.cell)
+        result = read_result(folder)
+        if result is None:
+            rows = read_metrics(folder)
+            result = summarise(row.cell, "failed", rows)
+            result.error = f"the worker died after epoch {len(rows)} (killed, or out of memory?)"
+        elif result.status == "stopped":
+            result = summarise(row.cell, "stopped", read_metrics(folder)[: self._stop_epoch(row.cell)])
+            self._stop_file(row.cell).unlink(missing_ok=True)
+        content = asdict(result) | {"mlflow_run_id": self._runs.get(row.number)}
+        return Outcome(result.status, content, result.error)
+
+    def _track_start(self, row: TrialRow) -> None:
+        run = self.tracker.start_run(row.cell, row.config, parent=self.parent, sweep=self.name, source=row.source)
+        self._runs[row.number] = row.mlflow_run_id = run
+
+    def _stop_file(self, cell: str) -> Path:
+        return self.home.cell(cell) / f"stop-{self.name}"
+
+    def _stop_epoch(self, cell: str) -> int | None:
+        try:
+            return int(self._stop_file(cell).read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def make_generations(
+    spec: SweepSpec,
+    total: int,
+    name: str,
+    ledger: Ledger,
+    proposer: Proposer,
+    on_proposed: Callable[[Trial], None] = lambda trial: None,
+) -> Generations:
+    """The generations of a sweep, as its specification and the ledger have them."""
+    known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
+    epochs = spec.base.train.epochs
+    return Generations(
+        space=spec.space,
+        points=spec.space.scaled_points(spec.base.data.name),
+        total=total,
+        proposer=proposer,
+        known=known,
+        cell_of=lambda overrides: spec.config(overrides).digest(),
+        outcome_of=lambda cell: ledger.outcome(cell, name),
+        on_proposed=on_proposed,
+        patience_epochs=max(1, round(spec.space.grace * epochs)),
+        epochs=epochs,
+    )
+
+
+def track_end(tracker: Tracker, run_id: str, outcome: Outcome, folder: Path) -> None:
+    """Tell the tracker how a cell ended."""
+    tracker.finish(
+        run_id,
+        outcome.status,  # type: ignore[arg-type]
+        {key: outcome.result.get(key) for key in SUMMARY_METRICS},
+        folder / "artifacts" if outcome.status in FINISHED else None,
+        outcome.error,
+    )
+
+
+def write_report(driver: SweepDriver) -> list[str]:
+    """Tables and figures of a sweep into its report folder; their paths."""
+    folder = driver.home.report(driver.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, columns = driver.all_rows(), list(driver.spec.space.parameters)
+    searched = [row for row in rows if row.source != "baseline"]
+    baselines = [row for row in rows if row.source == "baseline"]
+    documents = {
+        "summary.md": markdown(rows, columns),
+        "summary.csv": csv_text(rows, columns),
+        "spec.json": json.dumps(driver.spec.content(), indent=2, default=str),
+    }
+    for name, text in documents.items():
+        write_atomic(folder / name, text.encode())
+    figures = sweep_figure(driver.spec.space.name, searched, baselines, folder)
+    return [str(folder / "summary.md"), str(folder / "summary.csv"), *map(str, figures)]
+
+
+def result_json(row: TrialRow) -> dict[str, Any]:
+    """A run as `--json` prints it."""
+    return {
+        "cell": row.cell,
+        "status": row.status,
+        "config": row.config,
+        "final_test_accuracy": row.final_test_accuracy,
+        "best_val_test_accuracy": row.best_val_test_accuracy,
+        "val_accuracy": row.val_accuracy,
+        "train_seconds": row.seconds,
+        "mlflow_run_id": row.mlflow_run_id,
+        "error": row.error,
+    }
+
+
+def best_json(rows: list[TrialRow]) -> dict[str, Any] | None:
+    """The chosen run as `--json` prints it, with what was searched."""
+    chosen = best(rows)
+    return None if chosen is None else result_json(chosen) | {"params": chosen.params, "number": chosen.number}

@@ -1,0 +1,354 @@
+"""What MLflow shows: one experiment, a parent run per sweep, a child per cell. The only module that imports mlflow.
+
+Used by the driver process alone. The ledger, not MLflow, decides what is done; so a tracking server that fails costs
+warnings, never a trial.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock, Timeout
+
+from erat.errors import UserError
+from orchestration._mlflow_store import (
+    check_database_server,
+    is_http,
+    sqlite_path,
+    start_server,
+    stop_server,
+    tracking_uri,
+    use_write_ahead_log,
+    without_password,
+)
+from orchestration._mlflow_text import child_tags, compare_hint, legal_name, quoted, run_name, text
+from orchestration._outbox import Outbox, one_line
+from orchestration.home import Home
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+__all__ = ["EPOCH_METRICS", "EXPERIMENT", "Ending", "Tracker", "compare_hint", "run_name", "serve", "stop_server"]
+
+EXPERIMENT = "erat"
+EPOCH_METRICS = (
+    "test_accuracy",
+    "val_accuracy",
+    "train_loss",
+    "selection_precision",
+    "selection_recall",
+    "labelled_fraction",
+    "epoch_seconds",
+    "images_per_second",
+    "learning_rate",
+)
+Ending = Literal["done", "stopped", "failed", "interrupted"]
+
+_MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_PARENT, _RUN_NAME = "mlflow.parentRunId", "mlflow.runName"  # names that MLflow's pages understand
+_PARAM_LENGTH, _TAG_LENGTH, _BATCH = 6000, 5000, 100  # MLflow's own limits (older servers: 5,000 for a tag)
+
+# For this process, unless the user has set them.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox tries again, without stopping the driver for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "300",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output ends with one JSON object
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class Tracker:
+    """Writes runs to one store. `Tracker.open` makes it.
+
+    Methods that begin a run return its MLflow id or, while the server does not answer, a stand-in that every method of
+    this tracker takes.
+
+    Attributes:
+        uri: the store.
+        experiment_id: of the experiment "erat".
+    """
+
+    def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
+        self._client = client
+        self.uri = uri
+        self.experiment_id = experiment_id
+        self._outbox = Outbox(self._hopeless)
+        self._stand_ins = (f"unsent-{number}" for number in itertools.count())
+        self._ids: dict[str, str] = {}  # stand-in -> MLflow's id
+        self._last_epoch: dict[str, int] = {}  # MLflow's id -> last step in the store
+
+    @classmethod
+    def open(cls, home: Home) -> Tracker:
+        """The store that MLFLOW_TRACKING_URI names, or the SQLite file of `home`; made if it is fresh.
+
+        Raises:
+            UserError: the store cannot be reached or made; within about ten seconds for a server.
+        """
+        uri = tracking_uri(home)
+        database = sqlite_path(uri)
+        make_client = _import_mlflow()
+        artifacts = None if is_http(uri) else home.mlflow_artifacts.absolute().as_uri()
+        try:
+            if database is None:
+                check_database_server(uri)
+                client = make_client(tracking_uri=uri)
+                return cls(client, uri, _experiment(client, artifacts))
+            database.parent.mkdir(parents=True, exist_ok=True)
+            # MLflow's migration of a fresh file crashes when several processes begin it at once.
+            with FileLock(f"{database}.lock", timeout=120):
+                use_write_ahead_log(database)
+                client = make_client(tracking_uri=uri)
+                return cls(client, uri, _experiment(client, artifacts))
+        except UserError:
+            raise
+        except Timeout as error:
+            raise UserError(f"another process has held {error.lock_file} for two minutes; end it first") from error
+        except Exception as error:
+            raise UserError(_cannot_open(uri, error)) from error
+
+    def start_parent(self, name: str, *, kind: str, tags: Mapping[str, Any]) -> str:
+        """The run that holds a sweep's runs; the one of this name is opened again if it exists."""
+        own = {"sweep": name, "role": "parent", "kind": kind, "status": "running", _RUN_NAME: name}
+        return self._start({**tags, **own}, {})
+
+    def start_run(
+        self, cell: str, config: Mapping[str, Any], *, parent: str | None, sweep: str | None, source: str
+    ) -> str:
+        """A cell's run; the one of this cell under this parent is opened again if it exists.
+
+        Args:
+            cell: digest of the configuration.
+            config: flat, dotted keys; becomes the params.
+            parent: id that `start_parent` returned.
+            sweep: its name.
+            source: what proposed this run ("paper", "optuna", "baseline", ...).
+        """
+        tags = child_tags(config) | {"cell": cell, "source": source, "status": "running", _RUN_NAME: run_name(config)}
+        tags |= {"sweep": sweep} if sweep is not None else {}
+        tags |= {_PARENT: parent} if parent is not None else {}
+        return self._start(tags, config)
+
+    def log_epoch(self, run_id: str, row: Mapping[str, float | None], epoch: int) -> None:
+        """Those of EPOCH_METRICS that `row` holds and that are finite numbers, as step `epoch`, counted from 1.
+
+        An epoch at or before the last one stored is left out: replaying a run's epochs adds only what is missing.
+        """
+        known = {name: row[name] for name in EPOCH_METRICS if name in row}
+        self._outbox.put(self._send_epoch, run_id, known, epoch, _milliseconds())
+
+    def logged_epochs(self, run_id: str) -> int:
+        """The last epoch stored; 0 for none, or if the server does not answer."""
+        self._outbox.flush()
+        try:
+            return self._last(self._real(run_id))
+        except Exception:
+            return 0
+
+    def finish(
+        self,
+        run_id: str,
+        status: Ending,
+        summary: Mapping[str, float | None],
+        artifacts: Path | None = None,
+        error: str | None = None,
+    ) -> None:
+        """End a run.
+
+        Args:
+            summary: final metrics; what is not a finite number is left out.
+            artifacts: folder whose files are stored with the run.
+            error: text of a failure; its tail becomes the tag `error`.
+        """
+        self._finish(run_id, status, summary, artifacts, {"status": status} | ({"error": error} if error else {}))
+
+    def finish_parent(
+        self, run_id: str, *, summary: Mapping[str, float | None], artifacts: Path | None = None, ok: bool
+    ) -> None:
+        """End a sweep's run; `ok` says that no cell failed."""
+        status = "done" if ok else "failed"
+        self._finish(run_id, status, summary, artifacts, {"status": status})
+
+    def flush(self) -> int:
+        """Try once more to send what waits. Returns how many entries still do; they are lost if the process ends."""
+        return self._outbox.flush()
+
+    # -- What the outbox calls: each may be repeated without harm ---------------------------------------------------
+
+    def _start(self, tags: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+        stand_in = next(self._stand_ins)
+        self._outbox.put(self._send_start, stand_in, tags, params, _milliseconds())
+        return self._real(stand_in)
+
+    def _send_start(self, stand_in: str, tags: Mapping[str, Any], params: Mapping[str, Any], now: int) -> None:
+        parent = self._real(tags[_PARENT]) if _PARENT in tags else None
+        texts = {legal_name(key): text(value, _TAG_LENGTH) for key, value in tags.items()}
+        texts |= {_PARENT: parent} if parent else {}
+        run = self._find(texts, parent)
+        if run is None:
+            run = self._client.create_run(self.experiment_id, start_time=now, tags=texts)
+            self._last_epoch[run.info.run_id] = 0
+        else:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+            self._send_tags(run.info.run_id, texts)
+            if "error" in run.data.tags:
+                self._client.delete_tag(run.info.run_id, "error")
+        self._send_params(run, params)
+        self._ids[stand_in] = run.info.run_id
+
+    def _find(self, tags: Mapping[str, str], parent: str | None) -> Run | None:
+        keys = ("sweep", "role") if "role" in tags else ("cell",)
+        query = " and ".join(f"tags.{key} = {quoted(tags[key])}" for key in keys)
+        runs = self._client.search_runs([self.experiment_id], query)
+        return next((run for run in runs if run.data.tags.get(_PARENT) == parent), None)
+
+    def _send_params(self, run: Run, config: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        # A param cannot change. Keys of place (data.root) may differ when a run goes on elsewhere: the first stay.
+        texts = {legal_name(key): text(value, _PARAM_LENGTH) for key, value in config.items()}
+        params = [Param(key, value) for key, value in texts.items() if key not in run.data.params]
+        for begin in range(0, len(params), _BATCH):
+            self._client.log_batch(run.info.run_id, params=params[begin : begin + _BATCH])
+
+    def _send_epoch(self, run_id: str, row: Mapping[str, float | None], epoch: int, now: int) -> None:
+        run_id = self._real(run_id)
+        if epoch > self._last(run_id):
+            self._client.log_batch(run_id, metrics=_metrics(row, now, epoch))
+            self._last_epoch[run_id] = epoch
+
+    def _finish(
+        self, run_id: str, status: str, summary: Mapping[str, Any], artifacts: Path | None, tags: Mapping[str, str]
+    ) -> None:
+        self._outbox.put(self._send_summary, run_id, summary, tags, _milliseconds())
+        if artifacts is not None:
+            self._outbox.put(self._send_artifacts, run_id, artifacts)
+        # Last, so that a run that reads "finished" has everything.
+        self._outbox.put(self._send_end, run_id, _MLFLOW_STATUS[status], _milliseconds())
+
+    def _send_summary(self, run_id: str, summary: Mapping[str, Any], tags: Mapping[str, str], now: int) -> None:
+        self._client.log_batch(self._real(run_id), metrics=_metrics(summary, now, step=0))
+        self._send_tags(self._real(run_id), {key: value[-_TAG_LENGTH:] for key, value in tags.items()})
+
+    def _send_tags(self, run_id: str, texts: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in texts.items()])
+
+    def _send_artifacts(self, run_id: str, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")  # MLflow would store nothing and say nothing
+        self._client.log_artifacts(self._real(run_id), str(folder))
+
+    def _send_end(self, run_id: str, status: str, now: int) -> None:
+        self._client.set_terminated(self._real(run_id), status, end_time=now)
+
+    # -- Small helpers ----------------------------------------------------------------------------------------------
+
+    def _real(self, run_id: str) -> str:
+        return self._ids.get(run_id, run_id)
+
+    def _last(self, run_id: str) -> int:
+        if run_id not in self._last_epoch:
+            names = [name for name in self._client.get_run(run_id).data.metrics if name in EPOCH_METRICS]
+            steps = [point.step for name in names for point in self._client.get_metric_history(run_id, name)]
+            self._last_epoch[run_id] = max(steps, default=0)
+        return self._last_epoch[run_id]
+
+    def _hopeless(self, error: Exception, failures: int) -> bool:
+        """Whether a call would fail for ever: refused as it stands, or time and again while the store answers."""
+        from mlflow.exceptions import MlflowException
+
+        if isinstance(error, MlflowException):
+            if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"):
+                return True
+        elif isinstance(error, FileNotFoundError | PermissionError) or not isinstance(error, OSError):
+            return True
+        return failures >= 5 and self._answers()
+
+    def _answers(self) -> bool:
+        try:
+            self._client.get_experiment(self.experiment_id)
+        except Exception:
+            return False
+        return True
+
+
+def serve(home: Home, host: str = "127.0.0.1", port: int = 5000) -> subprocess.Popen[bytes]:
+    """Start MLflow's page on this store and wait until it answers. End it with `stop_server`.
+
+    Raises:
+        UserError: MLFLOW_TRACKING_URI names a server already; the port is taken; the address is not this machine's own.
+    """
+    uri = tracking_uri(home)
+    if is_http(uri):
+        raise UserError(f"MLFLOW_TRACKING_URI names a server already, nothing to start: open {without_password(uri)}")
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        Tracker.open(home)
+    return start_server(uri, home.mlflow_artifacts.absolute(), home.root / "mlflow-ui.log", host, port)
+
+
+def _import_mlflow() -> type[MlflowClient]:
+    """Import late (it takes a second) and quietly."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient
+
+
+def _experiment(client: MlflowClient, artifacts: str | None) -> str:
+    """Id of the project's experiment, made if it is missing."""
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+        except MlflowException:
+            # Another driver of the same server may have been a moment faster.
+            found = client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        command = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise UserError(f"MLflow's experiment {EXPERIMENT!r} was deleted; bring it back with `{command}`")
+    return str(found.experiment_id)
+
+
+def _cannot_open(uri: str, error: Exception) -> str:
+    shown = without_password(uri)
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        return f"MLflow's store {shown} cannot be used: {one_line(error)}; move it away for a fresh one"
+    return (
+        f"MLFLOW_TRACKING_URI={shown} cannot be used: {one_line(error)}; "
+        "start that server or mend the address, or unset it for the local store"
+    )
+
+
+def _metrics(row: Mapping[str, float | None], timestamp: int, step: int) -> list[Metric]:
+    """Finite numbers only: MLflow turns infinity into 1.8e308, which ruins a plot's axis.
+
+    The time is that of the event: MLflow drops a point that it holds already, so that sending one twice is harmless.
+    """
+    from mlflow.entities import Metric
+
+    numbers = {legal_name(key): float(value) for key, value in row.items() if value is not None}
+    return [Metric(key, number, timestamp, step) for key, number in numbers.items() if math.isfinite(number)]
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)

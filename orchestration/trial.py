@@ -1,0 +1,255 @@
+"""One cell from its configuration to its result, on this machine, without Ray.
+
+A cell's folder holds all there is to know of it: `config.json`, `checkpoint.pt`, `metrics.jsonl` (one row per epoch),
+`result.json`, `error.txt` and `artifacts/`. The sweep reads these; nothing else flows back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from erat.config import RunConfig
+from erat.corruption.base import Progress, silent
+from erat.corruption.pipeline import corrupted_set
+from erat.corruption.store import Store
+from erat.data.base import CorruptedSet
+from erat.engine.checkpoint import save, write_atomic
+from erat.engine.evaluation import confusion
+from erat.engine.parallel import Ranks
+from erat.engine.trainer import EpochReport, Trainer
+from erat.errors import UserError
+from orchestration.home import Home
+
+OnEpoch = Callable[[Sequence[EpochReport]], bool]  # all epochs so far -> false: stop here
+
+
+@dataclass
+class CellResult:
+    """How a cell ended. Accuracies in [0, 1]; none where the run did not get so far.
+
+    Attributes:
+        status: "done", "stopped" (early, on request) or "failed".
+        val_accuracy: of the last epoch; best_val_accuracy: the largest.
+        final_test_accuracy: clean test accuracy of the last epoch, the primary figure.
+        best_val_test_accuracy: clean test accuracy of the epoch with the best validation accuracy.
+        train_seconds: of training alone, over all restarts.
+    """
+
+    cell: str
+    status: str
+    epochs: int = 0
+    val_accuracy: float | None = None
+    best_val_accuracy: float | None = None
+    final_test_accuracy: float | None = None
+    best_val_test_accuracy: float | None = None
+    train_seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    noise_rate: float | None = None
+    checksum: str | None = None
+    error: str | None = None
+    val_history: list[float] = field(default_factory=list)
+
+
+def run_cell(
+    config: RunConfig,
+    home: Home,
+    *,
+    on_epoch: OnEpoch | None = None,
+    progress: Progress = silent,
+) -> CellResult:
+    """Train one cell, or go on with it from its last checkpoint; a finished one is only read.
+
+    With data-parallel workers every worker calls this; the first one writes. An error inside the training is part of
+    the result, not raised.
+
+    Args:
+        on_epoch: told the figures of all epochs after each one, on every worker; the first one's false ends the run.
+
+    Raises:
+        UserError: the data cannot be had: the run never began.
+    """
+    folder, ranks = home.cell(config.digest()), Ranks.current()
+    if not ranks.first:
+        return _train(config, home, folder, on_epoch, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Another sweep may be at the same cell: the second one waits, and finds it done.
+    with FileLock(folder / ".lock"):
+        finished = read_result(folder)
+        if finished is not None and finished.status == "done" and ranks.workers == 1:
+            return finished
+        for stale in ("result.json", "error.txt"):
+            (folder / stale).unlink(missing_ok=True)
+        write_atomic(folder / "config.json", config.model_dump_json(indent=2).encode())
+        result = _train(config, home, folder, on_epoch, progress)
+        write_atomic(folder / "result.json", json.dumps(asdict(result), indent=2).encode())
+        return result
+
+
+def read_result(folder: Path) -> CellResult | None:
+    """The result in a cell's folder, or none."""
+    try:
+        return CellResult(**json.loads((folder / "result.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_running(folder: Path) -> bool:
+    """Whether some process is at this cell now."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of all epochs so far."""
+    try:
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> CellResult:
+    """The result that a run's epochs amount to."""
+    if not rows:
+        return CellResult(cell, status)
+    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equals
+    return CellResult(
+        cell,
+        status,
+        epochs=len(rows),
+        val_accuracy=rows[-1]["val_accuracy"],
+        best_val_accuracy=best["val_accuracy"],
+        final_test_accuracy=rows[-1]["test_accuracy"],
+        best_val_test_accuracy=best["test_accuracy"],
+        train_seconds=sum(row["epoch_seconds"] for row in rows),
+        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        val_history=[row["val_accuracy"] for row in rows],
+    )
+
+
+def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None, progress: Progress) -> CellResult:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.resources.cpu)
+    ranks = Ranks.current()
+    cell = config.digest()
+    try:
+        data = corrupted_set(config, Store(home.crafted), progress)
+        trainer = Trainer(config, data, ranks, folder)
+        status = "done"
+        # After a restart the last epoch is told again: its listener may have died before it could say "stop here".
+        for _ in chain(trainer.history[-1:], trainer.run()):
+            if ranks.first:
+                _write_metrics(folder, trainer.history)
+            if not ranks.agree(on_epoch is None or on_epoch(trainer.history)):
+                status = "stopped"
+                break
+        predicted = trainer.predict_test()
+        result = summarise(cell, status, [asdict(report) for report in trainer.history])
+        if ranks.first:
+            _write_metrics(folder, trainer.history)
+            _write_artifacts(folder / "artifacts", config, data, trainer, confusion_of(data, predicted))
+    except UserError:
+        raise
+    except Exception as error:
+        if not ranks.first:
+            raise
+        write_atomic(folder / "error.txt", traceback.format_exc().encode())
+        result = summarise(cell, "failed", read_metrics(folder))
+        result.error = f"{type(error).__name__}: {error}".splitlines()[0]
+        return result
+    finally:
+        torch.set_num_threads(threads)
+    result.noise_rate = data.manifest["labels"].get("noise_rate")
+    result.checksum = data.manifest["images"].get("checksum")
+    return result
+
+
+def confusion_of(data: CorruptedSet, predicted: torch.Tensor) -> list[list[int]]:
+    """Rows: true class of the clean test images; columns: predicted class."""
+    counts: list[list[int]] = confusion(data.test.labels, predicted, data.test.num_classes).tolist()
+    return counts
+
+
+def _write_metrics(folder: Path, history: list[EpochReport]) -> None:
+    """All rows anew: after a restart the file says what the checkpoint says."""
+    lines = "".join(json.dumps(asdict(report)) + "\n" for report in history)
+    write_atomic(folder / "metrics.jsonl", lines.encode())
+
+
+def _write_artifacts(
+    folder: Path, config: RunConfig, data: CorruptedSet, trainer: Trainer, confused: list[list[int]]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    selection = [
+        {
+            "epoch": report.epoch,
+            "labelled_per_class": report.labelled_per_class,
+            "correct_per_class": report.correct_per_class,
+        }
+        for report in trainer.history
+    ]
+    documents = {
+        "environment.json": environment(),
+        "selection.json": {"classes": data.train.class_names, "epochs": selection},
+        "confusion.json": {"classes": data.test.class_names, "counts": confused},
+        "corruption.json": data.manifest,
+    }
+    for name, content in documents.items():
+        write_atomic(folder / name, json.dumps(content, indent=1, default=str).encode())
+    write_atomic(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    save(folder / "model.pt", trainer.defense.networks.state_dict())
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine: what one needs to run this again."""
+    packages = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "mlxtend")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+        "command": sys.argv,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the folder that this code lies in; none without git or a repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

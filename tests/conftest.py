@@ -1,0 +1,108 @@
+"""What many tests share: one thread, a small learnable image set, a small run configuration, a set without files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from erat.config import DataConfig, RunConfig, build, known_keys
+from erat.data.base import CorruptedSet, ImageSet, SourceFacts
+from erat.registry import DATASETS, Registry
+
+torch.set_num_threads(1)
+
+SMALL_RUN: dict[str, Any] = {
+    "data.image_size": 8,
+    "corruption.data": "none",
+    "corruption.labels": "none",
+    "defense.warmup_epochs": 1,
+    "defense.ramp_epochs": 1,
+    "train.epochs": 3,
+    "train.batch_size": 16,
+}
+
+
+def images(count: int, *, classes: int = 4, size: int = 8, seed: int = 0, signal: float = 60.0) -> ImageSet:
+    """Grey images of `classes` fixed patterns under noise; the labels go round: 0, 1, 2, ...
+
+    The patterns are the same for every seed, so that sets of several seeds make a train and a test part.
+    """
+    patterns = torch.randn(classes, 1, size, size, generator=torch.Generator().manual_seed(99))
+    noise = torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(seed))
+    labels = torch.arange(count) % classes
+    pixels = (128 + signal * patterns[labels] + 30 * noise).round().clamp(0, 255).to(torch.uint8)
+    return ImageSet(pixels, labels, tuple(f"class {k}" for k in range(classes)))
+
+
+def corrupted(train: int = 64, *, wrong: float = 0.25, **options: Any) -> CorruptedSet:
+    """A small training set, the first `wrong` of which wear the next class's label, with clean val and test parts."""
+    clean = images(train, seed=1, **options)
+    given = clean.labels.clone()
+    flipped = round(wrong * train)
+    given[:flipped] = (given[:flipped] + 1) % clean.num_classes
+    return CorruptedSet(
+        train=replace(clean, labels=given),
+        true_labels=clean.labels,
+        val=images(24, seed=2, **options),
+        test=images(24, seed=3, **options),
+    )
+
+
+def small_config(overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The demo preset cut down to three epochs of small batches on 8 x 8 pixels, uncorrupted."""
+    wanted = dict(overrides or {})
+    keys = known_keys(str(wanted.get("defense.name", "erat")))
+    return build("demo", {key: value for key, value in SMALL_RUN.items() if key in keys} | wanted)
+
+
+@pytest.fixture
+def make_images() -> Callable[..., ImageSet]:
+    """See `images`."""
+    return images
+
+
+@pytest.fixture
+def make_data() -> Callable[..., CorruptedSet]:
+    """See `corrupted`."""
+    return corrupted
+
+
+@pytest.fixture
+def make_config() -> Callable[..., RunConfig]:
+    """See `small_config`."""
+    return small_config
+
+
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Registry[Any], str, Any], None]]:
+    """`register(DEFENSES, "mine", MyDefense)`, undone after the test."""
+
+    def add(registry: Registry[Any], name: str, part: Any) -> None:
+        monkeypatch.setattr(registry, "_targets", dict(registry._targets))
+        monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
+        registry.add(name, part)
+
+    yield add
+    known_keys.cache_clear()
+
+
+class ToySource:
+    """A data set without files: 120 training and 40 test images of four classes."""
+
+    facts = SourceFacts(epsilon={"linf": 0.1, "l2": 1.0}, flip=False, policy="svhn")
+    signal = 60.0
+
+    def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
+        return images(120, seed=1, signal=self.signal), images(40, seed=3, signal=self.signal)
+
+
+@pytest.fixture
+def toy(register: Callable[..., None]) -> ToySource:
+    """A data set called "toy", there for one test."""
+    source = ToySource()
+    register(DATASETS, "toy", source)
+    return source
