@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,18 +121,16 @@ def _tune_trial(parameters: dict[str, Any]) -> None:
 def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
     """One cell on several data-parallel workers, driven from a Tune trial."""
     config = RunConfig.model_validate_json(parameters["config"])
-    run_parallel(config, Home(Path(parameters["home"])), Path(parameters["stop_file"]), [TuneReportCallback()])
+    home, stop_file = Home(Path(parameters["home"])), Path(parameters["stop_file"])
+    _raise_if_failed(run_parallel(config, home, stop_file, [TuneReportCallback()]))
 
 
 def run_parallel(config: RunConfig, home: Home, stop_file: Path, callbacks: list[Any] | None = None) -> CellResult:
-    """Train one cell on `train.workers` workers through Ray Train and return its result.
+    """Train one cell on `train.workers` workers through Ray Train and return its result, failed or not.
 
     Args:
         stop_file: the run stops after the epoch in which this file appears.
         callbacks: of Ray Train, told of each report.
-
-    Raises:
-        TrainingFailedError: the run failed; its reason.
     """
     workers = config.train.workers
     per_worker = {"CPU": config.resources.cpu - SLIVER} | (
@@ -152,22 +150,12 @@ def run_parallel(config: RunConfig, home: Home, stop_file: Path, callbacks: list
             callbacks=callbacks or [],
         ),
     )
-    trainer.fit()
-    result = read_result(home.cell(config.digest()))
-    if result is None:
-        raise TrainingFailedError("the workers left no result")
-    _raise_if_failed(result)
-    return result
-
-
-class Listener(ray.train.UserCallback):
-    """Calls back, in the driver, when an epoch of a data-parallel run has been reported."""
-
-    def __init__(self, on_epoch: Callable[[], None]) -> None:
-        self._on_epoch = on_epoch
-
-    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
-        self._on_epoch()
+    error = "the workers left no result"
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as failure:
+        error = str(failure).splitlines()[0]
+    return read_result(home.cell(config.digest())) or CellResult(config.digest(), "failed", error=error)
 
 
 def _parallel_worker(parameters: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +23,9 @@ from orchestration.state import Ledger, Outcome
 from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
 from orchestration.tracking import Tracker
 from orchestration.trial import CellResult, read_metrics, run_cell, summarise
+
+
+POLL_SECONDS = 0.5
 
 
 @dataclass
@@ -141,7 +144,12 @@ def _train_here_or_on_ray(
         cluster.slots({"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}, config.train.workers)
         stop_file = home.cell(config.digest()) / "stop-train"
         stop_file.unlink(missing_ok=True)
-        return cluster.run_parallel(config, home, stop_file, [cluster.Listener(on_epoch)])
+        # Ray Train's controller is a process of its own and calls nobody back here: the cell's folder is read instead.
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(cluster.run_parallel, config, home, stop_file)
+            while not wait([running], timeout=POLL_SECONDS).done:
+                on_epoch()
+            return running.result()
 
 
 def craft(config: RunConfig, home: Home) -> dict[str, Any]:

@@ -59,19 +59,19 @@ def small_config(overrides: Mapping[str, Any] | None = None) -> RunConfig:
     return build("demo", {key: value for key, value in SMALL_RUN.items() if key in keys} | wanted)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_images() -> Callable[..., ImageSet]:
     """See `images`."""
     return images
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_data() -> Callable[..., CorruptedSet]:
     """See `corrupted`."""
     return corrupted
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config() -> Callable[..., RunConfig]:
     """See `small_config`."""
     return small_config

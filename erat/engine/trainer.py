@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ class Trainer:
         for phase in plan.phases:
             for batch, at in self._batches(phase, clock):
                 for update in phase.updates:
-                    terms = self._update(batch, at, update)
+                    terms = self._update(replace(batch, update=update.name), at, update)
                     for name, (_, value) in {"": (1.0, terms.total), **terms.terms}.items():
                         sums[name] = sums.get(name, 0) + value.detach()
                 steps, seen = steps + len(phase.updates), seen + len(batch.images) + len(batch.unlabelled)
