@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -305,10 +306,16 @@ def _show_own_warning(record: logging.LogRecord) -> bool:
 def main() -> None:
     """Run the command. Exit 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
     _quiet()
+    signal.signal(signal.SIGTERM, _as_interrupt)
     code = _guarded(lambda: app(standalone_mode=False))
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
+
+
+def _as_interrupt(number: int, frame: Any) -> None:
+    """A request to end is treated like Ctrl-C: servers are stopped, and a sweep says how to go on."""
+    raise KeyboardInterrupt
 
 
 def _guarded(run: Callable[[], Any]) -> int:

@@ -12,7 +12,7 @@ from erat.data.sets import load
 from erat.engine.trainer import Trainer
 from orchestration.home import Home
 from orchestration.state import Ledger
-from orchestration.trial import read_metrics
+from orchestration.trial import read_metrics, threads
 
 CALIBRATION_STEPS = 3
 
@@ -63,6 +63,7 @@ def _calibrated(config: RunConfig) -> float:
     few = train.take(train.labels.argsort(stable=True)[:: max(1, len(train) // (batch * CALIBRATION_STEPS))])
     quick = build(config.preset, config.flat() | {"train.epochs": 1, "train.workers": 1})
     trainer = Trainer(quick, CorruptedSet(few, few.labels, test.take(few.labels[:1]), test.take(few.labels[:1])))
-    next(trainer.run())  # the first epoch also warms caches up
+    with threads(config):
+        next(trainer.run())  # the first epoch also warms caches up
     report = trainer.history[-1]
     return report.epoch_seconds * len(train) / len(few)

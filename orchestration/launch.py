@@ -22,7 +22,7 @@ from orchestration.rows import TrialRow
 from orchestration.state import Ledger, Outcome
 from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
 from orchestration.tracking import Tracker
-from orchestration.trial import CellResult, read_metrics, run_cell, summarise
+from orchestration.trial import CellResult, read_metrics, run_cell, summarise, threads
 
 
 POLL_SECONDS = 0.5
@@ -154,7 +154,7 @@ def _train_here_or_on_ray(
 
 def craft(config: RunConfig, home: Home) -> dict[str, Any]:
     """Make sure that the crafted set of a configuration is in the store; its manifest."""
-    with _craft_progress() as progress:
+    with _craft_progress() as progress, threads(config):
         return corrupted_set(config, Store(home.crafted), progress).manifest
 
 

@@ -13,7 +13,8 @@ import resource
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from itertools import chain
@@ -86,7 +87,8 @@ def run_cell(
     """
     folder, ranks = home.cell(config.digest()), Ranks.current()
     if not ranks.first:
-        return _train(config, home, folder, on_epoch, progress)
+        with threads(config):
+            return _train(config, home, folder, on_epoch, progress)
     folder.mkdir(parents=True, exist_ok=True)
     # Another sweep may be at the same cell: the second one waits, and finds it done.
     with FileLock(folder / ".lock"):
@@ -96,7 +98,8 @@ def run_cell(
         for stale in ("result.json", "error.txt"):
             (folder / stale).unlink(missing_ok=True)
         write_atomic(folder / "config.json", config.model_dump_json(indent=2).encode())
-        result = _train(config, home, folder, on_epoch, progress)
+        with threads(config):
+            result = _train(config, home, folder, on_epoch, progress)
         write_atomic(folder / "result.json", json.dumps(asdict(result), indent=2).encode())
         return result
 
@@ -107,6 +110,17 @@ def read_result(folder: Path) -> CellResult | None:
         return CellResult(**json.loads((folder / "result.json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+@contextmanager
+def threads(config: RunConfig) -> Iterator[None]:
+    """Torch with `resources.cpu` threads, so that a run's sums are rounded alike wherever it is started from."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.resources.cpu)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def is_running(folder: Path) -> bool:
@@ -146,8 +160,6 @@ def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> Cell
 
 
 def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None, progress: Progress) -> CellResult:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.resources.cpu)
     ranks = Ranks.current()
     cell = config.digest()
     try:
@@ -175,8 +187,6 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
         result = summarise(cell, "failed", read_metrics(folder))
         result.error = f"{type(error).__name__}: {error}".splitlines()[0]
         return result
-    finally:
-        torch.set_num_threads(threads)
     result.noise_rate = data.manifest["labels"].get("noise_rate")
     result.checksum = data.manifest["images"].get("checksum")
     return result

@@ -132,9 +132,7 @@ def test_strings_are_read_as_their_field_wants_them() -> None:
     assert config.defense.rebalance is False
 
 
-@pytest.mark.parametrize(
-    ("data", "linf", "l2", "flip"), [("mnist", 0.1, 1.0, False), ("cifar10", 8 / 255, 0.5, True)]
-)
+@pytest.mark.parametrize(("data", "linf", "l2", "flip"), [("mnist", 0.1, 1.0, False), ("cifar10", 8 / 255, 0.5, True)])
 def test_budgets_policy_and_flip_follow_the_data_set(data: str, linf: float, l2: float, flip: bool) -> None:
     for kind in CORRUPTIONS.names():
         config = build("paper", {"data.name": data, "corruption.data": kind})

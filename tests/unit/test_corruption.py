@@ -180,9 +180,7 @@ def test_up_makes_images_easy_to_fit(
     """On images of pure noise nothing but the perturbation tells the classes apart."""
     monkeypatch.setattr(up, "MAX_ROUNDS", 6)
     noise = make_images(60, seed=1, signal=0.0).images.float() / 255
-    delta = CORRUPTIONS["up"].perturb(
-        again(order, images=noise, norm="linf", epsilon=0.1, granularity=granularity)
-    )
+    delta = CORRUPTIONS["up"].perturb(again(order, images=noise, norm="linf", epsilon=0.1, granularity=granularity))
     clean = loss_after(noise, order.labels, 15)
     poisoned = loss_after((noise + delta).clamp(0, 1), order.labels, 15)
     assert poisoned < 0.5 * clean

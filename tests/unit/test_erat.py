@@ -185,9 +185,7 @@ def test_every_image_draws_its_norm() -> None:
     assert 160 < int(linf.sum()) < 240, "about half of 400"
     assert l2_norm(delta[~linf]).max() <= 1.0 * (1 + 1e-5)
     assert l2_norm(delta[linf]).min() > 0.3
-    other = defense().perturb(
-        batch(400, 0).images, batch(400, 0).labels, BatchRandom(torch.Generator().manual_seed(1))
-    )
+    other = defense().perturb(batch(400, 0).images, batch(400, 0).labels, BatchRandom(torch.Generator().manual_seed(1)))
     assert not torch.equal(linf, (other - batch(400, 0).images).abs().flatten(1).amax(1) <= 0.1 * (1 + 1e-5))
 
 

@@ -236,7 +236,9 @@ def test_the_source_network_is_clean_trained_frozen_in_eval_mode_and_the_same_ag
     assert right.float().mean() > 0.8
     assert told == [(epoch, 24) for epoch in range(1, 25)]
     again = source_network(clean, config, Store(tmp_path))
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def test_the_source_recipe_and_its_best_epoch(

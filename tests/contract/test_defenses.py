@@ -1,0 +1,193 @@
+"""What the trainer may expect of every defense, run over all that are registered and over ERAT's eight ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from erat.config import RunConfig
+from erat.data.base import CorruptedSet
+from erat.defenses.base import Batch, Clock
+from erat.engine.trainer import EpochReport, Trainer
+from erat.registry import DEFENSES
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "ERAT_inf": {"defense.norms": "linf"},
+    "ERAT_2": {"defense.norms": "l2"},
+    "w CE": {"defense.score": "ce"},
+    "wo RB": {"defense.rebalance": False},
+    "wo Uni": {"defense.uniform": False},
+    "wo Aug": {"defense.strong": False},
+    "wo AT": {"defense.adversarial": False},
+    "wo SS": {"defense.selection": False},
+}
+OPTIONS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFENSES.names()} | ABLATIONS
+
+pytestmark = pytest.mark.parametrize("options", [pytest.param(value, id=key) for key, value in OPTIONS.items()])
+
+Options = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
+    return make_data(48)
+
+
+@pytest.fixture
+def trainer(make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options) -> Trainer:
+    return Trainer(make_config(options), data)
+
+
+def batches(trainer: Trainer) -> Iterator[tuple[Batch, Clock]]:
+    """Every update of the first epoch (a warm-up, for those that have one) and of the third."""
+    for clock in (Clock(0), Clock(2)):
+        for phase in trainer.defense.plan_epoch(clock, trainer._train).phases:
+            for batch, at in trainer._batches(phase, clock):
+                for update in phase.updates:
+                    yield replace(batch, update=update.name), at
+
+
+def state(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trainer.defense.state_dict().items()}
+
+
+def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def figures(report: EpochReport) -> dict[str, Any]:
+    """A report without what depends on how busy the machine is."""
+    return {key: value for key, value in asdict(report).items() if key not in ("epoch_seconds", "images_per_second")}
+
+
+def test_three_steps_change_every_network(trainer: Trainer) -> None:
+    before = state(trainer)
+    report = next(trainer.run())
+    assert report.train_loss > 0
+    assert torch.tensor(report.train_loss).isfinite()
+    for network in trainer.defense.networks:
+        prefix = f"networks.{network}."
+        names = [prefix + name for name, _ in trainer.defense.networks[network].named_parameters()]
+        unchanged = [name for name in names if torch.equal(before[name], trainer.defense.state_dict()[name])]
+        assert not unchanged
+
+
+def test_going_on_from_a_checkpoint_is_bit_equal(
+    make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options, tmp_path: Path
+) -> None:
+    config = make_config(options)
+    whole = Trainer(config, data)
+    expected = [figures(report) for report in whole.run()]
+    for _ in range(config.train.epochs):
+        trainer = Trainer(config, data, folder=tmp_path)
+        torch.manual_seed(trainer.epochs_done)  # another process has another global state
+        next(trainer.run())
+    assert [figures(report) for report in trainer.history] == expected
+    assert_same_bits(state(trainer), state(whole))
+    ours, theirs = trainer._optimizer.state_dict()["state"], whole._optimizer.state_dict()["state"]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[i]["momentum_buffer"], theirs[i]["momentum_buffer"]) for i in theirs)
+
+
+def test_a_loss_touches_neither_gradients_nor_flags_nor_weights(trainer: Trainer) -> None:
+    defense = trainer.defense.train()
+    modules = list(defense.modules())
+    for module in modules[::3]:
+        module.training = False
+    parameters = list(defense.parameters())
+    for number, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, number)
+    parameters[0].requires_grad_(False)
+    flags = [module.training for module in modules]
+    weights = [parameter.detach().clone() for parameter in parameters]
+    for batch, clock in batches(trainer):
+        defense.loss(batch, clock)
+    assert [module.training for module in modules] == flags
+    assert [parameter.requires_grad for parameter in parameters] == [False] + [True] * (len(parameters) - 1)
+    for number, (parameter, weight) in enumerate(zip(parameters, weights, strict=True)):
+        assert parameter.grad is not None
+        assert bool((parameter.grad == number).all())
+        assert torch.equal(parameter, weight)
+
+
+def test_a_loss_is_made_of_scalars_that_teach(trainer: Trainer) -> None:
+    for batch, clock in batches(trainer):
+        terms = trainer.defense.loss(batch, clock)
+        assert terms.terms
+        assert all(value.shape == () and bool(value.isfinite()) for _, value in terms.terms.values())
+        assert terms.total.requires_grad
+
+
+def test_a_loss_leaves_the_batch_as_it_is(trainer: Trainer) -> None:
+    for batch, clock in batches(trainer):
+        before = [getattr(batch, name).clone() for name in ("images", "labels", "unlabelled")]
+        trainer.defense.loss(batch, clock)
+        assert all(
+            torch.equal(old, getattr(batch, name))
+            for old, name in zip(before, ("images", "labels", "unlabelled"), strict=True)
+        )
+        assert not batch.images.requires_grad
+
+
+def test_no_unlabelled_samples_at_all(trainer: Trainer) -> None:
+    for batch, clock in batches(trainer):
+        alone = replace(batch, unlabelled=batch.unlabelled[:0], unlabelled_indices=batch.unlabelled_indices[:0])
+        total = trainer.defense.loss(alone, clock).total
+        assert total.isfinite()
+        parameters = trainer._parameters(trainer.defense.plan_epoch(clock, trainer._train).phases[0].updates[0])
+        grads = torch.autograd.grad(total, parameters, allow_unused=True)
+        assert any(grad is not None and bool(grad.abs().sum() > 0) for grad in grads)
+        assert all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
+
+
+def test_a_set_of_a_single_class(make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options) -> None:
+    given = replace(data.train, labels=torch.full_like(data.train.labels, 2))
+    reports = list(Trainer(make_config(options), replace(data, train=given)).run())
+    assert all(torch.tensor(report.train_loss).isfinite() for report in reports)
+    assert reports[-1].labelled_per_class[2] > 0
+
+
+def test_a_plan_covers_the_data_and_says_what_it_selected(trainer: Trainer) -> None:
+    for epoch in range(3):
+        plan = trainer.defense.plan_epoch(Clock(epoch), trainer._train)
+        assert plan.phases
+        for phase in plan.phases:
+            rest = phase.unlabelled if phase.unlabelled is not None else torch.empty(0, dtype=torch.int64)
+            both = torch.cat([phase.labelled, rest])
+            assert both.dtype == torch.int64
+            assert len(both.unique()) == len(both), "no sample is labelled and unlabelled, nor twice"
+            assert 0 <= int(both.min())
+            assert int(both.max()) < len(trainer._train)
+            assert len(phase.labelled) > 0
+        if plan.selected is not None:
+            assert plan.selected.dtype == torch.bool
+            assert plan.selected.shape == (len(trainer._train),)
+            assert plan.selected.device.type == "cpu"
+
+
+def test_an_answer_is_one_logit_per_class(trainer: Trainer, data: CorruptedSet) -> None:
+    with torch.no_grad():
+        assert trainer.defense.eval().predict(data.test.images[:5].float() / 255).shape == (5, 4)
+        assert trainer.defense.predict(data.test.images[:1].float() / 255).shape == (1, 4)
+
+
+def test_a_seed_decides_every_bit(make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options) -> None:
+    def train(seed: int, elsewhere: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        torch.manual_seed(elsewhere)
+        trainer = Trainer(make_config(options | {"train.seed": seed, "train.epochs": 2}), data)
+        reports = [figures(report) for report in trainer.run()]
+        return state(trainer), reports
+
+    first, again, other = train(3, elsewhere=0), train(3, elsewhere=1), train(4, elsewhere=0)
+    assert_same_bits(first[0], again[0])
+    assert first[1] == again[1]
+    assert first[1] != other[1]
+    assert any(not torch.equal(first[0][name], other[0][name]) for name in first[0])
