@@ -225,10 +225,9 @@ def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
     section = key.split(".")[0] + "."
     near = get_close_matches(key, allowed, n=3, cutoff=0.6)
     there = [name for name in allowed if name.startswith(section)]
+    sections = sorted({f"{name.split('.')[0]}.*" for name in allowed})
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(
-        f"unknown key {key!r}: {hint}allowed: {', '.join(there) or ', '.join(sorted({name.split('.')[0] + '.*' for name in allowed}))}"
-    )
+    return UserError(f"unknown key {key!r}: {hint}allowed: {', '.join(there or sections)}")
 
 
 @cache

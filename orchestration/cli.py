@@ -62,6 +62,8 @@ def parse_overrides(words: list[str] | None) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise UserError(f"expected KEY=VALUE, got {word!r}")
+        if key == "preset":
+            raise UserError("the preset is not a key: give --preset demo or --preset paper")
         if key in overrides:
             raise UserError(f"{key} is given twice")
         try:
@@ -162,7 +164,10 @@ def train(
         if as_json:
             print(json.dumps(content))
         return
-    row = run_train(config, home, Ledger(home.ledger), address=address, force=force)
+    try:
+        row = run_train(config, home, Ledger(home.ledger), address=address, force=force)
+    except KeyboardInterrupt:
+        raise _stopped("the same command goes on from the last epoch") from None
     overview.show_run(row, home, err)
     if as_json:
         print(json.dumps(result_json(row)))
@@ -187,7 +192,7 @@ def craft(overrides: Overrides = None, preset: Preset = "demo", as_json: AsJson 
 @app.command(epilog=_examples("ui", "ui --port 5001"))
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    host: Annotated[str, typer.Option(help="an address of this machine; anyone who reaches it can read")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="127.0.0.1 or localhost; MLflow asks nobody for a password")] = "127.0.0.1",
 ) -> None:
     """MLflow's page on this project's store, until Ctrl-C."""
     from orchestration import tracking
@@ -254,8 +259,8 @@ def _run_sweep(name: str, spec: Any, trials: int, address: str | None, dry_run: 
     try:
         end = run_sweep(name, spec, trials, home, ledger, address=address)
     except KeyboardInterrupt:
-        err.print(f"stopped; nothing finished is lost. Go on with: python orchestrate.py resume {name}")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        again = f"python orchestrate.py resume {name}" if name in ledger.sweeps else "the same command"
+        raise _stopped(f"nothing finished is lost. Go on with: {again}") from None
     rows = end.driver.all_rows()
     overview.show_sweep(end, err)
     if as_json:
@@ -274,6 +279,11 @@ def _run_sweep(name: str, spec: Any, trials: int, address: str | None, dry_run: 
     if failed:
         err.print(f"try the failed ones again with: python orchestrate.py retry {name}")
         raise typer.Exit(EXIT_FAILED)
+
+
+def _stopped(how_to_go_on: str) -> typer.Exit:
+    err.print(f"stopped; {how_to_go_on}", markup=False)
+    return typer.Exit(EXIT_INTERRUPTED)
 
 
 def _show_failure(reason: str | None, log: Path) -> None:
@@ -326,10 +336,13 @@ def _guarded(run: Callable[[], Any]) -> int:
         err.print(f"error: {error}", style="red", markup=False)
         return EXIT_INPUT
     except _UsageError as error:
-        error.show()  # type: ignore[attr-defined]
+        if type(error).__name__ == "NoArgsIsHelpError":  # the command alone: its help is on the screen already
+            return EXIT_INPUT
+        words = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        err.print(f"error: {words}", style="red", markup=False)
         return EXIT_INPUT
     except (KeyboardInterrupt, typer.Abort):
-        err.print("stopped; the same command goes on from the last epoch")
+        err.print("stopped")
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in _STORAGE:

@@ -19,7 +19,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from erat.config import RunConfig
 from erat.engine.trainer import EpochReport
-from erat.errors import TrainingFailedError, UserError
+from erat.errors import UserError
 from orchestration.home import Home
 from orchestration.trial import CellResult, read_result, run_cell
 
@@ -46,7 +46,7 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
             "object_store_memory": 128 * 2**20,  # nothing large travels: sets are read from the store
         }
     else:
-        _check_reachable(address)
+        check_reachable(address)
         options["address"] = address
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -60,8 +60,12 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Ask the port before Ray does, which would retry for a minute."""
+def check_reachable(address: str) -> None:
+    """Ask the port before Ray does, which would retry for a minute.
+
+    Raises:
+        UserError: not an address, or nobody there.
+    """
     if address in ("auto", "local"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -100,11 +104,12 @@ def trainable(resources: Mapping[str, float], workers: int) -> Any:
 
 def _report(history: Sequence[EpochReport]) -> dict[str, Any]:
     """What Tune may see of a run so far. No test accuracy: what it does not know, it cannot choose by."""
-    return {
-        "val_accuracy": history[-1].val_accuracy,
-        "best_val_accuracy": max(report.val_accuracy for report in history),
-        "epoch": history[-1].epoch,
-    }
+    best = max(report.val_accuracy for report in history)
+    return _figures(history[-1].epoch, history[-1].val_accuracy, best)
+
+
+def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | None) -> dict[str, Any]:
+    return {"val_accuracy": val_accuracy, "best_val_accuracy": best_val_accuracy, "epoch": epoch}
 
 
 def _tune_trial(parameters: dict[str, Any]) -> None:
@@ -115,14 +120,21 @@ def _tune_trial(parameters: dict[str, Any]) -> None:
         tune.report(_report(history))
         return not stop.exists()
 
-    _raise_if_failed(run_cell(config, Home(Path(parameters["home"])), on_epoch=on_epoch))
+    _report_end(run_cell(config, Home(Path(parameters["home"])), on_epoch=on_epoch))
 
 
 def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
     """One cell on several data-parallel workers, driven from a Tune trial."""
     config = RunConfig.model_validate_json(parameters["config"])
     home, stop_file = Home(Path(parameters["home"])), Path(parameters["stop_file"])
-    _raise_if_failed(run_parallel(config, home, stop_file, [TuneReportCallback()]))
+    _report_end(run_parallel(config, home, stop_file, [TuneReportCallback()]))
+
+
+def _report_end(result: CellResult) -> None:
+    """Report once more: a trial without any report (a cell that another sweep had finished, one that failed at once)
+    ends the whole sweep. How the trial ended Tune need not know, the driver reads it from the cell's folder.
+    """
+    tune.report(_figures(result.epochs, result.val_accuracy, result.best_val_accuracy))
 
 
 def run_parallel(config: RunConfig, home: Home, stop_file: Path, callbacks: list[Any] | None = None) -> CellResult:
@@ -167,11 +179,6 @@ def _parallel_worker(parameters: dict[str, Any]) -> None:
         return not stop.exists()
 
     run_cell(config, Home(Path(parameters["home"])), on_epoch=on_epoch)
-
-
-def _raise_if_failed(result: CellResult) -> None:
-    if result.status == "failed":
-        raise TrainingFailedError(result.error)
 
 
 def description() -> dict[str, Any]:

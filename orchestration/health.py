@@ -56,8 +56,9 @@ def _probes(home: Home, address: str | None) -> dict[str, Probe]:
 
 
 def _packages() -> tuple[Any, str]:
-    versions = {name: metadata.version(name) for name in PACKAGES}
-    return versions, ""
+    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    missing = [name for name in PACKAGES if name not in installed]
+    return {name: installed.get(name) for name in PACKAGES}, f"missing: {', '.join(missing)}" if missing else ""
 
 
 def _memory() -> tuple[float, str]:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from erat.config import RunConfig
-from erat.corruption.pipeline import corrupted_set
+from erat.corruption.pipeline import corrupted_set, crafted_already
 from erat.corruption.store import Store
+from erat.engine.checkpoint import write_atomic
 from orchestration.home import Home
 from orchestration.live import LiveView
 from orchestration.rows import TrialRow
@@ -23,7 +24,6 @@ from orchestration.state import Ledger, Outcome
 from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
 from orchestration.tracking import Tracker
 from orchestration.trial import CellResult, read_metrics, run_cell, summarise, threads
-
 
 POLL_SECONDS = 0.5
 
@@ -52,11 +52,14 @@ def run_sweep(
     started = time.monotonic()
     resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}
     workers = spec.base.train.workers
+    if address is not None:
+        cluster.check_reachable(address)
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(Tracker.open, home)
+        if not crafted_already(spec.base, Store(home.crafted)):
+            opening.result()  # crafting may take hours: know first that the store answers
         craft(spec.base, home)
         tracker = opening.result()
-    register(ledger, name, spec, trials)
     proposer = search.OptunaProposer(
         spec.space.distributions(spec.base.data.name),
         seed=spec.base.train.seed,
@@ -64,6 +67,7 @@ def run_sweep(
     )
     with cluster.connection(address):
         slots = cluster.slots(resources, workers)
+        register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
         driver = SweepDriver(name, spec, trials, home, ledger, tracker, parent, proposer)
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
@@ -73,8 +77,9 @@ def run_sweep(
                 search.run(driver, name=name, storage=home.ray, resources=resources, workers=workers, slots=slots)
             except BaseException:
                 driver.interrupted()
-                tracker.finish_parent(parent, summary={}, ok=False)
+                tracker.finish(parent, "interrupted", {})
                 raise
+            view.update(driver.all_rows())  # those, too, that were finished before and made no event
         files = write_report(driver)
         failed = any(row.status == "failed" for row in driver.all_rows())
         seconds = time.monotonic() - started
@@ -99,6 +104,10 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
     if force:
         for file in ("checkpoint.pt", "result.json", "metrics.jsonl"):
             (folder / file).unlink(missing_ok=True)
+    if address is not None:
+        from orchestration import cluster
+
+        cluster.check_reachable(address)
     tracker = Tracker.open(home)
     craft(config, home)
     run = tracker.start_run(cell, row.config, parent=None, sweep=None, source="train")
@@ -147,8 +156,12 @@ def _train_here_or_on_ray(
         # Ray Train's controller is a process of its own and calls nobody back here: the cell's folder is read instead.
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(cluster.run_parallel, config, home, stop_file)
-            while not wait([running], timeout=POLL_SECONDS).done:
-                on_epoch()
+            try:
+                while not wait([running], timeout=POLL_SECONDS).done:
+                    on_epoch()
+            except BaseException:
+                write_atomic(stop_file, b"")  # the workers end after this epoch; the pool waits for them
+                raise
             return running.result()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,10 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from erat.engine.seeding import derive
+from erat.errors import UserError
 from orchestration import cluster
 from orchestration.generations import Generations, Trial
+from orchestration.spaces import ten_digits
 from orchestration.state import Outcome
 
 METRIC = "val_accuracy"
@@ -25,7 +28,8 @@ METRIC = "val_accuracy"
 class SeededPerTrial(optuna.samplers.BaseSampler):
     """TPE whose draws for trial n depend on the seed, n and the trials told before: not on how often it was asked.
 
-    A resumed study is then asked only for what is missing and still proposes what an undisturbed one would.
+    A resumed study is then asked only for what is missing and still proposes what an undisturbed one would. For that
+    the study itself must hold the ten digits that the ledger has: later proposals are made from them.
     """
 
     def __init__(self, seed: int, startup_trials: int) -> None:
@@ -43,10 +47,11 @@ class SeededPerTrial(optuna.samplers.BaseSampler):
         return self._of(trial.number).infer_relative_search_space(study, trial)
 
     def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
-        return self._of(trial.number).sample_relative(study, trial, search_space)
+        values = self._of(trial.number).sample_relative(study, trial, search_space)
+        return {name: ten_digits(value) for name, value in values.items()}
 
     def sample_independent(self, study: Any, trial: Any, param_name: Any, param_distribution: Any) -> Any:
-        return self._of(trial.number).sample_independent(study, trial, param_name, param_distribution)
+        return ten_digits(self._of(trial.number).sample_independent(study, trial, param_name, param_distribution))
 
 
 class OptunaProposer:
@@ -70,20 +75,19 @@ class OptunaProposer:
         self._study.enqueue_trial(dict(params))
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next values, ten significant digits each: what is pasted later makes the same run."""
-        values = self._search.suggest(trial_id) or {}
-        return {key: float(f"{value:.10g}") for key, value in values.items()}
+        """The next values."""
+        return dict(self._search.suggest(trial_id) or {})
 
     def tell(self, trial_id: str, outcome: Outcome) -> None:
-        """How the trial ended: done with its value, stopped as pruned with its curve, failed as failed."""
-        history = outcome.result.get("val_history") or []
-        if outcome.status == "done":
-            self._search.on_trial_complete(trial_id, {METRIC: outcome.result["best_val_accuracy"]})
+        """How the trial ended: done with its value, stopped as pruned with its curve, failed or NaN as failed."""
+        reached = outcome.result.get("best_val_accuracy")
+        if outcome.status == "done" and reached is not None and math.isfinite(reached):
+            self._search.on_trial_complete(trial_id, {METRIC: reached})
             return
         if outcome.status == "stopped":
-            for epoch, value in enumerate(history, start=1):
+            for epoch, value in enumerate(outcome.result.get("val_history") or [], start=1):
                 self._search.on_trial_result(trial_id, {METRIC: value, "training_iteration": epoch})
-        self._search.on_trial_complete(trial_id, None, error=outcome.status == "failed")
+        self._search.on_trial_complete(trial_id, None, error=outcome.status != "stopped")
 
 
 class Driver(Protocol):
@@ -123,14 +127,21 @@ class Held:
 
 
 class GenerationSearch(Searcher):
-    """Hands Tune the trials of the generations, and waits where a generation must end first."""
+    """Hands Tune the trials of the generations, and waits where a generation must end first.
 
-    def __init__(self, driver: Driver) -> None:
+    Args:
+        at_once: trials that may run side by side.
+    """
+
+    def __init__(self, driver: Driver, at_once: int) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._driver = Held(driver)
+        self._at_once = at_once
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
+        if len(self._numbers) >= self._at_once:
+            return None
         trial = self._driver().generations.next()
         if trial is not None:
             self._numbers[trial_id] = trial.number
@@ -187,6 +198,9 @@ def run(driver: Driver, *, name: str, storage: Path, resources: Mapping[str, flo
         resources: of one worker, "CPU" and "GPU".
         workers: data-parallel workers per trial.
         slots: trials that fit side by side.
+
+    Raises:
+        UserError, OSError: from the driver: a proposal that makes no configuration, a full disk.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: it must reach the sweep
@@ -199,9 +213,10 @@ def run(driver: Driver, *, name: str, storage: Path, resources: Mapping[str, flo
             metric=METRIC,
             mode="max",
             num_samples=driver.generations.size,
-            search_alg=GenerationSearch(driver),
+            # The driver of a data-parallel trial asks Tune for next to nothing. Too many of them would start, and
+            # their slivers would add up until no worker finds a place.
+            search_alg=GenerationSearch(driver, at_once=slots if workers > 1 else driver.generations.size),
             scheduler=GenerationScheduler(driver),
-            max_concurrent_trials=None,
             reuse_actors=workers == 1,
         ),
         run_config=tune.RunConfig(
@@ -212,4 +227,15 @@ def run(driver: Driver, *, name: str, storage: Path, resources: Mapping[str, flo
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        raise _what_a_listener_raised(error) or error from None
+
+
+def _what_a_listener_raised(error: BaseException) -> UserError | OSError | None:
+    """What a person can mend, out of the error that Tune wraps around whatever its searcher and callbacks raise."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, UserError | OSError):
+        inner = inner.__cause__ or inner.__context__
+    return inner

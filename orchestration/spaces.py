@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from erat.config import Number, Section, known_keys, unknown_key
 from erat.errors import UserError, unknown_name
-from erat.registry import DATASETS
+from erat.registry import DATASETS, DEFENSES
 
 FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # the budgets customary for CIFAR-10, in which the paper states its own
@@ -32,6 +32,8 @@ class Parameter(Section):
             raise UserError(f"low must be below high, got low {self.low} and high {self.high}")
         if self.low < 0:
             raise UserError(f"low must be 0 or more, got {self.low}")
+        if self.log and self.low == 0:
+            raise UserError("low must be above 0 where log is true, got 0")
         return self
 
 
@@ -59,7 +61,7 @@ class SearchSpace(Section):
 
     @model_validator(mode="after")
     def _known_keys(self) -> SearchSpace:
-        allowed = known_keys("erat")
+        allowed = sorted({key for defense in DEFENSES.names() for key in known_keys(defense)})
         for key in self.parameters:
             if key not in allowed:
                 raise unknown_key(key, allowed)
@@ -80,17 +82,23 @@ class SearchSpace(Section):
         """Optuna's view of the ranges."""
         factors = self.scale(data_name)
         return {
-            key: FloatDistribution(_round(p.low * factors[key]), _round(p.high * factors[key]), log=p.log)
+            key: FloatDistribution(ten_digits(p.low * factors[key]), ten_digits(p.high * factors[key]), log=p.log)
             for key, p in self.parameters.items()
         }
 
     def scaled_points(self, data_name: str) -> list[dict[str, float]]:
         """The paper's points in this data set's units."""
         factors = self.scale(data_name)
-        return [{key: _round(value * factors[key]) for key, value in point.items()} for point in self.points]
+        return [{key: ten_digits(value * factors[key]) for key, value in point.items()} for point in self.points]
+
+    def examples(self, data_name: str) -> list[dict[str, float]]:
+        """What a sweep may try: the points, both ends of the ranges, and a number between them that is not round."""
+        ranges = self.distributions(data_name)
+        between = [{key: r.low + share * (r.high - r.low) for key, r in ranges.items()} for share in (0.0, 0.382, 1.0)]
+        return [*self.scaled_points(data_name), *between]
 
 
-def _round(value: float) -> float:
+def ten_digits(value: float) -> float:
     """Ten significant digits: enough for any budget, few enough to read and to paste."""
     return float(f"{value:.10g}")
 

@@ -20,7 +20,7 @@ from orchestration.rows import FINISHED, TrialRow
 from orchestration.spaces import SearchSpace, parse_space
 from orchestration.state import Ledger, Outcome
 from orchestration.tracking import Tracker
-from orchestration.trial import read_metrics, read_result, summarise
+from orchestration.trial import read_metrics, read_refusal, read_result, summarise
 
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
 
@@ -43,8 +43,8 @@ class SweepSpec:
                 raise UserError(f"{key} is what the space {self.space.name} searches; it cannot be set as well")
             if key not in known_keys(self.base.defense.name):
                 raise UserError(f"the space {self.space.name} searches {key}, which {self.base.defense.name} lacks")
-        for point in self.space.scaled_points(self.base.data.name):
-            self.config(point)
+        for overrides in [*self.space.baselines, *self.space.examples(self.base.data.name)]:
+            self.config(overrides)
 
     @cached_property
     def base(self) -> RunConfig:
@@ -221,13 +221,15 @@ class SweepDriver:
 
     def _outcome(self, row: TrialRow) -> Outcome:
         folder = self.home.cell(row.cell)
-        result = read_result(folder)
+        result, stop_epoch = read_result(folder), self._stop_epoch(row.cell)
         if result is None:
             rows = read_metrics(folder)
             result = summarise(row.cell, "failed", rows)
-            result.error = f"the worker died after epoch {len(rows)} (killed, or out of memory?)"
-        elif result.status == "stopped":
-            result = summarise(row.cell, "stopped", read_metrics(folder)[: self._stop_epoch(row.cell)])
+            died = f"the worker died after epoch {len(rows)} (killed, or out of memory?)"
+            result.error = read_refusal(folder) or died
+        elif result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
+            # Data-parallel workers may be past the epoch, even at the end, when they see that they were to stop.
+            result = summarise(row.cell, "stopped", read_metrics(folder)[:stop_epoch])
             self._stop_file(row.cell).unlink(missing_ok=True)
         content = asdict(result) | {"mlflow_run_id": self._runs.get(row.number)}
         return Outcome(result.status, content, result.error)

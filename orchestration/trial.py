@@ -98,8 +98,12 @@ def run_cell(
         for stale in ("result.json", "error.txt"):
             (folder / stale).unlink(missing_ok=True)
         write_atomic(folder / "config.json", config.model_dump_json(indent=2).encode())
-        with threads(config):
-            result = _train(config, home, folder, on_epoch, progress)
+        try:
+            with threads(config):
+                result = _train(config, home, folder, on_epoch, progress)
+        except UserError as error:
+            write_atomic(folder / "error.txt", str(error).encode())
+            raise
         write_atomic(folder / "result.json", json.dumps(asdict(result), indent=2).encode())
         return result
 
@@ -109,6 +113,14 @@ def read_result(folder: Path) -> CellResult | None:
     try:
         return CellResult(**json.loads((folder / "result.json").read_text()))
     except (OSError, ValueError, TypeError):
+        return None
+
+
+def read_refusal(folder: Path) -> str | None:
+    """Why a cell that has no result could not begin, or none if nothing is said."""
+    try:
+        return (folder / "error.txt").read_text()
+    except OSError:
         return None
 
 

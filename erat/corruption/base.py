@@ -55,6 +55,8 @@ class DataCorruption:
         norms: the norms it can be crafted under.
         granularities: the ones it exists in, the paper's first.
         uses_source: whether it needs a network (its architecture is then part of what is crafted).
+        draws: the kind whose random draws it uses, where two kinds come from one optimisation; none: its own.
+        version: raised when a change of the code changes what is crafted, so that no old set is taken for a new one.
     """
 
     kind: ClassVar[str]
@@ -62,6 +64,8 @@ class DataCorruption:
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     granularities: ClassVar[tuple[str, ...]] = ("class",)
     uses_source: ClassVar[bool] = True
+    draws: ClassVar[str | None] = None
+    version: ClassVar[int] = 1
 
     def perturb(self, craft: Craft) -> Tensor:
         """The perturbation of each image, float (N, C, H, W), within the budget."""
@@ -101,7 +105,7 @@ def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tens
         if not over.any():
             break
         scale[over] *= 0.99
-    else:  # pragma: no cover - 0.99 ** 50 = 0.6 always sufficed; truncation cannot exceed the budget
+    else:  # budgets of about one grey level, where less than 0.99 ** 50 = 0.6 would fit: truncation always does
         moved[over] = (clean[over] + (delta[over] * 255).trunc().to(torch.int16)).clamp(0, 255)
     return moved.to(torch.uint8)
 

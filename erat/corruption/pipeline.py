@@ -19,6 +19,7 @@ from erat.data.sets import fingerprint, load, split_validation
 from erat.engine.evaluation import to_float
 from erat.engine.seeding import derive, generator
 from erat.engine.trainer import Trainer, channel_statistics, choose_device
+from erat.errors import UserError
 from erat.models import build_model
 from erat.registry import CORRUPTIONS, DATASETS
 
@@ -33,6 +34,8 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
     """
     train, test = load(config.data)
     kept, held_out = split_validation(train, config.val.fraction, config.val.seed)
+    if len(held_out) == 0:
+        raise UserError(f"val.fraction must hold out at least one of {len(train)} images, got {config.val.fraction}")
     subject = _subject(train, kept, config)
     poisoned, images_manifest = poison(subject, config, store, progress)
     labels, labels_manifest = mislabel(subject, config, store)
@@ -96,6 +99,7 @@ def _image_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
         "part": "images",
         "subject": fingerprint(subject),
         "kind": options.data,
+        "version": CORRUPTIONS[options.data].version,
         "norm": options.norm,
         "epsilon": options.epsilon,
         "granularity": options.granularity,
@@ -124,6 +128,7 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
     options = config.corruption
     assert options.norm and options.granularity and options.epsilon is not None, "filled by the config"
     device = choose_device(config)
+    kind = CORRUPTIONS[options.data]
     craft = Craft(
         images=to_float(subject.images.to(device)),
         labels=subject.labels.to(device),
@@ -131,12 +136,12 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
         norm=options.norm,
         epsilon=options.epsilon,
         granularity=options.granularity,
-        generator=generator(options.seed, "craft", options.data),
+        generator=generator(options.seed, "craft", kind.draws or kind.kind),
         build=partial(_network, subject, config),
         source=partial(source_network, subject, config, store, progress),
         progress=progress,
     )
-    delta = CORRUPTIONS[options.data].perturb(craft)
+    delta = kind.perturb(craft)
     poisoned = quantize(subject.images.to(device), delta, options.norm, options.epsilon).cpu()
     reached = norms_of(poisoned.to(torch.int16) - subject.images.to(torch.int16), options.norm)
     fields = {

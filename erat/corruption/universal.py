@@ -49,6 +49,7 @@ class UniversalAdversarial(DataCorruption):
 
     kind = "uap"
     norm = "l2"
+    draws = "uhp"
 
     def perturb(self, craft: Craft) -> Tensor:
         return class_vectors(craft)[(craft.labels + 1) % craft.num_classes]

@@ -1,8 +1,11 @@
 """The AutoAugment policies as data, and the draw of one policy per image.
 
 Source: Cubuk et al., "AutoAugment: Learning Augmentation Strategies from Data" (CVPR 2019), appendix, with the
-magnitude ranges of the torchvision implementation. A policy has 25 sub-policies; a sub-policy is two steps, each an
-operation, its probability and its magnitude index 0..9 (None: the operation has no magnitude).
+magnitude ranges of the torchvision implementation. A published policy has 25 sub-policies; a sub-policy is two steps,
+each an operation, its probability and its magnitude index 0..9 (None: the operation has no magnitude).
+
+"digits" is this project's own: the published policies are half photometric, which does nothing to ink on a blank page
+or turns it into its negative. On validation data it is ahead of "cifar10" and "svhn" for MNIST.
 """
 
 from __future__ import annotations
@@ -123,6 +126,14 @@ POLICIES: dict[str, tuple[tuple[Step, Step], ...]] = {
         (("color", 0.6, 4), ("contrast", 1.0, 8)),
         (("equalize", 0.8, None), ("equalize", 0.6, None)),
     ),
+    "digits": (
+        (("rotate", 0.9, 5), ("translate_x", 0.9, 2)),
+        (("rotate", 0.9, 5), ("translate_y", 0.9, 2)),
+        (("shear_x", 0.9, 6), ("translate_x", 0.9, 2)),
+        (("shear_x", 0.9, 6), ("translate_y", 0.9, 2)),
+        (("shear_y", 0.9, 6), ("rotate", 0.9, 4)),
+        (("shear_x", 0.9, 6), ("shear_y", 0.9, 6)),
+    ),
 }
 
 
@@ -130,7 +141,7 @@ class PolicyDraws(NamedTuple):
     """What happens to each of n images, on the CPU.
 
     Attributes:
-        subpolicy: int64, shape (n,), which of the 25 sub-policies was drawn.
+        subpolicy: int64, shape (n,), which of the policy's sub-policies was drawn.
         operations: int64, shape (n, SLOTS), number of the operation to apply, UNCHANGED for none.
         magnitudes: float64, shape (n, SLOTS), with sign; 0 where the operation has no magnitude.
     """
@@ -194,7 +205,7 @@ def magnitude_space(operation: str, height: int, width: int) -> Tensor:
 
 
 class _PolicyTable(NamedTuple):
-    """A policy as arrays, each of shape (25, SLOTS)."""
+    """A policy as arrays, each of shape (sub-policies, SLOTS)."""
 
     operation: Tensor
     probability: Tensor

@@ -65,7 +65,7 @@ class SourceFacts:
     Attributes:
         epsilon: customary corruption budget in pixel units of 1.0 per norm ("linf", "l2").
         flip: whether a mirrored image still shows its class (true for photographs, false for digits).
-        policy: the AutoAugment policy whose searched data are nearest ("cifar10", "svhn", "imagenet").
+        policy: the AutoAugment policy that suits it ("cifar10", "svhn", "imagenet", "digits").
         similar: class k -> the class that asymmetric noise turns it into (absent: stays); None: k -> k+1 mod K.
     """
 

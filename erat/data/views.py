@@ -63,7 +63,7 @@ def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
     Args:
         images: shape (N, C, H, W), C 1 or 3, on or off the 8-bit grid.
         random: source of the per-image draws.
-        policy: "cifar10", "svhn" or "imagenet".
+        policy: "cifar10", "svhn", "imagenet" or "digits".
 
     Raises:
         UserError: there is no policy of that name.

@@ -53,8 +53,8 @@ class ERATOptions(DefenseOptions):
     # Views
     weak: Literal["erase", "crop", "none"] = "erase"
     strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
-    policy: Literal["cifar10", "svhn", "imagenet"] | None = Field(
-        None, description="AutoAugment policy; none: the one searched on the nearest data"
+    policy: Literal["cifar10", "svhn", "imagenet", "digits"] | None = Field(
+        None, description="AutoAugment policy; none: the one that suits the data set"
     )
     # Loss, Eqs. 8-9
     lambda_u: Number = Field(25.0, ge=0)

@@ -80,6 +80,7 @@ class Ranks:
         """The first worker's decision, on every worker."""
         if self.workers == 1:
             return flag
-        decision = torch.tensor([int(flag)])
+        # NCCL moves nothing that is not on a GPU.
+        decision = torch.tensor([int(flag)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.broadcast(decision, src=0)
         return bool(decision.item())

@@ -164,7 +164,7 @@ def test_a_plan_covers_the_data_and_says_what_it_selected(trainer: Trainer) -> N
             both = torch.cat([phase.labelled, rest])
             assert both.dtype == torch.int64
             assert len(both.unique()) == len(both), "no sample is labelled and unlabelled, nor twice"
-            assert 0 <= int(both.min())
+            assert int(both.min()) >= 0
             assert int(both.max()) < len(trainer._train)
             assert len(phase.labelled) > 0
         if plan.selected is not None:

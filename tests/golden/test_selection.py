@@ -77,10 +77,12 @@ def test_raw_count_is_of_the_scores_at_or_below_the_mean() -> None:
     assert raw_count(torch.tensor([0.0, 0.0, 0.0, 2.0])) == 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 0.7, 1.9, 2.0])
-@pytest.mark.parametrize("count", [1, 3, 7, 10, 1003])
-def test_raw_count_of_equal_scores_is_all_of_them(value: float, count: int) -> None:
-    assert raw_count(torch.full((count,), value)) == count
+@pytest.mark.parametrize("count", [1, 3, 7, 10, 999, 1003])
+def test_raw_count_of_equal_scores_is_all_of_them(value: float, count: int, dtype: torch.dtype) -> None:
+    """A sum rounded down, divided by its count, is a mean below each of them."""
+    assert raw_count(torch.full((count,), value, dtype=dtype)) == count
 
 
 # --- Eq. 3: class scores ---------------------------------------------------------------------------------------------
@@ -216,7 +218,10 @@ def test_selection_without_rebalancing_keeps_every_score_at_or_below_the_mean() 
 
 
 def test_selection_takes_the_rates_from_the_previous_set_and_the_samples_from_all() -> None:
-    """Previous: 0.6 of class 0, 0.2 of class 1, 1.2 of class 2. 1 - S/2 = 0.7, 0.9, 0.4; 6 R = 2.1, 2.7, 1.2 -> 2, 3, 1."""
+    """Previous: 0.6 of class 0, 0.2 of class 1, 1.2 of class 2.
+
+    1 - S/2 = 0.7, 0.9, 0.4; 6 R = 2.1, 2.7, 1.2 -> 2, 3, 1.
+    """
     previous = torch.zeros(12, dtype=torch.bool)
     previous[[5, 7, 3]] = True
     mask = select(SCORES, LABELS, previous, 3, eta=1.0)
@@ -238,5 +243,5 @@ def test_precision_and_recall() -> None:
     """Four are chosen, two of them labelled right; three are labelled right in all."""
     mask = torch.tensor([True, True, True, True, False, False])
     given, true = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 1, 0, 1, 1, 0])
-    assert agreement(mask, given, true) == (0.5, pytest.approx(2 / 3))
+    assert agreement(mask, given, true) == pytest.approx((0.5, 2 / 3))
     assert agreement(torch.zeros(6, dtype=torch.bool), given, true) == (0.0, 0.0)

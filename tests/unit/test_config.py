@@ -22,7 +22,7 @@ from erat.errors import UserError
 from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
 
 Overrides = dict[str, Any]
-PAPER_NORM = {kind: "linf" for kind in ("l2c", "up", "aa")} | {kind: "l2" for kind in ("ap", "uap", "uhp", "urp")}
+PAPER_NORM = dict.fromkeys(("l2c", "up", "aa"), "linf") | dict.fromkeys(("ap", "uap", "uhp", "urp"), "l2")
 
 
 def refusal(overrides: Overrides, preset: str = "demo") -> str:
@@ -62,7 +62,7 @@ def refusal(overrides: Overrides, preset: str = "demo") -> str:
         ({"corruption.seed": 2**32}, "corruption.seed", str(2**32), f"less than {2**32}"),
         ({"defense.epsilon_inf": 8}, "defense.epsilon_inf", "8", "less than or equal to 1"),
         ({"defense.epsilon_2": "-1/255"}, "defense.epsilon_2", "'-1/255'", "greater than or equal to 0"),
-        ({"defense.policy": "cifar"}, "defense.policy", "'cifar'", "'cifar10', 'svhn' or 'imagenet'"),
+        ({"defense.policy": "cifar"}, "defense.policy", "'cifar'", "'cifar10', 'svhn'"),
         ({"defense.steps": 0}, "defense.steps", "0", "greater than or equal to 1"),
         ({"defense.warmup_epochs": 1.5}, "defense.warmup_epochs", "1.5", "integer"),
         ({"corruption.norm": "l1"}, "corruption.norm", "'l1'", "must be linf or l2 for uhp"),

@@ -111,7 +111,7 @@ def test_every_term_is_what_eq_8_says(uniform: bool, reduction: str) -> None:
     assert len(adversarial) == (14 if uniform else 28)
     strong = strong_view(torch.cat([images, adversarial]), random, policy="cifar10")
     views = {"strong": strong[:14], "strong_adversarial": strong[14:], "adversarial": adversarial}
-    expected = {}
+    expected: dict[str, Any] = {}
     for name, view in views.items():
         rounds = view.split(14)
         logits = [network(part) for part in rounds]
@@ -119,21 +119,24 @@ def test_every_term_is_what_eq_8_says(uniform: bool, reduction: str) -> None:
         errors = [(part[8:].softmax(1) - pseudo).square().sum(1).mean() for part in logits]
         expected[f"unlabelled_{name}"] = sum(errors) / len(rounds) / (CLASSES if reduction == "mean" else 1)
     got = values(model.loss(given, Clock(0)))
-    assert got == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
+    assert got == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-4)
 
 
-def test_warm_up_terms_are_what_eq_9_says() -> None:
-    model, given = defense(), batch(unlabelled=0, phase="warmup")
+@pytest.mark.parametrize("uniform", [True, False])
+def test_warm_up_terms_are_what_eq_9_says(uniform: bool) -> None:
+    model, given = defense(uniform=uniform), batch(unlabelled=0, phase="warmup")
     network = model.networks["main"].eval()
     random = BatchRandom(torch.Generator().manual_seed(0))
     adversarial = model.perturb(given.images, given.labels, random)
     strong = strong_view(torch.cat([given.images, adversarial]), random, policy="cifar10")
     expected = {
         "warmup_strong": F.cross_entropy(network(strong[:8]), given.labels),
-        "warmup_strong_adversarial": F.cross_entropy(network(strong[8:]), given.labels),
+        "warmup_strong_adversarial": F.cross_entropy(
+            network(strong[8:]), torch.cat([given.labels] * (1 if uniform else 2))
+        ),
     }
     got = values(model.loss(given, Clock(0)))
-    assert got == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
+    assert got == pytest.approx({name: value.item() for name, value in expected.items()}, rel=1e-4)
 
 
 def test_no_gradient_flows_into_targets_or_perturbations() -> None:
@@ -262,6 +265,7 @@ class Data:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @torch.no_grad()
     def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         return function(self.images)
 
@@ -341,7 +345,7 @@ def test_a_cross_entropy_has_no_bound_of_2() -> None:
 
 
 def test_the_cross_entropy_score_may_choose_otherwise() -> None:
-    """Three classes: with the label at 0.4, l_2 prefers the rest spread thin; cross-entropy takes the first of equals."""
+    """With the label at 0.4, l_2 prefers the other mass spread thin; cross-entropy takes the first of equals."""
     probs = torch.tensor([[0.4, 0.6, 0.0], [0.4, 0.3, 0.3], [0.1, 0.9, 0.0]])
     labels = torch.zeros(3, dtype=torch.int64)
     assert scores(probs, labels).argmin() == 1

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from erat.attacks.norms import l2_norm
+from erat.attacks.pgd import pgd
 from erat.config import DefenseOptions
 from erat.data.base import ImageSet
 from erat.defenses.base import Defense, Task
@@ -26,9 +27,13 @@ class Bright(Defense):
     def __init__(self) -> None:
         super().__init__(DefenseOptions(name="bright"), Task(0, 2, False, lambda _: nn.Identity()))
         self.networks = nn.ModuleDict({"main": nn.Sequential(nn.Dropout(0.9), nn.Flatten(), nn.Linear(16, 2))})
+        linear: Any = self.layers()[2]
         with torch.no_grad():
-            self.networks["main"][2].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
-            self.networks["main"][2].bias.copy_(torch.tensor([8.0, -8.0]))
+            linear.weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
+            linear.bias.copy_(torch.tensor([8.0, -8.0]))
+
+    def layers(self) -> list[nn.Module]:
+        return list(self.networks["main"].children())
 
 
 def grey(count: int) -> ImageSet:
@@ -66,11 +71,11 @@ def test_a_worker_without_a_share_still_knows_the_shape(monkeypatch: pytest.Monk
 
 def test_predictions_are_made_in_eval_mode_and_leave_the_flags() -> None:
     defense = Bright().train()
-    defense.networks["main"][0].eval()
+    defense.layers()[1].eval()
     got = predictions(defense, grey(256), Ranks(), nullcontext)
     assert torch.equal(got, grey(256).labels)
     assert defense.training
-    assert not defense.networks["main"][0].training
+    assert [layer.training for layer in defense.layers()] == [True, False, True]
     assert all(parameter.requires_grad for parameter in defense.parameters())
 
 
@@ -94,7 +99,7 @@ def test_attacked_predictions_change_what_the_budget_reaches() -> None:
 def test_attacked_images_stay_in_their_budgets_over_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "BATCH", 100)
     images, seen = grey(256), []
-    real = evaluation.pgd
+    real = pgd
 
     def recorded(network: Any, clean: Tensor, *arguments: Any, **options: Any) -> Tensor:
         moved = real(network, clean, *arguments, **options)

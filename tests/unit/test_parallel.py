@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 
 from erat.config import RunConfig, load_config
 from erat.data.base import CorruptedSet
@@ -88,7 +89,7 @@ def collectives(ranks: Ranks) -> Record:
     parameters[0].grad = torch.full((2, 2), float(rank))
     parameters[1].grad = torch.arange(3.0) * (1 + rank)
     ranks.average_gradients(parameters)
-    norm = nn.BatchNorm1d(2)
+    norm: Any = nn.BatchNorm1d(2)
     norm.running_mean = torch.tensor([1.0, 2.0]) + rank
     norm.num_batches_tracked += 5
     ranks.average_buffers(norm)
@@ -153,7 +154,7 @@ def both(
     torch.save(data, folder / "data.pt")
     for name, config in configs(2).items():
         (folder / f"{name}.json").write_text(config.model_dump_json())
-    multiprocessing.spawn(work, (folder,), nprocs=2)
+    start_processes(work, (folder,), nprocs=2, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -198,7 +199,7 @@ def test_two_workers_share_one_worker_s_batches(both: list[Record], one: Callabl
 
 @pytest.mark.parametrize("name", RUNS)
 def test_both_workers_hold_the_same_bits(both: list[Record], name: str) -> None:
-    """Weights, statistics, the labelled set and all figures; else a checkpoint of the first would not be the second's."""
+    """Weights, statistics, the labelled set and all figures: the first one's checkpoint must be the other's too."""
     mine, other = both[0][name], both[1][name]
     for key, value in mine["state"].items():
         assert torch.equal(value, other["state"][key]), key

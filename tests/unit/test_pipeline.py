@@ -1,4 +1,4 @@
-"""From a configuration to the corrupted set: split first, corrupt then, budgets kept on disk, the test set untouched."""
+"""From a configuration to the corrupted set: split first, then corrupt; budgets kept on disk, test set untouched."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from erat.corruption.store import Store
 from erat.data.base import CorruptedSet, ImageSet
 from erat.data.sets import fingerprint
 from erat.engine.trainer import Trainer
+from erat.errors import UserError
 
 MakeConfig = Callable[..., RunConfig]
 pytestmark = pytest.mark.usefixtures("toy", "quick")
@@ -200,6 +201,28 @@ def test_uhp_and_uap_share_a_source_network_and_a_seed_makes_another(
     assert (crafted(tmp_path, "source"), crafted(tmp_path, "images"), crafted(tmp_path, "labels")) == (2, 3, 2)
     run({"corruption.data": "urp"})
     assert crafted(tmp_path, "source") == 2, "URP needs none"
+
+
+def test_uap_wears_the_very_vectors_of_uhp(run: Callable[..., CorruptedSet], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One optimisation yields both: class c of UAP has what class c + 1 of UHP has."""
+    crafted_deltas: list[torch.Tensor] = []
+    real = pipeline.quantize  # type: ignore[attr-defined]
+
+    def recorded(clean: torch.Tensor, delta: torch.Tensor, *budget: Any) -> torch.Tensor:
+        crafted_deltas.append(delta)
+        return real(clean, delta, *budget)
+
+    monkeypatch.setattr(pipeline, "quantize", recorded)
+    labels = run({"corruption.data": "uhp"}).true_labels
+    run({"corruption.data": "uap"})
+    uhp, uap = crafted_deltas
+    for k in range(4):
+        assert torch.equal(uap[labels == k][0], uhp[labels == (k + 1) % 4][0])
+
+
+def test_a_validation_part_of_nothing_is_refused(run: Callable[..., CorruptedSet]) -> None:
+    with pytest.raises(UserError, match=r"^val.fraction must hold out at least one of 120 images, got 0.004$"):
+        run({"val.fraction": 0.004})
 
 
 def test_labels_and_images_are_corrupted_independently(run: Callable[..., CorruptedSet]) -> None:

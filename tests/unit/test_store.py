@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import os
 import time
 import warnings
 from multiprocessing.synchronize import Barrier
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erat.corruption import store as store_module
 from erat.corruption.store import Arrays, Entry, Store
 from erat.errors import UserError
 
@@ -131,7 +131,7 @@ def test_a_failure_half_way_through_writing_leaves_nothing(tmp_path: Path, monke
         file.write(b"something")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.np, "save", save_one)
+        patch.setattr(np, "save", save_one)
         with pytest.raises(KeyboardInterrupt):
             Store(tmp_path).fetch(WANTED, make)
     assert left_over(tmp_path) == []
@@ -192,7 +192,7 @@ def test_a_store_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: Any) -> None:
         raise OSError(number, "refused")
 
-    monkeypatch.setattr(store_module.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(UserError, match="cannot be written: refused"):
         Store(tmp_path).fetch(WANTED, make)
     assert left_over(tmp_path) == []
@@ -202,7 +202,7 @@ def test_other_errors_are_not_dressed_up(tmp_path: Path, monkeypatch: pytest.Mon
     def refuse(*_: Any) -> None:
         raise OSError(errno.EIO, "the disk is broken")
 
-    monkeypatch.setattr(store_module.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="the disk is broken") as caught:
         Store(tmp_path).fetch(WANTED, make)
     assert not isinstance(caught.value, UserError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -114,6 +115,9 @@ def test_the_unlabelled_set_cycles_beside_the_labelled_one(recorder: Make) -> No
     counts = Counter(torch.cat([batch.unlabelled_indices for batch in batches]).tolist())
     assert set(counts) == set(range(50, 64))
     assert set(counts.values()) == {3, 4}
+    order = torch.cat([batch.unlabelled_indices for batch in batches])
+    assert order[:14].sort().values.tolist() == list(range(50, 64)), "one after the other"
+    assert not torch.equal(order[:14], order[14:28]), "reshuffled each time"
     assert max(torch.cat([batch.indices for batch in batches]).tolist()) < 50
     pixels = (batches[0].unlabelled * 255).round().to(torch.uint8)
     assert torch.equal(pixels, trainer.data.train.images[batches[0].unlabelled_indices])
@@ -149,7 +153,7 @@ def test_an_update_is_plain_sgd(make_config: Make, make_data: Make) -> None:
     config = make_config({"defense.name": "ce", "defense.weak": "none", "train.weight_decay": 0.01})
     trainer = Trainer(config, make_data(64))
     (phase,) = trainer.defense.plan_epoch(Clock(0), trainer._train).phases
-    weight = trainer.defense.networks["main"].network[-1].weight
+    weight = list(trainer.defense.networks["main"].parameters())[-2]
     batches = trainer._batches(phase, Clock(1))
     velocity: Tensor | float = 0.0
     trainer.defense.train()
@@ -160,6 +164,14 @@ def test_an_update_is_plain_sgd(make_config: Make, make_data: Make) -> None:
         expected = weight.detach() - learning_rate(config.train, clock.time) * velocity
         trainer._update(batch, clock, Update())
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_steps_are_made_in_training_mode(recorder: Make) -> None:
+    trainer = recorder()
+    trainer.defense.eval()
+    before = trainer.defense.state_dict()["networks.main.network.1.running_mean"].clone()
+    list(trainer.run())
+    assert not torch.equal(before, trainer.defense.state_dict()["networks.main.network.1.running_mean"])
 
 
 def test_an_update_moves_the_networks_that_it_names_and_tells_its_name(recorder: Make) -> None:
@@ -224,6 +236,7 @@ def test_a_defense_prepares_the_images_once(register: Make, make_config: Make, m
     trainer = Trainer(make_config({"defense.name": "recorder", "train.epochs": 2}), data)
     list(trainer.run())
     assert calls == [64]
+    assert isinstance(trainer.defense, Darkened)
     assert max(batch.images.max().item() for batch, _ in trainer.defense.batches) <= 127.01 / 255
     assert data.train.images.max() > 127, "the set itself stays"
 
@@ -235,7 +248,12 @@ def test_the_report_of_an_epoch(recorder: Make, monkeypatch: pytest.MonkeyPatch)
     trainer = recorder({"train.epochs": 2})
     totals: list[LossTerms] = []
     update = trainer._update
-    monkeypatch.setattr(trainer, "_update", lambda *arguments: totals.append(update(*arguments)) or totals[-1])
+
+    def recorded(*arguments: Any) -> LossTerms:
+        totals.append(update(*arguments))
+        return totals[-1]
+
+    monkeypatch.setattr(trainer, "_update", recorded)
     reports = list(trainer.run())
     assert [report.epoch for report in reports] == [1, 2]
     for i, report in enumerate(reports):
@@ -351,7 +369,7 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write_atomic(path, b"new")
     with pytest.raises(KeyboardInterrupt):

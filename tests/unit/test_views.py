@@ -231,9 +231,11 @@ def test_erased_pixels_take_the_fill_and_others_stay() -> None:
 def test_policies_are_drawn_with_their_probabilities(policy: str) -> None:
     n = 50_000
     draws = draw_policy(seeded(), n, policy, 32, 32)
-    counts = torch.bincount(draws.subpolicy, minlength=25)
-    chi_square = float(((counts - n / 25) ** 2 / (n / 25)).sum())
-    assert abs(chi_square - 24) < 4 * math.sqrt(2 * 24)
+    kinds = len(POLICIES[policy])
+    assert kinds == (6 if policy == "digits" else 25)
+    counts = torch.bincount(draws.subpolicy, minlength=kinds)
+    chi_square = float(((counts - n / kinds) ** 2 / (n / kinds)).sum())
+    assert abs(chi_square - (kinds - 1)) < 4 * math.sqrt(2 * (kinds - 1))
     for number, steps in enumerate(POLICIES[policy]):
         members = draws.subpolicy == number
         applied = draws.operations[members] != UNCHANGED
@@ -292,5 +294,5 @@ def test_a_strong_view_is_what_torchvision_makes_of_the_same_draws(policy: str, 
 def test_unknown_names_are_named(bad: str) -> None:
     with pytest.raises(UserError, match="allowed: crop, erase"):
         weak_view(photos(2), seeded(), kind=bad, flip=False)
-    with pytest.raises(UserError, match="allowed: cifar10, imagenet, svhn"):
+    with pytest.raises(UserError, match="allowed: cifar10, digits, imagenet, svhn"):
         strong_view(photos(2), seeded(), policy=bad)

@@ -1,0 +1,129 @@
+"""How long a run will take: from runs of its sort, or from a few steps on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from erat.config import RunConfig
+from orchestration import estimate
+from orchestration.home import Home
+from orchestration.state import Ledger
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def home(tmp_path: Any) -> Home:
+    return Home(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _calibration_says_1000(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_calibrated", lambda config: 1000.0)
+
+
+def ran(config: RunConfig, home: Home, *epoch_seconds: float) -> None:
+    """A run in the ledger and in its folder, whose epochs took so long."""
+    ledger, cell = Ledger(home.ledger), config.digest()
+    if "a" not in ledger.sweeps:
+        ledger.append("sweep", name="a", spec={}, trials=9)
+    ledger.append("proposed", sweep="a", number=len(ledger.sweeps["a"].proposals), params={}, source="paper", cell=cell)
+    folder = home.cell(cell)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config.model_dump_json())
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"epoch_seconds": s}) + "\n" for s in epoch_seconds))
+
+
+def seconds(config: RunConfig, home: Home) -> float:
+    return estimate.seconds(config, home, Ledger(home.ledger))
+
+
+class TestFromHistory:
+    def test_epochs_times_the_median_of_what_an_epoch_took(self, make_config: Make, home: Home) -> None:
+        for seed, took in enumerate([(1.0, 3.0), (4.0, 4.0), (90.0, 90.0)]):
+            ran(make_config({"train.seed": seed}), home, *took)
+        assert seconds(make_config({"train.seed": 7}), home) == 3 * 4.0
+
+    def test_without_history_it_is_calibrated(self, make_config: Make, home: Home) -> None:
+        assert seconds(make_config(), home) == 3 * 1000.0
+
+    def test_a_run_that_never_ended_an_epoch_says_nothing(self, make_config: Make, home: Home) -> None:
+        ran(make_config({"train.seed": 1}), home)
+        assert seconds(make_config(), home) == 3 * 1000.0
+
+    @pytest.mark.parametrize(
+        "same",
+        [
+            {"train.seed": 3},
+            {"defense.eta": 0.9},
+            {"defense.epsilon_2": 0.3},
+            {"corruption.data": "urp"},
+            {"corruption.labels": "symmetric"},
+        ],
+    )
+    def test_what_costs_nothing_does_not_tell_runs_apart(
+        self, same: dict[str, Any], make_config: Make, home: Home
+    ) -> None:
+        ran(make_config(), home, 2.0)
+        assert seconds(make_config(same), home) == 3 * 2.0
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"defense.steps": 1},
+            {"defense.adversarial": False},
+            {"defense.name": "ce"},
+            {"model.name": "resnet18"},
+            {"data.limit": 500},
+            {"data.image_size": 14},
+            {"train.batch_size": 32},
+        ],
+    )
+    def test_what_costs_does(self, other: dict[str, Any], make_config: Make, home: Home) -> None:
+        ran(make_config(), home, 2.0)
+        assert seconds(make_config(other), home) == 3 * 1000.0
+
+
+@pytest.mark.parametrize(
+    ("cpu", "workers", "cores", "slots"), [(1, 1, 8, 8), (2, 1, 8, 4), (1, 2, 8, 4), (3, 2, 8, 1), (16, 1, 8, 1)]
+)
+def test_trials_side_by_side(
+    cpu: int, workers: int, cores: int, slots: int, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    config = make_config({"resources.cpu": cpu, "train.workers": workers, "train.batch_size": 12})
+    assert estimate.local_slots(config) == slots
+
+
+class TestCalibration:
+    CALIBRATED = estimate._calibrated
+
+    @pytest.fixture(autouse=True)
+    def _for_real(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(estimate, "_calibrated", type(self).CALIBRATED)
+
+    def test_it_measures_a_few_steps_and_once_for_runs_of_one_sort(
+        self, make_config: Make, home: Home, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+        trainer = estimate.Trainer
+
+        def counting(config: RunConfig, data: Any) -> Any:
+            sizes.append(len(data.train))
+            return trainer(config, data)
+
+        monkeypatch.setattr(estimate, "Trainer", counting)
+        tiny = {"data.limit": 400, "defense.steps": 1}
+        times = [seconds(make_config(tiny | {"train.seed": seed}), home) for seed in (0, 4)]
+        assert 0 < times[0] == times[1] < 60
+        assert len(sizes) == 1
+        assert 16 * estimate.CALIBRATION_STEPS <= sizes[0] <= 32 * estimate.CALIBRATION_STEPS
+
+    def test_nothing_is_written(self, make_config: Make, home: Home) -> None:
+        seconds(make_config({"data.limit": 200, "defense.steps": 1}), home)
+        assert list(home.root.iterdir()) == []

@@ -1,0 +1,294 @@
+"""What a sweep tries next and what it stops: decided by results alone, in whatever order they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import permutations
+from typing import Any
+from zlib import crc32
+
+import pytest
+
+from orchestration.generations import Generations, Trial
+from orchestration.spaces import SearchSpace
+from orchestration.state import Outcome, Proposal
+
+ETA = "defense.eta"
+
+
+class FakeProposer:
+    """Proposes numbers that depend on everything it was told before, and on the order of the telling."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Mapping[str, float]] = []
+        self.log: list[tuple[str, Any]] = []
+
+    def enqueue(self, params: Mapping[str, float]) -> None:
+        self.log.append(("enqueue", dict(params)))
+        self.waiting.append(params)
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        told = [entry for entry in self.log if entry[0] == "tell"]
+        fresh = {ETA: crc32(f"{told}{trial_id}".encode()) % 1000 / 1000}
+        params = dict(self.waiting.pop(0)) if self.waiting else fresh
+        self.log.append(("suggest", (trial_id, params)))
+        return params
+
+    def tell(self, trial_id: str, outcome: Outcome) -> None:
+        self.log.append(("tell", (trial_id, outcome.status, outcome.result.get("best_val_accuracy"))))
+
+    @property
+    def told(self) -> list[tuple[str, str, float]]:
+        return [entry for kind, entry in self.log if kind == "tell"]
+
+
+def space(points: Iterable[float] = (0.1, 0.2), baselines: int = 1, generation: int = 2) -> SearchSpace:
+    return SearchSpace(
+        name="test",
+        about="test",
+        parameters={ETA: {"low": 0, "high": 1}},  # type: ignore[dict-item]
+        points=[{ETA: point} for point in points],
+        generation=generation,
+        baselines=[{"defense.name": "ce"}, {"defense.adversarial": False}][:baselines],
+    )
+
+
+def generations(
+    total: int = 6,
+    known: Mapping[int, Proposal] | None = None,
+    outcomes: Mapping[str, Outcome] | None = None,
+    epochs: int = 4,
+    patience: int = 2,
+    on_proposed: Callable[[Trial], None] = lambda trial: None,
+    **options: Any,
+) -> tuple[Generations, FakeProposer]:
+    searched, proposer = space(**options), FakeProposer()
+    ended = outcomes or {}
+    made = Generations(
+        space=searched,
+        points=[{key: float(value) for key, value in point.items()} for point in searched.points],
+        total=total,
+        proposer=proposer,
+        known=known or {},
+        cell_of=lambda overrides: repr(sorted(overrides.items())),
+        outcome_of=lambda cell: ended.get(cell),
+        on_proposed=on_proposed,
+        patience_epochs=patience,
+        epochs=epochs,
+    )
+    return made, proposer
+
+
+def done(*history: float, status: str = "done") -> Outcome:
+    return Outcome(status, {"best_val_accuracy": max(history, default=None), "val_history": list(history)})
+
+
+def curve(trial: Trial) -> list[float]:
+    """What a trial reaches, as a function of its settings alone."""
+    top = 1 - abs(trial.overrides.get(ETA, 0.5) - 0.3)
+    return [round(top * share, 6) for share in (0.4, 0.6, 0.8, 1.0)]
+
+
+def take(made: Generations) -> list[Trial]:
+    """All trials that may run now."""
+    trials = []
+    while (trial := made.next()) is not None:
+        trials.append(trial)
+    return trials
+
+
+def run(made: Generations, order: Callable[[list[Trial]], list[Trial]] = list, until: int = 99) -> dict[int, str]:
+    """Run a sweep to its end, each batch ending in the given order; number -> how it ended."""
+    while batch := take(made):
+        for trial in order(batch):
+            if sum(trial.outcome is not None for trial in made.trials) == until:
+                return {}
+            history = curve(trial)
+            stop = next((e for e in range(1, 5) if made.stops(trial.number, e, max(history[:e]))), None)
+            made.complete(trial.number, done(*history[:stop], status="stopped" if stop else "done"))
+    return {trial.number: trial.outcome.status for trial in made.trials if trial.outcome}
+
+
+def settings(made: Generations) -> list[tuple[int, str, dict[str, Any]]]:
+    return [(trial.number, trial.source, trial.overrides) for trial in made.trials]
+
+
+def as_known(made: Generations) -> dict[int, Proposal]:
+    return {trial.number: Proposal(trial.number, trial.overrides, trial.source, trial.cell) for trial in made.trials}
+
+
+class TestOrder:
+    def test_baselines_then_the_paper_s_points_then_proposals(self) -> None:
+        made, proposer = generations(total=4, baselines=2)
+        run(made)
+        assert [trial.source for trial in made.trials] == ["baseline"] * 2 + ["paper"] * 2 + ["optuna"] * 2
+        assert [trial.number for trial in made.trials] == list(range(6))
+        assert [trial.overrides for trial in made.trials[:4]] == [
+            {"defense.name": "ce"},
+            {"defense.adversarial": False},
+            {ETA: 0.1},
+            {ETA: 0.2},
+        ]
+        assert (made.size, made.first, made.exhausted) == (6, 4, True)
+        assert "0" not in [entry[0] for kind, entry in proposer.log if kind == "suggest"], "a baseline is not proposed"
+
+    def test_fewer_trials_than_points_run_the_first_points_alone(self) -> None:
+        made, _ = generations(total=2, points=(0.1, 0.2, 0.3))
+        run(made)
+        assert [trial.overrides for trial in made.trials[1:]] == [{ETA: 0.1}, {ETA: 0.2}]
+
+    def test_a_space_without_points_or_baselines_begins_with_proposals(self) -> None:
+        made, _ = generations(total=3, points=(), baselines=0, generation=2)
+        assert [trial.number for trial in take(made)] == [0, 1]
+
+    def test_each_trial_is_told_of_when_it_is_made_finished_or_not(self) -> None:
+        told: list[Trial] = []
+        made, _ = generations(outcomes={repr([(ETA, 0.1)]): done(0.5)}, on_proposed=told.append)
+        first = take(made)
+        assert [trial.number for trial in told] == [0, 1, 2]
+        assert [trial.number for trial in first] == [0, 2]
+
+    @pytest.mark.parametrize(("number", "start"), [(0, 0), (2, 0), (3, 3), (4, 3), (5, 5), (6, 5), (7, 7)])
+    def test_where_a_generation_starts(self, number: int, start: int) -> None:
+        assert generations(total=9)[0].start_of(number) == start
+
+
+class TestBarrier:
+    def test_nothing_is_proposed_while_an_earlier_generation_runs(self) -> None:
+        made, proposer = generations(total=6)
+        first = take(made)
+        assert [trial.number for trial in first] == [0, 1, 2]
+        for trial in first[:2]:
+            made.complete(trial.number, done(*curve(trial)))
+            assert made.next() is None
+            assert proposer.told == []
+        made.complete(2, done(*curve(first[2])))
+        assert [trial.number for trial in take(made)] == [3, 4]
+
+    def test_a_generation_knows_all_before_it_and_none_of_its_own(self) -> None:
+        made, proposer = generations(total=6)
+        for trial in take(made):
+            made.complete(trial.number, done(*curve(trial)))
+        one = made.next()
+        assert one is not None
+        made.complete(one.number, done(*curve(one)))
+        assert made.next() is not None
+        assert [number for number, *_ in proposer.told] == ["1", "2"], "the baseline is no part of the search"
+
+    def test_waiting_is_not_the_end(self) -> None:
+        made, _ = generations(total=3)
+        take(made)
+        assert made.next() is None
+        assert not made.exhausted
+
+
+class TestOrderOfCompletion:
+    def test_neither_proposals_nor_stops_depend_on_who_ends_first(self) -> None:
+        reference, _ = generations(total=8, generation=3)
+        ends = run(reference)
+        assert set(ends.values()) == {"done", "stopped"}, "or this says nothing about stopping"
+        for order in permutations(range(3)):
+            made, proposer = generations(total=8, generation=3)
+            assert run(made, lambda batch, order=order: [batch[i] for i in order if i < len(batch)]) == ends
+            assert settings(made) == settings(reference)
+            assert [int(number) for number, *_ in proposer.told] == sorted(int(number) for number, *_ in proposer.told)
+
+
+class TestMedianRule:
+    def made(self, *histories: list[float], patience: int = 2, statuses: Iterable[str] = ()) -> Generations:
+        """A sweep of one baseline and as many points, ended so, and two proposals that run."""
+        points = [round(0.01 * index, 2) for index in range(1, len(histories))]
+        made, _ = generations(total=len(points) + 2, points=points, patience=patience)
+        statuses = [*statuses, *["done"] * len(histories)]
+        for trial, history, status in zip(take(made), histories, statuses, strict=False):
+            made.complete(trial.number, done(*history, status=status))
+        assert len(take(made)) == 2
+        return made
+
+    def test_a_proposal_below_the_median_of_the_same_epoch_is_stopped(self) -> None:
+        made = self.made([1.0] * 4, [0.1, 0.4, 0.9, 0.9], [0.1, 0.6, 0.9, 0.9])
+        assert made.stops(3, 2, 0.49)
+        assert not made.stops(3, 2, 0.5), "at the median it goes on"
+        assert not made.stops(3, 3, 0.9)
+
+    def test_the_best_so_far_counts_on_both_sides(self) -> None:
+        made = self.made([1.0] * 4, [0.8, 0.1, 0.1, 0.1])
+        assert made.stops(2, 2, 0.79)
+        assert not made.stops(2, 2, 0.8)
+
+    def test_never_before_the_grace_and_never_in_the_last_epoch(self) -> None:
+        made = self.made([0.9] * 4, [0.9] * 4, patience=3)
+        assert [made.stops(2, epoch, 0.0) for epoch in (1, 2, 3, 4)] == [False, False, True, False]
+
+    def test_baselines_and_the_paper_s_points_are_never_stopped(self) -> None:
+        made = self.made([0.9] * 4, [0.9] * 4)
+        assert not any(made.stops(number, epoch, 0.0) for number in (0, 1) for epoch in range(1, 5))
+
+    def test_baselines_are_no_measure(self) -> None:
+        assert not self.made([1.0] * 4, [0.2] * 4).stops(2, 2, 0.3)
+
+    def test_only_trials_that_are_done_are_a_measure(self) -> None:
+        statuses = ("done", "stopped", "failed")
+        made = self.made([0.5] * 4, [0.9, 0.9], [], statuses=statuses)
+        assert not made.stops(3, 2, 0.1)
+
+    def test_only_earlier_generations_are_a_measure(self) -> None:
+        made = self.made([0.5] * 4, [0.5] * 4)
+        made.complete(2, done(0.9, 0.9, 0.9, 0.9))
+        assert not made.stops(3, 2, 0.6)
+
+    def test_without_earlier_trials_nothing_is_stopped(self) -> None:
+        made, _ = generations(total=2, points=(), baselines=0)
+        take(made)
+        assert not made.stops(1, 2, 0.0)
+
+
+class TestGoingOn:
+    def reference(self, total: int = 6) -> Generations:
+        made, _ = generations(total=total)
+        run(made)
+        return made
+
+    @pytest.mark.parametrize("ended", range(8))
+    def test_a_sweep_cut_anywhere_makes_the_same_trials(self, ended: int) -> None:
+        """The ledger then knows what was proposed, and how the first so many trials ended."""
+        whole = self.reference()
+        begun, _ = generations(total=6)
+        run(begun, until=ended)
+        outcomes = {trial.cell: trial.outcome for trial in begun.trials if trial.outcome}
+        made, _ = generations(total=6, known=as_known(begun), outcomes=outcomes)
+        run(made)
+        assert settings(made) == settings(whole)
+        assert [t.outcome for t in made.trials] == [t.outcome for t in whole.trials]
+
+    def test_finished_trials_are_passed_over(self) -> None:
+        whole = self.reference()
+        outcomes = {trial.cell: trial.outcome for trial in whole.trials if trial.outcome}
+        made, proposer = generations(total=6, known=as_known(whole), outcomes=outcomes)
+        assert made.next() is None
+        assert made.exhausted
+        assert len(proposer.told) == 4, "all but the last generation, of which nobody needs to know any more"
+
+    def test_a_retried_trial_keeps_its_values(self) -> None:
+        """Others were proposed knowing that it failed; its values must not be made anew."""
+        whole = self.reference()
+        outcomes = {trial.cell: trial.outcome for trial in whole.trials if trial.outcome and trial.number != 4}
+        made, _ = generations(total=6, known=as_known(whole), outcomes=outcomes)
+        assert [(trial.number, trial.overrides) for trial in take(made)] == [(4, whole.trials[4].overrides)]
+        made.complete(4, done(0.9, 0.9, 0.9, 0.9))
+        assert made.next() is None
+        assert settings(made) == settings(whole)
+
+    def test_more_trials_continue_where_it_ended(self) -> None:
+        short = self.reference(total=4)
+        outcomes = {trial.cell: trial.outcome for trial in short.trials if trial.outcome}
+        made, _ = generations(total=6, known=as_known(short), outcomes=outcomes)
+        assert [trial.number for trial in take(made)] == [5, 6]
+        assert settings(made) == settings(self.reference(total=6))
+
+    def test_a_failed_trial_does_not_hold_up_the_rest(self) -> None:
+        made, proposer = generations(total=4)
+        for trial in take(made):
+            made.complete(trial.number, Outcome("failed", {"best_val_accuracy": None, "val_history": []}, "boom"))
+        assert [trial.number for trial in take(made)] == [3, 4]
+        assert [status for _, status, _ in proposer.told] == ["failed", "failed"]

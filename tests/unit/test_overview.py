@@ -1,0 +1,214 @@
+"""Plans and states: what is counted, and that looking changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from rich.console import Console
+
+from erat.config import RunConfig, build
+from erat.errors import UserError
+from orchestration import estimate, overview
+from orchestration.home import Home
+from orchestration.rows import TrialRow
+from orchestration.spaces import parse_space
+from orchestration.state import Ledger
+from orchestration.sweep import SweepSpec, register
+
+ETA = "defense.eta"
+TINY = {"data.limit": 200, "train.epochs": 4, "corruption.data": "urp"}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120, color_system=None)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def spec(overrides: Mapping[str, Any] | None = None) -> SweepSpec:
+    content = {
+        "name": "mine",
+        "about": "a test",
+        "parameters": {ETA: {"low": 0, "high": 1}},
+        "points": [{ETA: 0.1}, {ETA: 0.2}, {ETA: 0.3}, {ETA: 0.4}],
+        "baselines": [{"defense.name": "ce"}],
+    }
+    return SweepSpec(parse_space(content, "mine.yaml"), "demo", TINY | dict(overrides or {}))
+
+
+def propose(ledger: Ledger, made: SweepSpec, number: int, params: dict[str, Any], source: str) -> str:
+    cell = made.config(params).digest()
+    ledger.append("proposed", sweep="a", number=number, params=params, source=source, cell=cell)
+    return cell
+
+
+def result(status: str, **fields: Any) -> dict[str, Any]:
+    figures = {"val_accuracy": 0.5, "best_val_accuracy": 0.6, "final_test_accuracy": 0.5, "best_val_test_accuracy": 0.5}
+    return {"status": status, "epochs": 4, "train_seconds": 3.0, "val_history": [0.6, 0.5], **figures, **fields}
+
+
+@pytest.fixture
+def ledger(home: Home) -> Ledger:
+    """Of six trials five are known: one done, one failed, one stopped, one interrupted, one not begun."""
+    made, ledger = spec(), Ledger(home.ledger)
+    register(ledger, "a", made, 5)
+    cells = [
+        propose(ledger, made, 0, {"defense.name": "ce"}, "baseline"),
+        *(propose(ledger, made, number, {ETA: number / 10}, "paper") for number in (1, 2, 3, 4)),
+    ]
+    ledger.finish(cells[0], "done", result("done"), sweep="a", error=None)
+    ledger.finish(cells[1], "failed", result("failed", epochs=1), sweep="a", error="boom")
+    ledger.finish(cells[2], "stopped", result("stopped", epochs=2), sweep="a", error=None)
+    home.cell(cells[3]).mkdir(parents=True)
+    row = {"epoch": 1, "val_accuracy": 0.3, "test_accuracy": 0.2, "epoch_seconds": 1.0}
+    (home.cell(cells[3]) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    return ledger
+
+
+class TestStatus:
+    def test_no_sweep_yet_says_how_to_begin(self, home: Home, console: Console) -> None:
+        assert overview.of_all(home, console) == []
+        assert "python orchestrate.py sweep --space" in said(console)
+        assert not home.ledger.exists()
+
+    def test_every_sweep_is_counted(self, home: Home, ledger: Ledger, console: Console) -> None:
+        register(ledger, "b", spec({"train.epochs": 2}), 7)
+        first, second = overview.of_all(home, console)
+        assert first == {
+            "name": "a",
+            "space": "mine",
+            "preset": "demo",
+            "trials": 6,
+            "done": 1,
+            "stopped": 1,
+            "running": 0,
+            "failed": 1,
+            "left": 3,
+        }
+        assert (second["name"], second["trials"], second["left"]) == ("b", 8, 8)
+
+    def test_one_sweep_trial_by_trial(self, home: Home, ledger: Ledger, console: Console) -> None:
+        content = overview.of_sweep(home, "a", console)
+        states = [(run["number"], run["status"], run["epoch"]) for run in content["runs"]]
+        assert states == [(0, "done", 4), (1, "failed", 1), (2, "stopped", 2), (3, "queued", 1), (4, "queued", 0)]
+        assert {key: content[key] for key in ("trials", "done", "stopped", "failed", "left")} == {
+            "trials": 6,
+            "done": 1,
+            "stopped": 1,
+            "failed": 1,
+            "left": 3,
+        }
+        text = said(console)
+        assert "retry a" in text
+        assert "resume a" in text
+
+    def test_a_trial_whose_cell_is_held_is_running(self, home: Home, ledger: Ledger, console: Console) -> None:
+        cell = ledger.sweeps["a"].proposals[3].cell
+        with FileLock(home.cell(cell) / ".lock"):
+            content = overview.of_sweep(home, "a", console)
+        assert content["runs"][3] == {"number": 3, "cell": cell, "status": "running", "epoch": 1}
+        assert (content["running"], content["left"]) == (1, 3)
+
+    def test_a_finished_sweep_offers_nothing_more(self, home: Home, console: Console) -> None:
+        made, ledger = spec(), Ledger(home.ledger)
+        register(ledger, "a", made, 0)
+        cell = propose(ledger, made, 0, {"defense.name": "ce"}, "baseline")
+        ledger.finish(cell, "done", result("done"), sweep="a", error=None)
+        assert overview.of_sweep(home, "a", console)["left"] == 0
+        assert "resume" not in said(console)
+        assert "retry" not in said(console)
+
+    def test_an_unknown_sweep_names_the_near_ones(self, home: Home, ledger: Ledger, console: Console) -> None:
+        register(ledger, "budgets", spec(), 1)
+        with pytest.raises(UserError, match="unknown sweep 'budget': did you mean budgets"):
+            overview.of_sweep(home, "budget", console)
+
+
+class TestPlan:
+    @pytest.fixture(autouse=True)
+    def _one_second_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(estimate, "seconds", lambda config, home, ledger: float(config.train.epochs))
+
+    def test_a_fresh_sweep(self, home: Home, console: Console) -> None:
+        content = overview.plan_sweep("a", spec(), 6, home, Ledger(home.ledger), console)
+        counts = {key: content[key] for key in ("name", "cells", "done", "failed", "to_do", "to_be_proposed")}
+        assert counts == {"name": "a", "cells": 7, "done": 0, "failed": 0, "to_do": 7, "to_be_proposed": 2}
+        assert (content["crafted_sets"], content["crafted_sets_missing"]) == (1, 1)
+        assert content["device_hours"] == pytest.approx(7 * 4 / 3600)
+        assert content["wall_seconds"] == pytest.approx(7 * 4 / content["slots"])
+        assert content["disk_free_gb"] > 0
+        assert not home.ledger.exists()
+        assert "preset demo" in said(console)
+
+    def test_one_that_has_begun(self, home: Home, ledger: Ledger, console: Console) -> None:
+        before = home.ledger.read_bytes()
+        content = overview.plan_sweep("a", spec(), 5, home, ledger, console)
+        counts = {key: content[key] for key in ("cells", "done", "failed", "to_do", "to_be_proposed")}
+        assert counts == {"cells": 6, "done": 2, "failed": 1, "to_do": 3, "to_be_proposed": 1}
+        assert home.ledger.read_bytes() == before
+
+    def test_what_was_proposed_is_not_to_be_proposed(self, home: Home, ledger: Ledger, console: Console) -> None:
+        propose(ledger, spec(), 5, {ETA: 0.77}, "optuna")
+        content = overview.plan_sweep("a", spec(), 6, home, ledger, console)
+        assert (content["cells"], content["to_be_proposed"]) == (7, 1)
+
+    def test_fewer_trials_than_points(self, home: Home, console: Console) -> None:
+        content = overview.plan_sweep("a", spec(), 2, home, Ledger(home.ledger), console)
+        assert (content["cells"], content["to_be_proposed"]) == (3, 0)
+
+    def test_workers_are_devices(self, home: Home, console: Console) -> None:
+        configs = [build("demo", TINY | {"train.workers": 2})]
+        content = overview.plan(configs, home, Ledger(home.ledger), console, slots=1)
+        assert content["device_hours"] == pytest.approx(2 * 4 / 3600)
+        assert content["wall_seconds"] == 4
+
+    def test_each_crafted_set_counts_once(self, home: Home, console: Console) -> None:
+        configs = [
+            build("demo", TINY | {"corruption.rate": rate, "train.seed": seed})
+            for rate in (0.2, 0.4)
+            for seed in (0, 1)
+        ]
+        content = overview.plan(configs, home, Ledger(home.ledger), console, slots=1)
+        assert (content["crafted_sets"], content["crafted_sets_missing"]) == (2, 2)
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("overrides", "words"),
+        [
+            ({}, "trusted (clean images and labels)"),
+            ({"val.trusted": False}, "plain accuracy misleads"),
+            ({"val.trusted": False, "val.objective": "perturbed"}, "corrupted like the rest"),
+        ],
+    )
+    def test_which_validation_it_was_is_said(self, overrides: dict[str, Any], words: str) -> None:
+        text = overview._validation_words(build("demo", overrides))
+        assert words in text
+        assert ("misleads" in text) == (words == "plain accuracy misleads")
+
+    def test_without_a_poison_plain_accuracy_is_no_matter(self) -> None:
+        clean = {"val.trusted": False, "corruption.data": "none"}
+        assert "misleads" not in overview._validation_words(build("demo", clean))
+
+    def test_a_run_ends_with_its_accuracies_and_its_folder(self, home: Home, console: Console) -> None:
+        config: RunConfig = build("demo")
+        row = TrialRow(0, config.digest(), {}, status="done", final_test_accuracy=0.9512, best_val_test_accuracy=0.96)
+        overview.show_run(row, home, console)
+        assert "0.951" in said(console)
+        assert "0.960" in said(console)
+        assert str(home.cell(config.digest())) in said(console).replace("\n", "")

@@ -1,0 +1,178 @@
+"""The ledger: what is on disk counts, whoever wrote it, and nothing that a crash tore."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.state import Ledger
+
+SPEC = {"space": {"name": "budgets"}, "preset": "demo"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "ledger.jsonl"
+
+
+def begun(path: Path, *names: str) -> Ledger:
+    ledger = Ledger(path)
+    for name in names:
+        ledger.append("sweep", name=name, spec=SPEC, trials=4)
+    return ledger
+
+
+def finish(ledger: Ledger, cell: str, status: str, sweep: str | None = None, **result: Any) -> None:
+    error = "boom" if status == "failed" else None
+    ledger.finish(cell, status, {"status": status, **result}, sweep=sweep, error=error)
+
+
+class TestReading:
+    def test_a_missing_file_is_an_empty_ledger_and_is_not_made_by_looking(self, path: Path) -> None:
+        assert Ledger(path).sweeps == {}
+        assert not path.parent.exists()
+
+    def test_what_is_appended_is_known_at_once_and_after_a_restart(self, path: Path) -> None:
+        ledger = begun(path, "a")
+        ledger.append("proposed", sweep="a", number=3, params={"defense.eta": 0.25}, source="optuna", cell="c3")
+        for one in (ledger, Ledger(path)):
+            proposal = one.sweeps["a"].proposals[3]
+            assert (proposal.params, proposal.source, proposal.cell) == ({"defense.eta": 0.25}, "optuna", "c3")
+            assert (one.sweeps["a"].spec, one.sweeps["a"].trials) == (SPEC, 4)
+
+    def test_two_readers_see_each_other_s_events_by_refreshing(self, path: Path) -> None:
+        one, other = begun(path, "a"), Ledger(path)
+        finish(one, "c", "done", best_val_accuracy=0.5)
+        assert other.outcome("c") is None
+        other.refresh()
+        assert other.outcome("c").result["best_val_accuracy"] == 0.5  # type: ignore[union-attr]
+        finish(other, "d", "failed")
+        one.refresh()
+        assert one.outcome("d").error == "boom"  # type: ignore[union-attr]
+
+    def test_appending_takes_in_what_others_wrote_meanwhile(self, path: Path) -> None:
+        one, other = begun(path, "a"), Ledger(path)
+        finish(one, "c", "done")
+        finish(other, "d", "done")
+        assert other.outcome("c") is not None
+
+    def test_events_of_other_kinds_and_of_unknown_sweeps_are_passed_over(self, path: Path) -> None:
+        ledger = begun(path, "a")
+        ledger.append("remark", text="kept for later versions")
+        ledger.append("proposed", sweep="gone", number=0, params={}, source="paper", cell="c")
+        finish(ledger, "c", "stopped", sweep="gone")
+        assert list(ledger.sweeps) == ["a"]
+        assert ledger.outcome("c") is None
+
+    def test_every_event_is_one_line_of_json_with_its_time(self, path: Path) -> None:
+        ledger = begun(path, "a")
+        finish(ledger, "c", "failed", note="two\nlines")
+        events = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [event["event"] for event in events] == ["sweep", "failed"]
+        assert all(event["time"] > 1.7e9 for event in events)
+
+
+class TestTornLines:
+    def test_a_torn_last_line_is_passed_over_and_does_not_swallow_the_next(self, path: Path) -> None:
+        begun(path, "a")
+        with path.open("ab") as file:
+            file.write(b'{"event": "done", "cell": "torn", "resu')
+        reader = Ledger(path)
+        assert reader.outcome("torn") is None
+        finish(reader, "c", "done")
+        for one in (reader, Ledger(path)):
+            assert one.outcome("c") is not None
+            assert one.outcome("torn") is None
+
+    def test_a_reader_from_before_the_tear_goes_on(self, path: Path) -> None:
+        early = begun(path, "a")
+        with path.open("ab") as file:
+            file.write(b'{"event": "do\xff')
+        early.refresh()
+        finish(Ledger(path), "c", "done")
+        early.refresh()
+        assert early.outcome("c") is not None
+
+    def test_a_line_is_taken_in_when_it_is_whole(self, path: Path) -> None:
+        ledger = begun(path, "a")
+        line = json.dumps({"event": "done", "cell": "c", "result": {"status": "done"}}).encode()
+        with path.open("ab") as file:
+            file.write(line[:20])
+            file.flush()
+            ledger.refresh()
+            assert ledger.outcome("c") is None
+            file.write(line[20:] + b"\n")
+        ledger.refresh()
+        assert ledger.outcome("c") is not None
+
+    def test_a_line_that_lacks_only_its_end_counts(self, path: Path) -> None:
+        begun(path, "a")
+        path.write_bytes(path.read_bytes().rstrip(b"\n"))
+        ledger = Ledger(path)
+        finish(ledger, "c", "done")
+        assert "a" in ledger.sweeps
+        assert ledger.outcome("c") is not None
+
+
+def write_many(path: Path, who: int, count: int) -> None:
+    ledger = Ledger(path)
+    for number in range(count):
+        finish(ledger, f"{who}-{number}", "done", filler="x" * 5000)
+
+
+def test_processes_that_append_at_once_lose_nothing(path: Path) -> None:
+    context, count = multiprocessing.get_context("spawn"), 25
+    writers = [context.Process(target=write_many, args=(path, who, count)) for who in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    lines = path.read_text().splitlines()
+    assert len(lines) == 4 * count
+    assert all(json.loads(line)["event"] == "done" for line in lines)
+    ledger = Ledger(path)
+    assert all(ledger.outcome(f"{who}-{number}") for who in range(4) for number in range(count))
+
+
+class TestOutcomes:
+    def test_done_is_a_property_of_the_cell(self, path: Path) -> None:
+        ledger = begun(path, "a", "b")
+        finish(ledger, "c", "done", sweep="a")
+        assert [ledger.outcome("c", sweep).status for sweep in ("a", "b", None)] == ["done"] * 3  # type: ignore[union-attr]
+
+    def test_stopped_is_a_property_of_the_cell_in_its_sweep(self, path: Path) -> None:
+        ledger = begun(path, "a", "b")
+        finish(ledger, "c", "stopped", sweep="a", val_history=[0.1])
+        assert ledger.outcome("c", "a").status == "stopped"  # type: ignore[union-attr]
+        assert ledger.outcome("c", "b") is None
+        assert ledger.outcome("c") is None
+
+    def test_one_sweep_s_stop_does_not_hide_another_s_end(self, path: Path) -> None:
+        ledger = begun(path, "a", "b")
+        finish(ledger, "c", "done", sweep="b")
+        finish(ledger, "c", "stopped", sweep="a")
+        assert ledger.outcome("c", "b").status == "done"  # type: ignore[union-attr]
+
+    def test_retry_forgets_a_failure_until_the_next_end(self, path: Path) -> None:
+        ledger = begun(path, "a")
+        finish(ledger, "c", "failed", sweep="a")
+        assert ledger.outcome("c", "a").error == "boom"  # type: ignore[union-attr]
+        ledger.append("retry", cell="c", sweep="a")
+        assert ledger.outcome("c", "a") is None
+        assert Ledger(path).outcome("c", "a") is None
+        finish(ledger, "c", "done", sweep="a")
+        assert Ledger(path).outcome("c", "a").status == "done"  # type: ignore[union-attr]
+
+    def test_more_trials_extend_a_sweep_and_fewer_do_not_shorten_it(self, path: Path) -> None:
+        ledger = begun(path, "a")
+        ledger.append("proposed", sweep="a", number=0, params={}, source="paper", cell="c")
+        ledger.append("sweep", name="a", spec=SPEC, trials=9)
+        ledger.append("sweep", name="a", spec=SPEC, trials=2)
+        for one in (ledger, Ledger(path)):
+            assert one.sweeps["a"].trials == 9
+            assert list(one.sweeps["a"].proposals) == [0]
