@@ -85,7 +85,7 @@ class CorruptionConfig(Section):
     source_epochs: int | None = Field(30, ge=1, description="epochs of its training on clean data")
     labels: LabelKind = "none"
     rate: Number = Field(0.6, ge=0, le=1, description="share of labels that are wrong")
-    generator: Literal["cores", "pdn"] = Field("cores", description="which instance-dependent noise")
+    generator: Literal["cores", "pdn"] | None = Field("cores", description="which instance-dependent noise")
     include_self: bool = Field(False, description="symmetric noise may draw the true class again")
     exact: bool = Field(True, description="flip exactly rate * N labels, not each with probability rate")
     seed: int = Field(0, ge=0, lt=2**32)
@@ -258,14 +258,19 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
         corruption |= {"norm": None, "epsilon": None, "granularity": None, "source": None, "source_epochs": None}
     else:
         CORRUPTIONS[kind].check(corruption)
-        if not CORRUPTIONS[kind].uses_source:
-            corruption |= {"source": None, "source_epochs": None}
+        # What a kind does not use must not make two sets of one.
+        if CORRUPTIONS[kind].uses == "nothing":
+            corruption["source"] = None
+        if CORRUPTIONS[kind].uses != "trained network":
+            corruption["source_epochs"] = None
         corruption["norm"] = corruption.get("norm") or CORRUPTIONS[kind].norm
         corruption["granularity"] = corruption.get("granularity") or CORRUPTIONS[kind].granularities[0]
         if corruption.get("epsilon") is None:
             corruption["epsilon"] = facts.epsilon.get(corruption["norm"])
     if corruption.get("labels", "none") == "none":
         corruption["rate"] = 0.0
+    if corruption.get("labels", "none") != "instance":
+        corruption["generator"] = None
     if isinstance(defense, dict):
         values["defense"] = defense | _options(defense).fill(facts.epsilon, facts.policy)
     return values

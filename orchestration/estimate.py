@@ -6,7 +6,7 @@ import os
 from functools import cache
 from statistics import median
 
-from erat.config import RunConfig, build
+from erat.config import RunConfig, build, load_config
 from erat.data.base import CorruptedSet
 from erat.data.sets import load
 from erat.engine.trainer import Trainer
@@ -47,10 +47,7 @@ def _history(config: RunConfig, home: Home, ledger: Ledger) -> float | None:
         for proposal in sweep.proposals.values():
             folder = home.cell(proposal.cell)
             rows = read_metrics(folder)
-            if (
-                rows
-                and _signature(RunConfig.model_validate_json((folder / "config.json").read_text())).digest() == wanted
-            ):
+            if rows and _signature(load_config(folder / "config.json")).digest() == wanted:
                 found.append(sum(row["epoch_seconds"] for row in rows) / len(rows))
     return median(found) if found else None
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from erat.attacks.norms import l2_project, l2_step, linf_project, linf_step, per_image
+
+if TYPE_CHECKING:
+    from erat.data.random import BatchRandom
 
 Objective = Callable[[Tensor], Tensor]  # logits (N, K) of the perturbed images -> loss to raise, one number per image
 
@@ -46,16 +50,13 @@ class Budget:
         """The nearest perturbation within the budget."""
         return self.choose(lambda: linf_project(delta_NCHW, self.epsilon), lambda: l2_project(delta_NCHW, self.epsilon))
 
-    def draw(self, images_NCHW: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, images_NCHW: Tensor, random: BatchRandom) -> Tensor:
         """A random start: uniform in the l_inf ball; under l_2 a uniform direction times a uniform radius."""
-
-        def noise(draw: Callable[..., Tensor]) -> Tensor:
-            return draw(images_NCHW.shape, generator=generator, dtype=images_NCHW.dtype).to(images_NCHW.device)
-
+        (count, *shape), device = images_NCHW.shape, images_NCHW.device
         size = per_image(self.epsilon)
         return self.choose(
-            lambda: (2 * noise(torch.rand) - 1) * size,
-            lambda: l2_step(noise(torch.randn)) * size * noise(torch.rand)[:, :1, :1, :1],
+            lambda: (2 * random.rand(count, *shape).to(device) - 1) * size,
+            lambda: l2_step(random.randn(count, *shape).to(device)) * size * random.rand(count, 1, 1, 1).to(device),
         )
 
 

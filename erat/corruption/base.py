@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class DataCorruption:
         norm: the norm that the paper uses it with.
         norms: the norms it can be crafted under.
         granularities: the ones it exists in, the paper's first.
-        uses_source: whether it needs a network (its architecture is then part of what is crafted).
+        uses: what it needs of the source network: "nothing", its "architecture", or a clean-"trained network".
         draws: the kind whose random draws it uses, where two kinds come from one optimisation; none: its own.
         version: raised when a change of the code changes what is crafted, so that no old set is taken for a new one.
     """
@@ -63,7 +64,7 @@ class DataCorruption:
     norm: ClassVar[str]
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     granularities: ClassVar[tuple[str, ...]] = ("class",)
-    uses_source: ClassVar[bool] = True
+    uses: ClassVar[Literal["nothing", "architecture", "trained network"]] = "nothing"
     draws: ClassVar[str | None] = None
     version: ClassVar[int] = 1
 
@@ -87,17 +88,28 @@ class DataCorruption:
                 )
 
 
+def shuffled_batches(craft: Craft, size: int) -> Iterator[Tensor]:
+    """Indices of shuffled batches, on the images' device, for ever; the last batch of a pass may be smaller."""
+    while True:
+        order = torch.randperm(len(craft.images), generator=craft.generator)
+        yield from order.to(craft.images.device).split(size)
+
+
 def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tensor:
     """The poisoned images as 8-bit pixels: rounded to nearest, yet never over the budget.
 
-    Rounding may push a perturbation past its budget; such an image's perturbation is shrunk until its rounded form
-    fits. (Truncating instead, as some published code does, shifts every pixel by half a level.)
+    Rounding may push a perturbation past its budget. Under l_inf the pixels past it are cut to it; under l_2 the
+    perturbation is shrunk until its rounded form fits. (Truncating instead, as some published code does, shifts every
+    pixel by half a level.)
 
     Args:
         clean_u8: uint8 (N, C, H, W).
         delta: float perturbation in units of 1.0, same shape.
     """
     clean = clean_u8.to(torch.int16)
+    if norm == "linf":
+        bound = math.floor(epsilon * 255 + 1e-6)
+        return (clean + (delta * 255).round().to(torch.int16).clamp(-bound, bound)).clamp(0, 255).to(torch.uint8)
     scale = torch.ones(len(clean), 1, 1, 1, device=delta.device)
     for _ in range(50):
         moved = (clean + (delta * scale * 255).round().to(torch.int16)).clamp(0, 255)

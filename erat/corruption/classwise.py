@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from erat.attacks.norms import per_image
 from erat.attacks.pgd import Budget
 
 
@@ -14,7 +15,8 @@ def descend(
 ) -> Tensor:
     """One signed (l_inf) or normalised (l_2) step of every class's perturbation down the cross-entropy of its class.
 
-    The gradient of a class is the mean over its images in the batch; a class without images stays where it is.
+    A class's direction is that of the mean gradient over its images in the batch; sign and normalised steps see no
+    scale, so the sum serves. A class without images stays where it is.
 
     Args:
         images: float (B, C, H, W) in [0, 1]; `labels` say whose perturbation each image wears.
@@ -26,5 +28,4 @@ def descend(
     delta = delta_KCHW.detach().requires_grad_(True)
     loss = F.cross_entropy(network((images + delta[labels]).clamp(0, 1)), labels, reduction="sum")
     (grad,) = torch.autograd.grad(loss, delta)
-    counts = torch.bincount(labels, minlength=len(delta)).clamp_min(1).view(-1, 1, 1, 1)
-    return budget.project(delta.detach() - step_size.view(-1, 1, 1, 1) * budget.direction(grad / counts))
+    return budget.project(delta.detach() - per_image(step_size) * budget.direction(grad))

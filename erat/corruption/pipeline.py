@@ -14,9 +14,8 @@ from erat.config import RunConfig, build
 from erat.corruption.base import Craft, Progress, norms_of, quantize, silent
 from erat.corruption.labels import make_label_noise
 from erat.corruption.store import Arrays, Entry, Store
-from erat.data.base import CorruptedSet, ImageSet
+from erat.data.base import CorruptedSet, ImageSet, to_float
 from erat.data.sets import fingerprint, load, split_validation
-from erat.engine.evaluation import to_float
 from erat.engine.seeding import derive, generator
 from erat.engine.trainer import Trainer, channel_statistics, choose_device
 from erat.errors import UserError
@@ -83,7 +82,7 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
             exact=options.exact,
             include_self=options.include_self,
             similar=DATASETS[config.data.name].facts.similar,
-            generator=options.generator,
+            generator=options.generator or "cores",
         )
         fields = {"kind": options.labels, "noise_rate": noise.rate, "transition": noise.transition.tolist()}
         return {"labels": noise.labels.numpy()}, fields | _versions()
@@ -117,7 +116,7 @@ def _label_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
         "subject": fingerprint(subject),
         "kind": options.labels,
         "rate": options.rate,
-        "generator": options.generator if options.labels == "instance" else None,
+        "generator": options.generator,
         "include_self": options.include_self,
         "exact": options.exact,
         "seed": options.seed,
@@ -197,10 +196,11 @@ def _train_source(subject: ImageSet, config: RunConfig, progress: Progress) -> t
     part, val = subject.take(kept), subject.take(held_out)
     # The trainer also reports test accuracy; the held-out tenth stands in, so that no test image is ever near this.
     trainer = Trainer(recipe, CorruptedSet(part, part.labels, val, val))
-    best, weights = -1.0, {}
+    best = -1.0
+    weights: Arrays = {}
     for report in trainer.run():
         progress("source network", report.epoch, epochs)
-        if report.val_accuracy > best:
+        if not weights or report.val_accuracy > best:
             best = report.val_accuracy
             weights = {k: v.cpu().numpy().copy() for k, v in trainer.defense.networks["main"].state_dict().items()}
     return weights, {"kind": "source", "architecture": recipe.model.name, "val_accuracy": best} | _versions()

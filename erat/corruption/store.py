@@ -65,18 +65,25 @@ class Store:
             UserError: the store cannot be written.
         """
         path = self.path(parameters)
+        # An entry appears whole, so a sound one is read without the lock: a store may be shared read-only.
+        if (entry := self._sound(path)) is not None:
+            return entry
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{path.name}.lock"):
-                return self._read(path) or self._write(path, parameters, make)
+                if (entry := self._sound(path)) is not None:
+                    return entry  # made by another process while this one waited
+                if path.exists():
+                    warnings.warn(f"{path} is damaged (its checksum does not fit): made again", stacklevel=3)
+                    shutil.rmtree(path)
+                return self._write(path, parameters, make)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
                 raise UserError(f"the store {self.root} cannot be written: {error.strerror}") from error
             raise
 
-    def _read(self, path: Path) -> Entry | None:
-        if not path.exists():
-            return None
+    def _sound(self, path: Path) -> Entry | None:
+        """The entry if it is there and its checksum fits."""
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             if _checksum(path) == manifest["checksum"]:
@@ -84,8 +91,6 @@ class Store:
                 return Entry(path, manifest | {"path": str(path)}, arrays)
         except (OSError, ValueError, KeyError):
             pass
-        warnings.warn(f"{path} is damaged (its checksum does not fit): made again", stacklevel=4)
-        shutil.rmtree(path)
         return None
 
     def _write(self, path: Path, parameters: Mapping[str, Any], make: Make) -> Entry:
@@ -104,7 +109,7 @@ class Store:
             os.replace(part, path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        entry = self._read(path)
+        entry = self._sound(path)
         assert entry is not None, "what was just written reads back"
         return entry
 

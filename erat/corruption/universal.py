@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from erat.attacks.pgd import Budget, frozen
-from erat.corruption.base import Craft, DataCorruption
+from erat.corruption.base import Craft, DataCorruption, shuffled_batches
 from erat.corruption.classwise import descend
 
 STEPS = 500
-BATCH = 128
+IMAGES_PER_CLASS = 16  # that each class's vector sees in a step; all classes step at once
 STEP_RATIO = 0.2  # of the budget, the ratio that every perturbation of the paper uses
 
 
@@ -23,13 +23,12 @@ def class_vectors(craft: Craft) -> Tensor:
     delta = craft.images.new_zeros(craft.num_classes, *craft.images.shape[1:])
     budget = Budget.of(craft.norm, craft.epsilon, delta)
     step_size = budget.epsilon * STEP_RATIO
-    count = len(craft.images)
+    targets = torch.arange(craft.num_classes, device=delta.device).repeat(IMAGES_PER_CLASS)
+    batches = shuffled_batches(craft, len(targets))
     with frozen(craft.source()) as network:
         for step in range(STEPS):
-            chosen = torch.randint(count, (min(BATCH, count),), generator=craft.generator)
-            targets = torch.randint(craft.num_classes, (len(chosen),), generator=craft.generator)
-            images = craft.images[chosen.to(delta.device)]
-            delta = descend(network, images, targets.to(delta.device), delta, budget, step_size)
+            chosen = next(batches)
+            delta = descend(network, craft.images[chosen], targets[: len(chosen)], delta, budget, step_size)
             craft.progress("class vectors", step + 1, STEPS)
     return delta
 
@@ -39,6 +38,7 @@ class UniversalHypocritical(DataCorruption):
 
     kind = "uhp"
     norm = "l2"
+    uses = "trained network"
 
     def perturb(self, craft: Craft) -> Tensor:
         return class_vectors(craft)[craft.labels]
@@ -49,6 +49,7 @@ class UniversalAdversarial(DataCorruption):
 
     kind = "uap"
     norm = "l2"
+    uses = "trained network"
     draws = "uhp"
 
     def perturb(self, craft: Craft) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erat.attacks.pgd import Budget, frozen, pgd
-from erat.corruption.base import Craft, DataCorruption
+from erat.corruption.base import Craft, DataCorruption, shuffled_batches
 from erat.corruption.classwise import descend
 
 TRAIN_STEPS = 10  # M, between two passes over the perturbations
@@ -26,6 +25,7 @@ class Unlearnable(DataCorruption):
 
     kind = "up"
     norm = "linf"
+    uses = "architecture"
     granularities = ("class", "sample")
 
     def perturb(self, craft: Craft) -> Tensor:
@@ -34,7 +34,7 @@ class Unlearnable(DataCorruption):
         rows = craft.num_classes if craft.granularity == "class" else len(craft.images)
         delta = craft.images.new_zeros(rows, *craft.images.shape[1:])
         wearer = craft.labels if craft.granularity == "class" else torch.arange(rows, device=delta.device)
-        training = _batches(craft)
+        training = shuffled_batches(craft, BATCH)
         for done in range(MAX_ROUNDS):
             for _ in range(TRAIN_STEPS):
                 _train_step(network, optimizer, craft, delta, wearer, next(training))
@@ -66,13 +66,6 @@ class Unlearnable(DataCorruption):
                 )
                 delta[chosen] = moved - images
         return delta
-
-
-def _batches(craft: Craft) -> Iterator[Tensor]:
-    """Shuffled batches for ever."""
-    while True:
-        order = torch.randperm(len(craft.images), generator=craft.generator)
-        yield from order.to(craft.images.device).split(BATCH)
 
 
 def _train_step(

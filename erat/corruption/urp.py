@@ -14,7 +14,6 @@ class UniversalRandom(DataCorruption):
 
     kind = "urp"
     norm = "l2"
-    uses_source = False
 
     def perturb(self, craft: Craft) -> Tensor:
         shape = (craft.num_classes, *craft.images.shape[1:])

@@ -58,6 +58,11 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
+def to_float(images: Tensor) -> Tensor:
+    """uint8 pixels 0-255 as float32 in [0, 1]."""
+    return images.float() / 255
+
+
 @dataclass(frozen=True)
 class SourceFacts:
     """What is known of a data set before a single image is read.

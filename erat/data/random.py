@@ -35,11 +35,6 @@ class BatchRandom:
         self._workers = workers
         self._groups = groups
 
-    @property
-    def generator(self) -> torch.Generator:
-        """The generator behind the draws, for whoever needs noise that no other worker has to share."""
-        return self._generator
-
     def grouped(self, *sizes: int) -> BatchRandom:
         """The same source for batches that stack groups: `sizes[0]` labelled rows, then `sizes[1]` unlabelled, ...
 

@@ -105,7 +105,7 @@ class LossTerms:
 
     def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
         """Add a term; a name may stand only once."""
-        assert name not in self.terms, f"loss term {name!r} added twice"
+        assert name not in self.terms and name != "total", f"loss term {name!r} added twice"
         self.terms[name] = (weight, value)
 
     @property
@@ -113,6 +113,11 @@ class LossTerms:
         """The weighted sum."""
         first, *rest = (weight * value for weight, value in self.terms.values())
         return sum(rest, start=first)
+
+    def figures(self) -> dict[str, Tensor]:
+        """The total and each term's unweighted value, without gradients, for the log."""
+        values = {name: value.detach() for name, (_, value) in self.terms.items()}
+        return {"total": self.total.detach()} | values
 
 
 @dataclass(frozen=True)

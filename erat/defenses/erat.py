@@ -176,7 +176,7 @@ class ERAT(Defense):
         else:
             linf = norms[0] == "linf"
         budget = self._budget(linf, images)
-        start = budget.draw(images, random.generator) if self.options.random_start else None
+        start = budget.draw(images, random) if self.options.random_start else None
         with frozen(self.networks["main"]) as network:
             clean: list[Tensor] = []
             if start is not None:

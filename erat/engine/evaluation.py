@@ -11,18 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erat.attacks.pgd import Budget, frozen, pgd
-from erat.data.base import ImageSet
+from erat.data.base import ImageSet, to_float
 from erat.defenses.base import Defense
 from erat.engine.parallel import Ranks
 
 BATCH = 1000
 ATTACK_STEPS = 20
 ATTACK_STEP_RATIO = 1 / 8
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 pixels 0-255 as float32 in [0, 1]."""
-    return images.float() / 255
 
 
 def map_images(images: Tensor, function: Callable[[Tensor], Tensor], ranks: Ranks | None = None) -> Tensor:

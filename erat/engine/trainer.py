@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from erat.attacks.pgd import frozen
 from erat.config import RunConfig
-from erat.data.base import CorruptedSet, ImageSet
+from erat.data.base import CorruptedSet, ImageSet, to_float
 from erat.data.random import BatchRandom
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, Update
 from erat.engine import checkpoint
-from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions, to_float
+from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions
 from erat.engine.parallel import Ranks
 from erat.engine.schedule import learning_rate
 from erat.engine.seeding import derive, generator
@@ -53,7 +53,7 @@ class EpochReport:
 
 
 @dataclass
-class _Device:
+class _TrainingSet:
     """The training set on the device, as a defense sees it (`TrainingData`)."""
 
     images: Tensor
@@ -104,7 +104,7 @@ class Trainer:
         self.defense = self._build_defense(data.train)
         images = self.defense.prepare(data.train.images.to(self.device))
         labels = data.train.labels.to(self.device)
-        self._train = _Device(images, labels, data.train.num_classes, self.ranks, self.defense)
+        self._train = _TrainingSet(images, labels, data.train.num_classes, self.ranks, self.defense)
         self._optimizer = torch.optim.SGD(
             self.defense.networks.parameters(),
             lr=config.train.lr,
@@ -150,17 +150,18 @@ class Trainer:
             for batch, at in self._batches(phase, clock):
                 for update in phase.updates:
                     terms = self._update(replace(batch, update=update.name), at, update)
-                    for name, (_, value) in {"": (1.0, terms.total), **terms.terms}.items():
-                        sums[name] = sums.get(name, 0) + value.detach()
+                    for name, value in terms.figures().items():
+                        sums[name] = sums.get(name, 0) + value
                 steps, seen = steps + len(phase.updates), seen + len(batch.images) + len(batch.unlabelled)
         self.ranks.average_buffers(self.defense)
         means = {name: float(self.ranks.sum(total)) / (steps * self.ranks.workers) for name, total in sums.items()}
-        if not math.isfinite(means[""]):
-            raise TrainingFailedError(f"the loss became {means['']} in epoch {clock.epoch + 1}")
+        loss = means.pop("total")
+        if not math.isfinite(loss):
+            raise TrainingFailedError(f"the loss became {loss} in epoch {clock.epoch + 1}")
         seconds = time.perf_counter() - started
         return EpochReport(
             epoch=clock.epoch + 1,
-            train_loss=means.pop(""),
+            train_loss=loss,
             val_accuracy=self._val_accuracy(),
             test_accuracy=accuracy(self.data.test.labels, self.predict_test()),
             epoch_seconds=seconds,
@@ -316,6 +317,13 @@ class Trainer:
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel, float32 in [0, 1] units, shape (C,) each, of uint8 NCHW images."""
-    values = to_float(images)
-    return values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp_min(1e-3)
+    """Mean and standard deviation per channel, float32 in [0, 1] units, shape (C,) each, of uint8 NCHW images.
+
+    From the histogram of grey levels: exact, and without a float copy of the whole set.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack([torch.bincount(channel.flatten().cpu(), minlength=256) for channel in images.unbind(1)])
+    shares, pixels = counts.double() / counts.sum(1, keepdim=True), images[:, 0].numel()
+    mean = shares @ levels
+    variance = (shares @ levels.square() - mean.square()) * pixels / max(pixels - 1, 1)
+    return mean.float(), variance.clamp_min(0).sqrt().float().clamp_min(1e-3)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from erat.attacks.norms import l2_norm, l2_project, l2_step, linf_project, linf_step
 from erat.attacks.pgd import Budget, frozen, pgd
+from erat.data.random import BatchRandom
 from erat.losses import perturbation_objective
 
 STEPS = 7
@@ -211,10 +212,10 @@ def test_no_weight_gets_a_gradient(network: nn.Module, images: Tensor) -> None:
 def test_random_starts_fill_the_ball(images: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     many = images[:1].expand(4000, -1, -1, -1)
-    uniform = Budget.of("linf", 0.1, many).draw(many, generator)
+    uniform = Budget.of("linf", 0.1, many).draw(many, BatchRandom(generator))
     assert uniform.abs().max() <= 0.1
     assert uniform.std().item() == pytest.approx(0.1 / math.sqrt(3), rel=0.01)
-    radii = l2_norm(Budget.of("l2", 0.5, many).draw(many, generator))
+    radii = l2_norm(Budget.of("l2", 0.5, many).draw(many, BatchRandom(generator)))
     assert radii.max() <= 0.5 * (1 + 1e-5)
     assert radii.mean().item() == pytest.approx(0.25, rel=0.05)
     assert radii.std().item() == pytest.approx(0.5 / math.sqrt(12), rel=0.05), "the radius is uniform"

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from erat.attacks.norms import l2_norm
 from erat.attacks.pgd import pgd
 from erat.config import DefenseOptions
-from erat.data.base import ImageSet
+from erat.data.base import ImageSet, to_float
 from erat.defenses.base import Defense, Task
 from erat.engine import evaluation
-from erat.engine.evaluation import accuracy, attacked_predictions, confusion, map_images, predictions, to_float
+from erat.engine.evaluation import accuracy, attacked_predictions, confusion, map_images, predictions
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 

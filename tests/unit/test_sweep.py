@@ -143,9 +143,7 @@ class TestNames:
             (spec(grace=0.25), "its search space differs"),
         ],
     )
-    def test_a_name_in_use_is_refused_and_what_differs_is_named(
-        self, other: SweepSpec, words: str, home: Home
-    ) -> None:
+    def test_a_name_in_use_is_refused_and_what_differs_is_named(self, other: SweepSpec, words: str, home: Home) -> None:
         ledger = Ledger(home.ledger)
         register(ledger, "a", spec(), 4)
         before = home.ledger.read_bytes()
