@@ -23,8 +23,7 @@ def demo(overrides: Mapping[str, Any]) -> Values:
         "corruption.rate": 0.6,
         "defense.name": "erat",
         "defense.warmup_epochs": 3,
-        "defense.ramp_epochs": 3,
-        "train.epochs": 12,
+        "train.epochs": 16,
         "train.lr": 0.1,
         "train.schedule": "onecycle",
     }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,16 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
         check_reachable(address)
         options["address"] = address
     logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        place = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
-        raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with redirect_stdout(sys.stderr):  # Ray prints what befalls its processes; standard output is for results
+        try:
+            ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            place = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
+            raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def check_reachable(address: str) -> None:

@@ -1,0 +1,446 @@
+"""Whole sweeps on a real Ray cluster and a real MLflow store: they end, go on, extend, and survive mishaps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+
+from orchestration import cli
+from orchestration.home import Home
+from orchestration.state import Ledger
+from orchestration.trial import read_metrics
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = 6
+# Plain training on clean digits: a second a trial. Weight decay kills most of the range, so that proposals are stopped.
+BASE = [
+    "defense.name=ce",
+    "corruption.data=none",
+    "corruption.labels=none",
+    "data.limit=600",
+    f"train.epochs={EPOCHS}",
+    "train.batch_size=16",
+]
+SPACE: dict[str, Any] = {
+    "name": "tiny",
+    "about": "a learning rate and a weight decay",
+    "parameters": {
+        "train.lr": {"low": 0.01, "high": 0.2, "log": True},
+        "train.weight_decay": {"low": 0, "high": 5},
+    },
+    "points": [
+        {"train.lr": 0.1, "train.weight_decay": 0},
+        {"train.lr": 0.05, "train.weight_decay": 0.0005},
+    ],
+    "proposals": 2,
+    "generation": 2,
+    "grace": 0.5,
+    "baselines": [{"train.momentum": 0}],
+}
+
+
+class Said:
+    """How a command ended and what it said."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The last line of standard output, the only one there."""
+        assert len(self.out.splitlines()) == 1, self.out
+        (line,) = self.out.splitlines()
+        content: dict[str, Any] = json.loads(line)
+        return content
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of two cores that all sweeps of this file join."""
+    options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 128 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args=options)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("sweeps") / "home")
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Write a space's file, the tiny one with changes."""
+
+    def write(**changes: Any) -> str:
+        path = tmp_path_factory.mktemp("space") / "space.yaml"
+        path.write_text(yaml.safe_dump(SPACE | changes))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def command(
+    cluster: Cluster, home: Home, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Run a command line in this process, on the cluster. `at` is another home."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(*words: str, at: Home = home) -> Said:
+        monkeypatch.setenv("ERAT_HOME", str(at.root))
+        address = ["--address", cluster.address] if words[0] != "status" else []
+        capfd.readouterr()
+        code = cli._guarded(lambda: cli.app([*words, *address], standalone_mode=False))
+        return Said(code, *capfd.readouterr())
+
+    return run
+
+
+def events(home: Home, sweep: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in home.ledger.read_text().splitlines()]
+    return [event for event in lines if sweep in (event.get("sweep"), event.get("name"))]
+
+
+def table(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What two sweeps must have in common, trial by trial."""
+    kept = ("cell", "status", "config", "final_test_accuracy", "best_val_test_accuracy", "val_accuracy", "error")
+    return [{key: run[key] for key in kept} for run in content["runs"]]
+
+
+# --- a sweep from beginning to end ------------------------------------------------------------------------------------
+
+_FIRST: dict[str, Said] = {}
+
+
+@pytest.fixture
+def first(command: Command, space: Callable[..., str]) -> Said:
+    """The sweep that the others are compared with, run once."""
+    if not _FIRST:
+        _FIRST[""] = command("sweep", "--space", space(), "--name", "first", *BASE, "--json")
+    said = _FIRST[""]
+    assert said.code == 0, said.err
+    return said
+
+
+class TestFromBeginningToEnd:
+    def test_it_prints_one_object_with_every_trial(self, first: Said, home: Home) -> None:
+        content = first.json
+        assert content.keys() == {"name", "tracking_uri", "wall_seconds", "best", "runs"}
+        assert (content["name"], content["tracking_uri"]) == ("first", f"sqlite:///{home.mlflow_database}")
+        lr = [run["config"]["train.lr"] for run in content["runs"]]
+        decay = [run["config"]["train.weight_decay"] for run in content["runs"]]
+        assert len(content["runs"]) == 5
+        assert (lr[:3], decay[:3]) == ([0.1, 0.1, 0.05], [0.0005, 0.0, 0.0005])
+        assert all(0.01 <= value <= 0.2 for value in lr)
+        assert len(set(lr)) == 4
+        assert content["runs"][0]["config"]["train.momentum"] == 0
+        assert [run["status"] for run in content["runs"][:3]] == ["done"] * 3
+        assert {run["status"] for run in content["runs"][3:]} <= {"done", "stopped"}
+        assert "stopped" in {run["status"] for run in content["runs"]}, "or nothing here tests stopping"
+        assert all(run["error"] is None and 0 <= run["final_test_accuracy"] <= 1 for run in content["runs"])
+
+    def test_the_best_is_chosen_by_validation_and_can_be_pasted(self, first: Said, home: Home) -> None:
+        best = first.json["best"]
+        ledger = Ledger(home.ledger)
+        reached = {run["cell"]: ledger.outcome(run["cell"], "first") for run in first.json["runs"][1:]}
+        done = {cell: o.result["best_val_accuracy"] for cell, o in reached.items() if o and o.status == "done"}
+        assert done[best["cell"]] == max(done.values())
+        assert best["number"] in (1, 2)
+        (line,) = [line for line in first.err.splitlines() if "orchestrate.py train" in line]
+        assert f"train.lr={best['config']['train.lr']}" in line
+
+    def test_the_ledger_has_every_step(self, first: Said, home: Home) -> None:
+        kinds = [event["event"] for event in events(home, "first")]
+        assert kinds.count("sweep") == 1
+        assert kinds.count("proposed") == 5
+        assert kinds.count("done") + kinds.count("stopped") == 5
+        proposals = Ledger(home.ledger).sweeps["first"].proposals
+        assert [proposals[number].source for number in range(5)] == ["baseline", "paper", "paper", "optuna", "optuna"]
+        assert [proposals[number].cell for number in range(5)] == [run["cell"] for run in first.json["runs"]]
+
+    def test_mlflow_has_a_parent_and_a_child_per_cell(self, first: Said, home: Home) -> None:
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{home.mlflow_database}")
+        experiment = client.get_experiment_by_name("erat")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id], "tags.sweep = 'first'")
+        (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        children = {run.data.tags["cell"]: run for run in runs if run is not parent}
+        assert len(children) == 5
+        assert parent.info.status == "FINISHED"
+        assert {"summary.md", "summary.csv", "spec.json"} <= {
+            file.path for file in client.list_artifacts(parent.info.run_id)
+        }
+        for shown in first.json["runs"]:
+            child = children[shown["cell"]]
+            assert child.info.run_id == shown["mlflow_run_id"]
+            assert child.info.status == "FINISHED"
+            tags = child.data.tags
+            assert tags["mlflow.parentRunId"] == parent.info.run_id
+            assert [tags[key] for key in ("dataset", "data_corruption", "label_noise", "defense", "backbone")] == [
+                "mnist",
+                "none",
+                "none",
+                "ce",
+                "small",
+            ]
+            assert (tags["noise_rate"], tags["seed"], tags["status"]) == ("0.0", "0", shown["status"])
+            assert float(child.data.params["train.lr"]) == shown["config"]["train.lr"]
+            assert child.data.params.keys() == shown["config"].keys()
+            assert child.data.metrics["final_test_accuracy"] == shown["final_test_accuracy"]
+            assert child.data.metrics["best_val_test_accuracy"] == shown["best_val_test_accuracy"]
+            for name in ("test_accuracy", "val_accuracy", "train_loss", "epoch_seconds", "images_per_second"):
+                steps = [metric.step for metric in client.get_metric_history(child.info.run_id, name)]
+                assert sorted(steps) == list(range(1, len(steps) + 1)), name
+                assert len(steps) == EPOCHS or shown["status"] == "stopped"
+            files = {file.path for file in client.list_artifacts(child.info.run_id)}
+            assert {"config.yaml", "environment.json", "selection.json", "confusion.json", "model.pt"} <= files
+
+    def test_stopping_is_seen_in_the_epochs(self, first: Said, home: Home) -> None:
+        for run in first.json["runs"]:
+            epochs = len(read_metrics(home.cell(run["cell"])))
+            assert epochs == EPOCHS if run["status"] == "done" else EPOCHS // 2 <= epochs < EPOCHS
+
+    def test_the_report_is_written_and_named(self, first: Said, home: Home) -> None:
+        folder = home.report("first")
+        names = {file.name for file in folder.iterdir()}
+        assert {"summary.md", "summary.csv", "spec.json"} <= names
+        assert any(name.endswith(".png") for name in names)
+        assert str(folder / "summary.md") in first.err
+        assert "preset demo" in first.err
+        assert "trusted (clean images and labels)" in first.err
+        assert "Traceback" not in first.err
+
+    def test_status_shows_it(self, first: Said, command: Command) -> None:
+        content = command("status", "first", "--json").json
+        assert (content["trials"], content["left"], content["failed"]) == (5, 0, 0)
+        assert [run["status"] for run in content["runs"]] == [run["status"] for run in first.json["runs"]]
+
+    def test_the_same_command_again_trains_nothing(
+        self, first: Said, command: Command, space: Callable[..., str], home: Home
+    ) -> None:
+        before = home.ledger.read_bytes()
+        touched = {file: file.stat().st_mtime_ns for file in home.root.glob("cells/*/checkpoint.pt")}
+        again = command("sweep", "--space", space(), "--name", "first", *BASE, "--json")
+        assert again.code == 0, again.err
+        assert again.json["runs"] == first.json["runs"]
+        assert again.json["best"] == first.json["best"]
+        assert home.ledger.read_bytes() == before
+        assert {file: file.stat().st_mtime_ns for file in touched} == touched
+        assert "5/5 trials" in again.err
+
+    def test_what_the_ledger_missed_is_read_from_the_cells(self, first: Said, command: Command, home: Home) -> None:
+        """The driver was killed between a trial's last words and its own entry, for every trial."""
+        kept = [
+            line for line in home.ledger.read_text().splitlines() if json.loads(line)["event"] in ("sweep", "proposed")
+        ]
+        home.ledger.write_text("".join(line + "\n" for line in kept))
+        again = command("resume", "first", "--json")
+        assert again.code == 0, again.err
+        assert table(again.json) == table(first.json)
+        took = [run["train_seconds"] for run in again.json["runs"]]
+        assert took == pytest.approx([run["train_seconds"] for run in first.json["runs"]]), "nothing was trained anew"
+
+    def test_more_trials_extend_it(self, first: Said, command: Command, space: Callable[..., str]) -> None:
+        words = ["sweep", "--space", space(), "--name", "first", "--trials", "6", *BASE, "--json"]
+        said = command(*words)
+        assert said.code == 0, said.err
+        assert len(said.json["runs"]) == 7
+        assert table(said.json)[:5] == table(first.json)
+        assert len({run["cell"] for run in said.json["runs"]}) == 7
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+class TestFailures:
+    def test_a_trial_that_bursts_does_not_stop_the_sweep(
+        self, command: Command, space: Callable[..., str], home: Home
+    ) -> None:
+        bursting = space(
+            parameters={"train.lr": {"low": 0.01, "high": 1e30, "log": True}},
+            points=[{"train.lr": 1e30}, {"train.lr": 0.05}],
+            proposals=0,
+            baselines=[],
+        )
+        said = command("sweep", "--space", bursting, "--name", "bursting", *BASE, "--json")
+        assert said.code == 1
+        failed, good = said.json["runs"]
+        assert (failed["status"], good["status"]) == ("failed", "done")
+        assert "the loss became" in failed["error"]
+        assert said.json["best"]["cell"] == good["cell"]
+        assert "trial 0 failed:" in said.err
+        assert said.err.splitlines()[-1].endswith("python orchestrate.py retry bursting")
+        assert "Traceback" not in said.err, "the end of it is enough"
+        self.retry_runs_that_one_alone(command, home, failed["cell"], good["cell"])
+
+    def retry_runs_that_one_alone(self, command: Command, home: Home, failed: str, good: str) -> None:
+        again = command("sweep", "--space", self.space_of(home), "--name", "bursting", *BASE, "--json")
+        assert (again.code, [run["status"] for run in again.json["runs"]]) == (1, ["failed", "done"])
+        ends = len([event for event in events(home, "bursting") if event["event"] == "failed"])
+        assert ends == 1, "the same command leaves failures as they are"
+        untouched = (home.cell(good) / "result.json").stat().st_mtime_ns
+        said = command("retry", "bursting", "--json")
+        assert said.code == 1
+        assert [event["event"] for event in events(home, "bursting")][-2:] == ["retry", "failed"]
+        assert {event["cell"] for event in events(home, "bursting")[-2:]} == {failed}
+        assert (home.cell(good) / "result.json").stat().st_mtime_ns == untouched
+
+    @staticmethod
+    def space_of(home: Home) -> str:
+        path = home.root / "bursting.yaml"
+        path.write_text(yaml.safe_dump(Ledger(home.ledger).sweeps["bursting"].spec["space"]))
+        return str(path)
+
+    def test_a_worker_that_is_killed_fails_its_trial_alone_and_can_be_retried(
+        self, command: Command, space: Callable[..., str], cluster: Cluster, home: Home
+    ) -> None:
+        words = ["sweep", "--space", space(proposals=0, baselines=[]), "--name", "killed", *BASE, "train.seed=5"]
+        words[words.index(f"train.epochs={EPOCHS}")] = "train.epochs=30"
+        killer = threading.Thread(target=kill_a_worker, args=(cluster, home, "killed"))
+        killer.start()
+        said = command(*words, "--json")
+        killer.join()
+        assert said.code == 1
+        failed = [run for run in said.json["runs"] if run["status"] == "failed"]
+        assert failed
+        assert all("the worker died after epoch" in run["error"] for run in failed)
+        again = command("retry", "killed", "--json")
+        assert again.code == 0, again.err
+        assert [run["status"] for run in again.json["runs"]] == ["done", "done"]
+
+
+def kill_a_worker(cluster: Cluster, home: Home, sweep: str) -> None:
+    """Kill the cluster's trial workers once the sweep's first trial has trained for an epoch."""
+    raylet = psutil.Process(cluster.head_node.all_processes["raylet"][0].process.pid)
+    wait_for_an_epoch(home, sweep)
+    for process in raylet.children(recursive=True):
+        if any("ImplicitFunc" in word or "_tune_trial" in word for word in process.cmdline()):
+            process.kill()
+
+
+def wait_for_an_epoch(home: Home, sweep: str, ended: int = 0, seconds: float = 120) -> None:
+    """Until a trial is under way, after at least so many have ended."""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        ledger = Ledger(home.ledger)
+        cells = [p.cell for p in ledger.sweeps[sweep].proposals.values()] if sweep in ledger.sweeps else []
+        done = [cell for cell in cells if ledger.outcome(cell, sweep) is not None]
+        if len(done) >= ended and any(read_metrics(home.cell(cell)) for cell in cells if cell not in done):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"no trial of {sweep} came under way")
+
+
+# --- interruptions, on Ray of the command's own -----------------------------------------------------------------------
+
+
+def of_home(home: Home) -> list[psutil.Process]:
+    """The living processes that were started for this home: a command, and all that its Ray consists of."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("ERAT_HOME") == str(home.root) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return [process for process in found if process.pid != os.getpid()]
+
+
+def gone(home: Home, seconds: float) -> bool:
+    give_up = time.monotonic() + seconds
+    while of_home(home):
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+@pytest.fixture
+def own_home(tmp_path: Path) -> Iterator[Home]:
+    """A home whose processes are ended when the test is over."""
+    home = Home(tmp_path / "own")
+    yield home
+    for process in of_home(home):
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
+    sign: signal.Signals, first: Said, command: Command, space: Callable[..., str], own_home: Home
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "orchestrate.py", "sweep", "--space", space(), "--name", "cut", *BASE],
+        cwd=ROOT,
+        env=os.environ | {"ERAT_HOME": str(own_home.root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores SIGINT and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    wait_for_an_epoch(own_home, "cut", ended=2)
+    process.send_signal(sign)
+    _, err = process.communicate(timeout=60)
+    if sign is signal.SIGINT:
+        assert process.returncode == 130
+        assert err.splitlines()[-1].endswith("python orchestrate.py resume cut")
+        assert "Traceback" not in err
+        assert gone(own_home, 15), of_home(own_home)
+    else:
+        assert process.returncode == -signal.SIGKILL
+        gone(own_home, 15)  # if not, the resumed sweep waits for the cells that they hold
+    ended = [event for event in events(own_home, "cut") if event["event"] in ("done", "stopped", "failed")]
+    assert 2 <= len(ended) < 5
+    assert "failed" not in {event["event"] for event in ended}
+    said = command("resume", "cut", "--json", at=own_home)
+    assert said.code == 0, said.err
+    assert table(said.json) == table(first.json)
+    assert len([e for e in events(own_home, "cut") if e["event"] in ("done", "stopped")]) == 5, "each ended once"
+
+
+# --- data-parallel trials ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
+    command: Command, space: Callable[..., str], home: Home
+) -> None:
+    """Two workers over gloo through Ray Train. Where a trial is killed instead of asked, the next waits for ever."""
+    decaying = space(
+        parameters={"train.weight_decay": {"low": 0, "high": 5}},
+        points=[{"train.weight_decay": 0}],
+        proposals=1,
+        generation=1,
+        baselines=[],
+    )
+    said = command("sweep", "--space", decaying, "--name", "parallel", *BASE, "train.workers=2", "--json")
+    assert said.code == 0, said.err
+    point, proposal = said.json["runs"]
+    assert (point["status"], proposal["status"]) == ("done", "stopped")
+    assert point["config"]["train.workers"] == 2
+    outcome = Ledger(home.ledger).outcome(proposal["cell"], "parallel")
+    assert outcome is not None
+    assert outcome.result["epochs"] == EPOCHS // 2, "where it was decided, however far the workers were"
+    assert len(read_metrics(home.cell(point["cell"]))) == EPOCHS
