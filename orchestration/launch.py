@@ -101,15 +101,15 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
         row.take_in(known.result)
         return row
     folder = home.cell(cell)
-    if force:
-        for file in ("checkpoint.pt", "result.json", "metrics.jsonl"):
-            (folder / file).unlink(missing_ok=True)
     if address is not None:
         from orchestration import cluster
 
         cluster.check_reachable(address)
     tracker = Tracker.open(home)
     craft(config, home)
+    if force:
+        for file in ("checkpoint.pt", "result.json", "metrics.jsonl"):
+            (folder / file).unlink(missing_ok=True)
     run = tracker.start_run(cell, row.config, parent=None, sweep=None, source="train")
     title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
     with LiveView(title, [], 1) as view:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,6 @@ class Said:
     @property
     def json(self) -> dict[str, Any]:
         """The last line of standard output, the only one there."""
-        assert len(self.out.splitlines()) == 1, self.out
         (line,) = self.out.splitlines()
         content: dict[str, Any] = json.loads(line)
         return content
@@ -96,22 +97,22 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     return write
 
 
-@pytest.fixture
-def command(
-    cluster: Cluster, home: Home, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Command:
+@pytest.fixture(scope="module")
+def command(cluster: Cluster, home: Home) -> Iterator[Command]:
     """Run a command line in this process, on the cluster. `at` is another home."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-    def run(*words: str, at: Home = home) -> Said:
-        monkeypatch.setenv("ERAT_HOME", str(at.root))
-        address = ["--address", cluster.address] if words[0] != "status" else []
-        capfd.readouterr()
-        code = cli._guarded(lambda: cli.app([*words, *address], standalone_mode=False))
-        return Said(code, *capfd.readouterr())
+        def run(*words: str, at: Home = home) -> Said:
+            patch.setenv("ERAT_HOME", str(at.root))
+            address = ["--address", cluster.address] if words[0] != "status" else []
+            out, err = io.StringIO(), io.StringIO()
+            with redirect_stdout(out), redirect_stderr(err):
+                code = cli._guarded(lambda: cli.app([*words, *address], standalone_mode=False))
+            return Said(code, out.getvalue(), err.getvalue())
 
-    return run
+        yield run
 
 
 def events(home: Home, sweep: str) -> list[dict[str, Any]]:
@@ -127,15 +128,11 @@ def table(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 # --- a sweep from beginning to end ------------------------------------------------------------------------------------
 
-_FIRST: dict[str, Said] = {}
 
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def first(command: Command, space: Callable[..., str]) -> Said:
-    """The sweep that the others are compared with, run once."""
-    if not _FIRST:
-        _FIRST[""] = command("sweep", "--space", space(), "--name", "first", *BASE, "--json")
-    said = _FIRST[""]
+    """The sweep that others are compared with."""
+    said = command("sweep", "--space", space(), "--name", "first", *BASE, "--json")
     assert said.code == 0, said.err
     return said
 
@@ -163,7 +160,7 @@ class TestFromBeginningToEnd:
         reached = {run["cell"]: ledger.outcome(run["cell"], "first") for run in first.json["runs"][1:]}
         done = {cell: o.result["best_val_accuracy"] for cell, o in reached.items() if o and o.status == "done"}
         assert done[best["cell"]] == max(done.values())
-        assert best["number"] in (1, 2)
+        assert best["number"] > 0, "no baseline"
         (line,) = [line for line in first.err.splitlines() if "orchestrate.py train" in line]
         assert f"train.lr={best['config']['train.lr']}" in line
 
@@ -273,7 +270,7 @@ class TestFromBeginningToEnd:
 
 
 class TestFailures:
-    def test_a_trial_that_bursts_does_not_stop_the_sweep(
+    def test_a_trial_that_bursts_does_not_stop_the_sweep_and_is_retried_alone(
         self, command: Command, space: Callable[..., str], home: Home
     ) -> None:
         bursting = space(
@@ -282,7 +279,8 @@ class TestFailures:
             proposals=0,
             baselines=[],
         )
-        said = command("sweep", "--space", bursting, "--name", "bursting", *BASE, "--json")
+        words = ["sweep", "--space", bursting, "--name", "bursting", *BASE, "--json"]
+        said = command(*words)
         assert said.code == 1
         failed, good = said.json["runs"]
         assert (failed["status"], good["status"]) == ("failed", "done")
@@ -291,26 +289,23 @@ class TestFailures:
         assert "trial 0 failed:" in said.err
         assert said.err.splitlines()[-1].endswith("python orchestrate.py retry bursting")
         assert "Traceback" not in said.err, "the end of it is enough"
-        self.retry_runs_that_one_alone(command, home, failed["cell"], good["cell"])
 
-    def retry_runs_that_one_alone(self, command: Command, home: Home, failed: str, good: str) -> None:
-        again = command("sweep", "--space", self.space_of(home), "--name", "bursting", *BASE, "--json")
-        assert (again.code, [run["status"] for run in again.json["runs"]]) == (1, ["failed", "done"])
-        ends = len([event for event in events(home, "bursting") if event["event"] == "failed"])
-        assert ends == 1, "the same command leaves failures as they are"
-        untouched = (home.cell(good) / "result.json").stat().st_mtime_ns
-        said = command("retry", "bursting", "--json")
-        assert said.code == 1
-        assert [event["event"] for event in events(home, "bursting")][-2:] == ["retry", "failed"]
-        assert {event["cell"] for event in events(home, "bursting")[-2:]} == {failed}
-        assert (home.cell(good) / "result.json").stat().st_mtime_ns == untouched
+        again = command(*words)
+        assert (again.code, table(again.json)) == (1, table(said.json))
+        kinds = [event["event"] for event in events(home, "bursting")]
+        assert kinds.count("failed") == 1, "the same command leaves failures as they are"
 
-    @staticmethod
-    def space_of(home: Home) -> str:
-        path = home.root / "bursting.yaml"
-        path.write_text(yaml.safe_dump(Ledger(home.ledger).sweeps["bursting"].spec["space"]))
-        return str(path)
+        untouched = (home.cell(good["cell"]) / "result.json").stat().st_mtime_ns
+        retried = command("retry", "bursting", "--json")
+        assert (retried.code, table(retried.json)) == (1, table(said.json)), "it bursts every time"
+        new = events(home, "bursting")[len(kinds) :]
+        assert [(event["event"], event["cell"]) for event in new] == [
+            ("retry", failed["cell"]),
+            ("failed", failed["cell"]),
+        ]
+        assert (home.cell(good["cell"]) / "result.json").stat().st_mtime_ns == untouched
 
+    @pytest.mark.slow
     def test_a_worker_that_is_killed_fails_its_trial_alone_and_can_be_retried(
         self, command: Command, space: Callable[..., str], cluster: Cluster, home: Home
     ) -> None:

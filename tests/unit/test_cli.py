@@ -346,6 +346,13 @@ class TestTrain:
         same = RUN_KEYS - {"train_seconds"}
         assert {key: again[key] for key in same} == {key: first[key] for key in same}
 
+    def test_force_forgets_nothing_before_all_is_there(
+        self, first: dict[str, Any], command: Command, shared: Home
+    ) -> None:
+        before = sorted(shared.cell(first["cell"]).iterdir())
+        assert "no Ray cluster" in command("train", *ERAT, "--force", "--address", "127.0.0.1:1").error
+        assert sorted(shared.cell(first["cell"]).iterdir()) == before
+
     def test_a_failed_run_says_why_and_exits_1(self, command: Command, shared: Home) -> None:
         said = command("train", *CE, "train.lr=1e30", "--json")
         assert said.code == 1

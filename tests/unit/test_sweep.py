@@ -21,6 +21,7 @@ from orchestration.state import Ledger, Outcome
 from orchestration.sweep import SweepDriver, SweepSpec, best_json, register, result_json, write_report
 
 ETA = "defense.eta"
+DEMO, PAPER = build("demo"), build("paper")
 
 
 def space(**changes: Any) -> Any:
@@ -96,7 +97,7 @@ class TestSpecification:
 
 class TestIdentity:
     def test_how_the_overrides_were_written_does_not_count(self) -> None:
-        written = spec(overrides={"corruption.epsilon": "1/4", "train.epochs": 12})
+        written = spec(overrides={"corruption.epsilon": "1/4", "train.epochs": DEMO.train.epochs})
         assert written.identity() == spec(overrides={"corruption.epsilon": 0.25}).identity()
 
     def test_neither_do_places_and_machines(self) -> None:
@@ -131,15 +132,18 @@ class TestNames:
         for trials in (4, 4, 3):
             register(ledger, "a", spec(), trials)
         assert len(home.ledger.read_text().splitlines()) == 1
-        register(ledger, "a", spec(overrides={"train.epochs": 12}), 9)
+        register(ledger, "a", spec(overrides={"train.epochs": DEMO.train.epochs}), 9)
         assert Ledger(home.ledger).sweeps["a"].trials == 9
 
     @pytest.mark.parametrize(
         ("other", "words"),
         [
-            (spec(overrides={"train.epochs": 5}), "train.epochs was 12, is 5"),
-            (spec(overrides={"train.epochs": 5, "train.seed": 1}), "train.epochs was 12, is 5 and 1 more"),
-            (spec(preset="paper"), "corruption.data was uhp, is up"),
+            (spec(overrides={"train.epochs": 5}), f"train.epochs was {DEMO.train.epochs}, is 5"),
+            (
+                spec(overrides={"train.epochs": 5, "train.seed": 1}),
+                f"train.epochs was {DEMO.train.epochs}, is 5 and 1 more",
+            ),
+            (spec(preset="paper"), f"corruption.data was {DEMO.corruption.data}, is {PAPER.corruption.data}"),
             (spec(grace=0.25), "its search space differs"),
         ],
     )
