@@ -178,7 +178,17 @@ def test_memory_layout_does_not_matter() -> None:
         torch.testing.assert_close(operation(scattered, magnitude), operation(images, magnitude))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+def test_the_policy_for_digits_moves_ink_and_leaves_its_tone() -> None:
+    names = {name for steps in POLICIES["digits"] for name, _, _ in steps}
+    assert names <= set(GEOMETRIC)
+    for steps in POLICIES["digits"]:
+        assert len(steps) == 2
+        assert all(
+            0 < probability <= 1 and index is not None and 0 <= index < LEVELS for _, probability, index in steps
+        )
+
+
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"digits"}))
 def test_policies_and_magnitudes_are_the_published_ones(policy: str) -> None:
     theirs = AutoAugment(AutoAugmentPolicy(policy))
     as_ours = {"AutoContrast": "autocontrast"} | {
