@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
@@ -26,12 +27,12 @@ from pydantic import (
     model_validator,
 )
 
+from erat.defaults import LabelKind, fill_images, fill_labels
 from erat.errors import UserError, unknown_name
 from erat.presets import PRESETS
-from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
+from erat.registry import BACKBONES, DATASETS, DEFENSES
 
 Norm = Literal["linf", "l2"]
-LabelKind = Literal["none", "symmetric", "asymmetric", "instance"]
 _FRACTION = re.compile(r"\s*([-+]?[\d.]+)\s*/\s*(\d+)\s*")
 
 
@@ -62,6 +63,12 @@ class DataConfig(Section):
     test_fraction: Number = Field(0.2, gt=0, lt=1, description="share held out where a folder has no test part")
     flip: bool | None = Field(None, description="mirror images in weak views; none: what suits the data set")
 
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str | None) -> str | None:
+        """Workers run in folders of their own."""
+        return root and str(Path(root).expanduser().absolute())
+
 
 class ValConfig(Section):
     """The part of the training images that searches and schedulers may look at."""
@@ -81,10 +88,23 @@ class CorruptionConfig(Section):
     norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
     epsilon: Number | None = Field(None, ge=0, description="budget in pixel units of 1.0; none: customary for the set")
     granularity: Literal["class", "sample"] | None = Field(None, description="one perturbation per class or per image")
+    share: Number = Field(1.0, gt=0, le=1, description="share of the images that are poisoned, drawn by the seed")
     source: str | None = Field("resnet18", description="network that perturbations are crafted against")
     source_epochs: int | None = Field(30, ge=1, description="epochs of its training on clean data")
+    source_weights: str | None = Field(None, description="file with its weights; none: trained here")
+    source_weights_digest: str | None = Field(None, description="of that file; filled in")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="length of the crafting: PGD steps (AP, AA), batches (UHP, UAP), rounds at most (UP), trials (L2C)",
+    )
+    attack: Literal["apgd-ce", "standard"] | None = Field(None, description="AA: APGD-CE alone, or the whole ensemble")
+    width: int | None = Field(None, ge=1, description="L2C: channels of the generator; none: the paper's 64")
+    lr: Number | None = Field(None, gt=0, description="L2C: learning rate of the generator; none: the paper's 1e-4")
     labels: LabelKind = "none"
-    rate: Number = Field(0.6, ge=0, le=1, description="share of labels that are wrong")
+    labels_file: str | None = Field(None, description="CIFAR-N's file, for the human-* labels")
+    labels_file_digest: str | None = Field(None, description="of that file; filled in")
+    rate: Number | None = Field(0.6, ge=0, le=1, description="share of labels that are wrong; human labels have theirs")
     generator: Literal["cores", "pdn"] | None = Field("cores", description="which instance-dependent noise")
     include_self: bool = Field(False, description="symmetric noise may draw the true class again")
     exact: bool = Field(True, description="flip exactly rate * N labels, not each with probability rate")
@@ -134,7 +154,14 @@ class DefenseOptions(Section):
 
 
 # Settings of place and machine: the same experiment elsewhere has the same identity.
-_NOT_IDENTITY = ("data.root", "data.download", "resources.", "preset")
+_NOT_IDENTITY = (
+    "data.root",
+    "data.download",
+    "corruption.source_weights",
+    "corruption.labels_file",
+    "resources.",
+    "preset",
+)
 
 
 class RunConfig(Section):
@@ -181,7 +208,11 @@ class RunConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """The dotted keys that make this run what it is: all but paths, devices and the preset's name."""
-        return {key: value for key, value in self.flat().items() if not key.startswith(_NOT_IDENTITY)}
+        return {
+            key: value
+            for key, value in self.flat().items()
+            if key.endswith("_digest") or not key.startswith(_NOT_IDENTITY)
+        }
 
     def digest(self) -> str:
         """16 hex digits that name this run."""
@@ -194,12 +225,13 @@ def content_digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None) -> RunConfig:
+def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, quiet: bool = False) -> RunConfig:
     """The configuration of one run.
 
     Args:
         preset: name of the values to start from ("demo", "paper").
         overrides: dotted key -> value, strings being read as their field wants them ("8/255").
+        quiet: give no warning of a key that this run has no use for; it may be meant for others of the same sweep.
 
     Raises:
         UserError: unknown preset, key or name, or a value out of range: what, got, allowed.
@@ -215,9 +247,17 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None) -> R
     try:
         # A preset speaks for every defense; what the chosen one lacks is not meant for it.
         mine = {key: value for key, value in values.items() if key in allowed}
-        return RunConfig.model_validate(_nest(mine | {"preset": preset}))
+        config = RunConfig.model_validate(_nest(mine | {"preset": preset}))
     except ValidationError as error:
         raise UserError(_one_line(error)) from error
+    for key, value in config.flat().items():
+        if not quiet and key.startswith("corruption.") and value is None and overrides.get(key) is not None:
+            warnings.warn(f"{key}={overrides[key]} is not used: {_corruption_words(config)}", stacklevel=2)
+    return config
+
+
+def _corruption_words(config: RunConfig) -> str:
+    return f"corruption.data={config.corruption.data}, corruption.labels={config.corruption.labels}"
 
 
 def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
@@ -253,24 +293,8 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
     data, corruption, defense = (values.setdefault(part, {}) for part in ("data", "corruption", "defense"))
     if data.get("flip") is None:
         data["flip"] = facts.flip
-    kind = str(corruption.get("data", "none"))
-    if kind == "none":
-        corruption |= {"norm": None, "epsilon": None, "granularity": None, "source": None, "source_epochs": None}
-    else:
-        CORRUPTIONS[kind].check(corruption)
-        # What a kind does not use must not make two sets of one.
-        if CORRUPTIONS[kind].uses == "nothing":
-            corruption["source"] = None
-        if CORRUPTIONS[kind].uses != "trained network":
-            corruption["source_epochs"] = None
-        corruption["norm"] = corruption.get("norm") or CORRUPTIONS[kind].norm
-        corruption["granularity"] = corruption.get("granularity") or CORRUPTIONS[kind].granularities[0]
-        if corruption.get("epsilon") is None:
-            corruption["epsilon"] = facts.epsilon.get(corruption["norm"])
-    if corruption.get("labels", "none") == "none":
-        corruption["rate"] = 0.0
-    if corruption.get("labels", "none") != "instance":
-        corruption["generator"] = None
+    fill_images(corruption, facts.epsilon)
+    fill_labels(corruption)
     if isinstance(defense, dict):
         values["defense"] = defense | _options(defense).fill(facts.epsilon, facts.policy)
     return values

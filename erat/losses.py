@@ -38,6 +38,16 @@ def perturbation_objective(logits_NK: Tensor, clean_NK: Tensor, labels_N: Tensor
     return moved + F.cross_entropy(logits_NK, labels_N, reduction="none")
 
 
+def label_loss(labels_N: Tensor, logits_NK: Tensor) -> Tensor:
+    """Cross-entropy per image, shape (N,): what an untargeted attack raises. The labels first, to be bound ahead."""
+    return F.cross_entropy(logits_NK, labels_N, reduction="none")
+
+
+def label_gain(labels_N: Tensor, logits_NK: Tensor) -> Tensor:
+    """Negative cross-entropy per image, shape (N,): what a targeted or error-minimising perturbation raises."""
+    return -label_loss(labels_N, logits_NK)
+
+
 def ramp(lambda_u: float, epochs_since_warmup: float, ramp_epochs: float) -> float:
     """lambda(t) = lambda_u * clip(t_e / ramp, 0, 1); a ramp of 0 epochs is full strength at once."""
     if ramp_epochs <= 0:

@@ -86,7 +86,10 @@ DATASETS: Registry[ImageSource] = Registry(
 CORRUPTIONS: Registry[DataCorruption] = Registry(
     "data corruption",
     {
+        "l2c": "erat.corruption.l2c:L2C",
         "up": "erat.corruption.up:UP",
+        "aa": "erat.corruption.aa:AA",
+        "ap": "erat.corruption.ap:AP",
         "urp": "erat.corruption.urp:URP",
         "uhp": "erat.corruption.universal:UHP",
         "uap": "erat.corruption.universal:UAP",

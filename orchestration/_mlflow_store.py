@@ -55,6 +55,12 @@ def check_database_server(uri: str) -> None:
         socket.create_connection((address.hostname, address.port or port), timeout=5).close()
 
 
+def remove_database(database: Path) -> None:
+    """The file and what SQLite keeps beside it."""
+    for path in (database, *(database.with_name(database.name + ending) for ending in ("-wal", "-shm", "-journal"))):
+        path.unlink(missing_ok=True)
+
+
 def use_write_ahead_log(database: Path) -> None:
     """Let readers and a writer work at once. Stays with the file; a fresh one is also made twice as fast.
 

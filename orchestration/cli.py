@@ -176,17 +176,63 @@ def train(
         raise typer.Exit(EXIT_FAILED)
 
 
-@app.command(epilog=_examples("craft corruption.data=urp corruption.epsilon=2", "craft --preset paper data.root=/data"))
-def craft(overrides: Overrides = None, preset: Preset = "demo", as_json: AsJson = False) -> None:
-    """Craft a corrupted set into the store ahead of training."""
+@app.command(
+    epilog=_examples(
+        "craft corruption.data=urp corruption.epsilon=2",
+        "craft --preset paper data.root=/data corruption.data=l2c",
+        "craft --preview",
+        "craft --verify --seeds 0,1,2 --labels none,symmetric:0.6",
+    )
+)
+def craft(
+    overrides: Overrides = None,
+    preset: Preset = "demo",
+    preview: Annotated[
+        bool, typer.Option(help="draw a sheet of every data corruption, or of those in corruption.data=up,uap")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option(help="train CE on every data corruption (or those named), and show how far it falls")
+    ] = False,
+    labels: Annotated[str, typer.Option(help="with --verify: label noises, KIND:RATE or none, with commas")] = "none",
+    seeds: Annotated[str, typer.Option(help="with --verify: seeds of corruption and training, with commas")] = "0",
+    address: Address = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Craft a corrupted set into the store ahead of training; look at it; prove that it bites."""
     from erat.config import build
-    from orchestration import launch, overview
+    from orchestration import crafting, overview
+    from orchestration import verify as verification
     from orchestration.home import Home
 
-    manifest = launch.craft(build(preset, parse_overrides(overrides)), Home.from_environment())
-    content = overview.crafted(manifest, err)
+    given, home = parse_overrides(overrides), Home.from_environment()
+    if not verify and (labels, seeds) != ("none", "0"):
+        raise UserError("--labels and --seeds go with --verify; without it: corruption.labels, corruption.seed")
+    if verify:
+        spec = verification.specification(preset, given, labels.split(","), _whole_numbers("--seeds", seeds))
+        _run_sweep(f"verify-{spec.identity()[:6]}", spec, 0, address, dry_run, as_json)
+        return
+    kinds = verification.kinds_of(given) if preview else []
+    configs = [build(preset, {**given, "corruption.data": kind}) for kind in kinds] or [build(preset, given)]
+    if dry_run:
+        content = overview.plan_sets(configs, home, err)
+    else:
+        if address is not None:
+            crafting.craft_on_cluster(configs, home, address)
+        if preview:
+            content = {"preview": str(crafting.preview(configs, home))}
+            err.print(f"a sheet to look at: {content['preview']}", markup=False)
+        else:
+            content = overview.crafted(crafting.craft_here(configs[0], home).manifest, err)
     if as_json:
         print(json.dumps(content))
+
+
+def _whole_numbers(what: str, words: str) -> list[int]:
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError:
+        raise UserError(f"{what} must be whole numbers with commas between them, got {words!r}") from None
 
 
 @app.command(epilog=_examples("ui", "ui --port 5001"))
@@ -250,7 +296,10 @@ def _run_sweep(name: str, spec: Any, trials: int, address: str | None, dry_run: 
     home = Home.from_environment()
     ledger = Ledger(home.ledger)
     check_name_is_free(ledger, name, spec)
-    trials = max(trials, ledger.sweeps[name].trials if name in ledger.sweeps else 0)
+    before = ledger.sweeps[name].trials if name in ledger.sweeps else 0
+    if trials < before:
+        err.print(f"the sweep has {before} search trials already; asking for {trials} takes none away")
+    trials = max(trials, before)
     if dry_run:
         content = overview.plan_sweep(name, spec, trials, home, ledger, err)
         if as_json:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from erat.config import RunConfig
+from erat.config import RunConfig, content_digest
+from erat.corruption.pipeline import corrupted_set
+from erat.corruption.store import Store
+from erat.engine.checkpoint import write_atomic
 from erat.engine.trainer import EpochReport
 from erat.errors import UserError
 from orchestration.home import Home
-from orchestration.trial import CellResult, read_result, run_cell
+from orchestration.trial import CellResult, read_result, run_cell, threads
 
 # A data-parallel trial's driver only waits for its workers. It takes this sliver of a core, and each worker leaves
 # one, so that driver and workers fit together on a machine with exactly the workers' cores.
 SLIVER = 0.01
+POLL_SECONDS = 0.5
 
 
 @contextmanager
@@ -52,7 +62,8 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
     logging.getLogger("ray").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr):  # Ray prints what befalls its processes; standard output is for results
         try:
-            ray.init(**options)
+            with _own_sigterm():
+                ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             place = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
             raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
@@ -60,6 +71,17 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray's start puts its own end in the place of what the program does on SIGTERM; that is put back."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def check_reachable(address: str) -> None:
@@ -102,6 +124,67 @@ def trainable(resources: Mapping[str, float], workers: int) -> Any:
     if workers == 1:
         return tune.with_resources(_tune_trial, {k: v for k, v in resources.items() if v})
     return tune.with_resources(_tune_parallel_trial, {"CPU": SLIVER})
+
+
+def craft_sets(configs: Sequence[RunConfig], home: Home, told: Callable[[int, str, int, int], None]) -> None:
+    """Craft each configuration's set as a Ray task.
+
+    Args:
+        told: (index of the configuration, what, done, total), while the tasks run.
+
+    Raises:
+        UserError: from a task; the others are given up, and go on from where they are when they are asked for again.
+    """
+    task = ray.remote(_craft_task)
+    running: dict[Any, int] = {}
+    for index, config in enumerate(configs):
+        asked = task.options(num_cpus=config.resources.cpu, num_gpus=config.resources.gpu)
+        running[asked.remote(config.model_dump_json(), str(home.root))] = index
+    try:
+        while running:
+            ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            for index in running.values():
+                if (progress := _read_progress(_progress_file(configs[index], home))) is not None:
+                    told(index, *progress)
+            for reference in ended:
+                for warning in ray.get(reference):
+                    warnings.warn(warning, stacklevel=2)
+                _progress_file(configs[running.pop(reference)], home).unlink(missing_ok=True)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, UserError | OSError) else error from None
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+
+
+def _craft_task(config_json: str, root: str) -> list[str]:
+    """Craft one set in a Ray worker; the warnings that it gave."""
+    config, home = RunConfig.model_validate_json(config_json), Home(Path(root))
+    file, last = _progress_file(config, home), -math.inf
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= POLL_SECONDS or done == total:
+            write_atomic(file, json.dumps([what, done, total]).encode())
+            last = time.monotonic()
+
+    with warnings.catch_warnings(record=True) as caught, threads(config):
+        warnings.simplefilter("default")
+        corrupted_set(config, Store(home.crafted), progress)
+    return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+
+
+def _progress_file(config: RunConfig, home: Home) -> Path:
+    """What a task says of itself: a worker calls nobody back, and every node sees the store."""
+    return home.crafted / f".{content_digest(config.corruption.model_dump(mode='json'))}.progress"
+
+
+def _read_progress(file: Path) -> tuple[str, int, int] | None:
+    try:
+        what, done, total = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return what, done, total
 
 
 def _report(history: Sequence[EpochReport]) -> dict[str, Any]:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from erat.config import RunConfig
-from erat.corruption.pipeline import corrupted_set, crafted_already
-from erat.corruption.store import Store
 from erat.engine.checkpoint import write_atomic
+from orchestration.crafting import craft_here, craft_on_ray, missing_sets
 from orchestration.home import Home
 from orchestration.live import LiveView
 from orchestration.rows import TrialRow
 from orchestration.state import Ledger, Outcome
 from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
 from orchestration.tracking import Tracker
-from orchestration.trial import CellResult, read_metrics, run_cell, summarise, threads
+from orchestration.trial import CellResult, read_metrics, run_cell, summarise
 
 POLL_SECONDS = 0.5
 
@@ -56,9 +50,7 @@ def run_sweep(
         cluster.check_reachable(address)
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(Tracker.open, home)
-        if not crafted_already(spec.base, Store(home.crafted)):
-            opening.result()  # crafting may take hours: know first that the store answers
-        craft(spec.base, home)
+        to_craft = missing_sets(spec.planned(trials), home)
         tracker = opening.result()
     proposer = search.OptunaProposer(
         spec.space.distributions(spec.base.data.name),
@@ -67,16 +59,19 @@ def run_sweep(
     )
     with cluster.connection(address):
         slots = cluster.slots(resources, workers)
+        if to_craft:
+            craft_on_ray(to_craft, home)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
         driver = SweepDriver(name, spec, trials, home, ledger, tracker, parent, proposer)
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
-        with LiveView(title, list(spec.space.parameters), driver.generations.size) as view:
+        with LiveView(title, spec.space.columns, driver.generations.size) as view:
             driver.view = view.update
             try:
                 search.run(driver, name=name, storage=home.ray, resources=resources, workers=workers, slots=slots)
             except BaseException:
                 driver.interrupted()
+                view.update(driver.all_rows())
                 tracker.finish(parent, "interrupted", {})
                 raise
             view.update(driver.all_rows())  # those, too, that were finished before and made no event
@@ -106,7 +101,7 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
 
         cluster.check_reachable(address)
     tracker = Tracker.open(home)
-    craft(config, home)
+    craft_here(config, home)
     if force:
         for file in ("checkpoint.pt", "result.json", "metrics.jsonl"):
             (folder / file).unlink(missing_ok=True)
@@ -163,37 +158,3 @@ def _train_here_or_on_ray(
                 write_atomic(stop_file, b"")  # the workers end after this epoch; the pool waits for them
                 raise
             return running.result()
-
-
-def craft(config: RunConfig, home: Home) -> dict[str, Any]:
-    """Make sure that the crafted set of a configuration is in the store; its manifest."""
-    with _craft_progress() as progress, threads(config):
-        return corrupted_set(config, Store(home.crafted), progress).manifest
-
-
-@contextmanager
-def _craft_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, a line per stage elsewhere; nothing at all when the set is there already."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        stages: set[str] = set()
-
-        def plain(what: str, done: int, total: int) -> None:
-            stage = what.split(",")[0].split(" error")[0]
-            if stage not in stages or done == total:
-                stages.add(stage)
-                print(f"crafting: {what} {done}/{total}", file=sys.stderr)
-
-        yield plain
-        return
-    columns = (TextColumn("crafting: {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        tasks: dict[int, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            task = tasks.setdefault(total, None)
-            if task is None:
-                task = tasks[total] = bar.add_task(what, total=total)
-            bar.update(task, completed=done, description=what)
-
-        yield show

@@ -132,7 +132,7 @@ class _PlainLines:
         return f"{row.status}{at} {measured} in {duration(row.seconds)}{ending}"
 
     def _settings(self, row: TrialRow) -> str:
-        if row.source == "baseline" or not row.params:
+        if not any(key in row.params for key in self._columns):
             return baseline_name(row)
         pairs = ((header(key, ascii_only=True), value(key, row.params.get(key))) for key in self._columns)
         return " ".join(f"{name}={setting}" for name, setting in pairs)

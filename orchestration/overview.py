@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from erat.config import RunConfig
-from erat.corruption.pipeline import crafted_already
-from erat.corruption.store import Store
 from erat.errors import unknown_name
 from orchestration import estimate
 from orchestration._mlflow_store import tracking_uri
+from orchestration.crafting import distinct_sets, missing_sets, set_name
 from orchestration.home import Home
+from orchestration.report.grid import grid_table
 from orchestration.report.notation import accuracy, duration
 from orchestration.report.summary import best, paste_command, summary_table
 from orchestration.rows import FINISHED, TrialRow
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 def show_sweep(end: SweepEnd, console: Console) -> None:
     """The end of a sweep: table, best setting, where everything lies."""
     driver, rows = end.driver, end.driver.all_rows()
-    console.print(summary_table(rows, list(driver.spec.space.parameters)))
+    searched = bool(driver.spec.space.parameters)
+    console.print(summary_table(rows, driver.spec.space.columns) if searched else grid_table(rows))
     console.print(f"preset {driver.spec.preset} · {_validation_words(driver.spec.base)}")
     chosen = best(rows)
     if chosen is not None:
@@ -70,7 +71,19 @@ def show_run(row: TrialRow, home: Home, console: Console) -> None:
 def crafted(manifest: dict[str, Any], console: Console) -> dict[str, Any]:
     """A crafted set's manifest: the image part with the label part's noise beside it."""
     images, labels = manifest["images"], manifest["labels"]
-    content = {key: images.get(key) for key in ("path", "kind", "norm", "epsilon", "max_norm", "mean_norm", "checksum")}
+    shown = (
+        "path",
+        "kind",
+        "norm",
+        "epsilon",
+        "max_norm",
+        "mean_norm",
+        "share",
+        "poisoned_share",
+        "source",
+        "checksum",
+    )
+    content = {key: images.get(key) for key in shown}
     content |= {key: labels.get(key) for key in ("noise_rate", "transition")}
     content |= {"labels": labels.get("kind"), "labels_path": labels.get("path"), "labels_checksum": labels["checksum"]}
     for key, value in content.items():
@@ -108,17 +121,14 @@ def plan(
     outcomes = [ledger.outcome(config.digest(), sweep) for config in configs]
     todo = [config for config, outcome in zip(configs, outcomes, strict=True) if outcome is None]
     todo += [base] * like_base if base is not None else []
-    store = Store(home.crafted)
-    missing = sum(not crafted_already(config, store) for config in _distinct_sets(configs))
+    sets = plan_sets(configs, home, console)
     content: dict[str, Any] = {
         "cells": len(configs) + like_base,
         "done": sum(outcome is not None and outcome.status in FINISHED for outcome in outcomes),
         "failed": sum(outcome is not None and outcome.status == "failed" for outcome in outcomes),
         "to_do": len(todo),
         "to_be_proposed": like_base,
-        "crafted_sets": len(_distinct_sets(configs)),
-        "crafted_sets_missing": missing,
-    }
+    } | sets
     seconds = sum(estimate.seconds(config, home, ledger) for config in todo)
     workers = max((config.train.workers for config in todo), default=1)
     content |= {"device_hours": seconds * workers / 3600, "wall_seconds": seconds / slots, "slots": slots}
@@ -127,7 +137,6 @@ def plan(
         f"  cells: {content['cells']} ({content['done']} done, {content['failed']} failed, {len(todo)} to do, "
         f"{like_base} of these yet to be proposed)"
     )
-    console.print(f"  crafted sets: {content['crafted_sets']} needed, {missing} to craft")
     console.print(
         f"  estimate: {duration(seconds)} of training in all, about {duration(seconds / slots)} with "
         f"{slots} at a time; {seconds * workers / 3600:.2f} device hours"
@@ -136,9 +145,12 @@ def plan(
     return content
 
 
-def _distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """One configuration per corrupted set that these need."""
-    return list({(config.data, config.val, config.corruption): config for config in configs}.values())
+def plan_sets(configs: Sequence[RunConfig], home: Home, console: Console) -> dict[str, Any]:
+    """Which crafted sets these need, and how many the store lacks."""
+    needed, missing = len(distinct_sets(configs)), [set_name(config) for config in missing_sets(configs, home)]
+    shown = f" ({', '.join(missing)})" if 0 < len(missing) <= 8 else ""
+    console.print(f"  crafted sets: {needed} needed, {len(missing)} to craft{shown}", markup=False)
+    return {"crafted_sets": needed, "crafted_sets_missing": len(missing)}
 
 
 def of_all(home: Home, console: Console) -> list[dict[str, Any]]:
@@ -172,7 +184,7 @@ def of_sweep(home: Home, name: str, console: Console) -> dict[str, Any]:
         raise unknown_name("sweep", name, ledger.sweeps or ["(none yet)"])
     rows, total = _rows(home, ledger, name)
     counts = _counts(rows, total)
-    console.print(summary_table(rows, list(SweepSpec.of(ledger.sweeps[name].spec).space.parameters)))
+    console.print(summary_table(rows, SweepSpec.of(ledger.sweeps[name].spec).space.columns))
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     console.print(f"MLflow: {tracking_uri(home)}", markup=False)
     if counts["failed"]:

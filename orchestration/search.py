@@ -60,6 +60,7 @@ class OptunaProposer:
     def __init__(self, distributions: Mapping[str, Any], *, seed: int, startup_trials: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = optuna.storages.InMemoryStorage()
+        optuna.create_study(storage=storage, study_name="sweep", direction="maximize")
         self._search = OptunaSearch(
             dict(distributions),
             metric=METRIC,

@@ -41,7 +41,7 @@ class SearchSpace(Section):
     """What a sweep tries.
 
     Attributes:
-        parameters: dotted key -> range for Optuna's proposals.
+        parameters: dotted key -> range for Optuna's proposals; none: a list of runs, its baselines, and no search.
         points: the paper's own settings, run first and never stopped early: they are its figure.
         proposals: how many of Optuna's follow by default.
         generation: proposals are made so many at a time, each batch knowing all trials before it and none of its own.
@@ -52,7 +52,7 @@ class SearchSpace(Section):
 
     name: str
     about: str
-    parameters: dict[str, Parameter] = Field(min_length=1)
+    parameters: dict[str, Parameter] = Field(default_factory=dict)
     points: list[dict[str, Number]] = Field(default_factory=list)
     proposals: int = Field(2, ge=0)
     generation: int = Field(2, ge=1)
@@ -65,10 +65,17 @@ class SearchSpace(Section):
         for key in self.parameters:
             if key not in allowed:
                 raise unknown_key(key, allowed)
+        if not self.parameters and not (self.baselines and self.proposals == 0):
+            raise UserError("parameters must name what is searched; without any, give baselines and proposals: 0")
         for point in self.points:
             if point.keys() != self.parameters.keys():
                 raise UserError(f"a point must give {', '.join(self.parameters)}; got {', '.join(point)}")
         return self
+
+    @property
+    def columns(self) -> list[str]:
+        """The dotted keys that tell the trials apart: those searched, or in a list of runs those that it sets."""
+        return list(self.parameters) or list(dict.fromkeys(key for entry in self.baselines for key in entry))
 
     def scale(self, data_name: str) -> dict[str, float]:
         """Dotted key -> factor from the paper's units to this data set's."""
@@ -93,6 +100,8 @@ class SearchSpace(Section):
 
     def examples(self, data_name: str) -> list[dict[str, float]]:
         """What a sweep may try: the points, both ends of the ranges, and a number between them that is not round."""
+        if not self.parameters:
+            return []
         ranges = self.distributions(data_name)
         between = [{key: r.low + share * (r.high - r.low) for key, r in ranges.items()} for share in (0.0, 0.382, 1.0)]
         return [*self.scaled_points(data_name), *between]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from erat.errors import UserError
 from orchestration.generations import Generations, Proposer, Trial
 from orchestration.home import Home
 from orchestration.report.figures import sweep_figure
+from orchestration.report.grid import grid_figure, grid_markdown
 from orchestration.report.summary import best, csv_text, markdown
 from orchestration.rows import FINISHED, TrialRow
 from orchestration.spaces import SearchSpace, parse_space
@@ -55,7 +56,12 @@ class SweepSpec:
         """The configuration of one trial. One of another defense drops the settings that were meant for this one."""
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
         mine = {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
-        return build(self.preset, mine | dict(trial_overrides))
+        return build(self.preset, mine | dict(trial_overrides), quiet=True)
+
+    def planned(self, trials: int) -> list[RunConfig]:
+        """The configurations that are known before anything runs: the baselines and the paper's points."""
+        points = self.space.scaled_points(self.base.data.name)[:trials]
+        return [self.config(overrides) for overrides in [*self.space.baselines, *points]] or [self.base]
 
     def content(self) -> dict[str, Any]:
         """What two sweeps of one name must share, JSON-like."""
@@ -229,7 +235,8 @@ class SweepDriver:
             result.error = read_refusal(folder) or died
         elif result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may be past the epoch, even at the end, when they see that they were to stop.
-            result = summarise(row.cell, "stopped", read_metrics(folder)[:stop_epoch])
+            stopped = summarise(row.cell, "stopped", read_metrics(folder)[:stop_epoch])
+            result = replace(stopped, noise_rate=result.noise_rate, checksum=result.checksum)
             self._stop_file(row.cell).unlink(missing_ok=True)
         content = asdict(result) | {"mlflow_run_id": self._runs.get(row.number)}
         return Outcome(result.status, content, result.error)
@@ -288,7 +295,7 @@ def write_report(driver: SweepDriver) -> list[str]:
     """Tables and figures of a sweep into its report folder; their paths."""
     folder = driver.home.report(driver.name)
     folder.mkdir(parents=True, exist_ok=True)
-    rows, columns = driver.all_rows(), list(driver.spec.space.parameters)
+    rows, columns = driver.all_rows(), driver.spec.space.columns
     searched = [row for row in rows if row.source != "baseline"]
     baselines = [row for row in rows if row.source == "baseline"]
     documents = {
@@ -298,7 +305,11 @@ def write_report(driver: SweepDriver) -> list[str]:
     }
     for name, text in documents.items():
         write_atomic(folder / name, text.encode())
-    figures = sweep_figure(driver.spec.space.name, searched, baselines, folder)
+    if driver.spec.space.parameters:
+        figures = sweep_figure(driver.spec.space.name, searched, baselines, folder)
+    else:
+        write_atomic(folder / "grid.md", grid_markdown(rows).encode())
+        figures = [folder / "grid.md", *grid_figure(rows, folder)]
     return [str(folder / "summary.md"), str(folder / "summary.csv"), *map(str, figures)]
 
 

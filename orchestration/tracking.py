@@ -21,6 +21,7 @@ from erat.errors import UserError
 from orchestration._mlflow_store import (
     check_database_server,
     is_http,
+    remove_database,
     sqlite_path,
     start_server,
     stop_server,
@@ -98,7 +99,7 @@ class Tracker:
             UserError: the store cannot be reached or made; within about ten seconds for a server.
         """
         uri = tracking_uri(home)
-        database = sqlite_path(uri)
+        database, fresh = sqlite_path(uri), False
         make_client = _import_mlflow()
         artifacts = None if is_http(uri) else home.mlflow_artifacts.absolute().as_uri()
         try:
@@ -107,6 +108,7 @@ class Tracker:
                 client = make_client(tracking_uri=uri)
                 return cls(client, uri, _experiment(client, artifacts))
             database.parent.mkdir(parents=True, exist_ok=True)
+            fresh = not database.exists()
             # MLflow's migration of a fresh file crashes when several processes begin it at once.
             with FileLock(f"{database}.lock", timeout=120):
                 use_write_ahead_log(database)
@@ -117,6 +119,8 @@ class Tracker:
         except Timeout as error:
             raise UserError(f"another process has held {error.lock_file} for two minutes; end it first") from error
         except Exception as error:
+            if database is not None and fresh:
+                remove_database(database)  # half made, it would be taken for a damaged one next time
             raise UserError(_cannot_open(uri, error)) from error
 
     def start_parent(self, name: str, *, kind: str, tags: Mapping[str, Any]) -> str:
@@ -331,6 +335,8 @@ def _experiment(client: MlflowClient, artifacts: str | None) -> str:
 
 def _cannot_open(uri: str, error: Exception) -> str:
     shown = without_password(uri)
+    if "disk is full" in str(error):
+        return f"MLflow's store {shown} cannot be written: the disk is full; free some space"
     if "MLFLOW_TRACKING_URI" not in os.environ:
         return f"MLflow's store {shown} cannot be used: {one_line(error)}; move it away for a fresh one"
     return (

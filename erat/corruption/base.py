@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from erat.attacks.norms import l2_norm
+from erat.corruption.scratch import Scratch
 from erat.errors import UserError
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
@@ -32,7 +33,9 @@ class Craft:
         generator: all randomness, on the CPU.
         build: a freshly initialised network of the source architecture.
         source: the clean-trained source network in eval mode; trained (once per store) when first called.
+        options: the kind's own settings, see `DataCorruption.defaults`.
         progress: told how far the crafting is.
+        scratch: where an interrupted crafting left its state.
     """
 
     images: Tensor
@@ -44,7 +47,25 @@ class Craft:
     generator: torch.Generator
     build: Callable[[], nn.Module]
     source: Callable[[], nn.Module]
+    options: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
+    scratch: Scratch = field(default_factory=Scratch)
+
+    @property
+    def steps(self) -> int:
+        """Length of the optimisation, in the kind's own unit."""
+        return int(self.options["steps"])
+
+    def resume(self) -> dict[str, Any] | None:
+        """What `keep` kept last, the random stream put back to where it was; none at a fresh start."""
+        state = self.scratch.load(self.images.device)
+        if state is not None:
+            self.generator.set_state(state["generator"].cpu())
+        return state
+
+    def keep(self, **state: Any) -> None:
+        """Keep what an interrupted crafting goes on from: tensors and plain values. Not every call writes."""
+        self.scratch.save({"generator": self.generator.get_state(), **state})
 
 
 class DataCorruption:
@@ -57,6 +78,7 @@ class DataCorruption:
         granularities: the ones it exists in, the paper's first.
         uses: what it needs of the source network: "nothing", its "architecture", or a clean-"trained network".
         draws: the kind whose random draws it uses, where two kinds come from one optimisation; none: its own.
+        defaults: the keys of `corruption.*` that only some kinds have, and their values where left open.
         version: raised when a change of the code changes what is crafted, so that no old set is taken for a new one.
     """
 
@@ -66,6 +88,7 @@ class DataCorruption:
     granularities: ClassVar[tuple[str, ...]] = ("class",)
     uses: ClassVar[Literal["nothing", "architecture", "trained network"]] = "nothing"
     draws: ClassVar[str | None] = None
+    defaults: ClassVar[Mapping[str, Any]] = {}
     version: ClassVar[int] = 1
 
     def perturb(self, craft: Craft) -> Tensor:
@@ -88,11 +111,27 @@ class DataCorruption:
                 )
 
 
-def shuffled_batches(craft: Craft, size: int) -> Iterator[Tensor]:
+class ShuffledBatches:
     """Indices of shuffled batches, on the images' device, for ever; the last batch of a pass may be smaller."""
-    while True:
-        order = torch.randperm(len(craft.images), generator=craft.generator)
-        yield from order.to(craft.images.device).split(size)
+
+    def __init__(self, craft: Craft, size: int, state: Mapping[str, Any] | None = None) -> None:
+        self._craft, self._size = craft, size
+        self._order: Tensor = torch.empty(0, dtype=torch.int64) if state is None else state["order"]
+        self._start: int = 0 if state is None else state["start"]
+
+    def __next__(self) -> Tensor:
+        if self._start >= len(self._order):
+            order = torch.randperm(len(self._craft.images), generator=self._craft.generator)
+            self._order, self._start = order.to(self._craft.images.device), 0
+        self._start += self._size
+        return self._order[self._start - self._size : self._start]
+
+    def __iter__(self) -> ShuffledBatches:
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands, for another one to go on from."""
+        return {"order": self._order, "start": self._start}
 
 
 def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tensor:

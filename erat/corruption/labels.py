@@ -80,7 +80,7 @@ def make_label_noise(
         raise UserError(f"corruption.rate must be in [0, 1], got {rate}")
     labels, classes = images.labels, images.num_classes
     if kind == "none" or rate == 0:
-        return _result(labels, _numpy(labels), classes)
+        return noise_of(labels, _numpy(labels), classes)
     if kind == "symmetric":
         return symmetric(labels, classes, rate, seed, exact=exact, include_self=include_self)
     if kind == "asymmetric":
@@ -108,7 +108,7 @@ def symmetric(
     shift = rng.randint(0 if include_self else 1, num_classes, size=len(chosen))
     given = true.copy()
     given[chosen] = (true[chosen] + shift) % num_classes
-    return _result(labels, given, num_classes)
+    return noise_of(labels, given, num_classes)
 
 
 def asymmetric(
@@ -131,7 +131,7 @@ def asymmetric(
     for k, partner in sorted(partners.items()):
         assert {k, partner} <= set(range(num_classes)), "partners are classes"
         given[_choose(rng, np.flatnonzero(true == k), rate, exact)] = partner
-    return _result(labels, given, num_classes)
+    return noise_of(labels, given, num_classes)
 
 
 def instance_cores(images_NCHW: Tensor, labels: Tensor, num_classes: int, rate: float, seed: int) -> LabelNoise:
@@ -155,7 +155,7 @@ def instance_cores(images_NCHW: Tensor, labels: Tensor, num_classes: int, rate: 
     logits = np.empty((len(true), num_classes))
     for rows, pixels in _pixel_chunks(images_NCHW, np.arange(len(true))):
         logits[rows] = pixels @ weights_DK
-    return _result(labels, _sample(rng, logits, true, flip), num_classes)
+    return noise_of(labels, _sample(rng, logits, true, flip), num_classes)
 
 
 def instance_pdn(images_NCHW: Tensor, labels: Tensor, num_classes: int, rate: float, seed: int) -> LabelNoise:
@@ -174,7 +174,7 @@ def instance_pdn(images_NCHW: Tensor, labels: Tensor, num_classes: int, rate: fl
         weights_DK = rng.normal(0.0, 1.0, size=(images_NCHW[0].numel(), num_classes))
         for rows, pixels in _pixel_chunks(images_NCHW, np.flatnonzero(true == k)):
             logits[rows] = (pixels / 255) @ weights_DK
-    return _result(labels, _sample(rng, logits, true, flip), num_classes)
+    return noise_of(labels, _sample(rng, logits, true, flip), num_classes)
 
 
 def _choose(rng: np.random.RandomState, members: Ints, rate: float, exact: bool) -> Ints:
@@ -220,7 +220,8 @@ def _numpy(labels: Tensor) -> Ints:
     return array
 
 
-def _result(labels: Tensor, given: Ints, num_classes: int) -> LabelNoise:
+def noise_of(labels: Tensor, given: Ints, num_classes: int) -> LabelNoise:
+    """The given labels beside the true ones, int64 (N,) both, with what they amount to."""
     true = _numpy(labels)
     counts = np.bincount(true * num_classes + given, minlength=num_classes**2).reshape(num_classes, num_classes)
     sizes = counts.sum(axis=1, keepdims=True)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import platform
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erat.config import RunConfig, build
+from erat.config import RunConfig
 from erat.corruption.base import Craft, Progress, norms_of, quantize, silent
+from erat.corruption.human import human_labels
 from erat.corruption.labels import make_label_noise
-from erat.corruption.store import Arrays, Entry, Store
+from erat.corruption.scratch import Scratch
+from erat.corruption.source import source_network, untrained
+from erat.corruption.store import Arrays, Store, versions
 from erat.data.base import CorruptedSet, ImageSet, to_float
 from erat.data.sets import fingerprint, load, split_validation
-from erat.engine.seeding import derive, generator
-from erat.engine.trainer import Trainer, channel_statistics, choose_device
+from erat.engine.seeding import generator
+from erat.engine.trainer import choose_device
 from erat.errors import UserError
-from erat.models import build_model
 from erat.registry import CORRUPTIONS, DATASETS
-
-SOURCE_VAL_FRACTION = 0.1
 
 
 def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) -> CorruptedSet:
@@ -46,7 +46,7 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
 
 
 def crafted_already(config: RunConfig, store: Store) -> bool:
-    """Whether the store holds everything that `corrupted_set` would read."""
+    """Whether the store holds everything that `corrupted_set` would read, sound; a damaged entry is warned of."""
     train, _ = load(config.data)
     kept, _ = split_validation(train, config.val.fraction, config.val.seed)
     subject = _subject(train, kept, config)
@@ -62,11 +62,23 @@ def _subject(train: ImageSet, kept: Tensor, config: RunConfig) -> ImageSet:
 def poison(
     subject: ImageSet, config: RunConfig, store: Store, progress: Progress = silent
 ) -> tuple[Tensor, dict[str, Any]]:
-    """(poisoned images, uint8 NCHW; manifest). `corruption.data=none` gives the images back."""
-    if config.corruption.data == "none":
-        return subject.images, {"kind": "none"}
+    """(poisoned images, uint8 NCHW; manifest). `corruption.data=none` gives the images back.
+
+    What is stored is the whole set; `corruption.share` says how many of its images are taken, and adds to the manifest
+    the share that then differs from the clean images.
+    """
+    options = config.corruption
+    if options.data == "none":
+        return subject.images, {"kind": "none", "poisoned_share": 0.0}
     entry = store.fetch(_image_parameters(subject, config), lambda: _craft(subject, config, store, progress))
-    return torch.from_numpy(np.array(entry.arrays["images"])), entry.manifest
+    images = torch.from_numpy(np.array(entry.arrays["images"]))
+    if options.share < 1:
+        # One order for all shares: the images of a smaller share are among those of a larger one.
+        order = torch.randperm(len(subject), generator=generator(options.seed, "share"))
+        clean = order[round(options.share * len(subject)) :]
+        images[clean] = subject.images[clean]
+    poisoned = (images != subject.images).flatten(1).any(1).double().mean()
+    return images, entry.manifest | {"share": options.share, "poisoned_share": float(poisoned)}
 
 
 def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor, dict[str, Any]]:
@@ -74,18 +86,22 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
     options = config.corruption
 
     def make() -> tuple[Arrays, dict[str, Any]]:
-        noise = make_label_noise(
-            options.labels,
-            subject,
-            rate=options.rate,
-            seed=options.seed,
-            exact=options.exact,
-            include_self=options.include_self,
-            similar=DATASETS[config.data.name].facts.similar,
-            generator=options.generator or "cores",
-        )
+        if options.labels_file is not None:
+            noise = human_labels(options.labels, subject, Path(options.labels_file), options.labels_file_digest)
+        else:
+            assert options.rate is not None, "only human labels have none"
+            noise = make_label_noise(
+                options.labels,
+                subject,
+                rate=options.rate,
+                seed=options.seed,
+                exact=options.exact,
+                include_self=options.include_self,
+                similar=DATASETS[config.data.name].facts.similar,
+                generator=options.generator or "cores",
+            )
         fields = {"kind": options.labels, "noise_rate": noise.rate, "transition": noise.transition.tolist()}
-        return {"labels": noise.labels.numpy()}, fields | _versions()
+        return {"labels": noise.labels.numpy()}, fields | versions()
 
     entry = store.fetch(_label_parameters(subject, config), make)
     return torch.from_numpy(np.array(entry.arrays["labels"])), entry.manifest
@@ -104,8 +120,15 @@ def _image_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
         "granularity": options.granularity,
         "source": options.source,
         "source_epochs": options.source_epochs,
+        "source_weights_digest": options.source_weights_digest,
+        **kind_options(config),
         "seed": options.seed,
     }
+
+
+def kind_options(config: RunConfig) -> dict[str, Any]:
+    """The settings that the kind of data corruption has of its own."""
+    return {key: getattr(config.corruption, key) for key in CORRUPTIONS[config.corruption.data].defaults}
 
 
 def _label_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
@@ -116,6 +139,7 @@ def _label_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
         "subject": fingerprint(subject),
         "kind": options.labels,
         "rate": options.rate,
+        "labels_file_digest": options.labels_file_digest,
         "generator": options.generator,
         "include_self": options.include_self,
         "exact": options.exact,
@@ -128,6 +152,14 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
     assert options.norm and options.granularity and options.epsilon is not None, "filled by the config"
     device = choose_device(config)
     kind = CORRUPTIONS[options.data]
+    workspace = store.workspace(_image_parameters(subject, config))
+    sources: list[dict[str, Any]] = []
+
+    def source() -> nn.Module:
+        network, manifest = source_network(subject, config, store, progress)
+        sources.append(manifest)
+        return network
+
     craft = Craft(
         images=to_float(subject.images.to(device)),
         labels=subject.labels.to(device),
@@ -136,9 +168,11 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
         epsilon=options.epsilon,
         granularity=options.granularity,
         generator=generator(options.seed, "craft", kind.draws or kind.kind),
-        build=partial(_network, subject, config),
-        source=partial(source_network, subject, config, store, progress),
+        build=partial(untrained, subject, config),
+        source=source,
+        options=kind_options(config),
         progress=progress,
+        scratch=Scratch(workspace / "state.pt"),
     )
     delta = kind.perturb(craft)
     poisoned = quantize(subject.images.to(device), delta, options.norm, options.epsilon).cpu()
@@ -150,78 +184,6 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
         "granularity": options.granularity,
         "max_norm": float(reached.max()),
         "mean_norm": float(reached.mean()),
+        "source": sources[0] if sources else None,
     }
-    return {"images": poisoned.numpy()}, fields | _versions()
-
-
-def source_network(subject: ImageSet, config: RunConfig, store: Store, progress: Progress = silent) -> nn.Module:
-    """The clean-trained network that perturbations are crafted against; trained once per store, then read from it.
-
-    SGD 0.1, batch 128, learning rate x 0.1 at 2/3 and 5/6 of the run; the epoch that is best on a held-out tenth.
-    """
-    options = config.corruption
-    parameters = {
-        "part": "source",
-        "subject": fingerprint(subject),
-        "architecture": options.source,
-        "epochs": options.source_epochs,
-        "seed": options.seed,
-    }
-    entry = store.fetch(parameters, lambda: _train_source(subject, config, progress))
-    network = _network(subject, config)
-    network.load_state_dict(_weights(entry))
-    return network.to(choose_device(config)).eval()
-
-
-def _train_source(subject: ImageSet, config: RunConfig, progress: Progress) -> tuple[Arrays, dict[str, Any]]:
-    epochs = config.corruption.source_epochs or 1
-    recipe = build(
-        "paper",
-        {
-            "data.name": config.data.name,
-            "data.flip": config.data.flip,
-            "corruption.data": "none",
-            "corruption.labels": "none",
-            "defense.name": "ce",
-            "model.name": config.corruption.source,
-            "train.epochs": epochs,
-            "train.lr": 0.1,
-            "train.batch_size": 128,
-            "train.milestones": (round(epochs * 2 / 3), round(epochs * 5 / 6)),
-            "train.seed": derive(config.corruption.seed, "source") % 2**31,
-            "resources.device": config.resources.device,
-        },
-    )
-    kept, held_out = split_validation(subject, SOURCE_VAL_FRACTION, config.corruption.seed)
-    part, val = subject.take(kept), subject.take(held_out)
-    # The trainer also reports test accuracy; the held-out tenth stands in, so that no test image is ever near this.
-    trainer = Trainer(recipe, CorruptedSet(part, part.labels, val, val))
-    best = -1.0
-    weights: Arrays = {}
-    for report in trainer.run():
-        progress("source network", report.epoch, epochs)
-        if not weights or report.val_accuracy > best:
-            best = report.val_accuracy
-            weights = {k: v.cpu().numpy().copy() for k, v in trainer.defense.networks["main"].state_dict().items()}
-    return weights, {"kind": "source", "architecture": recipe.model.name, "val_accuracy": best} | _versions()
-
-
-def _network(subject: ImageSet, config: RunConfig) -> nn.Module:
-    mean, std = channel_statistics(subject.images)
-    return build_model(
-        str(config.corruption.source),
-        num_classes=subject.num_classes,
-        channels=subject.channels,
-        image_size=subject.size,
-        mean=mean,
-        std=std,
-        seed=derive(config.corruption.seed, "source weights"),
-    )
-
-
-def _weights(entry: Entry) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.array(array)) for name, array in entry.arrays.items()}
-
-
-def _versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
+    return {"images": poisoned.numpy()}, fields | versions()

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 from numpy.typing import NDArray
 
@@ -51,8 +53,17 @@ class Store:
         """Where the entry made from these parameters lies, or would."""
         return self.root / f"{parameters['part']}-{content_digest(parameters)}"
 
+    def workspace(self, parameters: Mapping[str, Any]) -> Path:
+        """A folder for what a maker of this entry needs to go on after an interruption; gone once the entry is made."""
+        return self.root / f".{self.path(parameters).name}.work"
+
     def __contains__(self, parameters: Mapping[str, Any]) -> bool:
-        return (self.path(parameters) / "manifest.json").exists()
+        """Whether the entry is there and sound; a damaged one is warned of."""
+        path = self.path(parameters)
+        sound = self._sound(path) is not None
+        if not sound and path.exists():
+            warnings.warn(f"{path} is damaged (its checksum does not fit): it will be made again", stacklevel=2)
+        return sound
 
     def fetch(self, parameters: Mapping[str, Any], make: Make) -> Entry:
         """The entry made from `parameters`; made now, by one process, if it is missing or damaged.
@@ -109,9 +120,15 @@ class Store:
             os.replace(part, path)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(self.workspace(parameters), ignore_errors=True)
         entry = self._sound(path)
         assert entry is not None, "what was just written reads back"
         return entry
+
+
+def versions() -> dict[str, str]:
+    """What an entry was made with, for its manifest."""
+    return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
 def _checksum(folder: Path) -> str:

@@ -6,14 +6,15 @@ vector (a shortcut to the right label); UAP gives it the vector of class c + 1 (
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from erat.attacks.pgd import Budget, frozen
-from erat.corruption.base import Craft, DataCorruption, shuffled_batches
+from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.classwise import descend
 
-STEPS = 500
 IMAGES_PER_CLASS = 16  # that each class's vector sees in a step; all classes step at once
 STEP_RATIO = 0.2  # of the budget, the ratio that every perturbation of the paper uses
 
@@ -24,12 +25,17 @@ def class_vectors(craft: Craft) -> Tensor:
     budget = Budget.of(craft.norm, craft.epsilon, delta)
     step_size = budget.epsilon * STEP_RATIO
     targets = torch.arange(craft.num_classes, device=delta.device).repeat(IMAGES_PER_CLASS)
-    batches = shuffled_batches(craft, len(targets))
+    state = craft.resume()
+    batches = ShuffledBatches(craft, len(targets), state and state["batches"])
+    done = 0
+    if state is not None:
+        delta, done = state["delta"], state["done"]
     with frozen(craft.source()) as network:
-        for step in range(STEPS):
+        for step in range(done + 1, craft.steps + 1):
             chosen = next(batches)
             delta = descend(network, craft.images[chosen], targets[: len(chosen)], delta, budget, step_size)
-            craft.progress("class vectors", step + 1, STEPS)
+            craft.keep(delta=delta, done=step, batches=batches.state())
+            craft.progress("class vectors", step, craft.steps)
     return delta
 
 
@@ -39,6 +45,7 @@ class UniversalHypocritical(DataCorruption):
     kind = "uhp"
     norm = "l2"
     uses = "trained network"
+    defaults: ClassVar = {"steps": 500}
 
     def perturb(self, craft: Craft) -> Tensor:
         return class_vectors(craft)[craft.labels]
@@ -50,6 +57,7 @@ class UniversalAdversarial(DataCorruption):
     kind = "uap"
     norm = "l2"
     uses = "trained network"
+    defaults: ClassVar = {"steps": 500}
     draws = "uhp"
 
     def perturb(self, craft: Craft) -> Tensor:

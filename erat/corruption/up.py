@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erat.attacks.pgd import Budget, frozen, pgd
-from erat.corruption.base import Craft, DataCorruption, shuffled_batches
+from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.classwise import descend
+from erat.losses import label_gain
 
 TRAIN_STEPS = 10  # M, between two passes over the perturbations
 BATCH = 128
 STEP_RATIO = 0.1
 SAMPLE_STEPS = 20  # sample-wise: descent steps per image and pass
 STOP_ERROR = 0.01
-MAX_ROUNDS = 100
 
 
 class Unlearnable(DataCorruption):
@@ -27,6 +28,7 @@ class Unlearnable(DataCorruption):
     norm = "linf"
     uses = "architecture"
     granularities = ("class", "sample")
+    defaults: ClassVar = {"steps": 100}  # rounds at most
 
     def perturb(self, craft: Craft) -> Tensor:
         network = craft.build().to(craft.images.device)
@@ -34,15 +36,27 @@ class Unlearnable(DataCorruption):
         rows = craft.num_classes if craft.granularity == "class" else len(craft.images)
         delta = craft.images.new_zeros(rows, *craft.images.shape[1:])
         wearer = craft.labels if craft.granularity == "class" else torch.arange(rows, device=delta.device)
-        training = shuffled_batches(craft, BATCH)
-        for done in range(MAX_ROUNDS):
+        state, done = craft.resume(), 0
+        training = ShuffledBatches(craft, BATCH, state and state["training"])
+        if state is not None:
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            delta, done = state["delta"], state["done"]
+        for rounds in range(done + 1, craft.steps + 1):
             for _ in range(TRAIN_STEPS):
                 _train_step(network, optimizer, craft, delta, wearer, next(training))
             delta = self._pass(network, craft, delta)
             error = _error(network, craft, delta, wearer)
-            craft.progress(f"train error {error:.1%}, stops at {STOP_ERROR:.0%}; round", done + 1, MAX_ROUNDS)
+            craft.progress(f"train error {error:.1%}, stops at {STOP_ERROR:.0%}; round", rounds, craft.steps)
             if error <= STOP_ERROR:
                 break
+            craft.keep(
+                network=network.state_dict(),
+                optimizer=optimizer.state_dict(),
+                delta=delta,
+                done=rounds,
+                training=training.state(),
+            )
         return delta[wearer]
 
     def _pass(self, network: nn.Module, craft: Craft, delta: Tensor) -> Tensor:
@@ -58,7 +72,7 @@ class Unlearnable(DataCorruption):
                 moved = pgd(
                     network,
                     images,
-                    partial(_agreement, labels),
+                    partial(label_gain, labels),
                     mine,
                     steps=SAMPLE_STEPS,
                     step_size=mine.epsilon * STEP_RATIO,
@@ -81,11 +95,6 @@ def _train_step(
     optimizer.zero_grad(set_to_none=True)
     F.cross_entropy(network(poisoned), craft.labels[chosen]).backward()
     optimizer.step()
-
-
-def _agreement(labels: Tensor, logits: Tensor) -> Tensor:
-    """What error-minimising perturbations raise: the negative cross-entropy, per image."""
-    return -F.cross_entropy(logits, labels, reduction="none")
 
 
 @torch.no_grad()

@@ -23,11 +23,13 @@ class ImageSet:
         images: uint8, shape (N, C, H, W), values 0-255.
         labels: int64, shape (N,), values 0..K-1.
         class_names: K names.
+        rows: int64, shape (N,), where each image stands in the set as it was read; none: in that order.
     """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8 and self.images.ndim == 4, "images are uint8 NCHW"
@@ -51,7 +53,8 @@ class ImageSet:
 
     def take(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (int64), in that order."""
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        rows = indices if self.rows is None else self.rows[indices]
+        return replace(self, images=self.images[indices], labels=self.labels[indices], rows=rows)
 
     def to(self, device: torch.device) -> ImageSet:
         """The same set with its tensors on `device`."""

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from erat.attacks.pgd import Budget, frozen, pgd
 from erat.data.base import ImageSet, to_float
 from erat.defenses.base import Defense
 from erat.engine.parallel import Ranks
+from erat.losses import label_loss
 
 BATCH = 1000
 ATTACK_STEPS = 20
@@ -49,15 +49,11 @@ def attacked_predictions(defense: Defense, images: ImageSet, epsilon: Mapping[st
             clean, labels = to_float(images.images[part]), images.labels[part]
             linf = torch.arange(len(clean), device=clean.device) % 2 == 0
             size = torch.where(linf, clean.new_tensor(epsilon["linf"]), clean.new_tensor(epsilon["l2"]))
-            objective = partial(_label_loss, labels)
+            objective = partial(label_loss, labels)
             step = size * ATTACK_STEP_RATIO
             moved = pgd(defense.predict, clean, objective, Budget(size, linf), steps=ATTACK_STEPS, step_size=step)
             rows.append(defense.predict(moved).argmax(1))
     return torch.cat(rows)
-
-
-def _label_loss(labels: Tensor, logits: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestration.rows import TrialRow
@@ -11,6 +11,13 @@ from orchestration.rows import TrialRow
 MISSING = "-"
 EPSILON_INF, EPSILON_2 = "defense.epsilon_inf", "defense.epsilon_2"
 _SYMBOLS = {EPSILON_INF: "ε∞", EPSILON_2: "ε2", "defense.eta": "η", "defense.lambda_u": "λ"}
+_SHORT = {
+    "corruption.data": "images",
+    "corruption.labels": "labels",
+    "corruption.rate": "rate",
+    "corruption.seed": "corr. seed",
+    "train.seed": "seed",
+}
 _ASCII = {EPSILON_INF: "eps_inf", EPSILON_2: "eps_2", "defense.eta": "eta", "defense.lambda_u": "lambda"}
 _DEFENSES = {"dividemix": "DivideMix"}
 # Table VI of the paper: the one field that makes an ablation, and what the paper calls it.
@@ -28,7 +35,7 @@ _ABLATIONS: dict[tuple[str, Any], str] = {
 
 def header(key: str, ascii_only: bool = False) -> str:
     """The paper's symbol of a searched key, or the key itself where the paper has none."""
-    return (_ASCII if ascii_only else _SYMBOLS).get(key, key)
+    return (_ASCII if ascii_only else _SYMBOLS).get(key, _SHORT.get(key, key))
 
 
 def value(key: str, number: Any) -> str:
@@ -75,11 +82,16 @@ def searched_keys(rows: Iterable[TrialRow]) -> list[str]:
 def baseline_name(row: TrialRow) -> str:
     """What the paper calls a reference run: "CE", "ERAT w/o AT", …"""
     settings = row.config | row.params
-    for (key, setting), name in _ABLATIONS.items():
-        if settings.get("defense.name", "erat") == "erat" and settings.get(key) == setting:
-            return name
     defense = str(settings.get("defense.name", f"run {row.cell[:8]}"))
-    return _DEFENSES.get(defense, defense.upper() if "defense.name" in settings else defense)
+    plain = _DEFENSES.get(defense, defense.upper() if "defense.name" in settings else defense)
+    return ablation(settings) or plain
+
+
+def ablation(settings: Mapping[str, Any]) -> str | None:
+    """What Table VI of the paper calls a flat configuration of ERAT; none for the whole method or another one."""
+    if settings.get("defense.name", "erat") != "erat":
+        return None
+    return next((name for (key, setting), name in _ABLATIONS.items() if settings.get(key) == setting), None)
 
 
 def origin(row: TrialRow) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -11,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from orchestration import cli
 from orchestration.home import Home
 from orchestration.state import Ledger
 from orchestration.trial import read_metrics
+from tests.e2e.commands import Command, Said
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 6
@@ -54,37 +52,6 @@ SPACE: dict[str, Any] = {
 }
 
 
-class Said:
-    """How a command ended and what it said."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> dict[str, Any]:
-        """The last line of standard output, the only one there."""
-        (line,) = self.out.splitlines()
-        content: dict[str, Any] = json.loads(line)
-        return content
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of two cores that all sweeps of this file join."""
-    options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 128 * 2**20}
-    made = Cluster(initialize_head=True, head_node_args=options)
-    yield made
-    made.shutdown()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("sweeps") / "home")
-
-
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Write a space's file, the tiny one with changes."""
@@ -95,24 +62,6 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         return str(path)
 
     return write
-
-
-@pytest.fixture(scope="module")
-def command(cluster: Cluster, home: Home) -> Iterator[Command]:
-    """Run a command line in this process, on the cluster. `at` is another home."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-        def run(*words: str, at: Home = home) -> Said:
-            patch.setenv("ERAT_HOME", str(at.root))
-            address = ["--address", cluster.address] if words[0] != "status" else []
-            out, err = io.StringIO(), io.StringIO()
-            with redirect_stdout(out), redirect_stderr(err):
-                code = cli._guarded(lambda: cli.app([*words, *address], standalone_mode=False))
-            return Said(code, out.getvalue(), err.getvalue())
-
-        yield run
 
 
 def events(home: Home, sweep: str) -> list[dict[str, Any]]:
@@ -380,7 +329,7 @@ def own_home(tmp_path: Path) -> Iterator[Home]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
     sign: signal.Signals, first: Said, command: Command, space: Callable[..., str], own_home: Home
 ) -> None:
@@ -397,7 +346,7 @@ def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
     wait_for_an_epoch(own_home, "cut", ended=2)
     process.send_signal(sign)
     _, err = process.communicate(timeout=60)
-    if sign is signal.SIGINT:
+    if sign is not signal.SIGKILL:
         assert process.returncode == 130
         assert err.splitlines()[-1].endswith("python orchestrate.py resume cut")
         assert "Traceback" not in err

@@ -264,7 +264,7 @@ def full(*args: Any, **options: Any) -> None:
 
 
 class TestFullDisk:
-    @pytest.mark.parametrize("verb", ["train", "sweep", "craft"])
+    @pytest.mark.parametrize("verb", ["train", "craft"])
     def test_in_the_store(self, verb: str, command: Command, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(np, "save", full)
         said = command(verb, *TINY).error
@@ -272,6 +272,14 @@ class TestFullDisk:
         assert "No space left" in said
         assert not home.ledger.exists()
         assert [file.name for file in home.crafted.iterdir() if not file.name.endswith(".lock")] == []
+
+    def test_a_store_that_a_ray_task_cannot_write(self, command: Command, home: Home) -> None:
+        """A sweep crafts in Ray's workers: what they meet reaches the person all the same, and nothing is begun."""
+        home.root.mkdir(parents=True, exist_ok=True)
+        home.crafted.write_text("a file in the folder's place")
+        said = command("sweep", *TINY).error
+        assert f"the store {home.crafted} cannot be written: " in said
+        assert not home.ledger.exists()
 
     def test_in_the_ledger(self, command: Command, shared: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("orchestration.state.os.fsync", full)

@@ -59,6 +59,19 @@ def refusal(overrides: Overrides, preset: str = "demo") -> str:
         ({"corruption.epsilon": "8/0"}, "corruption.epsilon", "'8/0'", "number"),
         ({"corruption.epsilon": "1.2.3/4"}, "corruption.epsilon", "'1.2.3/4'", "float"),
         ({"corruption.rate": 1.1}, "corruption.rate", "1.1", "less than or equal to 1"),
+        ({"corruption.rate": None}, "corruption.rate", "none", "[0, 1] for symmetric labels"),
+        ({"corruption.share": 0}, "corruption.share", "0", "greater than 0"),
+        ({"corruption.share": 1.2}, "corruption.share", "1.2", "less than or equal to 1"),
+        ({"corruption.share": "nan"}, "corruption.share", "'nan'", "equal to 1"),
+        ({"corruption.steps": 0}, "corruption.steps", "0", "greater than or equal to 1"),
+        ({"corruption.steps": 1.5}, "corruption.steps", "1.5", "integer"),
+        ({"corruption.data": "l2c", "corruption.width": 0}, "corruption.width", "0", "greater than or equal to 1"),
+        ({"corruption.data": "l2c", "corruption.lr": 0}, "corruption.lr", "0", "greater than 0"),
+        ({"corruption.data": "aa", "corruption.attack": "square"}, "corruption.attack", "'square'", "'standard'"),
+        ({"corruption.labels": "human-best"}, "corruption.labels", "'human-best'", "'human-worst'"),
+        ({"corruption.labels": "human-worst"}, "corruption.labels", "human-worst", "needs corruption.labels_file"),
+        ({"corruption.source_weights": "/none"}, "corruption.source_weights", "/none", "must be a readable file"),
+        ({"corruption.source_weights": "/"}, "corruption.source_weights", "got /:", "must be a readable file"),
         ({"corruption.seed": 2**32}, "corruption.seed", str(2**32), f"less than {2**32}"),
         ({"defense.epsilon_inf": 8}, "defense.epsilon_inf", "8", "less than or equal to 1"),
         ({"defense.epsilon_2": "-1/255"}, "defense.epsilon_2", "'-1/255'", "greater than or equal to 0"),
@@ -165,6 +178,16 @@ def test_corruption_settings_of_no_corruption_are_none() -> None:
     assert build("demo", {"corruption.data": "urp"}).corruption.source is None, "URP needs no network"
 
 
+def test_a_root_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers run in folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert build("demo", {"data.root": "pictures"}).data.root == str(tmp_path / "pictures")
+    assert build("demo", {"data.root": "~/pictures"}).data.root == str(tmp_path / "home" / "pictures")
+    assert build("demo", {"data.root": "/pictures"}).data.root == "/pictures"
+    assert build("demo").data.root is None
+
+
 def test_presets_do_not_disagree_with_the_method() -> None:
     """Sec. 1 of the method: the paper's schedule and defaults."""
     flat = build("paper").flat()
@@ -213,6 +236,8 @@ def test_every_name_makes_a_configuration() -> None:
         {"resources.device": "cpu"},
         {"defense.epsilon_inf": "1/10"},  # what the data set fills in anyway
         {"corruption.norm": "l2"},
+        {"corruption.steps": 500},
+        {"corruption.share": 1.0},
     ],
 )
 def test_place_and_machine_do_not_change_the_identity(overrides: Overrides) -> None:
@@ -232,6 +257,8 @@ def test_place_and_machine_do_not_change_the_identity(overrides: Overrides) -> N
         {"corruption.epsilon": 0.9},
         {"corruption.data": "uap"},
         {"corruption.seed": 1},
+        {"corruption.steps": 499},
+        {"corruption.share": 0.5},
         {"model.name": "resnet18"},
         {"val.trusted": False},
         {"val.objective": "perturbed"},

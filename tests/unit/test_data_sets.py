@@ -166,3 +166,25 @@ def test_load_refuses_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
         sets.load(config("mnist"))
     with pytest.raises(UserError, match="did you mean"):
         sets.load(config("minst"))
+
+
+# --- where images stood ----------------------------------------------------------------------------------------------
+
+
+def test_an_image_knows_its_row_through_limit_resizing_and_split() -> None:
+    whole = random_set(200)
+    assert whole.rows is None, "in the order that they were read in"
+    part = sets.resize(sets.limit_balanced(whole, 80), 14)
+    kept, held_out = sets.split_validation(part, 0.25, seed=0)
+    for chosen in (kept, held_out):
+        taken = part.take(chosen)
+        assert taken.rows is not None
+        assert torch.equal(sets.resize(whole.take(taken.rows), 14).images, taken.images)
+        assert torch.equal(whole.labels[taken.rows], taken.labels)
+
+
+def test_rows_follow_the_order_of_what_is_taken() -> None:
+    taken = random_set(20).take(torch.tensor([5, 3, 9, 3])).take(torch.tensor([2, 0]))
+    assert taken.rows is not None
+    assert taken.rows.tolist() == [9, 5]
+    assert sets.fingerprint(taken) == sets.fingerprint(taken.to(torch.device("cpu")))

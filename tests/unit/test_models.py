@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from erat.errors import UserError
 from erat.models import Normalized, build_model
+from erat.models.unet import UNet
 from erat.models.vit import patch_size
 from erat.registry import BACKBONES
 
@@ -242,3 +243,55 @@ def test_unusable_normalisation_is_refused(mean: list[float], std: list[float], 
 def test_normalisation_must_fit_the_channels() -> None:
     with pytest.raises(ValueError, match=r"must hold 3 numbers .* got 1 and 1"):
         build_model("small", 10, 3, 28, mean=[0.5], std=[0.5], seed=0)
+
+
+# --- the U-Net that makes perturbations ------------------------------------------------------------------------------
+
+
+def unet(channels: int, width: int) -> UNet:
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        return UNet(channels, width)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image_size", [7, 14, 28, 32])
+def test_unet_maps_images_to_values_of_their_shape_between_the_signs(
+    image_size: int, channels: int, training: bool
+) -> None:
+    images, _ = batch(3, image_size, channels)
+    values = unet(channels, 4).train(training)(images)
+    assert values.shape == images.shape
+    assert bool((values.abs() < 1).all())
+    assert values.std() > 1e-5, "which differ from pixel to pixel"
+
+
+def test_unet_has_the_published_widths() -> None:
+    """64-128-256-512, at the size of the image and halved three times; then the same way up."""
+    with torch.device("meta"):
+        network = UNet(3, 64)
+    maps: list[tuple[int, int, int]] = []
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            hook = lambda module, _, output: maps.append((module.in_channels, output.shape[1], output.shape[-1]))  # noqa: E731
+            module.register_forward_hook(hook)
+    network(torch.empty(2, 3, 32, 32, device="meta"))
+    down = [(3, 64, 32), (64, 64, 32), (64, 128, 16), (128, 128, 16)]
+    down += [(128, 256, 8), (256, 256, 8), (256, 512, 4), (512, 512, 4)]
+    up = [(768, 256, 8), (256, 256, 8), (384, 128, 16), (128, 128, 16), (192, 64, 32), (64, 64, 32)]
+    assert maps == [*down, *up, (64, 3, 32)]
+
+
+def test_unet_s_number_of_weights_stays() -> None:
+    for channels, weights in ((3, 7_785_859), (1, 7_784_577)):
+        with torch.device("meta"):
+            assert sum(parameter.numel() for parameter in UNet(channels, 64).parameters()) == weights
+
+
+def test_every_weight_of_the_unet_is_felt_by_its_values() -> None:
+    network, (images, _) = unet(1, 4), batch(4, 14)
+    network(images).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0, name

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,15 @@ import pytest
 import torch
 
 from erat.config import RunConfig
-from erat.corruption import pipeline, universal, up
-from erat.corruption.pipeline import corrupted_set, crafted_already, source_network
+from erat.corruption import pipeline
+from erat.corruption.pipeline import corrupted_set, crafted_already
 from erat.corruption.store import Store
 from erat.data.base import CorruptedSet, ImageSet
 from erat.data.sets import fingerprint
-from erat.engine.trainer import Trainer
 from erat.errors import UserError
+from erat.registry import CORRUPTIONS
 
-MakeConfig = Callable[..., RunConfig]
-pytestmark = pytest.mark.usefixtures("toy", "quick")
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(universal, "STEPS", 10)
-    monkeypatch.setattr(up, "MAX_ROUNDS", 2)
+Configure = Callable[..., RunConfig]
 
 
 @pytest.fixture
@@ -38,28 +31,13 @@ def clean(toy: Any) -> ImageSet:
 
 
 @pytest.fixture
-def run(make_config: MakeConfig, tmp_path: Path) -> Callable[..., CorruptedSet]:
+def run(configure: Configure, tmp_path: Path) -> Callable[..., CorruptedSet]:
     """The corrupted set of the toy data under some overrides, all from one store."""
 
     def corrupt(overrides: dict[str, Any] | None = None) -> CorruptedSet:
-        return corrupted_set(configure(make_config, overrides), Store(tmp_path))
+        return corrupted_set(configure(overrides), Store(tmp_path))
 
     return corrupt
-
-
-def configure(make_config: MakeConfig, overrides: dict[str, Any] | None = None) -> RunConfig:
-    base = {
-        "data.name": "toy",
-        "corruption.data": "uhp",
-        "corruption.epsilon": None,
-        "corruption.norm": None,
-        "corruption.source": "small",
-        "corruption.source_epochs": 1,
-        "corruption.labels": "symmetric",
-        "corruption.rate": 0.5,
-        "val.fraction": 0.2,
-    }
-    return make_config(base | (overrides or {}))
 
 
 def rows(images: ImageSet) -> set[bytes]:
@@ -71,6 +49,10 @@ def positions(images: ImageSet, among: ImageSet) -> list[int]:
     """Which of `among` these images are."""
     where = {image.numpy().tobytes(): i for i, image in enumerate(among.images)}
     return [where[image.numpy().tobytes()] for image in images.images]
+
+
+def crafted(folder: Path, part: str) -> int:
+    return len(list(folder.glob(f"{part}-*")))
 
 
 # --- the split -------------------------------------------------------------------------------------------------------
@@ -120,12 +102,12 @@ def test_the_test_set_is_untouched(run: Callable[..., CorruptedSet], toy: Any, k
 
 
 def test_no_test_image_has_a_say_in_what_is_crafted(
-    run: Callable[..., CorruptedSet], toy: Any, clean: ImageSet, make_config: MakeConfig, tmp_path: Path
+    run: Callable[..., CorruptedSet], toy: Any, clean: ImageSet, configure: Configure, tmp_path: Path
 ) -> None:
     first = run()
     test = toy.load(None)[1]
     toy.load = lambda config: (clean, test.take(torch.arange(len(test)).flip(0)))
-    other = corrupted_set(configure(make_config), Store(tmp_path / "another store"))
+    other = corrupted_set(configure(), Store(tmp_path / "another store"))
     assert torch.equal(first.train.images, other.train.images)
     assert torch.equal(first.train.labels, other.train.labels)
 
@@ -134,21 +116,21 @@ def test_no_test_image_has_a_say_in_what_is_crafted(
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("kind", ["up", "urp", "uhp", "uap"])
+@pytest.mark.parametrize("kind", CORRUPTIONS.names())
 def test_what_lies_in_the_store_keeps_its_budget_and_its_labels(
     run: Callable[..., CorruptedSet], kind: str, norm: str
 ) -> None:
     epsilon = {"linf": 0.1, "l2": 0.77}[norm]
-    options = {"corruption.norm": norm, "corruption.epsilon": epsilon, "corruption.labels": "none"}
-    data = run({"corruption.data": kind} | options)
-    plain = run({"corruption.data": "none"} | options)
+    budget = {"corruption.norm": norm, "corruption.epsilon": epsilon}
+    data = run({"corruption.data": kind, "corruption.labels": "none"} | budget)
+    plain = run({"corruption.data": "none", "corruption.labels": "none"})
     manifest = data.manifest["images"]
     stored = np.load(Path(manifest["path"]) / "images.npy")
     np.testing.assert_array_equal(stored, data.train.images.numpy())
     assert stored.dtype == np.uint8
     delta = torch.from_numpy(stored).double().div(255) - plain.train.images.double().div(255)
     reached = delta.flatten(1).norm(dim=1) if norm == "l2" else delta.abs().flatten(1).amax(1)
-    assert reached.max() <= epsilon + 1e-6
+    assert 0 < reached.max() <= epsilon + 1e-6
     assert manifest["max_norm"] == pytest.approx(reached.max().item(), abs=1e-6)
     assert manifest["mean_norm"] == pytest.approx(reached.mean().item(), abs=1e-6)
     assert torch.equal(data.train.labels, data.true_labels)
@@ -167,11 +149,71 @@ def test_a_manifest_says_where_everything_came_from(run: Callable[..., Corrupted
         assert {"torch", "numpy", "python", "parameters"} <= set(manifest[part])
 
 
+@pytest.mark.parametrize("kind", CORRUPTIONS.names())
+def test_a_manifest_names_the_trained_network_if_there_was_one(run: Callable[..., CorruptedSet], kind: str) -> None:
+    source = run({"corruption.data": kind}).manifest["images"]["source"]
+    if CORRUPTIONS[kind].uses != "trained network":
+        assert source is None
+        return
+    assert source["architecture"] == "small"
+    assert 0 <= source["val_accuracy"] <= 1
+    kept = json.loads((Path(source["path"]) / "manifest.json").read_text())
+    assert kept["checksum"] == source["checksum"]
+
+
+# --- the poisoned share ----------------------------------------------------------------------------------------------
+
+
+def poisoned(data: CorruptedSet, plain: CorruptedSet) -> set[int]:
+    """Which training images differ from the clean ones."""
+    differ = (data.train.images != plain.train.images).flatten(1).any(1)
+    return set(differ.nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("kind", ["urp", "ap"])
+def test_a_share_of_the_images_is_poisoned(run: Callable[..., CorruptedSet], tmp_path: Path, kind: str) -> None:
+    """The rest is clean; a larger share poisons the same images and more of them; all come from one crafting."""
+    plain = run({"corruption.data": "none"})
+    whole = run({"corruption.data": kind})
+    found: list[set[int]] = [set()]
+    for share in (0.1, 0.33, 0.5, 0.999):
+        data = run({"corruption.data": kind, "corruption.share": share})
+        found.append(poisoned(data, plain))
+        assert len(found[-1]) == round(share * 96)
+        assert found[-2] < found[-1]
+        chosen = sorted(found[-1])
+        assert torch.equal(data.train.images[chosen], whole.train.images[chosen])
+        manifest = data.manifest["images"]
+        assert (manifest["share"], manifest["poisoned_share"]) == (share, len(chosen) / 96)
+        assert torch.equal(data.train.labels, whole.train.labels)
+    assert len(poisoned(whole, plain)) == 96
+    assert (whole.manifest["images"]["share"], whole.manifest["images"]["poisoned_share"]) == (1.0, 1.0)
+    assert crafted(tmp_path, "images") == 1
+
+
+def test_which_images_are_poisoned_is_drawn_by_the_seed(run: Callable[..., CorruptedSet]) -> None:
+    plain, half = run({"corruption.data": "none"}), {"corruption.data": "urp", "corruption.share": 0.5}
+    first = poisoned(run(half), plain)
+    assert poisoned(run(half | {"train.seed": 5, "corruption.rate": 0.2}), plain) == first
+    assert poisoned(run(half | {"corruption.seed": 1}), plain) != first
+
+
+def test_an_image_that_its_perturbation_leaves_as_it_was_is_not_poisoned(run: Callable[..., CorruptedSet]) -> None:
+    assert run({"corruption.data": "none"}).manifest["images"]["poisoned_share"] == 0
+    too_little = {"corruption.data": "urp", "corruption.norm": "linf", "corruption.epsilon": 0.4 / 255}
+    manifest = run(too_little).manifest["images"]
+    assert (manifest["share"], manifest["poisoned_share"]) == (1.0, 0.0)
+
+
+def test_an_untrusted_validation_part_is_poisoned_by_the_same_share(run: Callable[..., CorruptedSet]) -> None:
+    shared = {"val.trusted": False, "corruption.data": "urp", "corruption.share": 0.5}
+    data, plain = run(shared), run({"val.trusted": False, "corruption.data": "none"})
+    among_val = int((data.val.images != plain.val.images).flatten(1).any(1).sum())
+    assert among_val > 0
+    assert len(poisoned(data, plain)) + among_val == 60, "half of all 120"
+
+
 # --- what is crafted anew and what is shared -------------------------------------------------------------------------
-
-
-def crafted(folder: Path, part: str) -> int:
-    return len(list(folder.glob(f"{part}-*")))
 
 
 def test_a_second_run_reads_what_the_first_one_made(
@@ -236,69 +278,10 @@ def test_labels_and_images_are_corrupted_independently(run: Callable[..., Corrup
 
 @pytest.mark.parametrize("overrides", [{}, {"corruption.data": "none"}, {"val.trusted": False}])
 def test_it_is_known_whether_all_is_there(
-    run: Callable[..., CorruptedSet], make_config: MakeConfig, tmp_path: Path, overrides: dict[str, Any]
+    run: Callable[..., CorruptedSet], configure: Configure, tmp_path: Path, overrides: dict[str, Any]
 ) -> None:
-    config = configure(make_config, overrides)
+    config = configure(overrides)
     assert not crafted_already(config, Store(tmp_path))
     run(overrides)
     assert crafted_already(config, Store(tmp_path))
-    assert not crafted_already(configure(make_config, overrides | {"corruption.seed": 9}), Store(tmp_path))
-
-
-# --- the source network ----------------------------------------------------------------------------------------------
-
-
-def test_the_source_network_is_clean_trained_frozen_in_eval_mode_and_the_same_again(
-    make_config: MakeConfig, tmp_path: Path, clean: ImageSet
-) -> None:
-    config = configure(make_config, {"corruption.source_epochs": 24})
-    told: list[tuple[int, int]] = []
-    network = source_network(clean, config, Store(tmp_path), lambda what, done, total: told.append((done, total)))
-    assert not any(module.training for module in network.modules())
-    right = network(clean.images.float() / 255).argmax(1) == clean.labels
-    assert right.float().mean() > 0.8
-    assert told == [(epoch, 24) for epoch in range(1, 25)]
-    again = source_network(clean, config, Store(tmp_path))
-    assert all(
-        torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True)
-    )
-
-
-def test_the_source_recipe_and_its_best_epoch(
-    make_config: MakeConfig, tmp_path: Path, clean: ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SGD 0.1, batch 128, x 0.1 at 2/3 and 5/6; the epoch that is best on the held-out tenth, the first of equals."""
-    made: list[tuple[RunConfig, CorruptedSet]] = []
-
-    class Recorded(Trainer):
-        def __init__(self, config: RunConfig, data: CorruptedSet) -> None:
-            super().__init__(config, data)
-            made.append((config, data))
-
-        def run(self) -> Iterator[Any]:
-            for epoch, accuracy in enumerate([0.5, 0.9, 0.9, 0.7], 1):
-                with torch.no_grad():
-                    for parameter in self.defense.parameters():
-                        parameter.fill_(epoch)
-                yield SimpleNamespace(epoch=epoch, val_accuracy=accuracy)
-
-    monkeypatch.setattr(pipeline, "Trainer", Recorded)
-    network = source_network(clean, configure(make_config, {"corruption.source_epochs": 12}), Store(tmp_path))
-    assert {parameter.unique().item() for parameter in network.parameters()} == {2.0}
-    ((recipe, data),) = made
-    assert (recipe.train.lr, recipe.train.batch_size, recipe.train.epochs) == (0.1, 128, 12)
-    assert (recipe.train.schedule, recipe.train.milestones, recipe.train.gamma) == ("step", (8, 10), 0.1)
-    assert (recipe.defense.name, recipe.model.name, recipe.corruption.data) == ("ce", "small", "none")
-    assert (len(data.train), len(data.val)) == (108, 12)
-    assert not rows(data.train) & rows(data.val)
-    assert rows(data.test) == rows(data.val), "no test image is ever near"
-    assert torch.equal(data.train.labels, data.true_labels)
-
-
-def test_seeds_of_the_source_differ_from_those_of_a_run(make_config: MakeConfig, tmp_path: Path) -> None:
-    """A defense must not by chance start from the very weights that the perturbation was made against."""
-    config = configure(make_config, {"corruption.source": "small"})
-    data = corrupted_set(config, Store(tmp_path))
-    trained = Trainer(config, data).defense.networks["main"].state_dict()
-    source = source_network(data.train, config, Store(tmp_path)).state_dict()
-    assert not torch.equal(trained["network.0.weight"], source["network.0.weight"])
+    assert not crafted_already(configure(overrides | {"corruption.seed": 9}), Store(tmp_path))

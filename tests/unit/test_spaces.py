@@ -29,6 +29,15 @@ def content(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in (good | changes).items() if value is not None}
 
 
+def test_a_list_of_runs_searches_nothing() -> None:
+    """Its columns are the keys that the runs set, in the order in which they turn up."""
+    runs = [{"defense.name": "ce"}, {"defense.name": "erat", "train.seed": 1}]
+    space = parse_space(content(parameters=None, points=None, baselines=runs, proposals=0), "here")
+    assert space.columns == ["defense.name", "train.seed"]
+    assert space.examples("mnist") == []
+    assert parse_space(content(), "here").columns == ["defense.eta"]
+
+
 def refusal(text: str, folder: Path) -> str:
     """What is said of a file that holds this text."""
     path = folder / "mine.yaml"
@@ -129,8 +138,9 @@ class TestRefusals:
         ("changes", "words"),
         [
             ({"paramters": {}}, ["unknown key 'paramters'", "did you mean parameters", "proposals"]),
-            ({"parameters": None}, ["parameters", "required"]),
-            ({"parameters": {}}, ["parameters", "at least 1"]),
+            ({"parameters": None}, ["parameters must name what is searched", "baselines"]),
+            ({"parameters": {}, "baselines": [{"defense.name": "ce"}]}, ["parameters must name", "proposals: 0"]),
+            ({"parameters": {}, "proposals": 0}, ["parameters must name", "baselines"]),
             ({"parameters": {"defense.etta": {"low": 0, "high": 1}}}, ["'defense.etta'", "did you mean defense.eta"]),
             ({"parameters": {"defence.eta": {"low": 0, "high": 1}}}, ["'defence.eta'", "did you mean defense.eta"]),
             ({"parameters": {"nothing": {"low": 0, "high": 1}}}, ["'nothing'", "allowed"]),

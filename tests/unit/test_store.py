@@ -79,6 +79,26 @@ def test_a_checksum_covers_content_names_and_nothing_else(tmp_path: Path) -> Non
     assert checksum("d", {"x": np.arange(1, 4)}) != base
 
 
+def test_a_workspace_lies_beside_its_entry_and_goes_when_that_is_made(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    workspace = store.workspace(WANTED)
+    assert workspace != store.workspace(WANTED | {"epsilon": 0.2})
+    assert workspace.parent == tmp_path
+
+    def interrupted() -> tuple[Arrays, dict[str, Any]]:
+        workspace.mkdir()
+        (workspace / "state.pt").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.fetch(WANTED, interrupted)
+    assert (workspace / "state.pt").read_bytes() == b"half"
+    assert WANTED not in store
+    store.workspace(WANTED | {"epsilon": 0.2}).mkdir()
+    entry = store.fetch(WANTED, make)
+    assert sorted(left_over(tmp_path)) == sorted([store.workspace(WANTED | {"epsilon": 0.2}).name, entry.path.name])
+
+
 # --- two at once -----------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +198,20 @@ def test_damage_is_seen_said_and_mended(tmp_path: Path, damage: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         store.fetch(WANTED, never)
+
+
+def test_a_damaged_entry_is_not_there_and_a_missing_one_is_no_matter(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert WANTED not in store
+        path = store.fetch(WANTED, make).path
+        assert WANTED in store
+    damage_pixel(path)
+    with pytest.warns(UserWarning, match=rf"{path.name} is damaged.*made again"):
+        assert WANTED not in store
+    damage_pixel(path)  # the same bit once more
+    assert WANTED in store
 
 
 def test_a_file_in_the_folder_s_place(tmp_path: Path) -> None:

@@ -198,6 +198,21 @@ def test_unusable_addresses(uri: str, home: Home, monkeypatch: pytest.MonkeyPatc
     assert f"MLFLOW_TRACKING_URI={uri} cannot be used: " in refused(monkeypatch, home, uri)
 
 
+def test_a_full_disk_is_named_and_leaves_no_half_made_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left behind, the half-made file would be refused the next time, when there is room again."""
+    home = Home(tmp_path)
+
+    def fill(client: Any, artifacts: Any) -> str:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestration.tracking._experiment", fill)
+        with pytest.raises(UserError, match=r"mlflow\.db cannot be written: the disk is full; free some space$"):
+            Tracker.open(home)
+    assert not list(tmp_path.glob("mlflow.db*[!k]")), "but for the lock"
+    Tracker.open(home)
+
+
 def test_file_that_is_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Home(tmp_path).mlflow_database.write_text("a text " * 1000)
     message = refused(monkeypatch, Home(tmp_path))
@@ -245,6 +260,8 @@ def test_run_names() -> None:
     assert run_name({"defense.name": "ce", "corruption.data": "none"}) == "ce clean seed=0"
     assert run_name({"defense.name": "ce", "corruption.data": "up", "train.seed": 1}) == "ce up seed=1"
     assert run_name({"defense.name": "erat", "defense.epsilon_inf": 8 / 255}) == "erat clean eps_inf=0.03137 seed=0"
+    # An ablation must not pass for the whole method, whose other settings it shares.
+    assert run_name({"defense.name": "erat", "defense.adversarial": False}) == "ERAT w/o AT clean seed=0"
 
 
 def test_odd_names_and_values_survive(tracker: Tracker) -> None:

@@ -1,0 +1,43 @@
+"""AP, adversarial poisoning (Fowl et al., "Adversarial Examples Make Strong Poisons", NeurIPS 2021).
+
+Each image is moved until the source network takes it for the next class: features of a wrong class under the right
+label.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from torch import Tensor
+
+from erat.attacks.pgd import Budget, frozen, pgd
+from erat.corruption.base import Craft, DataCorruption
+from erat.corruption.samplewise import in_batches
+from erat.losses import label_gain
+
+STEP_RATIO = 0.2  # of the budget, the ratio that every perturbation of the paper uses
+
+
+class AdversarialPoison(DataCorruption):
+    """Targeted PGD from x to class (y + 1) mod K."""
+
+    kind = "ap"
+    norm = "l2"
+    granularities = ("sample",)
+    uses = "trained network"
+    defaults: ClassVar = {"steps": 100}
+
+    def perturb(self, craft: Craft) -> Tensor:
+        with frozen(craft.source()) as network:
+
+            def attack(images: Tensor, labels: Tensor) -> Tensor:
+                budget = Budget.of(craft.norm, craft.epsilon, images)
+                towards = partial(label_gain, (labels + 1) % craft.num_classes)
+                step_size = budget.epsilon * STEP_RATIO
+                return pgd(network, images, towards, budget, steps=craft.steps, step_size=step_size)
+
+            return in_batches(craft, "targeted images", attack)
+
+
+AP = AdversarialPoison()

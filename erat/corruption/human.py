@@ -1,0 +1,69 @@
+"""Labels that people gave: CIFAR-10N and CIFAR-100N (Wei et al., "Learning with Noisy Labels Revisited", ICLR 2022).
+
+The user has their file (`CIFAR-10_human.pt`, `CIFAR-100_human.pt`), whose labels stand in the order of the training set
+as torchvision reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from erat.corruption.labels import LabelNoise, noise_of
+from erat.data.base import ImageSet
+from erat.defaults import file_digest
+from erat.errors import UserError
+
+# What we call them -> what the files call them.
+COLUMNS = {
+    "human-aggregate": "aggre_label",
+    "human-random1": "random_label1",
+    "human-random2": "random_label2",
+    "human-random3": "random_label3",
+    "human-worst": "worse_label",
+    "human-fine": "noisy_label",
+}
+
+
+def human_labels(kind: str, images: ImageSet, path: Path, digest: str | None) -> LabelNoise:
+    """The human labels of a set.
+
+    Args:
+        kind: one of COLUMNS ("human-fine" is CIFAR-100N, the others are CIFAR-10N).
+        images: the set with its true labels, all of the training set or a part of it.
+        path: the file; `digest` is that of its content.
+
+    Raises:
+        UserError: the file is missing, damaged, has no such labels, or belongs to another set.
+    """
+    what = "corruption.labels_file"
+    if file_digest(path, what) != digest:
+        raise UserError(f"{what}={path} is not the file that this run was planned with: its content has changed")
+    content = _read(path)
+    column = COLUMNS[kind]
+    if column not in content or "clean_label" not in content:
+        held = ", ".join(name for name, ours in COLUMNS.items() if ours in content) or "none of them"
+        raise UserError(f"{what}={path} has no {kind} labels; it has {held}")
+    true = images.labels.cpu().numpy()
+    rows = np.arange(len(true)) if images.rows is None else images.rows.cpu().numpy()
+    given, clean = (np.asarray(content[name]).astype(np.int64).ravel() for name in (column, "clean_label"))
+    if len(clean) != len(given) or rows.max() >= len(clean) or not np.array_equal(clean[rows], true):
+        raise UserError(f"{what}={path} is of another data set, or in another order: its true labels are not these")
+    return noise_of(images.labels, given[rows], images.num_classes)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's arrays. Only arrays are unpickled, no code is run."""
+    arrays = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, *(type(np.dtype(t)) for t in ("i8", "i4", "u1"))]  # type: ignore[attr-defined]
+    try:
+        with torch.serialization.safe_globals(arrays):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler stumble in any way
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"corruption.labels_file={path} cannot be read as CIFAR-N's .pt file: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"corruption.labels_file={path} must hold named labels, got {type(content).__name__}")
+    return content

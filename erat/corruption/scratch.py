@@ -1,0 +1,42 @@
+"""What an interrupted crafting goes on from."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erat.engine import checkpoint
+from erat.errors import UserError
+
+SECONDS = 5.0  # between two saves: what a kill may cost
+
+
+class Scratch:
+    """One file of state, written atomically and not too often.
+
+    Args:
+        path: the file; none keeps nothing.
+        seconds: that pass at least between two saves.
+    """
+
+    def __init__(self, path: Path | None = None, seconds: float = SECONDS) -> None:
+        self.path, self._seconds = path, seconds
+        self._saved = time.monotonic()
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """The state saved last; none if there is none, or if it cannot be read (then the crafting begins anew)."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            return checkpoint.load(self.path, device)
+        except UserError:
+            return None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the state if the last save is long enough ago."""
+        if self.path is not None and time.monotonic() - self._saved >= self._seconds:
+            checkpoint.save(self.path, state)
+            self._saved = time.monotonic()

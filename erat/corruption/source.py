@@ -1,0 +1,135 @@
+"""The clean-trained network that perturbations are crafted against."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from erat.config import RunConfig, build
+from erat.corruption.base import Progress, silent
+from erat.corruption.store import Arrays, Store, versions
+from erat.data.base import CorruptedSet, ImageSet
+from erat.data.sets import fingerprint, split_validation
+from erat.defaults import file_digest
+from erat.engine import checkpoint
+from erat.engine.seeding import derive
+from erat.engine.trainer import Trainer, channel_statistics, choose_device
+from erat.errors import UserError
+from erat.models import build_model
+
+VAL_FRACTION = 0.1
+
+
+def source_network(
+    subject: ImageSet, config: RunConfig, store: Store, progress: Progress = silent
+) -> tuple[nn.Module, dict[str, Any]]:
+    """(the network in eval mode, what a manifest says of it); trained once per store, or from a file of the user's.
+
+    Trained by SGD 0.1, batch 128, learning rate x 0.1 at 2/3 and 5/6 of the run; the epoch that is best on a held-out
+    tenth.
+
+    Raises:
+        UserError: `corruption.source_weights` is missing or fits another network.
+    """
+    network, options = untrained(subject, config), config.corruption
+    if options.source_weights is not None:
+        _read_weights(network, Path(options.source_weights), config)
+        manifest = {"architecture": options.source, "file_digest": options.source_weights_digest}
+    else:
+        parameters = source_parameters(subject, config)
+        entry = store.fetch(parameters, lambda: _train(subject, config, store.workspace(parameters), progress))
+        network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in entry.arrays.items()})
+        kept = ("path", "checksum", "architecture", "val_accuracy")
+        manifest = {key: entry.manifest[key] for key in kept}
+    return network.to(choose_device(config)).eval(), manifest
+
+
+def source_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
+    """What decides the trained network."""
+    options = config.corruption
+    return {
+        "part": "source",
+        "subject": fingerprint(subject),
+        "architecture": options.source,
+        "epochs": options.source_epochs,
+        "seed": options.seed,
+    }
+
+
+def untrained(subject: ImageSet, config: RunConfig) -> nn.Module:
+    """A new network of the source architecture."""
+    mean, std = channel_statistics(subject.images)
+    return build_model(
+        str(config.corruption.source),
+        num_classes=subject.num_classes,
+        channels=subject.channels,
+        image_size=subject.size,
+        mean=mean,
+        std=std,
+        seed=derive(config.corruption.seed, "source weights"),
+    )
+
+
+def _train(subject: ImageSet, config: RunConfig, workspace: Path, progress: Progress) -> tuple[Arrays, dict[str, Any]]:
+    """Train it, or go on with a training that was cut short."""
+    epochs = config.corruption.source_epochs or 1
+    recipe = _recipe(config, epochs)
+    kept, held_out = split_validation(subject, VAL_FRACTION, config.corruption.seed)
+    part, val = subject.take(kept), subject.take(held_out)
+    # The trainer also reports test accuracy; the held-out tenth stands in, so that no test image is ever near this.
+    trainer = Trainer(recipe, CorruptedSet(part, part.labels, val, val), folder=workspace)
+    best_file = workspace / "best.pt"
+    best: dict[str, Any] = {"val_accuracy": -1.0}
+    if trainer.history and best_file.exists():
+        best = checkpoint.load(best_file, torch.device("cpu"))
+    # After an interruption the last epoch is looked at again: its weights may not have come to be kept.
+    for report in chain(trainer.history[-1:], trainer.run()):
+        progress("source network", report.epoch, epochs)
+        if report.val_accuracy > best["val_accuracy"]:
+            weights = trainer.defense.networks["main"].state_dict()
+            best = {"val_accuracy": report.val_accuracy, "weights": {k: v.cpu().clone() for k, v in weights.items()}}
+            checkpoint.save(best_file, best)
+    arrays = {name: tensor.numpy() for name, tensor in best["weights"].items()}
+    fields = {"kind": "source", "architecture": recipe.model.name, "val_accuracy": best["val_accuracy"]}
+    return arrays, fields | versions()
+
+
+def _recipe(config: RunConfig, epochs: int) -> RunConfig:
+    return build(
+        "paper",
+        {
+            "data.name": config.data.name,
+            "data.flip": config.data.flip,
+            "corruption.data": "none",
+            "corruption.labels": "none",
+            "defense.name": "ce",
+            "model.name": config.corruption.source,
+            "train.epochs": epochs,
+            "train.lr": 0.1,
+            "train.batch_size": 128,
+            "train.milestones": (round(epochs * 2 / 3), round(epochs * 5 / 6)),
+            "train.seed": derive(config.corruption.seed, "source") % 2**31,
+            "resources.device": config.resources.device,
+        },
+    )
+
+
+def _read_weights(network: nn.Module, path: Path, config: RunConfig) -> None:
+    """Weights from a file: a state dictionary of this network, or of a run of this project (`artifacts/model.pt`)."""
+    options, what = config.corruption, "corruption.source_weights"
+    if file_digest(path, what) != options.source_weights_digest:
+        raise UserError(f"{what}={path} is not the file that this run was planned with: its content has changed")
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        if all(name.startswith("main.") for name in state):
+            state = {name.removeprefix("main."): tensor for name, tensor in state.items()}
+        network.load_state_dict(state)
+    except Exception as error:
+        # A damaged file makes the unpickler stumble in any way. Of a misfit torch's second line says what it is.
+        reason = " ".join(f"{type(error).__name__}: {error}".split("\n")[:2]).replace("\t", "")
+        raise UserError(f"{what}={path} is no file of weights that fit {options.source}: {reason[:300]}") from error

@@ -1,0 +1,95 @@
+"""What a configuration leaves open, and the data set or the corruption decides; what has no use there is dropped."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from erat.errors import UserError
+from erat.registry import CORRUPTIONS
+
+LabelKind = Literal[
+    "none",
+    "symmetric",
+    "asymmetric",
+    "instance",
+    "human-aggregate",
+    "human-random1",
+    "human-random2",
+    "human-random3",
+    "human-worst",
+    "human-fine",
+]
+# Settings of the crafting that only some kinds of data corruption have (`DataCorruption.defaults`).
+OPTION_KEYS = ("steps", "attack", "width", "lr")
+
+
+def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> None:
+    """What follows from the kind of data corruption. A key that it does not use must not make two sets of one."""
+    name = str(corruption.get("data", "none"))
+    if name == "none":
+        unused = ("norm", "epsilon", "granularity", "source", "source_epochs", "source_weights", *OPTION_KEYS)
+        corruption |= dict.fromkeys(unused) | {"share": 1.0}
+    else:
+        kind = CORRUPTIONS[name]
+        kind.check(corruption)
+        if kind.uses == "nothing":
+            corruption["source"] = None
+        if kind.uses != "trained network":
+            corruption["source_weights"] = None
+        if kind.uses != "trained network" or corruption.get("source_weights"):
+            corruption["source_epochs"] = None
+        corruption["norm"] = corruption.get("norm") or kind.norm
+        corruption["granularity"] = corruption.get("granularity") or kind.granularities[0]
+        if corruption.get("epsilon") is None:
+            corruption["epsilon"] = epsilon.get(corruption["norm"])
+        for key in OPTION_KEYS:
+            if key not in kind.defaults or corruption.get(key) is None:
+                corruption[key] = kind.defaults.get(key)
+    _fill_digest(corruption, "source_weights")
+
+
+def fill_labels(corruption: dict[str, Any]) -> None:
+    """What follows from the kind of label corruption."""
+    name = str(corruption.get("labels", "none"))
+    human = name.startswith("human-") and name in get_args(LabelKind)
+    if human and not corruption.get("labels_file"):
+        raise UserError(f"corruption.labels={name} needs corruption.labels_file, the .pt file of CIFAR-N's authors")
+    if human:
+        corruption["rate"] = None
+    else:
+        corruption["labels_file"] = None
+        if corruption.get("rate", 0.6) is None:
+            raise UserError(f"corruption.rate must be in [0, 1] for {name} labels, got none")
+    if name == "none":
+        corruption["rate"] = 0.0
+    if name != "instance":
+        corruption["generator"] = None
+    _fill_digest(corruption, "labels_file")
+
+
+def _fill_digest(corruption: dict[str, Any], key: str) -> None:
+    """The content of a file beside its path; one that is known already (from a stored configuration) is kept."""
+    path = corruption.get(key)
+    if path is None:
+        corruption[f"{key}_digest"] = None
+        return
+    if corruption.get(f"{key}_digest") is None:
+        corruption[f"{key}_digest"] = file_digest(Path(path), f"corruption.{key}")
+    # Absolute, since workers run elsewhere.
+    corruption[key] = str(Path(path).expanduser().absolute())
+
+
+def file_digest(path: Path, what: str) -> str:
+    """16 hex digits over a file's content.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise UserError(f"{what} must be a readable file, got {path}: {error.strerror}") from error

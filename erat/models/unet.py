@@ -1,0 +1,53 @@
+"""U-Net: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation" (MICCAI 2015).
+
+Here it maps an image to a perturbation of the same size (L2C). Sizes need not be powers of two: what comes up is
+brought to the size of what it meets.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DOUBLINGS = 3  # of the channels on the way down: 64-128-256-512 at the paper's width
+
+
+class UNet(nn.Module):
+    """Images (B, C, H, W) -> values in (-1, 1) of the same shape.
+
+    Args:
+        channels: C.
+        width: channels at full resolution; each of the three halvings doubles them.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        widths = [width * 2**level for level in range(DOUBLINGS + 1)]
+        self.down = nn.ModuleList(_double(a, b) for a, b in zip([channels, *widths[:-1]], widths, strict=True))
+        self.up = nn.ModuleList(_double(a + b, a) for a, b in pairwise(widths))
+        self.last = nn.Conv2d(width, channels, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] -> tanh of the last layer."""
+        features, skipped = images, []
+        for level, block in enumerate(self.down):
+            # ceil_mode keeps a pixel where an odd size is halved, so that 7 px end as 1 and not as none.
+            features = block(F.max_pool2d(features, 2, ceil_mode=True) if level else features)
+            skipped.append(features)
+        skipped.pop()
+        for block in reversed(self.up):
+            skip = skipped.pop()
+            features = block(torch.cat([skip, F.interpolate(features, skip.shape[-2:], mode="nearest")], 1))
+        values: Tensor = self.last(features).tanh()
+        return values
+
+
+def _double(inputs: int, outputs: int) -> nn.Module:
+    """Two 3x3 convolutions with batch norm and ReLU."""
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    return nn.Sequential(*layers)

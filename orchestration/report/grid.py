@@ -1,0 +1,152 @@
+"""Runs that were planned, not searched, as a table: data corruption x label noise, mean and spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import matplotlib
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from orchestration.report import marks
+from orchestration.report.notation import MISSING, baseline_name
+from orchestration.rows import TrialRow
+
+CAPTION = (
+    "clean test accuracy of the last epoch in percent: mean ± standard deviation (seeds); test accuracy chooses nothing"
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the seeds of one setting reached, in percent; runs that did not end are missing from it."""
+
+    values: tuple[float, ...]
+    planned: int
+
+    @property
+    def mean(self) -> float | None:
+        return mean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the sample; none for a single seed."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    def text(self) -> str:
+        """ "35.2 ± 1.3 (3)", or "(2 of 3)" where runs are missing."""
+        if self.mean is None:
+            return MISSING
+        spread = "" if self.spread is None else f" ± {self.spread:.1f}"
+        count = f"{len(self.values)}" if len(self.values) == self.planned else f"{len(self.values)} of {self.planned}"
+        return f"{self.mean:.1f}{spread} ({count})"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A pivot of rows: `cells[line][column]`; the names in the order in which they were planned."""
+
+    lines: list[str]
+    columns: list[str]
+    cells: dict[str, dict[str, Cell]]
+
+    @classmethod
+    def of(cls, rows: Sequence[TrialRow]) -> Grid:
+        """Lines are defenses on data corruptions, columns are label noises."""
+        found: dict[str, dict[str, list[TrialRow]]] = {}
+        for row in rows:
+            found.setdefault(_line(row), {}).setdefault(_column(row), []).append(row)
+        columns = list(dict.fromkeys(column for line in found.values() for column in line))
+        cells = {
+            line: {column: _cell(members) for column, members in by_column.items()} for line, by_column in found.items()
+        }
+        return cls(list(found), columns, cells)
+
+    def fall(self, line: str, column: str) -> float | None:
+        """Points below the first line of the column, which is the one without data corruption."""
+        here, there = (self.cells[name].get(column) for name in (line, self.lines[0]))
+        if here is None or there is None or here.mean is None or there.mean is None:
+            return None
+        return there.mean - here.mean
+
+    def texts(self) -> list[list[str]]:
+        """Heading and body."""
+        body = []
+        for line in self.lines:
+            words = [line]
+            for column in self.columns:
+                cell, fall = self.cells[line].get(column), self.fall(line, column)
+                shown = MISSING if cell is None else cell.text()
+                words.append(shown if line == self.lines[0] or fall is None else f"{shown} {-fall:+.1f}")
+            body.append(words)
+        return [["data corruption", *self.columns], *body]
+
+
+def _line(row: TrialRow) -> str:
+    settings = row.config
+    kind, norm, epsilon = (settings.get(f"corruption.{key}") for key in ("data", "norm", "epsilon"))
+    budget = "" if kind == "none" else f" {norm} {epsilon:.3g}"
+    return f"{baseline_name(row)} on {kind}{budget}"
+
+
+def _column(row: TrialRow) -> str:
+    labels, rate = row.config.get("corruption.labels", "none"), row.config.get("corruption.rate")
+    return f"{labels} {rate:g}" if rate and labels != "none" else str(labels)
+
+
+def _cell(rows: Sequence[TrialRow]) -> Cell:
+    reached = [marks.tested(row) for row in rows if row.status == "done"]
+    return Cell(tuple(value for value in reached if value is not None), len(rows))
+
+
+def grid_table(rows: Sequence[TrialRow]) -> Table:
+    """For the terminal."""
+    heading, *body = Grid.of(rows).texts()
+    caption = Text(f"{CAPTION}; behind it the change against the first line in points")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    for name in heading:
+        table.add_column(Text(name), justify="left" if name == heading[0] else "right")
+    for words in body:
+        table.add_row(*map(Text, words))
+    return table
+
+
+def grid_markdown(rows: Sequence[TrialRow]) -> str:
+    """For a README or an issue."""
+    heading, *body = Grid.of(rows).texts()
+    rule = [":--", *["--:"] * (len(heading) - 1)]
+    table = "\n".join("| " + " | ".join(words) + " |" for words in [heading, rule, *body])
+    return f"{table}\n\n{CAPTION}; behind it the change against the first line in points.\n"
+
+
+@matplotlib.rc_context(marks.STYLE)
+def grid_figure(rows: Sequence[TrialRow], out: Path) -> list[Path]:
+    """A bar per cell with the seeds as dots, grouped by line; the files written, none if no run ended."""
+    grid = Grid.of(rows)
+    if not any(cell.values for line in grid.cells.values() for cell in line.values()):
+        return []
+    figure = Figure(figsize=(max(6.0, 1.2 * len(grid.lines)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(grid.columns)
+    colours = (marks.PAPER, marks.OPTUNA, *marks.BASELINES[1:])
+    for index, column in enumerate(grid.columns):
+        for place, line in enumerate(grid.lines):
+            cell = grid.cells[line].get(column)
+            if cell is None or cell.mean is None:
+                continue
+            x = place + (index - (len(grid.columns) - 1) / 2) * width
+            colour = colours[index % len(colours)]
+            axes.bar(x, cell.mean, 0.9 * width, color=colour, alpha=0.75, label=column if place == 0 else None)
+            axes.scatter([x] * len(cell.values), cell.values, s=10, color="black", zorder=3, lw=0)
+    marks.ticks(axes, range(len(grid.lines)), [line.replace(" on ", "\n") for line in grid.lines])
+    axes.tick_params(axis="x", labelsize=9)
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("clean test accuracy (%)")
+    axes.set_title("Bars: mean over seeds; dots: seeds", loc="left")
+    marks.legend(figure, columns=len(grid.columns))
+    return marks.save(figure, out, "grid")

@@ -1,0 +1,1 @@
+"""Speed as ratios: `python -m tests.benchmarks`. Each figure is measured against a named reference in the same run."""

@@ -1,0 +1,68 @@
+"""`python -m tests.benchmarks [PART ...]`: a table of ratios with their spread; `--json` for machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from importlib import import_module
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.harness import Result, measure
+
+PARTS = ("attacks", "step", "crafting")
+
+
+def main() -> int:
+    """Exit status 0 if every bound is kept, 1 otherwise."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        epilog="examples: python -m tests.benchmarks crafting --repeats 9; python -m tests.benchmarks --json",
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (all by default)")
+    parser.add_argument("--repeats", type=int, default=7, help="counted repeats of each (default 7)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    arguments = parser.parse_args()
+    for part in arguments.parts:
+        if part not in PARTS:
+            parser.error(f"unknown part {part!r}; allowed: {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    console, results = Console(stderr=True), []
+    for part in arguments.parts or PARTS:
+        for comparison in import_module(f"tests.benchmarks.{part}").comparisons():
+            console.print(f"measuring {comparison.name} ...", style="dim")
+            results.append(measure(comparison, arguments.repeats))
+    console.print(_table(results))
+    if arguments.json:
+        machine = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+        print(json.dumps({**machine, "results": [result.json() for result in results]}))
+    return int(any(result.kept is False for result in results))
+
+
+def _table(results: list[Result]) -> Table:
+    table = Table("what", "against", "ratio", "least-most", "bound", "ms", "ms of reference", "made of", box=None)
+    for result in results:
+        bound = "-" if result.bound is None else f"{result.bound:g} {'kept' if result.kept else 'MISSED'}"
+        table.add_row(
+            result.name,
+            result.reference,
+            f"{result.ratio:.3f}",
+            f"{result.least:.3f}-{result.most:.3f}",
+            bound,
+            f"{1000 * result.seconds:.1f}",
+            f"{1000 * result.reference_seconds:.1f}",
+            result.note,
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""What end-to-end tests share: one Ray cluster per module, and command lines run on it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from orchestration import cli
+from orchestration.home import Home
+from tests.e2e.commands import Command, Said
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster of two cores that all sweeps of this file join."""
+    options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 128 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args=options)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("sweeps") / "home")
+
+
+@pytest.fixture(scope="module")
+def command(cluster: Cluster, home: Home) -> Iterator[Command]:
+    """Run a command line in this process, on the cluster. `at` is another home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+        def run(*words: str, at: Home = home) -> Said:
+            patch.setenv("ERAT_HOME", str(at.root))
+            address = ["--address", cluster.address] if words[0] != "status" else []
+            out, err = io.StringIO(), io.StringIO()
+            with redirect_stdout(out), redirect_stderr(err):
+                code = cli._guarded(lambda: cli.app([*words, *address], standalone_mode=False))
+            return Said(code, out.getvalue(), err.getvalue())
+
+        yield run
