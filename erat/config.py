@@ -133,6 +133,9 @@ class TrainConfig(Section):
     sync_batchnorm: bool = Field(True, description="on CUDA with several workers; torch has none for the CPU")
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    compile: bool = Field(False, description="torch.compile the networks: minutes to begin with, faster steps")
+    cuda_graphs: bool = Field(False, description="with train.compile, on CUDA: launch a whole pass at once")
+    checkpoint_activations: bool = Field(False, description="large networks: compute activations twice, store few")
 
 
 class ResourcesConfig(Section):
@@ -151,6 +154,16 @@ class DefenseOptions(Section):
     def fill(self, epsilon: Mapping[str, float], policy: str) -> dict[str, Any]:
         """Values for the keys left open (none), given the data set's customary budgets and policy."""
         return {}
+
+    def check(self, workers: int) -> None:
+        """Refuse what does not go together.
+
+        Args:
+            workers: data-parallel workers of the run.
+
+        Raises:
+            UserError: what, got, allowed.
+        """
 
 
 # Settings of place and machine: the same experiment elsewhere has the same identity.
@@ -200,6 +213,9 @@ class RunConfig(Section):
                 f"train.batch_size must be a multiple of train.workers ({self.train.workers}), "
                 f"got {self.train.batch_size}"
             )
+        if self.train.cuda_graphs and not self.train.compile:
+            raise UserError("train.cuda_graphs needs train.compile=true, got false")
+        self.defense.check(self.train.workers)
         return self
 
     def flat(self) -> dict[str, Any]:
@@ -250,10 +266,22 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
         config = RunConfig.model_validate(_nest(mine | {"preset": preset}))
     except ValidationError as error:
         raise UserError(_one_line(error)) from error
-    for key, value in config.flat().items():
-        if not quiet and key.startswith("corruption.") and value is None and overrides.get(key) is not None:
+    if not quiet:
+        for key in _unused(config, overrides):
             warnings.warn(f"{key}={overrides[key]} is not used: {_corruption_words(config)}", stacklevel=2)
     return config
+
+
+def _unused(config: RunConfig, overrides: Mapping[str, Any]) -> list[str]:
+    """What was asked of a corruption that has no use for it, and was dropped."""
+    none = {"corruption.share": config.corruption.data, "corruption.rate": config.corruption.labels}
+    said = {key: value for key, value in config.flat().items() if overrides.get(key) is not None}
+    return [
+        key
+        for key, value in said.items()
+        if key.startswith("corruption.")
+        and (value is None or (none.get(key) == "none" and parse_fraction(overrides[key]) != value))
+    ]
 
 
 def _corruption_words(config: RunConfig) -> str:

@@ -61,10 +61,10 @@ def fill_labels(corruption: dict[str, Any]) -> None:
         corruption["rate"] = None
     else:
         corruption["labels_file"] = None
-        if corruption.get("rate", 0.6) is None:
+        if name == "none":
+            corruption["rate"] = 0.0
+        elif corruption.get("rate", 0.6) is None:
             raise UserError(f"corruption.rate must be in [0, 1] for {name} labels, got none")
-    if name == "none":
-        corruption["rate"] = 0.0
     if name != "instance":
         corruption["generator"] = None
     _fill_digest(corruption, "labels_file")

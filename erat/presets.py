@@ -30,7 +30,9 @@ def demo(overrides: Mapping[str, Any]) -> Values:
     kind = overrides.get("corruption.data", "uhp")
     if overrides.get("data.name", "mnist") == "mnist":
         values["data.image_size"] = 14
-        values |= _DIGITS.get(kind, {})
+        budget = _DIGITS.get(kind, {})
+        if overrides.get("corruption.norm") in (None, budget.get("corruption.norm")):
+            values |= budget
     if kind == "l2c":
         values |= {"corruption.steps": 12, "corruption.width": 8, "corruption.lr": 1e-3}
     return values

@@ -138,7 +138,10 @@ def status(
 
 @app.command(
     epilog=_examples(
-        "train defense.name=ce", "train --preset paper data.root=/data resources.gpu=1", "train train.workers=2"
+        "train defense.name=ce",
+        "train --profile",
+        "train --preset paper data.root=/data resources.gpu=1",
+        "train train.workers=2",
     )
 )
 def train(
@@ -146,6 +149,9 @@ def train(
     preset: Preset = "demo",
     address: Address = None,
     force: Annotated[bool, typer.Option(help="run again even if this configuration is finished")] = False,
+    profile: Annotated[
+        bool, typer.Option(help="make a few steps only, and show where their time goes: a table and a trace")
+    ] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -163,6 +169,19 @@ def train(
         content = overview.plan([config], home, Ledger(home.ledger), err, slots=1)
         if as_json:
             print(json.dumps(content))
+        return
+    if profile:
+        from orchestration.profile import profile_table, run_profile
+
+        result = run_profile(config, home)
+        err.print(profile_table(result))
+        for path in result.files:
+            err.print(f"  {path}", markup=False)
+        if as_json:
+            parts = {name.strip(): value for name, value, _ in result.rows()}
+            print(
+                json.dumps({"step_ms": result.step, "parts_ms": parts, "files": [str(path) for path in result.files]})
+            )
         return
     try:
         row = run_train(config, home, Ledger(home.ledger), address=address, force=force)
@@ -348,6 +367,7 @@ def _quiet() -> None:
     """Leave standard error to what a person asked for."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addFilter(_show_own_warning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

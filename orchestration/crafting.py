@@ -25,8 +25,9 @@ QUIET_SECONDS = 5.0  # plain lines: at most one per set in this time
 
 
 def distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """One configuration per corrupted set that these need."""
-    return list({(config.data, config.val, config.corruption): config for config in configs}.values())
+    """One configuration per corrupted set that these need, of which each may take another share."""
+    whole = [(config.data, config.val, config.corruption.model_copy(update={"share": 1.0})) for config in configs]
+    return list(dict(zip(whole, configs, strict=True)).values())
 
 
 def missing_sets(configs: Sequence[RunConfig], home: Home) -> list[RunConfig]:

@@ -5,6 +5,7 @@ Untargeted: each image is moved away from its class, as the source network sees 
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import ClassVar
 
@@ -67,10 +68,16 @@ def _ensemble(craft: Craft, network: nn.Module, images: Tensor, labels: Tensor) 
     norm = {"linf": "Linf", "l2": "L2"}[craft.norm]
     ensemble = AutoAttack(network, norm=norm, eps=craft.epsilon, seed=seed, device=images.device)
     ensemble.verbose = False
-    for attack in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
-        attack.n_iter = craft.steps
+    ensemble.logger.setLevel(logging.ERROR)  # it doubts that images which are wrong already can be attacked
+    ensemble.fab.n_iter = craft.steps
+    for attack in (ensemble.apgd, ensemble.apgd_targeted):
+        attack.n_iter = attack.n_iter_orig = craft.steps
+        # When step sizes are reviewed follows from it, but only once, when the attack is made.
+        attack.n_iter_2, attack.n_iter_min = max(int(0.22 * craft.steps), 1), max(int(0.06 * craft.steps), 1)
+        attack.size_decr = max(int(0.03 * craft.steps), 1)
     ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(TARGETS, craft.num_classes - 1)
-    with torch.random.fork_rng():
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
         moved: Tensor = ensemble.run_standard_evaluation(images, labels, batch_size=len(images))[0]
     return moved
 

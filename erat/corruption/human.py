@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from erat.corruption.labels import LabelNoise, noise_of
 from erat.data.base import ImageSet
@@ -47,22 +48,38 @@ def human_labels(kind: str, images: ImageSet, path: Path, digest: str | None) ->
     if column not in content or "clean_label" not in content:
         held = ", ".join(name for name, ours in COLUMNS.items() if ours in content) or "none of them"
         raise UserError(f"{what}={path} has no {kind} labels; it has {held}")
+    given, clean = (_classes(content[name], images.num_classes) for name in (column, "clean_label"))
+    if given is None or clean is None:
+        allowed = f"classes from 0 to {images.num_classes - 1}"
+        raise UserError(f"{what}={path} must hold {allowed} as {kind} and as true labels; it has others")
     true = images.labels.cpu().numpy()
     rows = np.arange(len(true)) if images.rows is None else images.rows.cpu().numpy()
-    given, clean = (np.asarray(content[name]).astype(np.int64).ravel() for name in (column, "clean_label"))
     if len(clean) != len(given) or rows.max() >= len(clean) or not np.array_equal(clean[rows], true):
         raise UserError(f"{what}={path} is of another data set, or in another order: its true labels are not these")
     return noise_of(images.labels, given[rows], images.num_classes)
 
 
+def _classes(values: Any, num_classes: int) -> NDArray[np.int64] | None:
+    """The values as whole numbers from 0 to K - 1, shape (N,); none if they are not."""
+    try:
+        numbers = np.asarray(values, dtype=np.float64).ravel()
+    except (ValueError, TypeError):
+        return None
+    whole = (numbers >= 0) & (numbers < num_classes) & (numbers == np.floor(numbers))
+    return numbers.astype(np.int64) if whole.all() else None
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The file's arrays. Only arrays are unpickled, no code is run."""
-    arrays = [np.ndarray, np.dtype, np._core.multiarray._reconstruct, *(type(np.dtype(t)) for t in ("i8", "i4", "u1"))]  # type: ignore[attr-defined]
+    rebuild = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    kinds = [type(np.dtype(code)) for code in ("i8", "i4", "u1")]
+    # The authors' files were written by numpy 1, whose name for the same function was another.
+    allowed = [np.ndarray, np.dtype, rebuild, (rebuild, "numpy.core.multiarray._reconstruct"), *kinds]
     try:
-        with torch.serialization.safe_globals(arrays):
+        with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler stumble in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    except Exception as error:  # a damaged file makes the unpickler stumble in any way, and torch's advice is not ours
+        reason = type(error).__name__
         raise UserError(f"corruption.labels_file={path} cannot be read as CIFAR-N's .pt file: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"corruption.labels_file={path} must hold named labels, got {type(content).__name__}")

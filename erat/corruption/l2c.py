@@ -25,7 +25,7 @@ from erat.models.unet import UNet
 
 BATCH = 64
 RATE = 0.01  # alpha, of the victim: of its plain steps, and of the one that is looked ahead
-HELD_OUT = 10  # one image in so many judges the generators and is trained on by nobody
+HELD_OUT = 0.1  # share of the images that judges the generators and is trained on by nobody
 
 Weights = list[Tensor]
 
@@ -40,7 +40,7 @@ class LearningToConfuse(DataCorruption):
     defaults: ClassVar = {"steps": 500, "width": 64, "lr": 1e-4}
 
     def perturb(self, craft: Craft) -> Tensor:
-        generator = _Confusion(craft).learn()
+        generator = _settled(_Confusion(craft).learn(), craft)
         with frozen(generator), torch.no_grad():
             return torch.cat([_perturbation(generator, batch, craft) for batch in craft.images.split(1000)])
 
@@ -50,9 +50,9 @@ class _Confusion:
 
     def __init__(self, craft: Craft) -> None:
         self.craft = craft
-        held_out = torch.arange(len(craft.images), device=craft.images.device) % HELD_OUT == 0
-        self.part = torch.nonzero(~held_out).squeeze(1)
-        self.val = torch.nonzero(held_out).squeeze(1)
+        order = torch.randperm(len(craft.images), generator=craft.generator).to(craft.images.device)
+        held_out = max(1, round(HELD_OUT * len(order)))
+        self.val, self.part = order[:held_out], order[held_out:]
         channels, size = craft.images.shape[1], craft.images.shape[-1]
         with torch.random.fork_rng(devices=[]):  # all weights are drawn from the order's generator, below
             victim, generator = small(craft.num_classes, channels, size), UNet(channels, craft.options["width"])
@@ -159,6 +159,22 @@ def _gradient(network: nn.Module, weights: Weights, images: Tensor, labels: Tens
 
 def _stepped(weights: Weights, gradient: Weights) -> Weights:
     return [weight - RATE * grad for weight, grad in zip(weights, gradient, strict=True)]
+
+
+def _settled(generator: nn.Module, craft: Craft) -> nn.Module:
+    """The generator with running statistics that are the mean over all images.
+
+    While it learnt, and while its victims judged it, it went by each batch's own; what a few trials leave running
+    behind them is far from these.
+    """
+    norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in norms:
+        module.reset_running_stats()
+        module.momentum = None  # a plain mean over the batches that follow
+    with torch.no_grad():
+        for images in craft.images.split(BATCH):
+            generator(images)
+    return generator
 
 
 def _perturbation(generator: nn.Module, images: Tensor, craft: Craft) -> Tensor:

@@ -129,6 +129,8 @@ def _read_weights(network: nn.Module, path: Path, config: RunConfig) -> None:
         if all(name.startswith("main.") for name in state):
             state = {name.removeprefix("main."): tensor for name, tensor in state.items()}
         network.load_state_dict(state)
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise ValueError("some of its numbers are not finite")
     except Exception as error:
         # A damaged file makes the unpickler stumble in any way. Of a misfit torch's second line says what it is.
         reason = " ".join(f"{type(error).__name__}: {error}".split("\n")[:2]).replace("\t", "")

@@ -23,7 +23,7 @@ class ImageSet:
         images: uint8, shape (N, C, H, W), values 0-255.
         labels: int64, shape (N,), values 0..K-1.
         class_names: K names.
-        rows: int64, shape (N,), where each image stands in the set as it was read; none: in that order.
+        rows: int64, shape (N,), on the CPU, where each image stands in the set as it was read; none: in that order.
     """
 
     images: Tensor
@@ -53,7 +53,7 @@ class ImageSet:
 
     def take(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (int64), in that order."""
-        rows = indices if self.rows is None else self.rows[indices]
+        rows = indices.cpu() if self.rows is None else self.rows[indices.cpu()]
         return replace(self, images=self.images[indices], labels=self.labels[indices], rows=rows)
 
     def to(self, device: torch.device) -> ImageSet:

@@ -128,12 +128,14 @@ class Task:
         num_samples: training images.
         num_classes, flip: of the images; flip says whether a mirrored image keeps its class.
         build: call with a seed offset for a freshly initialised network; two-network defenses call it twice.
+        image_shape: (C, H, W) of the images.
     """
 
     num_samples: int
     num_classes: int
     flip: bool
     build: Callable[[int], nn.Module]
+    image_shape: tuple[int, ...] = ()
 
 
 class Defense(nn.Module):

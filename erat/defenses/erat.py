@@ -18,13 +18,16 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.pgd import frozen
 from erat.config import DefenseOptions, Number
 from erat.data.random import BatchRandom
 from erat.data.views import strong_view, weak_view
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
-from erat.losses import consistency, cross_entropy, perturbation_objective, ramp
+from erat.defenses.perturbation import SurrogatePoison
+from erat.errors import UserError
+from erat.losses import consistency, cross_entropy, ramp
 from erat.selection import scores, select
 
 
@@ -50,6 +53,11 @@ class ERATOptions(DefenseOptions):
     l2_update: Literal["ball", "literal"] = Field(
         "ball", description="l_2: normalised step, projection on the ball; literal: the paper's sign and clip"
     )
+    # Beyond the paper: cheaper perturbations and selections, each with its price in docs/speed.md
+    warm_start: bool = Field(False, description="beyond the paper: PGD goes on from the image's last perturbation")
+    pgd_precision: Literal["fp32", "bf16"] = Field("fp32", description="beyond the paper: precision of PGD's passes")
+    pgd_scale: Number = Field(1.0, gt=0, le=1, description="beyond the paper: PGD on images shrunk to this share")
+    select_every: int = Field(1, ge=1, description="beyond the paper: epochs that a labelled set is kept for")
     # Views
     weak: Literal["erase", "crop", "none"] = "erase"
     strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
@@ -66,6 +74,14 @@ class ERATOptions(DefenseOptions):
         open_keys = {"epsilon_inf": epsilon["linf"], "epsilon_2": epsilon["l2"], "policy": policy}
         return {key: value for key, value in open_keys.items() if getattr(self, key) is None}
 
+    def check(self, workers: int) -> None:
+        if self.warm_start and workers > 1:
+            raise UserError(f"defense.warm_start=true needs train.workers=1, got {workers}: each has seen other images")
+        if self.warm_start and self.random_start:
+            raise UserError("defense.warm_start=true needs defense.random_start=false, got true")
+        if self.warm_start and not self.uniform:
+            raise UserError("defense.warm_start=true needs defense.uniform=true, got false")
+
 
 class ERAT(Defense):
     """One network; each epoch it selects whose labels to believe, each step it attacks itself and learns from it."""
@@ -77,6 +93,7 @@ class ERAT(Defense):
         super().__init__(options, task)
         self.options = options
         self.networks = nn.ModuleDict({"main": task.build(0)})
+        self.poison = SurrogatePoison(options, task)
         self.register_buffer("labelled", torch.ones(task.num_samples, dtype=torch.bool))
 
     # -- Algorithm 1, once per epoch ------------------------------------------------------------------------------
@@ -87,7 +104,8 @@ class ERAT(Defense):
             return EpochPlan((Phase(everything, name="warmup"),))
         if not self.options.selection:
             return EpochPlan((Phase(everything),))
-        mask = self.select(data).cpu()
+        since = clock.epoch - self.options.warmup_epochs
+        mask = (self.labelled if since % self.options.select_every else self.select(data)).cpu()
         return EpochPlan((Phase(everything[mask], everything[~mask]),), selected=mask)
 
     def select(self, data: TrainingData) -> Tensor:
@@ -120,9 +138,11 @@ class ERAT(Defense):
         images, copies = batch.images, 1
         random = batch.random.grouped(len(images))
         if self.options.adversarial:
-            adversarial = self.perturb(batch.images, batch.labels, random)
+            adversarial = self.perturb(batch.images, batch.labels, random, batch.indices)
             images, copies = torch.cat([images, adversarial]), 1 + len(adversarial) // len(images)
-        logits = self.networks["main"](self._strong(images, random))
+        views = self._strong(images, random)
+        with record_function("student"):
+            logits = self.networks["main"](views)
         labels = batch.labels.repeat(copies)
         terms, count = LossTerms(), len(batch.labels)
         terms.add("warmup_strong", cross_entropy(logits[:count], labels[:count]))
@@ -139,9 +159,12 @@ class ERAT(Defense):
         adversarial = images[:0]
         if self.options.adversarial:
             # An unlabelled sample needs a hard label here: at delta = 0 the consistency term of Eq. 6 has no gradient.
-            adversarial = self.perturb(images, torch.cat([batch.labels, pseudo.argmax(1)]), random)
+            labels = torch.cat([batch.labels, pseudo.argmax(1)])
+            indices = torch.cat([batch.indices, batch.unlabelled_indices])
+            adversarial = self.perturb(images, labels, random, indices)
         strong = self._strong(torch.cat([images, adversarial]), random)
-        logits = self.networks["main"](torch.cat([strong, adversarial]))
+        with record_function("student"):
+            logits = self.networks["main"](torch.cat([strong, adversarial]))
         terms = LossTerms()
         names = {"strong": len(images), "strong_adversarial": len(adversarial), "adversarial": len(adversarial)}
         for name, part in zip(names, logits.split(list(names.values())), strict=True):
@@ -161,62 +184,18 @@ class ERAT(Defense):
                 terms.add(f"unlabelled_{name}", error, weight=lambda_u)
         return terms
 
-    def perturb(self, images: Tensor, labels: Tensor, random: BatchRandom) -> Tensor:
-        """Surrogate poison (Eqs. 6, 7, 10): one PGD run for the whole batch, each image under a norm of its own.
-
-        Returns:
-            Adversarial images, shape (B, C, H, W); with `uniform=false` (norms * B, C, H, W), norm by norm.
-        """
-        norms = ("linf", "l2") if self.options.norms == "both" else (self.options.norms,)
-        if len(norms) == 2 and not self.options.uniform:
-            images, labels = images.repeat(2, 1, 1, 1), labels.repeat(2)
-            linf: Tensor | bool = torch.arange(len(images), device=images.device) < len(images) // 2
-        elif len(norms) == 2:
-            linf = random.randint(2, len(images)).to(images.device, non_blocking=True) == 0
-        else:
-            linf = norms[0] == "linf"
-        budget = self._budget(linf, images)
-        start = budget.draw(images, random) if self.options.random_start else None
-        with frozen(self.networks["main"]) as network:
-            clean: list[Tensor] = []
-            if start is not None:
-                with torch.no_grad():
-                    clean.append(network(images).softmax(1))
-
-            def objective(logits: Tensor) -> Tensor:
-                # delta starts at 0, so the first forward pass is the clean prediction: it is never computed twice.
-                if not clean:
-                    clean.append(logits.detach().softmax(1))
-                return perturbation_objective(logits, clean[0], labels)
-
-            return pgd(
-                network,
-                images,
-                objective,
-                budget,
-                steps=self.options.steps,
-                step_size=budget.epsilon * self.options.step_ratio,
-                start_NCHW=start,
-            )
-
-    def _budget(self, linf: Tensor | bool, images: Tensor) -> Budget:
-        assert self.options.epsilon_inf is not None and self.options.epsilon_2 is not None, "filled by the config"
-        if isinstance(linf, bool):
-            budget = Budget.of(
-                "linf" if linf else "l2", self.options.epsilon_inf if linf else self.options.epsilon_2, images
-            )
-        else:
-            large, small = (images.new_tensor(e) for e in (self.options.epsilon_inf, self.options.epsilon_2))
-            budget = Budget(torch.where(linf, large, small), linf)
-        # The paper's Eq. 10 as written treats l_2 like l_inf: sign step, then clip to +-epsilon_2.
-        return Budget(budget.epsilon, True) if self.options.l2_update == "literal" else budget
+    def perturb(self, images: Tensor, labels: Tensor, random: BatchRandom, indices: Tensor | None = None) -> Tensor:
+        """Surrogate poison (Eqs. 6, 7, 10) of the current network, see `SurrogatePoison`."""
+        with record_function("perturb"):
+            moved: Tensor = self.poison(self.networks["main"], images, labels, random, indices)
+        return moved
 
     @torch.no_grad()
     def _pseudo_labels(self, batch: Batch) -> Tensor:
         """p(weak(x_u)) of the current network: soft, unsharpened, no gradient; shape (U, K)."""
         if len(batch.unlabelled) == 0:
             return batch.images.new_zeros(0, self.task.num_classes)
-        with frozen(self.networks["main"]) as network:
+        with frozen(self.networks["main"]) as network, record_function("pseudo-labels"):
             probs: Tensor = network(self._weak(batch.unlabelled, batch.random)).softmax(1)
         return probs
 
@@ -227,8 +206,9 @@ class ERAT(Defense):
 
     def _strong(self, images: Tensor, random: BatchRandom) -> Tensor:
         assert self.options.policy is not None, "filled by the config"
-        return (
-            strong_view(images, random, policy=self.options.policy)
-            if self.options.strong
-            else self._weak(images, random)
-        )
+        with record_function("strong views"):
+            return (
+                strong_view(images, random, policy=self.options.policy)
+                if self.options.strong
+                else self._weak(images, random)
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from erat.attacks.pgd import frozen
 from erat.config import RunConfig
@@ -21,6 +23,7 @@ from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phas
 from erat.engine import checkpoint
 from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions
 from erat.engine.parallel import Ranks
+from erat.engine.recompute import checkpoint_activations
 from erat.engine.schedule import learning_rate
 from erat.engine.seeding import derive, generator
 from erat.errors import TrainingFailedError, UserError
@@ -141,18 +144,13 @@ class Trainer:
 
     def _epoch(self, clock: Clock) -> EpochReport:
         started = time.perf_counter()
-        with self._autocast():
-            plan = self.defense.plan_epoch(clock, self._train)
-        self.defense.train()
+        plan = self.plan(clock)
         sums: dict[str, Tensor] = {}
         steps = seen = 0
-        for phase in plan.phases:
-            for batch, at in self._batches(phase, clock):
-                for update in phase.updates:
-                    terms = self._update(replace(batch, update=update.name), at, update)
-                    for name, value in terms.figures().items():
-                        sums[name] = sums.get(name, 0) + value
-                steps, seen = steps + len(phase.updates), seen + len(batch.images) + len(batch.unlabelled)
+        for batch, terms in self.steps(plan, clock):
+            for name, value in terms.figures().items():
+                sums[name] = sums.get(name, 0) + value
+            steps, seen = steps + 1, seen + len(batch.images) + len(batch.unlabelled)
         self.ranks.average_buffers(self.defense)
         means = {name: float(self.ranks.sum(total)) / (steps * self.ranks.workers) for name, total in sums.items()}
         loss = means.pop("total")
@@ -171,6 +169,20 @@ class Trainer:
             **self._selection_figures(plan),
         )
 
+    def plan(self, clock: Clock) -> EpochPlan:
+        """What the defense wants to train on in this epoch."""
+        with self._autocast(), record_function("plan"):
+            return self.defense.plan_epoch(clock, self._train)
+
+    def steps(self, plan: EpochPlan, clock: Clock) -> Iterator[tuple[Batch, LossTerms]]:
+        """Make an epoch's updates, one each time that one is asked for; the batch and its loss terms."""
+        self.defense.train()
+        for phase in plan.phases:
+            for batch, at in self._batches(phase, clock):
+                for update in phase.updates:
+                    batch = replace(batch, update=update.name)
+                    yield batch, self._update(batch, at, update)
+
     def _batches(self, phase: Phase, clock: Clock) -> Iterator[tuple[Batch, Clock]]:
         """This worker's share of each global batch. Every worker draws the same order and takes its own part."""
         size = min(self.config.train.batch_size, len(phase.labelled))
@@ -184,10 +196,10 @@ class Trainer:
         unlabelled = self._cycle(phase.unlabelled, steps * self.config.train.batch_size)
         random = BatchRandom(self._draws, self.ranks.rank, self.ranks.workers)
         for step in range(steps):
-            mine = self._share(labelled[step * size : (step + 1) * size])
-            other = self._share(unlabelled[step * self.config.train.batch_size :][: self.config.train.batch_size])
-            yield (
-                Batch(
+            with record_function("batch"):
+                mine = self._share(labelled[step * size : (step + 1) * size])
+                other = self._share(unlabelled[step * self.config.train.batch_size :][: self.config.train.batch_size])
+                batch = Batch(
                     images=self._images(mine),
                     labels=self._train.labels[mine],
                     indices=mine,
@@ -195,22 +207,25 @@ class Trainer:
                     unlabelled_indices=other,
                     random=random,
                     phase=phase.name,
-                ),
-                Clock(clock.epoch, step, steps),
-            )
+                )
+            yield batch, Clock(clock.epoch, step, steps)
 
     def _update(self, batch: Batch, clock: Clock, update: Update) -> LossTerms:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, clock.time)
         parameters = self._parameters(update)
         self._optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        if self.config.train.cuda_graphs and self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        with self._autocast(), record_function("loss"):
             terms = self.defense.loss(batch, clock)
-        grads = torch.autograd.grad(terms.total, parameters, allow_unused=True)
-        for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = grad
-        self.ranks.average_gradients(parameters)
-        self._optimizer.step()
+        with record_function("backward"):
+            grads = torch.autograd.grad(terms.total, parameters, allow_unused=True)
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad = grad
+        with record_function("update"):
+            self.ranks.average_gradients(parameters)
+            self._optimizer.step()
         return terms
 
     def _parameters(self, update: Update) -> list[nn.Parameter]:
@@ -273,10 +288,19 @@ class Trainer:
             )
             return network.to(memory_format=torch.channels_last) if config.train.channels_last else network
 
-        task = Task(len(train), train.num_classes, bool(config.data.flip), build)
+        task = Task(len(train), train.num_classes, bool(config.data.flip), build, tuple(train.images.shape[1:]))
         defense = DEFENSES[config.defense.name](config.defense, task).to(self.device)
         if self.ranks.workers > 1 and config.train.sync_batchnorm and self.device.type == "cuda":
             defense.networks = nn.SyncBatchNorm.convert_sync_batchnorm(defense.networks)
+        if config.train.checkpoint_activations:
+            for network in defense.networks.values():
+                checkpoint_activations(network)
+        if config.train.cuda_graphs and self.device.type != "cuda":
+            warnings.warn("train.cuda_graphs has no use on the CPU", stacklevel=2)
+        if config.train.compile:
+            for network in defense.networks.values():
+                # In place, so that names in checkpoints stay. Every size that occurs gets a program of its own.
+                network.compile(mode="reduce-overhead" if config.train.cuda_graphs else None, dynamic=False)
         return defense
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -118,7 +118,7 @@ def _raw_l2c(craft: Craft) -> tuple[Work, str]:
     victim = l2c._without_running_statistics(small(10, 1, 14))
     weights = [parameter.detach() for parameter in victim.parameters()]
     learning, still = UNet(1, WIDTH), UNet(1, WIDTH)
-    part = torch.nonzero(torch.arange(IMAGES) % l2c.HELD_OUT).squeeze(1)
+    part = torch.arange(round(l2c.HELD_OUT * IMAGES), IMAGES)
     batches = [i for i in part.split(l2c.BATCH) if len(i) == l2c.BATCH]
 
     def work() -> None:

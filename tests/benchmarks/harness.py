@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 Work = Callable[[], Any]
+Pairs = Sequence[tuple[float, float]]  # seconds of (ours, reference), once per repeat
+Note = str | Callable[[float, float], str]
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,24 @@ class Comparison:
         reference: what it is held against.
         bound: the ratio that it should not exceed (with `at_least`: not fall below); none: shown, not judged.
         prepare: called once; returns (ours, theirs), each to be called once per repeat.
-        note: what a reader should know of the setting.
-        share: the ratio is time spent / time of the reference instead of a comparison of two alternatives.
+        note: what a reader should know of the setting; a function is told the seconds of both.
+        at_least: `bound` is the least that the ratio should be.
+        repeats: how many are counted; none: what the command line says.
+        wall: by wall clock instead of process time, where time passes in other processes or on the disk.
+        limit_ms: milliseconds that it should not exceed; then the ratio is not judged.
+        pairs: in the place of `prepare`, for what measures itself: called with the number of repeats.
     """
 
     name: str
     reference: str
     bound: float | None
-    prepare: Callable[[], tuple[Work, Work]]
-    note: str = ""
+    prepare: Callable[[], tuple[Work, Work]] | None = None
+    note: Note = ""
     at_least: bool = False
     repeats: int | None = None
+    wall: bool = False
+    limit_ms: float | None = None
+    pairs: Callable[[int], Pairs] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Result:
     reference_seconds: float
     repeats: int
     bound: float | None
+    limit_ms: float | None
     kept: bool | None
     note: str
 
@@ -53,34 +63,47 @@ class Result:
         return asdict(self)
 
 
-def measure(comparison: Comparison, repeats: int, clock: Callable[[], float] = time.process_time) -> Result:
+def measure(comparison: Comparison, repeats: int) -> Result:
     """Run both in turn, `repeats` times after one round that is not counted."""
-    ours, theirs = comparison.prepare()
     repeats = comparison.repeats or repeats
-    times: list[tuple[float, float]] = []
-    for _ in range(repeats + 1):
-        times.append((_timed(ours, clock), _timed(theirs, clock)))
-    counted = times[1:]
+    counted = comparison.pairs(repeats) if comparison.pairs else _in_turn(comparison, repeats)
     ratios = sorted(a / b for a, b in counted)
     ratio = median(ratios)
-    bound = comparison.bound
-    kept = None if bound is None else (ratio >= bound if comparison.at_least else ratio <= bound)
+    seconds, reference_seconds = (median(column) for column in zip(*counted, strict=True))
+    note = comparison.note
     return Result(
         comparison.name,
         comparison.reference,
         ratio,
         ratios[0],
         ratios[-1],
-        median(a for a, _ in counted),
-        median(b for _, b in counted),
-        repeats,
-        bound,
-        kept,
-        comparison.note,
+        seconds,
+        reference_seconds,
+        len(counted),
+        comparison.bound,
+        comparison.limit_ms,
+        _kept(comparison, ratio, seconds),
+        note if isinstance(note, str) else note(seconds, reference_seconds),
     )
 
 
-def _timed(work: Work, clock: Callable[[], float]) -> float:
+def _in_turn(comparison: Comparison, repeats: int) -> Pairs:
+    assert comparison.prepare is not None, f"{comparison.name} says neither what to run nor how to measure it"
+    ours, theirs = comparison.prepare()
+    clock = time.perf_counter if comparison.wall else time.process_time
+    return [(timed(ours, clock), timed(theirs, clock)) for _ in range(repeats + 1)][1:]
+
+
+def _kept(comparison: Comparison, ratio: float, seconds: float) -> bool | None:
+    if comparison.limit_ms is not None:
+        return 1000 * seconds <= comparison.limit_ms
+    if comparison.bound is None:
+        return None
+    return ratio >= comparison.bound if comparison.at_least else ratio <= comparison.bound
+
+
+def timed(work: Work, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that a call takes."""
     started = clock()
     work()
     return clock() - started

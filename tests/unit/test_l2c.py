@@ -216,9 +216,21 @@ def test_the_generator_whose_victim_knew_least_is_chosen(
     delta = L2C.perturb(again(order, options={"steps": 3, "width": 4, "lr": 1e-2}))
     perturbations = []
     for generator in script.judged:
-        with frozen(generator), torch.no_grad():
+        with frozen(l2c._settled(generator, order)), torch.no_grad():
             perturbations.append(0.1 * generator(order.images))
     assert [torch.equal(delta, other) for other in perturbations] == [index == best for index in range(4)]
+
+
+def test_running_statistics_are_those_of_all_images(order: Craft) -> None:
+    """After a few trials they are nowhere near the batches that the generator learnt by."""
+    generator = seeded(partial(UNet, 1, 4))
+    with torch.no_grad():
+        by_batch = generator(order.images)  # 60 images: one batch
+        as_left = deepcopy(generator).eval()(order.images)
+        settled = l2c._settled(generator, order).eval()(order.images)
+    assert (as_left - by_batch).abs().max() > 0.2
+    # Not closer: a running variance is that of the sample, over n - 1.
+    torch.testing.assert_close(settled, by_batch, atol=0.08, rtol=0)
 
 
 def test_the_accuracy_is_that_on_clean_held_out_images(order: Craft, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,8 +245,9 @@ def test_the_accuracy_is_that_on_clean_held_out_images(order: Craft, monkeypatch
     monkeypatch.setattr(l2c, "_logits", recorded)
     told: list[str] = []
     L2C.perturb(again(order, progress=lambda what, done, total: told.append(what), options=BRIEF | {"steps": 1}))
-    judged = [logits for images, logits in seen if torch.equal(images, order.images[::HELD_OUT])]
-    accuracies = [(logits.argmax(1) == order.labels[::HELD_OUT]).float().mean().item() for logits in judged]
+    held_out = held_out_of(order)
+    judged = [logits for images, logits in seen if torch.equal(images, order.images[held_out])]
+    accuracies = [(logits.argmax(1) == order.labels[held_out]).float().mean().item() for logits in judged]
     assert len(accuracies) == 2
     assert told == [f"the best leaves a victim {accuracies[0]:.1%} right; trial"]
 
@@ -242,7 +255,7 @@ def test_the_accuracy_is_that_on_clean_held_out_images(order: Craft, monkeypatch
 def test_held_out_images_are_not_trained_on(order: Craft, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever they show and whatever their labels, the generators are the same."""
     generators = []
-    for images, labels in ((order.images, order.labels), altered(order, slice(0, None, HELD_OUT))):
+    for images, labels in ((order.images, order.labels), altered(order, held_out_of(order))):
         with monkeypatch.context() as patch:
             script = Scripted([0.4, 0.3, 0.2, 0.1])
             script.install(patch)
@@ -252,8 +265,9 @@ def test_held_out_images_are_not_trained_on(order: Craft, monkeypatch: pytest.Mo
 
 
 def test_every_other_image_is_trained_on(order: Craft, monkeypatch: pytest.MonkeyPatch) -> None:
-    generators = []
-    for images, labels in ((order.images, order.labels), altered(order, slice(7, 8))):
+    generators, held_out = [], held_out_of(order)
+    trained_on = torch.tensor([index for index in range(60) if index not in held_out][:1])
+    for images, labels in ((order.images, order.labels), altered(order, trained_on)):
         with monkeypatch.context() as patch:
             script = Scripted([0.4, 0.3, 0.2, 0.1])
             script.install(patch)
@@ -262,7 +276,14 @@ def test_every_other_image_is_trained_on(order: Craft, monkeypatch: pytest.Monke
     assert not torch.equal(generators[0]["last.weight"], generators[1]["last.weight"])
 
 
-def altered(order: Craft, which: slice) -> tuple[Tensor, Tensor]:
+def held_out_of(order: Craft) -> Tensor:
+    """The images that judge: a tenth, drawn by the order's own generator."""
+    chosen = _Confusion(again(order, options=BRIEF)).val
+    assert len(chosen) == round(HELD_OUT * 60)
+    return chosen
+
+
+def altered(order: Craft, which: Tensor) -> tuple[Tensor, Tensor]:
     images, labels = order.images.clone(), order.labels.clone()
     images[which] = 1 - images[which]
     labels[which] = (labels[which] + 1) % 4

@@ -1,0 +1,113 @@
+"""ERAT's surrogate poison (Eqs. 6, 7, 10): how a batch is attacked by the network that learns from it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from erat.attacks.pgd import Budget, frozen, pgd
+from erat.data.random import BatchRandom
+from erat.defenses.base import Task
+from erat.losses import perturbation_objective
+
+if TYPE_CHECKING:
+    from erat.defenses.erat import ERATOptions
+
+
+class SurrogatePoison(nn.Module):
+    """One PGD run for a whole batch, each image under a norm of its own.
+
+    State, with `warm_start` alone: `last_delta`, float16 (N, C, H, W), where each training image was moved last.
+    """
+
+    last_delta: Tensor
+
+    def __init__(self, options: ERATOptions, task: Task) -> None:
+        super().__init__()
+        self.options = options
+        if options.warm_start:
+            self.register_buffer("last_delta", torch.zeros(task.num_samples, *task.image_shape, dtype=torch.float16))
+
+    def forward(
+        self, network: nn.Module, images: Tensor, labels: Tensor, random: BatchRandom, indices: Tensor | None = None
+    ) -> Tensor:
+        """Adversarial images, shape (B, C, H, W); with `uniform=false` (norms * B, C, H, W), norm by norm.
+
+        Args:
+            network: attacked in eval mode with its weights frozen.
+            images: float (B, C, H, W) in [0, 1].
+            labels: int64 (B,), given or hard pseudo-labels.
+            indices: int64 (B,), the images' places in the training set; asked for by `warm_start`.
+        """
+        options = self.options
+        norms = ("linf", "l2") if options.norms == "both" else (options.norms,)
+        if len(norms) == 2 and not options.uniform:
+            images, labels = images.repeat(2, 1, 1, 1), labels.repeat(2)
+            linf: Tensor | bool = torch.arange(len(images), device=images.device) < len(images) // 2
+        elif len(norms) == 2:
+            linf = random.randint(2, len(images)).to(images.device, non_blocking=True) == 0
+        else:
+            linf = norms[0] == "linf"
+        budget = self._budget(linf, images)
+        start = budget.draw(images, random) if options.random_start else None
+        if options.warm_start:
+            start = self.last_delta[indices].float()
+        attack = self._attack if options.pgd_scale == 1 else self._attack_shrunk
+        with frozen(network), self._autocast(images.device):
+            moved = attack(network, images, labels, budget, start)
+        if options.warm_start:
+            self.last_delta[indices] = (moved - images).half()
+        return moved
+
+    def _attack(
+        self, network: nn.Module, images: Tensor, labels: Tensor, budget: Budget, start: Tensor | None
+    ) -> Tensor:
+        clean: list[Tensor] = []
+        if start is not None:
+            with torch.no_grad():
+                clean.append(network(images).float().softmax(1))
+
+        def objective(logits: Tensor) -> Tensor:
+            logits = logits.float()
+            # delta starts at 0, so the first forward pass is the clean prediction: it is never computed twice.
+            if not clean:
+                clean.append(logits.detach().softmax(1))
+            return perturbation_objective(logits, clean[0], labels)
+
+        size = budget.epsilon * self.options.step_ratio
+        return pgd(network, images, objective, budget, steps=self.options.steps, step_size=size, start_NCHW=start)
+
+    def _attack_shrunk(
+        self, network: nn.Module, images: Tensor, labels: Tensor, budget: Budget, start: Tensor | None
+    ) -> Tensor:
+        """Beyond the paper: PGD on shrunk images, whose perturbation is spread over the pixels that each stands for."""
+        side = images.shape[-1]
+        small_side = max(1, round(side * self.options.pgd_scale))
+        # A pixel that is written into n x n pixels has n times the l_2 norm there, and the same l_inf norm.
+        ratio = small_side / side
+        on_linf = torch.as_tensor(budget.linf, device=images.device)
+        small_budget = Budget(torch.where(on_linf, budget.epsilon, budget.epsilon * ratio), budget.linf)
+        small = F.adaptive_avg_pool2d(images, small_side)
+        small_start = None if start is None else F.adaptive_avg_pool2d(start, small_side)
+        moved = self._attack(network, small, labels, small_budget, small_start)
+        delta = F.interpolate(moved - small, images.shape[-2:], mode="nearest")
+        return (images + budget.project(delta)).clamp(0, 1)
+
+    def _budget(self, linf: Tensor | bool, images: Tensor) -> Budget:
+        options = self.options
+        assert options.epsilon_inf is not None and options.epsilon_2 is not None, "filled by the config"
+        if isinstance(linf, bool):
+            budget = Budget.of("linf" if linf else "l2", options.epsilon_inf if linf else options.epsilon_2, images)
+        else:
+            large, small = (images.new_tensor(e) for e in (options.epsilon_inf, options.epsilon_2))
+            budget = Budget(torch.where(linf, large, small), linf)
+        # The paper's Eq. 10 as written treats l_2 like l_inf: sign step, then clip to +-epsilon_2.
+        return Budget(budget.epsilon, True) if options.l2_update == "literal" else budget
+
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        low = self.options.pgd_precision == "bf16"
+        return torch.autocast(device.type, torch.bfloat16) if low else nullcontext()

@@ -1,0 +1,341 @@
+"""Memory of a training step: counted in one, and predicted before there is any.
+
+The prediction runs the defense's own code on fake tensors, which have shapes and no content: every tensor is counted
+and nothing is computed. It does not know what is no tensor of torch's: workspaces of convolutions, rounding by the
+allocator, the device's own context, and what `train.compile` fuses away or `train.cuda_graphs` keeps.
+
+Shape suffixes: N samples, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from erat.attacks.pgd import frozen
+from erat.config import DataConfig, RunConfig
+from erat.data.base import ImageSet, to_float
+from erat.data.random import BatchRandom
+from erat.data.sets import load
+from erat.defenses.base import Batch, Clock, Defense, Phase, Task, Update
+from erat.engine.evaluation import BATCH, attacked_predictions, map_images
+from erat.engine.recompute import checkpoint_activations
+from erat.engine.seeding import generator
+from erat.models import build_model
+from erat.registry import DATASETS, DEFENSES
+
+MB = 2**20  # as `peak_memory_mb` of a run's result has it
+
+# --- counted ---------------------------------------------------------------------------------------------------------
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all tensors made inside this context that are alive (`now`), and their largest number (`peak`).
+
+    Each storage counts once, however many views it has, until the last of them is gone, whoever held it: a variable
+    or the graph that backward will walk. On any device, and for tensors without content.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = {id(storage): storage for storage in _storages(result) if id(storage) not in self._alive}
+        if made:
+            given = {id(storage) for storage in _storages((args, kwargs))}  # a view of a tensor from before is not new
+            for key in made.keys() - given:
+                self._count(key, made[key])
+        return result
+
+    def _count(self, key: int, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+
+        def freed(_: object) -> None:
+            del self._alive[key]
+            self.now -= size
+
+        self._alive[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    return (value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor))
+
+
+# --- predicted -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What memory depends on of a data set: numbers of training, validation and test images, and their shape."""
+
+    train: int
+    val: int
+    test: int
+    channels: int
+    size: int
+    num_classes: int
+
+    @property
+    def nbytes(self) -> int:
+        """All three parts on the device: uint8 pixels and int64 labels."""
+        return (self.train + self.val + self.test) * (self.channels * self.size**2 + 8)
+
+
+# Of the sets that are published as they are, (train, test, C, H, K): known without a file on the disk.
+_PUBLISHED = {
+    "mnist": (4_000, 1_000, 1, 28, 10),
+    "cifar10": (50_000, 10_000, 3, 32, 10),
+    "cifar100": (50_000, 10_000, 3, 32, 100),
+    "tiny-imagenet": (100_000, 10_000, 3, 64, 200),
+}
+
+
+def data_shape(config: RunConfig) -> DataShape:
+    """The shape of a run's data; a set that is not a published one is read to find it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    train, test, channels, size, classes = _source_shape(config.data)
+    train = min(train, config.data.limit or train)
+    val = round(config.val.fraction * train)
+    return DataShape(train - val, val, test, channels, config.data.image_size or size, classes)
+
+
+@cache
+def _source_shape(config: DataConfig) -> tuple[int, int, int, int, int]:
+    if config.name in _PUBLISHED:
+        return _PUBLISHED[config.name]
+    train, test = load(config)
+    return len(train), len(test), train.channels, train.size, train.num_classes
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of tensors on one worker's device.
+
+    Attributes:
+        parameters: weights of all networks; buffers: their statistics, and what the defense keeps of each sample.
+        gradients: of the weights, part of `step`.
+        optimizer: momentum.
+        data: training, validation and test images and labels.
+        step: most that the tensors of one update amount to: batch, views, perturbations, activations, gradients.
+        scoring: most beside the gradients while whole sets are scored, in batches of 1000.
+    """
+
+    parameters: int
+    buffers: int
+    gradients: int
+    optimizer: int
+    data: int
+    step: int
+    scoring: int
+
+    @property
+    def network(self) -> int:
+        """What stays all the time but for the data."""
+        return self.parameters + self.buffers + self.optimizer
+
+    @property
+    def working(self) -> int:
+        """What comes on top at the worst moment. While sets are scored, the last step's gradients are still there."""
+        return max(self.step, self.gradients + self.scoring)
+
+    @property
+    def total(self) -> int:
+        """The worst moment."""
+        return self.network + self.data + self.working
+
+    @property
+    def megabytes(self) -> float:
+        """`total` in MB."""
+        return self.total / MB
+
+
+def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate:
+    """The memory that a run will need, without its data and without computing anything.
+
+    Fake tensors here play a CPU's. They are not on torch's `meta` device, which has no autocast and takes the long way
+    through attention.
+
+    Args:
+        shape: of the data; none: as the configuration says.
+
+    Raises:
+        UserError: the data cannot be read, or no network is made for such images.
+    """
+    shape = shape or data_shape(config)
+    build = _builder(config, shape)
+    epochs = config.train.epochs
+    plans, row_bytes = _plans(config, shape, build, {0, epochs // 2, epochs - 1})
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        defense = _defense(config, shape, shape.train, build)
+    _fake(defense, mode)
+    if config.train.checkpoint_activations:
+        for network in defense.networks.values():
+            checkpoint_activations(network)
+    weights = [parameter for parameter in defense.networks.parameters() if parameter.requires_grad]
+    trained = _nbytes(weights)
+    # The workers' exchange copies all gradients into one tensor.
+    steps = [2 * trained] if config.train.workers > 1 else []
+    steps += [_step(defense, config, shape, *plan) for plan in plans]
+    return MemoryEstimate(
+        parameters=_nbytes(defense.parameters()),
+        buffers=_nbytes(defense.buffers()),
+        gradients=trained,
+        optimizer=trained if config.train.momentum else 0,
+        data=shape.nbytes,
+        step=max(steps),
+        scoring=_scoring(defense, config, shape) + row_bytes * shape.train,
+    )
+
+
+def _builder(config: RunConfig, shape: DataShape) -> Callable[[int], nn.Module]:
+    """`Task.build` with each network made once: it first serves for the plan, then for the count."""
+
+    @cache
+    def build(offset: int) -> nn.Module:
+        network = build_model(
+            config.model.name,
+            num_classes=shape.num_classes,
+            channels=shape.channels,
+            image_size=shape.size,
+            mean=[0.5] * shape.channels,
+            std=[0.25] * shape.channels,
+            seed=0,
+        )
+        return network.to(memory_format=torch.channels_last) if config.train.channels_last else network
+
+    return build
+
+
+def _defense(config: RunConfig, shape: DataShape, samples: int, build: Callable[[int], nn.Module]) -> Defense:
+    image_shape = (shape.channels, shape.size, shape.size)
+    task = Task(samples, shape.num_classes, bool(config.data.flip), build, image_shape)
+    return DEFENSES[config.defense.name](config.defense, task)
+
+
+def _fake(defense: Defense, mode: FakeTensorMode) -> None:
+    """Take the content of all parameters and buffers away."""
+    for module in defense.modules():
+        for table in (module._parameters, module._buffers):
+            for name, value in table.items():
+                if value is not None and not isinstance(value, FakeTensor):
+                    table[name] = mode.from_tensor(value)  # type: ignore[assignment,unused-ignore]
+
+
+class _FewImages:
+    """Training data of which a plan can be made: real labels, and two images that stand for all (`TrainingData`)."""
+
+    def __init__(self, shape: DataShape, count: int, networks: nn.Module) -> None:
+        self.labels, self.num_classes = torch.arange(count) % shape.num_classes, shape.num_classes
+        self._networks = networks
+        self._images = torch.rand(2, shape.channels, shape.size, shape.size, generator=generator(0, "memory"))
+        self.row_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        with frozen(self._networks), torch.no_grad():
+            rows = function(self._images)
+        self.row_bytes = max(self.row_bytes, rows[0].nbytes)
+        return rows[torch.arange(len(self)) // self.num_classes % len(rows)]
+
+
+def _plans(
+    config: RunConfig, shape: DataShape, build: Callable[[int], nn.Module], epochs: set[int]
+) -> tuple[list[tuple[Phase, Update, int]], int]:
+    """Every sort of update that these epochs make, with the epoch; bytes that scoring keeps for each sample."""
+    # The real training set's size is left out: what a defense keeps of every sample would be made for real.
+    few = max(32, 2 * shape.num_classes)
+    defense = _defense(config, shape, few, build)
+    data = _FewImages(shape, few, defense.networks)
+    found = {}
+    for epoch in sorted(epochs):
+        for phase in defense.plan_epoch(Clock(epoch), data).phases:
+            for update in phase.updates:
+                found[phase.name, update, _has_unlabelled(phase)] = (phase, update, epoch)
+    return list(found.values()), data.row_bytes
+
+
+def _has_unlabelled(phase: Phase) -> bool:
+    return phase.unlabelled is not None and len(phase.unlabelled) > 0
+
+
+def _step(defense: Defense, config: RunConfig, shape: DataShape, phase: Phase, update: Update, epoch: int) -> int:
+    """Peak of one update, as the trainer makes it."""
+    workers = config.train.workers
+    labelled = min(config.train.batch_size, shape.train) // workers
+    unlabelled = config.train.batch_size // workers if _has_unlabelled(phase) else 0
+    networks = [defense.networks[name] for name in update.networks] or [defense.networks]
+    weights = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
+    defense.train()
+    live = LiveBytes()
+    with live:
+        batch = Batch(
+            images=_images(defense, config, shape, labelled),
+            labels=_made(defense, labelled, dtype=torch.int64),
+            indices=_made(defense, labelled, dtype=torch.int64),
+            unlabelled=_images(defense, config, shape, unlabelled),
+            unlabelled_indices=_made(defense, unlabelled, dtype=torch.int64),
+            random=BatchRandom(generator(0, "memory"), 0, workers),
+            phase=phase.name,
+            update=update.name,
+        )
+        with _autocast(config):
+            terms = defense.loss(batch, Clock(epoch))
+        torch.autograd.grad(terms.total, weights, allow_unused=True)
+    return live.peak
+
+
+def _scoring(defense: Defense, config: RunConfig, shape: DataShape) -> int:
+    """Peak of one batch of predictions."""
+    pixels = (shape.channels, shape.size, shape.size)
+    count = min(BATCH, max(shape.train, shape.test))
+    images = _made(defense, count, *pixels, dtype=torch.uint8)
+    live = LiveBytes()
+    with frozen(defense), live:
+        with torch.no_grad(), _autocast(config):
+            map_images(images, lambda batch: defense.predict(batch).softmax(1))
+        if config.val.objective == "perturbed":
+            val = images[: shape.val]
+            labels = _made(defense, len(val), dtype=torch.int64)
+            epsilon = DATASETS[config.data.name].facts.epsilon
+            attacked_predictions(defense, ImageSet(val, labels, ("",) * shape.num_classes), epsilon)
+    return live.peak
+
+
+def _images(defense: Defense, config: RunConfig, shape: DataShape, count: int) -> Tensor:
+    images = to_float(_made(defense, count, shape.channels, shape.size, shape.size, dtype=torch.uint8))
+    return images.contiguous(memory_format=torch.channels_last) if config.train.channels_last else images
+
+
+def _made(defense: Defense, *shape: int, dtype: torch.dtype) -> Tensor:
+    """A fake tensor."""
+    return next(defense.parameters()).new_empty(shape, dtype=dtype)
+
+
+def _autocast(config: RunConfig) -> AbstractContextManager[object]:
+    return torch.autocast("cpu", torch.bfloat16) if config.train.precision == "bf16" else nullcontext()
+
+
+def _nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

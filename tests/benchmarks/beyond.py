@@ -1,0 +1,42 @@
+"""ERAT's options beyond the paper: what each saves of a step. What each costs in accuracy stands in docs/speed.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from tests.benchmarks.harness import Comparison, Work
+from tests.benchmarks.step import SMALL, step
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "steps=1 step_ratio=1": {"defense.steps": 1, "defense.step_ratio": 1.0},
+    "steps=1 step_ratio=1.25 random_start": {
+        "defense.steps": 1,
+        "defense.step_ratio": 1.25,
+        "defense.random_start": True,
+    },
+    "steps=2 step_ratio=0.6": {"defense.steps": 2, "defense.step_ratio": 0.6},
+    "steps=2 step_ratio=0.4 warm_start": {
+        "defense.steps": 2,
+        "defense.step_ratio": 0.4,
+        "defense.warm_start": True,
+    },
+    "pgd_precision=bf16": {"defense.pgd_precision": "bf16"},
+    "pgd_scale=0.5": {"defense.pgd_scale": 0.5},
+    "pgd_scale=0.5 steps=3 step_ratio=0.4": {
+        "defense.pgd_scale": 0.5,
+        "defense.steps": 3,
+        "defense.step_ratio": 0.4,
+    },
+}
+
+
+def comparisons() -> Iterator[Comparison]:
+    """Whole steps, views included, on the demo's network; only the cheapest has to be at most half of the default."""
+    for name, option in OPTIONS.items():
+        yield Comparison(f"ERAT step, {name}", "ERAT step by default", None, partial(_pair, option))
+
+
+def _pair(option: dict[str, Any]) -> tuple[Work, Work]:
+    return step(SMALL | option), step(dict(SMALL))
