@@ -215,6 +215,8 @@ class RunConfig(Section):
             )
         if self.train.cuda_graphs and not self.train.compile:
             raise UserError("train.cuda_graphs needs train.compile=true, got false")
+        if self.train.compile and self.train.checkpoint_activations:
+            raise UserError("train.checkpoint_activations needs train.compile=false, got true")
         self.defense.check(self.train.workers)
         return self
 

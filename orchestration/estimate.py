@@ -1,4 +1,4 @@
-"""How long a run will take: from what like runs took, else from a short calibration on this machine."""
+"""What a run will need: time, from what like runs took, else from a short calibration on this machine; and memory."""
 
 from __future__ import annotations
 
@@ -9,18 +9,30 @@ from statistics import median
 from erat.config import RunConfig, build, load_config
 from erat.data.base import CorruptedSet
 from erat.data.sets import load
+from erat.engine.memory import MemoryEstimate, predict
 from erat.engine.trainer import Trainer
 from orchestration.home import Home
 from orchestration.state import Ledger
 from orchestration.trial import read_metrics, threads
 
 CALIBRATION_STEPS = 3
+# Of what a search turns, the keys that no tensor's size depends on.
+_SIZELESS = ("eta", "lambda_u", "ramp_epochs", "epsilon_inf", "epsilon_2", "step_ratio", "score", "rate", "reduction")
 
 
 def seconds(config: RunConfig, home: Home, ledger: Ledger) -> float:
     """Training time of one run that has yet to begin."""
     measured = _history(config, home, ledger)
     return config.train.epochs * (measured if measured is not None else _calibrated(_signature(config)))
+
+
+def memory(config: RunConfig) -> MemoryEstimate:
+    """Tensors of one worker.
+
+    Raises:
+        UserError: the data cannot be read, or no network is made for such images.
+    """
+    return _predicted(_memory_signature(config))
 
 
 def local_slots(config: RunConfig) -> int:
@@ -37,6 +49,17 @@ def _signature(config: RunConfig) -> RunConfig:
     keys |= {f"defense.{key}": value for key, value in config.defense.model_dump().items() if key in kept}
     neutral = {"train.seed": 0, "val.seed": 0, "corruption.data": "none", "corruption.labels": "none"}
     return build(config.preset, keys | neutral)
+
+
+def _memory_signature(config: RunConfig) -> RunConfig:
+    """What memory depends on."""
+    flat = config.flat()
+    train = ("epochs", "batch_size", "momentum", "workers", "precision", "channels_last", "checkpoint_activations")
+    kept = {key for key in flat if key.startswith(("data.", "model."))}
+    kept |= {"val.fraction", "val.objective", *(f"train.{key}" for key in train)}
+    kept |= {f"defense.{key}" for key in config.defense.model_dump() if key not in _SIZELESS}
+    neutral = {"corruption.data": "none", "corruption.labels": "none"}
+    return build(config.preset, {key: flat[key] for key in flat if key in kept} | neutral)
 
 
 def _history(config: RunConfig, home: Home, ledger: Ledger) -> float | None:
@@ -64,3 +87,8 @@ def _calibrated(config: RunConfig) -> float:
         next(trainer.run())  # the first epoch also warms caches up
     report = trainer.history[-1]
     return report.epoch_seconds * len(train) / len(few)
+
+
+@cache
+def _predicted(config: RunConfig) -> MemoryEstimate:
+    return predict(config)

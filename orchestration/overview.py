@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from erat.config import RunConfig
+from erat.engine.memory import MB
 from erat.errors import unknown_name
 from orchestration import estimate
 from orchestration._mlflow_store import tracking_uri
@@ -132,6 +133,7 @@ def plan(
     seconds = sum(estimate.seconds(config, home, ledger) for config in todo)
     workers = max((config.train.workers for config in todo), default=1)
     content |= {"device_hours": seconds * workers / 3600, "wall_seconds": seconds / slots, "slots": slots}
+    content["memory_mb"], memory_words = _memory(todo)
     content["disk_free_gb"] = shutil.disk_usage(home.root).free / 1e9
     console.print(
         f"  cells: {content['cells']} ({content['done']} done, {content['failed']} failed, {len(todo)} to do, "
@@ -141,8 +143,29 @@ def plan(
         f"  estimate: {duration(seconds)} of training in all, about {duration(seconds / slots)} with "
         f"{slots} at a time; {seconds * workers / 3600:.2f} device hours"
     )
+    console.print(f"  memory: {memory_words}", markup=False)
     console.print(f"  disk: {content['disk_free_gb']:.1f} GB free at {home.root}", markup=False)
     return content
+
+
+def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
+    """MB of the run that needs most, and the words for it. That it is not known keeps no one from running."""
+    if not configs:
+        return None, "none, nothing is left to do"
+    try:
+        most = max((estimate.memory(config) for config in configs), key=lambda memory: memory.total)
+    except Exception as error:
+        reason = str(error).splitlines() or [type(error).__name__]
+        return None, f"not known ({reason[0]})"
+    unit, name, digits = (1024 * MB, "GB", 1) if most.total >= 1024 * MB else (MB, "MB", 0)
+    network, data, working, total = (
+        f"{size / unit:.{digits}f}" for size in (most.network, most.data, most.working, most.total)
+    )
+    what = "a step" if most.working == most.step else "scoring"
+    words = (
+        f"about {total} {name} of tensors per worker (network and optimizer {network}, data {data}, {what} {working})"
+    )
+    return most.megabytes, words
 
 
 def plan_sets(configs: Sequence[RunConfig], home: Home, console: Console) -> dict[str, Any]:

@@ -236,7 +236,8 @@ class SweepDriver:
         elif result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may be past the epoch, even at the end, when they see that they were to stop.
             stopped = summarise(row.cell, "stopped", read_metrics(folder)[:stop_epoch])
-            result = replace(stopped, noise_rate=result.noise_rate, checksum=result.checksum)
+            kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb")}
+            result = replace(stopped, **kept)
             self._stop_file(row.cell).unlink(missing_ok=True)
         content = asdict(result) | {"mlflow_run_id": self._runs.get(row.number)}
         return Outcome(result.status, content, result.error)

@@ -33,7 +33,7 @@ from erat.data.base import CorruptedSet
 from erat.engine.checkpoint import save, write_atomic
 from erat.engine.evaluation import confusion
 from erat.engine.parallel import Ranks
-from erat.engine.trainer import EpochReport, Trainer
+from erat.engine.trainer import EpochReport, Trainer, choose_device
 from erat.errors import UserError
 from orchestration.home import Home
 
@@ -166,7 +166,6 @@ def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> Cell
         final_test_accuracy=rows[-1]["test_accuracy"],
         best_val_test_accuracy=best["test_accuracy"],
         train_seconds=sum(row["epoch_seconds"] for row in rows),
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         val_history=[row["val_accuracy"] for row in rows],
     )
 
@@ -176,6 +175,8 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
     cell = config.digest()
     try:
         data = corrupted_set(config, Store(home.crafted), progress)
+        if choose_device(config).type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         trainer = Trainer(config, data, ranks, folder)
         status = "done"
         # After a restart the last epoch is told again: its listener may have died before it could say "stop here".
@@ -198,10 +199,19 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
         write_atomic(folder / "error.txt", traceback.format_exc().encode())
         result = summarise(cell, "failed", read_metrics(folder))
         result.error = f"{type(error).__name__}: {error}".splitlines()[0]
+        result.peak_memory_mb = _peak_memory_mb(config)
         return result
+    result.peak_memory_mb = _peak_memory_mb(config)
     result.noise_rate = data.manifest["labels"].get("noise_rate")
     result.checksum = data.manifest["images"].get("checksum")
     return result
+
+
+def _peak_memory_mb(config: RunConfig) -> float:
+    """Of tensors on a GPU; on the CPU of the whole process since it began."""
+    if choose_device(config).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def confusion_of(data: CorruptedSet, predicted: torch.Tensor) -> list[list[int]]:

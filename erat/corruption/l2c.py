@@ -171,9 +171,11 @@ def _settled(generator: nn.Module, craft: Craft) -> nn.Module:
     for module in norms:
         module.reset_running_stats()
         module.momentum = None  # a plain mean over the batches that follow
+    # Shuffled: sets often stand class by class, and a batch of one class varies less than one of all.
+    order = torch.randperm(len(craft.images), generator=craft.generator).to(craft.images.device)
     with torch.no_grad():
-        for images in craft.images.split(BATCH):
-            generator(images)
+        for chosen in order.split(BATCH):
+            generator(craft.images[chosen])
     return generator
 
 

@@ -55,6 +55,7 @@ class ERATOptions(DefenseOptions):
     )
     # Beyond the paper: cheaper perturbations and selections, each with its price in docs/speed.md
     warm_start: bool = Field(False, description="beyond the paper: PGD goes on from the image's last perturbation")
+    consistency: bool = Field(True, description="beyond the paper: false leaves out Eq. 6's distance from p(x)")
     pgd_precision: Literal["fp32", "bf16"] = Field("fp32", description="beyond the paper: precision of PGD's passes")
     pgd_scale: Number = Field(1.0, gt=0, le=1, description="beyond the paper: PGD on images shrunk to this share")
     select_every: int = Field(1, ge=1, description="beyond the paper: epochs that a labelled set is kept for")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from erat.attacks.pgd import Budget, frozen, pgd
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task
-from erat.losses import perturbation_objective
+from erat.losses import label_loss, perturbation_objective
 
 if TYPE_CHECKING:
     from erat.defenses.erat import ERATOptions
@@ -67,12 +67,14 @@ class SurrogatePoison(nn.Module):
         self, network: nn.Module, images: Tensor, labels: Tensor, budget: Budget, start: Tensor | None
     ) -> Tensor:
         clean: list[Tensor] = []
-        if start is not None:
+        if start is not None and self.options.consistency:
             with torch.no_grad():
                 clean.append(network(images).float().softmax(1))
 
         def objective(logits: Tensor) -> Tensor:
             logits = logits.float()
+            if not self.options.consistency:
+                return label_loss(labels, logits)
             # delta starts at 0, so the first forward pass is the clean prediction: it is never computed twice.
             if not clean:
                 clean.append(logits.detach().softmax(1))
@@ -89,8 +91,11 @@ class SurrogatePoison(nn.Module):
         small_side = max(1, round(side * self.options.pgd_scale))
         # A pixel that is written into n x n pixels has n times the l_2 norm there, and the same l_inf norm.
         ratio = small_side / side
-        on_linf = torch.as_tensor(budget.linf, device=images.device)
-        small_budget = Budget(torch.where(on_linf, budget.epsilon, budget.epsilon * ratio), budget.linf)
+        if isinstance(budget.linf, bool):
+            small_epsilon = budget.epsilon if budget.linf else budget.epsilon * ratio
+        else:
+            small_epsilon = torch.where(budget.linf, budget.epsilon, budget.epsilon * ratio)
+        small_budget = Budget(small_epsilon, budget.linf)
         small = F.adaptive_avg_pool2d(images, small_side)
         small_start = None if start is None else F.adaptive_avg_pool2d(start, small_side)
         moved = self._attack(network, small, labels, small_budget, small_start)
@@ -103,8 +108,9 @@ class SurrogatePoison(nn.Module):
         if isinstance(linf, bool):
             budget = Budget.of("linf" if linf else "l2", options.epsilon_inf if linf else options.epsilon_2, images)
         else:
-            large, small = (images.new_tensor(e) for e in (options.epsilon_inf, options.epsilon_2))
-            budget = Budget(torch.where(linf, large, small), linf)
+            # From numbers, not tensors made of them: a copy to a GPU would be waited for.
+            epsilon = torch.where(linf, options.epsilon_inf, options.epsilon_2).to(images.dtype)
+            budget = Budget(epsilon, linf)
         # The paper's Eq. 10 as written treats l_2 like l_inf: sign step, then clip to +-epsilon_2.
         return Budget(budget.epsilon, True) if options.l2_update == "literal" else budget
 

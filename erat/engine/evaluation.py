@@ -16,6 +16,7 @@ from erat.engine.parallel import Ranks
 from erat.losses import label_loss
 
 BATCH = 1000
+ATTACK_BATCH = 250  # with gradients: larger ones would need more memory than a training step
 ATTACK_STEPS = 20
 ATTACK_STEP_RATIO = 1 / 8
 
@@ -44,8 +45,8 @@ def attacked_predictions(defense: Defense, images: ImageSet, epsilon: Mapping[st
     """
     rows = []
     with frozen(defense):
-        for start in range(0, len(images), BATCH):
-            part = slice(start, start + BATCH)
+        for start in range(0, len(images), ATTACK_BATCH):
+            part = slice(start, start + ATTACK_BATCH)
             clean, labels = to_float(images.images[part]), images.labels[part]
             linf = torch.arange(len(clean), device=clean.device) % 2 == 0
             size = torch.where(linf, clean.new_tensor(epsilon["linf"]), clean.new_tensor(epsilon["l2"]))

@@ -170,7 +170,7 @@ class MemoryEstimate:
 
 
 def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate:
-    """The memory that a run will need, without its data and without computing anything.
+    """The memory that a run will need, without its data. All that is computed is the scores of two images, for a plan.
 
     Fake tensors here play a CPU's. They are not on torch's `meta` device, which has no autocast and takes the long way
     through attention.

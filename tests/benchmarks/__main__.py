@@ -17,7 +17,20 @@ from rich.table import Table
 
 from tests.benchmarks.harness import Result, measure
 
-PARTS = ("attacks", "step", "crafting", "augment", "pipeline", "selection", "store", "tracking", "parallel", "sweep")
+SHORT = (
+    "attacks",
+    "step",
+    "beyond",
+    "crafting",
+    "augment",
+    "pipeline",
+    "selection",
+    "store",
+    "tracking",
+    "parallel",
+    "tune",
+)
+PARTS = (*SHORT, "sweep")  # the last takes minutes a run
 WIDTH = 180  # of a table that goes to a file
 
 
@@ -28,8 +41,11 @@ def main() -> int:
         description=__doc__,
         epilog="examples: python -m tests.benchmarks crafting --repeats 9; python -m tests.benchmarks --json",
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (all by default)")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (by default all but the last)"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="counted repeats of each (default 7)")
+    parser.add_argument("--long", action="store_true", help="all parts, the default sweep of minutes too")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     for part in arguments.parts:
@@ -37,7 +53,7 @@ def main() -> int:
             parser.error(f"unknown part {part!r}; allowed: {', '.join(PARTS)}")
     torch.set_num_threads(1)
     console, results = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH), []
-    for part in arguments.parts or PARTS:
+    for part in arguments.parts or (PARTS if arguments.long else SHORT):
         for comparison in import_module(f"tests.benchmarks.{part}").comparisons():
             console.print(f"measuring {comparison.name} ...", style="dim")
             results.append(measure(comparison, arguments.repeats))
@@ -54,14 +70,18 @@ def _table(results: list[Result]) -> Table:
         table.add_row(
             result.name,
             result.reference,
-            f"{result.ratio:.3f}",
-            f"{result.least:.3f}-{result.most:.3f}",
+            _ratio(result.ratio),
+            f"{_ratio(result.least)}-{_ratio(result.most)}",
             _bound(result),
             f"{1000 * result.seconds:.1f}",
             f"{1000 * result.reference_seconds:.1f}",
             result.note,
         )
     return table
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.3f}" if ratio >= 0.01 else f"{ratio:.1g}"
 
 
 def _bound(result: Result) -> str:

@@ -16,7 +16,7 @@ from erat.data.base import CorruptedSet
 from erat.data.random import BatchRandom
 from erat.defenses.base import Batch, Clock, LossTerms, Update
 from erat.engine.trainer import Trainer
-from erat.registry import BACKBONES
+from erat.registry import BACKBONES, DEFENSES
 
 Make = Callable[..., Any]
 
@@ -88,8 +88,8 @@ def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train
     network = trainer.defense.networks["main"]
     with InteriorFlops() as one, torch.no_grad():
         network.eval()(torch.zeros(1, 1, 8, 8))
-    seen: list[int] = []
-    hook = network.register_forward_hook(lambda _module, _inputs, logits: seen.append(len(logits)))
+    seen: list[float] = []  # images, a shrunk one as the share of its pixels
+    hook = network.register_forward_hook(lambda _module, inputs, _logits: seen.append(inputs[0].numel() / 64))
     trainer.defense.train()
     with InteriorFlops() as step:
         trainer._update(batch_of(labelled, unlabelled, phase), Clock(1), Update())
@@ -111,10 +111,18 @@ def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train
         pytest.param({"defense.strong": False}, 23, 24, id="w/o Aug"),
         # The clean prediction is not the first forward pass of PGD here, hence one more.
         pytest.param({"defense.random_start": True}, 24, 25, id="random start"),
+        # Beyond the paper. One step from where the image was moved last, and the clean prediction: 3 in place of 14.
+        pytest.param({"defense.warm_start": True, "defense.steps": 1}, 12, 13, id="one warm step"),
+        pytest.param(
+            {"defense.warm_start": True, "defense.steps": 1, "defense.consistency": False}, 11, 12, id="and no p(x)"
+        ),
+        pytest.param({"defense.steps": 1}, 11, 12, id="one step"),
+        # PGD on a quarter of the pixels.
+        pytest.param({"defense.pgd_scale": 0.5}, 12.5, 13.5, id="shrunk PGD"),
     ],
 )
 def test_units_of_a_step(
-    make_config: Make, make_data: Make, register: Make, overrides: dict[str, Any], labelled: int, unlabelled: int
+    make_config: Make, make_data: Make, register: Make, overrides: dict[str, Any], labelled: float, unlabelled: float
 ) -> None:
     register(BACKBONES, "two_convolutions", two_convolutions)
     trainer = Trainer(make_config({"model.name": "two_convolutions"} | overrides), make_data(64))
@@ -123,6 +131,22 @@ def test_units_of_a_step(
     assert total == 64 * (labelled + unlabelled)
     assert sum(passes(trainer, 64, 32)) == 64 * labelled + 32 * unlabelled
     assert sum(passes(trainer, 64, 0)) == 64 * labelled
+
+
+# Every registered defense says here what a step costs an image: labelled, unlabelled (none: it has none).
+UNITS: dict[str, tuple[int, int | None]] = {"ce": (3, None), "erat": (23, 24)}
+
+
+@pytest.mark.parametrize("name", DEFENSES.names())
+def test_every_defense_costs_what_its_formula_says(
+    make_config: Make, make_data: Make, register: Make, name: str
+) -> None:
+    register(BACKBONES, "two_convolutions", two_convolutions)
+    labelled, unlabelled = UNITS[name]
+    trainer = Trainer(make_config({"model.name": "two_convolutions", "defense.name": name}), make_data(64))
+    assert sum(passes(trainer, 64, 0)) == 64 * labelled
+    if unlabelled is not None:
+        assert sum(passes(trainer, 64, 64)) == 64 * (labelled + unlabelled)
 
 
 def test_units_of_a_step_by_kind(make_config: Make, make_data: Make, register: Make) -> None:

@@ -218,7 +218,8 @@ def test_the_generator_whose_victim_knew_least_is_chosen(
     for generator in script.judged:
         with frozen(l2c._settled(generator, order)), torch.no_grad():
             perturbations.append(0.1 * generator(order.images))
-    assert [torch.equal(delta, other) for other in perturbations] == [index == best for index in range(4)]
+    # Close, not equal: the statistics were taken over the same images in another order.
+    assert [torch.allclose(delta, other, atol=1e-6) for other in perturbations] == [i == best for i in range(4)]
 
 
 def test_running_statistics_are_those_of_all_images(order: Craft) -> None:

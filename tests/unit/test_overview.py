@@ -13,6 +13,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from erat.config import RunConfig, build
+from erat.engine.memory import MB, MemoryEstimate
 from erat.errors import UserError
 from orchestration import estimate, overview
 from orchestration.home import Home
@@ -185,6 +186,61 @@ class TestPlan:
         ]
         content = overview.plan(configs, home, Ledger(home.ledger), console, slots=1)
         assert (content["crafted_sets"], content["crafted_sets_missing"]) == (2, 2)
+
+
+class TestMemory:
+    """What the run that needs most is said to need."""
+
+    @pytest.fixture(autouse=True)
+    def _one_second_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(estimate, "seconds", lambda config, home, ledger: float(config.train.epochs))
+
+    def planned(self, home: Home, console: Console, *overrides: dict[str, Any]) -> dict[str, Any]:
+        configs = [build("demo", TINY | entry) for entry in overrides]
+        return overview.plan(configs, home, Ledger(home.ledger), console, slots=1)
+
+    def test_it_is_that_of_the_largest_run(self, home: Home, console: Console) -> None:
+        small, large = {"train.batch_size": 16}, {"train.batch_size": 64}
+        content = self.planned(home, console, small, large, small)
+        assert content["memory_mb"] == estimate.memory(build("demo", TINY | large)).megabytes
+        assert content["memory_mb"] > estimate.memory(build("demo", TINY | small)).megabytes
+        words = f"memory: about {content['memory_mb']:.0f} MB of tensors per worker (network and optimizer 0, data 0, "
+        assert words in said(console)
+
+    @pytest.mark.parametrize(
+        ("scoring", "words"),
+        [
+            (0, "about 1.4 GB of tensors per worker (network and optimizer 0.3, data 0.2, a step 0.9)"),
+            (1800 * MB, "about 2.4 GB of tensors per worker (network and optimizer 0.3, data 0.2, scoring 1.9)"),
+        ],
+    )
+    def test_what_the_most_goes_to(
+        self, scoring: int, words: str, home: Home, console: Console, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        memory = MemoryEstimate(150 * MB, MB, 150 * MB, 150 * MB, 200 * MB, 920 * MB, scoring)
+        monkeypatch.setattr(estimate, "memory", lambda config: memory)
+        assert self.planned(home, console, {})["memory_mb"] == memory.total / MB
+        assert f"  memory: {words}\n" in said(console)
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [(UserError("no such size"), "no such size"), (RuntimeError("two\nlines"), "two"), (KeyError(), "KeyError")],
+    )
+    def test_a_plan_does_not_fail_over_it(
+        self, error: Exception, reason: str, home: Home, console: Console, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(config: RunConfig) -> MemoryEstimate:
+            raise error
+
+        monkeypatch.setattr(estimate, "memory", fail)
+        content = self.planned(home, console, {})
+        assert content["memory_mb"] is None
+        assert content["to_do"] == 1
+        assert f"memory: not known ({reason})" in said(console)
+
+    def test_nothing_to_do_needs_none(self, home: Home, console: Console) -> None:
+        assert self.planned(home, console)["memory_mb"] is None
+        assert "memory: none" in said(console)
 
 
 class TestWords:

@@ -421,3 +421,27 @@ def test_a_config_of_the_run_is_what_the_trainer_keeps(make_config: Callable[...
     assert trainer.config is config
     assert trainer.checkpoint_path is None
     assert trainer.epochs_done == 0
+
+
+# --- switches of speed -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(make_config: Callable[..., Any], make_data: Callable[..., Any]) -> None:
+    """But for rounding; names in the checkpoint stay, so that a run goes on with the switch or without."""
+    data = make_data(64)
+    plain, compiled = (Trainer(make_config({"train.compile": on, "train.epochs": 2}), data) for on in (False, True))
+    losses = [[report.train_loss for report in trainer.run()] for trainer in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert list(plain.defense.state_dict()) == list(compiled.defense.state_dict())
+
+
+def test_cuda_graphs_need_compilation(make_config: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match=r"^train\.cuda_graphs needs train\.compile=true, got false$"):
+        make_config({"train.cuda_graphs": True})
+
+
+def test_cuda_graphs_on_the_cpu_are_warned_of(make_config: Callable[..., Any], make_data: Callable[..., Any]) -> None:
+    config = make_config({"train.cuda_graphs": True, "train.compile": True, "resources.device": "cpu"})
+    with pytest.warns(UserWarning, match="no use on the CPU"):
+        Trainer(config, make_data(64))
