@@ -34,7 +34,7 @@ def demo(overrides: Mapping[str, Any]) -> Values:
         if overrides.get("corruption.norm") in (None, budget.get("corruption.norm")):
             values |= budget
     if kind == "l2c":
-        values |= {"corruption.steps": 12, "corruption.width": 8, "corruption.lr": 1e-3}
+        values |= {"corruption.steps": 12, "corruption.width": 16, "corruption.lr": 1e-3}
     return values
 
 

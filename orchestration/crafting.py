@@ -130,8 +130,12 @@ class _Lines:
         self._stream = stream
         self._began: dict[tuple[str, int], tuple[float, int]] = {}  # set and stage -> when, and where it stood then
         self._told: dict[str, float] = {}
+        self._last: dict[str, tuple[str, int, int]] = {}
 
     def show(self, name: str, what: str, done: int, total: int) -> None:
+        if self._last.get(name) == (what, done, total):
+            return  # a Ray task's last word is read at every look until it has ended
+        self._last[name] = (what, done, total)
         now = time.monotonic()
         new = (name, total) not in self._began
         began, first = self._began.setdefault((name, total), (now, done))

@@ -88,6 +88,15 @@ def test_a_crafting_that_goes_on_counts_from_where_it_was(clock: Callable[[float
     assert stream.getvalue().splitlines()[1].endswith("90/100, 0:10 left")
 
 
+def test_what_was_said_is_not_said_again() -> None:
+    """The end of a Ray task is read from its file as often as one looks."""
+    stream = io.StringIO()
+    with craft_view(stream) as view:
+        for _ in range(3):
+            view.show("uhp", "class vectors", 100, 100)
+    assert len(stream.getvalue().splitlines()) == 1
+
+
 def test_two_sets_side_by_side_have_lines_of_their_own(clock: Callable[[float], None]) -> None:
     stream = io.StringIO()
     with craft_view(stream) as view:

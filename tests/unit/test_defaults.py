@@ -150,7 +150,7 @@ def test_a_file_of_weights_makes_epochs_useless(tmp_path: Path) -> None:
     [
         ("uhp", {"norm": "l2", "epsilon": 1.25, "steps": 500, "source": "small", "source_epochs": 12}),
         ("urp", {"norm": "l2", "epsilon": 2.0}),
-        ("l2c", {"norm": "linf", "epsilon": 0.3, "steps": 12, "width": 8, "lr": 1e-3}),
+        ("l2c", {"norm": "linf", "epsilon": 0.3, "steps": 12, "width": 16, "lr": 1e-3}),
         ("uap", {"norm": "l2", "epsilon": 1.0}),
         ("ap", {"norm": "l2", "epsilon": 1.0, "steps": 100}),
         ("aa", {"norm": "linf", "epsilon": 0.1, "steps": 100}),

@@ -153,12 +153,18 @@ class TestPredicted:
         predicted, measured = predict(config, shape_of(large)).scoring, measured_scoring(config, large)
         assert predicted == pytest.approx(measured, rel=0.03)
 
-    def test_attacked_validation_needs_more(self, make_config: Make) -> None:
+    def test_attacked_validation_is_counted_and_needs_no_more_than_a_step(
+        self, make_config: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In the batches of the scoring pass it would: an attack keeps activations."""
         shape = DataShape(5000, 1000, 1000, 1, 8, CLASSES)
         clean, perturbed = (predict(make_config({"val.objective": o}), shape) for o in ("clean", "perturbed"))
-        assert perturbed.scoring > clean.scoring
         assert perturbed.step == clean.step
-        assert perturbed.working == perturbed.gradients + perturbed.scoring
+        assert perturbed.working == clean.working
+        monkeypatch.setattr("erat.engine.evaluation.ATTACK_BATCH", 1000)
+        large = predict(make_config({"val.objective": "perturbed", "val.seed": 1}), shape)
+        assert large.scoring > clean.scoring
+        assert large.working == large.gradients + large.scoring
 
     def test_what_stays(self, make_config: Make, data: CorruptedSet) -> None:
         config = make_config({"data.image_size": SIZE})
