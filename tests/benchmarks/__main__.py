@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.harness import Result, measure
+from tests.benchmarks.harness import Result, keep_freed_memory, measure
 
 SHORT = (
     "attacks",
@@ -52,6 +52,7 @@ def main() -> int:
         if part not in PARTS:
             parser.error(f"unknown part {part!r}; allowed: {', '.join(PARTS)}")
     torch.set_num_threads(1)
+    keep_freed_memory()
     console, results = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH), []
     for part in arguments.parts or (PARTS if arguments.long else SHORT):
         for comparison in import_module(f"tests.benchmarks.{part}").comparisons():

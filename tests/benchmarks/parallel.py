@@ -22,7 +22,7 @@ from erat.defenses.base import Clock, Phase, Update
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from tests.benchmarks.augment import cifar_shaped
-from tests.benchmarks.harness import Comparison, Pairs, Work, timed
+from tests.benchmarks.harness import Comparison, Pairs, Work, keep_freed_memory, timed
 
 BATCH = 128  # labelled, and as many unlabelled
 WORKERS = 2
@@ -70,6 +70,7 @@ def rounds(repeats: int) -> list[Round]:
 def work(rank: int, folder: Path, repeats: int) -> None:
     """What each process does; the slower one counts."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     if "lo" in [name for _, name in socket.if_nameindex()]:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(

@@ -26,6 +26,7 @@ class Spent:
     total: float
     training: float
     start: float
+    crafting: float
     first_trial: float
     in_cells: float
     idle: float
@@ -38,7 +39,8 @@ def comparisons() -> Iterator[Comparison]:
         spent = _spent(Path(folder), _swept(Path(folder)), slots=os.cpu_count() or 1)
     lines = {
         "default sweep, slots x wall": (spent.total, 1.15),
-        "- start: Ray, crafting": (spent.start, None),
+        "- Ray's start": (spent.start, None),
+        "- crafting, on one slot": (spent.crafting, None),
         "- Tune's start, up to the first trial": (spent.first_trial, None),
         "- in trials, not training": (spent.in_cells, None),
         "- slots without a trial": (spent.idle, None),
@@ -76,12 +78,14 @@ def _spent(folder: Path, content: dict[str, Any], slots: int) -> Spent:
     ended = [(cell / "result.json").stat().st_mtime for cell in cells]
     in_cells = sum(ended) - sum(begun)
     events = [json.loads(line) for line in home.ledger.read_text().splitlines()]
+    crafted = min(file.stat().st_mtime for file in home.crafted.glob(".*.lock"))  # opened when the crafting began
     registered = next(event["time"] for event in events if event["event"] == "sweep")
     over = max(file.stat().st_mtime for file in home.report(content["name"]).iterdir())
     return Spent(
         total=slots * wall,
         training=training,
-        start=slots * (registered - (over - wall)),
+        start=slots * (crafted - (over - wall)),
+        crafting=slots * (registered - crafted),
         first_trial=slots * (min(begun) - registered),
         in_cells=in_cells - training,
         idle=slots * (max(ended) - min(begun)) - in_cells,
