@@ -1,4 +1,4 @@
-"""The default sweep: what it takes on top of its trials' own training. Minutes: runs only when named."""
+"""The default sweep: what it takes on top of its trials' own training. Five minutes: run when named, or by `--long`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def comparisons() -> Iterator[Comparison]:
         spent = _spent(Path(folder), _swept(Path(folder)), slots=os.cpu_count() or 1)
     lines = {
         "default sweep, slots x wall": (spent.total, 1.15),
-        "- Ray's start": (spent.start, None),
+        "- start: tracker and Ray": (spent.start, None),
         "- crafting, on one slot": (spent.crafting, None),
         "- Tune's start, up to the first trial": (spent.first_trial, None),
         "- in trials, not training": (spent.in_cells, None),
