@@ -133,7 +133,8 @@ def craft_sets(configs: Sequence[RunConfig], home: Home, told: Callable[[int, st
         told: (index of the configuration, what, done, total), while the tasks run.
 
     Raises:
-        UserError: from a task; the others are given up, and go on from where they are when they are asked for again.
+        UserError: from a task; the others end with the connection, and go on from where they are when they are asked
+            for again.
     """
     task = ray.remote(_craft_task)
     running: dict[Any, int] = {}
@@ -151,10 +152,9 @@ def craft_sets(configs: Sequence[RunConfig], home: Home, told: Callable[[int, st
                     warnings.warn(warning, stacklevel=2)
                 _progress_file(configs[running.pop(reference)], home).unlink(missing_ok=True)
     except ray.exceptions.RayTaskError as error:
+        # The other tasks are not cancelled: Ray aborts this process if a task ends while it is being cancelled. They end
+        # with the connection.
         raise error.cause if isinstance(error.cause, UserError | OSError) else error from None
-    finally:
-        for reference in running:
-            ray.cancel(reference)
 
 
 def _craft_task(config_json: str, root: str) -> list[str]:
