@@ -11,6 +11,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from erat.defaults import LabelKind, fill_images, fill_labels
 from erat.errors import UserError, unknown_name
 from erat.presets import PRESETS
 from erat.registry import BACKBONES, DATASETS, DEFENSES
+from erat.variants import expand, registered
 
 Norm = Literal["linf", "l2"]
 _FRACTION = re.compile(r"\s*([-+]?[\d.]+)\s*/\s*(\d+)\s*")
@@ -146,13 +148,35 @@ class ResourcesConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a defense's open keys are filled from.
+
+    Attributes:
+        data: name of the data set; epsilon, policy: customary for it.
+        norm: of the data corruption, none without one.
+        labels: kind of label corruption.
+    """
+
+    data: str
+    epsilon: Mapping[str, float]
+    policy: str
+    norm: Norm | None
+    labels: str
+
+
 class DefenseOptions(Section):
     """What every defense is told; each defense adds its own keys."""
 
     name: str
+    squeeze: Literal["none", "jpeg", "grayscale", "bits"] = Field(
+        "none", description="image preparation, once before training: JPEG, grey, or few grey levels (ISS)"
+    )
+    jpeg_quality: int = Field(10, ge=1, le=100)
+    bits: int = Field(2, ge=1, le=8, description="of each channel that squeeze=bits leaves")
 
-    def fill(self, epsilon: Mapping[str, float], policy: str) -> dict[str, Any]:
-        """Values for the keys left open (none), given the data set's customary budgets and policy."""
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Values for the keys left open (none)."""
         return {}
 
     def check(self, workers: int) -> None:
@@ -256,7 +280,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
     """
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
-    overrides = {key: value for key, value in (overrides or {}).items() if key != "preset"}
+    overrides = expand({key: value for key, value in (overrides or {}).items() if key != "preset"})
     values = PRESETS[preset](overrides) | overrides
     allowed = known_keys(str(values.get("defense.name", "erat")))
     for key in overrides:
@@ -302,10 +326,10 @@ def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
 
 @cache
 def known_keys(defense: str) -> tuple[str, ...]:
-    """All dotted keys of a configuration with this defense."""
+    """All dotted keys of a configuration with this defense or variant of one."""
     sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
     keys = []
-    for name, section in (sections | {"defense": DEFENSES[defense].Options}).items():
+    for name, section in (sections | {"defense": DEFENSES[registered(defense)].Options}).items():
         if isinstance(section, type) and issubclass(section, BaseModel):
             keys += [f"{name}.{field}" for field in section.model_fields]
     return tuple(keys)
@@ -326,7 +350,14 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
     fill_images(corruption, facts.epsilon)
     fill_labels(corruption)
     if isinstance(defense, dict):
-        values["defense"] = defense | _options(defense).fill(facts.epsilon, facts.policy)
+        setting = Setting(
+            data=str(data.get("name", "cifar10")),
+            epsilon=facts.epsilon,
+            policy=facts.policy,
+            norm=corruption.get("norm"),
+            labels=str(corruption.get("labels", "none")),
+        )
+        values["defense"] = defense | _options(defense).fill(setting)
     return values
 
 

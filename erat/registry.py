@@ -100,6 +100,12 @@ DEFENSES: Registry[type[Defense]] = Registry(
     "defense",
     {
         "ce": "erat.defenses.ce:CrossEntropy",
+        "at": "erat.defenses.at:AdversarialTraining",
+        "iss": "erat.defenses.iss:ImageShortcutSqueezing",
+        "dat": "erat.defenses.dat:DAT",
+        "dividemix": "erat.defenses.dividemix:DivideMix",
+        "unicon": "erat.defenses.unicon:Unicon",
+        "mspl": "erat.defenses.mspl:MSPL",
         "erat": "erat.defenses.erat:ERAT",
     },
 )

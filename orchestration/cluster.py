@@ -152,8 +152,8 @@ def craft_sets(configs: Sequence[RunConfig], home: Home, told: Callable[[int, st
                     warnings.warn(warning, stacklevel=2)
                 _progress_file(configs[running.pop(reference)], home).unlink(missing_ok=True)
     except ray.exceptions.RayTaskError as error:
-        # The other tasks are not cancelled: Ray aborts this process if a task ends while it is being cancelled. They end
-        # with the connection.
+        # The other tasks are not cancelled: Ray aborts this process if one ends at that moment. They end with the
+        # connection.
         raise error.cause if isinstance(error.cause, UserError | OSError) else error from None
 
 

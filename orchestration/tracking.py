@@ -47,6 +47,8 @@ EPOCH_METRICS = (
     "selection_precision",
     "selection_recall",
     "labelled_fraction",
+    "noise_caught",
+    "pseudo_label_accuracy",
     "epoch_seconds",
     "images_per_second",
     "learning_rate",

@@ -235,6 +235,9 @@ def _write_artifacts(
             "epoch": report.epoch,
             "labelled_per_class": report.labelled_per_class,
             "correct_per_class": report.correct_per_class,
+            "wrong_per_class": report.wrong_per_class,
+            "caught_per_class": report.caught_per_class,
+            "pseudo_label_accuracy": report.pseudo_label_accuracy,
         }
         for report in trainer.history
     ]

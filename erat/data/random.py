@@ -59,6 +59,10 @@ class BatchRandom:
         """True with probability p, never for p = 0 and always for p = 1: bool, shape (n,)."""
         return self.rand(n) < p
 
+    def shared(self, *shape: int) -> Tensor:
+        """Uniform in [0, 1), the same on every worker: float32, shape `shape`."""
+        return torch.rand(shape, generator=self._generator)
+
     def _own_rows(self, n: int, global_rows: Tensor) -> Tensor:
         if self._workers == 1:
             return global_rows

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from erat.config import DefenseOptions
+from erat.data.squeeze import squeeze
 
 if TYPE_CHECKING:
     from erat.data.random import BatchRandom
@@ -45,20 +47,36 @@ class Phase:
     """A pass of the trainer: which samples keep their labels, which lost them, what each step updates.
 
     An epoch follows `labelled`; `unlabelled` (none, or int64 indices) cycles beside it.
+
+    Attributes:
+        turns: the updates of each step; the steps take turns, step s makes those of `turns[s % len(turns)]`.
+        refresh: asked for the phase to run in place of this one, once those before it have trained.
     """
 
     labelled: Tensor
     unlabelled: Tensor | None = None
     name: str = "train"
-    updates: tuple[Update, ...] = (Update(),)
+    turns: tuple[tuple[Update, ...], ...] = ((Update(),),)
+    refresh: Callable[[], Phase] | None = None
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """Every sort of update that its steps make."""
+        return tuple(dict.fromkeys(update for turn in self.turns for update in turn))
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The phases of one epoch, in order, and the labelled set if this defense made one (bool, shape (N,))."""
+    """The phases of one epoch, in order.
+
+    Attributes:
+        selected: the labelled set, if this defense made one: bool (N,), on the CPU.
+        predicted: the class that the networks gave each sample then: int64 (N,), on the CPU.
+    """
 
     phases: tuple[Phase, ...]
     selected: Tensor | None = None
+    predicted: Tensor | None = None
 
 
 class TrainingData(Protocol):
@@ -150,14 +168,19 @@ class Defense(nn.Module):
     def __init__(self, options: DefenseOptions, task: Task) -> None:
         super().__init__()
         self.task = task
+        self._preparation = (options.squeeze, options.jpeg_quality, options.bits)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Training images (uint8, NCHW) as this defense wants them, once, before training."""
-        return images
+        kind, quality, bits = self._preparation
+        return squeeze(images, kind, quality=quality, bits=bits)
 
     def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
-        """What to train on in this epoch. Called once per epoch on every worker, with the same result on each."""
-        raise NotImplementedError
+        """What to train on in this epoch. Called once per epoch on every worker, with the same result on each.
+
+        Here: all samples with their given labels, in one phase, every network at once.
+        """
+        return EpochPlan((Phase(torch.arange(len(data))),))
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
         """The loss of one update. No backward here; `.grad` and `training` are left as found."""

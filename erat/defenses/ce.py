@@ -1,42 +1,78 @@
-"""CE: plain cross-entropy on weak views. The baseline that both corruptions break."""
+"""CE: plain cross-entropy on weak views. The baseline that both corruptions break.
+
+Its parts can be exchanged: adversarial images (see `at`), squeezed ones (see `iss`), strong views of which the worst
+counts (UEraser), and ELR's loss.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from pydantic import Field
+from torch import Tensor, nn
 
-from erat.config import DefenseOptions
-from erat.data.views import weak_view
-from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
+from erat.config import DefenseOptions, Number
+from erat.defenses.base import Batch, Clock, Defense, LossTerms, Task
+from erat.defenses.perturbation import PerturbationOptions, Perturber
+from erat.defenses.viewing import ViewOptions, Views
+from erat.errors import UserError
 from erat.losses import cross_entropy
 
 
-class CrossEntropyOptions(DefenseOptions):
-    """Keys under `defense.` for `defense.name=ce`."""
+class CrossEntropyOptions(PerturbationOptions, ViewOptions):
+    """Keys under `defense.` for `defense.name=ce`, and for at and iss, which differ in their defaults."""
 
     name: Literal["ce"] = "ce"
-    weak: Literal["crop", "erase", "none"] = "crop"
+    criterion: Literal["ce", "elr"] = Field(
+        "ce", description="elr: early-learning regularisation, which keeps to what the network said before"
+    )
+    elr_weight: Number = Field(3.0, ge=0, description="elr: weight of the regularisation")
+    elr_momentum: Number = Field(0.7, ge=0, lt=1, description="elr: of the running average of predictions")
+
+    def check(self, workers: int) -> None:
+        super().check(workers)
+        if self.criterion == "elr" and workers > 1:
+            raise UserError(f"defense.criterion=elr needs train.workers=1, got {workers}: each has seen other images")
 
 
 class CrossEntropy(Defense):
-    """Every sample keeps its given label."""
+    """Every sample keeps its given label.
 
-    Options = CrossEntropyOptions
+    State, with ELR alone: `targets`, float32 (N, K), the running average of what the network said of each sample.
+    """
+
+    Options: ClassVar[type[DefenseOptions]] = CrossEntropyOptions
+    targets: Tensor
 
     def __init__(self, options: CrossEntropyOptions, task: Task) -> None:
         super().__init__(options, task)
         self.options = options
         self.networks = nn.ModuleDict({"main": task.build(0)})
-
-    def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
-        return EpochPlan((Phase(torch.arange(len(data))),))
+        self.perturber = Perturber(options, task)
+        self.views = Views(options, task)
+        if options.criterion == "elr":
+            self.register_buffer("targets", torch.zeros(task.num_samples, task.num_classes))
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
-        images = batch.images
-        if self.options.weak != "none":
-            images = weak_view(images, batch.random, kind=self.options.weak, flip=self.task.flip)
+        network, labels = self.networks["main"], batch.labels
+        images = self.views.strong(batch.images, batch.random, network, labels)
+        if self.options.adversarial:
+            images = self.perturber(network, images, labels, batch.random, batch.indices)
+        logits = network(images)
         terms = LossTerms()
-        terms.add("ce", cross_entropy(self.networks["main"](images), batch.labels))
+        terms.add("ce", cross_entropy(logits, labels.repeat(len(images) // len(labels))))
+        if self.options.criterion == "elr":
+            terms.add("elr", self._early_learning(logits[: len(labels)], batch.indices), self.options.elr_weight)
         return terms
+
+    def _early_learning(self, logits: Tensor, indices: Tensor) -> Tensor:
+        """log(1 - <p, t>), which grows as the network leaves what it said before.
+
+        Source: Liu et al., "Early-Learning Regularization Prevents Memorization of Noisy Labels", NeurIPS 2020.
+        """
+        probs = logits.float().softmax(1).clamp(1e-4, 1 - 1e-4)
+        said = probs.detach() / probs.detach().sum(1, keepdim=True)
+        target = self.options.elr_momentum * self.targets[indices] + (1 - self.options.elr_momentum) * said
+        self.targets[indices] = target
+        return (1 - (target * probs).sum(1)).clamp_min(1e-4).log().mean()

@@ -1,24 +1,70 @@
-"""ERAT's surrogate poison (Eqs. 6, 7, 10): how a batch is attacked by the network that learns from it."""
+"""The perturber of a defense: how a batch is attacked by the network that learns from it.
+
+With `norms=both` and the consistency term it is ERAT's surrogate poison (Eqs. 6, 7, 10); with one norm, a random start
+and cross-entropy alone it is adversarial training (Madry et al., "Towards Deep Learning Models Resistant to Adversarial
+Attacks", ICLR 2018).
+"""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from erat.attacks.pgd import Budget, frozen, pgd
+from erat.config import DefenseOptions, Number, Setting
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task
+from erat.errors import UserError
 from erat.losses import label_loss, perturbation_objective
 
-if TYPE_CHECKING:
-    from erat.defenses.erat import ERATOptions
+
+class PerturbationOptions(DefenseOptions):
+    """Keys of a defense that can train on perturbed images; budgets in pixel units of 1.0."""
+
+    adversarial: bool = Field(False, description="whether images are perturbed at all")
+    norms: Literal["both", "linf", "l2"] | None = Field(
+        None, description="the set that each image draws its norm from; none: the poison's own norm, linf without one"
+    )
+    uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
+    epsilon_inf: Number | None = Field(None, ge=0, le=1, description="l_inf budget; none: customary for the data set")
+    epsilon_2: Number | None = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
+    steps: int = Field(7, ge=1, description="T")
+    step_ratio: Number = Field(0.2, gt=0, description="step size as a share of the budget")
+    random_start: bool = True
+    l2_update: Literal["ball", "literal"] = Field(
+        "ball", description="l_2: normalised step, projection on the ball; literal: the paper's sign and clip"
+    )
+    consistency: bool = Field(False, description="whether Eq. 6's distance from p(x) is raised beside cross-entropy")
+    # Beyond the paper: cheaper perturbations, each with its price in docs/speed.md
+    warm_start: bool = Field(False, description="beyond the paper: PGD goes on from the image's last perturbation")
+    pgd_precision: Literal["fp32", "bf16"] = Field("fp32", description="beyond the paper: precision of PGD's passes")
+    pgd_scale: Number = Field(1.0, gt=0, le=1, description="beyond the paper: PGD on images shrunk to this share")
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        open_keys = {
+            "epsilon_inf": setting.epsilon["linf"],
+            "epsilon_2": setting.epsilon["l2"],
+            "norms": setting.norm or "linf",
+        }
+        return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
+
+    def check(self, workers: int) -> None:
+        super().check(workers)
+        if self.warm_start and workers > 1:
+            raise UserError(f"defense.warm_start=true needs train.workers=1, got {workers}: each has seen other images")
+        if self.warm_start and self.random_start:
+            raise UserError("defense.warm_start=true needs defense.random_start=false, got true")
+        if self.warm_start and not self.uniform:
+            raise UserError("defense.warm_start=true needs defense.uniform=true, got false")
 
 
-class SurrogatePoison(nn.Module):
+class Perturber(nn.Module):
     """One PGD run for a whole batch, each image under a norm of its own.
 
     State, with `warm_start` alone: `last_delta`, float16 (N, C, H, W), where each training image was moved last.
@@ -26,7 +72,7 @@ class SurrogatePoison(nn.Module):
 
     last_delta: Tensor
 
-    def __init__(self, options: ERATOptions, task: Task) -> None:
+    def __init__(self, options: PerturbationOptions, task: Task) -> None:
         super().__init__()
         self.options = options
         if options.warm_start:
@@ -43,7 +89,14 @@ class SurrogatePoison(nn.Module):
             labels: int64 (B,), given or hard pseudo-labels.
             indices: int64 (B,), the images' places in the training set; asked for by `warm_start`.
         """
+        with record_function("perturb"):
+            return self._perturb(network, images, labels, random, indices)
+
+    def _perturb(
+        self, network: nn.Module, images: Tensor, labels: Tensor, random: BatchRandom, indices: Tensor | None
+    ) -> Tensor:
         options = self.options
+        assert options.norms is not None, "filled by the config"
         norms = ("linf", "l2") if options.norms == "both" else (options.norms,)
         if len(norms) == 2 and not options.uniform:
             images, labels = images.repeat(2, 1, 1, 1), labels.repeat(2)

@@ -27,12 +27,11 @@ from erat.config import DataConfig, RunConfig
 from erat.data.base import ImageSet, to_float
 from erat.data.random import BatchRandom
 from erat.data.sets import load
-from erat.defenses.base import Batch, Clock, Defense, Phase, Task, Update
+from erat.defenses.base import Batch, Clock, Defense, Phase, Update
+from erat.engine.assembly import Build, make_defense, network_builder
 from erat.engine.evaluation import BATCH, attacked_predictions, map_images
-from erat.engine.recompute import checkpoint_activations
 from erat.engine.seeding import generator
-from erat.models import build_model
-from erat.registry import DATASETS, DEFENSES
+from erat.registry import DATASETS
 
 MB = 2**20  # as `peak_memory_mb` of a run's result has it
 
@@ -91,6 +90,11 @@ class DataShape:
     channels: int
     size: int
     num_classes: int
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.size, self.size
 
     @property
     def nbytes(self) -> int:
@@ -182,15 +186,14 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
         UserError: the data cannot be read, or no network is made for such images.
     """
     shape = shape or data_shape(config)
-    build = _builder(config, shape)
+    # Each network is made once: it first serves for the plan, then for the count.
+    mean, std = [0.5] * shape.channels, [0.25] * shape.channels
+    build = cache(network_builder(config, shape.num_classes, shape.image, mean, std))
     epochs = config.train.epochs
     plans, row_bytes = _plans(config, shape, build, {0, epochs // 2, epochs - 1})
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        defense = _defense(config, shape, shape.train, build)
+        defense = make_defense(config, shape.train, shape.num_classes, shape.image, build)
     _fake(defense, mode)
-    if config.train.checkpoint_activations:
-        for network in defense.networks.values():
-            checkpoint_activations(network)
     weights = [parameter for parameter in defense.networks.parameters() if parameter.requires_grad]
     trained = _nbytes(weights)
     # The workers' exchange copies all gradients into one tensor.
@@ -205,31 +208,6 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
         step=max(steps),
         scoring=_scoring(defense, config, shape) + row_bytes * shape.train,
     )
-
-
-def _builder(config: RunConfig, shape: DataShape) -> Callable[[int], nn.Module]:
-    """`Task.build` with each network made once: it first serves for the plan, then for the count."""
-
-    @cache
-    def build(offset: int) -> nn.Module:
-        network = build_model(
-            config.model.name,
-            num_classes=shape.num_classes,
-            channels=shape.channels,
-            image_size=shape.size,
-            mean=[0.5] * shape.channels,
-            std=[0.25] * shape.channels,
-            seed=0,
-        )
-        return network.to(memory_format=torch.channels_last) if config.train.channels_last else network
-
-    return build
-
-
-def _defense(config: RunConfig, shape: DataShape, samples: int, build: Callable[[int], nn.Module]) -> Defense:
-    image_shape = (shape.channels, shape.size, shape.size)
-    task = Task(samples, shape.num_classes, bool(config.data.flip), build, image_shape)
-    return DEFENSES[config.defense.name](config.defense, task)
 
 
 def _fake(defense: Defense, mode: FakeTensorMode) -> None:
@@ -261,12 +239,12 @@ class _FewImages:
 
 
 def _plans(
-    config: RunConfig, shape: DataShape, build: Callable[[int], nn.Module], epochs: set[int]
+    config: RunConfig, shape: DataShape, build: Build, epochs: set[int]
 ) -> tuple[list[tuple[Phase, Update, int]], int]:
     """Every sort of update that these epochs make, with the epoch; bytes that scoring keeps for each sample."""
     # The real training set's size is left out: what a defense keeps of every sample would be made for real.
     few = max(32, 2 * shape.num_classes)
-    defense = _defense(config, shape, few, build)
+    defense = make_defense(config, few, shape.num_classes, shape.image, build)
     data = _FewImages(shape, few, defense.networks)
     found = {}
     for epoch in sorted(epochs):

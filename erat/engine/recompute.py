@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def checkpoint_activations(network: nn.Module) -> None:
+def checkpoint_activations(networks: nn.Module) -> None:
     """Keep of each residual or transformer block its input alone; backward computes the rest of it once more.
 
     Only passes that train pay for it: attacks and scores run in eval mode. Names of weights, results and statistics
@@ -29,11 +29,12 @@ def checkpoint_activations(network: nn.Module) -> None:
     from erat.models.wideresnet import WideBlock
 
     kinds: tuple[type[nn.Module], ...] = (BasicBlock, Bottleneck, WideBlock, EncoderBlock)
-    blocks = [module for module in network.modules() if isinstance(module, kinds)]
+    blocks = [module for module in networks.modules() if isinstance(module, kinds)]
     if not blocks:
         warnings.warn("train.checkpoint_activations has no use here: the network has no blocks", stacklevel=2)
-    twice = {kind: _twice(kind) for kind in {type(block) for block in blocks}}
-    for block in blocks:
+    plain = [block for block in blocks if not hasattr(block, "computes_twice")]
+    twice = {kind: _twice(kind) for kind in {type(block) for block in plain}}
+    for block in plain:
         block.__class__ = twice[type(block)]
 
 
@@ -47,7 +48,7 @@ def _twice(kind: type[nn.Module]) -> type[nn.Module]:
         contexts = (nullcontext(), _StatisticsStay(self))
         return checkpoint(plain, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
-    return type(kind.__name__, (kind,), {"forward": forward})
+    return type(kind.__name__, (kind,), {"forward": forward, "computes_twice": True})
 
 
 class _StatisticsStay:

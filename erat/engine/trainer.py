@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,16 +20,15 @@ from erat.attacks.pgd import frozen
 from erat.config import RunConfig
 from erat.data.base import CorruptedSet, ImageSet, to_float
 from erat.data.random import BatchRandom
-from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, Update
+from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Update
 from erat.engine import checkpoint
+from erat.engine.assembly import make_defense, network_builder
 from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions
 from erat.engine.parallel import Ranks
-from erat.engine.recompute import checkpoint_activations
 from erat.engine.schedule import learning_rate
-from erat.engine.seeding import derive, generator
+from erat.engine.seeding import derive, generator, seeded
 from erat.errors import TrainingFailedError, UserError
-from erat.models import build_model
-from erat.registry import DATASETS, DEFENSES
+from erat.registry import DATASETS
 from erat.selection import agreement
 
 
@@ -53,6 +53,11 @@ class EpochReport:
     loss_terms: dict[str, float] = field(default_factory=dict)
     labelled_per_class: list[int] = field(default_factory=list)  # by given label
     correct_per_class: list[int] = field(default_factory=list)  # of these, how many are labelled right
+    wrong_per_class: list[int] = field(default_factory=list)  # labelled wrong in the whole training set
+    caught_per_class: list[int] = field(default_factory=list)  # of these, how many lost their label
+    noise_caught: float | None = None  # share of the wrong labels that were dropped; none: no wrong ones
+    # Of the samples without a label: how often the networks' class is the true one; none: not predicted, or none there.
+    pseudo_label_accuracy: float | None = None
 
 
 @dataclass
@@ -146,13 +151,15 @@ class Trainer:
         started = time.perf_counter()
         plan = self.plan(clock)
         sums: dict[str, Tensor] = {}
-        steps = seen = 0
+        times: Counter[str] = Counter()  # an update need not have every term
+        seen = 0
         for batch, terms in self.steps(plan, clock):
             for name, value in terms.figures().items():
                 sums[name] = sums.get(name, 0) + value
-            steps, seen = steps + 1, seen + len(batch.images) + len(batch.unlabelled)
+                times[name] += 1
+            seen += len(batch.images) + len(batch.unlabelled)
         self.ranks.average_buffers(self.defense)
-        means = {name: float(self.ranks.sum(total)) / (steps * self.ranks.workers) for name, total in sums.items()}
+        means = {name: float(self.ranks.sum(sums[name])) / (times[name] * self.ranks.workers) for name in sums}
         loss = means.pop("total")
         if not math.isfinite(loss):
             raise TrainingFailedError(f"the loss became {loss} in epoch {clock.epoch + 1}")
@@ -178,8 +185,11 @@ class Trainer:
         """Make an epoch's updates, one each time that one is asked for; the batch and its loss terms."""
         self.defense.train()
         for phase in plan.phases:
+            if phase.refresh is not None:
+                with self._autocast():
+                    phase = phase.refresh()
             for batch, at in self._batches(phase, clock):
-                for update in phase.updates:
+                for update in phase.turns[at.step % len(phase.turns)]:
                     batch = replace(batch, update=update.name)
                     yield batch, self._update(batch, at, update)
 
@@ -261,40 +271,31 @@ class Trainer:
         given, true = self.data.train.labels, self.data.true_labels
         mask = torch.ones_like(given, dtype=torch.bool) if plan.selected is None else plan.selected
         precision, recall = agreement(mask, given, true)
-        classes = self.data.train.num_classes
+        classes, wrong, left_out = self.data.train.num_classes, given != true, ~mask
+        pseudo = None
+        if plan.predicted is not None and bool(left_out.any()):
+            pseudo = accuracy(true[left_out], plan.predicted[left_out])
         return {
             "selection_precision": precision,
             "selection_recall": recall,
             "labelled_fraction": float(mask.float().mean()),
             "labelled_per_class": torch.bincount(given[mask], minlength=classes).tolist(),
-            "correct_per_class": torch.bincount(given[mask & (given == true)], minlength=classes).tolist(),
+            "correct_per_class": torch.bincount(given[mask & ~wrong], minlength=classes).tolist(),
+            "wrong_per_class": torch.bincount(given[wrong], minlength=classes).tolist(),
+            "caught_per_class": torch.bincount(given[wrong & left_out], minlength=classes).tolist(),
+            "noise_caught": float(left_out[wrong].float().mean()) if bool(wrong.any()) else None,
+            "pseudo_label_accuracy": pseudo,
         }
 
     # -- making, saving, restoring --------------------------------------------------------------------------------
 
     def _build_defense(self, train: ImageSet) -> Defense:
-        config = self.config
-        mean, std = channel_statistics(train.images)
-
-        def build(offset: int) -> nn.Module:
-            network = build_model(
-                config.model.name,
-                num_classes=train.num_classes,
-                channels=train.channels,
-                image_size=train.size,
-                mean=mean,
-                std=std,
-                seed=derive(config.train.seed, "weights", offset),
-            )
-            return network.to(memory_format=torch.channels_last) if config.train.channels_last else network
-
-        task = Task(len(train), train.num_classes, bool(config.data.flip), build, tuple(train.images.shape[1:]))
-        defense = DEFENSES[config.defense.name](config.defense, task).to(self.device)
+        config, shape = self.config, train.images.shape[1:]
+        build = network_builder(config, train.num_classes, shape, *channel_statistics(train.images))
+        with seeded(derive(config.train.seed, "parts")):
+            defense = make_defense(config, len(train), train.num_classes, shape, build).to(self.device)
         if self.ranks.workers > 1 and config.train.sync_batchnorm and self.device.type == "cuda":
             defense.networks = nn.SyncBatchNorm.convert_sync_batchnorm(defense.networks)
-        if config.train.checkpoint_activations:
-            for network in defense.networks.values():
-                checkpoint_activations(network)
         if config.train.cuda_graphs and self.device.type != "cuda":
             warnings.warn("train.cuda_graphs has no use on the CPU", stacklevel=2)
         if config.train.compile:

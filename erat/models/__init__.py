@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from erat.engine.seeding import seeded
 from erat.models.normalize import Normalized
 from erat.registry import BACKBONES
 
@@ -42,8 +42,5 @@ def build_model(
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"mean and std must hold {channels} numbers (one per channel), got {len(mean)} and {len(std)}")
     builder = BACKBONES[name]
-    # A default device set by the caller would draw the weights from another generator, hence the explicit CPU.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        # torch.manual_seed would reseed the accelerators' generators too, and fork_rng here saves only the CPU's.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         return Normalized(builder(num_classes, channels, image_size), mean, std).cpu()

@@ -16,7 +16,7 @@ from erat.data.base import CorruptedSet
 from erat.data.random import BatchRandom
 from erat.defenses.base import Clock, Task
 from erat.defenses.erat import ERATOptions
-from erat.defenses.perturbation import SurrogatePoison
+from erat.defenses.perturbation import Perturber
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
 from erat.models import build_model
@@ -39,9 +39,9 @@ LABELS = torch.arange(SAMPLES) % CLASSES
 INDICES = torch.arange(SAMPLES)
 
 
-def poison(**options: Any) -> SurrogatePoison:
+def poison(**options: Any) -> Perturber:
     chosen = ERATOptions(epsilon_inf=0.1, epsilon_2=1.0, policy="cifar10", **options)
-    return SurrogatePoison(chosen, Task(SAMPLES, CLASSES, False, lambda seed: nn.Identity(), (1, SIDE, SIDE)))
+    return Perturber(chosen, Task(SAMPLES, CLASSES, False, lambda seed: nn.Identity(), (1, SIDE, SIDE)))
 
 
 def random() -> BatchRandom:
@@ -138,7 +138,7 @@ def test_a_resumed_warm_start_is_bit_equal(make_config: Make, make_data: Make, t
     assert resumed.epochs_done == 1
     list(resumed.run())
     state, expected = resumed.defense.state_dict(), whole.defense.state_dict()
-    assert "poison.last_delta" in state
+    assert "perturber.last_delta" in state
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 

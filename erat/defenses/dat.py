@@ -1,0 +1,113 @@
+"""DAT: two classifiers disagree as much as they can, and the features learn to leave them nothing to disagree on.
+
+Source: Qu, Mo, Niu, "DAT: Training Deep Networks Robust to Label-Noise by Matching the Feature Distributions",
+CVPR 2021.
+Not adversarial training on images, in spite of the name.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from erat.config import Number
+from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData, Update
+from erat.defenses.perturbation import PerturbationOptions, Perturber
+from erat.defenses.viewing import ViewOptions, Views
+from erat.losses import cross_entropy
+from erat.models.heads import cut_head
+
+# Every other step fits all three parts to the given labels. The steps between fit the head alone, then let the rival
+# leave it, then let the features bring both together again: three updates, each of other weights.
+FIT = Update("fit", ("features", "head", "rival"))
+HEAD, RIVAL, FEATURES = Update("head", ("head",)), Update("rival", ("rival",)), Update("features", ("features",))
+
+
+class DATOptions(PerturbationOptions, ViewOptions):
+    """Keys under `defense.` for `defense.name=dat`."""
+
+    name: Literal["dat"] = "dat"
+    alpha: Number = Field(0.005, ge=0, description="how hard the rival head is driven away")
+    beta: Number = Field(30.0, ge=0, description="how hard the features bring the heads together")
+    discrepancy: Literal["mean", "published"] = Field(
+        "mean", description="published: softmax taken twice, divergence summed over the batch, as the published code"
+    )
+
+
+class DAT(Defense):
+    """One feature network, two heads; the first head answers."""
+
+    Options = DATOptions
+
+    def __init__(self, options: DATOptions, task: Task) -> None:
+        super().__init__(options, task)
+        self.options = options
+        features, head = cut_head(task.build(0))
+        parts: dict[str, nn.Module] = {"features": nn.Sequential(features, nn.Linear(head.in_features, 128))}
+        parts |= {name: _head(task.num_classes) for name in ("head", "rival")}
+        self.networks = nn.ModuleDict(parts)
+        self.perturber = Perturber(options, task)
+        self.views = Views(options, task)
+
+    def predict(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.networks["head"](self.networks["features"](images))
+        return logits
+
+    def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
+        return EpochPlan((Phase(torch.arange(len(data)), turns=((FIT,), (HEAD, RIVAL, FEATURES))),))
+
+    def loss(self, batch: Batch, clock: Clock) -> LossTerms:
+        network = _Answer(self.networks["features"], self.networks["head"])
+        images, labels = self.views.strong(batch.images, batch.random, network, batch.labels), batch.labels
+        if self.options.adversarial:
+            images = self.perturber(network, images, labels, batch.random, batch.indices)
+            labels = labels.repeat(len(images) // len(labels))
+        with torch.set_grad_enabled(batch.update in ("fit", "features")):
+            features = self.networks["features"](images)
+        terms = LossTerms()
+        if batch.update in ("fit", "head"):
+            terms.add("head", cross_entropy(self.networks["head"](features), labels))
+        if batch.update == "fit":
+            terms.add("rival", cross_entropy(self.networks["rival"](features), labels))
+        if batch.update in ("rival", "features"):
+            weight = -self.options.alpha if batch.update == "rival" else self.options.beta
+            logits = self.networks["head"](features), self.networks["rival"](features)
+            # One name for both: they pull at the same thing.
+            terms.add("discrepancy", discrepancy(*logits, published=self.options.discrepancy == "published"), weight)
+        return terms
+
+
+class _Answer(nn.Module):
+    """Features and head as one network, to be attacked."""
+
+    def __init__(self, features: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+def _head(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(128, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, num_classes))
+
+
+def discrepancy(first_NK: Tensor, second_NK: Tensor, *, published: bool = False) -> Tensor:
+    """Symmetric relative entropy of two predictions plus their entropies, from logits: least where both are sure.
+
+    Args:
+        published: as in the published code, which takes the softmax of a softmax, sums the divergence over the batch
+            and averages the entropies over batch and classes.
+    """
+    p, q = first_NK.float().softmax(1), second_NK.float().softmax(1)
+    if published:
+        entropies = -(p * (p + 1e-6).log()).mean() - (q * (q + 1e-6).log()).mean()
+        p, q = p.softmax(1), q.softmax(1)
+        return ((p - q) * (p.log() - q.log())).sum() + entropies
+    # KL(p|q) + KL(q|p) + H(p) + H(q) is the sum of both cross-entropies.
+    log_p, log_q = first_NK.float().log_softmax(1), second_NK.float().log_softmax(1)
+    return -(p * log_q + q * log_p).sum(1).mean()

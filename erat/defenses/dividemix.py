@@ -1,0 +1,31 @@
+"""DivideMix: a mixture of two Gaussians splits the data, two networks learn from each other's split by MixMatch.
+
+Source: Li, Socher, Hoi, "DivideMix: Learning with Noisy Labels as Semi-supervised Learning", ICLR 2020. As in the
+published code both splits are made before either network trains; `splits=in_turn` makes the second one after.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from erat.config import Setting
+from erat.defenses.mixmatch import MixMatch, MixMatchOptions
+
+
+class DivideMixOptions(MixMatchOptions):
+    """Keys under `defense.` for `defense.name=dividemix`."""
+
+    name: Literal["dividemix"] = "dividemix"
+    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "mixture"
+    exchange: Literal["crossed", "joint"] = "crossed"
+
+    def default_lambda_u(self, setting: Setting) -> float:
+        if setting.data in ("cifar100", "tiny-imagenet"):
+            return 150.0
+        return 0.0 if setting.labels == "asymmetric" else 25.0
+
+
+class DivideMix(MixMatch):
+    """MixMatch over the split of a mixture model."""
+
+    Options = DivideMixOptions

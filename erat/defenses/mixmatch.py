@@ -1,0 +1,208 @@
+"""Two networks that select for each other and learn by MixMatch: what DivideMix and UNICON share.
+
+Sources: Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", NeurIPS 2019; Li, Socher, Hoi,
+"DivideMix", ICLR 2020.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from scipy.special import betaincinv
+from torch import Tensor, nn
+
+from erat.attacks.pgd import frozen
+from erat.config import Number, Setting
+from erat.data.random import BatchRandom
+from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData, Update
+from erat.defenses.perturbation import PerturbationOptions, Perturber
+from erat.defenses.selector import Selector, SelectorOptions, Split
+from erat.defenses.viewing import ViewOptions, Views
+from erat.losses import cross_entropy, prior_penalty, ramp, sharpen, soft_cross_entropy, squared_error
+
+NETWORKS = ("main", "peer")
+# Partners of mixup are drawn among so many samples, not in the whole batch: they are then the same however many
+# data-parallel workers share it.
+MIX_BLOCK = 8
+
+
+class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
+    """Keys of a defense that learns by MixMatch."""
+
+    exchange: Literal["crossed", "joint"] = Field(
+        description="crossed: each network learns from the other's split; joint: both from the split of their mean"
+    )
+    splits: Literal["together", "in_turn"] = Field(
+        "together", description="in_turn: the second network's split is made after the first has trained"
+    )
+    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
+    mixup_alpha: Number = Field(4.0, gt=0, description="of the Beta distribution")
+    lambda_u: Number | None = Field(None, ge=0, description="weight of the unlabelled loss; none: as the paper has it")
+    ramp_epochs: Number = Field(16.0, ge=0)
+    warmup_epochs: int = Field(10, ge=0)
+    confidence_penalty: bool | None = Field(
+        None, description="negative entropy beside the warm-up's cross-entropy; none: under asymmetric noise alone"
+    )
+
+    def default_lambda_u(self, setting: Setting) -> float:
+        """`lambda_u` where it is left open."""
+        raise NotImplementedError
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        open_keys = {
+            "lambda_u": self.default_lambda_u(setting),
+            "confidence_penalty": setting.labels == "asymmetric",
+        }
+        return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
+
+
+class MixMatch(Defense):
+    """Base of both. Not part of a checkpoint: `trust`, float32 (2, N), how far each network believes the labels."""
+
+    trust: Tensor
+
+    def __init__(self, options: MixMatchOptions, task: Task) -> None:
+        super().__init__(options, task)
+        self.options = options
+        self.networks = nn.ModuleDict({name: self.build(task, place) for place, name in enumerate(NETWORKS)})
+        self.selectors = nn.ModuleList(Selector(options, task) for _ in NETWORKS)
+        self.perturbers = nn.ModuleDict({name: Perturber(options, task) for name in NETWORKS})
+        self.views = Views(options, task)
+        self.register_buffer("trust", torch.ones(len(NETWORKS), task.num_samples), persistent=False)
+
+    def build(self, task: Task, place: int) -> nn.Module:
+        """Network number `place`."""
+        return task.build(place)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The sum of both networks' logits."""
+        return sum((network(images) for network in self.networks.values()), start=images.new_zeros(()))
+
+    # -- once per epoch -------------------------------------------------------------------------------------------
+
+    def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
+        if clock.epoch < self.options.warmup_epochs:
+            everything = torch.arange(len(data))
+            return EpochPlan(tuple(Phase(everything, name="warmup", turns=_turns(name)) for name in NETWORKS))
+        probs = self._probabilities(data)
+        first, second = self._split(0, probs, data.labels), self._split(1, probs, data.labels)
+        refresh = partial(self._second_phase, data) if self.options.splits == "in_turn" else None
+        phases = (self._phase(0, first), self._phase(1, second, refresh))
+        return EpochPlan(phases, selected=first.mask.cpu(), predicted=probs.mean(1).argmax(1).cpu())
+
+    def _probabilities(self, data: TrainingData) -> Tensor:
+        """Of both networks on un-augmented images, shape (N, 2, K)."""
+        return data.map(lambda images: torch.stack([self.networks[name](images).softmax(1) for name in NETWORKS], 1))
+
+    def _split(self, place: int, probs: Tensor, labels: Tensor) -> Split:
+        """The split that network number `place` learns from."""
+        judge = 1 - place if self.options.exchange == "crossed" else place
+        voices = [probs[:, judge]] if self.options.exchange == "crossed" else [*probs.unbind(1)]
+        split: Split = self.selectors[judge](voices, labels)
+        return split
+
+    def _phase(self, place: int, split: Split, refresh: Any = None) -> Phase:
+        self.trust[place] = split.trust
+        labelled, rest = split.indices()
+        return Phase(labelled, rest, turns=_turns(NETWORKS[place]), refresh=refresh)
+
+    def _second_phase(self, data: TrainingData) -> Phase:
+        return self._phase(1, self._split(1, self._probabilities(data), data.labels))
+
+    # -- once per step --------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, clock: Clock) -> LossTerms:
+        place = NETWORKS.index(batch.update)
+        if batch.phase == "warmup":
+            return self._warmup_loss(batch)
+        assert self.options.lambda_u is not None, "filled by the config"
+        weight = ramp(self.options.lambda_u, clock.time - self.options.warmup_epochs, self.options.ramp_epochs)
+        return self._mixed_loss(batch, place, weight)
+
+    def _warmup_loss(self, batch: Batch) -> LossTerms:
+        """Cross-entropy of the given labels on weak views, which a penalty keeps from becoming confident."""
+        network = self.networks[batch.update]
+        images = self.views.weak(batch.images, batch.random)
+        if self.options.adversarial:
+            images = self.perturbers[batch.update](network, images, batch.labels, batch.random, batch.indices)
+        logits = network(images)
+        terms = LossTerms()
+        terms.add("warmup", cross_entropy(logits, batch.labels.repeat(len(images) // len(batch.labels))))
+        if self.options.confidence_penalty:
+            probs = logits.float().softmax(1)
+            terms.add("negative_entropy", (probs * probs.clamp_min(1e-12).log()).sum(1).mean())
+        return terms
+
+    def _mixed_loss(self, batch: Batch, place: int, lambda_u: float) -> LossTerms:
+        """MixMatch on two views of each sample. Rows: labelled, labelled, unlabelled, unlabelled."""
+        network, labelled, unlabelled = self.networks[batch.update], len(batch.images), len(batch.unlabelled)
+        sizes: tuple[int, ...] = (labelled, labelled, unlabelled, unlabelled)
+        random = batch.random.grouped(*sizes)
+        images = torch.cat([batch.images, batch.images, batch.unlabelled, batch.unlabelled])
+        guessing = self.views.weak(images, random)
+        targets = self._targets(batch, place, guessing)
+        views, hard = guessing, targets.argmax(1)
+        if self.options.strong:
+            views = self.views.strong(self.views.weak(images, random), random, network, hard)
+        if self.options.adversarial:
+            indices = torch.cat([batch.indices.repeat(2), batch.unlabelled_indices.repeat(2)])
+            perturbed = self.perturbers[batch.update](network, views, hard, random, indices)
+            targets = targets.repeat(len(perturbed) // len(views), 1)
+            sizes, views = sizes * (len(perturbed) // len(views)), perturbed
+        mixed, mixed_targets = self._mixup(views, targets, random, sizes)
+        logits = network(mixed)
+        terms = LossTerms()
+        supervised = torch.arange(len(mixed), device=mixed.device) % sum(sizes[:4]) < 2 * labelled
+        terms.add("labelled", soft_cross_entropy(logits[supervised], mixed_targets[supervised]))
+        if unlabelled:
+            error = squared_error(logits[~supervised], mixed_targets[~supervised])
+            terms.add("unlabelled", error, weight=lambda_u)
+        terms.add("prior", prior_penalty(logits))
+        self._add_terms(terms, network, views[2 * labelled : sum(sizes[:4])])
+        return terms
+
+    def _add_terms(self, terms: LossTerms, network: nn.Module, unlabelled_views: Tensor) -> None:
+        """More terms of a subclass. `unlabelled_views`: both views of the unlabelled samples, (2U, C, H, W)."""
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch, place: int, views: Tensor) -> Tensor:
+        """Sharpened soft labels of all rows: refined ones for labelled samples, guessed ones for the others."""
+        labelled = len(batch.images)
+        own, other = (self.networks[name] for name in (NETWORKS[place], NETWORKS[1 - place]))
+        with frozen(own), frozen(other):
+            mine = own(views).float().softmax(1)
+            theirs = other(views[2 * labelled :]).float().softmax(1) if len(batch.unlabelled) else mine[:0]
+        refined = mine[: 2 * labelled].view(2, labelled, -1).mean(0)
+        trust = self.trust[place][batch.indices][:, None]
+        onehot = torch.zeros_like(refined).scatter_(1, batch.labels[:, None], 1.0)
+        refined = sharpen(trust * onehot + (1 - trust) * refined, self.options.temperature)
+        guessed = torch.stack([mine[2 * labelled :], theirs]).view(2, 2, -1, mine.shape[1]).mean((0, 1))
+        guessed = sharpen(guessed, self.options.temperature)
+        return torch.cat([refined.repeat(2, 1), guessed.repeat(2, 1)])
+
+    def _mixup(
+        self, images: Tensor, targets: Tensor, random: BatchRandom, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Each row mixed with another one, of which it keeps the larger part."""
+        alpha = self.options.mixup_alpha
+        share = float(betaincinv(alpha, alpha, float(random.shared())))
+        share = max(share, 1 - share)
+        partner = _partners(random, sizes).to(images.device, non_blocking=True)
+        mixed = torch.lerp(images[partner], images, share)
+        return mixed, torch.lerp(targets[partner], targets, share)
+
+
+def _turns(name: str) -> tuple[tuple[Update, ...], ...]:
+    return ((Update(name, (name,)),),)
+
+
+def _partners(random: BatchRandom, sizes: tuple[int, ...]) -> Tensor:
+    """A permutation of the rows of groups of `sizes`, which stays among the rows of MIX_BLOCK neighbours, int64."""
+    block = torch.cat([torch.arange(size) // MIX_BLOCK for size in sizes])
+    in_order = block.argsort(stable=True)
+    partner = torch.empty_like(in_order)
+    partner[in_order] = (block + random.rand(len(block)).double()).argsort()
+    return partner

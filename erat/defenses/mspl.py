@@ -1,0 +1,127 @@
+"""MSPL, reconstructed: prototypes over a Siamese pair, selection by global and class-wise error.
+
+Only the paper's abstract is public. This reconstruction takes from it two projection heads over a pair of views (weak
+and adversarial), class prototypes, an adversarial contrastive term, selection by the error's distribution over all
+samples and over each class, pseudo-labels, and that the kind of corruption is known (the attack has the poison's norm).
+Everything else is ours; tables call it a reconstruction.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from erat.attacks.pgd import frozen
+from erat.config import Number
+from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
+from erat.defenses.perturbation import PerturbationOptions, Perturber
+from erat.defenses.selector import Selector, SelectorOptions
+from erat.defenses.viewing import ViewOptions, Views
+from erat.losses import contrastive, cross_entropy, ramp, sharpen, soft_cross_entropy
+from erat.models.heads import Projecting
+
+HEADS = 2
+
+
+class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
+    """Keys under `defense.` for `defense.name=mspl`."""
+
+    name: Literal["mspl"] = "mspl"
+    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "errors"
+    adversarial: bool = Field(True, description="false: the pair's second view is another weak one")
+    momentum: Number = Field(0.99, ge=0, lt=1, description="of the prototypes")
+    prototype_temperature: Number = Field(0.1, gt=0)
+    contrastive_temperature: Number = Field(0.1, gt=0)
+    contrastive_weight: Number = Field(0.1, ge=0)
+    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
+    lambda_u: Number = Field(1.0, ge=0, description="weight of the pseudo-labels' loss")
+    ramp_epochs: Number = Field(16.0, ge=0)
+    warmup_epochs: int = Field(10, ge=0)
+
+
+class MSPL(Defense):
+    """One network, two projection heads. State: `prototypes`, float32 (H, K, D), of unit length once they are met."""
+
+    Options = MSPLOptions
+    prototypes: Tensor
+
+    def __init__(self, options: MSPLOptions, task: Task) -> None:
+        super().__init__(options, task)
+        self.options = options
+        network = Projecting(task.build(0), heads=HEADS)
+        self.networks = nn.ModuleDict({"main": network})
+        self.selector = Selector(options, task)
+        self.perturber = Perturber(options, task)
+        self.views = Views(options, task)
+        width: int = network.projectors[0][-1].out_features  # type: ignore[index]
+        self.register_buffer("prototypes", torch.zeros(HEADS, task.num_classes, width))
+
+    def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
+        everything = torch.arange(len(data))
+        if clock.epoch < self.options.warmup_epochs:
+            return EpochPlan((Phase(everything, name="warmup"),))
+        probs = data.map(self._answer)
+        split = self.selector([probs], data.labels)
+        return EpochPlan((Phase(*split.indices()),), selected=split.mask.cpu(), predicted=probs.argmax(1).cpu())
+
+    def loss(self, batch: Batch, clock: Clock) -> LossTerms:
+        network, labelled = self.networks["main"], len(batch.labels)
+        random = batch.random.grouped(labelled, len(batch.unlabelled))
+        images = self.views.weak(torch.cat([batch.images, batch.unlabelled]), random)
+        with frozen(network), torch.no_grad():
+            guessed = sharpen(self._answer(images[labelled:]), self.options.temperature)
+        hard = torch.cat([batch.labels, guessed.argmax(1)])
+        logits, projected = network(torch.cat([images, self._second_view(batch, images, hard)]), project=True)
+        self._move_prototypes([z[:labelled].detach() for z in projected], batch.labels)
+        agreed = [self._similarity(z, head) for head, z in enumerate(projected)]
+
+        terms, rows = LossTerms(), len(images)
+        # Rows: (labelled, unlabelled) of the weak view, then of the other one.
+        mine = torch.arange(2 * rows, device=images.device) % rows < labelled
+        terms.add("labelled", cross_entropy(logits[mine], batch.labels.repeat(2)))
+        by_head = [cross_entropy(similarity[mine], batch.labels.repeat(2)) for similarity in agreed]
+        terms.add("prototypes", torch.stack(by_head).mean())
+        pairs = [contrastive(z[:rows], z[rows:], self.options.contrastive_temperature) for z in projected]
+        terms.add("contrastive", torch.stack(pairs).mean(), self.options.contrastive_weight)
+        first, second = (s.softmax(1) for s in agreed)
+        terms.add("agreement", (first - second).square().sum(1).mean())
+        if len(guessed):
+            weight = ramp(self.options.lambda_u, clock.time - self.options.warmup_epochs, self.options.ramp_epochs)
+            terms.add("unlabelled", soft_cross_entropy(logits[~mine], guessed.repeat(2, 1)), weight)
+        return terms
+
+    def _second_view(self, batch: Batch, images: Tensor, labels: Tensor) -> Tensor:
+        random = batch.random.grouped(len(batch.labels), len(batch.unlabelled))
+        plain = torch.cat([batch.images, batch.unlabelled])
+        if not self.options.adversarial:
+            return self.views.strong(plain, random, self.networks["main"], labels)
+        indices = torch.cat([batch.indices, batch.unlabelled_indices])
+        # One attack an image: with both norms and without uniform sampling the first of the two counts.
+        return self.perturber(self.networks["main"], images, labels, random, indices)[: len(images)]
+
+    def _answer(self, images: Tensor) -> Tensor:
+        """Mean of the classifier's and the prototypes' probabilities, (B, K)."""
+        logits, projected = self.networks["main"](images, project=True)
+        by_prototype = [self._similarity(z, head).softmax(1) for head, z in enumerate(projected)]
+        answer: Tensor = torch.stack([logits.float().softmax(1), *by_prototype]).mean(0)
+        return answer
+
+    def _similarity(self, projected: Tensor, head: int) -> Tensor:
+        """Logits of the prototypes, (B, K)."""
+        logits: Tensor = projected @ self.prototypes[head].clone().T / self.options.prototype_temperature
+        return logits
+
+    @torch.no_grad()
+    def _move_prototypes(self, projected: list[Tensor], labels: Tensor) -> None:
+        for head, z in enumerate(projected):
+            onehot = nn.functional.one_hot(labels, self.task.num_classes).to(z.dtype)
+            counts = onehot.sum(0)[:, None]
+            means = onehot.T @ z / counts.clamp_min(1)
+            old = self.prototypes[head]
+            met = old.square().sum(1, keepdim=True) > 0
+            moved = torch.where(met, self.options.momentum * old + (1 - self.options.momentum) * means, means)
+            self.prototypes[head] = torch.where(counts > 0, normalize(moved, dim=1), old)

@@ -1,0 +1,156 @@
+"""The selector of a defense: whose labels are believed in the coming epoch, and how much.
+
+Four papers, one interface: class probabilities in, a labelled set and a trust in each label out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from erat.config import DefenseOptions, Number
+from erat.defenses.base import Task
+from erat.selection import (
+    class_scores,
+    clean_posterior,
+    divergence,
+    divergence_cutoff,
+    quotas,
+    scores,
+    select,
+    smallest_per_class,
+)
+
+
+class SelectorOptions(DefenseOptions):
+    """Keys of a defense that selects."""
+
+    selector: Literal["rebalance", "mixture", "jsd", "errors"] = Field(
+        "rebalance",
+        description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform selection by "
+        "Jensen-Shannon divergence, or MSPL's global and class-wise mean error",
+    )
+    # rebalance: Eqs. 1-5
+    score: Literal["l2", "ce"] = Field("l2", description="rebalance: Eq. 1, or cross-entropy (w/ CE)")
+    eta: Number = Field(0.1, ge=0, le=1, description="rebalance: 0 gives all classes equal shares")
+    rebalance: bool = Field(True, description="rebalance: false keeps every score at or below the mean (w/o RB)")
+    rate: Literal["shifted", "literal"] = Field("shifted", description="Eq. 4 with 1 - S/2, or with the paper's 1 - S")
+    # mixture
+    threshold: Number = Field(0.5, ge=0, lt=1, description="mixture: posterior above which a label is believed")
+    # jsd
+    jsd_log: Literal["2", "e"] = Field("2", description="jsd: base of the logarithm; e in the published code")
+    jsd_high: Number = Field(0.7, ge=0, description="jsd: mean divergence above which the cut-off is lowered")
+    jsd_filter: Number = Field(5.0, gt=0, description="jsd: the cut-off is lowered by (mean - least) over this")
+    quota: Literal["capped", "published"] = Field(
+        "capped",
+        description="jsd: a class smaller than its quota gives all it has; published: and sample 0 fills the gap, "
+        "as the published code has it",
+    )
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a selector decided.
+
+    Attributes:
+        mask: bool (N,), the labelled set.
+        trust: float32 (N,) in [0, 1], how much of a given label co-refinement keeps.
+        repeats: how many more times sample 0 stands in the labelled set.
+    """
+
+    mask: Tensor
+    trust: Tensor
+    repeats: int = 0
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """(labelled, unlabelled), int64 on the CPU."""
+        everything, mask = torch.arange(len(self.mask)), self.mask.cpu()
+        labelled, rest = everything[mask], everything[~mask]
+        if self.repeats:
+            labelled = torch.cat([labelled, torch.zeros(self.repeats, dtype=torch.int64)])
+            rest = rest[rest != 0]
+        return labelled, rest
+
+
+class Selector(nn.Module):
+    """The configured rule, with what it remembers.
+
+    State: `labelled`, bool (N,): the previous labelled set, D'_l of Eq. 3.
+    """
+
+    labelled: Tensor
+
+    def __init__(self, options: SelectorOptions, task: Task) -> None:
+        super().__init__()
+        self.options = options
+        self.register_buffer("labelled", torch.ones(task.num_samples, dtype=torch.bool))
+
+    def forward(self, probs: Sequence[Tensor], labels: Tensor) -> Split:
+        """This epoch's split.
+
+        Args:
+            probs: of each network that has a say, softmax outputs of shape (N, K).
+            labels: given, int64 (N,).
+        """
+        mean = torch.stack(list(probs)).mean(0) if len(probs) > 1 else probs[0]
+        split: Split = getattr(self, f"_{self.options.selector}")(mean, labels)
+        self.labelled = split.mask
+        return split
+
+    def _rebalance(self, probs: Tensor, labels: Tensor) -> Split:
+        """ERAT, Eqs. 1-5."""
+        values = scores(probs, labels, self.options.score)
+        # Cross-entropy has no bound of its own: its largest value present takes the place of 2.
+        largest = 2.0 if self.options.score == "l2" else float(values.max().clamp_min(1e-12))
+        mask = select(
+            values,
+            labels,
+            self.labelled,
+            probs.shape[1],
+            eta=self.options.eta,
+            rebalance=self.options.rebalance,
+            largest=largest,
+            literal_rate=self.options.rate == "literal",
+        )
+        return Split(mask, (1 - values / largest).clamp(0, 1).float())
+
+    def _mixture(self, probs: Tensor, labels: Tensor) -> Split:
+        """DivideMix: the posterior of the Gaussian with the smaller mean, fitted to the losses."""
+        posterior = clean_posterior(scores(probs, labels, "ce"))
+        mask = _at_least(posterior > self.options.threshold, -posterior, probs.shape[1])
+        return Split(mask, posterior)
+
+    def _jsd(self, probs: Tensor, labels: Tensor) -> Split:
+        """UNICON: the same number of least divergence from every class."""
+        count, classes = len(labels), probs.shape[1]
+        values = divergence(probs, labels, base=self.options.jsd_log)
+        below = values < divergence_cutoff(values, self.options.jsd_high, self.options.jsd_filter)
+        wanted = int(_at_least(below, values, classes).sum())
+        sizes = torch.bincount(labels, minlength=classes)
+        equal = torch.full((classes,), 1 / classes, dtype=torch.float64, device=probs.device)
+        mask = smallest_per_class(values, labels, quotas(wanted, equal, sizes))
+        # A label that diverges by less than half is kept whole.
+        trust = torch.where(values < 0.5, 1.0, 1 - values).clamp(0, 1)
+        repeats = min(wanted, count) - int(mask.sum()) if self.options.quota == "published" else 0
+        return Split(mask, trust.float(), repeats)
+
+    def _errors(self, probs: Tensor, labels: Tensor) -> Split:
+        """MSPL (reconstructed): an error below the mean of all, or below the mean of its class."""
+        values, classes = scores(probs, labels, "ce"), probs.shape[1]
+        of_class = class_scores(values, labels, torch.ones_like(labels, dtype=torch.bool), classes)[labels]
+        below = (values < values.mean()) | (values < of_class)
+        return Split(_at_least(below, values, classes), probs.gather(1, labels[:, None]).squeeze(1))
+
+
+def _at_least(mask: Tensor, values: Tensor, count: int) -> Tensor:
+    """`mask`, or the `count` smallest values where it has fewer: there is always something to learn from."""
+    if int(mask.sum()) >= min(count, len(mask)):
+        return mask
+    fallback = torch.zeros_like(mask)
+    fallback[values.argsort(stable=True)[:count]] = True
+    return fallback

@@ -1,0 +1,55 @@
+"""UNICON: the same share of every class is selected, and a contrastive loss helps where labels were dropped.
+
+Source: Karim et al., "UNICON: Combating Label Noise Through Uniform Selection and Contrastive Learning", CVPR 2022.
+Other than the published code: the divergence's logarithm has base 2, as its cut-off of 0.7 supposes (`jsd_log=e`); a
+class smaller than its quota gives what it has (`quota=published`); both networks' splits are made before either trains
+(`splits=in_turn`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from erat.config import Number, Setting
+from erat.defenses.base import LossTerms, Task
+from erat.defenses.mixmatch import MixMatch, MixMatchOptions
+from erat.losses import contrastive
+from erat.models.heads import Projecting
+
+
+class UniconOptions(MixMatchOptions):
+    """Keys under `defense.` for `defense.name=unicon`."""
+
+    name: Literal["unicon"] = "unicon"
+    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "jsd"
+    exchange: Literal["crossed", "joint"] = "joint"
+    strong: bool = True
+    contrastive_weight: Number = Field(0.025, ge=0)
+    contrastive_temperature: Number = Field(0.05, gt=0)
+
+    def default_lambda_u(self, setting: Setting) -> float:
+        return 30.0
+
+
+class Unicon(MixMatch):
+    """MixMatch over a uniform selection, with SimCLR on the unlabelled samples."""
+
+    Options = UniconOptions
+    options: UniconOptions
+
+    def __init__(self, options: UniconOptions, task: Task) -> None:
+        super().__init__(options, task)
+
+    def build(self, task: Task, place: int) -> nn.Module:
+        return Projecting(task.build(place), heads=1)
+
+    def _add_terms(self, terms: LossTerms, network: nn.Module, unlabelled_views: Tensor) -> None:
+        if len(unlabelled_views) == 0 or self.options.contrastive_weight == 0:
+            return
+        _, (projected,) = network(unlabelled_views, project=True)
+        first, second = projected.chunk(2)
+        value = contrastive(first, second, self.options.contrastive_temperature)
+        terms.add("contrastive", value, weight=self.options.contrastive_weight)

@@ -1,0 +1,48 @@
+"""A network cut before its last linear layer, so that other heads can stand on its features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def cut_head(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
+    """The network as a map to its features (B, F), and the linear layer (F -> K) that stood last; `network` is changed.
+
+    Raises:
+        ValueError: it has no linear layer.
+    """
+    linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError("the network must end in a linear layer, got none in it")
+    name, head = linear[-1]
+    parent, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, nn.Identity())
+    return network, head
+
+
+class Projecting(nn.Module):
+    """A classifier with projection heads beside its last layer (the two-layer heads of SimCLR).
+
+    Args:
+        network: to logits (B, K); it is taken apart.
+        heads: number of projections.
+        width: D, of each.
+    """
+
+    def __init__(self, network: nn.Module, heads: int, width: int = 128) -> None:
+        super().__init__()
+        self.features, self.classifier = cut_head(network)
+        inputs = self.classifier.in_features
+        self.projectors = nn.ModuleList(
+            nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, width)) for _ in range(heads)
+        )
+
+    def forward(self, images: Tensor, project: bool = False) -> Tensor | tuple[Tensor, Sequence[Tensor]]:
+        """Logits (B, K); with `project` also the projections of each head, (B, D) and of unit length."""
+        features = self.features(images)
+        logits: Tensor = self.classifier(features)
+        if not project:
+            return logits
+        return logits, [nn.functional.normalize(head(features).float(), dim=1) for head in self.projectors]
