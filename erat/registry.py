@@ -119,6 +119,7 @@ BACKBONES: Registry[BackboneBuilder] = Registry(
         "resnet18": "erat.models.resnet:resnet18",
         "resnet34": "erat.models.resnet:resnet34",
         "resnet50": "erat.models.resnet:resnet50",
+        "preact_resnet18": "erat.models.preact:PreActResNet18",
         "vgg11": "erat.models.vgg:vgg11",
         "vgg16": "erat.models.vgg:vgg16",
         "wideresnet28_10": "erat.models.wideresnet:wideresnet28_10",

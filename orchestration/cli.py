@@ -41,7 +41,7 @@ Overrides = Annotated[
         metavar="[KEY=VALUE]...", help="dotted configuration keys, e.g. corruption.rate=0.4", show_default=False
     ),
 ]
-Preset = Annotated[str, typer.Option(help="values to start from: demo (minutes on a laptop) or paper")]
+Preset = Annotated[str, typer.Option(help="values to start from: demo (minutes on a laptop), paper or official")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join: HOST:PORT, ray://HOST:PORT or auto")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run and how long it takes; run nothing")]
@@ -63,7 +63,7 @@ def parse_overrides(words: list[str] | None) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"expected KEY=VALUE, got {word!r}")
         if key == "preset":
-            raise UserError("the preset is not a key: give --preset demo or --preset paper")
+            raise UserError("the preset is not a key: give --preset demo, paper or official")
         if key in overrides:
             raise UserError(f"{key} is given twice")
         try:
@@ -98,6 +98,41 @@ def sweep(
     plain = not spec.overrides and preset == "demo" and space == spec.space.name
     name = _check_name(name or (spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"))
     _run_sweep(name, spec, trials or len(spec.space.points) + spec.space.proposals, address, dry_run, as_json)
+
+
+@app.command(
+    epilog=_examples(
+        "matrix --grid table3 --dry-run",
+        "matrix --grid table3 --only 'defense=erat,ce corruption=up,uhp' --seeds 0,1,2",
+        "matrix --grid table6 --preset paper data.root=/data resources.gpu=0.25 --address auto",
+    )
+)
+def matrix(
+    overrides: Overrides = None,
+    grid: Annotated[str, typer.Option(help="table1 to table6, or a YAML file")] = "table3",
+    seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
+    only: Annotated[str | None, typer.Option(help="points to keep: 'defense=erat,ce corruption=up'")] = None,
+    skip: Annotated[str | None, typer.Option(help="points to leave out, written like --only")] = None,
+    preset: Preset = "demo",
+    name: Annotated[str | None, typer.Option(help="the same name continues")] = None,
+    address: Address = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a table of the paper: every defense on every corruption. What is done already is not run again."""
+    from orchestration.matrix import load_grid, parse_choice, specification
+
+    spec = specification(
+        load_grid(grid),
+        preset,
+        parse_overrides(overrides),
+        seeds=_whole_numbers("--seeds", seeds),
+        only=parse_choice("--only", only),
+        skip=parse_choice("--skip", skip),
+    )
+    whole = (overrides, seeds, only, skip, preset) == (None, "0", None, None, "demo")
+    default = spec.space.name if whole else f"{spec.space.name}-{spec.identity()[:6]}"
+    _run_sweep(_check_name(name or default), spec, 0, address, dry_run, as_json)
 
 
 @app.command(epilog=_examples("resume budgets"))

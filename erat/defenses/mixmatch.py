@@ -139,7 +139,7 @@ class MixMatch(Defense):
     def _mixed_loss(self, batch: Batch, place: int, lambda_u: float) -> LossTerms:
         """MixMatch on two views of each sample. Rows: labelled, labelled, unlabelled, unlabelled."""
         network, labelled, unlabelled = self.networks[batch.update], len(batch.images), len(batch.unlabelled)
-        sizes: tuple[int, ...] = (labelled, labelled, unlabelled, unlabelled)
+        sizes = (labelled, labelled, unlabelled, unlabelled)
         random = batch.random.grouped(*sizes)
         images = torch.cat([batch.images, batch.images, batch.unlabelled, batch.unlabelled])
         guessing = self.views.weak(images, random)
@@ -150,18 +150,22 @@ class MixMatch(Defense):
         if self.options.adversarial:
             indices = torch.cat([batch.indices.repeat(2), batch.unlabelled_indices.repeat(2)])
             perturbed = self.perturbers[batch.update](network, views, hard, random, indices)
-            targets = targets.repeat(len(perturbed) // len(views), 1)
-            sizes, views = sizes * (len(perturbed) // len(views)), perturbed
-        mixed, mixed_targets = self._mixup(views, targets, random, sizes)
+            targets, views = targets.repeat(len(perturbed) // len(views), 1), perturbed
+        mixed, mixed_targets = self._mixup(views, targets, random, sizes * (len(views) // sum(sizes)))
         logits = network(mixed)
         terms = LossTerms()
-        supervised = torch.arange(len(mixed), device=mixed.device) % sum(sizes[:4]) < 2 * labelled
-        terms.add("labelled", soft_cross_entropy(logits[supervised], mixed_targets[supervised]))
+        # By place, not by a mask, whose size a device would have to tell first.
+        by_group, by_target = (rows.view(-1, sum(sizes), rows.shape[1]) for rows in (logits, mixed_targets))
+        first = 2 * labelled
+        terms.add(
+            "labelled",
+            soft_cross_entropy(by_group[:, :first].flatten(0, 1), by_target[:, :first].flatten(0, 1)),
+        )
         if unlabelled:
-            error = squared_error(logits[~supervised], mixed_targets[~supervised])
+            error = squared_error(by_group[:, first:].flatten(0, 1), by_target[:, first:].flatten(0, 1))
             terms.add("unlabelled", error, weight=lambda_u)
         terms.add("prior", prior_penalty(logits))
-        self._add_terms(terms, network, views[2 * labelled : sum(sizes[:4])])
+        self._add_terms(terms, network, views[first : sum(sizes)])
         return terms
 
     def _add_terms(self, terms: LossTerms, network: nn.Module, unlabelled_views: Tensor) -> None:

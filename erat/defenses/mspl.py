@@ -79,11 +79,10 @@ class MSPL(Defense):
         self._move_prototypes([z[:labelled].detach() for z in projected], batch.labels)
         agreed = [self._similarity(z, head) for head, z in enumerate(projected)]
 
-        terms, rows = LossTerms(), len(images)
-        # Rows: (labelled, unlabelled) of the weak view, then of the other one.
-        mine = torch.arange(2 * rows, device=images.device) % rows < labelled
-        terms.add("labelled", cross_entropy(logits[mine], batch.labels.repeat(2)))
-        by_head = [cross_entropy(similarity[mine], batch.labels.repeat(2)) for similarity in agreed]
+        terms, rows, given = LossTerms(), len(images), batch.labels.repeat(2)
+        logits_mine, logits_rest = _of_both_views(logits, labelled)
+        terms.add("labelled", cross_entropy(logits_mine, given))
+        by_head = [cross_entropy(_of_both_views(similarity, labelled)[0], given) for similarity in agreed]
         terms.add("prototypes", torch.stack(by_head).mean())
         pairs = [contrastive(z[:rows], z[rows:], self.options.contrastive_temperature) for z in projected]
         terms.add("contrastive", torch.stack(pairs).mean(), self.options.contrastive_weight)
@@ -91,7 +90,7 @@ class MSPL(Defense):
         terms.add("agreement", (first - second).square().sum(1).mean())
         if len(guessed):
             weight = ramp(self.options.lambda_u, clock.time - self.options.warmup_epochs, self.options.ramp_epochs)
-            terms.add("unlabelled", soft_cross_entropy(logits[~mine], guessed.repeat(2, 1)), weight)
+            terms.add("unlabelled", soft_cross_entropy(logits_rest, guessed.repeat(2, 1)), weight)
         return terms
 
     def _second_view(self, batch: Batch, images: Tensor, labels: Tensor) -> Tensor:
@@ -125,3 +124,9 @@ class MSPL(Defense):
             met = old.square().sum(1, keepdim=True) > 0
             moved = torch.where(met, self.options.momentum * old + (1 - self.options.momentum) * means, means)
             self.prototypes[head] = torch.where(counts > 0, normalize(moved, dim=1), old)
+
+
+def _of_both_views(rows: Tensor, labelled: int) -> tuple[Tensor, Tensor]:
+    """(labelled, unlabelled) rows of a tensor that stacks two views of a batch, each with its labelled rows first."""
+    by_view = rows.view(2, len(rows) // 2, rows.shape[1])
+    return by_view[:, :labelled].flatten(0, 1), by_view[:, labelled:].flatten(0, 1)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -186,9 +187,8 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
         UserError: the data cannot be read, or no network is made for such images.
     """
     shape = shape or data_shape(config)
-    # Each network is made once: it first serves for the plan, then for the count.
     mean, std = [0.5] * shape.channels, [0.25] * shape.channels
-    build = cache(network_builder(config, shape.num_classes, shape.image, mean, std))
+    build = _copying(network_builder(config, shape.num_classes, shape.image, mean, std))
     epochs = config.train.epochs
     plans, row_bytes = _plans(config, shape, build, {0, epochs // 2, epochs - 1})
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -208,6 +208,20 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
         step=max(steps),
         scoring=_scoring(defense, config, shape) + row_bytes * shape.train,
     )
+
+
+def _copying(build: Build) -> Build:
+    """`build` that initialises each network once and hands out copies, real ones among fake tensors too.
+
+    A network is asked for twice, for the plan and for the count, and a defense may take it apart.
+    """
+    made = cache(build)
+
+    def copied(offset: int) -> nn.Module:
+        with unset_fake_temporarily():
+            return deepcopy(made(offset))
+
+    return copied
 
 
 def _fake(defense: Defense, mode: FakeTensorMode) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from torch.utils.flop_counter import flop_registry
 from erat.config import RunConfig
 from erat.data.base import CorruptedSet
 from erat.data.random import BatchRandom
-from erat.defenses.base import Batch, Clock, LossTerms, Update
+from erat.defenses.base import Batch, Clock, LossTerms
 from erat.engine.trainer import Trainer
+from erat.models import Normalized
 from erat.registry import BACKBONES, DEFENSES
 
 Make = Callable[..., Any]
@@ -84,18 +86,30 @@ def batch_of(labelled: int, unlabelled: int, phase: str) -> Batch:
 
 
 def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train") -> tuple[float, float, float]:
-    """(forward, input-gradient, weight-gradient) passes of one image each that one whole update makes."""
-    network = trainer.defense.networks["main"]
-    with InteriorFlops() as one, torch.no_grad():
-        network.eval()(torch.zeros(1, 1, 8, 8))
+    """(forward, input-gradient, weight-gradient) passes of one image each that a step makes, on average over turns.
+
+    Of two networks, a step trains one.
+    """
     seen: list[float] = []  # images, a shrunk one as the share of its pixels
-    hook = network.register_forward_hook(lambda _module, inputs, _logits: seen.append(inputs[0].numel() / 64))
+    networks = [module for module in trainer.defense.networks.modules() if isinstance(module, Normalized)]
+    with InteriorFlops() as one, torch.no_grad():
+        networks[0].eval()(torch.zeros(1, 1, 8, 8))
+    hooks = [
+        network.register_forward_hook(lambda _module, inputs, _out: seen.append(inputs[0].numel() / 64))
+        for network in networks
+    ]
     trainer.defense.train()
+    turns = trainer.defense.plan_epoch(Clock(0), trainer._train).phases[0].turns
     with InteriorFlops() as step:
-        trainer._update(batch_of(labelled, unlabelled, phase), Clock(1), Update())
-    hook.remove()
-    assert step.forward == sum(seen) * one.forward, "as many images as the network was called with"
-    return step.forward / one.forward, step.input_gradient / one.forward, step.weight_gradient / one.forward
+        for turn in turns:
+            for update in turn:
+                batch = replace(batch_of(labelled, unlabelled, phase), update=update.name)
+                trainer._update(batch, Clock(1), update)
+    for hook in hooks:
+        hook.remove()
+    assert step.forward == sum(seen) * one.forward, "as many images as the networks were called with"
+    unit = one.forward * len(turns)
+    return step.forward / unit, step.input_gradient / unit, step.weight_gradient / unit
 
 
 @pytest.mark.parametrize(
@@ -134,7 +148,20 @@ def test_units_of_a_step(
 
 
 # Every registered defense says here what a step costs an image: labelled, unlabelled (none: it has none).
-UNITS: dict[str, tuple[int, int | None]] = {"ce": (3, None), "erat": (23, 24)}
+UNITS: dict[str, tuple[float, float | None]] = {
+    "ce": (3, None),
+    "iss": (3, None),
+    "at": (14 + 3, None),
+    # Two steps in turn: one trains all on one forward pass, 3; of the other's three updates two need features alone.
+    "dat": ((3 + 1 + 1 + 3) / 2, None),
+    # Two views, labels guessed by one network and pseudo-labels by both; then both views train.
+    "dividemix": (2 + 2 * 3, 4 + 2 * 3),
+    # And the contrastive pass over both views of the unlabelled images.
+    "unicon": (2 + 2 * 3, 4 + 2 * 3 + 2 * 3),
+    # PGD, both views of the pair, and a pseudo-label.
+    "mspl": (14 + 2 * 3, 14 + 2 * 3 + 1),
+    "erat": (23, 24),
+}
 
 
 @pytest.mark.parametrize("name", DEFENSES.names())
@@ -143,6 +170,28 @@ def test_every_defense_costs_what_its_formula_says(
 ) -> None:
     register(BACKBONES, "two_convolutions", two_convolutions)
     labelled, unlabelled = UNITS[name]
+    trainer = Trainer(make_config({"model.name": "two_convolutions", "defense.name": name}), make_data(64))
+    assert sum(passes(trainer, 64, 0)) == 64 * labelled
+    if unlabelled is not None:
+        assert sum(passes(trainer, 64, 64)) == 64 * (labelled + unlabelled)
+
+
+# The combinations pay for their parts.
+COMBINED: dict[str, tuple[float, float | None]] = {
+    "at_dividemix": (2 + 2 * (14 + 3), 4 + 2 * (14 + 3)),
+    "at_unicon": (2 + 2 * (14 + 3), 4 + 2 * (14 + 3) + 2 * 3),
+    "iss_dividemix": UNITS["dividemix"],
+    "iss_erat": UNITS["erat"],
+    "erat_jsd": UNITS["erat"],
+    "ueraser": (5 + 3, None),
+    "elr": (3, None),
+}
+
+
+@pytest.mark.parametrize("name", COMBINED)
+def test_units_of_combinations(make_config: Make, make_data: Make, register: Make, name: str) -> None:
+    register(BACKBONES, "two_convolutions", two_convolutions)
+    labelled, unlabelled = COMBINED[name]
     trainer = Trainer(make_config({"model.name": "two_convolutions", "defense.name": name}), make_data(64))
     assert sum(passes(trainer, 64, 0)) == 64 * labelled
     if unlabelled is not None:

@@ -21,7 +21,7 @@ from erat.config import RunConfig, build
 from erat.data.base import CorruptedSet
 from erat.data.sets import load
 from erat.defenses.base import Clock
-from erat.defenses.erat import ERAT
+from erat.defenses.perturbation import Perturber
 from erat.engine.memory import BATCH, MB, DataShape, LiveBytes, data_shape, predict
 from erat.engine.recompute import checkpoint_activations
 from erat.engine.trainer import Trainer
@@ -212,8 +212,8 @@ class TestPredicted:
     def test_a_step_that_waits_for_the_device_cannot_be_predicted(
         self, make_config: Make, data: CorruptedSet, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        original = ERAT.perturb
-        monkeypatch.setattr(ERAT, "perturb", lambda self, images, *rest: images.sum().item() and original)
+        original = Perturber.forward
+        monkeypatch.setattr(Perturber, "forward", lambda self, network, images, *_: images.sum().item() and original)
         with pytest.raises(Exception, match="_local_scalar_dense"):
             predict(make_config(), shape_of(data))
 

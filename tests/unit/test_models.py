@@ -61,6 +61,7 @@ def test_every_backbone_maps_images_to_one_logit_per_class(
         ("resnet18", 11.17),
         ("resnet34", 21.28),
         ("resnet50", 23.52),
+        ("preact_resnet18", 11.17),
         ("vgg11", 9.23),
         ("vgg16", 14.73),
         ("wideresnet28_10", 36.48),
@@ -81,6 +82,7 @@ def test_number_of_weights_is_the_literature_s_for_vit_on_imagenet() -> None:
     [
         ("small", {14: 4, 28: 7, 32: 8, 64: 16}),
         ("resnet18", {14: 2, 28: 4, 32: 4, 64: 4, 224: 7}),
+        ("preact_resnet18", {14: 2, 28: 4, 32: 4, 64: 4}),
         ("vgg16", {14: 1, 28: 2, 32: 2, 64: 4}),
         ("wideresnet28_10", {28: 7, 32: 8, 64: 8}),
     ],

@@ -1,0 +1,148 @@
+"""Grids: which cells a table or figure of the paper has. YAML overlays on one base of named points -> ordered cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from erat.config import Section
+from erat.errors import UserError, unknown_name
+from orchestration.spaces import FOLDER, SearchSpace
+from orchestration.sweep import SweepSpec
+
+GRIDS = FOLDER / "grids"
+Points = dict[str, dict[str, Any]]  # name -> dotted keys that make it
+
+
+class GridSpec(Section):
+    """One grid as its file has it.
+
+    Attributes:
+        axes: name of an axis -> names of the base's points, or points of its own, outermost first.
+        paper_axes: more axes, outside the others, where the preset is not the embedded demo.
+        paper: dotted keys, likewise.
+    """
+
+    name: str
+    about: str
+    axes: dict[str, list[str] | Points]
+    paper_axes: dict[str, list[str] | Points] = Field(default_factory=dict)
+    paper: dict[str, Any] = Field(default_factory=dict)
+
+    def resolved(self, preset: str) -> dict[str, Points]:
+        """The axes with their points.
+
+        Raises:
+            UserError: a name that the base does not have.
+        """
+        base = _read("base")["axes"]
+        chosen = self.axes if preset == "demo" else self.paper_axes | self.axes
+        return {axis: _points(axis, entries, base) for axis, entries in chosen.items()}
+
+
+def _points(axis: str, entries: Sequence[str] | Points, base: Mapping[str, Points]) -> Points:
+    if isinstance(entries, dict):
+        return entries
+    known = base.get(axis, {})
+    for name in entries:
+        if name not in known:
+            raise unknown_name(axis, name, known)
+    return {name: known[name] for name in entries}
+
+
+def _read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((GRIDS / f"{name}.yaml").read_text())
+    return content
+
+
+def grid_names() -> list[str]:
+    """All grids that come with the project."""
+    return sorted(file.stem for file in GRIDS.glob("*.yaml") if file.stem != "base")
+
+
+def load_grid(name: str) -> GridSpec:
+    """A grid by name, or by path to a YAML file.
+
+    Raises:
+        UserError: no such grid, or a file that is none.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else GRIDS / f"{name}.yaml"
+    if not path.is_file() or path == GRIDS / "base.yaml":
+        raise unknown_name("grid", name, grid_names())
+    try:
+        return GridSpec.model_validate(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {place}: {first['msg']}, got {first['input']!r}") from error
+
+
+def specification(
+    grid: GridSpec,
+    preset: str,
+    overrides: Mapping[str, Any],
+    *,
+    seeds: Sequence[int] = (0,),
+    only: Mapping[str, Sequence[str]] | None = None,
+    skip: Mapping[str, Sequence[str]] | None = None,
+) -> SweepSpec:
+    """The cells as a list of runs: the product of the axes in their order, seeds innermost.
+
+    Args:
+        seeds: of training; the corrupted set is the same for all.
+        only, skip: axis -> names of the points to keep, or to leave out.
+
+    Raises:
+        UserError: an unknown axis or point, or nothing left.
+    """
+    axes = grid.resolved(preset)
+    for words, chosen in (("--only", only or {}), ("--skip", skip or {})):
+        for axis, names in chosen.items():
+            if axis not in axes:
+                raise UserError(f"{words} {axis}: {unknown_name('axis', axis, axes)}")
+            for name in names:
+                if name not in axes[axis]:
+                    raise UserError(f"{words} {axis}={name}: {unknown_name('point', name, axes[axis])}")
+    kept = [
+        [
+            settings
+            for name, settings in points.items()
+            if name in (only or {}).get(axis, points) and name not in (skip or {}).get(axis, ())
+        ]
+        for axis, points in axes.items()
+    ]
+    cells = [
+        {key: value for settings in chosen for key, value in settings.items()} | {"train.seed": seed}
+        for chosen in product(*kept)
+        for seed in seeds
+    ]
+    if not cells:
+        raise UserError("--only and --skip leave no cell")
+    for key in overrides:
+        if any(key in cell for cell in cells):
+            raise UserError(f"{key} is what the grid {grid.name} varies; choose with --only, --skip or --seeds")
+    space = SearchSpace(name=grid.name, about=grid.about, baselines=cells, proposals=0)
+    paper = {} if preset == "demo" else grid.paper
+    return SweepSpec(space, preset, paper | dict(overrides))
+
+
+def parse_choice(option: str, words: str | None) -> dict[str, list[str]]:
+    """ "defense=erat,ce corruption=up" as axis -> names.
+
+    Raises:
+        UserError: a word that is not AXIS=NAME,NAME.
+    """
+    chosen: dict[str, list[str]] = {}
+    for word in (words or "").split():
+        axis, equals, names = word.partition("=")
+        if not equals or not names:
+            raise UserError(f"{option} must be AXIS=NAME,NAME (several with spaces between them), got {word!r}")
+        chosen[axis] = names.split(",")
+    return chosen
