@@ -87,6 +87,7 @@ _PUBLISHED_WITH: dict[str, Values] = {
         "train.batch_size": 128,
         "train.epochs": 200,
         "defense.discrepancy": "published",
+        "defense.beta": 30.0,
     },
     "dividemix": {
         "model.name": "preact_resnet18",

@@ -31,7 +31,12 @@ class DATOptions(PerturbationOptions, ViewOptions):
 
     name: Literal["dat"] = "dat"
     alpha: Number = Field(0.005, ge=0, description="how hard the rival head is driven away")
-    beta: Number = Field(30.0, ge=0, description="how hard the features bring the heads together")
+    beta: Number = Field(
+        1.0,
+        ge=0,
+        description="how hard the features bring the heads together; the authors' 30 was set for Adam, whose steps do "
+        "not grow with the loss, and overwhelms SGD",
+    )
     discrepancy: Literal["mean", "published"] = Field(
         "mean", description="published: softmax taken twice, divergence summed over the batch, as the published code"
     )

@@ -24,8 +24,8 @@ from erat.defenses.viewing import ViewOptions, Views
 from erat.losses import cross_entropy, prior_penalty, ramp, sharpen, soft_cross_entropy, squared_error
 
 NETWORKS = ("main", "peer")
-# Partners of mixup are drawn among so many samples, not in the whole batch: they are then the same however many
-# data-parallel workers share it.
+# Partners of mixup are drawn among so many samples, not in the whole batch: they are then the same for every number of
+# data-parallel workers whose shares of a full batch are multiples of it.
 MIX_BLOCK = 8
 
 
@@ -173,11 +173,15 @@ class MixMatch(Defense):
 
     @torch.no_grad()
     def _targets(self, batch: Batch, place: int, views: Tensor) -> Tensor:
-        """Sharpened soft labels of all rows: refined ones for labelled samples, guessed ones for the others."""
+        """Sharpened soft labels of all rows: refined ones for labelled samples, guessed ones for the others.
+
+        The network that learns guesses in training mode, as in the published code: its batch norm's running statistics
+        then know images that are not mixed, by which it is scored and tested.
+        """
         labelled = len(batch.images)
         own, other = (self.networks[name] for name in (NETWORKS[place], NETWORKS[1 - place]))
-        with frozen(own), frozen(other):
-            mine = own(views).float().softmax(1)
+        mine = own(views).float().softmax(1)
+        with frozen(other):
             theirs = other(views[2 * labelled :]).float().softmax(1) if len(batch.unlabelled) else mine[:0]
         refined = mine[: 2 * labelled].view(2, labelled, -1).mean(0)
         trust = self.trust[place][batch.indices][:, None]

@@ -44,7 +44,7 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 
 
 class MSPL(Defense):
-    """One network, two projection heads. State: `prototypes`, float32 (H, K, D), of unit length once they are met."""
+    """One network, two projection heads. State: `prototypes`, float32 (H, K, D), 0 until a class is met."""
 
     Options = MSPLOptions
     prototypes: Tensor
@@ -100,7 +100,8 @@ class MSPL(Defense):
             return self.views.strong(plain, random, self.networks["main"], labels)
         indices = torch.cat([batch.indices, batch.unlabelled_indices])
         # One attack an image: with both norms and without uniform sampling the first of the two counts.
-        return self.perturber(self.networks["main"], images, labels, random, indices)[: len(images)]
+        moved: Tensor = self.perturber(self.networks["main"], images, labels, random, indices)
+        return moved[: len(images)]
 
     def _answer(self, images: Tensor) -> Tensor:
         """Mean of the classifier's and the prototypes' probabilities, (B, K)."""
@@ -111,7 +112,8 @@ class MSPL(Defense):
 
     def _similarity(self, projected: Tensor, head: int) -> Tensor:
         """Logits of the prototypes, (B, K)."""
-        logits: Tensor = projected @ self.prototypes[head].clone().T / self.options.prototype_temperature
+        # Several workers average their prototypes after an epoch, and a mean of unit vectors is shorter than they are.
+        logits: Tensor = projected @ normalize(self.prototypes[head], dim=1).T / self.options.prototype_temperature
         return logits
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from erat.config import DefenseOptions, Setting
 from erat.data.random import BatchRandom
 from erat.data.views import strong_view, weak_view
 from erat.defenses.base import Task
+from erat.errors import UserError
 from erat.losses import label_loss
 
 
@@ -26,6 +27,11 @@ class ViewOptions(DefenseOptions):
         None, description="AutoAugment policy; none: the one that suits the data set"
     )
     worst_of: int = Field(1, ge=1, description="strong views: of so many draws the one of highest loss (UEraser)")
+
+    def check(self, workers: int) -> None:
+        super().check(workers)
+        if self.worst_of > 1 and not self.strong:
+            raise UserError(f"defense.worst_of={self.worst_of} needs defense.strong=true, got false")
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         return super().fill(setting) | ({"policy": setting.policy} if self.policy is None else {})

@@ -108,7 +108,7 @@ def grads(total: Tensor, network: nn.Module) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("form", ["mean", "published"])
-@pytest.mark.parametrize(("update", "weight"), [("rival", -0.005), ("features", 30.0)])
+@pytest.mark.parametrize(("update", "weight"), [("rival", -0.005), ("features", 1.0)])
 def test_the_rival_raises_what_the_features_lower(update: str, weight: float, form: str) -> None:
     model, given = defense(discrepancy=form), step_of(update)
     terms = model.loss(given, Clock(0))

@@ -205,7 +205,7 @@ def recomputed(model: MixMatch, given: Batch, strong: bool) -> dict[str, Tensor]
     network, random = model.networks[given.update], draws()
     images = torch.cat([given.images, given.images, given.unlabelled, given.unlabelled])
     views = weak_view(images, random, kind="crop", flip=False)
-    targets = model._targets(given, place, views).clone()
+    targets = model._targets(given, place, views).detach()
     if strong:
         views = strong_view(weak_view(images, random, kind="crop", flip=False), random, policy="cifar10")
     if model.options.adversarial:

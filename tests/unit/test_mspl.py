@@ -129,6 +129,15 @@ def test_before_any_class_was_met_prototypes_say_nothing() -> None:
         )
 
 
+def test_a_prototype_counts_by_its_direction() -> None:
+    """Several workers average theirs after an epoch, and a mean of unit vectors is shorter than they are."""
+    model, images = trained_a_little(), batch().images
+    with torch.no_grad():
+        before = model._answer(images)
+        model.prototypes.mul_(torch.tensor([0.5, 1.0, 0.9, 0.25])[:, None])
+        torch.testing.assert_close(model._answer(images), before)
+
+
 def test_the_classifier_alone_answers_for_test_images() -> None:
     model, images = trained_a_little().eval(), batch().images
     with torch.no_grad():

@@ -208,10 +208,10 @@ def test_both_workers_hold_the_same_bits(both: list[Record], name: str) -> None:
 
 
 def test_both_workers_select_the_same_and_what_one_selects(both: list[Record], one: Callable[[str], Record]) -> None:
-    sets = [seen["semi-supervised"]["state"]["labelled"] for seen in both]
+    sets = [seen["semi-supervised"]["state"]["selector.labelled"] for seen in both]
     assert torch.equal(sets[0], sets[1])
     assert 0 < int(sets[0].sum()) < 51
-    assert torch.equal(sets[0], one("semi-supervised")["state"]["labelled"])
+    assert torch.equal(sets[0], one("semi-supervised")["state"]["selector.labelled"])
 
 
 def test_batch_statistics_are_averaged(both: list[Record]) -> None:

@@ -176,7 +176,7 @@ def test_steps_are_made_in_training_mode(recorder: Make) -> None:
 
 def test_an_update_moves_the_networks_that_it_names_and_tells_its_name(recorder: Make) -> None:
     whole = torch.arange(64)
-    trainer = recorder(plan=EpochPlan((Phase(whole, updates=(Update("some", ("other",)),)),)))
+    trainer = recorder(plan=EpochPlan((Phase(whole, turns=((Update("some", ("other",)),),)),)))
     before, other = weights(trainer), weights(trainer, "other")
     list(trainer.run())
     after = weights(trainer)
@@ -189,7 +189,7 @@ def test_an_update_moves_the_networks_that_it_names_and_tells_its_name(recorder:
 
 def test_a_step_may_hold_several_updates(recorder: Make) -> None:
     updates = (Update("both"), Update("main", ("main",)))
-    trainer = recorder(plan=EpochPlan((Phase(torch.arange(64), updates=updates),)))
+    trainer = recorder(plan=EpochPlan((Phase(torch.arange(64), turns=(updates,)),)))
     before = weights(trainer), weights(trainer, "other")
     list(trainer.run())
     assert [batch.update for batch, _ in trainer.defense.batches] == ["both", "main"] * 4
