@@ -1,11 +1,9 @@
-"""Sample selection as pure functions of tensors: Eqs. 1-5 of the paper, and what DivideMix and UNICON measure.
+"""Sample selection as pure functions of tensors: Eqs. 1-5 of the paper, and what UNICON measures.
 
 Shape suffixes: N training samples, K classes. Scores: small means that the network agrees with the given label.
 """
 
 from __future__ import annotations
-
-import warnings
 
 import torch
 from torch import Tensor
@@ -119,28 +117,6 @@ def agreement(mask_N: Tensor, given_N: Tensor, true_N: Tensor) -> tuple[float, f
     chosen = mask_N.float()
     both = float((right * chosen).sum())
     return both / max(float(chosen.sum()), 1.0), both / max(float(right.sum()), 1.0)
-
-
-def clean_posterior(losses_N: Tensor) -> Tensor:
-    """The probability that each label is right, float32, shape (N,): DivideMix's co-divide.
-
-    The losses, scaled to [0, 1], are taken for draws from two Gaussians, of which the one with the smaller mean is that
-    of the right labels. Equal losses tell nothing, and all labels are believed.
-
-    Source: Li, Socher, Hoi, "DivideMix: Learning with Noisy Labels as Semi-supervised Learning", ICLR 2020.
-    """
-    from sklearn.mixture import GaussianMixture  # type: ignore[import-untyped,unused-ignore]
-
-    values = losses_N.double().cpu()
-    span = values.max() - values.min()
-    if not span > 0:
-        return torch.ones_like(losses_N, dtype=torch.float32)
-    scaled = ((values - values.min()) / span).numpy()[:, None]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that ten iterations do not converge is meant so
-        mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=0).fit(scaled)
-    posterior = mixture.predict_proba(scaled)[:, mixture.means_.argmin()]
-    return torch.from_numpy(posterior).float().to(losses_N.device)
 
 
 def divergence(probs_NK: Tensor, labels_N: Tensor, base: str = "2") -> Tensor:

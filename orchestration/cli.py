@@ -1,29 +1,17 @@
-"""The command line: verbs, their help, and how errors reach a person."""
+"""The command line: verbs and their help."""
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
-import os
 import signal
 import sys
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 
 from erat.errors import UserError, unknown_name
-
-# Typer brings click's errors along, under its own roof in newer versions: what BadParameter derives from is one.
-_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-
-EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+from orchestration.shell import EXIT_FAILED, err, guarded, quiet, show_failure, stopped
 
 app = typer.Typer(
     help="Train image classifiers that hold up when images and labels are corrupted, and search how.",
@@ -33,8 +21,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-err = Console(stderr=True, soft_wrap=True, highlight=False)
-
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -63,7 +49,7 @@ def parse_overrides(words: list[str] | None) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"expected KEY=VALUE, got {word!r}")
         if key == "preset":
-            raise UserError("the preset is not a key: give --preset demo, paper or official")
+            raise UserError("the preset is not a key: give --preset demo, --preset paper or --preset official")
         if key in overrides:
             raise UserError(f"{key} is given twice")
         try:
@@ -221,12 +207,12 @@ def train(
     try:
         row = run_train(config, home, Ledger(home.ledger), address=address, force=force)
     except KeyboardInterrupt:
-        raise _stopped("the same command goes on from the last epoch") from None
+        raise stopped("the same command goes on from the last epoch") from None
     overview.show_run(row, home, err)
     if as_json:
         print(json.dumps(result_json(row)))
     if row.status == "failed":
-        _show_failure(row.error, home.cell(row.cell) / "error.txt")
+        show_failure(row.error, home.cell(row.cell) / "error.txt")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -363,7 +349,7 @@ def _run_sweep(name: str, spec: Any, trials: int, address: str | None, dry_run: 
         end = run_sweep(name, spec, trials, home, ledger, address=address)
     except KeyboardInterrupt:
         again = f"python orchestrate.py resume {name}" if name in ledger.sweeps else "the same command"
-        raise _stopped(f"nothing finished is lost. Go on with: {again}") from None
+        raise stopped(f"nothing finished is lost. Go on with: {again}") from None
     rows = end.driver.all_rows()
     overview.show_sweep(end, err)
     if as_json:
@@ -378,50 +364,17 @@ def _run_sweep(name: str, spec: Any, trials: int, address: str | None, dry_run: 
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
         err.print(f"trial {row.number} failed:", style="bold red")
-        _show_failure(row.error, home.cell(row.cell) / "error.txt")
+        show_failure(row.error, home.cell(row.cell) / "error.txt")
     if failed:
         err.print(f"try the failed ones again with: python orchestrate.py retry {name}")
         raise typer.Exit(EXIT_FAILED)
 
 
-def _stopped(how_to_go_on: str) -> typer.Exit:
-    err.print(f"stopped; {how_to_go_on}", markup=False)
-    return typer.Exit(EXIT_INTERRUPTED)
-
-
-def _show_failure(reason: str | None, log: Path) -> None:
-    """Why a run failed: its reason, and the end of its traceback."""
-    err.print(f"  {reason}", markup=False)
-    if log.exists():
-        for line in log.read_text().splitlines()[-6:]:
-            err.print(f"    {line}", style="dim", markup=False)
-        err.print(f"  all of it: {log}")
-
-
-def _quiet() -> None:
-    """Leave standard error to what a person asked for."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler
-    logging.captureWarnings(True)
-    logging.getLogger("py.warnings").addFilter(_show_own_warning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def _show_own_warning(record: logging.LogRecord) -> bool:
-    """Print a warning as one line, without the place in the code that a user has no use for."""
-    text = record.getMessage().strip().splitlines()[0]
-    place, _, message = text.partition("Warning: ")
-    err.print(f"warning: {message or place}", style="yellow", markup=False)
-    return False
-
-
 def main() -> None:
     """Run the command. Exit 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
-    _quiet()
+    quiet()
     signal.signal(signal.SIGTERM, _as_interrupt)
-    code = _guarded(lambda: app(standalone_mode=False))
+    code = guarded(lambda: app(standalone_mode=False))
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
@@ -430,27 +383,3 @@ def main() -> None:
 def _as_interrupt(number: int, frame: Any) -> None:
     """A request to end is treated like Ctrl-C: servers are stopped, and a sweep says how to go on."""
     raise KeyboardInterrupt
-
-
-def _guarded(run: Callable[[], Any]) -> int:
-    """Exit status of `run`; what a user can mend becomes one line."""
-    try:
-        returned = run()
-    except UserError as error:
-        err.print(f"error: {error}", style="red", markup=False)
-        return EXIT_INPUT
-    except _UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # the command alone: its help is on the screen already
-            return EXIT_INPUT
-        words = " ".join(error.format_message().split())  # type: ignore[attr-defined]
-        err.print(f"error: {words}", style="red", markup=False)
-        return EXIT_INPUT
-    except (KeyboardInterrupt, typer.Abort):
-        err.print("stopped")
-        return EXIT_INTERRUPTED
-    except OSError as error:
-        if error.errno not in _STORAGE:
-            raise
-        err.print(f"error: {error.filename or 'storage'}: {error.strerror}", style="red", markup=False)
-        return EXIT_INPUT
-    return returned if isinstance(returned, int) else EXIT_OK

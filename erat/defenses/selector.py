@@ -5,6 +5,7 @@ Four papers, one interface: class probabilities in, a labelled set and a trust i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,6 @@ from erat.config import DefenseOptions, Number
 from erat.defenses.base import Task
 from erat.selection import (
     class_scores,
-    clean_posterior,
     divergence,
     divergence_cutoff,
     quotas,
@@ -91,7 +91,7 @@ class Selector(nn.Module):
         self.register_buffer("labelled", torch.ones(task.num_samples, dtype=torch.bool))
 
     def forward(self, probs: Sequence[Tensor], labels: Tensor) -> Split:
-        """This epoch's split.
+        """This epoch's split. Asked a second time in an epoch, `rebalance` takes the first answer for the last epoch's.
 
         Args:
             probs: of each network that has a say, softmax outputs of shape (N, K).
@@ -145,6 +145,29 @@ class Selector(nn.Module):
         of_class = class_scores(values, labels, torch.ones_like(labels, dtype=torch.bool), classes)[labels]
         below = (values < values.mean()) | (values < of_class)
         return Split(_at_least(below, values, classes), probs.gather(1, labels[:, None]).squeeze(1))
+
+
+def clean_posterior(losses_N: Tensor) -> Tensor:
+    """The probability that each label is right, float32, shape (N,): DivideMix's co-divide.
+
+    The losses, scaled to [0, 1], are taken for draws from two Gaussians, of which the one with the smaller mean is that
+    of the right labels. Equal losses tell nothing, and all labels are believed.
+
+    Source: Li, Socher, Hoi, "DivideMix: Learning with Noisy Labels as Semi-supervised Learning", ICLR 2020.
+    """
+    # Here, for its seconds of loading: most defenses have no use for it.
+    from sklearn.mixture import GaussianMixture  # type: ignore[import-untyped,unused-ignore]
+
+    values = losses_N.double().cpu()
+    span = values.max() - values.min()
+    if not span > 0:
+        return torch.ones_like(losses_N, dtype=torch.float32)
+    scaled = ((values - values.min()) / span).numpy()[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that ten iterations do not converge is meant so
+        mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=0).fit(scaled)
+    posterior = mixture.predict_proba(scaled)[:, mixture.means_.argmin()]
+    return torch.from_numpy(posterior).float().to(losses_N.device)
 
 
 def _at_least(mask: Tensor, values: Tensor, count: int) -> Tensor:

@@ -214,7 +214,7 @@ def test_no_library_code_seeds_globally(file: str) -> None:
     names = called(tree_of(file))
     assert not names & GLOBAL_SEEDING
     if "torch.default_generator" in names:
-        assert file == "erat/models/__init__.py", "inside fork_rng, where weights are drawn"
+        assert file == "erat/engine/seeding.py", "inside fork_rng, where weights are drawn"
 
 
 @pytest.mark.parametrize("file", files("erat"))

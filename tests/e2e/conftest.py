@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from orchestration import cli
+from orchestration import cli, shell
 from orchestration.home import Home
 from tests.e2e.commands import Command, Said
 
@@ -43,7 +43,7 @@ def command(cluster: Cluster, home: Home) -> Iterator[Command]:
             address = ["--address", cluster.address] if words[0] != "status" else []
             out, err = io.StringIO(), io.StringIO()
             with redirect_stdout(out), redirect_stderr(err):
-                code = cli._guarded(lambda: cli.app([*words, *address], standalone_mode=False))
+                code = shell.guarded(lambda: cli.app([*words, *address], standalone_mode=False))
             return Said(code, out.getvalue(), err.getvalue())
 
         yield run

@@ -20,7 +20,7 @@ import typer
 
 from erat.config import build
 from erat.errors import UserError
-from orchestration import cli, launch
+from orchestration import cli, launch, shell
 from orchestration.home import Home
 from orchestration.spaces import load_space
 from orchestration.state import Ledger
@@ -94,7 +94,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
     def run(*words: str) -> Said:
         capsys.readouterr()
-        code = cli._guarded(lambda: cli.app(list(words), standalone_mode=False))
+        code = shell.guarded(lambda: cli.app(list(words), standalone_mode=False))
         return Said(code, *capsys.readouterr())
 
     return run
@@ -298,7 +298,7 @@ class TestFullDisk:
             raise FileNotFoundError(errno.ENOENT, "No such file", "x")
 
         with pytest.raises(FileNotFoundError):
-            cli._guarded(fail)
+            shell.guarded(fail)
 
 
 @pytest.fixture(scope="module")
@@ -580,8 +580,8 @@ class TestStatus:
 
 class TestExits:
     def test_a_number_returned_is_the_status(self) -> None:
-        assert [cli._guarded(lambda code=code: code) for code in (0, 1, 130)] == [0, 1, 130]
-        assert cli._guarded(lambda: None) == 0
+        assert [shell.guarded(lambda code=code: code) for code in (0, 1, 130)] == [0, 1, 130]
+        assert shell.guarded(lambda: None) == 0
 
     def test_interrupted_anywhere(self) -> None:
         def interrupt() -> None:
@@ -590,18 +590,18 @@ class TestExits:
         def abort() -> None:
             raise typer.Abort
 
-        assert [cli._guarded(interrupt), cli._guarded(abort)] == [130, 130]
+        assert [shell.guarded(interrupt), shell.guarded(abort)] == [130, 130]
 
     def test_a_message_is_printed_as_it_is(self, capsys: pytest.CaptureFixture[str]) -> None:
         def refuse() -> None:
             raise UserError("allowed: [bold] [/x] " + "y" * 300)
 
-        assert cli._guarded(refuse) == 2
+        assert shell.guarded(refuse) == 2
         assert capsys.readouterr().err == "error: allowed: [bold] [/x] " + "y" * 300 + "\n"
 
     def test_faults_of_the_program_are_not_hidden(self) -> None:
         with pytest.raises(ZeroDivisionError):
-            cli._guarded(lambda: 1 / 0)
+            shell.guarded(lambda: 1 / 0)
 
 
 def test_without_json_standard_output_stays_empty(command: Command, home: Home) -> None:

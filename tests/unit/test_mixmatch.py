@@ -108,13 +108,13 @@ def test_trust_belongs_to_the_sample_and_not_to_its_place_in_the_batch() -> None
     assert targets[1].max() < 0.99
 
 
-def test_labels_are_guessed_in_eval_mode() -> None:
+def test_the_peer_guesses_in_eval_mode_and_the_learner_as_it_trains() -> None:
     seen: list[tuple[str, bool, int]] = []
     model = dividemix().train()
     for name, network in model.networks.items():
         network.register_forward_hook(lambda module, _, out, name=name: seen.append((name, module.training, len(out))))
     model.loss(step_of("peer"), Clock(0))
-    assert seen == [("peer", False, 28), ("main", False, 12), ("peer", True, 28)]
+    assert seen == [("peer", True, 28), ("main", False, 12), ("peer", True, 28)]
 
 
 # --- mixup -----------------------------------------------------------------------------------------------------------

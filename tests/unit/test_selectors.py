@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from erat.defenses.base import Clock, Task
 from erat.defenses.dividemix import DivideMix, DivideMixOptions
 from erat.defenses.erat import ERAT, ERATOptions
-from erat.defenses.selector import Selector, SelectorOptions, Split, _at_least
+from erat.defenses.selector import Selector, SelectorOptions, Split, _at_least, clean_posterior
 from erat.defenses.unicon import Unicon, UniconOptions
-from erat.selection import clean_posterior, divergence, divergence_cutoff, scores
+from erat.selection import divergence, divergence_cutoff, scores
 
 SELECTORS = ("rebalance", "mixture", "jsd", "errors")
 

@@ -1,0 +1,81 @@
+"""How the command meets a person: standard error, exit statuses, warnings and errors of one line each."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from erat.errors import UserError
+
+# Typer brings click's errors along, under its own roof in newer versions: what BadParameter derives from is one.
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def stopped(how_to_go_on: str) -> typer.Exit:
+    err.print(f"stopped; {how_to_go_on}", markup=False)
+    return typer.Exit(EXIT_INTERRUPTED)
+
+
+def show_failure(reason: str | None, log: Path) -> None:
+    """Why a run failed: its reason, and the end of its traceback."""
+    err.print(f"  {reason}", markup=False)
+    if log.exists():
+        for line in log.read_text().splitlines()[-6:]:
+            err.print(f"    {line}", style="dim", markup=False)
+        err.print(f"  all of it: {log}")
+
+
+def quiet() -> None:
+    """Leave standard error to what a person asked for."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addFilter(_show_own_warning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _show_own_warning(record: logging.LogRecord) -> bool:
+    """Print a warning as one line, without the place in the code that a user has no use for."""
+    text = record.getMessage().strip().splitlines()[0]
+    place, _, message = text.partition("Warning: ")
+    err.print(f"warning: {message or place}", style="yellow", markup=False)
+    return False
+
+
+def guarded(run: Callable[[], Any]) -> int:
+    """Exit status of `run`; what a user can mend becomes one line."""
+    try:
+        returned = run()
+    except UserError as error:
+        err.print(f"error: {error}", style="red", markup=False)
+        return EXIT_INPUT
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the command alone: its help is on the screen already
+            return EXIT_INPUT
+        words = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        err.print(f"error: {words}", style="red", markup=False)
+        return EXIT_INPUT
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("stopped")
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        err.print(f"error: {error.filename or 'storage'}: {error.strerror}", style="red", markup=False)
+        return EXIT_INPUT
+    return returned if isinstance(returned, int) else EXIT_OK
