@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from erat.errors import UserError
-from orchestration.report.notation import ablation
+from erat.variants import title_of
 
 _CHILD_TAGS = {
     "dataset": "data.name",
@@ -40,7 +40,7 @@ def run_name(config: Mapping[str, Any]) -> str:
     corruptions = [data] * (data != "none") + [f"{labels}{rate}"] * (labels != "none")
     numbers = {short: config.get(key) for key, short in _NAME_KEYS.items()}
     shown = [f"{short}={number:.4g}" for short, number in numbers.items() if isinstance(number, int | float)]
-    words = [ablation(config) or config.get("defense.name", "run"), "+".join(corruptions) or "clean", *shown]
+    words = [title_of(config) or config.get("defense.name", "run"), "+".join(corruptions) or "clean", *shown]
     return " ".join([*map(str, words), f"seed={config.get('train.seed', 0)}"])
 
 

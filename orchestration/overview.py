@@ -18,6 +18,7 @@ from orchestration._mlflow_store import tracking_uri
 from orchestration.crafting import distinct_sets, missing_sets, set_name
 from orchestration.home import Home
 from orchestration.report.grid import grid_table
+from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
 from orchestration.report.notation import accuracy, duration
 from orchestration.report.summary import best, paste_command, summary_table
 from orchestration.rows import FINISHED, TrialRow
@@ -34,7 +35,12 @@ def show_sweep(end: SweepEnd, console: Console) -> None:
     """The end of a sweep: table, best setting, where everything lies."""
     driver, rows = end.driver, end.driver.all_rows()
     searched = bool(driver.spec.space.parameters)
-    console.print(summary_table(rows, driver.spec.space.columns) if searched else grid_table(rows))
+    if searched:
+        console.print(summary_table(rows, driver.spec.space.columns))
+    elif is_matrix(rows):
+        console.print(*matrix_view(rows), *summary_sentences(rows), sep="\n")
+    else:
+        console.print(grid_table(rows))
     console.print(f"preset {driver.spec.preset} · {_validation_words(driver.spec.base)}")
     chosen = best(rows)
     if chosen is not None:

@@ -16,6 +16,7 @@ from orchestration.generations import Generations, Proposer, Trial
 from orchestration.home import Home
 from orchestration.report.figures import sweep_figure
 from orchestration.report.grid import grid_figure, grid_markdown
+from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.summary import best, csv_text, markdown
 from orchestration.rows import FINISHED, TrialRow
 from orchestration.spaces import SearchSpace, parse_space
@@ -308,6 +309,10 @@ def write_report(driver: SweepDriver) -> list[str]:
         write_atomic(folder / name, text.encode())
     if driver.spec.space.parameters:
         figures = sweep_figure(driver.spec.space.name, searched, baselines, folder)
+    elif is_matrix(rows):
+        for name, text in {"matrix.md": matrix_markdown(rows), "matrix.csv": matrix_csv(rows)}.items():
+            write_atomic(folder / name, text.encode())
+        figures = [folder / "matrix.md", folder / "matrix.csv"]
     else:
         write_atomic(folder / "grid.md", grid_markdown(rows).encode())
         figures = [folder / "grid.md", *grid_figure(rows, folder)]

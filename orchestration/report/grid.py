@@ -60,10 +60,11 @@ class Grid:
         """Lines are defenses on data corruptions, columns are label noises."""
         found: dict[str, dict[str, list[TrialRow]]] = {}
         for row in rows:
-            found.setdefault(_line(row), {}).setdefault(_column(row), []).append(row)
+            found.setdefault(_line(row), {}).setdefault(column_name(row), []).append(row)
         columns = list(dict.fromkeys(column for line in found.values() for column in line))
         cells = {
-            line: {column: _cell(members) for column, members in by_column.items()} for line, by_column in found.items()
+            line: {column: cell_of(members) for column, members in by_column.items()}
+            for line, by_column in found.items()
         }
         return cls(list(found), columns, cells)
 
@@ -94,12 +95,14 @@ def _line(row: TrialRow) -> str:
     return f"{baseline_name(row)} on {kind}{budget}"
 
 
-def _column(row: TrialRow) -> str:
+def column_name(row: TrialRow) -> str:
+    """The label noise of a run: "symmetric 0.6", "none"."""
     labels, rate = row.config.get("corruption.labels", "none"), row.config.get("corruption.rate")
     return f"{labels} {rate:g}" if rate and labels != "none" else str(labels)
 
 
-def _cell(rows: Sequence[TrialRow]) -> Cell:
+def cell_of(rows: Sequence[TrialRow]) -> Cell:
+    """What these runs, the seeds of one setting, reached."""
     reached = [marks.tested(row) for row in rows if row.status == "done"]
     return Cell(tuple(value for value in reached if value is not None), len(rows))
 

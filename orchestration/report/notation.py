@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
+from erat.variants import title_of
 from orchestration.rows import TrialRow
 
 MISSING = "-"
@@ -19,18 +20,7 @@ _SHORT = {
     "train.seed": "seed",
 }
 _ASCII = {EPSILON_INF: "eps_inf", EPSILON_2: "eps_2", "defense.eta": "eta", "defense.lambda_u": "lambda"}
-_DEFENSES = {"dividemix": "DivideMix"}
-# Table VI of the paper: the one field that makes an ablation, and what the paper calls it.
-_ABLATIONS: dict[tuple[str, Any], str] = {
-    ("defense.adversarial", False): "ERAT w/o AT",
-    ("defense.selection", False): "ERAT w/o SS",
-    ("defense.rebalance", False): "ERAT w/o RB",
-    ("defense.uniform", False): "ERAT w/o Uni",
-    ("defense.strong", False): "ERAT w/o Aug",
-    ("defense.score", "ce"): "ERAT w/ CE",
-    ("defense.norms", "linf"): "ERAT∞",
-    ("defense.norms", "l2"): "ERAT2",
-}
+_DEFENSES = {"dividemix": "DivideMix"}  # all others in capitals
 
 
 def header(key: str, ascii_only: bool = False) -> str:
@@ -80,18 +70,11 @@ def searched_keys(rows: Iterable[TrialRow]) -> list[str]:
 
 
 def baseline_name(row: TrialRow) -> str:
-    """What the paper calls a reference run: "CE", "ERAT w/o AT", …"""
+    """What tables call a run's defense: "CE", "ERAT w/o AT", "AT+UNICON", …"""
     settings = row.config | row.params
     defense = str(settings.get("defense.name", f"run {row.cell[:8]}"))
     plain = _DEFENSES.get(defense, defense.upper() if "defense.name" in settings else defense)
-    return ablation(settings) or plain
-
-
-def ablation(settings: Mapping[str, Any]) -> str | None:
-    """What Table VI of the paper calls a flat configuration of ERAT; none for the whole method or another one."""
-    if settings.get("defense.name", "erat") != "erat":
-        return None
-    return next((name for (key, setting), name in _ABLATIONS.items() if settings.get(key) == setting), None)
+    return title_of(settings) or plain
 
 
 def origin(row: TrialRow) -> str:

@@ -284,10 +284,14 @@ def test_without_weight_there_is_no_contrastive_pass() -> None:
 def test_each_norm_s_perturbed_views_are_mixed_and_learnt_from() -> None:
     seen: list[tuple[bool, Tensor]] = []
     model = dividemix(adversarial=True, norms="both", uniform=False, weak="none", mixup_alpha=1e-6).train()
-    model.networks["main"].register_forward_hook(lambda module, inputs, _: seen.append((module.training, inputs[0])))
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        seen.append((module.training and torch.is_grad_enabled(), inputs[0]))
+
+    model.networks["main"].register_forward_hook(look)
     given = step_of("main")
     model.loss(given, Clock(0))
-    (views,) = [images for training, images in seen if training]
+    (views,) = [images for learning, images in seen if learning]
     # With a share of 1 nothing is mixed, and the perturbed views can be seen.
     plain = torch.cat([given.images, given.images, given.unlabelled, given.unlabelled])
     assert len(views) == 56
