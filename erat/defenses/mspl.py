@@ -72,8 +72,10 @@ class MSPL(Defense):
         network, labelled = self.networks["main"], len(batch.labels)
         random = batch.random.grouped(labelled, len(batch.unlabelled))
         images = self.views.weak(torch.cat([batch.images, batch.unlabelled]), random)
-        with frozen(network), torch.no_grad():
-            guessed = sharpen(self._answer(images[labelled:]), self.options.temperature)
+        guessed = images.new_zeros(0, self.task.num_classes)
+        if len(batch.unlabelled):
+            with frozen(network), torch.no_grad():
+                guessed = sharpen(self._answer(images[labelled:]), self.options.temperature)
         hard = torch.cat([batch.labels, guessed.argmax(1)])
         logits, projected = network(torch.cat([images, self._second_view(batch, images, hard)]), project=True)
         self._move_prototypes([z[:labelled].detach() for z in projected], batch.labels)
