@@ -20,6 +20,7 @@ from erat.data.autoaugment import POLICIES
 from erat.defenses.erat import ERATOptions
 from erat.errors import UserError
 from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
+from erat.variants import defense_names
 
 Overrides = dict[str, Any]
 PAPER_NORM = dict.fromkeys(("l2c", "up", "aa"), "linf") | dict.fromkeys(("ap", "uap", "uhp", "urp"), "l2")
@@ -41,7 +42,7 @@ def refusal(overrides: Overrides, preset: str = "demo") -> str:
     [
         ({"defense.epsilon_in": 0.1}, "unknown key", "'defense.epsilon_in'", "did you mean defense.epsilon_inf"),
         ({"trian.epochs": 3}, "unknown key", "'trian.epochs'", "did you mean train.epochs"),
-        ({"defense.name": "ert"}, "unknown defense", "'ert'", "did you mean erat? allowed: at, ce, "),
+        ({"defense.name": "ert"}, "unknown defense", "'ert'", "did you mean erat or erat_2 or elr? allowed: at, "),
         ({"data.name": "minst"}, "unknown data set", "'minst'", "did you mean mnist? allowed: cifar10, "),
         ({"corruption.data": "uhpp"}, "unknown data corruption", "'uhpp'", "did you mean uhp"),
         ({"model.name": "resnet35"}, "unknown backbone", "'resnet35'", "did you mean resnet"),
@@ -329,3 +330,25 @@ def test_any_defense_s_open_keys_are_filled(register: Callable[..., None]) -> No
     register(DEFENSES, "other", SimpleNamespace(Options=Options))
     config: RunConfig = build("demo", {"defense.name": "other"})
     assert config.flat()["defense.epsilon_inf"] == 0.1
+
+
+# --- the preset official ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", defense_names())
+def test_every_defense_has_its_authors_setting_or_the_paper_s(name: str) -> None:
+    official, paper = (build(preset, {"defense.name": name}) for preset in ("official", "paper"))
+    assert official.identity().items() >= {k: v for k, v in paper.identity().items() if k.startswith("data.")}.items()
+    assert (official.digest() == paper.digest()) == (official.defense.name in ("ce", "mspl", "erat"))
+
+
+def test_what_the_authors_code_trains_with() -> None:
+    facts = {name: build("official", {"defense.name": name}) for name in ("at", "iss", "dividemix", "unicon")}
+    told = {name: (c.model.name, c.train.epochs, c.train.lr, c.train.batch_size) for name, c in facts.items()}
+    assert told == {
+        "at": ("vgg16", 150, 0.1, 128),
+        "iss": ("resnet18", 60, 0.1, 128),
+        "dividemix": ("preact_resnet18", 300, 0.02, 64),
+        "unicon": ("preact_resnet18", 350, 0.02, 64),
+    }
+    assert build("official", {"defense.name": "unicon", "train.epochs": 2}).train.epochs == 2, "what is given wins"
