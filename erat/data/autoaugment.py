@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from erat.data.augment_ops import MATRICES
 from erat.data.random import BatchRandom
 from erat.errors import unknown_name
 
@@ -144,11 +145,13 @@ class PolicyDraws(NamedTuple):
         subpolicy: int64, shape (n,), which of the policy's sub-policies was drawn.
         operations: int64, shape (n, SLOTS), number of the operation to apply, UNCHANGED for none.
         magnitudes: float64, shape (n, SLOTS), with sign; 0 where the operation has no magnitude.
+        matrices: float32, shape (n, SLOTS, 2, 3), of the geometric operations; of others without meaning.
     """
 
     subpolicy: Tensor
     operations: Tensor
     magnitudes: Tensor
+    matrices: Tensor
 
 
 def draw_policy(random: BatchRandom, n: int, policy: str, height: int, width: int) -> PolicyDraws:
@@ -168,12 +171,12 @@ def draw_policy(random: BatchRandom, n: int, policy: str, height: int, width: in
     table = _policy_table(policy, height, width)
     subpolicy = random.randint(len(POLICIES[policy]), n)
     applied = random.rand(n, SLOTS) < table.probability[subpolicy]
-    negative = (random.rand(n, SLOTS) < 0.5) & table.signed[subpolicy]
-    magnitudes = table.magnitude[subpolicy]
+    signed_steps = (random.rand(n, SLOTS) < 0.5).long(), subpolicy[:, None], torch.arange(SLOTS)
     return PolicyDraws(
         subpolicy=subpolicy,
         operations=torch.where(applied, table.operation[subpolicy], UNCHANGED),
-        magnitudes=torch.where(negative, -magnitudes, magnitudes),
+        magnitudes=table.magnitude[signed_steps],
+        matrices=table.matrix[signed_steps],
     )
 
 
@@ -205,23 +208,35 @@ def magnitude_space(operation: str, height: int, width: int) -> Tensor:
 
 
 class _PolicyTable(NamedTuple):
-    """A policy as arrays, each of shape (sub-policies, SLOTS)."""
+    """A policy as arrays.
+
+    Attributes:
+        operation, probability: shape (sub-policies, SLOTS).
+        magnitude: shape (2, sub-policies, SLOTS), as it stands and with its other sign, if it has one.
+        matrix: shape (2, sub-policies, SLOTS, 2, 3), of these. To look one up is several times faster than to make it.
+    """
 
     operation: Tensor
     probability: Tensor
     magnitude: Tensor
-    signed: Tensor
+    matrix: Tensor
 
 
 @functools.lru_cache(maxsize=16)
 def _policy_table(policy: str, height: int, width: int) -> _PolicyTable:
     subpolicies = POLICIES[policy]
-    space = {name: magnitude_space(name, height, width).tolist() for name in OPERATIONS}
+    shape = len(subpolicies), SLOTS
+    magnitude, matrix = torch.zeros(2, *shape, dtype=torch.float64), torch.zeros(2, *shape, 2, 3)
+    for number, steps in enumerate(subpolicies):
+        for slot, (name, _, index) in enumerate(steps):
+            value = magnitude_space(name, height, width)[index or 0]
+            both = torch.stack((value, -value if name in SIGNED else value))
+            magnitude[:, number, slot] = both
+            if name in MATRICES:
+                matrix[:, number, slot] = MATRICES[name](both, height, width)
     return _PolicyTable(
         operation=torch.tensor([[OPERATIONS.index(name) for name, _, _ in steps] for steps in subpolicies]),
         probability=torch.tensor([[probability for _, probability, _ in steps] for steps in subpolicies]),
-        magnitude=torch.tensor(
-            [[space[name][index or 0] for name, _, index in steps] for steps in subpolicies], dtype=torch.float64
-        ),
-        signed=torch.tensor([[name in SIGNED for name, _, _ in steps] for steps in subpolicies]),
+        magnitude=magnitude,
+        matrix=matrix,
     )

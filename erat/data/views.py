@@ -8,7 +8,6 @@ Images are float32 NCHW in [0,1] on any device; they are never modified, and no 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -57,8 +56,8 @@ def weak_view(images: Tensor, random: BatchRandom, *, kind: str, flip: bool, fil
 def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
     """AutoAugment with one policy draw per image.
 
-    Images are grouped by operation, and each operation is called once for its group. The groups come from draws on
-    the CPU, so nothing waits for a device.
+    The batch is sorted by operation, so that each operation finds its images side by side and is called once for them.
+    The order comes from draws on the CPU, so nothing waits for a device.
 
     Args:
         images: shape (N, C, H, W), C 1 or 3, on or off the 8-bit grid.
@@ -70,44 +69,34 @@ def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
     """
     n, _, height, width = images.shape
     draws = draw_policy(random, n, policy, height, width)
-    views = images.detach().clone()
+    views, place = images.detach(), torch.arange(n)  # row place[i] holds image i
     for slot in range(SLOTS):
-        _apply(views, draws.operations[:, slot], draws.magnitudes[:, slot])
-    return views
+        operations, order = draws.operations[:, slot].sort(stable=True)
+        views = views.index_select(0, _to_device(place[order], views.device))
+        _apply(views, operations, draws.magnitudes[order, slot], draws.matrices[order, slot])
+        place = order.argsort()
+    return views.index_select(0, _to_device(place, views.device))
 
 
-def _apply(views: Tensor, operations: Tensor, magnitudes: Tensor) -> None:
-    """Apply to each image its operation, in place.
+def _apply(views: Tensor, operations: Tensor, magnitudes: Tensor, matrices: Tensor) -> None:
+    """Apply to each image its operation, in place. All but the views lie on the CPU.
 
     Args:
         views: shape (N, C, H, W).
-        operations: int64 on the CPU, shape (N,), UNCHANGED for none.
-        magnitudes: float64 on the CPU, shape (N,).
+        operations: int64, shape (N,), ascending, UNCHANGED for none.
+        magnitudes: float64, shape (N,).
+        matrices: float32, shape (N, 2, 3), of the geometric operations, which stand first.
     """
-    order = operations.argsort(stable=True)
     sizes = torch.bincount(operations, minlength=UNCHANGED + 1).tolist()
-    geometric_sizes = sizes[: len(GEOMETRIC)]
-    magnitudes = magnitudes[order]
-    order_on_device = _to_device(order, views.device)
-    magnitudes_on_device = _to_device(magnitudes.float(), views.device)
-    end = sum(geometric_sizes)
+    magnitudes = _to_device(magnitudes.float(), views.device)
+    end = sum(sizes[: len(GEOMETRIC)])
     if end:
-        matrices = _to_device(_matrices(magnitudes[:end], geometric_sizes, *views.shape[-2:]), views.device)
-        members = order_on_device[:end]
-        views.index_copy_(0, members, augment_ops.warp(views.index_select(0, members), matrices))
+        views[:end] = augment_ops.warp(views[:end], _to_device(matrices[:end], views.device))
     for number in range(len(GEOMETRIC), UNCHANGED):
         if sizes[number]:
             start, end = end, end + sizes[number]
-            members = order_on_device[start:end]
             operation = augment_ops.PHOTOMETRIC_FUNCTIONS[OPERATIONS[number]]
-            changed = operation(views.index_select(0, members), magnitudes_on_device[start:end])
-            views.index_copy_(0, members, changed)
-
-
-def _matrices(magnitudes: Tensor, sizes: Sequence[int], height: int, width: int) -> Tensor:
-    """Matrices of the geometric images, which stand in the order of GEOMETRIC: float32 on the CPU, shape (N, 2, 3)."""
-    groups = zip(GEOMETRIC, torch.split(magnitudes, list(sizes)), strict=True)
-    return torch.cat([augment_ops.MATRICES[name](group, height, width) for name, group in groups])
+            views[start:end] = operation(views[start:end], magnitudes[start:end])
 
 
 def _crop(images: Tensor, flipped: Tensor, random: BatchRandom) -> Tensor:
