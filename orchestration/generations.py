@@ -1,12 +1,16 @@
 """What a sweep tries next, and what it stops early: decided by results alone, never by the clock.
 
-Trials are made in generations: first the baselines and the paper's own points, then Optuna's proposals a few at a
-time. A generation is proposed when all before it have ended, and its stopping rule compares with those alone. So two
-runs of one sweep make the same trials and stop the same ones, however many ran side by side and whatever was killed.
+The search makes its trials in generations: first the paper's own points, then Optuna's proposals a few at a time. A
+generation is proposed when all before it have ended, and its stopping rule compares with those alone. So two runs of
+one sweep make the same trials and stop the same ones, however many ran side by side and whatever was killed.
+
+The baselines have the first numbers and no part in the search. They run when it leaves a slot idle, which is for the
+clock to say; but no number, proposal or result depends on when.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
@@ -39,7 +43,7 @@ class Trial:
 
 @dataclass
 class Generations:
-    """The trials of one sweep, in order.
+    """The trials of one sweep, by their numbers.
 
     Args:
         space: what is searched.
@@ -64,22 +68,29 @@ class Generations:
     on_proposed: Callable[[Trial], None]
     patience_epochs: int
     epochs: int
-    trials: list[Trial] = field(default_factory=list)
-    _told: int = 0
+    trials: dict[int, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for point in self.points[: self.total]:
             self.proposer.enqueue(point)
+        # Numbers of what is not made yet.
+        self._baselines, self._search = deque(range(self.begin)), deque(range(self.begin, self.size))
+        self._told = self.begin
+
+    @property
+    def begin(self) -> int:
+        """The number with which the search begins, after the baselines."""
+        return len(self.space.baselines)
 
     @property
     def first(self) -> int:
-        """Size of the first generation: the baselines and the paper's points."""
-        return len(self.space.baselines) + min(len(self.points), self.total)
+        """The number after the first generation, the paper's points."""
+        return self.begin + min(len(self.points), self.total)
 
     @property
     def size(self) -> int:
         """Trials in all."""
-        return len(self.space.baselines) + self.total
+        return self.begin + self.total
 
     @property
     def exhausted(self) -> bool:
@@ -87,20 +98,20 @@ class Generations:
         return len(self.trials) >= self.size
 
     def start_of(self, number: int) -> int:
-        """The number with which trial `number`'s generation begins."""
+        """The number with which the generation of trial `number` of the search begins."""
         if number < self.first:
-            return 0
+            return self.begin
         step = self.space.generation
         return self.first + (number - self.first) // step * step
 
-    def next(self) -> Trial | None:
-        """The next trial that is not finished yet; none while an earlier generation runs, or when all are made."""
-        while not self.exhausted:
-            number = len(self.trials)
-            if not self._all_ended(self.start_of(number)):
-                return None
-            trial = self._make(number)
-            self.trials.append(trial)
+    def next(self, *, idle: bool = True) -> Trial | None:
+        """The next trial that is not finished yet; none while an earlier generation runs, or when all are made.
+
+        Args:
+            idle: a slot is free now, and is given a baseline rather than left to wait.
+        """
+        while (number := self._next_number(idle)) is not None:
+            self.trials[number] = trial = self._make(number)
             self.on_proposed(trial)
             if trial.outcome is None:
                 return trial
@@ -120,25 +131,32 @@ class Generations:
             return False
         reference = [
             max(earlier.outcome.result["val_history"][:epoch])
-            for earlier in self.trials[: self.start_of(number)]
-            if earlier.source != "baseline" and earlier.outcome is not None and earlier.outcome.status == "done"
+            for earlier in map(self.trials.__getitem__, range(self.begin, self.start_of(number)))
+            if earlier.outcome is not None and earlier.outcome.status == "done"
         ]
         return bool(reference) and best_val_accuracy < median(reference)
 
+    def _next_number(self, idle: bool) -> int | None:
+        if self._search and self._all_ended(self.start_of(self._search[0])):
+            return self._search.popleft()
+        if self._baselines and (idle or not self._search):
+            return self._baselines.popleft()
+        return None
+
     def _all_ended(self, before: int) -> bool:
-        """Whether all trials with a smaller number have ended; if so, Optuna knows of them afterwards, in order."""
-        if any(trial.outcome is None for trial in self.trials[:before]):
+        """Whether the search's trials before this number have ended; if so, Optuna then knows of them, in order."""
+        outcomes = [self.trials[number].outcome for number in range(self._told, before)]
+        ended = [outcome for outcome in outcomes if outcome is not None]
+        if len(ended) < len(outcomes):
             return False
-        for trial in self.trials[self._told : before]:
-            if trial.source != "baseline" and trial.outcome is not None:
-                self.proposer.tell(str(trial.number), trial.outcome)
+        for number, outcome in enumerate(ended, start=self._told):
+            self.proposer.tell(str(number), outcome)
         self._told = max(self._told, before)
         return True
 
     def _make(self, number: int) -> Trial:
-        baselines = self.space.baselines
-        if number < len(baselines):
-            source, overrides = "baseline", dict(baselines[number])
+        if number < self.begin:
+            source, overrides = "baseline", dict(self.space.baselines[number])
         else:
             # The paper's points were enqueued ahead; of what an earlier session proposed, the values are kept.
             source = "paper" if number < self.first else "optuna"

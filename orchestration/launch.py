@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -48,16 +49,17 @@ def run_sweep(
     workers = spec.base.train.workers
     if address is not None:
         cluster.check_reachable(address)
-    with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(Tracker.open, home)
-        to_craft = missing_sets(spec.planned(trials), home)
-        tracker = opening.result()
     proposer = search.OptunaProposer(
         spec.space.distributions(spec.base.data.name),
         seed=spec.base.train.seed,
         startup_trials=max(1, len(spec.space.points)),
     )
-    with cluster.connection(address):
+    with ExitStack() as stack:
+        # Ray's start takes seconds, mostly of waiting, in which MLflow's store is opened.
+        opening = stack.enter_context(ThreadPoolExecutor(1)).submit(Tracker.open, home)
+        to_craft = missing_sets(spec.planned(trials), home)
+        stack.enter_context(cluster.connection(address))
+        tracker = opening.result()
         slots = cluster.slots(resources, workers)
         if to_craft:
             craft_on_ray(to_craft, home)

@@ -131,19 +131,21 @@ class GenerationSearch(Searcher):
     """Hands Tune the trials of the generations, and waits where a generation must end first.
 
     Args:
-        at_once: trials that may run side by side.
+        slots: trials that fit side by side.
+        ahead: Tune may ask for a trial more than fits.
     """
 
-    def __init__(self, driver: Driver, at_once: int) -> None:
+    def __init__(self, driver: Driver, slots: int, *, ahead: bool) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._driver = Held(driver)
-        self._at_once = at_once
+        self._slots, self._ahead = slots, ahead
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        if len(self._numbers) >= self._at_once:
+        idle = len(self._numbers) < self._slots
+        if not idle and not self._ahead:
             return None
-        trial = self._driver().generations.next()
+        trial = self._driver().generations.next(idle=idle)
         if trial is not None:
             self._numbers[trial_id] = trial.number
             return self._driver().trial_parameters(trial)
@@ -216,7 +218,7 @@ def run(driver: Driver, *, name: str, storage: Path, resources: Mapping[str, flo
             num_samples=driver.generations.size,
             # The driver of a data-parallel trial asks Tune for next to nothing. Too many of them would start, and
             # their slivers would add up until no worker finds a place.
-            search_alg=GenerationSearch(driver, at_once=slots if workers > 1 else driver.generations.size),
+            search_alg=GenerationSearch(driver, slots, ahead=workers == 1),
             scheduler=GenerationScheduler(driver),
             reuse_actors=workers == 1,
         ),

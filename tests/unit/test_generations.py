@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any
 from zlib import crc32
 
@@ -97,45 +97,54 @@ def take(made: Generations) -> list[Trial]:
     return trials
 
 
+def end(made: Generations, trial: Trial) -> None:
+    history = curve(trial)
+    stop = next((e for e in range(1, 5) if made.stops(trial.number, e, max(history[:e]))), None)
+    made.complete(trial.number, done(*history[:stop], status="stopped" if stop else "done"))
+
+
 def run(made: Generations, order: Callable[[list[Trial]], list[Trial]] = list, until: int = 99) -> dict[int, str]:
     """Run a sweep to its end, each batch ending in the given order; number -> how it ended."""
     while batch := take(made):
         for trial in order(batch):
-            if sum(trial.outcome is not None for trial in made.trials) == until:
+            if sum(trial.outcome is not None for trial in in_order(made)) == until:
                 return {}
-            history = curve(trial)
-            stop = next((e for e in range(1, 5) if made.stops(trial.number, e, max(history[:e]))), None)
-            made.complete(trial.number, done(*history[:stop], status="stopped" if stop else "done"))
-    return {trial.number: trial.outcome.status for trial in made.trials if trial.outcome}
+            end(made, trial)
+    return {trial.number: trial.outcome.status for trial in in_order(made) if trial.outcome}
+
+
+def in_order(made: Generations) -> list[Trial]:
+    return [made.trials[number] for number in sorted(made.trials)]
 
 
 def settings(made: Generations) -> list[tuple[int, str, dict[str, Any]]]:
-    return [(trial.number, trial.source, trial.overrides) for trial in made.trials]
+    return [(trial.number, trial.source, trial.overrides) for trial in in_order(made)]
 
 
 def as_known(made: Generations) -> dict[int, Proposal]:
-    return {trial.number: Proposal(trial.number, trial.overrides, trial.source, trial.cell) for trial in made.trials}
+    return {trial.number: Proposal(trial.number, trial.overrides, trial.source, trial.cell) for trial in in_order(made)}
 
 
 class TestOrder:
     def test_baselines_then_the_paper_s_points_then_proposals(self) -> None:
         made, proposer = generations(total=4, baselines=2)
         run(made)
-        assert [trial.source for trial in made.trials] == ["baseline"] * 2 + ["paper"] * 2 + ["optuna"] * 2
-        assert [trial.number for trial in made.trials] == list(range(6))
-        assert [trial.overrides for trial in made.trials[:4]] == [
+        trials = in_order(made)
+        assert [trial.source for trial in trials] == ["baseline"] * 2 + ["paper"] * 2 + ["optuna"] * 2
+        assert [trial.number for trial in trials] == list(range(6))
+        assert [trial.overrides for trial in trials[:4]] == [
             {"defense.name": "ce"},
             {"defense.adversarial": False},
             {ETA: 0.1},
             {ETA: 0.2},
         ]
-        assert (made.size, made.first, made.exhausted) == (6, 4, True)
+        assert (made.size, made.begin, made.first, made.exhausted) == (6, 2, 4, True)
         assert "0" not in [entry[0] for kind, entry in proposer.log if kind == "suggest"], "a baseline is not proposed"
 
     def test_fewer_trials_than_points_run_the_first_points_alone(self) -> None:
         made, _ = generations(total=2, points=(0.1, 0.2, 0.3))
         run(made)
-        assert [trial.overrides for trial in made.trials[1:]] == [{ETA: 0.1}, {ETA: 0.2}]
+        assert [trial.overrides for trial in in_order(made)[1:]] == [{ETA: 0.1}, {ETA: 0.2}]
 
     def test_a_space_without_points_or_baselines_begins_with_proposals(self) -> None:
         made, _ = generations(total=3, points=(), baselines=0, generation=2)
@@ -145,10 +154,10 @@ class TestOrder:
         told: list[Trial] = []
         made, _ = generations(outcomes={repr([(ETA, 0.1)]): done(0.5)}, on_proposed=told.append)
         first = take(made)
-        assert [trial.number for trial in told] == [0, 1, 2]
-        assert [trial.number for trial in first] == [0, 2]
+        assert [trial.number for trial in told] == [1, 2, 0]
+        assert [trial.number for trial in first] == [2, 0]
 
-    @pytest.mark.parametrize(("number", "start"), [(0, 0), (2, 0), (3, 3), (4, 3), (5, 5), (6, 5), (7, 7)])
+    @pytest.mark.parametrize(("number", "start"), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (7, 7)])
     def test_where_a_generation_starts(self, number: int, start: int) -> None:
         assert generations(total=9)[0].start_of(number) == start
 
@@ -156,13 +165,12 @@ class TestOrder:
 class TestBarrier:
     def test_nothing_is_proposed_while_an_earlier_generation_runs(self) -> None:
         made, proposer = generations(total=6)
-        first = take(made)
-        assert [trial.number for trial in first] == [0, 1, 2]
-        for trial in first[:2]:
+        baseline, one, other = sorted(take(made), key=lambda trial: trial.number)
+        for trial in (baseline, one):
             made.complete(trial.number, done(*curve(trial)))
             assert made.next() is None
             assert proposer.told == []
-        made.complete(2, done(*curve(first[2])))
+        made.complete(other.number, done(*curve(other)))
         assert [trial.number for trial in take(made)] == [3, 4]
 
     def test_a_generation_knows_all_before_it_and_none_of_its_own(self) -> None:
@@ -174,6 +182,18 @@ class TestBarrier:
         made.complete(one.number, done(*curve(one)))
         assert made.next() is not None
         assert [number for number, *_ in proposer.told] == ["1", "2"], "the baseline is no part of the search"
+
+    def test_a_baseline_runs_where_a_slot_would_wait_and_at_the_end(self) -> None:
+        made, _ = generations(total=4, baselines=2)
+        one, other = made.next(idle=False), made.next(idle=False)
+        assert one is not None and other is not None
+        assert [one.number, other.number] == [2, 3]
+        assert made.next(idle=False) is None
+        made.complete(one.number, done(*curve(one)))
+        baseline = made.next(idle=True)
+        assert baseline is not None and baseline.number == 0
+        made.complete(other.number, done(*curve(other)))
+        assert [trial.number for trial in take(made)] == [4, 5, 1], "no proposal waits for a baseline"
 
     def test_waiting_is_not_the_end(self) -> None:
         made, _ = generations(total=3)
@@ -193,6 +213,24 @@ class TestOrderOfCompletion:
             assert settings(made) == settings(reference)
             assert [int(number) for number, *_ in proposer.told] == sorted(int(number) for number, *_ in proposer.told)
 
+    def test_nor_on_when_a_slot_was_idle(self) -> None:
+        reference, told = generations(total=6, baselines=2)
+        ends = run(reference)
+        for moments in product((False, True), repeat=8):
+            made, proposer = generations(total=6, baselines=2)
+            running: list[Trial] = []
+            for idle in moments:
+                while (trial := made.next(idle=idle)) is not None:
+                    running.append(trial)
+                if running:
+                    end(made, running.pop(0))
+            while running:
+                end(made, running.pop(0))
+                running += take(made)
+            assert {number: trial.outcome.status for number, trial in made.trials.items() if trial.outcome} == ends
+            assert settings(made) == settings(reference)
+            assert proposer.told == told.told
+
 
 class TestMedianRule:
     def made(self, *histories: list[float], patience: int = 2, statuses: Iterable[str] = ()) -> Generations:
@@ -200,8 +238,9 @@ class TestMedianRule:
         points = [round(0.01 * index, 2) for index in range(1, len(histories))]
         made, _ = generations(total=len(points) + 2, points=points, patience=patience)
         statuses = [*statuses, *["done"] * len(histories)]
-        for trial, history, status in zip(take(made), histories, statuses, strict=False):
-            made.complete(trial.number, done(*history, status=status))
+        take(made)
+        for number, (history, status) in enumerate(zip(histories, statuses, strict=False)):
+            made.complete(number, done(*history, status=status))
         assert len(take(made)) == 2
         return made
 
@@ -255,15 +294,15 @@ class TestGoingOn:
         whole = self.reference()
         begun, _ = generations(total=6)
         run(begun, until=ended)
-        outcomes = {trial.cell: trial.outcome for trial in begun.trials if trial.outcome}
+        outcomes = {trial.cell: trial.outcome for trial in in_order(begun) if trial.outcome}
         made, _ = generations(total=6, known=as_known(begun), outcomes=outcomes)
         run(made)
         assert settings(made) == settings(whole)
-        assert [t.outcome for t in made.trials] == [t.outcome for t in whole.trials]
+        assert [t.outcome for t in in_order(made)] == [t.outcome for t in in_order(whole)]
 
     def test_finished_trials_are_passed_over(self) -> None:
         whole = self.reference()
-        outcomes = {trial.cell: trial.outcome for trial in whole.trials if trial.outcome}
+        outcomes = {trial.cell: trial.outcome for trial in in_order(whole) if trial.outcome}
         made, proposer = generations(total=6, known=as_known(whole), outcomes=outcomes)
         assert made.next() is None
         assert made.exhausted
@@ -272,7 +311,7 @@ class TestGoingOn:
     def test_a_retried_trial_keeps_its_values(self) -> None:
         """Others were proposed knowing that it failed; its values must not be made anew."""
         whole = self.reference()
-        outcomes = {trial.cell: trial.outcome for trial in whole.trials if trial.outcome and trial.number != 4}
+        outcomes = {trial.cell: trial.outcome for trial in in_order(whole) if trial.outcome and trial.number != 4}
         made, _ = generations(total=6, known=as_known(whole), outcomes=outcomes)
         assert [(trial.number, trial.overrides) for trial in take(made)] == [(4, whole.trials[4].overrides)]
         made.complete(4, done(0.9, 0.9, 0.9, 0.9))
@@ -281,7 +320,7 @@ class TestGoingOn:
 
     def test_more_trials_continue_where_it_ended(self) -> None:
         short = self.reference(total=4)
-        outcomes = {trial.cell: trial.outcome for trial in short.trials if trial.outcome}
+        outcomes = {trial.cell: trial.outcome for trial in in_order(short) if trial.outcome}
         made, _ = generations(total=6, known=as_known(short), outcomes=outcomes)
         assert [trial.number for trial in take(made)] == [5, 6]
         assert settings(made) == settings(self.reference(total=6))

@@ -166,13 +166,15 @@ class FakeDriver:
         self.generations: Any = self
         self.ends: dict[int, Outcome] = {}
         self.stops_asked: list[tuple[int, int]] = []
+        self.idle: list[bool] = []
         self.made = 0
 
     @property
     def exhausted(self) -> bool:
         return self.made == 3
 
-    def next(self) -> Trial | None:
+    def next(self, *, idle: bool) -> Trial | None:
+        self.idle.append(idle)
         if self.exhausted or (self.made == 2 and len(self.ends) < 2):
             return None
         self.made += 1
@@ -201,7 +203,7 @@ class FakeDriver:
 class TestTuneSide:
     def test_waiting_and_the_end_are_told_apart(self) -> None:
         driver = FakeDriver()
-        search = GenerationSearch(driver, at_once=5)
+        search = GenerationSearch(driver, slots=1, ahead=True)
         assert [search.suggest(name) for name in "ab"] == [{"number": 0}, {"number": 1}]
         assert search.suggest("c") is None
         search.on_trial_complete("b")
@@ -209,10 +211,11 @@ class TestTuneSide:
         assert driver.ends[1].result == {"number": 1}
         assert search.suggest("c") == {"number": 2}
         assert search.suggest("d") == Searcher.FINISHED
+        assert driver.idle == [True, False, False, True, False]
 
     def test_no_more_trials_are_begun_than_have_room(self) -> None:
         """Data-parallel trials ask Tune for next to nothing: without this all would start and none get its workers."""
-        search = GenerationSearch(FakeDriver(), at_once=1)
+        search = GenerationSearch(FakeDriver(), slots=1, ahead=False)
         assert search.suggest("a") == {"number": 0}
         assert search.suggest("b") is None
         search.on_trial_complete("a")
@@ -229,7 +232,7 @@ class TestTuneSide:
 
     def test_tune_sees_validation_accuracy_alone(self) -> None:
         assert METRIC == "val_accuracy"
-        assert GenerationSearch(FakeDriver(), at_once=1).metric == METRIC
+        assert GenerationSearch(FakeDriver(), slots=1, ahead=False).metric == METRIC
 
     def test_the_driver_neither_is_copied_nor_travels(self) -> None:
         driver = FakeDriver()

@@ -289,7 +289,7 @@ def world(home: Home) -> World:
 
 class TestDriver:
     def test_a_worker_is_given_all_it_needs_in_absolute_terms(self, world: World) -> None:
-        baseline, point = world.begin(2)
+        point, _, baseline = world.begin(3)
         assert json.loads(point["config"]) == json.loads(world.spec.config({ETA: 0.1}).model_dump_json())
         assert json.loads(baseline["config"])["defense"]["name"] == "ce"
         assert Path(point["stop_file"]).parent == world.home.cell(point["cell"])
@@ -297,11 +297,12 @@ class TestDriver:
         assert Path(point["stop_file"]).parent.is_dir()
 
     def test_what_is_proposed_is_on_disk_before_it_runs(self, world: World) -> None:
-        world.begin(2)
+        world.begin(3)
         proposals = Ledger(world.home.ledger).sweeps["a"].proposals
         assert [(p.number, p.source, p.params) for p in proposals.values()] == [
-            (0, "baseline", {"defense.name": "ce"}),
             (1, "paper", {ETA: 0.1}),
+            (2, "paper", {ETA: 0.7}),
+            (0, "baseline", {"defense.name": "ce"}),
         ]
         assert proposals[1].cell == world.spec.config({ETA: 0.1}).digest()
 
@@ -335,7 +336,7 @@ class TestDriver:
         assert artifacts == world.folder(1) / "artifacts"
         assert summary["final_test_accuracy"] == 0.3
         assert summary["best_val_accuracy"] == 0.5
-        assert world.seen[-1] == ["running", "done"]
+        assert world.seen[-1] == ["done", "running"]
 
     def test_a_trial_that_failed_says_why(self, world: World) -> None:
         world.begin(2)
@@ -361,17 +362,17 @@ class TestDriver:
         trial = world.driver.generations.next()
         assert trial is not None
         world.driver.trial_parameters(trial)
-        world.end(0)
+        world.end(trial.number)
         assert len(world.tracker.of("start")) == len(world.tracker.of("finish")) == 1
 
     def test_interrupted_trials_are_queued_again(self, world: World) -> None:
         world.begin(2)
-        world.result(0, "done")
-        world.end(0)
+        world.result(1, "done")
+        world.end(1)
         world.driver.interrupted()
         assert [row.status for row in world.driver.all_rows()] == ["done", "queued"]
-        assert world.tracker.of("finish")[-1][:2] == (f"run-{world.driver.rows[1].cell}", "interrupted")
-        assert Ledger(world.home.ledger).outcome(world.driver.rows[1].cell, "a") is None
+        assert world.tracker.of("finish")[-1][:2] == (f"run-{world.driver.rows[2].cell}", "interrupted")
+        assert Ledger(world.home.ledger).outcome(world.driver.rows[2].cell, "a") is None
 
     def test_a_trial_finished_elsewhere_is_a_row_and_never_runs(self, home: Home) -> None:
         made = World(home)
@@ -413,11 +414,11 @@ class TestStopping:
 
     def test_it_holds_in_this_sweep_alone(self, world: World) -> None:
         (parameters,) = world.begin()
-        world.driver.stop(0, 2)
+        world.driver.stop(1, 2)
         assert Path(parameters["stop_file"]).exists()
-        world.epochs(0, 0.1, 0.2)
-        world.result(0, "stopped")
-        world.end(0)
+        world.epochs(1, 0.1, 0.2)
+        world.result(1, "stopped")
+        world.end(1)
         assert not Path(parameters["stop_file"]).exists(), "another try must not stop at once"
         ledger = Ledger(world.home.ledger)
         assert ledger.outcome(parameters["cell"], "a").status == "stopped"  # type: ignore[union-attr]
