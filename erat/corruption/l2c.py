@@ -97,7 +97,7 @@ class _Confusion:
         for chosen in order.split(BATCH):
             if len(chosen) < min(BATCH, len(order)):
                 break  # a rest of few images has poor batch statistics
-            images, labels = craft.images[chosen], craft.labels[chosen]
+            images, labels = craft.images.index_select(0, chosen), craft.labels[chosen]
             if learning is not None:
                 moved = (images + _perturbation(learning, images, craft)).clamp(0, 1)
                 _confuse(victim, weights, images, moved, labels, learning, optimizer)
@@ -175,7 +175,7 @@ def _settled(generator: nn.Module, craft: Craft) -> nn.Module:
     order = torch.randperm(len(craft.images), generator=craft.generator).to(craft.images.device)
     with torch.no_grad():
         for chosen in order.split(BATCH):
-            generator(craft.images[chosen])
+            generator(craft.images.index_select(0, chosen))
     return generator
 
 

@@ -32,8 +32,8 @@ def class_vectors(craft: Craft) -> Tensor:
         delta, done = state["delta"], state["done"]
     with frozen(craft.source()) as network:
         for step in range(done + 1, craft.steps + 1):
-            chosen = next(batches)
-            delta = descend(network, craft.images[chosen], targets[: len(chosen)], delta, budget, step_size)
+            images = craft.images.index_select(0, next(batches))
+            delta = descend(network, images, targets[: len(images)], delta, budget, step_size)
             craft.keep(delta=delta, done=step, batches=batches.state())
             craft.progress("class vectors", step, craft.steps)
     return delta

@@ -64,7 +64,7 @@ class Unlearnable(DataCorruption):
         budget = Budget.of(craft.norm, craft.epsilon, delta)
         with frozen(network):
             for chosen in torch.arange(len(craft.images), device=delta.device).split(BATCH):
-                images, labels = craft.images[chosen], craft.labels[chosen]
+                images, labels = craft.images.index_select(0, chosen), craft.labels[chosen]
                 if craft.granularity == "class":
                     delta = descend(network, images, labels, delta, budget, budget.epsilon * STEP_RATIO)
                     continue
@@ -91,7 +91,7 @@ def _train_step(
     chosen: Tensor,
 ) -> None:
     network.train()
-    poisoned = (craft.images[chosen] + delta[wearer[chosen]]).clamp(0, 1)
+    poisoned = (craft.images.index_select(0, chosen) + delta[wearer[chosen]]).clamp(0, 1)
     optimizer.zero_grad(set_to_none=True)
     F.cross_entropy(network(poisoned), craft.labels[chosen]).backward()
     optimizer.step()
@@ -103,7 +103,7 @@ def _error(network: nn.Module, craft: Craft, delta: Tensor, wearer: Tensor) -> f
     wrong = 0
     with frozen(network):
         for chosen in torch.arange(len(craft.images), device=delta.device).split(1000):
-            poisoned = (craft.images[chosen] + delta[wearer[chosen]]).clamp(0, 1)
+            poisoned = (craft.images.index_select(0, chosen) + delta[wearer[chosen]]).clamp(0, 1)
             wrong += int((network(poisoned).argmax(1) != craft.labels[chosen]).sum())
     return wrong / len(craft.images)
 

@@ -63,7 +63,7 @@ class ImageSet:
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 pixels 0-255 as float32 in [0, 1]."""
-    return images.float() / 255
+    return images.float().div_(255)  # in place: large batches are written once
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ class Trainer:
         return indices[self.ranks.rank * size : (self.ranks.rank + 1) * size].to(self.device, non_blocking=True)
 
     def _images(self, indices: Tensor) -> Tensor:
-        images = to_float(self._train.images[indices])
+        images = to_float(self._train.images.index_select(0, indices))  # of bytes many times faster than [indices]
         return images.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else images
 
     # -- figures --------------------------------------------------------------------------------------------------
