@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from erat.config import Section
+from erat.config import Section, build
 from erat.errors import UserError, unknown_name
-from orchestration.spaces import FOLDER, SearchSpace
+from orchestration.spaces import FOLDER, SearchSpace, load_space, ten_digits
 from orchestration.sweep import SweepSpec
 
 GRIDS = FOLDER / "grids"
@@ -26,6 +26,7 @@ class GridSpec(Section):
         axes: name of an axis -> names of the base's points, or points of its own, outermost first.
         paper_axes: more axes, outside the others, where the preset is not the embedded demo.
         paper: dotted keys, likewise.
+        space: a search space whose points, in the data set's units, are one more axis, innermost.
     """
 
     name: str
@@ -33,6 +34,7 @@ class GridSpec(Section):
     axes: dict[str, list[str] | Points]
     paper_axes: dict[str, list[str] | Points] = Field(default_factory=dict)
     paper: dict[str, Any] = Field(default_factory=dict)
+    space: str | None = None
 
     def resolved(self, preset: str) -> dict[str, Points]:
         """The axes with their points.
@@ -110,6 +112,11 @@ def specification(
             for name in names:
                 if name not in axes[axis]:
                     raise UserError(f"{words} {axis}={name}: {unknown_name('point', name, axes[axis])}")
+    base = (grid.paper if preset != "demo" else {}) | dict(overrides)
+    if grid.space is not None:
+        space = load_space(grid.space)
+        points = space.scaled_points(build(preset, base, quiet=True).data.name)
+        axes[grid.space] = {f"point {number}": dict(point) for number, point in enumerate(points)}
     kept = [
         [
             settings
@@ -119,18 +126,32 @@ def specification(
         for axis, points in axes.items()
     ]
     cells = [
-        {key: value for settings in chosen for key, value in settings.items()} | {"train.seed": seed}
+        _scaled(
+            {key: value for settings in chosen for key, value in settings.items()} | {"train.seed": seed}, preset, base
+        )
         for chosen in product(*kept)
         for seed in seeds
     ]
+    # Where an axis has no say (the kind of noise, of which there is none), its points are the same run.
+    cells = [cell for number, cell in enumerate(cells) if cell not in cells[:number]]
     if not cells:
         raise UserError("--only and --skip leave no cell")
     for key in overrides:
         if any(key in cell for cell in cells):
             raise UserError(f"{key} is what the grid {grid.name} varies; choose with --only, --skip or --seeds")
-    space = SearchSpace(name=grid.name, about=grid.about, baselines=cells, proposals=0)
-    paper = {} if preset == "demo" else grid.paper
-    return SweepSpec(space, preset, paper | dict(overrides))
+    runs = SearchSpace(name=grid.name, about=grid.about, baselines=cells, proposals=0)
+    return SweepSpec(runs, preset, base)
+
+
+def _scaled(cell: dict[str, Any], preset: str, base: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell in which `times`, a multiple of the poison's budget, is written out."""
+    if "times" not in cell:
+        return cell
+    plain = {key: value for key, value in cell.items() if key != "times"}
+    epsilon = build(preset, {**base, **plain}, quiet=True).corruption.epsilon
+    if epsilon is None or cell["times"] == 1:
+        return plain
+    return plain | {"corruption.epsilon": ten_digits(cell["times"] * epsilon)}
 
 
 def parse_choice(option: str, words: str | None) -> dict[str, list[str]]:

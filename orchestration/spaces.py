@@ -96,7 +96,10 @@ class SearchSpace(Section):
     def scaled_points(self, data_name: str) -> list[dict[str, float]]:
         """The paper's points in this data set's units."""
         factors = self.scale(data_name)
-        return [{key: ten_digits(value * factors[key]) for key, value in point.items()} for point in self.points]
+        return [
+            {key: value if factors[key] == 1 else ten_digits(value * factors[key]) for key, value in point.items()}
+            for point in self.points
+        ]
 
     def examples(self, data_name: str) -> list[dict[str, float]]:
         """What a sweep may try: the points, both ends of the ranges, and a number between them that is not round."""

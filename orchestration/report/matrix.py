@@ -14,7 +14,7 @@ from rich.text import Text
 from scipy.stats import wilcoxon
 
 from orchestration.report.grid import Cell, cell_of, column_name
-from orchestration.report.notation import MISSING, baseline_name
+from orchestration.report.notation import MISSING, baseline_name, header, named, value
 from orchestration.report.published import published
 from orchestration.rows import TrialRow
 
@@ -65,7 +65,7 @@ def matrix_tables(rows: Sequence[TrialRow]) -> list[MatrixTable]:
     for row in rows:
         setting = str(row.config.get("data.name")), column_name(row)
         by_defense = found.setdefault(setting, {})
-        by_defense.setdefault(baseline_name(row), {}).setdefault(_corruption(row), []).append(row)
+        by_defense.setdefault(_defense(row), {}).setdefault(_corruption(row), []).append(row)
     return [_table(setting, by_defense) for setting, by_defense in found.items()]
 
 
@@ -85,9 +85,27 @@ def _table(setting: Setting, by_defense: dict[str, dict[str, list[TrialRow]]]) -
     return MatrixTable(dataset, noise, list(by_defense), corruptions, cells, paper)
 
 
+# What makes a table's place of a run, and its seed. Whatever else tells runs apart is written beside the name.
+_PLACED = ("data.name", "corruption.data", "corruption.labels", "corruption.rate", "defense.name", "train.seed")
+
+
+def _defense(row: TrialRow) -> str:
+    """ "ERAT", "ERAT, η 0.1", "UNICON, vgg16": with what else its runs are told apart by."""
+    name = baseline_name(row)
+    others = [key for key in row.params if key not in (*_PLACED, "corruption.epsilon") and not named(key, row)]
+    words = [
+        str(row.params[key]) if key == "model.name" else f"{header(key)} {value(key, row.params[key])}"
+        for key in others
+    ]
+    return ", ".join([name, *words])
+
+
 def _corruption(row: TrialRow) -> str:
     kind = str(row.config.get("corruption.data", "none"))
-    return kind if kind == "none" else kind.upper()
+    if kind == "none":
+        return kind
+    budget = row.params.get("corruption.epsilon")
+    return kind.upper() if budget is None else f"{kind.upper()} {budget:.3g}"
 
 
 # --- as text ---------------------------------------------------------------------------------------------------------

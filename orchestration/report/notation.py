@@ -77,6 +77,13 @@ def baseline_name(row: TrialRow) -> str:
     return title_of(settings) or plain
 
 
+def named(key: str, row: TrialRow) -> bool:
+    """Whether the name of a run's variant says this setting already: `defense.norms` of ERAT∞."""
+    settings = row.config | row.params
+    without = {name: setting for name, setting in settings.items() if name != key}
+    return title_of(settings) != title_of(without)
+
+
 def origin(row: TrialRow) -> str:
     """Where a trial's settings come from, in a word or two; of a baseline, its name."""
     return baseline_name(row) if row.source == "baseline" else row.source

@@ -23,7 +23,12 @@ def cells(grid: str, preset: str = "demo", **choice: Any) -> list[dict[str, Any]
 
 @pytest.mark.parametrize(
     ("grid", "count"),
-    [("table1", 12), ("table2", 8), ("table3", 168), ("table4", 168), ("table5", 168), ("table6", 189)],
+    [
+        *[("table1", 12), ("table2", 8), ("table3", 168), ("table4", 168), ("table5", 168), ("table6", 189)],
+        # Two noises on two poisons: four budgets of the poison; no noise and four rates; the paper's own points.
+        *[("figure2", 2), ("figure3", 4 * 4 * 8), ("figure4", (1 + 2 * 4) * 2 * 8), ("rq5", 2)],
+        *[("figure5", 4 * 8), ("figure6", 4 * 6), ("figure7", 4 * 7), ("figure8", 4 * 6 * 3)],
+    ],
 )
 def test_a_grid_has_the_cells_of_the_paper_s_table(grid: str, count: int) -> None:
     assert len(cells(grid)) == count
@@ -31,7 +36,7 @@ def test_a_grid_has_the_cells_of_the_paper_s_table(grid: str, count: int) -> Non
 
 
 def test_every_grid_is_known_by_its_name_and_every_cell_is_another_run() -> None:
-    assert grid_names() == ["table1", "table2", "table3", "table4", "table5", "table6"]
+    assert grid_names() == [*(f"figure{n}" for n in range(2, 9)), "rq5", *(f"table{n}" for n in range(1, 7))]
     for name in grid_names():
         assert load_grid(name).name == name
         spec = specification(load_grid(name), "demo", {})
@@ -52,6 +57,25 @@ def test_at_paper_scale_a_table_names_its_data_set() -> None:
     assert spec.base.data.name == "cifar100"
     assert len(cells("table2", "paper")) == 24
     assert {cell["data.name"] for cell in cells("table2", "paper")} == {"cifar10", "cifar100", "tiny-imagenet"}
+
+
+def test_a_poison_s_budget_is_a_multiple_of_the_tables() -> None:
+    budgets = {cell.get("corruption.epsilon") for cell in cells("figure3", "paper", only={"corruption": ["uhp"]})}
+    assert budgets == {0.125, 0.25, None, 1.0}
+    assert {cell.get("corruption.epsilon") for cell in cells("figure3", only={"corruption": ["uhp"]})} == {
+        0.3125,
+        0.625,
+        None,
+        2.5,
+    }
+
+
+def test_a_figure_s_middle_is_the_table_s_run() -> None:
+    table = specification(load_grid("table3"), "paper", {})
+    known = {table.config(cell).digest() for cell in table.space.baselines}
+    for name, shared in {"figure3": 32, "figure4": 32, "figure5": 4, "figure6": 4, "figure7": 4}.items():
+        spec = specification(load_grid(name), "paper", {})
+        assert len(known & {spec.config(cell).digest() for cell in spec.space.baselines}) == shared, name
 
 
 def test_only_and_skip() -> None:
@@ -172,3 +196,17 @@ def test_unfinished_cells_enter_no_mean() -> None:
     records = list(csv.DictReader(io.StringIO(matrix_csv(ROWS))))
     missing = next(record for record in records if record["defense"] == "AT" and record["corruption"] == "UHP")
     assert (missing["planned"], missing["done"], missing["mean"]) == ("1", "0", "")
+
+
+def test_whatever_else_tells_runs_apart_stands_beside_the_name() -> None:
+    rows = [row("erat", "up", 0.9), row("erat", "up", 0.8), row("unicon", "up", 0.7), row("erat", "up", 0.6)]
+    for entry, more in zip(
+        rows,
+        ({"defense.eta": 0.3}, {"corruption.epsilon": 0.05}, {"model.name": "vgg16"}, {"defense.norms": "linf"}),
+        strict=True,
+    ):
+        entry.params |= more
+        entry.config |= more
+    (table,) = matrix_tables(rows)
+    assert table.defenses == ["ERAT, η 0.3", "ERAT", "UNICON, vgg16", "ERAT∞"]
+    assert table.corruptions == ["UP", "UP 0.05"]

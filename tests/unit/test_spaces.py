@@ -103,7 +103,7 @@ class TestShipped:
 
     def test_joint_starts_from_the_paper_s_default(self) -> None:
         assert load_space("joint").scaled_points("cifar10")[0] == {
-            INF: ten_digits(8 / 255),
+            INF: 8 / 255,
             TWO: 0.5,
             "defense.eta": 0.1,
             "defense.lambda_u": 25,
