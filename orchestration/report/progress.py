@@ -134,7 +134,8 @@ def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, 
             ends.append(left)
     waiting = [row for row in rows if row.status == "queued"]
     lengths = [(row.epochs or _usual_epochs(rows), row.source == "baseline") for row in waiting]
-    lengths += [(_usual_epochs(rows), False)] * (total - len(rows))
+    all_planned = all(row.source == "baseline" for row in rows)  # a list of runs, and no search
+    lengths += [(_usual_epochs(rows), all_planned)] * (total - len(rows))
     ends += [0.0] * (slots - len(ends))
     heapq.heapify(ends)
     for epochs, kind in lengths:
@@ -147,6 +148,6 @@ def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, 
 
 def _usual_epochs(rows: Sequence[TrialRow]) -> float:
     """What a trial of this sweep takes; shorter than its schedule where trials are stopped early."""
-    searched = [row for row in rows if row.source != "baseline"]
+    searched = [row for row in rows if row.source != "baseline"] or rows
     taken = [row.epoch for row in searched if row.status in FINISHED and row.epoch]
     return sum(taken) / len(taken) if taken else float(max((row.epochs for row in searched), default=0))
