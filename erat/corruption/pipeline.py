@@ -18,7 +18,7 @@ from erat.corruption.scratch import Scratch
 from erat.corruption.source import source_network, untrained
 from erat.corruption.store import Arrays, Store, versions
 from erat.data.base import CorruptedSet, ImageSet, to_float
-from erat.data.sets import fingerprint, load, split_validation
+from erat.data.sets import load, split_validation
 from erat.engine.seeding import generator
 from erat.engine.trainer import choose_device
 from erat.errors import UserError
@@ -112,7 +112,7 @@ def _image_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
     options = config.corruption
     return {
         "part": "images",
-        "subject": fingerprint(subject),
+        "subject": subject.fingerprint,
         "kind": options.data,
         "version": CORRUPTIONS[options.data].version,
         "norm": options.norm,
@@ -136,7 +136,7 @@ def _label_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
     options = config.corruption
     return {
         "part": "labels",
-        "subject": fingerprint(subject),
+        "subject": subject.fingerprint,
         "kind": options.labels,
         "rate": options.rate,
         "labels_file_digest": options.labels_file_digest,

@@ -14,7 +14,7 @@ from erat.config import RunConfig, build
 from erat.corruption.base import Progress, silent
 from erat.corruption.store import Arrays, Store, versions
 from erat.data.base import CorruptedSet, ImageSet
-from erat.data.sets import fingerprint, split_validation
+from erat.data.sets import split_validation
 from erat.defaults import file_digest
 from erat.engine import checkpoint
 from erat.engine.seeding import derive
@@ -54,7 +54,7 @@ def source_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
     options = config.corruption
     return {
         "part": "source",
-        "subject": fingerprint(subject),
+        "subject": subject.fingerprint,
         "architecture": options.source,
         "epochs": options.source_epochs,
         "seed": options.seed,

@@ -5,9 +5,12 @@ Shape suffixes: N images, C channels, H rows, W columns.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with one label each, held as 8-bit integers so that a whole set fits on the device.
+    """Images with one label each, held as 8-bit integers so that a whole set fits on the device; not to be changed.
 
     Attributes:
         images: uint8, shape (N, C, H, W), values 0-255.
@@ -50,6 +53,15 @@ class ImageSet:
     def size(self) -> int:
         """Height (= width) of the images in pixels."""
         return int(self.images.shape[-1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over class names, shape, labels and pixels: equal exactly if the sets are."""
+        digest = hashlib.sha256()
+        digest.update(repr((self.class_names, tuple(self.images.shape))).encode())
+        for tensor in (self.labels, self.images):
+            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return digest.hexdigest()
 
     def take(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (int64), in that order."""

@@ -1,8 +1,7 @@
-"""From a configuration to a train and a test set: source, size, limit, validation split, fingerprint."""
+"""From a configuration to a train and a test set: source, size, limit, validation split."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -130,15 +129,6 @@ def split_validation(train: ImageSet, fraction: float, seed: int) -> tuple[Tenso
     for k, count in enumerate(counts):
         held_out[rng.permutation(np.flatnonzero(labels == k))[:count]] = True
     return _indices(np.flatnonzero(~held_out), train), _indices(np.flatnonzero(held_out), train)
-
-
-def fingerprint(images: ImageSet) -> str:
-    """SHA-256 (hex) over class names, shape, labels and pixels: equal exactly if the sets are."""
-    digest = hashlib.sha256()
-    digest.update(repr((images.class_names, tuple(images.images.shape))).encode())
-    for tensor in (images.labels, images.images):
-        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-    return digest.hexdigest()
 
 
 def _labels_numpy(images: ImageSet) -> NDArray[np.int64]:

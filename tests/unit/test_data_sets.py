@@ -46,15 +46,15 @@ def test_mnist_is_mlxtends_and_split_the_same_everywhere() -> None:
     labels = torch.cat([train.labels, test.labels]).numpy()
     rows = {(row.tobytes(), int(label)) for row, label in zip(both, labels, strict=True)}
     assert rows == {(row.tobytes(), int(label)) for row, label in zip(pixels.astype(np.uint8), digits, strict=True)}
-    assert sets.fingerprint(test) == MNIST_TEST_FINGERPRINT
+    assert test.fingerprint == MNIST_TEST_FINGERPRINT
 
 
 def test_changing_a_loaded_set_does_not_change_the_next_load() -> None:
     first, _ = mnist.SOURCE.load(config("mnist"))
-    expected = sets.fingerprint(first)
+    expected = first.fingerprint
     first.images.zero_()
     first.labels.zero_()
-    assert sets.fingerprint(mnist.SOURCE.load(config("mnist"))[0]) == expected
+    assert mnist.SOURCE.load(config("mnist"))[0].fingerprint == expected
 
 
 # --- resizing, limit, validation split, fingerprint ------------------------------------------------------------------
@@ -151,11 +151,12 @@ def test_fingerprint_sees_pixels_labels_names_and_shape() -> None:
         ImageSet(images.images, images.labels, ("a", "b", "c", "d")),
         ImageSet(images.images.reshape(10, 1, 14, 56), images.labels, images.class_names),
     ]
-    prints = [sets.fingerprint(variant) for variant in variants]
+    prints = [variant.fingerprint for variant in variants]
     assert len(set(prints)) == len(prints)
     assert len(prints[0]) == 64
+    assert images.fingerprint is prints[0], "computed once"
     strided = ImageSet(images.images.repeat(1, 2, 1, 1)[:, :1], images.labels.clone(), images.class_names)
-    assert sets.fingerprint(strided) == prints[0]
+    assert strided.fingerprint == prints[0]
 
 
 def test_load_refuses_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,4 +188,4 @@ def test_rows_follow_the_order_of_what_is_taken() -> None:
     taken = random_set(20).take(torch.tensor([5, 3, 9, 3])).take(torch.tensor([2, 0]))
     assert taken.rows is not None
     assert taken.rows.tolist() == [9, 5]
-    assert sets.fingerprint(taken) == sets.fingerprint(taken.to(torch.device("cpu")))
+    assert taken.fingerprint == taken.to(torch.device("cpu")).fingerprint

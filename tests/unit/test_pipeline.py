@@ -16,7 +16,6 @@ from erat.corruption import pipeline
 from erat.corruption.pipeline import corrupted_set, crafted_already
 from erat.corruption.store import Store
 from erat.data.base import CorruptedSet, ImageSet
-from erat.data.sets import fingerprint
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS
 
@@ -98,7 +97,7 @@ def test_both_ways_hold_out_the_same_images(run: Callable[..., CorruptedSet]) ->
 @pytest.mark.parametrize("kind", ["none", "urp", "uap"])
 def test_the_test_set_is_untouched(run: Callable[..., CorruptedSet], toy: Any, kind: str, trusted: bool) -> None:
     data = run({"corruption.data": kind, "val.trusted": trusted})
-    assert fingerprint(data.test) == fingerprint(toy.load(None)[1])
+    assert data.test.fingerprint == toy.load(None)[1].fingerprint
 
 
 def test_no_test_image_has_a_say_in_what_is_crafted(
