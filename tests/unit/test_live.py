@@ -265,7 +265,10 @@ class TestTimeLeft:
         assert seconds_per_epoch(rows[1:]) == 1  # better than no estimate
 
     def test_of_a_list_of_runs_those_not_begun_take_what_the_ended_ones_took(self) -> None:
-        rows = [row(0, "done", 10, seconds=20.0, source="baseline"), row(1, "done", 10, seconds=40.0, source="baseline")]
+        rows = [
+            row(0, "done", 10, seconds=20.0, source="baseline"),
+            row(1, "done", 10, seconds=40.0, source="baseline"),
+        ]
         assert sweep_left(rows, {}, 6, 2) == 2 * 30
 
     def test_a_finished_sweep_has_nothing_left(self) -> None:
