@@ -29,6 +29,9 @@ Overrides = Annotated[
 ]
 Preset = Annotated[str, typer.Option(help="values to start from: demo (minutes on a laptop), paper or official")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join: HOST:PORT, ray://HOST:PORT or auto")]
+AtMost = Annotated[
+    int | None, typer.Option("--max-concurrent", min=1, help="runs side by side at most; none: as many as fit")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run and how long it takes; run nothing")]
 
@@ -73,6 +76,7 @@ def sweep(
     preset: Preset = "demo",
     name: Annotated[str | None, typer.Option(help="of the sweep; the same name continues or extends it")] = None,
     address: Address = None,
+    at_most: AtMost = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +87,8 @@ def sweep(
     spec = SweepSpec(load_space(space), preset, parse_overrides(overrides))
     plain = not spec.overrides and preset == "demo" and space == spec.space.name
     name = _check_name(name or (spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"))
-    _run_sweep(name, spec, trials or len(spec.space.points) + spec.space.proposals, address, dry_run, as_json)
+    trials = trials or len(spec.space.points) + spec.space.proposals
+    _run_sweep(name, spec, trials, address, at_most, dry_run, as_json)
 
 
 @app.command(
@@ -102,6 +107,7 @@ def matrix(
     preset: Preset = "demo",
     name: Annotated[str | None, typer.Option(help="the same name continues")] = None,
     address: Address = None,
+    at_most: AtMost = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -118,18 +124,18 @@ def matrix(
     )
     whole = (overrides, seeds, only, skip, preset) == (None, "0", None, None, "demo")
     default = spec.space.name if whole else f"{spec.space.name}-{spec.identity()[:6]}"
-    _run_sweep(_check_name(name or default), spec, 0, address, dry_run, as_json)
+    _run_sweep(_check_name(name or default), spec, 0, address, at_most, dry_run, as_json)
 
 
 @app.command(epilog=_examples("resume budgets"))
-def resume(name: str, address: Address = None, as_json: AsJson = False) -> None:
+def resume(name: str, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
     """Go on with a sweep: unfinished trials from their last checkpoint, then those not begun."""
     spec, trials = _known_sweep(name)
-    _run_sweep(name, spec, trials, address, False, as_json)
+    _run_sweep(name, spec, trials, address, at_most, False, as_json)
 
 
 @app.command(epilog=_examples("retry budgets"))
-def retry(name: str, address: Address = None, as_json: AsJson = False) -> None:
+def retry(name: str, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
     """Run the failed trials of a sweep again, and no others but those still to do."""
     from orchestration.home import Home
     from orchestration.state import Ledger
@@ -140,7 +146,7 @@ def retry(name: str, address: Address = None, as_json: AsJson = False) -> None:
         outcome = ledger.outcome(proposal.cell, name)
         if outcome is not None and outcome.status == "failed":
             ledger.append("retry", cell=proposal.cell, sweep=name)
-    _run_sweep(name, spec, trials, address, False, as_json)
+    _run_sweep(name, spec, trials, address, at_most, False, as_json)
 
 
 @app.command(epilog=_examples("status", "status budgets"))
@@ -250,7 +256,7 @@ def craft(
         raise UserError("--labels and --seeds go with --verify; without it: corruption.labels, corruption.seed")
     if verify:
         spec = verification.specification(preset, given, labels.split(","), _whole_numbers("--seeds", seeds))
-        _run_sweep(f"verify-{spec.identity()[:6]}", spec, 0, address, dry_run, as_json)
+        _run_sweep(f"verify-{spec.identity()[:6]}", spec, 0, address, None, dry_run, as_json)
         return
     kinds = verification.kinds_of(given) if preview else []
     configs = [build(preset, {**given, "corruption.data": kind}) for kind in kinds] or [build(preset, given)]
@@ -326,7 +332,9 @@ def _known_sweep(name: str) -> tuple[Any, int]:
     return SweepSpec.of(known.spec), known.trials
 
 
-def _run_sweep(name: str, spec: Any, trials: int, address: str | None, dry_run: bool, as_json: bool) -> None:
+def _run_sweep(
+    name: str, spec: Any, trials: int, address: str | None, at_most: int | None, dry_run: bool, as_json: bool
+) -> None:
     from orchestration import overview
     from orchestration.home import Home
     from orchestration.launch import run_sweep
@@ -346,7 +354,7 @@ def _run_sweep(name: str, spec: Any, trials: int, address: str | None, dry_run: 
             print(json.dumps(content))
         return
     try:
-        end = run_sweep(name, spec, trials, home, ledger, address=address)
+        end = run_sweep(name, spec, trials, home, ledger, address=address, at_most=at_most)
     except KeyboardInterrupt:
         again = f"python orchestrate.py resume {name}" if name in ledger.sweeps else "the same command"
         raise stopped(f"nothing finished is lost. Go on with: {again}") from None

@@ -33,9 +33,16 @@ class SweepEnd:
 
 
 def run_sweep(
-    name: str, spec: SweepSpec, trials: int, home: Home, ledger: Ledger, *, address: str | None = None
+    name: str,
+    spec: SweepSpec,
+    trials: int,
+    home: Home,
+    ledger: Ledger,
+    *,
+    address: str | None = None,
+    at_most: int | None = None,
 ) -> SweepEnd:
-    """Run what is left of a sweep and write its report.
+    """Run what is left of a sweep and write its report, with `at_most` trials side by side (none: as many as fit).
 
     Raises:
         UserError: the data, the store, the tracking server or the cluster cannot be had; nothing was trained.
@@ -60,7 +67,8 @@ def run_sweep(
         to_craft = missing_sets(spec.planned(trials), home)
         stack.enter_context(cluster.connection(address))
         tracker = opening.result()
-        slots = cluster.slots(resources, workers)
+        fit = cluster.slots(resources, workers)
+        slots = min(fit, at_most or fit)
         if to_craft:
             craft_on_ray(to_craft, home)
         register(ledger, name, spec, trials)
@@ -70,7 +78,15 @@ def run_sweep(
         with LiveView(title, spec.space.columns, driver.generations.size) as view:
             driver.view = view.update
             try:
-                search.run(driver, name=name, storage=home.ray, resources=resources, workers=workers, slots=slots)
+                search.run(
+                    driver,
+                    name=name,
+                    storage=home.ray,
+                    resources=resources,
+                    workers=workers,
+                    slots=slots,
+                    ahead=workers == 1 and slots == fit,
+                )
             except BaseException:
                 driver.interrupted()
                 view.update(driver.all_rows())

@@ -194,13 +194,25 @@ class Progress(tune.Callback):
         self._driver().epoch(trial.config["number"])
 
 
-def run(driver: Driver, *, name: str, storage: Path, resources: Mapping[str, float], workers: int, slots: int) -> None:
+def run(
+    driver: Driver,
+    *,
+    name: str,
+    storage: Path,
+    resources: Mapping[str, float],
+    workers: int,
+    slots: int,
+    ahead: bool,
+) -> None:
     """Run all trials of the driver's generations that are not finished.
 
     Args:
         resources: of one worker, "CPU" and "GPU".
         workers: data-parallel workers per trial.
-        slots: trials that fit side by side.
+        slots: trials that run side by side.
+        ahead: Tune may hold one more ready, which it begins as soon as its resources are free. Not where fewer are to
+            run than fit; nor with several workers, whose trial asks Tune for next to nothing: too many would begin, and
+            their slivers would add up until no worker finds a place.
 
     Raises:
         UserError, OSError: from the driver: a proposal that makes no configuration, a full disk.
@@ -216,9 +228,7 @@ def run(driver: Driver, *, name: str, storage: Path, resources: Mapping[str, flo
             metric=METRIC,
             mode="max",
             num_samples=driver.generations.size,
-            # The driver of a data-parallel trial asks Tune for next to nothing. Too many of them would start, and
-            # their slivers would add up until no worker finds a place.
-            search_alg=GenerationSearch(driver, slots, ahead=workers == 1),
+            search_alg=GenerationSearch(driver, slots, ahead=ahead),
             scheduler=GenerationScheduler(driver),
             reuse_actors=workers == 1,
         ),

@@ -486,15 +486,28 @@ class TestSweepVerbs:
     @pytest.fixture(autouse=True)
     def _no_cluster(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def run_sweep(name: str, spec: SweepSpec, trials: int, home: Home, ledger: Ledger, **options: Any) -> None:
-            raise Called(name, spec, trials, options["address"])
+            raise Called(name, spec, trials, options["address"], options["at_most"])
 
         monkeypatch.setattr(launch, "run_sweep", run_sweep)
 
     def called(self, command: Command, *words: str) -> tuple[str, SweepSpec, int, str | None]:
         with pytest.raises(Called) as caught:
             command(*words)
-        name, spec, trials, address = caught.value.args
+        name, spec, trials, address, _ = caught.value.args
         return name, spec, trials, address
+
+    def test_a_matrix_is_called_as_its_grid(self, command: Command, home: Home) -> None:
+        name, spec, trials, _ = self.called(command, "matrix", "--grid", "table1")
+        assert (name, len(spec.space.baselines), trials) == ("table1", 12, 0)
+        other, spec, *_ = self.called(command, "matrix", "--grid", "table1", "--only", "defense=at_2", "--seeds", "0,1")
+        assert other.startswith("table1-")
+        assert [cell["train.seed"] for cell in spec.space.baselines] == [0, 1] * 6
+
+    @pytest.mark.parametrize("words", [["sweep", "--space", "eta"], ["matrix"], ["resume", "mine"], ["retry", "mine"]])
+    def test_at_most_so_many_at_a_time(self, command: Command, known: SweepSpec, words: list[str]) -> None:
+        with pytest.raises(Called) as caught:
+            command(*words, "--max-concurrent", "3")
+        assert caught.value.args[4] == 3
 
     @pytest.fixture
     def known(self, home: Home) -> SweepSpec:

@@ -5,18 +5,14 @@ One pair of processes does everything that needs two and writes down what it saw
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
+from two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
 
 from erat.config import RunConfig, load_config
 from erat.data.base import CorruptedSet
@@ -24,8 +20,6 @@ from erat.data.random import BatchRandom
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.registry import BACKBONES
-
-Record = dict[str, Any]
 
 # Warm-up, then the semi-supervised phase; 51 samples do not divide evenly, neither into batches nor over workers.
 RUNS: dict[str, dict[str, Any]] = {
@@ -35,18 +29,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "ce": {"model.name": "smooth", "defense.name": "ce", "train.epochs": 1},
     "batch norm": {"model.name": "small", "defense.warmup_epochs": 1},
 }
-
-
-def smooth(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """Without batch statistics, which two workers would each take over half a batch."""
-    return nn.Sequential(
-        nn.Conv2d(channels, 8, 3, padding=1),
-        nn.Tanh(),
-        nn.Conv2d(8, 8, 3, stride=2, padding=1),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(8 * (image_size // 2) ** 2, num_classes),
-    )
 
 
 def train(config: RunConfig, data: CorruptedSet, folder: Path | None = None) -> Record:
@@ -111,21 +93,13 @@ def collectives(ranks: Ranks) -> Record:
 
 def work(rank: int, folder: Path) -> None:
     """What each of the two processes does."""
-    torch.set_num_threads(1)
-    if "lo" in [name for _, name in socket.if_nameindex()]:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    BACKBONES.add("smooth", smooth)
-    meeting = f"file://{folder / 'meeting'}"
-    dist.init_process_group("gloo", meeting, timedelta(seconds=60), world_size=2, rank=rank)
-    data = torch.load(folder / "data.pt", weights_only=False)
-    seen: Record = {"collectives": collectives(Ranks.current())}
-    for name in RUNS:
-        checkpoints = folder / f"checkpoints {name} of {rank}"
-        seen[name] = train(load_config(folder / f"{name}.json"), data, checkpoints)
-        seen[name]["checkpoint"] = checkpoints.exists()
-    torch.save(seen, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with joined(rank, folder) as data:
+        seen: Record = {"collectives": collectives(Ranks.current())}
+        for name in RUNS:
+            checkpoints = folder / f"checkpoints {name} of {rank}"
+            seen[name] = train(load_config(folder / f"{name}.json"), data, checkpoints)
+            seen[name]["checkpoint"] = checkpoints.exists()
+        torch.save(seen, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +110,8 @@ def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
 @pytest.fixture(scope="module")
 def configs(make_config: Callable[..., RunConfig]) -> Callable[[int], dict[str, RunConfig]]:
     def of(workers: int) -> dict[str, RunConfig]:
-        BACKBONES.add("smooth", smooth)
-        try:
+        with smooth_is_known():
             return {name: make_config(options | {"train.workers": workers}) for name, options in RUNS.items()}
-        finally:
-            del BACKBONES._targets["smooth"], BACKBONES._loaded["smooth"]
 
     return of
 
@@ -150,12 +121,7 @@ def both(
     data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Record]:
     """What the two workers saw."""
-    folder = tmp_path_factory.mktemp("workers")
-    torch.save(data, folder / "data.pt")
-    for name, config in configs(2).items():
-        (folder / f"{name}.json").write_text(config.model_dump_json())
-    start_processes(work, (folder,), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configs(2))
 
 
 @pytest.fixture

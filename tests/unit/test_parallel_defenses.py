@@ -5,21 +5,16 @@ One pair of processes trains all of them and writes down what it saw; the tests 
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-import torch.distributed as dist
-from test_parallel import smooth
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
+from two_workers import Record, joined, on_two_workers, smooth_is_known
 
 from erat.config import RunConfig, load_config
 from erat.data.base import CorruptedSet
@@ -27,9 +22,7 @@ from erat.defenses import mixmatch
 from erat.defenses.base import Clock, EpochPlan
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
-from erat.registry import BACKBONES, DEFENSES
-
-Record = dict[str, Any]
+from erat.registry import DEFENSES
 
 # On a network without batch statistics. 16 samples a step are shares of 8, a whole block of mixup's neighbours.
 RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFENSES.names()} | {
@@ -96,20 +89,12 @@ def train(config: RunConfig, data: CorruptedSet) -> Record:
 
 def work(rank: int, folder: Path) -> None:
     """What each of the two processes does."""
-    torch.set_num_threads(1)
-    if "lo" in [name for _, name in socket.if_nameindex()]:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    BACKBONES.add("smooth", smooth)
-    meeting = f"file://{folder / 'meeting'}"
-    dist.init_process_group("gloo", meeting, timedelta(seconds=60), world_size=2, rank=rank)
-    data = torch.load(folder / "data.pt", weights_only=False)
-    seen: Record = {}
-    for name in RUNS:
-        with set_up(name):
-            seen[name] = train(load_config(folder / f"{name}.json"), data)
-    torch.save(seen, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    with joined(rank, folder) as data:
+        seen: Record = {}
+        for name in RUNS:
+            with set_up(name):
+                seen[name] = train(load_config(folder / f"{name}.json"), data)
+        torch.save(seen, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +105,9 @@ def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
 @pytest.fixture(scope="module")
 def configs(make_config: Callable[..., RunConfig]) -> Callable[[int], dict[str, RunConfig]]:
     def of(workers: int) -> dict[str, RunConfig]:
-        BACKBONES.add("smooth", smooth)
         shared = {"model.name": "smooth", "train.workers": workers, "train.epochs": 2, "train.lr": 0.02}
-        try:
+        with smooth_is_known():
             return {name: make_config(shared | options) for name, options in RUNS.items()}
-        finally:
-            del BACKBONES._targets["smooth"], BACKBONES._loaded["smooth"]
 
     return of
 
@@ -135,12 +117,7 @@ def both(
     data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Record]:
     """What the two workers saw."""
-    folder = tmp_path_factory.mktemp("workers")
-    torch.save(data, folder / "data.pt")
-    for name, config in configs(2).items():
-        (folder / f"{name}.json").write_text(config.model_dump_json())
-    start_processes(work, (folder,), nprocs=2, start_method="spawn")
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configs(2))
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +127,8 @@ def alone(data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]]) ->
 
     def of(name: str) -> Record:
         if name not in seen:
-            BACKBONES.add("smooth", smooth)
-            try:
-                with set_up(name):
-                    seen[name] = train(singles[name], data)
-            finally:
-                del BACKBONES._targets["smooth"], BACKBONES._loaded["smooth"]
+            with smooth_is_known(), set_up(name):
+                seen[name] = train(singles[name], data)
         return seen[name]
 
     return of

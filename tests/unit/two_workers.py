@@ -1,0 +1,69 @@
+"""Two data-parallel processes for tests: what they meet at, and a network on which two do what one does."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
+
+from erat.config import RunConfig
+from erat.data.base import CorruptedSet
+from erat.registry import BACKBONES
+
+Record = dict[str, Any]
+
+
+def smooth(num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """Without batch statistics, which two workers would each take over half a batch."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(8 * (image_size // 2) ** 2, num_classes),
+    )
+
+
+@contextmanager
+def smooth_is_known() -> Iterator[None]:
+    """`model.name=smooth` inside."""
+    BACKBONES.add("smooth", smooth)
+    try:
+        yield
+    finally:
+        del BACKBONES._targets["smooth"], BACKBONES._loaded["smooth"]
+
+
+@contextmanager
+def joined(rank: int, folder: Path) -> Iterator[CorruptedSet]:
+    """In each of the two processes: the process group, and the data."""
+    torch.set_num_threads(1)
+    if "lo" in [name for _, name in socket.if_nameindex()]:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", meeting, timedelta(seconds=60), world_size=2, rank=rank)
+    with smooth_is_known():
+        yield torch.load(folder / "data.pt", weights_only=False)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def on_two_workers(
+    work: Callable[[int, Path], None], folder: Path, data: CorruptedSet, configs: Mapping[str, RunConfig]
+) -> list[Record]:
+    """What `work` wrote to RANK.pt in `folder`, where it finds the configurations as NAME.json, and the data."""
+    torch.save(data, folder / "data.pt")
+    for name, config in configs.items():
+        (folder / f"{name}.json").write_text(config.model_dump_json())
+    start_processes(work, (folder,), nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
