@@ -19,7 +19,7 @@ from orchestration.crafting import distinct_sets, missing_sets, set_name
 from orchestration.home import Home
 from orchestration.report.grid import grid_table
 from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
-from orchestration.report.notation import accuracy, duration
+from orchestration.report.notation import accuracy, defense_name, duration
 from orchestration.report.summary import best, paste_command, summary_table
 from orchestration.rows import FINISHED, TrialRow
 from orchestration.state import Ledger
@@ -136,9 +136,14 @@ def plan(
         "to_do": len(todo),
         "to_be_proposed": like_base,
     } | sets
-    seconds = sum(estimate.seconds(config, home, ledger) for config in todo)
     workers = max((config.train.workers for config in todo), default=1)
+    by_defense: dict[str, float] = {}
+    for config in todo:
+        name = defense_name(config.flat())
+        by_defense[name] = by_defense.get(name, 0.0) + estimate.seconds(config, home, ledger)
+    seconds = sum(by_defense.values())
     content |= {"device_hours": seconds * workers / 3600, "wall_seconds": seconds / slots, "slots": slots}
+    content["device_hours_by_defense"] = {name: part * workers / 3600 for name, part in by_defense.items()}
     content["memory_mb"], memory_words = _memory(todo)
     content["disk_free_gb"] = shutil.disk_usage(home.root).free / 1e9
     console.print(
@@ -149,6 +154,9 @@ def plan(
         f"  estimate: {duration(seconds)} of training in all, about {duration(seconds / slots)} with "
         f"{slots} at a time; {seconds * workers / 3600:.2f} device hours"
     )
+    if len(by_defense) > 1:
+        parts = ", ".join(f"{name} {part * workers / 3600:.2f}" for name, part in by_defense.items())
+        console.print(f"  device hours by defense: {parts}", markup=False)
     console.print(f"  memory: {memory_words}", markup=False)
     console.print(f"  disk: {content['disk_free_gb']:.1f} GB free at {home.root}", markup=False)
     return content

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from erat.variants import title_of
@@ -70,11 +70,15 @@ def searched_keys(rows: Iterable[TrialRow]) -> list[str]:
 
 
 def baseline_name(row: TrialRow) -> str:
-    """What tables call a run's defense: "CE", "ERAT w/o AT", "AT+UNICON", …"""
+    """What tables call a run's defense."""
     settings = row.config | row.params
-    defense = str(settings.get("defense.name", f"run {row.cell[:8]}"))
-    plain = _DEFENSES.get(defense, defense.upper() if "defense.name" in settings else defense)
-    return title_of(settings) or plain
+    return defense_name(settings) if "defense.name" in settings else f"run {row.cell[:8]}"
+
+
+def defense_name(settings: Mapping[str, Any]) -> str:
+    """What tables call the defense of a flat configuration: "CE", "ERAT w/o AT", "AT+UNICON", …"""
+    name = str(settings["defense.name"])
+    return title_of(settings) or _DEFENSES.get(name, name.upper())
 
 
 def named(key: str, row: TrialRow) -> bool:
