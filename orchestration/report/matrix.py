@@ -24,6 +24,7 @@ CAPTION = (
 )
 _HEADER = "dataset,noise,corruption,defense,planned,done,mean,std,paper,difference,seeds\n"
 _STYLES = {0: "bold", 1: "underline", None: ""}
+_PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}  # as our tables write them
 Setting = tuple[str, str]  # data set, label noise
 
 
@@ -53,6 +54,10 @@ class MatrixTable:
         order = sorted(set(values.values()), reverse=True)
         return {name: order.index(number) for name, number in values.items() if number in order[:2]}
 
+    def ranks_on(self, corruption: str) -> dict[str, int]:
+        """The ranks of a column."""
+        return self.rank(lambda name: self.cells[name][corruption].mean)
+
 
 def is_matrix(rows: Sequence[TrialRow]) -> bool:
     """Whether these runs are of several defenses."""
@@ -65,7 +70,7 @@ def matrix_tables(rows: Sequence[TrialRow]) -> list[MatrixTable]:
     for row in rows:
         setting = str(row.config.get("data.name")), column_name(row)
         by_defense = found.setdefault(setting, {})
-        by_defense.setdefault(baseline_name(row), {}).setdefault(_corruption(row), []).append(row)
+        by_defense.setdefault(baseline_name(row), {}).setdefault(corruption_name(row), []).append(row)
     return [_table(setting, by_defense) for setting, by_defense in found.items()]
 
 
@@ -78,14 +83,15 @@ def _table(setting: Setting, by_defense: dict[str, dict[str, list[TrialRow]]]) -
     dataset, noise = setting
     kind = noise.split(" ")[0]
     paper = {
-        (cell.method, cell.data_corruption): cell.test_accuracy
+        (_PAPER_NAMES.get(cell.method, cell.method), cell.data_corruption): cell.test_accuracy
         for cell in reversed(published())  # where two tables contradict each other, the first counts
         if cell.dataset == dataset and cell.label_noise == kind
     }
     return MatrixTable(dataset, noise, list(by_defense), corruptions, cells, paper)
 
 
-def _corruption(row: TrialRow) -> str:
+def corruption_name(row: TrialRow) -> str:
+    """The data corruption of a run as the paper writes it."""
     kind = str(row.config.get("corruption.data", "none"))
     return kind if kind == "none" else kind.upper()
 
@@ -95,7 +101,7 @@ def _corruption(row: TrialRow) -> str:
 
 def _body(table: MatrixTable) -> Iterator[tuple[str, list[tuple[str, int | None]]]]:
     """Each defense with its cells: text, and 0 or 1 for the best and the second best of the column."""
-    ranks = [table.rank(lambda name, of=of: table.cells[name][of].mean) for of in table.corruptions]  # type: ignore[misc]
+    ranks = [table.ranks_on(of) for of in table.corruptions]
     means = table.rank(table.mean_of)
     for defense in table.defenses:
         shown = [

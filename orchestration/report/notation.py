@@ -21,6 +21,7 @@ _SHORT = {
 }
 _ASCII = {EPSILON_INF: "eps_inf", EPSILON_2: "eps_2", "defense.eta": "eta", "defense.lambda_u": "lambda"}
 _DEFENSES = {"dividemix": "DivideMix"}  # all others in capitals
+_AT = {"linf": "AT∞", "l2": "AT2"}  # where a table sets adversarial training's norm and does not leave it to the poison
 
 
 def header(key: str, ascii_only: bool = False) -> str:
@@ -74,6 +75,8 @@ def baseline_name(row: TrialRow) -> str:
     settings = row.config | row.params
     defense = str(settings.get("defense.name", f"run {row.cell[:8]}"))
     plain = _DEFENSES.get(defense, defense.upper() if "defense.name" in settings else defense)
+    if defense == "at":
+        plain = _AT.get(str(row.params.get("defense.norms")), plain)
     return title_of(settings) or plain
 
 
