@@ -83,6 +83,7 @@ def _page(home: Home, ledger: Ledger, name: str, spec: SweepSpec, rows: list[Tri
             counts=_counts(rows, ledger.sweeps[name].trials + len(spec.space.baselines)),
             columns=spec.space.columns,
             searched=searched,
+            search=compare_hint(name),
             detail=partial(_detail, home, ledger, name, spec),
             figures=figures,
             curves={} if searched else _curves(home, rows),

@@ -36,6 +36,7 @@ class Subject:
         searched: whether Optuna searched; else the runs are a table's.
         figures: (caption, SVG) of a search.
         curves: test accuracies over epochs, of the finished cells.
+        search: what finds the runs in MLflow.
         detail: packs one run's drill-down.
     """
 
@@ -46,6 +47,7 @@ class Subject:
     counts: dict[str, int]
     columns: list[str]
     searched: bool
+    search: str
     detail: Detail
     figures: list[tuple[str, str]] = field(default_factory=list)
     curves: Epochs = field(default_factory=dict)
@@ -112,7 +114,7 @@ def _kept(subject: Subject) -> tuple[list[TrialRow], str]:
     for row in order:
         before = len(pool.values)
         text = _json(subject.detail(row, pool))
-        size += len(text) + 700 + sum(len(_json(value)) for value in pool.values[before:])  # 700: its line in the list
+        size += len(text) + 400 + sum(len(_json(value)) for value in pool.values[before:])  # 400: its line in the list
         if size > MOST_BYTES:
             break
         kept.append(row)

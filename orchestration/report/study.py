@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import optuna
 from matplotlib.figure import Figure
+from matplotlib.tri import Triangulation
 from optuna.distributions import FloatDistribution
 
 from orchestration.report import marks, svg
@@ -93,29 +94,37 @@ def _parallel(trials: Sequence[TrialRow], ranges: Ranges) -> str:
         axes[header(key)] = [(scale(setting) - scale(low)) / span for setting in settings]
         labels[header(key)] = (value(key, low), value(key, high))
     heights = [marks.validated(row) or 0.0 for row in trials]
-    low, high = min(heights), max(heights)
-    places = [(height - low) / ((high - low) or 1.0) for height in heights]
-    axes["validation"], labels["validation"] = places, (f"{low:.1f} %", f"{high:.1f} %")
+    scale_, below = marks.colour_scale(heights)  # one collapsed trial must not press the others together
+    low, high = float(scale_.vmin or 0), max(heights)
+    places = [max(height - low, 0.0) / ((high - low) or 1.0) for height in heights]
+    axes["validation"], labels["validation"] = places, (f"{'≤ ' if below else ''}{low:.1f} %", f"{high:.1f} %")
     return svg.parallel(axes, labels, places)
 
 
 @matplotlib.rc_context(marks.STYLE)
 def _contour(trials: Sequence[TrialRow], first: str, second: str, ranges: Ranges) -> str:
-    x, y = (np.array([float(row.params[key]) for row in trials]) for key in (first, second))
-    height = np.array([marks.validated(row) or 0.0 for row in trials])
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    logs = [ranges[key].log and places.min() > 0 for key, places in ((first, x), (second, y))]
-    if logs[0]:
-        axes.set_xscale("log")
-    if logs[1]:
-        axes.set_yscale("log")
+    places, even = [], []  # in the settings' units, and as they lie on the axes: neighbours are neighbours to the eye
+    for key, set_scale in ((first, axes.set_xscale), (second, axes.set_yscale)):
+        settings = np.array([float(row.params[key]) for row in trials])
+        log = ranges[key].log and bool(settings.min() > 0)
+        drawn = np.log(settings) if log else settings
+        places.append(settings)
+        even.append((drawn - drawn.min()) / (np.ptp(drawn) or 1.0))
+        if log:
+            set_scale("log")
+    heights = np.array([marks.validated(row) or 0.0 for row in trials])
+    scale, below = marks.colour_scale(list(heights))
     try:
-        drawn = axes.tricontourf(x, y, height, levels=12, cmap="cividis")
-        figure.colorbar(drawn, ax=axes, label="best validation accuracy (%)")
+        triangles = Triangulation(*even).triangles
+        levels = np.linspace(float(scale.vmin or 0), float(scale.vmax or 1), 13)
+        plane = Triangulation(places[0], places[1], triangles)
+        filled = axes.tricontourf(plane, heights, levels=levels, cmap="cividis", extend="min" if below else "neither")
+        figure.colorbar(filled, ax=axes, label="best validation accuracy (%)", format="%.1f")
     except (RuntimeError, ValueError):  # all trials on one line: there is no plane to colour
         pass
-    axes.scatter(x, y, s=22, facecolors="white", edgecolors="#333333", linewidths=1)
+    axes.scatter(places[0], places[1], s=24, facecolors="#fdfdfd", edgecolors="#333333", linewidths=1, clip_on=False)
     axes.set(xlabel=header(first), ylabel=header(second))
     with TemporaryDirectory() as folder:
         _, path = marks.save(figure, Path(folder), "contour")
@@ -127,7 +136,10 @@ def inlined(text: str, prefix: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" class="mpl" role="img">', text, count=1)
+    view = re.search(r'viewBox="(\S+ \S+ (\S+) \S+)"', text)
+    assert view is not None, "matplotlib writes one"
+    head = f'<svg viewBox="{view[1]}" role="img" style="max-width:{1.3 * float(view[2]):.0f}px">'
+    text = re.sub(r"<svg [^>]*>", head, text, count=1)
     text = text.replace("xlink:href", "href")
     for colour, name in (("#ffffff", "card"), ("#000000", "ink"), ("#595959", "muted")):
         text = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", text)

@@ -215,9 +215,9 @@ def parallel(
         points = " ".join(
             f"{65 + gap * i:.1f},{top + plot_h * (1 - axes[name][trial]):.1f}" for i, name in enumerate(names)
         )
-        stroke, strong = colour(0.15 + 0.7 * heights[trial])[0], 1 + 1.5 * heights[trial]
+        stroke = f"color-mix(in srgb, var(--c0) {10 + 90 * heights[trial]:.0f}%, var(--rule))"
         parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{stroke}" stroke-width="{strong:.1f}" opacity=".8"/>'
+            f'<polyline points="{points}" fill="none" style="stroke:{stroke};stroke-width:{1 + heights[trial]:.1f}"/>'
         )
     for index, name in enumerate(names):
         x = 65 + gap * index
