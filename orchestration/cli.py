@@ -165,6 +165,29 @@ def status(
 
 @app.command(
     epilog=_examples(
+        "report table3",
+        "report budgets --out budgets.html",
+        "report table3 --format latex --out tables.tex",
+    )
+)
+def report(
+    name: Annotated[str, typer.Argument(help="a sweep or matrix, finished or not")],
+    form: Annotated[str, typer.Option("--format", help="html, csv, latex or md")] = "html",
+    out: Annotated[str | None, typer.Option(help="file to write; by default in ERAT_HOME/reports/NAME/")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tables and figures beside the paper's, as one file: a page to read, or CSV, LaTeX, Markdown."""
+    from orchestration.home import Home
+    from orchestration.reporting import write_report
+
+    path = write_report(Home.from_environment(), name, form, out)
+    err.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False)
+    if as_json:
+        print(json.dumps({"name": name, "format": form, "files": [str(path)]}))
+
+
+@app.command(
+    epilog=_examples(
         "train defense.name=ce",
         "train --profile",
         "train --preset paper data.root=/data resources.gpu=1",

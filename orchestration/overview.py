@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,7 +11,6 @@ from rich.table import Table
 
 from erat.config import RunConfig
 from erat.engine.memory import MB
-from erat.errors import unknown_name
 from orchestration import estimate
 from orchestration._mlflow_store import tracking_uri
 from orchestration.crafting import distinct_sets, missing_sets, set_name
@@ -22,10 +20,10 @@ from orchestration.report.matrix import is_matrix, matrix_view, summary_sentence
 from orchestration.report.notation import accuracy, defense_name, duration
 from orchestration.report.summary import best, paste_command, summary_table
 from orchestration.rows import FINISHED, TrialRow
+from orchestration.standing import rows_of, spec_of
 from orchestration.state import Ledger
 from orchestration.sweep import SweepSpec
 from orchestration.tracking import compare_hint
-from orchestration.trial import is_running, read_metrics, summarise
 
 if TYPE_CHECKING:
     from orchestration.launch import SweepEnd
@@ -41,7 +39,7 @@ def show_sweep(end: SweepEnd, console: Console) -> None:
         console.print(*matrix_view(rows), *summary_sentences(rows), sep="\n")
     else:
         console.print(grid_table(rows))
-    console.print(f"preset {driver.spec.preset} · {_validation_words(driver.spec.base)}")
+    console.print(f"preset {driver.spec.preset} · {validation_words(driver.spec.base)}")
     chosen = best(rows)
     if chosen is not None:
         command = paste_command(chosen, driver.spec.preset, driver.spec.overrides)
@@ -55,7 +53,8 @@ def show_sweep(end: SweepEnd, console: Console) -> None:
     console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
 
 
-def _validation_words(config: RunConfig) -> str:
+def validation_words(config: RunConfig) -> str:
+    """What the validation images are, and what to beware of."""
     share = f"{config.val.fraction:.0%} of the training images"
     if config.val.trusted:
         return f"validation: {share}, split off before corruption, trusted (clean images and labels)"
@@ -196,8 +195,8 @@ def of_all(home: Home, console: Console) -> list[dict[str, Any]]:
     table = Table("sweep", "space", "preset", "trials", "done", "stopped", "running", "failed", "left", box=None)
     content = []
     for name in ledger.sweeps:
-        rows, total = _rows(home, ledger, name)
-        counts = _counts(rows, total)
+        rows, total = rows_of(home, ledger, name)
+        counts = counts_of(rows, total)
         spec = ledger.sweeps[name].spec
         content.append(
             {"name": name, "space": spec["space"]["name"], "preset": spec["preset"], "trials": total} | counts
@@ -217,11 +216,10 @@ def of_sweep(home: Home, name: str, console: Console) -> dict[str, Any]:
         UserError: no such sweep.
     """
     ledger = Ledger(home.ledger)
-    if name not in ledger.sweeps:
-        raise unknown_name("sweep", name, ledger.sweeps or ["(none yet)"])
-    rows, total = _rows(home, ledger, name)
-    counts = _counts(rows, total)
-    console.print(summary_table(rows, SweepSpec.of(ledger.sweeps[name].spec).space.columns))
+    spec = spec_of(ledger, name)
+    rows, total = rows_of(home, ledger, name, spec)
+    counts = counts_of(rows, total)
+    console.print(summary_table(rows, spec.space.columns))
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     console.print(f"MLflow: {tracking_uri(home)}", markup=False)
     if counts["failed"]:
@@ -232,25 +230,7 @@ def of_sweep(home: Home, name: str, console: Console) -> dict[str, Any]:
     return {"name": name, "trials": total} | counts | {"runs": runs}
 
 
-def _rows(home: Home, ledger: Ledger, name: str) -> tuple[list[TrialRow], int]:
-    """The trials proposed so far, and how many there are to be."""
-    sweep = ledger.sweeps[name]
-    spec = SweepSpec.of(sweep.spec)
-    rows = []
-    for number, proposal in sorted(sweep.proposals.items()):
-        folder = home.cell(proposal.cell)
-        row = TrialRow(number, proposal.cell, proposal.params, proposal.source)
-        row.epochs = spec.config(proposal.params).train.epochs
-        outcome = ledger.outcome(proposal.cell, name)
-        if outcome is not None:
-            row.take_in(outcome.result)
-        elif folder.exists():
-            state = "running" if is_running(folder) else "queued"
-            row.take_in(asdict(summarise(proposal.cell, state, read_metrics(folder))))
-        rows.append(row)
-    return rows, sweep.trials + len(spec.space.baselines)
-
-
-def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
+def counts_of(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
+    """How many trials are in which state, and how many are left to do."""
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "stopped", "running", "failed")}
     return counts | {"left": total - counts["done"] - counts["stopped"] - counts["failed"]}

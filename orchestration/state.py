@@ -35,6 +35,7 @@ class Outcome:
     status: str
     result: dict[str, Any]
     error: str | None = None
+    time: float | None = None  # seconds since 1970
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Sweep:
     name: str
     spec: dict[str, Any]
     trials: int = 0
+    began: float | None = None  # seconds since 1970
     proposals: dict[int, Proposal] = field(default_factory=dict)
     stopped: dict[str, Outcome] = field(default_factory=dict)
 
@@ -108,15 +110,16 @@ class Ledger:
     def _apply(self, event: dict[str, Any]) -> None:
         kind, sweep = event.get("event"), self.sweeps.get(event.get("sweep") or "")
         if kind == "sweep":
-            known = self.sweeps.setdefault(event["name"], Sweep(event["name"], event["spec"]))
+            new = Sweep(event["name"], event["spec"], began=event.get("time"))
+            known = self.sweeps.setdefault(event["name"], new)
             known.trials = max(known.trials, event["trials"])
         elif kind == "proposed" and sweep:
             proposal = Proposal(event["number"], event["params"], event["source"], event["cell"])
             sweep.proposals[proposal.number] = proposal
         elif kind == "stopped" and sweep:
-            sweep.stopped[event["cell"]] = Outcome("stopped", event["result"])
+            sweep.stopped[event["cell"]] = Outcome("stopped", event["result"], time=event.get("time"))
         elif kind in ("done", "failed"):
-            self._outcomes[event["cell"]] = Outcome(kind, event["result"], event.get("error"))
+            self._outcomes[event["cell"]] = Outcome(kind, event["result"], event.get("error"), event.get("time"))
         elif kind == "retry":
             self._outcomes.pop(event["cell"], None)
 

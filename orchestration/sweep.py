@@ -54,10 +54,13 @@ class SweepSpec:
         return build(self.preset, self.overrides)
 
     def config(self, trial_overrides: Mapping[str, Any]) -> RunConfig:
-        """The configuration of one trial. One of another defense drops the settings that were meant for this one."""
+        """The configuration of one trial."""
+        return build(self.preset, self.overrides_for(trial_overrides) | dict(trial_overrides), quiet=True)
+
+    def overrides_for(self, trial_overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """The overrides that concern a trial. One of another defense drops what was meant for this one."""
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
-        mine = {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
-        return build(self.preset, mine | dict(trial_overrides), quiet=True)
+        return {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
 
     def planned(self, trials: int) -> list[RunConfig]:
         """The configurations that are known before anything runs: the baselines and the paper's points."""

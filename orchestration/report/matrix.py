@@ -24,6 +24,10 @@ CAPTION = (
 )
 _HEADER = "dataset,noise,corruption,defense,planned,done,mean,std,paper,difference,seeds\n"
 _STYLES = {0: "bold", 1: "underline", None: ""}
+_PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}  # as our tables write them
+# What makes a run's place in the tables, and its seed.
+_PLACED = ("data.name", "corruption.data", "corruption.labels", "corruption.rate", "defense.name", "train.seed")
+LineName = Callable[[TrialRow], str]
 Setting = tuple[str, str]  # data set, label noise
 
 
@@ -53,19 +57,37 @@ class MatrixTable:
         order = sorted(set(values.values()), reverse=True)
         return {name: order.index(number) for name, number in values.items() if number in order[:2]}
 
+    def ranks_on(self, corruption: str) -> dict[str, int]:
+        """The ranks of a column."""
+        return self.rank(lambda name: self.cells[name][corruption].mean)
+
 
 def is_matrix(rows: Sequence[TrialRow]) -> bool:
     """Whether these runs are of several defenses."""
     return len({baseline_name(row) for row in rows}) > 1
 
 
-def matrix_tables(rows: Sequence[TrialRow]) -> list[MatrixTable]:
-    """The tables that these rows fill, in the order of the rows. An unfinished run is missing from its cell."""
+def line_name(row: TrialRow) -> str:
+    """ "ERAT", "ERAT, η 0.1", "UNICON, vgg16": a run's defense, with what else it is told apart by."""
+    others = [key for key in row.params if key not in (*_PLACED, "corruption.epsilon") and not named(key, row)]
+    words = [
+        str(row.params[key]) if key == "model.name" else f"{header(key)} {value(key, row.params[key])}"
+        for key in others
+    ]
+    return ", ".join([baseline_name(row), *words])
+
+
+def matrix_tables(rows: Sequence[TrialRow], line: LineName = line_name) -> list[MatrixTable]:
+    """The tables that these rows fill, in the order of the rows. An unfinished run is missing from its cell.
+
+    Args:
+        line: the line of a table that a run belongs to; `baseline_name` where what else varies is kept apart otherwise.
+    """
     found: dict[Setting, dict[str, dict[str, list[TrialRow]]]] = {}
     for row in rows:
         setting = str(row.config.get("data.name")), column_name(row)
         by_defense = found.setdefault(setting, {})
-        by_defense.setdefault(_defense(row), {}).setdefault(_corruption(row), []).append(row)
+        by_defense.setdefault(line(row), {}).setdefault(corruption_name(row), []).append(row)
     return [_table(setting, by_defense) for setting, by_defense in found.items()]
 
 
@@ -78,29 +100,15 @@ def _table(setting: Setting, by_defense: dict[str, dict[str, list[TrialRow]]]) -
     dataset, noise = setting
     kind = noise.split(" ")[0]
     paper = {
-        (cell.method, cell.data_corruption): cell.test_accuracy
+        (_PAPER_NAMES.get(cell.method, cell.method), cell.data_corruption): cell.test_accuracy
         for cell in reversed(published())  # where two tables contradict each other, the first counts
         if cell.dataset == dataset and cell.label_noise == kind
     }
     return MatrixTable(dataset, noise, list(by_defense), corruptions, cells, paper)
 
 
-# What makes a table's place of a run, and its seed. Whatever else tells runs apart is written beside the name.
-_PLACED = ("data.name", "corruption.data", "corruption.labels", "corruption.rate", "defense.name", "train.seed")
-
-
-def _defense(row: TrialRow) -> str:
-    """ "ERAT", "ERAT, η 0.1", "UNICON, vgg16": with what else its runs are told apart by."""
-    name = baseline_name(row)
-    others = [key for key in row.params if key not in (*_PLACED, "corruption.epsilon") and not named(key, row)]
-    words = [
-        str(row.params[key]) if key == "model.name" else f"{header(key)} {value(key, row.params[key])}"
-        for key in others
-    ]
-    return ", ".join([name, *words])
-
-
-def _corruption(row: TrialRow) -> str:
+def corruption_name(row: TrialRow) -> str:
+    """The data corruption of a run as the paper writes it."""
     kind = str(row.config.get("corruption.data", "none"))
     if kind == "none":
         return kind
@@ -113,7 +121,7 @@ def _corruption(row: TrialRow) -> str:
 
 def _body(table: MatrixTable) -> Iterator[tuple[str, list[tuple[str, int | None]]]]:
     """Each defense with its cells: text, and 0 or 1 for the best and the second best of the column."""
-    ranks = [table.rank(lambda name, of=of: table.cells[name][of].mean) for of in table.corruptions]  # type: ignore[misc]
+    ranks = [table.ranks_on(of) for of in table.corruptions]
     means = table.rank(table.mean_of)
     for defense in table.defenses:
         shown = [
@@ -184,9 +192,9 @@ def matrix_csv(rows: Sequence[TrialRow]) -> str:
 # --- who wins --------------------------------------------------------------------------------------------------------
 
 
-def summary_sentences(rows: Sequence[TrialRow]) -> list[str]:
+def summary_sentences(rows: Sequence[TrialRow], line: LineName = line_name) -> list[str]:
     """Plain words: who has the highest mean, how often it is best, and what a paired test over the cells says."""
-    tables = matrix_tables(rows)
+    tables = matrix_tables(rows, line)
     means = {name: values for name in _names(tables) if (values := _over_cells(tables, name))}
     complete = {name: values for name, values in means.items() if len(values) == max(map(len, means.values()))}
     if len(complete) < 2:

@@ -21,6 +21,7 @@ _SHORT = {
 }
 _ASCII = {EPSILON_INF: "eps_inf", EPSILON_2: "eps_2", "defense.eta": "eta", "defense.lambda_u": "lambda"}
 _DEFENSES = {"dividemix": "DivideMix"}  # all others in capitals
+_AT = {"linf": "AT∞", "l2": "AT2"}  # where a table sets adversarial training's norm and does not leave it to the poison
 
 
 def header(key: str, ascii_only: bool = False) -> str:
@@ -72,20 +73,27 @@ def searched_keys(rows: Iterable[TrialRow]) -> list[str]:
 def baseline_name(row: TrialRow) -> str:
     """What tables call a run's defense."""
     settings = row.config | row.params
-    return defense_name(settings) if "defense.name" in settings else f"run {row.cell[:8]}"
+    return defense_name(settings, row.params) if "defense.name" in settings else f"run {row.cell[:8]}"
 
 
-def defense_name(settings: Mapping[str, Any]) -> str:
-    """What tables call the defense of a flat configuration: "CE", "ERAT w/o AT", "AT+UNICON", …"""
+def defense_name(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> str:
+    """What tables call the defense of a flat configuration: "CE", "ERAT w/o AT", "AT+UNICON", …
+
+    Args:
+        chosen: what was set for this run alone; a norm that AT was given, and did not take from the poison, is named.
+    """
     name = str(settings["defense.name"])
-    return title_of(settings) or _DEFENSES.get(name, name.upper())
+    plain = _DEFENSES.get(name, name.upper())
+    if name == "at":
+        plain = _AT.get(str((chosen or {}).get("defense.norms")), plain)
+    return title_of(settings) or plain
 
 
 def named(key: str, row: TrialRow) -> bool:
-    """Whether the name of a run's variant says this setting already: `defense.norms` of ERAT∞."""
+    """Whether the name of a run's defense says this setting already: `defense.norms` of ERAT∞."""
     settings = row.config | row.params
-    without = {name: setting for name, setting in settings.items() if name != key}
-    return title_of(settings) != title_of(without)
+    without = [{name: value for name, value in part.items() if name != key} for part in (settings, row.params)]
+    return "defense.name" in without[0] and defense_name(settings, row.params) != defense_name(*without)
 
 
 def origin(row: TrialRow) -> str:

@@ -77,23 +77,25 @@ def summary_table(rows: Sequence[TrialRow], columns: Sequence[str]) -> Table:
     # Narrow headings and, for many columns, narrow gaps: four searched values fit into 80 characters.
     gap = 1 if len(columns) <= 2 else 0
     table = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), caption=Text(caption(rows)), caption_justify="left")
-    for name in _headings(columns):
+    for name in headings(columns):
         heading = Text(name.replace(" ", "\n"))
         table.add_column(heading, justify="left" if name in _LEFT else "right", vertical="bottom", no_wrap=True)
     chosen = best(rows)
     for row in ranked(rows):
-        cells = [Text(cell) for cell in _cells(row, columns, row is chosen)]
+        cells = [Text(cell) for cell in texts_of(row, columns, row is chosen)]
         cells[-2].stylize(STATUS_STYLES.get(row.status, ""))
         table.add_row(*cells, style="bold" if row is chosen else None)
     return table
 
 
-def _headings(columns: Sequence[str]) -> list[str]:
+def headings(columns: Sequence[str]) -> list[str]:
+    """Of the columns of `texts_of`."""
     accuracies = ["val (best)", "test (last)", "test (best val)"]
     return ["#", "source", *map(header, columns), *accuracies, "epochs", "status", "time"]
 
 
-def _cells(row: TrialRow, columns: Sequence[str], chosen: bool) -> list[str]:
+def texts_of(row: TrialRow, columns: Sequence[str], chosen: bool) -> list[str]:
+    """One trial as the words of a line of the table."""
     return [
         f"★ {row.number}" if chosen else str(row.number),
         origin(row),
@@ -110,9 +112,9 @@ def _cells(row: TrialRow, columns: Sequence[str], chosen: bool) -> list[str]:
 def markdown(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
     """The same table for a README or an issue."""
     chosen = best(rows)
-    headings = _headings(columns)
-    rule = [":--" if name in _LEFT else "--:" for name in headings]
-    lines = [headings, rule, *(_cells(row, columns, row is chosen) for row in ranked(rows))]
+    names = headings(columns)
+    rule = [":--" if name in _LEFT else "--:" for name in names]
+    lines = [names, rule, *(texts_of(row, columns, row is chosen) for row in ranked(rows))]
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return f"{table}\n\n{caption(rows)}\n"
 

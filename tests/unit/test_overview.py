@@ -253,13 +253,13 @@ class TestWords:
         ],
     )
     def test_which_validation_it_was_is_said(self, overrides: dict[str, Any], words: str) -> None:
-        text = overview._validation_words(build("demo", overrides))
+        text = overview.validation_words(build("demo", overrides))
         assert words in text
         assert ("misleads" in text) == (words == "plain accuracy misleads")
 
     def test_without_a_poison_plain_accuracy_is_no_matter(self) -> None:
         clean = {"val.trusted": False, "corruption.data": "none"}
-        assert "misleads" not in overview._validation_words(build("demo", clean))
+        assert "misleads" not in overview.validation_words(build("demo", clean))
 
     def test_a_run_ends_with_its_accuracies_and_its_folder(self, home: Home, console: Console) -> None:
         config: RunConfig = build("demo")

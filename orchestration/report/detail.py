@@ -1,0 +1,137 @@
+"""What a page can show of one cell, read from its folder and packed: what many cells share is stored once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestration.report.notation import finite
+from orchestration.report.sections import place_of, reason
+from orchestration.rows import TrialRow
+
+FEW_CLASSES = 20  # up to so many, the whole confusion matrix is kept; beyond, what is confused most
+MOST_PAIRS = 30
+TAIL = 1500  # characters of a failed run's traceback
+_SELECTION = ("labelled_per_class", "correct_per_class", "wrong_per_class", "caught_per_class")
+
+
+@dataclass
+class Pool:
+    """Values that several cells have in common, each once; cells hold their numbers."""
+
+    values: list[Any] = field(default_factory=list)
+    _numbers: dict[str, int] = field(default_factory=dict)
+
+    def add(self, value: Any) -> int:
+        """The number of this value."""
+        key = json.dumps(value, sort_keys=True, default=str)
+        if key not in self._numbers:
+            self._numbers[key] = len(self.values)
+            self.values.append(value)
+        return self._numbers[key]
+
+
+def read_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; none where there is no such file, or a line is torn."""
+    try:
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def read_environment(folder: Path) -> dict[str, Any] | None:
+    """What a finished cell says of code and machine."""
+    content: dict[str, Any] | None = _read(folder / "artifacts" / "environment.json")
+    return content
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def detail_of(row: TrialRow, folder: Path, result: Mapping[str, Any], command: str, pool: Pool) -> dict[str, Any]:
+    """The packed content of a cell's drill-down.
+
+    Args:
+        folder: the cell's; what is not there is left out.
+        result: its entry in the ledger.
+        command: the shell line that runs it again.
+    """
+    epochs, artifacts = read_epochs(folder), folder / "artifacts"
+    content = {
+        "n": row.number,
+        "id": row.cell,
+        "t": [*place_of(row), str(row.config.get("model.name")), row.config.get("train.seed")],
+        "state": reason(row),
+        "curves": [
+            [_short(entry.get(key)) for entry in epochs] for key in ("train_loss", "val_accuracy", "test_accuracy")
+        ],
+        "acc": [_short(row.final_test_accuracy), _short(row.best_val_test_accuracy)],
+        "config": [pool.add([name, section]) for name, section in _sections(row.config).items()],
+        "seconds": _short(row.seconds),
+        "mb": round(result.get("peak_memory_mb") or 0) or None,
+        "noise": _short(result.get("noise_rate")),
+        "sum": result.get("checksum"),
+        "run": row.mlflow_run_id,
+        "cmd": command,
+    }
+    if row.status == "failed":
+        content |= {"error": row.error, "tail": _tail(folder / "error.txt")}
+    content |= _selection(_read(artifacts / "selection.json"), pool)
+    content |= _confusion(_read(artifacts / "confusion.json"), pool)
+    environment = read_environment(folder)
+    if environment:
+        kept = ("git_commit", "git_dirty", "device", "cores", "platform", "python", "versions")
+        content["env"] = pool.add({key: environment.get(key) for key in kept})
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A flat configuration by its first words; the seed apart, so that seeds share the rest."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in config.items():
+        section, _, name = key.partition(".")
+        if key != "train.seed":
+            sections.setdefault(section if name else "", {})[name or key] = value
+    return sections
+
+
+def _short(value: Any) -> float | None:
+    """Four digits: more cannot be seen."""
+    number = finite(value) if isinstance(value, int | float) else None
+    return None if number is None else float(f"{number:.4g}")
+
+
+def _tail(path: Path) -> str | None:
+    try:
+        return path.read_text()[-TAIL:]
+    except OSError:
+        return None
+
+
+def _selection(content: Any, pool: Pool) -> dict[str, Any]:
+    """The last epoch's selection: per class labelled, of these right; wrong labels, of these caught."""
+    if not content or not content.get("epochs"):
+        return {}
+    last = content["epochs"][-1]
+    return {"selection": [last.get(key, []) for key in _SELECTION], "classes": pool.add(content["classes"])}
+
+
+def _confusion(content: Any, pool: Pool) -> dict[str, Any]:
+    if not content:
+        return {}
+    counts: Sequence[Sequence[int]] = content["counts"]
+    named = {"classes": pool.add(content["classes"])}
+    if len(counts) <= FEW_CLASSES:
+        return named | {"confusion": counts}
+    pairs = [
+        (count, k, seen) for k, line in enumerate(counts) for seen, count in enumerate(line) if count and k != seen
+    ]
+    recall = [_short(line[k] / max(1, sum(line))) for k, line in enumerate(counts)]
+    return named | {"confused": sorted(pairs, reverse=True)[:MOST_PAIRS], "recall": recall}

@@ -1,0 +1,166 @@
+"""A sweep or matrix as one HTML file: no network, no other files, light, dark, print and phone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from statistics import mean
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from orchestration.report import svg
+from orchestration.report.detail import Pool
+from orchestration.report.errata import FIGURE_5, Footnotes
+from orchestration.report.notation import duration
+from orchestration.report.sections import Group, TableView, groups_of, missing_rows, place_of, reason
+from orchestration.report.summary import best, caption, headings, ranked, texts_of
+from orchestration.rows import FINISHED, TrialRow
+
+MOST_BYTES = 3_400_000  # of what is kept of single runs; with tables and figures a page stays below 5 MB
+Detail = Callable[[TrialRow, Pool], dict[str, Any]]
+Epochs = Mapping[str, Sequence[float]]  # cell -> test accuracy after each epoch, in [0, 1]
+
+
+@dataclass
+class Subject:
+    """What a page is about.
+
+    Attributes:
+        rows: all runs, those not begun included.
+        facts: (name, words) of what was run, in order.
+        columns: the dotted keys that tell the runs apart.
+        searched: whether Optuna searched; else the runs are a table's.
+        figures: (caption, SVG) of a search.
+        curves: test accuracies over epochs, of the finished cells.
+        search: what finds the runs in MLflow.
+        detail: packs one run's drill-down.
+    """
+
+    name: str
+    about: str
+    rows: list[TrialRow]
+    facts: list[tuple[str, str]]
+    counts: dict[str, int]
+    columns: list[str]
+    searched: bool
+    search: str
+    detail: Detail
+    figures: list[tuple[str, str]] = field(default_factory=list)
+    curves: Epochs = field(default_factory=dict)
+
+
+def html_page(subject: Subject) -> str:
+    """The whole file."""
+    notes = Footnotes()
+    groups = [] if subject.searched else groups_of(subject.rows, notes)
+    general = list(notes.general()) if any(view.has_paper for group in groups for view in group.tables) else []
+    if set(subject.columns) >= {"defense.epsilon_inf", "defense.epsilon_2"} and subject.searched:
+        general.append(notes.mark(FIGURE_5))
+    kept, data = _kept(subject)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"duration": duration, "reason": reason}
+    return environment.from_string(_asset("page.html")).render(
+        subject=subject,
+        style=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        data=Markup(data),
+        groups=groups,
+        drawn=[(group, _figures(group, subject.curves)) for group in groups],
+        several_seeds=any(cell.last.planned > 1 for cell in _cells(groups)),
+        has_paper=any(cell.paper is not None for cell in _cells(groups)),
+        has_best=any(cell.best is not None and cell.best.mean is not None for cell in _cells(groups)),
+        search=_search(subject),
+        figures=[(words, Markup(drawn)) for words, drawn in subject.figures],
+        bar=Markup(svg.colour_bar()),
+        missing=missing_rows(subject.rows),
+        kept=[(row, place_of(row)) for row in kept],
+        total=len(subject.rows),
+        notes=notes.texts,
+        general=general,
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _cells(groups: Iterable[Group]) -> Iterable[Any]:
+    return (cell for group in groups for view in group.tables for cells in view.lines.values() for cell in cells)
+
+
+def _search(subject: Subject) -> dict[str, Any] | None:
+    """The summary table of a search: heading, lines, which one is chosen."""
+    if not subject.searched:
+        return None
+    chosen = best(subject.rows)
+    lines = [(row, texts_of(row, subject.columns, row is chosen), row is chosen) for row in ranked(subject.rows)]
+    return {"heading": headings(subject.columns), "lines": lines, "caption": caption(subject.rows)}
+
+
+def _kept(subject: Subject) -> tuple[list[TrialRow], str]:
+    """The runs whose drill-downs fit, and their data as JSON that is safe inside a script element.
+
+    Failed runs first, then the first seeds: what is left out is the repetition.
+    """
+    pool, kept, packed, size = Pool(), [], [], 0
+    order = sorted(
+        (row for row in subject.rows if row.status != "queued" or row.epoch),
+        key=lambda row: (row.status != "failed", row.config.get("train.seed") or 0, row.number),
+    )
+    for row in order:
+        before = len(pool.values)
+        text = _json(subject.detail(row, pool))
+        size += len(text) + 400 + sum(len(_json(value)) for value in pool.values[before:])  # 400: its line in the list
+        if size > MOST_BYTES:
+            break
+        kept.append(row)
+        packed.append(text)
+    kept.sort(key=lambda row: row.number)
+    return kept, f'{{"pool":{_json(pool.values)},"cells":[{",".join(packed)}]}}'
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"), default=str).replace("<", "\\u003c").replace("&", "\\u0026")
+
+
+# --- figures of a matrix ---------------------------------------------------------------------------------------------
+
+
+def _figures(group: Group, curves: Epochs) -> dict[str, Any]:
+    """Heat maps and curves, one a table, and the bars over all of them."""
+    names = list(dict.fromkeys(name for view in group.tables for name in view.table.defenses))
+    reached = {
+        name: [
+            cell.last.mean for view in group.tables for cell in view.lines.get(name, []) if cell.last.mean is not None
+        ]
+        for name in names
+    }
+    finished = any(reached.values())
+    return {
+        "heat": [(view.table.title, Markup(svg.heat_map(view.table))) for view in group.tables if view.begun],
+        "bars": Markup(svg.bars(reached)) if finished else "",
+        "curves": [
+            (view.table.title, Markup(svg.curves(lines, f"Test accuracy over epochs, {view.table.title}", names)))
+            for view in group.tables
+            if (lines := _lines(view, curves))
+        ],
+    }
+
+
+def _lines(view: TableView, curves: Epochs) -> list[svg.Curve]:
+    """A defense's mean over its finished runs after each epoch; runs of other lengths than most are left out."""
+    lines = []
+    for name, cells in view.lines.items():
+        runs = [
+            curves[row.cell] for cell in cells for row in cell.runs if row.status in FINISHED and row.cell in curves
+        ]
+        lengths = [len(run) for run in runs if len(run) > 1]
+        if lengths:
+            usual = max(set(lengths), key=lengths.count)
+            columns = zip(*(run for run in runs if len(run) == usual), strict=True)
+            lines.append(svg.Curve(name, [100 * mean(column) for column in columns]))
+    return lines

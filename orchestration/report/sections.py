@@ -1,0 +1,207 @@
+"""A matrix as a page shows it: groups of tables, each cell with both figures, the paper's, and why one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from orchestration.report.errata import RECONSTRUCTION, Footnotes
+from orchestration.report.grid import Cell, column_name
+from orchestration.report.matrix import MatrixTable, corruption_name, matrix_tables, summary_sentences
+from orchestration.report.notation import baseline_name, header, value
+from orchestration.rows import FINISHED, TrialRow
+
+# What tables and their lines and columns are made of; a key beside these that varies makes groups of tables.
+_AXES = ("defense.name", "data.name", "corruption.data", "corruption.labels", "corruption.rate")
+_SEEDS = ("train.seed", "corruption.seed")
+Place = tuple[str, str, str, str]  # data set, label noise, defense, data corruption
+
+
+@dataclass
+class CellView:
+    """One cell of a table. `rank` is 0 for the best of its column, 1 for the second best."""
+
+    runs: list[TrialRow]
+    last: Cell
+    best: Cell | None = None
+    rank: int | None = None
+    paper: float | None = None
+    marks: list[int] = field(default_factory=list)
+
+    @property
+    def difference(self) -> float | None:
+        """Points above the paper's figure."""
+        return None if self.last.mean is None or self.paper is None else self.last.mean - self.paper
+
+    @property
+    def missing(self) -> str:
+        """Why there is no figure, in a word or two."""
+        return ", ".join(name for name, _ in groupby(sorted(reason(row) for row in self.runs)))
+
+
+@dataclass
+class TableView:
+    """One table: lines[defense] is its cells in the order of the corruptions, and the means over them."""
+
+    table: MatrixTable
+    lines: dict[str, list[CellView]]
+    means: dict[str, tuple[float | None, float | None, int | None]]  # last epoch, best by validation, rank
+    marks: list[int]
+    defense_marks: dict[str, list[int]]
+
+    @property
+    def begun(self) -> bool:
+        """Whether a cell has a figure."""
+        return any(cell.last.mean is not None for cells in self.lines.values() for cell in cells)
+
+    @property
+    def has_paper(self) -> bool:
+        return any(cell.paper is not None for cells in self.lines.values() for cell in cells)
+
+
+@dataclass
+class Group:
+    """Tables that differ in data set and label noise alone."""
+
+    title: str  # what sets the group apart; empty where there is one group
+    rows: list[TrialRow]
+    tables: list[TableView]
+    sentences: list[str]
+
+
+def reason(row: TrialRow) -> str:
+    """Why a run has no result: "failed", "running 4/10", "not begun", …"""
+    if row.status == "running":
+        return f"running {row.epoch}/{row.epochs}"
+    if row.status == "queued":
+        return f"interrupted {row.epoch}/{row.epochs}" if row.epoch else "not begun"
+    return row.status
+
+
+def groups_of(rows: Sequence[TrialRow], notes: Footnotes) -> list[Group]:
+    """The groups in the order of the rows."""
+    keys = _extra_keys(rows)
+    found: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        title = ", ".join(f"{header(key)} {value(key, row.config.get(key))}" for key in keys)
+        found.setdefault(title, []).append(row)
+    return [
+        Group(title, members, _tables(members, notes), [*_sentences(members), *_winners(members)])
+        for title, members in found.items()
+    ]
+
+
+def _extra_keys(rows: Sequence[TrialRow]) -> list[str]:
+    """What was set run by run, is no axis or seed, and does not follow from the axes."""
+    values: dict[str, dict[tuple[str, ...], set[str]]] = {}
+    for row in rows:
+        axes = (baseline_name(row), *(str(row.config.get(key)) for key in _AXES))
+        for key in row.params:
+            if key not in _AXES and key not in _SEEDS:
+                values.setdefault(key, {}).setdefault(axes, set()).add(repr(row.config.get(key)))
+    return [key for key, by_axes in values.items() if any(len(seen) > 1 for seen in by_axes.values())]
+
+
+def place_of(row: TrialRow) -> Place:
+    """The cell of the tables that a run belongs to."""
+    return str(row.config.get("data.name")), column_name(row), baseline_name(row), corruption_name(row)
+
+
+def by_validation(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The same runs, judged by the epoch that was best by validation."""
+    return [replace(row, final_test_accuracy=row.best_val_test_accuracy) for row in rows]
+
+
+def _tables(rows: Sequence[TrialRow], notes: Footnotes) -> list[TableView]:
+    runs: dict[Place, list[TrialRow]] = {}
+    for row in rows:
+        runs.setdefault(place_of(row), []).append(row)
+    pairs = zip(matrix_tables(rows, baseline_name), matrix_tables(by_validation(rows), baseline_name), strict=True)
+    return [_table(last, best, runs, notes) for last, best in pairs]
+
+
+def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[TrialRow]], notes: Footnotes) -> TableView:
+    kind = last.noise.split(" ")[0]
+    columns = []
+    for corruption in last.corruptions:
+        ranks = last.ranks_on(corruption)
+        column = {}
+        for defense in last.defenses:
+            paper = last.paper.get((defense, corruption))
+            column[defense] = CellView(
+                runs.get((last.dataset, last.noise, defense, corruption), []),
+                last.cells[defense][corruption],
+                best.cells[defense][corruption],
+                ranks.get(defense),
+                paper,
+                [] if paper is None else notes.of_cell(last.dataset, kind, defense, corruption),
+            )
+        columns.append(column)
+    places = last.rank(last.mean_of)
+    view = TableView(
+        last,
+        {defense: [column[defense] for column in columns] for defense in last.defenses},
+        {name: (last.mean_of(name), best.mean_of(name), places.get(name)) for name in last.defenses},
+        [],
+        {name: [notes.mark(RECONSTRUCTION)] for name in last.defenses if name == "MSPL"},
+    )
+    view.marks = notes.of_table(last.dataset, kind) if view.has_paper else []
+    return view
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def _complete(tables: Sequence[MatrixTable]) -> set[tuple[str, str, str]]:
+    """(data set, noise, corruption) of the columns in which every defense has a figure."""
+    return {
+        (table.dataset, table.noise, corruption)
+        for table in tables
+        for corruption in table.corruptions
+        if all(table.cells[defense][corruption].mean is not None for defense in table.defenses)
+    }
+
+
+def _sentences(rows: Sequence[TrialRow]) -> list[str]:
+    """`summary_sentences` over the columns that all defenses have finished: no mean is of an easier choice of cells."""
+    tables = matrix_tables(rows, baseline_name)
+    complete, columns = _complete(tables), sum(len(table.corruptions) for table in tables)
+    kept = [
+        row for row in rows if (str(row.config.get("data.name")), column_name(row), corruption_name(row)) in complete
+    ]
+    words = summary_sentences(kept, baseline_name)
+    if not words:
+        return ["Too few cells are finished to compare the defenses."] if len({*map(baseline_name, rows)}) > 1 else []
+    words[:2] = words[1::-1]  # who wins before by how much
+    if len(complete) < columns:
+        words.insert(1, f"So far all defenses have finished {len(complete)} of {columns} settings; these are compared.")
+    if any("p = " in sentence for sentence in words):
+        words.append("The p values are not corrected for the number of comparisons.")
+    return words
+
+
+def _winners(rows: Sequence[TrialRow]) -> list[str]:
+    """Who is best on which data corruptions, a sentence a table."""
+    sentences = []
+    for table in matrix_tables(rows, baseline_name):
+        wins: dict[str, list[str]] = {}
+        for corruption in table.corruptions:
+            if (table.dataset, table.noise, corruption) in _complete([table]) and len(table.defenses) > 1:
+                ranks = table.ranks_on(corruption)
+                names = [name for name in table.defenses if ranks.get(name) == 0]
+                wins.setdefault(" and ".join(names), []).append(corruption)
+        order = sorted(wins.items(), key=lambda item: -len(item[1]))
+        if order:
+            sentences.append(f"{table.title}: " + "; ".join(f"{who} on {', '.join(on)}" for who, on in order) + ".")
+    return sentences
+
+
+def missing_rows(rows: Sequence[TrialRow]) -> list[tuple[str, list[TrialRow]]]:
+    """The runs without a result, by state: failed ones first, each with its own words."""
+    states: dict[str, list[TrialRow]] = {name: [] for name in ("failed", "running", "interrupted", "not begun")}
+    for row in rows:
+        if row.status not in FINISHED:
+            words = reason(row)
+            states[words if words in states else words.split(" ")[0]].append(row)
+    return [(state, members) for state, members in states.items() if members]
