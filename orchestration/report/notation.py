@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from erat.variants import title_of
+from erat.variants import expand, title_of
 from orchestration.rows import TrialRow
 
 MISSING = "-"
@@ -72,7 +72,7 @@ def searched_keys(rows: Iterable[TrialRow]) -> list[str]:
 
 def baseline_name(row: TrialRow) -> str:
     """What tables call a run's defense."""
-    settings = row.config | row.params
+    settings = row.config | expand(row.params)
     return defense_name(settings, row.params) if "defense.name" in settings else f"run {row.cell[:8]}"
 
 
@@ -91,7 +91,7 @@ def defense_name(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None =
 
 def named(key: str, row: TrialRow) -> bool:
     """Whether the name of a run's defense says this setting already: `defense.norms` of ERAT∞."""
-    settings = row.config | row.params
+    settings = row.config | expand(row.params)
     without = [{name: value for name, value in part.items() if name != key} for part in (settings, row.params)]
     return "defense.name" in without[0] and defense_name(settings, row.params) != defense_name(*without)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from erat.errors import UserError
 from orchestration.matrix import grid_names, load_grid, parse_choice, specification
-from orchestration.report.matrix import matrix_csv, matrix_markdown, matrix_tables, summary_sentences
+from orchestration.report.matrix import line_name, matrix_csv, matrix_markdown, matrix_tables, summary_sentences
 from orchestration.report.published import published
 from orchestration.rows import TrialRow
 
@@ -210,3 +211,10 @@ def test_whatever_else_tells_runs_apart_stands_beside_the_name() -> None:
     (table,) = matrix_tables(rows)
     assert table.defenses == ["ERAT, η 0.3", "ERAT", "UNICON, vgg16", "ERAT∞"]
     assert table.corruptions == ["UP", "UP 0.05"]
+
+
+def test_a_variant_is_called_by_its_title_however_its_run_was_asked_for() -> None:
+    asked = row("erat", "up", 0.9, **{"defense.norms": "linf"})
+    asked.params |= {"defense.name": "erat_inf", "corruption.data": "up"}
+    bare = replace(asked, config={})
+    assert [line_name(entry) for entry in (asked, bare)] == ["ERAT∞", "ERAT∞"]
