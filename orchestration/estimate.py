@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, cached_property
 from statistics import median
+from typing import Any
 
-from erat.config import RunConfig, build, load_config
+from erat.config import RunConfig, build
 from erat.data.base import CorruptedSet
 from erat.data.sets import load
 from erat.engine.memory import MemoryEstimate, predict
 from erat.engine.trainer import Trainer
-from orchestration.home import Home
 from orchestration.state import Ledger
-from orchestration.trial import read_metrics, threads
+from orchestration.sweep import SweepSpec
+from orchestration.trial import threads
 
 CALIBRATION_STEPS = 3
+Signature = tuple[Any, ...]
 # Of what a search turns, the keys that no tensor's size depends on.
 _SIZELESS = ("eta", "lambda_u", "ramp_epochs", "epsilon_inf", "epsilon_2", "step_ratio", "score", "rate", "reduction")
 
 
-def seconds(config: RunConfig, home: Home, ledger: Ledger) -> float:
-    """Training time of one run that has yet to begin."""
-    measured = _history(config, home, ledger)
-    return config.train.epochs * (measured if measured is not None else _calibrated(_signature(config)))
+class History:
+    """What an epoch took in the finished runs of a ledger, by what its time depends on."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def seconds(self, config: RunConfig) -> float:
+        """Training time of one run that has yet to begin: as like runs took, or else by a short calibration here."""
+        measured = self._measured.get(_signature(config))
+        per_epoch = median(measured) if measured else _calibrated(_neutral(config))
+        return config.train.epochs * per_epoch
+
+    @cached_property
+    def _measured(self) -> dict[Signature, list[float]]:
+        found: dict[Signature, list[float]] = {}
+        for name, sweep in self._ledger.sweeps.items():
+            spec = SweepSpec.of(sweep.spec)
+            for proposal in sweep.proposals.values():
+                outcome = self._ledger.outcome(proposal.cell, name)
+                if outcome is not None and outcome.result.get("epochs"):
+                    took = outcome.result["train_seconds"] / outcome.result["epochs"]
+                    found.setdefault(_signature(spec.config(proposal.params)), []).append(took)
+        return found
 
 
 def memory(config: RunConfig) -> MemoryEstimate:
@@ -40,14 +61,19 @@ def local_slots(config: RunConfig) -> int:
     return max(1, (os.cpu_count() or 1) // (config.resources.cpu * config.train.workers))
 
 
-def _signature(config: RunConfig) -> RunConfig:
+def _signature(config: RunConfig) -> Signature:
     """What an epoch's time depends on: budgets, seeds and the corruption cost nothing."""
+    parts = (config.data, config.model, config.train.model_copy(update={"seed": 0}), config.val.objective)
+    kept = ("name", "squeeze", "adversarial", "uniform", "steps", "selection", "norms", "strong", "worst_of")
+    return (*parts, *(getattr(config.defense, key, None) for key in kept))
+
+
+def _neutral(config: RunConfig) -> RunConfig:
+    """The same work on clean data and with the seeds' defaults."""
     keys = {
-        key: value for key, value in config.flat().items() if key.split(".")[0] in ("data", "model", "train", "val")
+        key: value for key, value in config.flat().items() if key.startswith(("data.", "model.", "train.", "defense."))
     }
-    kept = ("name", "adversarial", "uniform", "steps", "selection", "norms")
-    keys |= {f"defense.{key}": value for key, value in config.defense.model_dump().items() if key in kept}
-    neutral = {"train.seed": 0, "val.seed": 0, "corruption.data": "none", "corruption.labels": "none"}
+    neutral = {"train.seed": 0, "corruption.data": "none", "corruption.labels": "none"}
     return build(config.preset, keys | neutral)
 
 
@@ -60,19 +86,6 @@ def _memory_signature(config: RunConfig) -> RunConfig:
     kept |= {f"defense.{key}" for key in config.defense.model_dump() if key not in _SIZELESS}
     neutral = {"corruption.data": "none", "corruption.labels": "none"}
     return build(config.preset, {key: flat[key] for key in flat if key in kept} | neutral)
-
-
-def _history(config: RunConfig, home: Home, ledger: Ledger) -> float | None:
-    """Median seconds per epoch of finished runs of this sort, none if there are none."""
-    wanted = _signature(config).digest()
-    found = []
-    for sweep in ledger.sweeps.values():
-        for proposal in sweep.proposals.values():
-            folder = home.cell(proposal.cell)
-            rows = read_metrics(folder)
-            if rows and _signature(load_config(folder / "config.json")).digest() == wanted:
-                found.append(sum(row["epoch_seconds"] for row in rows) / len(rows))
-    return median(found) if found else None
 
 
 @cache

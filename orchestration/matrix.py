@@ -133,7 +133,7 @@ def specification(
         for seed in seeds
     ]
     # Where an axis has no say (the kind of noise, of which there is none), its points are the same run.
-    cells = [cell for number, cell in enumerate(cells) if cell not in cells[:number]]
+    cells = list({repr(cell): cell for cell in cells}.values())
     if not cells:
         raise UserError("--only and --skip leave no cell")
     for key in overrides:

@@ -136,10 +136,10 @@ def plan(
         "to_be_proposed": like_base,
     } | sets
     workers = max((config.train.workers for config in todo), default=1)
-    by_defense: dict[str, float] = {}
+    history, by_defense = estimate.History(ledger), dict[str, float]()
     for config in todo:
         name = defense_name(config.flat())
-        by_defense[name] = by_defense.get(name, 0.0) + estimate.seconds(config, home, ledger)
+        by_defense[name] = by_defense.get(name, 0.0) + history.seconds(config)
     seconds = sum(by_defense.values())
     content |= {"device_hours": seconds * workers / 3600, "wall_seconds": seconds / slots, "slots": slots}
     content["device_hours_by_defense"] = {name: part * workers / 3600 for name, part in by_defense.items()}

@@ -55,7 +55,16 @@ class SweepSpec:
 
     def config(self, trial_overrides: Mapping[str, Any]) -> RunConfig:
         """The configuration of one trial."""
-        return build(self.preset, self.overrides_for(trial_overrides) | dict(trial_overrides), quiet=True)
+        key = repr(sorted(trial_overrides.items()))
+        if key not in self._configs:
+            overrides = self.overrides_for(trial_overrides) | dict(trial_overrides)
+            self._configs[key] = build(self.preset, overrides, quiet=True)
+        return self._configs[key]
+
+    @cached_property
+    def _configs(self) -> dict[str, RunConfig]:
+        """What was built already: a large matrix asks for each of its runs several times."""
+        return {}
 
     def overrides_for(self, trial_overrides: Mapping[str, Any]) -> dict[str, Any]:
         """The overrides that concern a trial. One of another defense drops what was meant for this one."""
@@ -101,7 +110,9 @@ def check_name_is_free(ledger: Ledger, name: str, spec: SweepSpec) -> None:
         UserError: the name belongs to another specification; what differs.
     """
     known = ledger.sweeps.get(name)
-    if known is not None and (other := SweepSpec.of(known.spec)).identity() != spec.identity():
+    if known is None or content_digest({key: known.spec.get(key) for key in ("space", "base")}) == spec.identity():
+        return
+    if (other := SweepSpec.of(known.spec)).identity() != spec.identity():
         raise UserError(
             f"sweep {name!r} exists with another specification ({_difference(other, spec)}); "
             "choose another --name, or repeat the first command to continue it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,9 @@ import pytest
 from erat.config import RunConfig
 from orchestration import estimate
 from orchestration.home import Home
+from orchestration.spaces import SearchSpace
 from orchestration.state import Ledger
+from orchestration.sweep import SweepSpec
 
 Make = Callable[..., RunConfig]
 
@@ -28,19 +29,20 @@ def _calibration_says_1000(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ran(config: RunConfig, home: Home, *epoch_seconds: float) -> None:
-    """A run in the ledger and in its folder, whose epochs took so long."""
+    """A run in the ledger, whose epochs took so long; of none it never ended."""
     ledger, cell = Ledger(home.ledger), config.digest()
     if "a" not in ledger.sweeps:
-        ledger.append("sweep", name="a", spec={}, trials=9)
-    ledger.append("proposed", sweep="a", number=len(ledger.sweeps["a"].proposals), params={}, source="paper", cell=cell)
-    folder = home.cell(cell)
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(config.model_dump_json())
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"epoch_seconds": s}) + "\n" for s in epoch_seconds))
+        spec = SweepSpec(SearchSpace(name="a", about="", baselines=[{}], proposals=0), "demo", {})
+        ledger.append("sweep", name="a", spec=spec.content(), trials=9)
+    number, params = len(ledger.sweeps["a"].proposals), config.flat()
+    ledger.append("proposed", sweep="a", number=number, params=params, source="paper", cell=cell)
+    if epoch_seconds:
+        result = {"epochs": len(epoch_seconds), "train_seconds": sum(epoch_seconds)}
+        ledger.finish(cell, "done", result, sweep="a", error=None)
 
 
 def seconds(config: RunConfig, home: Home) -> float:
-    return estimate.seconds(config, home, Ledger(home.ledger))
+    return estimate.History(Ledger(home.ledger)).seconds(config)
 
 
 class TestFromHistory:

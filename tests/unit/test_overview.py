@@ -143,7 +143,7 @@ class TestStatus:
 class TestPlan:
     @pytest.fixture(autouse=True)
     def _one_second_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(estimate, "seconds", lambda config, home, ledger: float(config.train.epochs))
+        monkeypatch.setattr(estimate.History, "seconds", lambda self, config: float(config.train.epochs))
 
     def test_a_fresh_sweep(self, home: Home, console: Console) -> None:
         content = overview.plan_sweep("a", spec(), 6, home, Ledger(home.ledger), console)
@@ -193,7 +193,7 @@ class TestMemory:
 
     @pytest.fixture(autouse=True)
     def _one_second_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(estimate, "seconds", lambda config, home, ledger: float(config.train.epochs))
+        monkeypatch.setattr(estimate.History, "seconds", lambda self, config: float(config.train.epochs))
 
     def planned(self, home: Home, console: Console, *overrides: dict[str, Any]) -> dict[str, Any]:
         configs = [build("demo", TINY | entry) for entry in overrides]
