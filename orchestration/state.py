@@ -35,7 +35,7 @@ class Outcome:
     status: str
     result: dict[str, Any]
     error: str | None = None
-    time: float | None = field(default=None, compare=False)  # of the record, seconds since 1970; no part of how it ended
+    time: float | None = field(default=None, compare=False)  # of the record, in seconds since 1970
 
 
 @dataclass
