@@ -149,16 +149,37 @@ def retry(name: str, address: Address = None, at_most: AtMost = None, as_json: A
     _run_sweep(name, spec, trials, address, at_most, False, as_json)
 
 
-@app.command(epilog=_examples("status", "status budgets"))
+@app.command(epilog=_examples("cancel budgets"))
+def cancel(name: str) -> None:
+    """Ask a sweep or matrix that runs in another terminal to stop, as Ctrl-C there would."""
+    from orchestration.home import Home
+    from orchestration.presence import ask_to_stop
+    from orchestration.standing import spec_of
+    from orchestration.state import Ledger
+
+    home = Home.from_environment()
+    spec_of(Ledger(home.ledger), name)
+    ask_to_stop(home, name)
+    err.print(f"asked to stop; nothing finished is lost. Go on with: python orchestrate.py resume {name}", markup=False)
+
+
+@app.command(epilog=_examples("status", "status budgets", "status table3 --watch"))
 def status(
-    name: Annotated[str | None, typer.Argument(help="a sweep; none: all of them")] = None, as_json: AsJson = False
+    name: Annotated[str | None, typer.Argument(help="a sweep; none: all of them")] = None,
+    watch: Annotated[bool, typer.Option(help="show it anew every 2 seconds, until nothing runs or Ctrl-C")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What ran, what is running, what is left."""
     from orchestration import overview
     from orchestration.home import Home
 
     home = Home.from_environment()
-    content = overview.of_sweep(home, name, err) if name else overview.of_all(home, err)
+    if watch:
+        if name is None:
+            raise UserError("--watch needs the name of a sweep or matrix")
+        content: Any = overview.watch(home, name, err)
+    else:
+        content = overview.of_sweep(home, name, err) if name else overview.of_all(home, err)
     if as_json:
         print(json.dumps(content))
 

@@ -56,6 +56,15 @@ def memory(config: RunConfig) -> MemoryEstimate:
     return _predicted(_memory_signature(config))
 
 
+def work(config: RunConfig) -> float:
+    """Floating-point operations of all epochs, as far as they can be known ahead: which runs are long.
+
+    Raises:
+        UserError: as `memory`.
+    """
+    return float(memory(config).flops) * config.train.epochs
+
+
 def local_slots(config: RunConfig) -> int:
     """Trials that fit on this machine side by side."""
     return max(1, (os.cpu_count() or 1) // (config.resources.cpu * config.train.workers))

@@ -56,6 +56,8 @@ class Generations:
         on_proposed: told of each new trial.
         patience_epochs: epochs before a proposal may be stopped.
         epochs: the last epoch, after which there is nothing to stop.
+        work_of: overrides of a baseline -> how long it is, in any unit. The longest begins first, so that none is left
+            alone at the end.
     """
 
     space: SearchSpace
@@ -68,13 +70,16 @@ class Generations:
     on_proposed: Callable[[Trial], None]
     patience_epochs: int
     epochs: int
+    work_of: Callable[[Mapping[str, Any]], float] = lambda overrides: 0.0
     trials: dict[int, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for point in self.points[: self.total]:
             self.proposer.enqueue(point)
         # Numbers of what is not made yet.
-        self._baselines, self._search = deque(range(self.begin)), deque(range(self.begin, self.size))
+        work = [self.work_of(overrides) for overrides in self.space.baselines]
+        self._baselines = deque(sorted(range(self.begin), key=lambda number: -work[number]))
+        self._search = deque(range(self.begin, self.size))
         self._told = self.begin
 
     @property

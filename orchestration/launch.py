@@ -11,9 +11,11 @@ from typing import Any
 
 from erat.config import RunConfig
 from erat.engine.checkpoint import write_atomic
+from orchestration import estimate
 from orchestration.crafting import craft_here, craft_on_ray, missing_sets
 from orchestration.home import Home
 from orchestration.live import LiveView
+from orchestration.presence import driving
 from orchestration.rows import TrialRow
 from orchestration.state import Ledger, Outcome
 from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
@@ -45,7 +47,8 @@ def run_sweep(
     """Run what is left of a sweep and write its report, with `at_most` trials side by side (none: as many as fit).
 
     Raises:
-        UserError: the data, the store, the tracking server or the cluster cannot be had; nothing was trained.
+        UserError: the data, the store, the tracking server or the cluster cannot be had, or another process runs this
+            sweep; nothing was trained.
         KeyboardInterrupt: passed on, with all that finished on record.
     """
     # Ray's parts load slowly: only verbs that need them pay.
@@ -62,6 +65,7 @@ def run_sweep(
         startup_trials=max(1, len(spec.space.points)),
     )
     with ExitStack() as stack:
+        stack.enter_context(driving(home, name))
         # Ray's start takes seconds, mostly of waiting, in which MLflow's store is opened.
         opening = stack.enter_context(ThreadPoolExecutor(1)).submit(Tracker.open, home)
         to_craft = missing_sets(spec.planned(trials), home)
@@ -73,7 +77,9 @@ def run_sweep(
             craft_on_ray(to_craft, home)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
-        driver = SweepDriver(name, spec, trials, home, ledger, tracker, parent, proposer)
+        # A search begins with its points, and runs its few baselines where a slot is idle.
+        work_of = _work_of if not spec.space.parameters else None
+        driver = SweepDriver(name, spec, trials, home, ledger, tracker, parent, proposer, work_of=work_of)
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
         with LiveView(title, spec.space.columns, driver.generations.size) as view:
             driver.view = view.update
@@ -99,6 +105,14 @@ def run_sweep(
         tracker.finish_parent(parent, summary={"wall_seconds": seconds}, artifacts=home.report(name), ok=not failed)
         tracker.flush()
     return SweepEnd(driver, files, seconds)
+
+
+def _work_of(config: RunConfig) -> float:
+    """How long a run is; 0 where that cannot be told, which keeps nobody from running."""
+    try:
+        return estimate.work(config)
+    except Exception:
+        return 0.0
 
 
 def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | None, force: bool) -> TrialRow:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from erat.config import RunConfig
 from erat.engine.memory import MB
@@ -15,6 +17,7 @@ from orchestration import estimate
 from orchestration._mlflow_store import tracking_uri
 from orchestration.crafting import distinct_sets, missing_sets, set_name
 from orchestration.home import Home
+from orchestration.presence import is_driven
 from orchestration.report.grid import grid_table
 from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
 from orchestration.report.notation import accuracy, defense_name, duration
@@ -24,6 +27,9 @@ from orchestration.standing import rows_of, spec_of
 from orchestration.state import Ledger
 from orchestration.sweep import SweepSpec
 from orchestration.tracking import compare_hint
+
+WATCH_SECONDS = 2.0
+MOST_ROWS = 60  # of a list of trials
 
 if TYPE_CHECKING:
     from orchestration.launch import SweepEnd
@@ -219,7 +225,15 @@ def of_sweep(home: Home, name: str, console: Console) -> dict[str, Any]:
     spec = spec_of(ledger, name)
     rows, total = rows_of(home, ledger, name, spec)
     counts = counts_of(rows, total)
-    console.print(summary_table(rows, spec.space.columns))
+    if not spec.space.parameters and is_matrix(rows):
+        console.print(*matrix_view(rows), sep="\n")
+        shown = _worth_showing([row for row in rows if row.status not in FINISHED])
+    else:
+        shown = _worth_showing(rows)
+        if len(shown) < len(rows):
+            console.print(f"{len(rows) - len(shown)} more are not listed")
+    if shown:
+        console.print(summary_table(shown, spec.space.columns))
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     console.print(f"MLflow: {tracking_uri(home)}", markup=False)
     if counts["failed"]:
@@ -228,6 +242,36 @@ def of_sweep(home: Home, name: str, console: Console) -> dict[str, Any]:
         console.print(f"go on with: python orchestrate.py resume {name}")
     runs = [{"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch} for row in rows]
     return {"name": name, "trials": total} | counts | {"runs": runs}
+
+
+def watch(home: Home, name: str, console: Console) -> dict[str, Any]:
+    """`of_sweep` again and again, until nothing runs under this name; what it said last.
+
+    Raises:
+        UserError: no such sweep.
+    """
+    try:
+        while True:
+            with console.capture() as capture:
+                content = of_sweep(home, name, console)
+            if console.is_terminal:
+                console.clear()
+            console.print(Text.from_ansi(capture.get()))
+            if not is_driven(home, name):
+                return content
+            time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return content
+
+
+def _worth_showing(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """All of a few; of many those that are not finished, and the last finished ones."""
+    if len(rows) <= MOST_ROWS:
+        return list(rows)
+    open_rows = [row for row in rows if row.status not in FINISHED][:MOST_ROWS]
+    room = MOST_ROWS - len(open_rows)
+    ended = [row for row in rows if row.status in FINISHED]
+    return sorted([*open_rows, *ended[len(ended) - room :]], key=lambda row: row.number)
 
 
 def counts_of(rows: Sequence[TrialRow], total: int) -> dict[str, int]:

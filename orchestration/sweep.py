@@ -135,6 +135,7 @@ class SweepDriver:
 
     Args:
         view: shown the rows after every event.
+        work_of: how long a run is, so that the longest baselines begin first; none: in their order.
         parent: the tracker's run of the sweep.
     """
 
@@ -147,11 +148,12 @@ class SweepDriver:
     parent: str
     proposer: Proposer
     view: Callable[[list[TrialRow]], None] = lambda rows: None
+    work_of: Callable[[RunConfig], float] | None = None
     rows: dict[int, TrialRow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.generations = make_generations(
-            self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed
+            self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed, self.work_of
         )
         self._runs: dict[int, str] = {}
 
@@ -278,6 +280,7 @@ def make_generations(
     ledger: Ledger,
     proposer: Proposer,
     on_proposed: Callable[[Trial], None] = lambda trial: None,
+    work_of: Callable[[RunConfig], float] | None = None,
 ) -> Generations:
     """The generations of a sweep, as its specification and the ledger have them."""
     known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
@@ -293,6 +296,7 @@ def make_generations(
         on_proposed=on_proposed,
         patience_epochs=max(1, round(spec.space.grace * epochs)),
         epochs=epochs,
+        work_of=(lambda overrides: work_of(spec.config(overrides))) if work_of else lambda overrides: 0.0,
     )
 
 

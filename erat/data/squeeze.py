@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import rgb_to_grayscale  # type: ignore[import-untyped,unused-ignore]
 
 
 def squeeze(images_NCHW: Tensor, kind: str, *, quality: int = 10, bits: int = 2) -> Tensor:
@@ -25,6 +24,9 @@ def squeeze(images_NCHW: Tensor, kind: str, *, quality: int = 10, bits: int = 2)
     if kind == "jpeg":
         return torch.stack([_through_jpeg(image, quality) for image in images_NCHW.cpu()]).to(images_NCHW.device)
     if kind == "grayscale" and images_NCHW.shape[1] == 3:
+        # Here: torchvision takes a second to load.
+        from torchvision.transforms.functional import rgb_to_grayscale  # type: ignore[import-untyped,unused-ignore]
+
         grey: Tensor = rgb_to_grayscale(images_NCHW, num_output_channels=3)
         return grey
     if kind == "bits":

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from erat.attacks.pgd import frozen
 from erat.config import DataConfig, RunConfig
@@ -44,17 +45,21 @@ class LiveBytes(TorchDispatchMode):
 
     Each storage counts once, however many views it has, until the last of them is gone, whoever held it: a variable
     or the graph that backward will walk. On any device, and for tensors without content.
+
+    Beside them `flops`: the floating-point operations of all that was called, by torch's own formulas.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
         made = {id(storage): storage for storage in _storages(result) if id(storage) not in self._alive}
         if made:
             given = {id(storage) for storage in _storages((args, kwargs))}  # a view of a tensor from before is not new
@@ -143,6 +148,7 @@ class MemoryEstimate:
         data: training, validation and test images and labels.
         step: most that the tensors of one update amount to: batch, views, perturbations, activations, gradients.
         scoring: most beside the gradients while whole sets are scored, in batches of 1000.
+        flops: floating-point operations of an epoch's updates after the warm-up, as if all samples kept their labels.
     """
 
     parameters: int
@@ -152,6 +158,7 @@ class MemoryEstimate:
     data: int
     step: int
     scoring: int
+    flops: int = 0
 
     @property
     def network(self) -> int:
@@ -198,7 +205,11 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
     trained = _nbytes(weights)
     # The workers' exchange copies all gradients into one tensor.
     steps = [2 * trained] if config.train.workers > 1 else []
-    steps += [_step(defense, config, shape, *plan) for plan in plans]
+    counted = [_step(defense, config, shape, *plan) for plan in plans]
+    steps += [live.peak for live in counted]
+    last = max(epoch for *_, epoch in plans)
+    work = sum(live.flops / len(phase.turns) for live, (phase, _, at) in zip(counted, plans, strict=True) if at == last)
+    updates = max(1, shape.train // config.train.batch_size) * config.train.workers
     return MemoryEstimate(
         parameters=_nbytes(defense.parameters()),
         buffers=_nbytes(defense.buffers()),
@@ -207,6 +218,7 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
         data=shape.nbytes,
         step=max(steps),
         scoring=_scoring(defense, config, shape) + row_bytes * shape.train,
+        flops=round(work * updates),
     )
 
 
@@ -272,8 +284,8 @@ def _has_unlabelled(phase: Phase) -> bool:
     return phase.unlabelled is not None and len(phase.unlabelled) > 0
 
 
-def _step(defense: Defense, config: RunConfig, shape: DataShape, phase: Phase, update: Update, epoch: int) -> int:
-    """Peak of one update, as the trainer makes it."""
+def _step(defense: Defense, config: RunConfig, shape: DataShape, phase: Phase, update: Update, epoch: int) -> LiveBytes:
+    """What one update takes, as the trainer makes it."""
     workers = config.train.workers
     labelled = min(config.train.batch_size, shape.train) // workers
     unlabelled = config.train.batch_size // workers if _has_unlabelled(phase) else 0
@@ -295,7 +307,7 @@ def _step(defense: Defense, config: RunConfig, shape: DataShape, phase: Phase, u
         with _autocast(config):
             terms = defense.loss(batch, Clock(epoch))
         torch.autograd.grad(terms.total, weights, allow_unused=True)
-    return live.peak
+    return live
 
 
 def _scoring(defense: Defense, config: RunConfig, shape: DataShape) -> int:

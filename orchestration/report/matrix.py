@@ -11,7 +11,6 @@ from statistics import mean
 from rich import box
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import wilcoxon
 
 from orchestration.report.grid import Cell, cell_of, column_name
 from orchestration.report.notation import MISSING, baseline_name, header, named, value
@@ -210,6 +209,8 @@ def summary_sentences(rows: Sequence[TrialRow], line: LineName = line_name) -> l
         f"{mean(complete[best].values()) - mean(complete[second].values()):.1f} points ahead of {second}.",
     ]
     if len(cells) >= 6:
+        from scipy.stats import wilcoxon  # here: half a second to load
+
         tests = []
         for name in order[1:]:
             differences = [complete[best][cell] - complete[name][cell] for cell in cells]

@@ -53,16 +53,27 @@ def main() -> int:
             parser.error(f"unknown part {part!r}; allowed: {', '.join(PARTS)}")
     torch.set_num_threads(1)
     keep_freed_memory()
-    console, results = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH), []
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH)
+    results: list[Result] = []
+    broken: list[str] = []
     for part in arguments.parts or (PARTS if arguments.long else SHORT):
         for comparison in import_module(f"tests.benchmarks.{part}").comparisons():
             console.print(f"measuring {comparison.name} ...", style="dim")
-            results.append(measure(comparison, arguments.repeats))
+            try:
+                results.append(measure(comparison, arguments.repeats))
+            except Exception:  # one that breaks takes no other's figure along
+                console.print_exception()
+                broken.append(comparison.name)
+                continue
+            latest = results[-1]
+            console.print(f"  {_ratio(latest.ratio)} of {latest.reference}, bound {_bound(latest)}", style="dim")
     console.print(_table(results))
+    if broken:
+        console.print(f"broken: {', '.join(broken)}", style="red")
     if arguments.json:
         machine = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
         print(json.dumps({**machine, "results": [result.json() for result in results]}))
-    return int(any(result.kept is False for result in results))
+    return int(bool(broken) or any(result.kept is False for result in results))
 
 
 def _table(results: list[Result]) -> Table:

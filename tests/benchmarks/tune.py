@@ -67,7 +67,8 @@ def _driver(name: str, spec: SweepSpec, home: Home, ledger: Ledger, tracker: Tra
 
 
 def _search(driver: SweepDriver) -> None:
-    search.run(driver, name=driver.name, storage=driver.home.ray, resources={"CPU": 1.0}, workers=1, slots=1)
+    options = {"name": driver.name, "storage": driver.home.ray, "resources": {"CPU": 1.0}, "workers": 1, "slots": 1}
+    search.run(driver, ahead=True, **options)
 
 
 def _bare(spec: SweepSpec, home: Home) -> None:

@@ -40,7 +40,7 @@ def command(cluster: Cluster, home: Home) -> Iterator[Command]:
 
         def run(*words: str, at: Home = home) -> Said:
             patch.setenv("ERAT_HOME", str(at.root))
-            address = ["--address", cluster.address] if words[0] != "status" else []
+            address = ["--address", cluster.address] if words[0] not in ("status", "cancel") else []
             out, err = io.StringIO(), io.StringIO()
             with redirect_stdout(out), redirect_stderr(err):
                 code = shell.guarded(lambda: cli.app([*words, *address], standalone_mode=False))

@@ -503,6 +503,16 @@ class TestSweepVerbs:
         assert other.startswith("table1-")
         assert [cell["train.seed"] for cell in spec.space.baselines] == [0, 1] * 6
 
+    def test_cancel_and_watch_know_what_runs(self, command: Command, known: SweepSpec) -> None:
+        assert command("cancel", "mine").err.splitlines()[-1] == (
+            "error: nothing runs under 'mine'; status mine says how it stands"
+        )
+        assert command("cancel", "min").err.splitlines()[-1].startswith("error: unknown sweep 'min': did you mean mine")
+        watched = command("status", "mine", "--watch", "--json")
+        assert watched.code == 0, "it ends where nothing runs"
+        assert watched.json["left"] == 8
+        assert command("status", "--watch").code == 2
+
     @pytest.mark.parametrize("words", [["sweep", "--space", "eta"], ["matrix"], ["resume", "mine"], ["retry", "mine"]])
     def test_at_most_so_many_at_a_time(self, command: Command, known: SweepSpec, words: list[str]) -> None:
         with pytest.raises(Called) as caught:

@@ -129,3 +129,11 @@ class TestCalibration:
     def test_nothing_is_written(self, make_config: Make, home: Home) -> None:
         seconds(make_config({"data.limit": 200, "defense.steps": 1}), home)
         assert list(home.root.iterdir()) == []
+
+
+def test_work_tells_long_runs_from_short_ones(make_config: Make) -> None:
+    """By counted operations: ERAT makes 23 and 24 passes where CE makes 3; the first layer's differ a little."""
+    ce, erat, at = (estimate.work(make_config({"defense.name": name})) for name in ("ce", "erat", "at"))
+    assert ce < at < erat
+    assert erat / ce == pytest.approx((23 + 24) / 3, rel=0.15)
+    assert estimate.work(make_config({"defense.name": "ce", "train.epochs": 6})) == 2 * ce

@@ -331,3 +331,28 @@ class TestGoingOn:
             made.complete(trial.number, Outcome("failed", {"best_val_accuracy": None, "val_history": []}, "boom"))
         assert [trial.number for trial in take(made)] == [3, 4]
         assert [status for _, status, _ in proposer.told] == ["failed", "failed"]
+
+
+# --- a list of runs ---------------------------------------------------------------------------------------------------
+
+
+def test_of_a_list_of_runs_the_longest_begin_first_under_their_own_numbers() -> None:
+    cells: list[dict[str, Any]] = [{"train.epochs": epochs} for epochs in (3, 9, 1, 9, 5)]
+    made = Generations(
+        space=SearchSpace(name="list", about="", baselines=cells, proposals=0),
+        points=[],
+        total=0,
+        proposer=FakeProposer(),
+        known={},
+        cell_of=lambda overrides: repr(overrides),
+        outcome_of=lambda cell: None,
+        on_proposed=lambda trial: None,
+        patience_epochs=1,
+        epochs=9,
+        work_of=lambda overrides: overrides["train.epochs"],
+    )
+    begun = [made.next() for _ in cells]
+    assert [trial.number for trial in begun if trial] == [1, 3, 4, 0, 2], "equals in their order"
+    assert all(trial.overrides == cells[trial.number] for trial in begun if trial)
+    assert made.next() is None
+    assert made.exhausted

@@ -1,0 +1,84 @@
+"""One driver at a time, and the wish that it stop."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from erat.errors import UserError
+from orchestration.home import Home
+from orchestration.presence import ask_to_stop, driving, is_driven
+
+DRIVER = """
+import signal, sys, time
+from pathlib import Path
+from orchestration.home import Home
+from orchestration.presence import driving
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, interrupt)
+with driving(Home(Path(sys.argv[1])), "mine"):
+    print("driving", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("asked", flush=True)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> subprocess.Popen[str]:
+    """Another process that drives `mine`, started as a shell starts what is to run in the background."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "driving\n"
+    return process
+
+
+def test_a_driver_is_asked_and_stops(driver: subprocess.Popen[str], tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert is_driven(home, "mine")
+    assert not is_driven(home, "other")
+    began = time.monotonic()
+    ask_to_stop(home, "mine")
+    assert driver.communicate(timeout=20)[0] == "asked\n"
+    assert time.monotonic() - began < 15
+    assert driver.returncode == 0
+    assert not is_driven(home, "mine")
+    assert not list(tmp_path.glob("*.stop")), "the wish is fulfilled"
+
+
+def test_two_do_not_drive_the_same(driver: subprocess.Popen[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^mine is running already: status mine --watch .*cancel mine"):
+        driving(Home(tmp_path), "mine").__enter__()
+    with driving(Home(tmp_path), "other"):
+        pass
+    driver.kill()
+    driver.communicate()
+    assert not is_driven(Home(tmp_path), "mine"), "a killed driver's hold ends with it"
+    with driving(Home(tmp_path), "mine"):
+        assert is_driven(Home(tmp_path), "mine")
+
+
+def test_nobody_can_be_asked_where_nothing_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^nothing runs under 'mine'; status mine says how it stands$"):
+        ask_to_stop(Home(tmp_path), "mine")
+
+
+def test_an_old_wish_stops_no_new_driver(tmp_path: Path) -> None:
+    (tmp_path / ".mine.stop").write_text("")
+    with driving(Home(tmp_path), "mine"):
+        time.sleep(1.5)
