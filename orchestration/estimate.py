@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache, cached_property
 from statistics import median
 from typing import Any
@@ -23,10 +24,14 @@ _SIZELESS = ("eta", "lambda_u", "ramp_epochs", "epsilon_inf", "epsilon_2", "step
 
 
 class History:
-    """What an epoch took in the finished runs of a ledger, by what its time depends on."""
+    """What an epoch took in the finished runs of a ledger, by what its time depends on.
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    Args:
+        specs: specifications that are at hand already, by the sweeps' names.
+    """
+
+    def __init__(self, ledger: Ledger, specs: Mapping[str, SweepSpec] | None = None) -> None:
+        self._ledger, self._specs = ledger, specs or {}
 
     def seconds(self, config: RunConfig) -> float:
         """Training time of one run that has yet to begin: as like runs took, or else by a short calibration here."""
@@ -38,7 +43,7 @@ class History:
     def _measured(self) -> dict[Signature, list[float]]:
         found: dict[Signature, list[float]] = {}
         for name, sweep in self._ledger.sweeps.items():
-            spec = SweepSpec.of(sweep.spec)
+            spec = self._specs.get(name) or SweepSpec.of(sweep.spec)
             for proposal in sweep.proposals.values():
                 outcome = self._ledger.outcome(proposal.cell, name)
                 if outcome is not None and outcome.result.get("epochs"):

@@ -114,7 +114,7 @@ def plan_sweep(name: str, spec: SweepSpec, trials: int, home: Home, ledger: Ledg
     configs = [spec.config(entry) for entry in overrides]
     console.print(f"sweep {name}: {space.about} · preset {spec.preset}", markup=False)
     slots = estimate.local_slots(spec.base)
-    content = plan(configs, home, ledger, console, slots=slots, sweep=name, like_base=to_propose, base=spec.base)
+    content = plan(configs, home, ledger, console, slots=slots, sweep=name, like_base=to_propose, spec=spec)
     return {"name": name} | content
 
 
@@ -127,12 +127,12 @@ def plan(
     slots: int,
     sweep: str | None = None,
     like_base: int = 0,
-    base: RunConfig | None = None,
+    spec: SweepSpec | None = None,
 ) -> dict[str, Any]:
-    """What these cells, and `like_base` more that are yet to be proposed, would cost."""
+    """What these cells, and `like_base` more of `spec` that are yet to be proposed, would cost."""
     outcomes = [ledger.outcome(config.digest(), sweep) for config in configs]
     todo = [config for config, outcome in zip(configs, outcomes, strict=True) if outcome is None]
-    todo += [base] * like_base if base is not None else []
+    todo += [spec.base] * like_base if spec is not None else []
     sets = plan_sets(configs, home, console)
     content: dict[str, Any] = {
         "cells": len(configs) + like_base,
@@ -142,7 +142,7 @@ def plan(
         "to_be_proposed": like_base,
     } | sets
     workers = max((config.train.workers for config in todo), default=1)
-    history, by_defense = estimate.History(ledger), dict[str, float]()
+    history, by_defense = estimate.History(ledger, {sweep: spec} if sweep and spec else None), dict[str, float]()
     for config in todo:
         name = defense_name(config.flat())
         by_defense[name] = by_defense.get(name, 0.0) + history.seconds(config)
