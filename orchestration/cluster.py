@@ -26,17 +26,17 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from erat.config import RunConfig, content_digest
 from erat.corruption.pipeline import corrupted_set
-from erat.corruption.store import Store
 from erat.engine.checkpoint import write_atomic
 from erat.engine.trainer import EpochReport
-from erat.errors import UserError
+from erat.errors import UserError, is_storage_fault, storage_words
 from orchestration.home import Home
-from orchestration.trial import CellResult, read_result, run_cell, threads
+from orchestration.trial import ENDS, CellResult, keep_result, read_metrics, read_result, run_cell, summarise, threads
 
 # A data-parallel trial's driver only waits for its workers. It takes this sliver of a core, and each worker leaves
 # one, so that driver and workers fit together on a machine with exactly the workers' cores.
 SLIVER = 0.01
 POLL_SECONDS = 0.5
+STORAGE_FAULT = "storage_fault"  # in a report: the storage cannot be written; the trial goes on once it can
 
 
 @contextmanager
@@ -103,20 +103,32 @@ def check_reachable(address: str) -> None:
         raise UserError(f"no Ray cluster at {address}: {reason}; start one with `ray start --head`") from error
 
 
-def slots(resources: Mapping[str, float], workers: int) -> int:
-    """How many trials fit on the cluster side by side.
+def slots(resources: Mapping[str, float], workers: int, *, patience: float = 0) -> int:
+    """How many trials fit on the cluster side by side. A worker needs all that it needs on one node.
+
+    Args:
+        patience: seconds to wait for nodes that have yet to join.
 
     Raises:
         UserError: not even one does.
     """
-    have = ray.cluster_resources()
-    per_trial = {kind: amount * workers for kind, amount in resources.items() if amount}
-    fit = min(int(have.get(kind, 0) / amount) for kind, amount in per_trial.items())
-    if fit < 1:
-        need = ", ".join(f"{amount:g} {kind}" for kind, amount in per_trial.items())
-        got = ", ".join(f"{have.get(kind, 0):g} {kind}" for kind in per_trial)
-        raise UserError(f"a trial needs {need}, the cluster has {got}: lower train.workers or resources.cpu/gpu")
-    return fit
+    wanted = {kind: amount for kind, amount in resources.items() if amount}
+    give_up = time.monotonic() + patience
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        places = sum(min(int(node.get(kind, 0) / amount) for kind, amount in wanted.items()) for node in nodes)
+        if places >= workers:
+            return places // workers
+        if time.monotonic() >= give_up:
+            break
+        time.sleep(POLL_SECONDS)
+    need = ", ".join(f"{amount * workers:g} {kind}" for kind, amount in wanted.items())
+    got = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in wanted)
+    on = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
+    waited = f" after {patience:.0f} s" if patience else ""
+    raise UserError(
+        f"a trial needs {need}, the cluster has {got}{on}{waited}: lower train.workers or resources.cpu/gpu"
+    )
 
 
 def trainable(resources: Mapping[str, float], workers: int) -> Any:
@@ -159,7 +171,8 @@ def craft_sets(configs: Sequence[RunConfig], home: Home, told: Callable[[int, st
 
 def _craft_task(config_json: str, root: str) -> list[str]:
     """Craft one set in a Ray worker; the warnings that it gave."""
-    config, home = RunConfig.model_validate_json(config_json), Home(Path(root))
+    config = RunConfig.model_validate_json(config_json)
+    home = _node_home(config, root)
     file, last = _progress_file(config, home), -math.inf
 
     def progress(what: str, done: int, total: int) -> None:
@@ -170,7 +183,7 @@ def _craft_task(config_json: str, root: str) -> list[str]:
 
     with warnings.catch_warnings(record=True) as caught, threads(config):
         warnings.simplefilter("default")
-        corrupted_set(config, Store(home.crafted), progress)
+        corrupted_set(config, home.store(), progress)
     return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
 
 
@@ -197,73 +210,125 @@ def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | 
     return {"val_accuracy": val_accuracy, "best_val_accuracy": best_val_accuracy, "epoch": epoch}
 
 
+def _node_home(config: RunConfig, root: str) -> Home:
+    """Where a process on whatever node works."""
+    return Home(Path(root)).sharing(config.storage.path).on_this_node()
+
+
+def _asked_to_stop(home: Home, cell: str, wish: str) -> bool:
+    """Whether the driver has left this file in the cell's folder."""
+    home.fetch(cell, wish)
+    return (home.cell(cell) / wish).exists()
+
+
 def _tune_trial(parameters: dict[str, Any]) -> None:
     """One cell in a Tune worker. `tune.report` returns when the scheduler has seen the epoch."""
-    config, stop = RunConfig.model_validate_json(parameters["config"]), Path(parameters["stop_file"])
+    config = RunConfig.model_validate_json(parameters["config"])
+    home, cell = _node_home(config, parameters["home"]), config.digest()
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         tune.report(_report(history))
-        return not stop.exists()
+        return not _asked_to_stop(home, cell, parameters["wish"])
 
-    _report_end(run_cell(config, Home(Path(parameters["home"])), on_epoch=on_epoch))
+    _report_end(lambda: run_cell(config, home, on_epoch=on_epoch))
 
 
 def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
     """One cell on several data-parallel workers, driven from a Tune trial."""
-    config = RunConfig.model_validate_json(parameters["config"])
-    home, stop_file = Home(Path(parameters["home"])), Path(parameters["stop_file"])
-    _report_end(run_parallel(config, home, stop_file, [TuneReportCallback()]))
+    config, home = RunConfig.model_validate_json(parameters["config"]), Home(Path(parameters["home"]))
+    _report_end(lambda: run_parallel(config, home, parameters["wish"], [TuneReportCallback()]))
 
 
-def _report_end(result: CellResult) -> None:
-    """Report once more: a trial without any report (a cell that another sweep had finished, one that failed at once)
-    ends the whole sweep. How the trial ended Tune need not know, the driver reads it from the cell's folder.
+def _report_end(run: Callable[[], CellResult]) -> None:
+    """Run, and report once more: a trial without any report (a cell that another sweep had finished, one that failed
+    at once) ends the whole sweep. How the trial ended Tune need not know, the driver reads it from the cell's folder;
+    but for a storage that cannot be written, where nothing can be left to read.
     """
+    try:
+        result = run()
+    except OSError as error:
+        if not is_storage_fault(error):
+            raise
+        tune.report(_figures(0, None, None) | {STORAGE_FAULT: f"{storage_words(error)} (on {socket.gethostname()})"})
+        return
     tune.report(_figures(result.epochs, result.val_accuracy, result.best_val_accuracy))
 
 
-def run_parallel(config: RunConfig, home: Home, stop_file: Path, callbacks: list[Any] | None = None) -> CellResult:
+def run_parallel(config: RunConfig, home: Home, wish: str, callbacks: list[Any] | None = None) -> CellResult:
     """Train one cell on `train.workers` workers through Ray Train and return its result, failed or not.
 
     Args:
-        stop_file: the run stops after the epoch in which this file appears.
+        home: the driver's.
+        wish: the run stops after the epoch in which a file of this name appears in the cell's folder.
         callbacks: of Ray Train, told of each report.
+
+    Raises:
+        OSError: what the workers write to is full, read-only or away.
     """
-    workers = config.train.workers
+    workers, fewest = config.train.workers, config.resources.min_workers or config.train.workers
     per_worker = {"CPU": config.resources.cpu - SLIVER} | (
         {"GPU": config.resources.gpu} if config.resources.gpu else {}
     )
+    home, cell = home.sharing(config.storage.path), config.digest()
+    shared = home.storage
     trainer = TorchTrainer(
         _parallel_worker,
-        train_loop_config={"config": config.model_dump_json(), "home": str(home.root), "stop_file": str(stop_file)},
+        train_loop_config={"config": config.model_dump_json(), "home": str(home.root), "wish": wish},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=config.resources.gpu > 0, resources_per_worker=per_worker
+            num_workers=workers if fewest == workers else (fewest, workers),  # type: ignore[arg-type]
+            use_gpu=config.resources.gpu > 0,
+            resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(
             # A name of its own each time: a run of the same name would be taken up from Ray's state, not from ours.
-            name=f"{config.digest()}-{time.time_ns()}",
-            storage_path=str(home.ray / "train"),
+            name=f"{cell}-{time.time_ns()}",
+            storage_path=str(home.ray / "train") if shared is None else shared.for_ray()[1],
+            storage_filesystem=None if shared is None else shared.for_ray()[0],
             failure_config=ray.train.FailureConfig(max_failures=1, controller_failure_limit=2),  # type: ignore[call-arg]
             callbacks=callbacks or [],
         ),
     )
-    error = "the workers left no result"
+    error: str | None = None
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as failure:
-        error = str(failure).splitlines()[0]
-    return read_result(home.cell(config.digest())) or CellResult(config.digest(), "failed", error=error)
+        error = _what_failed(failure)
+    home.fetch(cell, *ENDS, "metrics.jsonl")
+    result = read_result(home.cell(cell))
+    if result is None and error is not None:
+        result = summarise(cell, "failed", read_metrics(home.cell(cell)))
+        result.error = error
+        keep_result(home, result)
+    return result or CellResult(cell, "failed", error="the workers died and left no result")
+
+
+def _what_failed(failure: ray.train.TrainingFailedError) -> str | None:
+    """One line of the first worker that failed of itself; none if they only died.
+
+    Raises:
+        OSError: a worker could not write.
+    """
+    for error in getattr(failure, "worker_failures", {}).values():
+        cause = getattr(error, "_base_exc", error)
+        cause = getattr(cause, "cause", None) or cause
+        if is_storage_fault(cause):
+            raise cause
+        if not isinstance(cause, ray.exceptions.RayError):
+            return f"{type(cause).__name__}: {cause}".splitlines()[0]
+    controller = getattr(failure, "controller_failure", None)
+    return None if controller is None else str(controller).splitlines()[0]
 
 
 def _parallel_worker(parameters: dict[str, Any]) -> None:
     """What each data-parallel worker runs. Ray Train has set up the process group."""
-    config, stop = RunConfig.model_validate_json(parameters["config"]), Path(parameters["stop_file"])
+    config = RunConfig.model_validate_json(parameters["config"])
+    home, cell = _node_home(config, parameters["home"]), config.digest()
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         ray.train.report(_report(history))
-        return not stop.exists()
+        return not _asked_to_stop(home, cell, parameters["wish"])
 
-    run_cell(config, Home(Path(parameters["home"])), on_epoch=on_epoch)
+    run_cell(config, home, on_epoch=on_epoch)
 
 
 def description() -> dict[str, Any]:

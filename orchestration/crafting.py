@@ -32,13 +32,17 @@ def distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 def missing_sets(configs: Sequence[RunConfig], home: Home) -> list[RunConfig]:
     """Of the sets that these need, those that the store lacks or has damaged (of which it warns)."""
-    return [config for config in distinct_sets(configs) if not crafted_already(config, Store(home.crafted))]
+    return [config for config in distinct_sets(configs) if not crafted_already(config, _store(config, home))]
+
+
+def _store(config: RunConfig, home: Home) -> Store:
+    return home.sharing(config.storage.path).store()
 
 
 def craft_here(config: RunConfig, home: Home) -> CorruptedSet:
     """The corrupted set of a configuration, crafted in this process if the store lacks it."""
     with craft_view() as view, threads(config):
-        return corrupted_set(config, Store(home.crafted), partial(view.show, set_name(config)))
+        return corrupted_set(config, _store(config, home), partial(view.show, set_name(config)))
 
 
 def craft_on_ray(configs: Sequence[RunConfig], home: Home) -> None:

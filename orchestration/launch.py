@@ -20,7 +20,7 @@ from orchestration.rows import TrialRow
 from orchestration.state import Ledger, Outcome
 from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
 from orchestration.tracking import Tracker
-from orchestration.trial import CellResult, read_metrics, run_cell, summarise
+from orchestration.trial import ENDS, STATE, CellResult, read_metrics, run_cell, summarise
 
 POLL_SECONDS = 0.5
 
@@ -55,6 +55,7 @@ def run_sweep(
     from orchestration import cluster, search
 
     started = time.monotonic()
+    home = home.sharing(spec.base.storage.path)
     resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}
     workers = spec.base.train.workers
     if address is not None:
@@ -127,6 +128,7 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
     if known is not None and known.status == "done" and not force:
         row.take_in(known.result)
         return row
+    home = home.sharing(config.storage.path)
     folder = home.cell(cell)
     if address is not None:
         from orchestration import cluster
@@ -135,13 +137,15 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
     tracker = Tracker.open(home)
     craft_here(config, home)
     if force:
-        for file in ("checkpoint.pt", "result.json", "metrics.jsonl"):
+        for file in (*STATE, *ENDS):
             (folder / file).unlink(missing_ok=True)
+        home.send(cell, *STATE, *ENDS)
     run = tracker.start_run(cell, row.config, parent=None, sweep=None, source="train")
     title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
     with LiveView(title, [], 1) as view:
 
         def on_epoch() -> None:
+            home.fetch(cell, "metrics.jsonl")
             rows = read_metrics(folder)
             for entry in rows:
                 tracker.log_epoch(run, entry, entry["epoch"])
@@ -154,12 +158,13 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
         except BaseException:
             tracker.finish(run, "interrupted", {})
             raise
+        home.fetch(cell, *ENDS, *home.names(cell, "artifacts"))
         outcome = Outcome(result.status, asdict(result) | {"mlflow_run_id": run}, result.error)
         row.take_in(outcome.result)
         view.update([row])
-    ledger.finish(cell, outcome.status, outcome.result, sweep=None, error=outcome.error)
     track_end(tracker, run, outcome, folder)
     tracker.flush()
+    ledger.finish(cell, outcome.status, outcome.result, sweep=None, error=outcome.error)
     return row
 
 
@@ -173,20 +178,23 @@ def _train_here_or_on_ray(
         return True
 
     if config.train.workers == 1 and address is None:
-        return run_cell(config, home, on_epoch=listen)
+        return run_cell(config, home.on_this_node(), on_epoch=listen)
     from orchestration import cluster
 
     with cluster.connection(address):
         cluster.slots({"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}, config.train.workers)
-        stop_file = home.cell(config.digest()) / "stop-train"
-        stop_file.unlink(missing_ok=True)
+        cell, wish = config.digest(), "stop-train"
+        (home.cell(cell) / wish).unlink(missing_ok=True)
+        home.send(cell, wish)
         # Ray Train's controller is a process of its own and calls nobody back here: the cell's folder is read instead.
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(cluster.run_parallel, config, home, stop_file)
+            running = pool.submit(cluster.run_parallel, config, home, wish)
             try:
                 while not wait([running], timeout=POLL_SECONDS).done:
                     on_epoch()
             except BaseException:
-                write_atomic(stop_file, b"")  # the workers end after this epoch; the pool waits for them
+                # The workers end after this epoch; the pool waits for them.
+                write_atomic(home.cell(cell) / wish, b"")
+                home.send(cell, wish)
                 raise
             return running.result()

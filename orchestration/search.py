@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from erat.engine.seeding import derive
 from erat.errors import UserError
 from orchestration import cluster
 from orchestration.generations import Generations, Trial
+from orchestration.restarts import Again
 from orchestration.spaces import ten_digits
 from orchestration.state import Outcome
 
@@ -102,7 +104,9 @@ class Driver(Protocol):
 
     def epoch(self, number: int) -> None: ...
 
-    def ended(self, number: int) -> Outcome: ...
+    def ended(self, number: int) -> Outcome | Again: ...
+
+    def heard(self, number: int, words: str) -> None: ...
 
     def stop(self, number: int, epoch: int) -> None: ...
 
@@ -139,21 +143,31 @@ class GenerationSearch(Searcher):
         super().__init__(metric=METRIC, mode="max")
         self._driver = Held(driver)
         self._slots, self._ahead = slots, ahead
-        self._numbers: dict[str, int] = {}
+        self._running: dict[str, Trial] = {}
+        self._again: deque[Trial] = deque()
 
     def suggest(self, trial_id: str) -> Any:
-        idle = len(self._numbers) < self._slots
+        idle = len(self._running) < self._slots
         if not idle and not self._ahead:
             return None
-        trial = self._driver().generations.next(idle=idle)
+        trial = self._again.popleft() if self._again else self._driver().generations.next(idle=idle)
         if trial is not None:
-            self._numbers[trial_id] = trial.number
+            self._running[trial_id] = trial
             return self._driver().trial_parameters(trial)
-        return Searcher.FINISHED if self._driver().generations.exhausted else None
+        over = self._driver().generations.exhausted and not self._running
+        return Searcher.FINISHED if over else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self._numbers.pop(trial_id)
-        self._driver().generations.complete(number, self._driver().ended(number))
+        if fault := (result or {}).get(cluster.STORAGE_FAULT):
+            raise UserError(f"{fault}; nothing finished is lost: mend that, and resume")
+        trial = self._running.pop(trial_id)
+        ended = self._driver().ended(trial.number)
+        if isinstance(ended, Again):
+            self._again.append(trial)
+            if ended.fewer:
+                self._slots, self._ahead = max(1, self._slots // 2), False
+        else:
+            self._driver().generations.complete(trial.number, ended)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is what a sweep goes on from."""
@@ -172,8 +186,15 @@ class GenerationScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._driver = Held(driver)
 
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_error(tune_controller, trial)
+        # Tune tells the searcher next, which then asks the driver.
+        self._driver().heard(trial.config["number"], str(trial.get_error() or ""))
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = trial.config["number"]
+        if result.get(cluster.STORAGE_FAULT):
+            return TrialScheduler.CONTINUE
         if self._driver().generations.stops(number, result["epoch"], result["best_val_accuracy"]):
             self._driver().stop(number, result["epoch"])
         return TrialScheduler.CONTINUE
@@ -227,7 +248,7 @@ def run(
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="max",
-            num_samples=driver.generations.size,
+            num_samples=-1,  # the searcher says when it is over; a trial may take several of Tune's
             search_alg=GenerationSearch(driver, slots, ahead=ahead),
             scheduler=GenerationScheduler(driver),
             reuse_actors=workers == 1,

@@ -34,9 +34,9 @@ RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFE
     "unicon wo prior": {"defense.name": "unicon", "defense.contrastive_weight": 0.0},
 }
 SELECTING = [name for name in RUNS if RUNS[name]["defense.name"] in ("erat", "dividemix", "unicon", "mspl")]
-# What each worker takes over its own share: DAT's batch statistics, MixMatch's prior penalty, UNICON's contrastive
-# term, MSPL's and its prototypes. These agree with one worker in parts alone.
-PER_WORKER = ["dat", "dividemix", "dividemix in turn", "unicon", "mspl"]
+# What each worker takes over its own share: MixMatch's prior penalty, UNICON's contrastive term, MSPL's and its
+# prototypes. These agree with one worker in parts alone.
+PER_WORKER = ["dividemix", "dividemix in turn", "unicon", "mspl"]
 EXACT = [name for name in RUNS if name not in PER_WORKER]
 
 
