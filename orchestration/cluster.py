@@ -23,6 +23,7 @@ import ray.train
 from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erat.config import RunConfig, content_digest
 from erat.corruption.pipeline import corrupted_set
@@ -30,12 +31,16 @@ from erat.engine.checkpoint import write_atomic
 from erat.engine.trainer import EpochReport
 from erat.errors import UserError, is_storage_fault, storage_words
 from orchestration.home import Home
+from orchestration.leaving import leave_if_asked, prepare, training
+from orchestration.nodes import Node, look, problem, token
 from orchestration.trial import ENDS, CellResult, keep_result, read_metrics, read_result, run_cell, summarise, threads
 
 # A data-parallel trial's driver only waits for its workers. It takes this sliver of a core, and each worker leaves
 # one, so that driver and workers fit together on a machine with exactly the workers' cores.
 SLIVER = 0.01
 POLL_SECONDS = 0.5
+SURVEY_SECONDS = 60.0
+JOIN_SECONDS = 10.0  # that nodes of a cluster which was just started may take to join
 STORAGE_FAULT = "storage_fault"  # in a report: the storage cannot be written; the trial goes on once it can
 
 
@@ -49,6 +54,7 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # how soon an epoch's figures arrive
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    options["runtime_env"] = {"worker_process_setup_hook": prepare}
     if address is None:
         options |= {
             "num_cpus": cores,
@@ -129,6 +135,49 @@ def slots(resources: Mapping[str, float], workers: int, *, patience: float = 0) 
     raise UserError(
         f"a trial needs {need}, the cluster has {got}{on}{waited}: lower train.workers or resources.cpu/gpu"
     )
+
+
+def survey(home: Home) -> list[Node]:
+    """Every living node of the connected cluster, with what it has and sees."""
+    with token(home) as word:
+        task = ray.remote(look)
+        asked = []
+        for found in ray.nodes():
+            if found["Alive"]:
+                there = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
+                sight = task.options(num_cpus=0, scheduling_strategy=there).remote(str(home.root), home.place, word)
+                asked.append((Node(found["NodeManagerAddress"], found["Resources"]), sight))
+        ray.wait([sight for _, sight in asked], num_returns=len(asked), timeout=SURVEY_SECONDS)
+        for node, sight in asked:
+            try:
+                node.sight = ray.get(sight, timeout=0)
+            except ray.exceptions.GetTimeoutError:
+                node.silent = f"started no process within {SURVEY_SECONDS:.0f} s"
+            except ray.exceptions.RayError as error:
+                # A module that is missing there is told at the end of a long text.
+                lines = [line for line in str(error).splitlines() if line.strip()]
+                node.silent = f"cannot run this project ({lines[-1].strip()[:200]}): install it there"
+    return [node for node, _ in asked]
+
+
+def check_nodes(home: Home) -> None:
+    """Ask every node before anything is trained on it.
+
+    Raises:
+        UserError: one lacks the project or has another version of a package, or does not see the storage.
+    """
+    for node in survey(home):
+        if (said := problem(node)) is not None:
+            raise UserError(said)
+
+
+def room(resources: Mapping[str, float], workers: int) -> str:
+    """What a trial needs and what is free, for a person who waits."""
+    have, free, nodes = ray.cluster_resources(), ray.available_resources(), [n for n in ray.nodes() if n["Alive"]]
+    wanted = {kind: amount * workers for kind, amount in resources.items() if amount}
+    need = ", ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
+    left = ", ".join(f"{free.get(kind, 0):g} of {have.get(kind, 0):g} {kind}" for kind in wanted)
+    return f"a trial needs {need}, free are {left} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
 
 
 def trainable(resources: Mapping[str, float], workers: int) -> Any:
@@ -228,9 +277,11 @@ def _tune_trial(parameters: dict[str, Any]) -> None:
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         tune.report(_report(history))
+        leave_if_asked()
         return not _asked_to_stop(home, cell, parameters["wish"])
 
-    _report_end(lambda: run_cell(config, home, on_epoch=on_epoch))
+    with training():
+        _report_end(lambda: run_cell(config, home, on_epoch=on_epoch))
 
 
 def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
@@ -326,9 +377,11 @@ def _parallel_worker(parameters: dict[str, Any]) -> None:
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         ray.train.report(_report(history))
+        leave_if_asked()
         return not _asked_to_stop(home, cell, parameters["wish"])
 
-    run_cell(config, home, on_epoch=on_epoch)
+    with training():
+        run_cell(config, home, on_epoch=on_epoch)
 
 
 def description() -> dict[str, Any]:

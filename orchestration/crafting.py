@@ -63,6 +63,7 @@ def craft_on_cluster(configs: Sequence[RunConfig], home: Home, address: str) -> 
 
     if missing := missing_sets(configs, home):
         with cluster.connection(address):
+            cluster.check_nodes(home.sharing(configs[0].storage.path))
             craft_on_ray(missing, home)
 
 

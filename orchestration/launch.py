@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -57,7 +58,7 @@ def run_sweep(
     started = time.monotonic()
     home = home.sharing(spec.base.storage.path)
     resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}
-    workers = spec.base.train.workers
+    workers = spec.base.resources.min_workers or spec.base.train.workers
     if address is not None:
         cluster.check_reachable(address)
     proposer = search.OptunaProposer(
@@ -71,8 +72,10 @@ def run_sweep(
         opening = stack.enter_context(ThreadPoolExecutor(1)).submit(Tracker.open, home)
         to_craft = missing_sets(spec.planned(trials), home)
         stack.enter_context(cluster.connection(address))
+        if address is not None:
+            cluster.check_nodes(home)
         tracker = opening.result()
-        fit = cluster.slots(resources, workers)
+        fit = cluster.slots(resources, workers, patience=cluster.JOIN_SECONDS if address else 0)
         slots = min(fit, at_most or fit)
         if to_craft:
             craft_on_ray(to_craft, home)
@@ -90,9 +93,9 @@ def run_sweep(
                     name=name,
                     storage=home.ray,
                     resources=resources,
-                    workers=workers,
+                    workers=spec.base.train.workers,
                     slots=slots,
-                    ahead=workers == 1 and slots == fit,
+                    ahead=spec.base.train.workers == 1 and slots == fit,
                 )
             except BaseException:
                 driver.interrupted()
@@ -104,8 +107,13 @@ def run_sweep(
         failed = any(row.status == "failed" for row in driver.all_rows())
         seconds = time.monotonic() - started
         tracker.finish_parent(parent, summary={"wall_seconds": seconds}, artifacts=home.report(name), ok=not failed)
-        tracker.flush()
+        _send_all(tracker)
     return SweepEnd(driver, files, seconds)
+
+
+def _send_all(tracker: Tracker) -> None:
+    if left := tracker.flush():
+        warnings.warn(f"{left} entries for MLflow are kept, and sent by the next sweep, resume or train", stacklevel=2)
 
 
 def _work_of(config: RunConfig) -> float:
@@ -163,7 +171,7 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
         row.take_in(outcome.result)
         view.update([row])
     track_end(tracker, run, outcome, folder)
-    tracker.flush()
+    _send_all(tracker)
     ledger.finish(cell, outcome.status, outcome.result, sweep=None, error=outcome.error)
     return row
 
@@ -182,7 +190,11 @@ def _train_here_or_on_ray(
     from orchestration import cluster
 
     with cluster.connection(address):
-        cluster.slots({"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}, config.train.workers)
+        if address is not None:
+            cluster.check_nodes(home)
+        fewest = config.resources.min_workers or config.train.workers
+        resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
+        cluster.slots(resources, fewest, patience=cluster.JOIN_SECONDS if address else 0)
         cell, wish = config.digest(), "stop-train"
         (home.cell(cell) / wish).unlink(missing_ok=True)
         home.send(cell, wish)

@@ -37,7 +37,7 @@ class Restarts:
             epochs: that the trial had done.
         """
         words = self._words.pop(number, "")
-        if "memory" in words.lower() and "threshold" in words.lower():  # Ray ended the worker before the kernel would
+        if "low on memory" in words:  # Ray ended the worker before the kernel would
             return self.out_of_memory(number, f"{OUT_OF_MEMORY} on its node after epoch {epochs}")
         before, deaths = self._deaths.get(number, (-1, 0))
         deaths = deaths + 1 if epochs <= before else 1

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
+import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +28,8 @@ from orchestration.spaces import ten_digits
 from orchestration.state import Outcome
 
 METRIC = "val_accuracy"
+SAY_AFTER = 30.0  # seconds without a trial that runs
+PATIENCE = float(os.environ.get("ERAT_PATIENCE", "600"))
 
 
 class SeededPerTrial(optuna.samplers.BaseSampler):
@@ -169,6 +174,10 @@ class GenerationSearch(Searcher):
         else:
             self._driver().generations.complete(trial.number, ended)
 
+    def held(self) -> int:
+        """Trials that Tune has and that have not ended."""
+        return len(self._running)
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is what a sweep goes on from."""
 
@@ -201,18 +210,56 @@ class GenerationScheduler(FIFOScheduler):
 
 
 class Progress(tune.Callback):
-    """Tells the driver when a trial starts and when an epoch ends."""
+    """Tells the driver when a trial starts and when an epoch ends; and a person, when none can start.
 
-    def __init__(self, driver: Driver) -> None:
+    Args:
+        waiting: how many trials Tune holds.
+        room: one line on what a trial needs and what is free.
+        patience: seconds without a running trial after which the search gives up.
+    """
+
+    def __init__(
+        self, driver: Driver, waiting: Callable[[], int], room: Callable[[], str], patience: float = PATIENCE
+    ) -> None:
         self._driver = Held(driver)
+        self._waiting, self._room, self._patience = waiting, room, patience
+        self._running: set[str] = set()
+        self._since: float | None = None  # no trial has run
+        self._said = False
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.add(trial.trial_id)
         self._driver().started(trial.config["number"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._driver().epoch(trial.config["number"])
+        if not result.get(cluster.STORAGE_FAULT):
+            self._driver().epoch(trial.config["number"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.discard(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.discard(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._running or not self._waiting():
+            self._since, self._said = None, False
+            return
+        now = time.monotonic()
+        self._since = self._since if self._since is not None else now
+        if now - self._since >= self._patience:
+            raise UserError(
+                f"no trial could start for {self._patience:.0f} s: {self._room()}; resume when there is room"
+            )
+        if now - self._since >= SAY_AFTER and not self._said:
+            self._said = True
+            warnings.warn(f"no trial could start yet: {self._room()}; waiting {self._patience:.0f} s", stacklevel=2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For Tune, which saves its callbacks: no search to go on from."""
+        return self.__dict__ | {"_waiting": None, "_room": None}
 
 
 def run(
@@ -243,13 +290,14 @@ def run(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the ledger is the state, Tune's own is not read
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    searcher = GenerationSearch(driver, slots, ahead=ahead)
     tuner = tune.Tuner(
         cluster.trainable(resources, workers),
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="max",
             num_samples=-1,  # the searcher says when it is over; a trial may take several of Tune's
-            search_alg=GenerationSearch(driver, slots, ahead=ahead),
+            search_alg=searcher,
             scheduler=GenerationScheduler(driver),
             reuse_actors=workers == 1,
         ),
@@ -257,7 +305,7 @@ def run(
             name=name,
             storage_path=str(storage),
             verbose=0,
-            callbacks=[Progress(driver)],
+            callbacks=[Progress(driver, searcher.held, partial(cluster.room, resources, workers))],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )
