@@ -233,11 +233,18 @@ def test_commands_in_the_files_are_commands(command: list[str]) -> None:
 
 def test_secrets_reach_a_command_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("a b'c\n")
-    environment = os.environ | {"SOME_PASSWORD_FILE": str(tmp_path / "secret")}
-    words = [DOCKER / "with-secrets.sh", sys.executable, "-c", "import os; print(repr(os.environ['SOME_PASSWORD']))"]
+    here = os.environ | {"SECRETS_FOLDER": str(tmp_path)}
+    environment = here | {"SOME_PASSWORD_FILE": str(tmp_path / "secret"), "ELSE_FILE": __file__}
+    environment.pop("ELSE", None)
+    words = [
+        DOCKER / "with-secrets.sh",
+        sys.executable,
+        "-c",
+        "import os; print(repr(os.environ['SOME_PASSWORD']), 'ELSE' in os.environ)",
+    ]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == '"a b\'c"\n'
-    missing = os.environ | {"SOME_PASSWORD_FILE": str(tmp_path / "nothing")}
+    assert done.stdout == '"a b\'c" False\n', "what is no secret is left alone"
+    missing = here | {"SOME_PASSWORD_FILE": str(tmp_path / "nothing")}
     assert subprocess.run(words, env=missing, capture_output=True, check=False).returncode != 0
 
 
