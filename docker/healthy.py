@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from pathlib import Path
 
 
 def main() -> str | None:
@@ -21,8 +22,10 @@ def main() -> str | None:
     except OSError as error:
         return f"ERAT_HOME cannot be written: {error.strerror}"
     if head := os.environ.get("RAY_HEAD"):
-        done = subprocess.run(["ray", "health-check", "--address", head], capture_output=True, timeout=25, check=False)
-        if done.returncode:
+        ray = Path(sys.executable).parent / "ray"
+        try:
+            subprocess.run([ray, "health-check", "--address", head], capture_output=True, timeout=25, check=True)
+        except (OSError, subprocess.SubprocessError):
             return f"no Ray head answers at {head}"
     if url := os.environ.get("HEALTH_URL"):
         try:
