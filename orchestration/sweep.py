@@ -71,10 +71,11 @@ class SweepSpec:
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
         return {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
 
-    def planned(self, trials: int) -> list[RunConfig]:
-        """The configurations that are known before anything runs: the baselines and the paper's points."""
+    def planned(self, trials: int) -> tuple[list[RunConfig], list[RunConfig]]:
+        """What is known before anything runs: (the baselines, the paper's points or, without any, what is searched)."""
         points = self.space.scaled_points(self.base.data.name)[:trials]
-        return [self.config(overrides) for overrides in [*self.space.baselines, *points]] or [self.base]
+        searched = [self.config(overrides) for overrides in points] or [self.base] * (trials > 0)
+        return [self.config(overrides) for overrides in self.space.baselines], searched
 
     def content(self) -> dict[str, Any]:
         """What two sweeps of one name must share, JSON-like."""
@@ -136,6 +137,7 @@ class SweepDriver:
     Args:
         view: shown the rows after every event.
         work_of: how long a run is, so that the longest baselines begin first; none: in their order.
+        ready: number of a trial -> whether it may begin.
         parent: the tracker's run of the sweep.
     """
 
@@ -149,11 +151,12 @@ class SweepDriver:
     proposer: Proposer
     view: Callable[[list[TrialRow]], None] = lambda rows: None
     work_of: Callable[[RunConfig], float] | None = None
+    ready: Callable[[int], bool] = lambda number: True
     rows: dict[int, TrialRow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.generations = make_generations(
-            self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed, self.work_of
+            self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed, self.work_of, self.ready
         )
         self._runs: dict[int, str] = {}
 
@@ -281,6 +284,7 @@ def make_generations(
     proposer: Proposer,
     on_proposed: Callable[[Trial], None] = lambda trial: None,
     work_of: Callable[[RunConfig], float] | None = None,
+    ready: Callable[[int], bool] = lambda number: True,
 ) -> Generations:
     """The generations of a sweep, as its specification and the ledger have them."""
     known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
@@ -297,6 +301,7 @@ def make_generations(
         patience_epochs=max(1, round(spec.space.grace * epochs)),
         epochs=epochs,
         work_of=(lambda overrides: work_of(spec.config(overrides))) if work_of else lambda overrides: 0.0,
+        ready=ready,
     )
 
 

@@ -54,6 +54,15 @@ def crafted_already(config: RunConfig, store: Store) -> bool:
     return has_images and _label_parameters(subject, config) in store
 
 
+def poison_parameters(config: RunConfig) -> dict[str, Any] | None:
+    """What decides the poisoned images of a run, as the store knows them; none where no image is poisoned."""
+    if config.corruption.data == "none":
+        return None
+    train, _ = load(config.data)
+    kept, _ = split_validation(train, config.val.fraction, config.val.seed)
+    return _image_parameters(_subject(train, kept, config), config)
+
+
 def _subject(train: ImageSet, kept: Tensor, config: RunConfig) -> ImageSet:
     """What is corrupted: the training part, and the validation part with it unless that is trusted."""
     return train.take(kept) if config.val.trusted else train
