@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from erat.config import RunConfig, build, content_digest
-from erat.corruption.pipeline import corrupted_set, crafted_already, poison_parameters
+from erat.corruption.pipeline import corrupted_set, stored_parts
 from erat.corruption.store import Store
 from erat.data.base import CorruptedSet
 from orchestration.crafting_view import CraftView, craft_view
@@ -24,15 +25,20 @@ def distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 def missing_sets(configs: Sequence[RunConfig], home: Home) -> list[RunConfig]:
     """Of the sets that these need, those that the store lacks or has damaged (of which it warns)."""
-    return [config for config in distinct_sets(configs) if not crafted_already(config, Store(home.crafted))]
+    sets, store = distinct_sets(configs), Store(home.crafted)
+    sound = cache(lambda key: json.loads(key) in store)  # a part that several sets share is read once
+    return [
+        config
+        for config, parts in zip(sets, stored_parts(sets), strict=True)
+        if not all(sound(json.dumps(part)) for part in parts if part is not None)
+    ]
 
 
 def by_images(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     """Sets with the same poisoned images and other labels belong together: a second task would wait for the first."""
     groups: dict[object, list[RunConfig]] = {}
-    for config in configs:
-        poison = poison_parameters(config)
-        groups.setdefault(_set_key(config) if poison is None else content_digest(poison), []).append(config)
+    for config, (images, _) in zip(configs, stored_parts(configs), strict=True):
+        groups.setdefault(_set_key(config) if images is None else content_digest(images), []).append(config)
     return list(groups.values())
 
 

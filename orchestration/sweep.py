@@ -14,8 +14,7 @@ from erat.engine.checkpoint import write_atomic
 from erat.errors import UserError
 from orchestration.generations import Generations, Proposer, Trial
 from orchestration.home import Home
-from orchestration.report.figures import sweep_figure
-from orchestration.report.grid import grid_figure, grid_markdown
+from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.summary import best, csv_text, markdown
 from orchestration.rows import FINISHED, TrialRow
@@ -318,6 +317,10 @@ def track_end(tracker: Tracker, run_id: str, outcome: Outcome, folder: Path) -> 
 
 def write_report(driver: SweepDriver) -> list[str]:
     """Tables and figures of a sweep into its report folder; their paths."""
+    # What draws loads slowly: only what draws pays.
+    from orchestration.report.figures import sweep_figure
+    from orchestration.report.grid_figure import grid_figure
+
     folder = driver.home.report(driver.name)
     folder.mkdir(parents=True, exist_ok=True)
     rows, columns = driver.all_rows(), driver.spec.space.columns

@@ -99,3 +99,19 @@ def named(key: str, row: TrialRow) -> bool:
 def origin(row: TrialRow) -> str:
     """Where a trial's settings come from, in a word or two; of a baseline, its name."""
     return baseline_name(row) if row.source == "baseline" else row.source
+
+
+def percent(share: float | None) -> float | None:
+    """An accuracy in percent, as the paper has it; None where it is missing or not a number."""
+    number = finite(share)
+    return None if number is None else 100 * number
+
+
+def tested(row: TrialRow) -> float | None:
+    """The paper's primary figure: clean test accuracy of the last epoch, in percent."""
+    return percent(row.final_test_accuracy)
+
+
+def validated(row: TrialRow) -> float | None:
+    """What the choice is made by: validation accuracy of the best epoch, in percent."""
+    return percent(row.best_val_accuracy)
