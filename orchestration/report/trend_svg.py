@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 
 from orchestration.report.svg import COLOURS, open_, text
 
@@ -60,33 +61,37 @@ def _plot(
     lines = [line for line in lines if any(value is not None for value in line.values)]
     right = 16 + 7.2 * max((len(line.name) for line in lines), default=1)
     words = "; ".join(f"{line.name}: {_words(line, ticks, marked)}" for line in lines)
-    parts = [open_(_LEFT + _WIDTH + right, _TOP + _HEIGHT + 34, title, words), *_percent_axis()]
-    for place, words in ticks.items():
-        parts.append(text(_x(place, places), _TOP + _HEIGHT + 16, words, "tick", "middle"))
-    parts.append(text(_LEFT + _WIDTH / 2, _TOP + _HEIGHT + 31, axis, "tick", "middle"))
+    below = 13 * max((tick.count("\n") for tick in ticks.values()), default=0)
+    parts = [open_(_LEFT + _WIDTH + right, _TOP + _HEIGHT + 34 + below, title, words), *_percent_axis()]
+    for place, tick in ticks.items():
+        for number, line in enumerate(tick.split("\n")):
+            parts.append(text(_x(place, places), _TOP + _HEIGHT + 16 + 13 * number, line, "tick", "middle"))
+    parts.append(text(_LEFT + _WIDTH / 2, _TOP + _HEIGHT + 31 + below, axis, "tick", "middle"))
     ends = _apart([_y(line.values[line.last] or 0.0) for line in lines], 13)
-    for line, end in zip(lines, ends, strict=True):
-        index = names.index(line.name)
-        kind = f"c{index % COLOURS}{' main' if line.name == 'ERAT' else ''}"
-        known = [(_x(place, places), value, place) for place, value in enumerate(line.values) if value is not None]
+    for curve, end in zip(lines, ends, strict=True):
+        index = names.index(curve.name)
+        kind = f"c{index % COLOURS}{' main' if curve.name == 'ERAT' else ''}"
+        known = [(_x(place, places), value, place) for place, value in enumerate(curve.values) if value is not None]
         dash = _DASHES[index // COLOURS % len(_DASHES)]
         style = f' stroke-dasharray="{dash}"' if dash else ""
         points = " ".join(f"{x:.1f},{_y(value):.1f}" for x, value, _ in known)
         parts.append(f'<polyline points="{points}" class="line {kind}"{style}/>')
         for x, value, place in known if marked else ():
-            spread = line.spreads[place] if line.spreads else None
+            spread = curve.spreads[place] if curve.spreads else None
             if spread:
                 low, high = _y(max(value - spread, 0)), _y(min(value + spread, 100))
                 parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" class="line {kind}"/>')
             parts.append(f'<circle cx="{x:.1f}" cy="{_y(value):.1f}" r="3" class="point {kind}"/>')
-        parts.append(text(_x(line.last, places) + 6, end + 4, line.name, f"name {kind}"))
+        parts.append(text(_x(curve.last, places) + 6, end + 4, curve.name, f"name {kind}"))
     return "".join([*parts, "</svg>"])
 
 
 def _words(line: Curve, ticks: Mapping[int, str], marked: bool) -> str:
     if not marked:
         return f"ends at {line.values[line.last]:.1f}"
-    known = ((ticks[place], value) for place, value in enumerate(line.values) if value is not None)
+    known = (
+        (ticks[place].replace("\n", " and "), value) for place, value in enumerate(line.values) if value is not None
+    )
     return ", ".join(f"{setting} {value:.1f}" for setting, value in known)
 
 
@@ -117,6 +122,7 @@ def selection(classes: Sequence[str], stacks: Mapping[str, Sequence[tuple[float,
         stacks: name -> per class (samples whose label is right, samples whose label is wrong).
     """
     tallest = max((right + wrong for stack in stacks.values() for right, wrong in stack), default=1) or 1
+    tallest = 5 * ceil(tallest / 5)
     scale = 100 / tallest
     words = "; ".join(
         f"{name} took of {label} {right:g} right, {wrong:g} wrong"
@@ -125,7 +131,7 @@ def selection(classes: Sequence[str], stacks: Mapping[str, Sequence[tuple[float,
     )
     group_w = _WIDTH / max(1, len(classes))
     bar_w = min(22.0, 0.84 * group_w / max(1, len(stacks)))
-    parts = [open_(_LEFT + _WIDTH + 8, _TOP + _HEIGHT + 46, title, words), *_percent_axis(tallest)]
+    parts = [open_(_LEFT + _WIDTH + 8, _TOP + _HEIGHT + 62, title, words), *_percent_axis(tallest)]
     for number, label in enumerate(classes):
         middle = _LEFT + group_w * (number + 0.5)
         parts.append(text(middle, _TOP + _HEIGHT + 16, label, "tick", "middle"))
@@ -145,11 +151,14 @@ def _column(x: float, base: float, height: float, width: float, kind: str) -> st
 
 
 def _legend(entries: Sequence[tuple[str, str]]) -> list[str]:
-    parts, x = [], _LEFT
+    parts, x, y = [], _LEFT, _TOP + _HEIGHT + 28
     for name, kind in entries:
-        parts.append(f'<rect x="{x:.0f}" y="{_TOP + _HEIGHT + 28:g}" width="10" height="10" rx="2" class="{kind}"/>')
-        parts.append(text(x + 14, _TOP + _HEIGHT + 37, name, "tick"))
-        x += 26 + 6.2 * len(name)
+        width = 26 + 6.2 * len(name)
+        if x > _LEFT and x + width > _LEFT + _WIDTH:
+            x, y = _LEFT, y + 16
+        parts.append(f'<rect x="{x:.0f}" y="{y:g}" width="10" height="10" rx="2" class="{kind}"/>')
+        parts.append(text(x + 14, y + 9, name, "tick"))
+        x += width
     return parts
 
 

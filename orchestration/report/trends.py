@@ -22,7 +22,7 @@ class Trend:
 
     Attributes:
         axis: what is varied, as the paper writes it.
-        ticks: its settings, ascending where they are numbers.
+        ticks: its settings, ascending where they are numbers; of several keys in step, a line for each.
         ordered: whether they are.
         lines: defense -> its cell at each setting.
     """
@@ -87,11 +87,15 @@ def _trend(place: tuple[str, str, str], rows: Sequence[TrialRow], keys: Sequence
     for row in rows:
         cells.setdefault((baseline_name(row), _setting(row, keys)), []).append(row)
     lines = {name: [cell_of(cells.get((name, setting), [])) for setting in settings] for name in names}
-    words = [" ".join(value(key, part) for key, part in zip(keys, setting, strict=True)) for setting in settings]
+    words = ["\n".join(value(key, part) for key, part in zip(keys, setting, strict=True)) for setting in settings]
     rate = {row.config.get(_RATE) for row in rows} if _RATE not in keys else set()
     amount = f" {next(iter(rate)):g}" if len(rate) == 1 and noise != "none" else ""
-    about = "no label noise" if noise == "none" else f"{noise}{amount} label noise"
-    return Trend(f"{dataset}, {about}, {corruption.upper()}", _axis(keys), words, ordered, lines)
+    return Trend(_title(dataset, f"{noise}{amount}", corruption), _axis(keys), words, ordered, lines)
+
+
+def _title(dataset: str, noise: str, corruption: str) -> str:
+    labels = "no label noise" if noise.startswith("none") else f"{noise} label noise"
+    return f"{dataset}, {labels}, {'clean images' if corruption == 'none' else corruption.upper()}"
 
 
 def _axis(keys: Sequence[str]) -> str:
@@ -137,7 +141,7 @@ def selections_of(rows: Sequence[TrialRow], selection: Mapping[str, Mapping[str,
         for words, number in (("first selection", 0), ("last epoch", -1)):
             stacks = {name: _stack(content, number) for name, content in contents.items()}
             if all(stacks.values()):
-                title = f"{dataset}, {noise} {rate} label noise, {corruption.upper()}: {words}"
+                title = f"{_title(dataset, f'{noise} {rate}', corruption)}: {words}"
                 found.append(Selected(title, [*contents["ERAT"]["classes"]], stacks))
     return found
 

@@ -76,7 +76,7 @@ def test_the_settings_of_a_search_space(name: str, axis: str, ticks: int) -> Non
 def test_networks_are_no_numbers() -> None:
     trend = trends_of(rows_of(grid("figure8")))[0]
     assert not trend.ordered
-    assert trend.ticks == ["vgg11", "vgg16", "resnet18", "resnet50", "wideresnet28_10", "vit_b16"]
+    assert trend.ticks == ["VGG11", "VGG16", "ResNet18", "ResNet50", "WRN-28-10", "ViT-B/16"]
     assert list(trend.lines) == ["DivideMix", "UNICON", "ERAT"]
 
 
@@ -175,7 +175,7 @@ def test_a_selection_is_stacked() -> None:
         ("figure2", "Which labels are believed, by class", 2),
         ("figure3", "Accuracy over budget of the poison, ε&#39;", 4),
         ("figure4", "Accuracy over noise rate", 4),
-        ("figure8", "Accuracy over model.name", 4),
+        ("figure8", "Accuracy over network", 4),
         ("rq5", "Seconds of an epoch", 1),
     ],
 )
