@@ -305,7 +305,7 @@ def craft(
     kinds = verification.kinds_of(given) if preview else []
     configs = [build(preset, {**given, "corruption.data": kind}) for kind in kinds] or [build(preset, given)]
     if dry_run:
-        content = overview.plan_sets(configs, home, err)
+        content = overview.plan_sets(configs, crafting.missing_sets(configs, home), err)
     else:
         if address is not None:
             crafting.craft_on_cluster(configs, home, address)

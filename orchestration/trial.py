@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from erat.config import RunConfig
 from erat.corruption.base import Progress, silent
@@ -36,6 +35,7 @@ from erat.engine.parallel import Ranks
 from erat.engine.trainer import EpochReport, Trainer, choose_device
 from erat.errors import UserError
 from orchestration.home import Home
+from orchestration.presence import at_work
 
 OnEpoch = Callable[[Sequence[EpochReport]], bool]  # all epochs so far -> false: stop here
 
@@ -91,7 +91,7 @@ def run_cell(
             return _train(config, home, folder, on_epoch, progress)
     folder.mkdir(parents=True, exist_ok=True)
     # Another sweep may be at the same cell: the second one waits, and finds it done.
-    with FileLock(folder / ".lock"):
+    with at_work(folder):
         finished = read_result(folder)
         if finished is not None and finished.status == "done" and ranks.workers == 1:
             return finished
@@ -133,15 +133,6 @@ def threads(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether some process is at this cell now."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
