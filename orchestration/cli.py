@@ -344,13 +344,17 @@ def ui(
         tracking.stop_server(server)
 
 
-@app.command(epilog=_examples("doctor", "doctor --address auto"))
-def doctor(address: Address = None, as_json: AsJson = False) -> None:
-    """What this machine and cluster can do, and what is missing."""
+@app.command(epilog=_examples("doctor", "doctor --address auto", "doctor --address auto --storage s3://bucket/runs"))
+def doctor(
+    address: Address = None,
+    storage: Annotated[str | None, typer.Option(help="that every node must see, as storage.path of a run")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What this machine and cluster can do, and what is missing: versions, devices, storage, tracking, disk."""
     from orchestration import health
     from orchestration.home import Home
 
-    content = health.check(Home.from_environment(), address, err)
+    content = health.check(Home.from_environment().sharing(storage), address, err)
     if as_json:
         print(json.dumps(content))
     if not content["ok"]:

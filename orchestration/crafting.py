@@ -25,12 +25,12 @@ def distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 def missing_sets(configs: Sequence[RunConfig], home: Home) -> list[RunConfig]:
     """Of the sets that these need, those that the store lacks or has damaged (of which it warns)."""
-    sets, store = distinct_sets(configs), Store(home.crafted)
-    sound = cache(lambda key: json.loads(key) in store)  # a part that several sets share is read once
+    sets = distinct_sets(configs)
+    sound = cache(lambda path, part: json.loads(part) in home.sharing(path).store())  # what several share is read once
     return [
         config
         for config, parts in zip(sets, stored_parts(sets), strict=True)
-        if not all(sound(json.dumps(part)) for part in parts if part is not None)
+        if not all(sound(config.storage.path, json.dumps(part)) for part in parts if part is not None)
     ]
 
 
@@ -42,10 +42,14 @@ def by_images(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     return list(groups.values())
 
 
+def _store(config: RunConfig, home: Home) -> Store:
+    return home.sharing(config.storage.path).store()
+
+
 def craft_here(config: RunConfig, home: Home) -> CorruptedSet:
     """The corrupted set of a configuration, crafted in this process if the store lacks it."""
     with craft_view() as view, threads(config):
-        return corrupted_set(config, Store(home.crafted), partial(view.show, set_name(config)))
+        return corrupted_set(config, _store(config, home), partial(view.show, set_name(config)))
 
 
 def craft_on_cluster(configs: Sequence[RunConfig], home: Home, address: str) -> None:
@@ -60,6 +64,7 @@ def craft_on_cluster(configs: Sequence[RunConfig], home: Home, address: str) -> 
     if not groups:
         return
     with cluster.connection(address), craft_view() as view:
+        cluster.check_nodes(home.sharing(configs[0].storage.path))
         cluster.craft_sets(groups, home, lambda index, *progress: view.show(set_name(groups[index][0]), *progress))
 
 

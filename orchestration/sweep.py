@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -17,11 +18,12 @@ from orchestration.home import Home
 from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.summary import best, csv_text, markdown
+from orchestration.restarts import OUT_OF_MEMORY, Again, Restarts
 from orchestration.rows import FINISHED, TrialRow
 from orchestration.spaces import SearchSpace, parse_space
 from orchestration.state import Ledger, Outcome
 from orchestration.tracking import Tracker
-from orchestration.trial import read_metrics, read_refusal, read_result, summarise
+from orchestration.trial import ENDS, CellResult, read_metrics, read_refusal, read_result, summarise
 
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
 
@@ -158,6 +160,7 @@ class SweepDriver:
             self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed, self.work_of, self.ready
         )
         self._runs: dict[int, str] = {}
+        self._restarts = Restarts()
 
     # -- told by the search -----------------------------------------------------------------------------------------
 
@@ -171,7 +174,7 @@ class SweepDriver:
             "cell": trial.cell,
             "home": str(self.home.root),
             "config": config.model_dump_json(),
-            "stop_file": str(self._stop_file(trial.cell)),
+            "wish": self._stop_file(trial.cell).name,
         }
 
     def started(self, number: int) -> None:
@@ -184,6 +187,7 @@ class SweepDriver:
     def epoch(self, number: int) -> None:
         """An epoch ended: take in what the cell's folder says."""
         row = self.rows[number]
+        self.home.fetch(row.cell, "metrics.jsonl")
         metrics = read_metrics(self.home.cell(row.cell))
         row.take_in(asdict(summarise(row.cell, row.status, metrics)))
         for entry in metrics:
@@ -195,17 +199,29 @@ class SweepDriver:
         path = self._stop_file(self.rows[number].cell)
         if not path.exists():
             write_atomic(path, str(epoch).encode())
+            self.home.send(self.rows[number].cell, path.name)
 
-    def ended(self, number: int) -> Outcome:
-        """A trial is over: record how."""
+    def heard(self, number: int, words: str) -> None:
+        """What Ray says of a worker that died."""
+        self._restarts.heard(number, words)
+
+    def ended(self, number: int) -> Outcome | Again:
+        """A trial is over: record how; or it is to run again."""
         row = self.rows[number]
         outcome = self._outcome(row)
-        self.ledger.finish(row.cell, outcome.status, outcome.result, sweep=self.name, error=outcome.error)
+        if isinstance(outcome, Again):
+            with_fewer = ", with fewer beside it" if outcome.fewer else ""
+            warnings.warn(f"trial {number}: {outcome.reason}; it goes on{with_fewer}", stacklevel=2)
+            row.status = "queued"
+            self.view(self.all_rows())
+            return outcome
         if number not in self._runs:
             self._track_start(row)
         self.epoch(number)
         row.take_in(outcome.result)
         track_end(self.tracker, self._runs[number], outcome, self.home.cell(row.cell))
+        # Last: a driver that dies before this line finds the cell's result again, and tells the tracker what it lacks.
+        self.ledger.finish(row.cell, outcome.status, outcome.result, sweep=self.name, error=outcome.error)
         self.view(self.all_rows())
         return outcome
 
@@ -244,22 +260,42 @@ class SweepDriver:
         if trial.outcome is not None:
             row.take_in(trial.outcome.result)
 
-    def _outcome(self, row: TrialRow) -> Outcome:
+    def _outcome(self, row: TrialRow) -> Outcome | Again:
         folder = self.home.cell(row.cell)
+        self.home.fetch(row.cell, "metrics.jsonl", *ENDS)
+        self.home.fetch(row.cell, *self.home.names(row.cell, "artifacts"))
         result, stop_epoch = read_result(folder), self._stop_epoch(row.cell)
-        if result is None:
-            rows = read_metrics(folder)
-            result = summarise(row.cell, "failed", rows)
-            died = f"the worker died after epoch {len(rows)} (killed, or out of memory?)"
-            result.error = read_refusal(folder) or died
+        if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
+            failed = self._failed(row, result)
+            if isinstance(failed, Again):
+                return failed
+            result = failed
         elif result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may be past the epoch, even at the end, when they see that they were to stop.
             stopped = summarise(row.cell, "stopped", read_metrics(folder)[:stop_epoch])
             kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb")}
             result = replace(stopped, **kept)
             self._stop_file(row.cell).unlink(missing_ok=True)
+            self.home.send(row.cell, self._stop_file(row.cell).name)
         content = asdict(result) | {"mlflow_run_id": self._runs.get(row.number)}
         return Outcome(result.status, content, result.error)
+
+    def _failed(self, row: TrialRow, result: CellResult | None) -> CellResult | Again:
+        """What to make of a trial that left no result, or ran out of memory."""
+        folder = self.home.cell(row.cell)
+        rows = read_metrics(folder)
+        failed = result or summarise(row.cell, "failed", rows)
+        if result is None and (refusal := read_refusal(folder)) is not None:
+            failed.error = refusal
+            return failed
+        if result is None:
+            verdict = self._restarts.died(row.number, len(rows))
+        else:
+            verdict = self._restarts.out_of_memory(row.number, result.error or OUT_OF_MEMORY)
+        if isinstance(verdict, Again):
+            return verdict
+        failed.error = verdict
+        return failed
 
     def _track_start(self, row: TrialRow) -> None:
         run = self.tracker.start_run(row.cell, row.config, parent=self.parent, sweep=self.name, source=row.source)
