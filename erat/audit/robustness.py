@@ -86,9 +86,7 @@ def _accuracy(defense: Defense, images: ImageSet, kind: str, strength: float, se
     return accuracy(images.labels, torch.cat(predicted))
 
 
-def attacked_classes(
-    defense: Defense, images: ImageSet, norm: str, epsilon: float, steps: int = APGD_STEPS
-) -> Tensor:
+def attacked_classes(defense: Defense, images: ImageSet, norm: str, epsilon: float, steps: int = APGD_STEPS) -> Tensor:
     """Predicted classes int64 (N,) at the points of largest cross-entropy that APGD comes by."""
     rows = []
     with frozen(defense):
