@@ -90,14 +90,14 @@ class CraftView(Protocol):
 
 
 @contextmanager
-def craft_view(stream: IO[str] | None = None) -> Iterator[CraftView]:
+def craft_view(stream: IO[str] | None = None, doing: str = "crafting") -> Iterator[CraftView]:
     """A bar per set on a terminal, plain lines elsewhere; on standard error if no stream is given."""
     console = Console(file=stream, stderr=stream is None)
     if not console.is_terminal:
-        yield _Lines(sys.stderr if stream is None else stream)
+        yield _Lines(sys.stderr if stream is None else stream, doing)
         return
     columns = (
-        TextColumn("crafting {task.description}"),
+        TextColumn(f"{doing} {{task.description}}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeRemainingColumn(),
@@ -126,8 +126,8 @@ class _Bars:
 class _Lines:
     """At most one line per set in some seconds; the first and the last of each stage always."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[str], doing: str) -> None:
+        self._stream, self._doing = stream, doing
         self._began: dict[tuple[str, int], tuple[float, int]] = {}  # set and stage -> when, and where it stood then
         self._told: dict[str, float] = {}
         self._last: dict[str, tuple[str, int, int]] = {}
@@ -144,5 +144,5 @@ class _Lines:
         self._told[name] = now
         left = (now - began) / (done - first) * (total - done) if done > first else None
         ending = f", {duration(left)} left" if left is not None and done < total else ""
-        self._stream.write(f"crafting {name}: {what} {done}/{total}{ending}\n")
+        self._stream.write(f"{self._doing} {name}: {what} {done}/{total}{ending}\n")
         self._stream.flush()

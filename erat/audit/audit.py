@@ -8,35 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from erat.attacks.pgd import frozen
-from erat.audit.crossfit import judge, merge
+from erat.audit.crossfit import judge, merge, rebuild
 from erat.audit.folds import deal
 from erat.audit.poisoning import PoisonTest, poison_test, washed
-from erat.audit.quality import (
-    Noise,
-    estimate_noise,
-    issues,
-    joint_opinion,
-    label_quality,
-    mean_scores,
-    suggestions,
-)
+from erat.audit.quality import Noise, estimate_noise, issues, joint_opinion, label_quality, mean_scores, suggestions
+from erat.audit.robustness import Hold, robustness
+from erat.audit.settings import customary_budgets
 from erat.config import RunConfig
 from erat.data.base import ImageSet, to_float
 from erat.data.collection import same_pictures
 from erat.defenses.base import Defense
 from erat.engine.evaluation import accuracy
-from erat.engine.seeding import generator
+from erat.engine.seeding import derive, generator
 from erat.engine.trainer import EpochReport
 from erat.errors import UserError
 
 WAYS = ("robust", "plain")
-FEW = 10  # images of a class, below which little is known of it
 
 OnEpoch = Callable[[str, EpochReport], None]
 
@@ -86,7 +80,7 @@ def plan(images: ImageSet, robust: RunConfig, plain: RunConfig, folds: int) -> P
     return Plan(robust, plain, images, fold, copies, learnable[images.labels])
 
 
-def examine(plan: Plan, number: int, on_epoch: OnEpoch = lambda way, report: None) -> dict[str, Any]:
+def examine(plan: Plan, number: int, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
     """Train both ways without fold `number` and judge it: tensors and plain values only, to be kept.
 
     "robust" and "plain" hold softmax outputs (E, M, K); "washed" the classes (M,) that each gives washed pictures;
@@ -96,13 +90,15 @@ def examine(plan: Plan, number: int, on_epoch: OnEpoch = lambda way, report: Non
     part: dict[str, Any] = {"washed": {}, "networks": {}}
     pictures = plan.images.images[held_out]
     for way in WAYS:
-        part[way], defense = judge(
-            plan.config(way), plan.images, held_out, lambda report, way=way: on_epoch(way, report)
-        )
+        part[way], defense = judge(plan.config(way), plan.images, held_out, partial(on_epoch or _silent, way))
         part["washed"][way] = classes_of(defense, washed(pictures))
         if number == 0:
             part["networks"][way] = {name: value.cpu() for name, value in defense.state_dict().items()}
     return part
+
+
+def _silent(way: str, report: EpochReport) -> None:
+    """Nobody wants to know."""
 
 
 def classes_of(defense: Defense, pictures: Tensor) -> Tensor:
@@ -173,3 +169,23 @@ def conclude(plan: Plan, parts: Sequence[Mapping[str, Any]]) -> Audit:
         agreement={way: accuracy(labels[plan.judged], predicted[way][plan.judged]) for way in WAYS},
         believed={way: accuracy(believed[plan.judged], predicted[way][plan.judged]) for way in WAYS},
     )
+
+
+def hold_up(
+    plan: Plan,
+    audit: Audit,
+    networks: Mapping[str, Mapping[str, Tensor]],
+    trusted: ImageSet | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Hold]:
+    """Robustness of the first fold's networks, as `examine` keeps them, on images that neither has seen.
+
+    Those are the trusted ones, or else the first fold's, as far as no issue is seen with their labels.
+    """
+    inside = plan.images.take((plan.fold != 0).nonzero().squeeze(1))
+    defenses = {way: rebuild(plan.config(way), inside, networks[way]) for way in WAYS}
+    if trusted is None:
+        trusted = plan.images.take(((plan.fold == 0) & plan.judged & ~audit.issue).nonzero().squeeze(1))
+    device = next(defenses["robust"].parameters()).device
+    seed = derive(plan.robust.train.seed, "audit-noise")
+    return robustness(defenses, trusted.to(device), customary_budgets(plan.images), seed, progress)

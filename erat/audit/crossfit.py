@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,9 +25,15 @@ JUDGED = 0.5  # the last share of the epochs, over which predictions are average
 OnEpoch = Callable[[EpochReport], None]
 
 
-def train_on(config: RunConfig, images: ImageSet, on_epoch: OnEpoch = lambda report: None) -> Trainer:
-    """Train a defense on all of `images`, given labels; it is validated on nothing but them."""
-    trainer = _trainer(config, images, images.take(torch.arange(min(len(images), 100))))
+def train_on(
+    config: RunConfig, images: ImageSet, on_epoch: OnEpoch = lambda report: None, folder: Path | None = None
+) -> Trainer:
+    """Train a defense on all of `images`, given labels; there is nothing to validate it on.
+
+    Args:
+        folder: where its checkpoint lies, from which it goes on; none: no checkpoints.
+    """
+    trainer = _trainer(config, images, images.take(torch.arange(1)), folder)
     for report in trainer.run():
         on_epoch(report)
     return trainer
@@ -52,15 +59,22 @@ def judge(
     return torch.stack(probs), trainer.defense
 
 
+def rebuild(config: RunConfig, images: ImageSet, state: Mapping[str, Tensor]) -> Defense:
+    """The defense that was trained on `images`, from its weights."""
+    defense = _trainer(config, images, images.take(torch.arange(1))).defense
+    defense.load_state_dict(dict(state))
+    return defense
+
+
 def probabilities(defense: Defense, images: Tensor) -> Tensor:
     """Softmax outputs, float32 (N, K), of uint8 NCHW images."""
     with frozen(defense), torch.no_grad():
         return map_images(images, lambda batch: defense.predict(batch).float().softmax(1))
 
 
-def _trainer(config: RunConfig, train: ImageSet, val: ImageSet) -> Trainer:
+def _trainer(config: RunConfig, train: ImageSet, val: ImageSet, folder: Path | None = None) -> Trainer:
     """The true labels are not known: what the trainer reports of them is of no use here."""
-    return Trainer(config, CorruptedSet(train, train.labels, val, val))
+    return Trainer(config, CorruptedSet(train, train.labels, val, val), folder=folder)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def poison_test(
     Args:
         believed: int64 (N,), labels that are probably right.
         sure: bool (N,), the images to look at.
-        predicted, after_wash: "plain" and "robust" -> out-of-fold classes, int64 (N,), of images as they are and washed.
+        predicted, after_wash: "plain" and "robust" -> out-of-fold classes, int64 (N,), of images as they are and of
+            washed ones.
     """
     labels = believed[sure]
     if len(labels) == 0:

@@ -21,9 +21,9 @@ from erat.engine.evaluation import ATTACK_BATCH, accuracy
 from erat.engine.seeding import generator
 from erat.losses import label_loss
 
-APGD_STEPS = 50
+APGD_STEPS = 30
 SHARES = (0.25, 0.5, 1.0, 2.0)  # of the customary budget
-MOST_ATTACKED = 1000  # images; the standard error is below 1.6 points then
+MOST_ATTACKED = 500  # images; the standard error is below 2.3 points then
 
 # Severities 1, 3 and 5 of CIFAR-10-C: Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common
 # Corruptions and Perturbations", ICLR 2019. Noise: standard deviation; blur: sigma in pixels; JPEG: quality.

@@ -1,4 +1,4 @@
-"""Sensible settings for a set of one's own, by its size: of the network that holds up, and of the plain one beside it."""
+"""Sensible settings for a set of one's own, by its size: of ERAT, and of plain training beside it."""
 
 from __future__ import annotations
 
