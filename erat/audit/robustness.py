@@ -116,7 +116,7 @@ def blurred(pixels_NCHW: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of standard deviation `sigma` in pixels."""
     from torchvision.transforms.functional import gaussian_blur  # type: ignore[import-untyped,unused-ignore]
 
-    side = 2 * min(max(1, round(3 * sigma)), (pixels_NCHW.shape[-1] - 1) // 2) + 1
+    side = 2 * min(max(1, round(2 * sigma)), (pixels_NCHW.shape[-1] - 1) // 2) + 1
     smooth: Tensor = gaussian_blur(pixels_NCHW, side, sigma) if side > 1 else pixels_NCHW
     return smooth
 

@@ -17,9 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from erat.audit.audit import Audit
-from erat.audit.poisoning import BITS, FEW, PoisonTest, washed
+from erat.audit.poisoning import BITS, FEW, PoisonTest, flat_residual
 from erat.audit.robustness import Hold
-from erat.data.base import to_float
 from erat.data.image_files import Source, decode
 from orchestration.report.notation import duration
 from orchestration.report.svg import colour
@@ -281,13 +280,13 @@ def _poison(audit: Audit, few: bool) -> dict[str, Any]:
 
 
 def _residuals(audit: Audit) -> tuple[list[dict[str, str]], float]:
-    """Per class, the mean of what washing takes away; grey is none."""
+    """Per class, the mean of the fine residual in flat places; grey is none."""
     images, sure = audit.plan.images, audit.plan.judged & ~audit.issue
     means, names = [], []
     for k, name in enumerate(images.class_names):
         members = images.images[sure & (images.labels == k)]
         if len(members):
-            means.append((to_float(members) - to_float(washed(members))).mean(0))
+            means.append(flat_residual(members).mean(0))
             names.append(name)
     if not means:
         return [], 0.0
