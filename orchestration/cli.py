@@ -318,6 +318,43 @@ def craft(
         print(json.dumps(content))
 
 
+@app.command(
+    epilog=_examples(
+        "audit data.root=photos",
+        "audit data.root=labels.csv data.image_size=64 --search",
+        "audit data.root=scans.npz train.epochs=30 --folds 8 --name scans",
+    )
+)
+def audit(
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2, help="each image is judged by networks trained without its fold")] = 4,
+    search: Annotated[bool, typer.Option(help="choose the defense budgets on validation data first")] = False,
+    name: Annotated[str | None, typer.Option(help="of the report; none: after the folder")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train on images of one's own, and find out which labels are wrong and whether the images are poisoned.
+
+    data.root is a folder of class folders, a .csv (path, label), a .parquet or a .npz file. It is only read.
+    """
+    from orchestration.audit import run_audit
+    from orchestration.audit_files import write_audit
+    from orchestration.home import Home
+    from orchestration.report.gallery import sentences
+
+    given, home = parse_overrides(overrides), Home.from_environment()
+    name = None if name is None else _check_name(name)
+    try:
+        findings = run_audit(given, home, folds=folds, search=search, name=name)
+    except KeyboardInterrupt:
+        raise stopped("the same command goes on after the last finished fold") from None
+    page, content = write_audit(findings, home)
+    for sentence in sentences(findings):
+        err.print(sentence, markup=False)
+    err.print(f"{page}", markup=False)
+    if as_json:
+        print(json.dumps(content))
+
+
 def _whole_numbers(what: str, words: str) -> list[int]:
     try:
         return [int(word) for word in words.split(",")]

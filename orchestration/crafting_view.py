@@ -23,13 +23,13 @@ class CraftView(Protocol):
 
 
 @contextmanager
-def craft_view(stream: IO[str] | None = None) -> Iterator[CraftView]:
+def craft_view(stream: IO[str] | None = None, doing: str = "crafting") -> Iterator[CraftView]:
     """A bar per set on a terminal, plain lines elsewhere; on standard error if no stream is given."""
     console = Console(file=stream, stderr=stream is None)
     if not console.is_terminal:
-        yield CraftLines(sys.stderr if stream is None else stream)
+        yield CraftLines(sys.stderr if stream is None else stream, doing)
         return
-    bars = CraftBars(console)
+    bars = CraftBars(console, doing)
     with bars.progress:
         yield bars
 
@@ -41,9 +41,9 @@ class CraftBars:
         console: where `progress` redraws itself, if it is started.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, doing: str = "crafting") -> None:
         columns = (
-            TextColumn("crafting {task.description}"),
+            TextColumn(f"{doing} {{task.description}}"),
             BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(),
@@ -70,8 +70,8 @@ class CraftBars:
 class CraftLines:
     """At most one line per set in some seconds; the first and the last of each stage always."""
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[str], doing: str = "crafting") -> None:
+        self._stream, self._doing = stream, doing
         self._began: dict[tuple[str, int], tuple[float, int]] = {}  # set and stage -> when, and where it stood then
         self._told: dict[str, float] = {}
         self._last: dict[str, tuple[str, int, int]] = {}
@@ -89,5 +89,5 @@ class CraftLines:
         self._told[name] = now
         left = (now - began) / (done - first) * (total - done) if done > first else None
         ending = f", {duration(left)} left" if left is not None and done < total else ""
-        self._stream.write(f"crafting {name}: {what} {done}/{total}{ending}\n")
+        self._stream.write(f"{self._doing} {name}: {what} {done}/{total}{ending}\n")
         self._stream.flush()

@@ -19,7 +19,7 @@ from erat.corruption.scratch import Scratch
 from erat.corruption.source import source_network, untrained
 from erat.corruption.store import Arrays, Store, versions
 from erat.data.base import CorruptedSet, ImageSet, to_float
-from erat.data.sets import load, split_validation
+from erat.data.sets import load_parts, split_validation
 from erat.engine.seeding import generator
 from erat.engine.trainer import choose_device
 from erat.errors import UserError
@@ -31,12 +31,11 @@ Parameters = dict[str, Any]
 def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) -> CorruptedSet:
     """What a run trains on and is judged by; crafted now if the store lacks it.
 
-    The validation part is split off first. Trusted, it stays clean and nothing is crafted on it; else it is corrupted
-    together with the training part.
+    The validation part is split off first, unless the data set brings images whose labels are trusted. Trusted, it
+    stays clean and nothing is crafted on it; else it is corrupted together with the training part.
     """
-    train, test = load(config.data)
-    kept, held_out = split_validation(train, config.val.fraction, config.val.seed)
-    if len(held_out) == 0:
+    train, kept, val, test = _divided(config)
+    if len(val) == 0:
         raise UserError(f"val.fraction must hold out at least one of {len(train)} images, got {config.val.fraction}")
     subject = _subject(train, kept, config)
     poisoned, images_manifest = poison(subject, config, store, progress)
@@ -44,8 +43,9 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
     corrupted = ImageSet(poisoned, labels, subject.class_names)
     manifest = {"images": images_manifest, "labels": labels_manifest, "val_trusted": config.val.trusted}
     if config.val.trusted:
-        return CorruptedSet(corrupted, subject.labels, train.take(held_out), test, manifest)
-    return CorruptedSet(corrupted.take(kept), train.labels[kept], corrupted.take(held_out), test, manifest)
+        return CorruptedSet(corrupted, subject.labels, val, test, manifest)
+    rest = torch.ones(len(train), dtype=torch.bool).index_fill_(0, kept.cpu(), False).nonzero().squeeze(1)
+    return CorruptedSet(corrupted.take(kept), train.labels[kept], corrupted.take(rest), test, manifest)
 
 
 def crafted_already(config: RunConfig, store: Store) -> bool:
@@ -64,12 +64,20 @@ def stored_parts(configs: Sequence[RunConfig]) -> list[tuple[Parameters | None, 
     for config in configs:
         key = (config.data, config.val)
         if key not in fingerprints:
-            train, _ = load(config.data)
-            kept, _ = split_validation(train, config.val.fraction, config.val.seed)
+            train, kept, _, _ = _divided(config)
             fingerprints[key] = _subject(train, kept, config).fingerprint
         images = None if config.corruption.data == "none" else _image_parameters(fingerprints[key], config)
         parts.append((images, _label_parameters(fingerprints[key], config)))
     return parts
+
+
+def _divided(config: RunConfig) -> tuple[ImageSet, Tensor, ImageSet, ImageSet]:
+    """(train, the indices of it that are trained on, validation part, test)."""
+    train, test, checked = load_parts(config.data)
+    if checked is not None and config.val.trusted:
+        return train, torch.arange(len(train)), checked, test
+    kept, held_out = split_validation(train, config.val.fraction, config.val.seed)
+    return train, kept, train.take(held_out), test
 
 
 def _subject(train: ImageSet, kept: Tensor, config: RunConfig) -> ImageSet:
