@@ -100,7 +100,7 @@ def sweep(
 )
 def matrix(
     overrides: Overrides = None,
-    grid: Annotated[str, typer.Option(help="table1 to table6, or a YAML file")] = "table3",
+    grid: Annotated[str, typer.Option(help="table1 to table6, figure2 to figure8, rq5, or a YAML file")] = "table3",
     seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
     only: Annotated[str | None, typer.Option(help="points to keep: 'defense=erat,ce corruption=up'")] = None,
     skip: Annotated[str | None, typer.Option(help="points to leave out, written like --only")] = None,
@@ -111,7 +111,7 @@ def matrix(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a table of the paper: every defense on every corruption. What is done already is not run again."""
+    """Run a table or figure of the paper: every defense on every corruption. What is done already is not run again."""
     from orchestration.matrix import load_grid, parse_choice, specification
 
     spec = specification(

@@ -54,6 +54,7 @@ def show_sweep(end: SweepEnd, console: Console) -> None:
     console.print("\nwhere everything lies:")
     for path in end.files:
         console.print(f"  {path}", markup=False)
+    console.print(f"  a page of all this: python orchestrate.py report {driver.name}", markup=False)
     console.print(f"  MLflow: {driver.tracker.uri}", markup=False)
     console.print("    python orchestrate.py ui, then search for " + compare_hint(driver.name), markup=False)
     console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
