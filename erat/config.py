@@ -420,10 +420,11 @@ def _options(defense: Mapping[str, Any]) -> DefenseOptions:
         raise UserError(f"defense.{_one_line(error)}") from error
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    """Of a dictionary of plain values and of sections with plain values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 
 

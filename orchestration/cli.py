@@ -100,7 +100,7 @@ def sweep(
 )
 def matrix(
     overrides: Overrides = None,
-    grid: Annotated[str, typer.Option(help="table1 to table6, or a YAML file")] = "table3",
+    grid: Annotated[str, typer.Option(help="table1 to table6, figure2 to figure8, rq5, or a YAML file")] = "table3",
     seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
     only: Annotated[str | None, typer.Option(help="points to keep: 'defense=erat,ce corruption=up'")] = None,
     skip: Annotated[str | None, typer.Option(help="points to leave out, written like --only")] = None,
@@ -111,7 +111,7 @@ def matrix(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a table of the paper: every defense on every corruption. What is done already is not run again."""
+    """Run a table or figure of the paper: every defense on every corruption. What is done already is not run again."""
     from orchestration.matrix import load_grid, parse_choice, specification
 
     spec = specification(
@@ -305,7 +305,7 @@ def craft(
     kinds = verification.kinds_of(given) if preview else []
     configs = [build(preset, {**given, "corruption.data": kind}) for kind in kinds] or [build(preset, given)]
     if dry_run:
-        content = overview.plan_sets(configs, home, err)
+        content = overview.plan_sets(configs, crafting.missing_sets(configs, home), err)
     else:
         if address is not None:
             crafting.craft_on_cluster(configs, home, address)
@@ -314,6 +314,43 @@ def craft(
             err.print(f"a sheet to look at: {content['preview']}", markup=False)
         else:
             content = overview.crafted(crafting.craft_here(configs[0], home).manifest, err)
+    if as_json:
+        print(json.dumps(content))
+
+
+@app.command(
+    epilog=_examples(
+        "audit data.root=photos",
+        "audit data.root=labels.csv data.image_size=64 --search",
+        "audit data.root=scans.npz train.epochs=30 --folds 8 --name scans",
+    )
+)
+def audit(
+    overrides: Overrides = None,
+    folds: Annotated[int, typer.Option(min=2, help="each image is judged by networks trained without its fold")] = 4,
+    search: Annotated[bool, typer.Option(help="choose the defense budgets on validation data first")] = False,
+    name: Annotated[str | None, typer.Option(help="of the report; none: after the folder")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train on images of one's own, and find out which labels are wrong and whether the images are poisoned.
+
+    data.root is a folder of class folders, a .csv (path, label), a .parquet or a .npz file. It is only read.
+    """
+    from orchestration.audit import run_audit
+    from orchestration.audit_files import write_audit
+    from orchestration.home import Home
+    from orchestration.report.gallery import sentences
+
+    given, home = parse_overrides(overrides), Home.from_environment()
+    name = None if name is None else _check_name(name)
+    try:
+        findings = run_audit(given, home, folds=folds, search=search, name=name)
+    except KeyboardInterrupt:
+        raise stopped("the same command goes on after the last finished fold") from None
+    page, content = write_audit(findings, home)
+    for sentence in sentences(findings):
+        err.print(sentence, markup=False)
+    err.print(f"{page}", markup=False)
     if as_json:
         print(json.dumps(content))
 

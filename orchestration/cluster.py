@@ -187,11 +187,19 @@ def trainable(resources: Mapping[str, float], workers: int) -> Any:
     return tune.with_resources(_tune_parallel_trial, {"CPU": SLIVER})
 
 
-def craft_sets(configs: Sequence[RunConfig], home: Home, told: Callable[[int, str, int, int], None]) -> None:
-    """Craft each configuration's set as a Ray task.
+def craft_sets(
+    groups: Sequence[Sequence[RunConfig]],
+    home: Home,
+    told: Callable[[int, str, int, int], None],
+    ended: Callable[[int], None] = lambda index: None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> None:
+    """Craft the sets of each group, which share their images, as one Ray task.
 
     Args:
-        told: (index of the configuration, what, done, total), while the tasks run.
+        told: (index of the group, what, done, total), while the tasks run.
+        ended: told of each group whose sets are in the store.
+        given_up: asked again and again whether to wait no longer.
 
     Raises:
         UserError: from a task; the others end with the connection, and go on from where they are when they are asked
@@ -199,30 +207,33 @@ def craft_sets(configs: Sequence[RunConfig], home: Home, told: Callable[[int, st
     """
     task = ray.remote(_craft_task)
     running: dict[Any, int] = {}
-    for index, config in enumerate(configs):
-        asked = task.options(num_cpus=config.resources.cpu, num_gpus=config.resources.gpu)
-        running[asked.remote(config.model_dump_json(), str(home.root))] = index
+    files = [_progress_file(group[0], home) for group in groups]
+    for index, group in enumerate(groups):
+        asked = task.options(num_cpus=group[0].resources.cpu, num_gpus=group[0].resources.gpu)
+        running[asked.remote([config.model_dump_json() for config in group], str(home.root))] = index
     try:
-        while running:
-            ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+        while running and not given_up():
+            over, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for index in running.values():
-                if (progress := _read_progress(_progress_file(configs[index], home))) is not None:
+                if (progress := _read_progress(files[index])) is not None:
                     told(index, *progress)
-            for reference in ended:
+            for reference in over:
                 for warning in ray.get(reference):
                     warnings.warn(warning, stacklevel=2)
-                _progress_file(configs[running.pop(reference)], home).unlink(missing_ok=True)
+                index = running.pop(reference)
+                files[index].unlink(missing_ok=True)
+                ended(index)
     except ray.exceptions.RayTaskError as error:
         # The other tasks are not cancelled: Ray aborts this process if one ends at that moment. They end with the
         # connection.
         raise error.cause if isinstance(error.cause, UserError | OSError) else error from None
 
 
-def _craft_task(config_json: str, root: str) -> list[str]:
-    """Craft one set in a Ray worker; the warnings that it gave."""
-    config = RunConfig.model_validate_json(config_json)
-    home = _node_home(config, root)
-    file, last = _progress_file(config, home), -math.inf
+def _craft_task(configs: list[str], root: str) -> list[str]:
+    """Craft sets, one after the other, in a Ray worker; the warnings that it gave."""
+    wanted = [RunConfig.model_validate_json(config) for config in configs]
+    home = _node_home(wanted[0], root)
+    file, last = _progress_file(wanted[0], home), -math.inf
 
     def progress(what: str, done: int, total: int) -> None:
         nonlocal last
@@ -230,9 +241,11 @@ def _craft_task(config_json: str, root: str) -> list[str]:
             write_atomic(file, json.dumps([what, done, total]).encode())
             last = time.monotonic()
 
-    with warnings.catch_warnings(record=True) as caught, threads(config):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        corrupted_set(config, home.store(), progress)
+        for config in wanted:
+            with threads(config):
+                corrupted_set(config, home.store(), progress)
     return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from erat.config import RunConfig
 from erat.engine.checkpoint import write_atomic
+from erat.errors import UserError
 from orchestration import estimate
-from orchestration.crafting import craft_here, craft_on_ray, missing_sets
+from orchestration.crafting import Crafting, craft_here, missing_sets
 from orchestration.home import Home
 from orchestration.live import LiveView
 from orchestration.presence import driving
@@ -70,35 +71,39 @@ def run_sweep(
         stack.enter_context(driving(home, name))
         # Ray's start takes seconds, mostly of waiting, in which MLflow's store is opened.
         opening = stack.enter_context(ThreadPoolExecutor(1)).submit(Tracker.open, home)
-        to_craft = missing_sets(spec.planned(trials), home)
+        baselines, points = spec.planned(trials)
+        to_do = [config for config in [*baselines, *points] if ledger.outcome(config.digest(), name) is None]
+        crafting = Crafting(missing_sets(to_do, home), home)
         stack.enter_context(cluster.connection(address))
         if address is not None:
             cluster.check_nodes(home)
         tracker = opening.result()
         fit = cluster.slots(resources, workers, patience=cluster.JOIN_SECONDS if address else 0)
         slots = min(fit, at_most or fit)
-        if to_craft:
-            craft_on_ray(to_craft, home)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
         # A search begins with its points, and runs its few baselines where a slot is idle.
         work_of = _work_of if not spec.space.parameters else None
-        driver = SweepDriver(name, spec, trials, home, ledger, tracker, parent, proposer, work_of=work_of)
+        ready = crafting.gate(baselines, points)
+        driver = SweepDriver(name, spec, trials, home, ledger, tracker, parent, proposer, work_of=work_of, ready=ready)
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
         with LiveView(title, spec.space.columns, driver.generations.size) as view:
             driver.view = view.update
             try:
-                search.run(
-                    driver,
-                    name=name,
-                    storage=home.ray,
-                    resources=resources,
-                    workers=spec.base.train.workers,
-                    slots=slots,
-                    ahead=spec.base.train.workers == 1 and slots == fit,
-                )
-            except BaseException:
+                with crafting.running(view.crafting):
+                    search.run(
+                        driver,
+                        name=name,
+                        storage=home.ray,
+                        resources=resources,
+                        workers=workers,
+                        slots=slots,
+                        ahead=workers == 1 and slots == fit,
+                    )
+            except BaseException as error:
                 driver.interrupted()
+                if isinstance(error, UserError):
+                    ledger.withdraw(name)  # to be asked for again under the same name, without the mistake
                 view.update(driver.all_rows())
                 tracker.finish(parent, "interrupted", {})
                 raise

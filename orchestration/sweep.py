@@ -15,8 +15,7 @@ from erat.engine.checkpoint import write_atomic
 from erat.errors import UserError
 from orchestration.generations import Generations, Proposer, Trial
 from orchestration.home import Home
-from orchestration.report.figures import sweep_figure
-from orchestration.report.grid import grid_figure, grid_markdown
+from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.summary import best, csv_text, markdown
 from orchestration.restarts import OUT_OF_MEMORY, Again, Restarts
@@ -73,10 +72,11 @@ class SweepSpec:
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
         return {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
 
-    def planned(self, trials: int) -> list[RunConfig]:
-        """The configurations that are known before anything runs: the baselines and the paper's points."""
+    def planned(self, trials: int) -> tuple[list[RunConfig], list[RunConfig]]:
+        """What is known before anything runs: (the baselines, the paper's points or, without any, what is searched)."""
         points = self.space.scaled_points(self.base.data.name)[:trials]
-        return [self.config(overrides) for overrides in [*self.space.baselines, *points]] or [self.base]
+        searched = [self.config(overrides) for overrides in points] or [self.base] * (trials > 0)
+        return [self.config(overrides) for overrides in self.space.baselines], searched
 
     def content(self) -> dict[str, Any]:
         """What two sweeps of one name must share, JSON-like."""
@@ -138,6 +138,7 @@ class SweepDriver:
     Args:
         view: shown the rows after every event.
         work_of: how long a run is, so that the longest baselines begin first; none: in their order.
+        ready: number of a trial -> whether it may begin.
         parent: the tracker's run of the sweep.
     """
 
@@ -151,11 +152,12 @@ class SweepDriver:
     proposer: Proposer
     view: Callable[[list[TrialRow]], None] = lambda rows: None
     work_of: Callable[[RunConfig], float] | None = None
+    ready: Callable[[int], bool] = lambda number: True
     rows: dict[int, TrialRow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.generations = make_generations(
-            self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed, self.work_of
+            self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed, self.work_of, self.ready
         )
         self._runs: dict[int, str] = {}
         self._restarts = Restarts()
@@ -317,6 +319,7 @@ def make_generations(
     proposer: Proposer,
     on_proposed: Callable[[Trial], None] = lambda trial: None,
     work_of: Callable[[RunConfig], float] | None = None,
+    ready: Callable[[int], bool] = lambda number: True,
 ) -> Generations:
     """The generations of a sweep, as its specification and the ledger have them."""
     known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
@@ -333,6 +336,7 @@ def make_generations(
         patience_epochs=max(1, round(spec.space.grace * epochs)),
         epochs=epochs,
         work_of=(lambda overrides: work_of(spec.config(overrides))) if work_of else lambda overrides: 0.0,
+        ready=ready,
     )
 
 
@@ -349,6 +353,10 @@ def track_end(tracker: Tracker, run_id: str, outcome: Outcome, folder: Path) -> 
 
 def write_report(driver: SweepDriver) -> list[str]:
     """Tables and figures of a sweep into its report folder; their paths."""
+    # What draws loads slowly: only what draws pays.
+    from orchestration.report.figures import sweep_figure
+    from orchestration.report.grid_figure import grid_figure
+
     folder = driver.home.report(driver.name)
     folder.mkdir(parents=True, exist_ok=True)
     rows, columns = driver.all_rows(), driver.spec.space.columns

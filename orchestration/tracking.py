@@ -11,10 +11,11 @@ import os
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from erat.errors import UserError
@@ -36,6 +37,8 @@ from orchestration.home import Home
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
+    from numpy.typing import NDArray
+    from torch import nn
 
 __all__ = ["EPOCH_METRICS", "EXPERIMENT", "Ending", "Tracker", "compare_hint", "run_name", "serve", "stop_server"]
 
@@ -308,6 +311,35 @@ def serve(home: Home, host: str = "127.0.0.1", port: int = 5000) -> subprocess.P
     if database is not None and not database.exists():
         Tracker.open(home)
     return start_server(uri, home.mlflow_artifacts.absolute(), home.root / "mlflow-ui.log", host, port)
+
+
+def save_model(model: nn.Module, example: NDArray[np.float32], classes: Sequence[str], folder: Path) -> None:
+    """Write a network as an MLflow model with a signature, which `mlflow models serve -m FOLDER` serves.
+
+    It is stored as an exported program (.pt2): a graph and weights, no pickled code.
+
+    Args:
+        model: on the CPU, in eval mode.
+        example: two images (2, C, H, W), what the network takes; the signature's batch is of any size.
+        classes: the names of its outputs, in order.
+    """
+    _import_mlflow()
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    inputs = TensorSpec(example.dtype, (-1, *example.shape[1:]), "images")
+    outputs = TensorSpec(np.dtype(np.float32), (-1, len(classes)), "probabilities")
+    mlflow.pytorch.save_model(
+        model,
+        str(folder),
+        signature=ModelSignature(Schema([inputs]), Schema([outputs])),
+        input_example=example,
+        serialization_format="pt2",
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}"],
+        metadata={"classes": list(classes)},
+    )
 
 
 def _import_mlflow() -> type[MlflowClient]:

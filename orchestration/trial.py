@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from erat.config import RunConfig
 from erat.corruption.base import Progress, silent
@@ -35,6 +34,7 @@ from erat.engine.parallel import Ranks
 from erat.engine.trainer import EpochReport, Trainer, choose_device
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from orchestration.home import Home
+from orchestration.presence import at_work
 from orchestration.restarts import OUT_OF_MEMORY
 
 # What a cell goes on from, and what it says of itself when it is over.
@@ -98,7 +98,7 @@ def run_cell(
             return _train(config, home, folder, on_epoch, progress)
     folder.mkdir(parents=True, exist_ok=True)
     # Another sweep may be at the same cell: the second one waits, and finds it done.
-    with FileLock(folder / ".lock"):
+    with at_work(folder):
         home.fetch(cell, *STATE, *ENDS)
         finished = read_result(folder)
         if finished is not None and finished.status == "done" and ranks.workers == 1:
@@ -155,15 +155,6 @@ def threads(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether some process is at this cell now."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,23 @@ from erat.corruption.scratch import Scratch
 from erat.corruption.source import source_network, untrained
 from erat.corruption.store import Arrays, Store, versions
 from erat.data.base import CorruptedSet, ImageSet, to_float
-from erat.data.sets import load, split_validation
+from erat.data.sets import load_parts, split_validation
 from erat.engine.seeding import generator
 from erat.engine.trainer import choose_device
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS, DATASETS
 
+Parameters = dict[str, Any]
+
 
 def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) -> CorruptedSet:
     """What a run trains on and is judged by; crafted now if the store lacks it.
 
-    The validation part is split off first. Trusted, it stays clean and nothing is crafted on it; else it is corrupted
-    together with the training part.
+    The validation part is split off first, unless the data set brings images whose labels are trusted. Trusted, it
+    stays clean and nothing is crafted on it; else it is corrupted together with the training part.
     """
-    train, test = load(config.data)
-    kept, held_out = split_validation(train, config.val.fraction, config.val.seed)
-    if len(held_out) == 0:
+    train, kept, val, test = _divided(config)
+    if len(val) == 0:
         raise UserError(f"val.fraction must hold out at least one of {len(train)} images, got {config.val.fraction}")
     subject = _subject(train, kept, config)
     poisoned, images_manifest = poison(subject, config, store, progress)
@@ -41,17 +43,41 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
     corrupted = ImageSet(poisoned, labels, subject.class_names)
     manifest = {"images": images_manifest, "labels": labels_manifest, "val_trusted": config.val.trusted}
     if config.val.trusted:
-        return CorruptedSet(corrupted, subject.labels, train.take(held_out), test, manifest)
-    return CorruptedSet(corrupted.take(kept), train.labels[kept], corrupted.take(held_out), test, manifest)
+        return CorruptedSet(corrupted, subject.labels, val, test, manifest)
+    rest = torch.ones(len(train), dtype=torch.bool).index_fill_(0, kept.cpu(), False).nonzero().squeeze(1)
+    return CorruptedSet(corrupted.take(kept), train.labels[kept], corrupted.take(rest), test, manifest)
 
 
 def crafted_already(config: RunConfig, store: Store) -> bool:
     """Whether the store holds everything that `corrupted_set` would read, sound; a damaged entry is warned of."""
-    train, _ = load(config.data)
-    kept, _ = split_validation(train, config.val.fraction, config.val.seed)
-    subject = _subject(train, kept, config)
-    has_images = config.corruption.data == "none" or _image_parameters(subject, config) in store
-    return has_images and _label_parameters(subject, config) in store
+    images, labels = stored_parts([config])[0]
+    return (images is None or images in store) and labels in store
+
+
+def stored_parts(configs: Sequence[RunConfig]) -> list[tuple[Parameters | None, Parameters]]:
+    """What decides each run's (poisoned images, none where there are none; given labels), as the store knows them.
+
+    Each image set is read once, and not kept.
+    """
+    fingerprints: dict[tuple[Any, ...], str] = {}
+    parts = []
+    for config in configs:
+        key = (config.data, config.val)
+        if key not in fingerprints:
+            train, kept, _, _ = _divided(config)
+            fingerprints[key] = _subject(train, kept, config).fingerprint
+        images = None if config.corruption.data == "none" else _image_parameters(fingerprints[key], config)
+        parts.append((images, _label_parameters(fingerprints[key], config)))
+    return parts
+
+
+def _divided(config: RunConfig) -> tuple[ImageSet, Tensor, ImageSet, ImageSet]:
+    """(train, the indices of it that are trained on, validation part, test)."""
+    train, test, checked = load_parts(config.data)
+    if checked is not None and config.val.trusted:
+        return train, torch.arange(len(train)), checked, test
+    kept, held_out = split_validation(train, config.val.fraction, config.val.seed)
+    return train, kept, train.take(held_out), test
 
 
 def _subject(train: ImageSet, kept: Tensor, config: RunConfig) -> ImageSet:
@@ -70,7 +96,9 @@ def poison(
     options = config.corruption
     if options.data == "none":
         return subject.images, {"kind": "none", "poisoned_share": 0.0}
-    entry = store.fetch(_image_parameters(subject, config), lambda: _craft(subject, config, store, progress))
+    entry = store.fetch(
+        _image_parameters(subject.fingerprint, config), lambda: _craft(subject, config, store, progress)
+    )
     images = torch.from_numpy(np.array(entry.arrays["images"]))
     if options.share < 1:
         # One order for all shares: the images of a smaller share are among those of a larger one.
@@ -103,16 +131,16 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
         fields = {"kind": options.labels, "noise_rate": noise.rate, "transition": noise.transition.tolist()}
         return {"labels": noise.labels.numpy()}, fields | versions()
 
-    entry = store.fetch(_label_parameters(subject, config), make)
+    entry = store.fetch(_label_parameters(subject.fingerprint, config), make)
     return torch.from_numpy(np.array(entry.arrays["labels"])), entry.manifest
 
 
-def _image_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
-    """What decides the poisoned images."""
+def _image_parameters(subject: str, config: RunConfig) -> Parameters:
+    """What decides the poisoned images, made from a set with this fingerprint."""
     options = config.corruption
     return {
         "part": "images",
-        "subject": subject.fingerprint,
+        "subject": subject,
         "kind": options.data,
         "version": CORRUPTIONS[options.data].version,
         "norm": options.norm,
@@ -131,12 +159,12 @@ def kind_options(config: RunConfig) -> dict[str, Any]:
     return {key: getattr(config.corruption, key) for key in CORRUPTIONS[config.corruption.data].defaults}
 
 
-def _label_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
-    """What decides the given labels."""
+def _label_parameters(subject: str, config: RunConfig) -> Parameters:
+    """What decides the given labels, of a set with this fingerprint."""
     options = config.corruption
     return {
         "part": "labels",
-        "subject": subject.fingerprint,
+        "subject": subject,
         "kind": options.labels,
         "rate": options.rate,
         "labels_file_digest": options.labels_file_digest,
@@ -152,7 +180,7 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
     assert options.norm and options.granularity and options.epsilon is not None, "filled by the config"
     device = choose_device(config)
     kind = CORRUPTIONS[options.data]
-    workspace = store.workspace(_image_parameters(subject, config))
+    workspace = store.workspace(_image_parameters(subject.fingerprint, config))
     sources: list[dict[str, Any]] = []
 
     def source() -> nn.Module:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,12 +27,15 @@ class ImageSet:
         labels: int64, shape (N,), values 0..K-1.
         class_names: K names.
         rows: int64, shape (N,), on the CPU, where each image stands in the set as it was read; none: in that order.
+        positions: float64, shape (N,), on the CPU, a number in [0, 1) by each file's content alone, where images are
+            one's own: splits that go by it move no image when others are added.
     """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
     rows: Tensor | None = None
+    positions: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.images.dtype == torch.uint8 and self.images.ndim == 4, "images are uint8 NCHW"
@@ -66,7 +69,9 @@ class ImageSet:
     def take(self, indices: Tensor) -> ImageSet:
         """The images at `indices` (int64), in that order."""
         rows = indices.cpu() if self.rows is None else self.rows[indices.cpu()]
-        return replace(self, images=self.images[indices], labels=self.labels[indices], rows=rows)
+        positions = None if self.positions is None else self.positions[indices.cpu()]
+        images, labels = self.images[indices], self.labels[indices]
+        return replace(self, images=images, labels=labels, rows=rows, positions=positions)
 
     def to(self, device: torch.device) -> ImageSet:
         """The same set with its tensors on `device`."""
@@ -125,4 +130,13 @@ class ImageSource(Protocol):
         Raises:
             UserError: the files are missing or unreadable; the message says where they belong.
         """
+        ...
+
+
+@runtime_checkable
+class TrustingSource(ImageSource, Protocol):
+    """A place that may also hold images whose labels somebody has checked."""
+
+    def load_parts(self, config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet | None]:
+        """(train, test, trusted or none), not resized. Raises as `load`."""
         ...

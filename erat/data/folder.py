@@ -2,139 +2,80 @@
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive  # type: ignore[import-untyped]
 
 from erat.data.base import ImageSet, SourceFacts
-from erat.data.image_files import Decoded, read_all, stack, visible_files, visible_folders
+from erat.data.collection import read_collection
+from erat.data.image_files import read_all, stack, visible_files
 from erat.errors import UserError
 
 if TYPE_CHECKING:
     from erat.config import DataConfig
 
-DEFAULT_SIZE = 32
 EPSILON = {"linf": 8 / 255, "l2": 0.5}
-
-
-class _File(NamedTuple):
-    """A readable image file and the number of its class."""
-
-    label: int
-    image: Decoded
 
 
 class ImageFolder:
     """One's own images: `train/CLASS/*` and `test/CLASS/*` (or `val/`), or `CLASS/*` alone, then split.
 
-    The split goes by each file's content: new files move no old one, and copies of a file stay on one side. Only
-    where a class would have no training or no test image does its nearest file change sides.
+    Or a .csv, .parquet or .npz file (see `erat/data/listing.py`). The split goes by each image's content: new files
+    move no old one, and copies of a file stay on one side. Only where a class would have no training or no test image
+    does its nearest file change sides. Images with trusted labels (`trusted/CLASS/*`, beside `train/`) take the place
+    of the validation part that a run would split off.
     """
 
     facts = SourceFacts(EPSILON, True, "cifar10")
 
     def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
-        """Read (train, test) at `config.image_size` (default 32); grey if every file is, else RGB.
+        """Read (train, test) at `config.image_size` (default 32; arrays as stored); grey if every file is, else RGB.
 
         Raises:
-            UserError: no such folder; fewer than two classes; a class without a readable image; no test image.
+            UserError: no such place; fewer than two classes; a class without a readable image; no test image.
         """
-        content = "CLASS folders, or train/CLASS and test/CLASS folders"
-        root = _root(config, content)
-        if not root.is_dir():
-            raise UserError(f"data.root must be a folder with {content}; there is none at {root}")
-        size = DEFAULT_SIZE if config.image_size is None else config.image_size
-        if size < 1:
-            raise UserError(f"data.image_size must be at least 1, got {size}")
-        train_root, test_root = _layout(root)
-        classes = _class_names(train_root)
-        unreadable: list[Path] = []
-        train = _read_classes(train_root, classes, size, unreadable)
-        if test_root is None:
-            train, test = _split_by_content(train, len(classes), config.test_fraction)
+        train, test, _ = self.load_parts(config)
+        return train, test
+
+    def load_parts(self, config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet | None]:
+        """(train, test, images whose labels are trusted; none where the set names none). Raises as `load`."""
+        collection = read_collection(config)
+        images, trusted = collection.images, collection.rows("trusted")
+        if len(collection.rows("test")):
+            train, test = collection.rows("train"), collection.rows("test")
         else:
-            test = _read_test(test_root, classes, size, unreadable)
-        _warn_unreadable(unreadable)
-        _require_every_class(train, classes, train_root)
-        if not test:
-            raise UserError(f"no readable test image in {test_root or train_root}")
-        channels = 3 if any(file.image.pixels.ndim == 3 for file in train + test) else 1
-        return _image_set(train, classes, channels), _image_set(test, classes, channels)
+            train, test = _split_by_content(images, collection.rows(""), config.test_fraction)
+        if len(test) == 0:
+            raise UserError(f"no readable test image in {_test_folder(collection.root)}")
+        return _part(images, train), _part(images, test), _part(images, trusted) if len(trusted) else None
 
 
-def _root(config: DataConfig, content: str) -> Path:
-    if config.root is None:
-        raise UserError(f"data.name={config.name} needs data.root, the folder that holds {content}; got none")
-    return Path(config.root).expanduser()
+def _part(images: ImageSet, rows: Tensor) -> ImageSet:
+    """A part as a set in its own right."""
+    return replace(images.take(rows), rows=None)
 
 
-def _layout(root: Path) -> tuple[Path, Path | None]:
-    """The folders of training and of test classes; no test folder if the one set is to be split."""
-    inside = {path.name: path for path in visible_folders(root)}
-    if "train" not in inside or not visible_folders(inside["train"]):
-        return root, None  # a class may well be called "train"
-    if "test" in inside and "val" in inside:
-        warnings.warn(f"{root / 'val'} is not read: {root / 'test'} is the test set", stacklevel=3)
-    for name in ("test", "val"):
-        if name in inside:
-            return inside["train"], inside[name]
-    if len(inside) > 1:
-        others = ", ".join(sorted(inside.keys() - {"train"}))
-        raise UserError(f"{root} has train/ but neither test/ nor val/ beside it, got {others}")
-    return inside["train"], None
-
-
-def _class_names(root: Path) -> list[str]:
-    """Sorted names of the class folders; links back to `root` or above it are none."""
-    above = {root.resolve(), *root.resolve().parents}
-    names = [path.name for path in visible_folders(root) if path.resolve() not in above]
-    if len(names) < 2:
-        got = f"only {names[0]!r}" if names else "none"
-        raise UserError(f"an image folder must have at least 2 class folders, got {got} in {root}")
-    return names
-
-
-def _read_classes(root: Path, names: Sequence[str], size: int, unreadable: list[Path]) -> list[_File]:
-    """Every readable image of every class, in a fixed order; paths of the others are added to `unreadable`."""
-    above = (root, root.parent)
-    paths = [(label, path) for label, name in enumerate(names) for path in visible_files(root / name, above)]
-    files = []
-    for (label, path), image in zip(paths, read_all([path for _, path in paths], size), strict=True):
-        if image is None:
-            unreadable.append(path)
-        else:
-            files.append(_File(label, image))
-    return files
-
-
-def _read_test(root: Path, classes: Sequence[str], size: int, unreadable: list[Path]) -> list[_File]:
-    """The test images, labelled by the training set's class numbers."""
-    present = [path.name for path in visible_folders(root)]
-    unknown = sorted(set(present) - set(classes))
-    if unknown:
-        raise UserError(f"{root} must hold only classes of the training set, got also {', '.join(unknown)}")
-    files = _read_classes(root, present, size, unreadable)
-    return [_File(classes.index(present[file.label]), file.image) for file in files]
-
-
-def _split_by_content(files: list[_File], num_classes: int, fraction: float) -> tuple[list[_File], list[_File]]:
-    """(train, test): a file is a test image if its position lies below `fraction`."""
+def _split_by_content(images: ImageSet, rows: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """(train, test) of `rows`: an image is for testing if its position lies below `fraction`."""
     if not 0 < fraction < 1:
         raise UserError(f"data.test_fraction must be in (0, 1), got {fraction}")
-    train: list[_File] = []
-    test: list[_File] = []
-    for label in range(num_classes):
-        members = [file for file in files if file.label == label]
-        bound = _test_bound(sorted({file.image.position for file in members}), fraction)
-        train += [file for file in members if file.image.position >= bound]
-        test += [file for file in members if file.image.position < bound]
-    return train, test
+    assert images.positions is not None
+    train: list[Tensor] = []
+    test: list[Tensor] = []
+    for label in range(images.num_classes):
+        members = rows[images.labels[rows] == label]
+        positions = images.positions[members]
+        bound = _test_bound(sorted(set(positions.tolist())), fraction)
+        train.append(members[positions >= bound])
+        test.append(members[positions < bound])
+    return torch.cat(train), torch.cat(test)
 
 
 def _test_bound(positions: Sequence[float], fraction: float) -> float:
@@ -145,21 +86,8 @@ def _test_bound(positions: Sequence[float], fraction: float) -> float:
     return bound if positions[0] < bound else positions[1]
 
 
-def _require_every_class(train: list[_File], classes: Sequence[str], root: Path) -> None:
-    present = {file.label for file in train}
-    empty = [name for label, name in enumerate(classes) if label not in present]
-    if empty:
-        raise UserError(f"every class must have a readable training image, got none for {', '.join(empty)} in {root}")
-
-
-def _warn_unreadable(paths: Sequence[Path]) -> None:
-    if paths:
-        warnings.warn(f"{len(paths)} files are no readable image and were skipped, first: {paths[0]}", stacklevel=3)
-
-
-def _image_set(files: Sequence[_File], classes: Sequence[str], channels: int) -> ImageSet:
-    labels = torch.tensor([file.label for file in files], dtype=torch.int64)
-    return ImageSet(stack([file.image.pixels for file in files], channels), labels, tuple(classes))
+def _test_folder(root: Path) -> Path:
+    return next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
 
 
 class TinyImageNet:
@@ -180,7 +108,9 @@ class TinyImageNet:
         Raises:
             UserError: files missing or damaged; the download failed.
         """
-        root = _root(config, f"{self.folder}/")
+        if config.root is None:
+            raise UserError(f"data.name={config.name} needs data.root, the folder that holds {self.folder}/; got none")
+        root = Path(config.root).expanduser()
         base = self._base(root)
         if config.download and self._missing(base):
             self._fetch(root)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from erat.errors import UserError
@@ -26,6 +26,9 @@ from erat.errors import UserError
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
 READERS = min(8, os.cpu_count() or 1)  # Pillow decodes outside Python's lock
 BACKGROUND = "white"  # what shows through transparent pixels
+MOST_PIXELS = 100_000_000  # of one image: it is held as RGBA meanwhile, once per reader
+
+Source = Path | bytes | NDArray[Any]
 
 
 class Decoded(NamedTuple):
@@ -89,31 +92,64 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def read_all(paths: Sequence[Path], size: int) -> list[Decoded | None]:
     """Every file as size x size pixels, in order; None for one that is no readable image."""
+    return [None if isinstance(image, str) else image for image in decode_all(paths, size)]
+
+
+def decode_all(sources: Sequence[Source], size: int) -> list[Decoded | str]:
+    """Every image as size x size pixels, in order; for one that cannot be read, why."""
     with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(partial(read_one, size=size), paths))
+        return list(pool.map(partial(decode, size=size), sources))
 
 
 def read_one(path: Path, size: int) -> Decoded | None:
-    """One file, upright: short side resized to `size` (bilinear, antialiased), centre cut out; None if broken."""
+    """One file as `decode` reads it; None if broken."""
+    image = decode(path, size)
+    return None if isinstance(image, str) else image
+
+
+def decode(source: Source, size: int) -> Decoded | str:
+    """One image, upright: short side resized to `size` (bilinear, antialiased), centre cut out; a reason if broken.
+
+    Args:
+        source: a file, a file's bytes, or pixels: (H, W) or (H, W, 3), of a type that Pillow takes.
+    """
     try:
-        if not path.is_file():  # a broken link, or one to a pipe, which would never end
-            return None
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.draft(None, (2 * size, 2 * size))  # a JPEG photograph need not be decoded in full
-            plain = to_eight_bit(ImageOps.exif_transpose(image))
+        if isinstance(source, np.ndarray):
+            content = source.tobytes()
+            plain = to_eight_bit(Image.fromarray(source))
+        else:
+            if isinstance(source, Path) and not source.is_file():  # a broken link, or a pipe, which would never end
+                return "no such file" if not source.exists() else "no regular file"
+            content = source if isinstance(source, bytes) else source.read_bytes()
+            plain = _upright(content, size)
         # fit() cuts the centre square out first and resizes it, which is the same and safe for very long images.
         square = ImageOps.fit(plain, (size, size), Image.Resampling.BILINEAR)
-    except Exception:  # Pillow's decoders answer damaged data with nearly every kind of exception
-        return None
+    except UnidentifiedImageError:
+        return "no image of a known format" if content else "empty file"
+    except _TooLargeError as error:
+        return str(error)
+    except Exception as error:  # Pillow's decoders answer damaged data with nearly every kind of exception
+        return f"cannot be decoded: {' '.join(str(error).split())[:120] or type(error).__name__}"
     position = int.from_bytes(hashlib.sha256(content).digest()[:4], "big") / 2**32
     return Decoded(np.array(square), position)
+
+
+class _TooLargeError(Exception):
+    """More pixels than are decoded."""
+
+
+def _upright(content: bytes, size: int) -> Image.Image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        image.draft(None, (2 * size, 2 * size))  # a JPEG photograph need not be decoded in full
+        if image.width * image.height > MOST_PIXELS:
+            raise _TooLargeError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS / 1e6:.0f} million")
+        return to_eight_bit(ImageOps.exif_transpose(image))
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
     """Any Pillow mode as "L" (grey) or "RGB"; transparent pixels show white, deeper greys are scaled to 0-255."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_scale_deep(np.asarray(image)))
+        return Image.fromarray(scale_deep(np.asarray(image)))
     grey = image.mode in ("1", "L", "LA", "La")
     palette = image.mode in ("P", "PA")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
@@ -126,7 +162,7 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
     return colour.convert("L") if palette and _without_colour(colour) else colour
 
 
-def _scale_deep(values: NDArray[Any]) -> NDArray[np.uint8]:
+def scale_deep(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Greys of 16 or 32 bit, or floats, as uint8 of the same shape.
 
     Integers above 255 are on the 16-bit scale; floats are on [0, 1] if none lies above 1, else on [0, 255].

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from erat.data.base import ImageSet
+from erat.data.base import ImageSet, TrustingSource
+from erat.engine.seeding import derive
 from erat.errors import UserError
 from erat.registry import DATASETS
 
@@ -31,7 +32,18 @@ def load(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     Raises:
         UserError: unknown source; files missing; fewer than two classes; a limit or size out of range.
     """
-    train, test = DATASETS[config.name].load(config)
+    train, test, _ = load_parts(config)
+    return train, test
+
+
+def load_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet | None]:
+    """(train, test, images whose labels are trusted; none where the source has none). As `load` otherwise."""
+    source = DATASETS[config.name]
+    trusted: ImageSet | None = None
+    if isinstance(source, TrustingSource):
+        train, test, trusted = source.load_parts(config)
+    else:
+        train, test = source.load(config)
     if train.num_classes < 2:
         raise UserError(f"data set {config.name!r} must have at least 2 classes, got {train.num_classes}")
     assert train.class_names == test.class_names, "train and test share their classes"
@@ -40,7 +52,8 @@ def load(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         train = limit_balanced(train, config.limit)
     if config.image_size is not None:
         train, test = resize(train, config.image_size), resize(test, config.image_size)
-    return train, test
+        trusted = trusted and resize(trusted, config.image_size)
+    return train, test, trusted
 
 
 def limit_balanced(images: ImageSet, limit: int) -> ImageSet:
@@ -99,10 +112,11 @@ def resize(images: ImageSet, size: int) -> ImageSet:
 
 
 def split_validation(train: ImageSet, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Divide a training set into a training and a validation part, stratified by class.
+    """Divide a training set into a training and a validation part.
 
     The validation part has round(fraction * N) images, shared among classes by largest remainder; each class keeps
-    at least one training image, so that tiny classes may leave it smaller.
+    at least one training image, so that tiny classes may leave it smaller. One's own images (those with `positions`)
+    are divided by their content instead, each held out with probability `fraction`: added files move none of the old.
 
     Args:
         fraction: share of the images to hold out, in [0, 1).
@@ -116,6 +130,8 @@ def split_validation(train: ImageSet, fraction: float, seed: int) -> tuple[Tenso
     """
     if not 0 <= fraction < 1:
         raise UserError(f"val.fraction must be in [0, 1), got {fraction}")
+    if train.positions is not None:
+        return _split_by_content(train, train.positions, fraction, seed)
     labels = _labels_numpy(train)
     sizes = np.bincount(labels, minlength=train.num_classes)
     share = fraction * sizes
@@ -128,6 +144,20 @@ def split_validation(train: ImageSet, fraction: float, seed: int) -> tuple[Tenso
     held_out = np.zeros(len(labels), dtype=bool)
     for k, count in enumerate(counts):
         held_out[rng.permutation(np.flatnonzero(labels == k))[:count]] = True
+    return _indices(np.flatnonzero(~held_out), train), _indices(np.flatnonzero(held_out), train)
+
+
+def _split_by_content(train: ImageSet, positions: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    # Drawn anew from each position: which images are for testing was decided by the positions themselves.
+    places = np.array([derive(seed, "validation", position) / 2**63 for position in positions.tolist()])
+    held_out, labels = places < fraction, _labels_numpy(train)
+    for k in range(train.num_classes):
+        members = np.flatnonzero(labels == k)
+        if len(members) and held_out[members].all():
+            held_out[members[places[members] == places[members].max()]] = False
+    if fraction > 0 and not held_out.any() and len(labels) > train.num_classes:
+        spare = [row for row in np.argsort(places, kind="stable") if (labels == labels[row]).sum() > 1]
+        held_out[spare[:1]] = True
     return _indices(np.flatnonzero(~held_out), train), _indices(np.flatnonzero(held_out), train)
 
 

@@ -279,7 +279,8 @@ class TestFullDisk:
         home.crafted.write_text("a file in the folder's place")
         said = command("sweep", *TINY).error
         assert f"the store {home.crafted} cannot be written: " in said
-        assert not home.ledger.exists()
+        events = [json.loads(line)["event"] for line in home.ledger.read_text().splitlines()]
+        assert events == ["sweep", "withdrawn"], "nothing was tried, and the name is free again"
 
     def test_in_the_ledger(self, command: Command, shared: Home, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("orchestration.state.os.fsync", full)

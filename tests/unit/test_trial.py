@@ -25,10 +25,10 @@ from erat.corruption.store import Store
 from erat.engine.trainer import EpochReport, Trainer
 from erat.errors import UserError
 from orchestration.home import Home
+from orchestration.presence import is_running
 from orchestration.trial import (
     CellResult,
     environment,
-    is_running,
     read_metrics,
     read_refusal,
     read_result,

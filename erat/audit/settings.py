@@ -1,0 +1,66 @@
+"""Sensible settings for a set of one's own, by its size: of ERAT, and of plain training beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from erat.config import RunConfig, build
+from erat.data.base import ImageSet
+
+# Customary budgets, and the number of values of an image that the l_2 one is meant for.
+_COLOUR = {"linf": 8 / 255, "l2": 0.5, "values": 3 * 32 * 32}
+_GREY = {"linf": 0.1, "l2": 1.0, "values": 14 * 14}
+STEPS = 900  # that a schedule should have at least; short of data, images come by more often
+LEAST_EPOCHS, MOST_EPOCHS = 16, 60
+LARGE = 48  # pixels a side, from which the small network sees too little at once
+
+
+def customary_budgets(images: ImageSet) -> dict[str, float]:
+    """epsilon per norm, pixel units of 1.0: l_2 grows with the root of the number of values, l_inf does not."""
+    known = _GREY if images.channels == 1 else _COLOUR
+    values = images.channels * images.size**2
+    return {"linf": known["linf"], "l2": known["l2"] * math.sqrt(values / known["values"])}
+
+
+def robust_settings(images: ImageSet, overrides: Mapping[str, Any] | None = None, *, scale: float = 1.0) -> RunConfig:
+    """ERAT's configuration for `images`.
+
+    Args:
+        overrides: dotted keys, which are taken as they are.
+        scale: of the customary budgets.
+
+    Raises:
+        UserError: as `erat.config.build`.
+    """
+    given = dict(overrides or {})
+    batch = int(given.get("train.batch_size", 64 if len(images) >= 1000 else 16))
+    epochs = min(max(LEAST_EPOCHS, math.ceil(STEPS * batch / max(len(images), 1))), MOST_EPOCHS)
+    epochs = int(given.get("train.epochs", epochs))
+    budget = customary_budgets(images)
+    values: dict[str, Any] = {
+        "data.name": "folder",
+        # Of scans and drawings the mirror image is often another thing, of photographs hardly ever.
+        "data.flip": images.channels == 3,
+        "corruption.data": "none",
+        "corruption.labels": "none",
+        "model.name": "small" if images.size < LARGE else "resnet18",
+        "train.epochs": epochs,
+        "train.batch_size": batch,
+    }
+    if str(given.get("defense.name", "erat")).startswith("erat"):
+        values |= {
+            "defense.warmup_epochs": max(1, round(0.2 * epochs)),
+            "defense.ramp_epochs": epochs,
+            "defense.policy": "digits" if images.channels == 1 else "cifar10",
+            "defense.epsilon_inf": scale * budget["linf"],
+            "defense.epsilon_2": scale * budget["l2"],
+        }
+    return build("demo", values | given, quiet=True)
+
+
+def plain_settings(robust: RunConfig) -> RunConfig:
+    """Cross-entropy on the same network, epochs and batches: what the audit compares with."""
+    kept = {key: value for key, value in robust.flat().items() if not key.startswith("defense.") and key != "preset"}
+    return build(robust.preset, kept | {"defense.name": "ce"}, quiet=True)

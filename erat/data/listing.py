@@ -1,0 +1,285 @@
+"""Where one's own images lie and what they are said to show: class folders, a table (CSV, Parquet) or arrays (.npz).
+
+Nothing is decoded here but arrays, and nothing is ever written.
+"""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from erat.data.image_files import Source, scale_deep, visible_files, visible_folders
+from erat.errors import UserError
+
+CONTENT = "CLASS folders, or train/CLASS and test/CLASS folders"
+TABLES = (".csv", ".parquet", ".npz")
+PARTS = ("", "train", "test", "trusted")  # "": to be split into train and test
+
+
+class Item(NamedTuple):
+    """An image before it is decoded.
+
+    Attributes:
+        name: what a person would call it: its path below the root, or its row.
+        label: of `PARTS`' one that it belongs to, see there.
+    """
+
+    name: str
+    label: str
+    part: str
+    source: Source
+
+
+class Skipped(NamedTuple):
+    """Something that was named and is not used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class Listing:
+    """Everything that a root names, in a fixed order.
+
+    Attributes:
+        side: of the arrays in pixels, where the images are such; none for files.
+    """
+
+    items: list[Item]
+    classes: tuple[str, ...]
+    skipped: list[Skipped] = field(default_factory=list)
+    side: int | None = None
+
+
+def list_images(root: Path) -> Listing:
+    """What lies at `root`: a folder of class folders, or a .csv, .parquet or .npz file.
+
+    Raises:
+        UserError: nothing of that sort is there; fewer than two classes; a damaged table.
+    """
+    if root.is_dir():
+        return _class_folders(root)
+    readers = {".csv": _csv, ".parquet": _parquet, ".npz": _npz}
+    reader = readers.get(root.suffix.lower())
+    if reader is None or not root.is_file():
+        raise UserError(
+            f"data.root must be a folder with {CONTENT}, or a {', '.join(TABLES[:-1])} or {TABLES[-1]} file; "
+            f"there is none at {root}"
+        )
+    listing = reader(root)
+    if len(listing.classes) < 2:
+        got = f"only {listing.classes[0]!r}" if listing.classes else "none"
+        raise UserError(f"data.root must name at least 2 classes, got {got} in {root}")
+    return listing
+
+
+# --- class folders ---------------------------------------------------------------------------------------------------
+
+
+def _class_folders(root: Path) -> Listing:
+    train_root, test_root, trusted_root = _layout(root)
+    classes = _class_names(train_root)
+    items = list(_items(root, train_root, classes, "" if test_root is None else "train"))
+    for part, folder in (("test", test_root), ("trusted", trusted_root)):
+        if folder is not None:
+            present = [path.name for path in visible_folders(folder)]
+            unknown = sorted(set(present) - set(classes))
+            if unknown:
+                raise UserError(f"{folder} must hold only classes of the training set, got also {', '.join(unknown)}")
+            items += _items(root, folder, present, part)
+    return Listing(items, tuple(classes))
+
+
+def _items(root: Path, folder: Path, names: Sequence[str], part: str) -> Iterator[Item]:
+    above = (folder, folder.parent)
+    for name in names:
+        for path in visible_files(folder / name, above):
+            yield Item(path.relative_to(root).as_posix(), name, part, path)
+
+
+def _layout(root: Path) -> tuple[Path, Path | None, Path | None]:
+    """The folders of training, of test and of trusted classes; no test folder if the one set is to be split."""
+    inside = {path.name: path for path in visible_folders(root)}
+    if "train" not in inside or not visible_folders(inside["train"]):
+        return root, None, None  # a class may well be called "train"
+    trusted = inside.pop("trusted", None)
+    if "test" in inside and "val" in inside:
+        warnings.warn(f"{root / 'val'} is not read: {root / 'test'} is the test set", stacklevel=5)
+    for name in ("test", "val"):
+        if name in inside:
+            return inside["train"], inside[name], trusted
+    if len(inside) > 1:
+        others = ", ".join(sorted(inside.keys() - {"train"}))
+        raise UserError(f"{root} has train/ but neither test/ nor val/ beside it, got {others}")
+    return inside["train"], None, trusted
+
+
+def _class_names(root: Path) -> list[str]:
+    """Sorted names of the class folders; links back to `root` or above it are none."""
+    above = {root.resolve(), *root.resolve().parents}
+    names = [path.name for path in visible_folders(root) if path.resolve() not in above]
+    if len(names) < 2:
+        got = f"only {names[0]!r}" if names else "none"
+        raise UserError(f"an image folder must have at least 2 class folders, got {got} in {root}")
+    return names
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _csv(path: Path) -> Listing:
+    """Columns path and label, and part if there is one; paths are relative to the file's own folder."""
+    try:
+        # Names of files may be any bytes: what is no UTF-8 is kept as it is, and finds its file again.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            rows = list(reader)
+            columns = list(reader.fieldnames or [])
+    except (OSError, csv.Error) as error:
+        raise UserError(f"data.root must be a readable CSV file, got {path}: {error}") from error
+    _require(columns, ("path", "label"), path)
+    return _table(
+        path,
+        [(row["path"].strip(), row["label"], row.get("part") or "", _below(path, row["path"].strip())) for row in rows],
+    )
+
+
+def _below(table: Path, name: str) -> Path:
+    return table.parent / Path(name).expanduser() if name else table.parent
+
+
+def _parquet(path: Path) -> Listing:
+    """A column image (a file's bytes, or a struct with `bytes`) or path, a column label, and part if there is one."""
+    import pyarrow  # type: ignore[import-untyped,unused-ignore]  # here, for its second of loading
+    import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"data.root must be a readable Parquet file, got {path}: {_line(error)}") from error
+    by = "image" if "image" in table.column_names else "path"
+    _require(table.column_names, (by, "label"), path, " (or path)" if by == "path" else "")
+    wanted = [name for name in (by, "label", "part") if name in table.column_names]
+    rows = table.select(wanted).to_pylist()
+    listed: list[tuple[str, Any, str, Source | None]] = []
+    for number, row in enumerate(rows):
+        label, part = "" if row["label"] is None else row["label"], row.get("part") or ""
+        if by == "path":
+            name = str(row["path"] or "").strip()
+            listed.append((name, label, part, _below(path, name)))
+            continue
+        value = row["image"]
+        if isinstance(value, Mapping):
+            listed.append((value.get("path") or f"row {number}", label, part, value.get("bytes")))
+        else:
+            listed.append((f"row {number}", label, part, value if isinstance(value, bytes) else None))
+    return _table(path, listed)
+
+
+def _table(path: Path, rows: Sequence[tuple[str, Any, str, Source | None]]) -> Listing:
+    """Rows of (name, label, part, source); one that says too little is skipped."""
+    items: list[Item] = []
+    skipped: list[Skipped] = []
+    for number, (name, label, part, source) in enumerate(rows, start=1):
+        word = str(label).strip()
+        if part not in PARTS:
+            raise UserError(f"{path}, row {number}: part must be train, test, trusted or empty, got {part!r}")
+        if not name:
+            skipped.append(Skipped(f"row {number}", "no path"))
+        elif not word:
+            skipped.append(Skipped(name, "no label"))
+        elif source is None:
+            skipped.append(Skipped(name, "no image"))
+        else:
+            items.append(Item(name, word, part, source))
+    # Where some rows name a part, "train" among them, those without one are for training too.
+    if any(item.part == "test" for item in items):
+        items = [item._replace(part=item.part or "train") for item in items]
+    else:
+        items = [item._replace(part="" if item.part == "train" else item.part) for item in items]
+    return Listing(items, _ordered({item.label for item in items if item.part != "test"}), skipped)
+
+
+def _ordered(labels: set[str]) -> tuple[str, ...]:
+    """By number where all are whole numbers, else by name."""
+    numbers = all(label.lstrip("-").isdecimal() for label in labels)
+    return tuple(sorted(labels, key=int) if numbers else sorted(labels))
+
+
+def _require(columns: Sequence[str], wanted: Sequence[str], path: Path, more: str = "") -> None:
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise UserError(
+            f"{path} must have the columns {' and '.join(wanted)}{more}, got {', '.join(columns) or 'none'}"
+        )
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+
+def _npz(path: Path) -> Listing:
+    """Arrays images (N, H, W), (N, H, W, C) or (N, C, H, W) and labels (N,), of numbers or words.
+
+    `test_images` and `test_labels`, `trusted_images` and `trusted_labels` are those parts; `class_names` names numbers.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise UserError(f"data.root must be a readable .npz file, got {path}: {_line(error)}") from error
+    _require(list(arrays), ("images", "labels"), path)
+    names = [str(name) for name in arrays.get("class_names", ())]
+    items: list[Item] = []
+    side = 0
+    parts = {"": "", "test_": "test", "trusted_": "trusted"}
+    tested = "test_images" in arrays
+    for prefix, part in parts.items():
+        if f"{prefix}images" not in arrays:
+            continue
+        images = _as_images(arrays[f"{prefix}images"], path)
+        labels = [_class_word(label, names, path) for label in np.ravel(arrays.get(f"{prefix}labels", ()))]
+        if len(images) != len(labels):
+            raise UserError(f"{path} must have one label per image, got {len(images)} images and {len(labels)} labels")
+        side = side or min(images.shape[1:3])
+        part = "train" if tested and not part else part
+        items += [Item(f"{prefix}images[{row}]", label, part, images[row]) for row, label in enumerate(labels)]
+    used = {item.label for item in items if item.part != "test"}
+    known = tuple(name for name in names if name in used) if names else _ordered(used)
+    return Listing(items, known, side=side)
+
+
+def _class_word(label: Any, names: Sequence[str], path: Path) -> str:
+    if not names or isinstance(label, str):
+        return str(label)
+    if not 0 <= int(label) < len(names):
+        raise UserError(f"{path}: labels must be in 0..{len(names) - 1}, as class_names has it, got {label}")
+    return names[int(label)]
+
+
+def _as_images(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    """uint8, (N, H, W) or (N, H, W, 3)."""
+    if array.ndim == 4 and array.shape[-1] not in (1, 3) and array.shape[1] in (1, 3):
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim == 4 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if not (array.ndim == 3 or (array.ndim == 4 and array.shape[-1] == 3)) or 0 in array.shape[1:]:
+        raise UserError(
+            f"{path}: images must be of shape (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W), got {array.shape}"
+        )
+    if array.dtype == np.uint8 or array.size == 0:
+        return array.astype(np.uint8)
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{path}: images must be numbers, got {array.dtype}")
+    return scale_deep(array.astype(np.float32) if array.dtype == np.bool_ else array)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
