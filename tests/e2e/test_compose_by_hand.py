@@ -68,7 +68,9 @@ class Stack:
 
     def start_ray(self, name: str, *options: str) -> None:
         """A Ray node that stays in the foreground, as `--block` has it in the containers."""
-        common = ("--node-ip-address=127.0.0.1", "--object-store-memory=134217728", "--block")
+        # Containers have addresses of their own; here the nodes must not meet at one port.
+        own = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "metrics-export-port")]
+        common = ("--node-ip-address=127.0.0.1", "--object-store-memory=134217728", "--block", *own)
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 [RAY, "start", *options, *common], env=self.environment, stdout=log, stderr=log, start_new_session=True
