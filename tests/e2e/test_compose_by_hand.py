@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -52,6 +51,7 @@ class Stack:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "120",  # on a busy machine; a container would be started again
             "MLFLOW_TRACKING_URI": tracking.uri,
             "AWS_ENDPOINT_URL": store_url,
             "AWS_REGION": "us-east-1",
@@ -76,6 +76,10 @@ class Stack:
                 [RAY, "start", *options, *common], env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
         self.processes.append(process)
+        give_up = time.monotonic() + 180
+        while "Ray runtime started" not in (said := (self.folder / f"{name}.log").read_text()):
+            assert process.poll() is None and time.monotonic() < give_up, said[-2000:]
+            time.sleep(0.5)
 
     def run(self, *words: str, home: str = "home", **changes: str) -> subprocess.CompletedProcess[str]:
         environment = self.environment | {"ERAT_HOME": str(self.folder / home)} | changes
@@ -130,7 +134,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
                 *("--dashboard-host=127.0.0.1", f"--dashboard-port={made.ports['dashboard']}"),
                 f"--ray-client-server-port={made.ports['client']}",
             )
-            _until_open(made.ports["gcs"])
             for number in (1, 2):
                 made.start_ray(f"worker {number}", f"--address={made.head}", "--num-cpus=1")
             yield made
@@ -138,15 +141,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             made.stop()
             tracking.kill()
             store.stop()
-
-
-def _until_open(port: int) -> None:
-    give_up = time.monotonic() + 120
-    while time.monotonic() < give_up:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.2)
-    pytest.fail(f"nothing opened port {port}")
 
 
 def test_the_head_is_healthy_and_who_has_no_token_is_told_so(stack: Stack) -> None:
