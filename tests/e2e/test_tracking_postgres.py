@@ -44,6 +44,8 @@ def write(number: int, folder: str, uri: str) -> None:
 
 @pytest.mark.timeout(600)
 def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in (tmp_path, *tmp_path.parents[:2]):
+        part.chmod(0o755)  # PostgreSQL's user must come through
     with postgres(tmp_path / "database") as store:
         server = TrackingServer(store, tmp_path / "server", workers=4)
         server.start()
