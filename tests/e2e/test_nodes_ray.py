@@ -31,7 +31,7 @@ from tests.e2e.commands import Command, Said
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-# Selection, mixture and perturbations on real digits, in seconds an epoch, on a network with batch statistics. Few steps:
+# Selection, mixture and perturbations on real digits, in seconds, on a network with batch statistics. Few steps, since
 # what rounding turns in one of them grows with every later one.
 SHORT = {
     "data.limit": 400,
