@@ -90,6 +90,12 @@ def sentences(findings: Findings) -> list[str]:
         f"{int(audit.issue.sum())} of {total} labels are probably wrong ({audit.noise.rate:.1%}).",
         poison_verdict(audit.poisoning),
     ]
+    if audit.disagree:
+        found.append(
+            f"ERAT has learnt the given labels far less than plain training has (of the images held out "
+            f"{_both(audit.agreement)}): it may need more epochs or other budgets (--search), or a strong perturbation "
+            "carries the labels. The suggestions are worth little until that is settled."
+        )
     if flooded:
         found.append(f"Flooded by images of other classes: {', '.join(flooded)}.")
     if audit.conflicts:

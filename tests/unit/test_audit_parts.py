@@ -12,6 +12,7 @@ from torch import Tensor
 from erat.audit.folds import deal
 from erat.audit.poisoning import GAP_THRESHOLD, SEPARABILITY_THRESHOLD, poison_test, separability, washed
 from erat.audit.quality import (
+    above_chance,
     as_sure_as,
     estimate_noise,
     issues,
@@ -72,13 +73,26 @@ def test_as_sure_as_keeps_every_order_and_reaches_the_confidence() -> None:
 
 def test_joint_opinion_is_the_mean_of_equally_sure_predictions() -> None:
     robust, plain = softmax(3, 50, 4, seed=1, times=4), softmax(3, 50, 4, seed=2, times=1)
-    joint = joint_opinion(robust, plain)
+    labels = robust.mean(0).argmax(1)
+    plain[:, torch.arange(50), labels] += 2  # both know the labels equally well
+    plain = plain / plain.sum(2, keepdim=True)
+    joint = joint_opinion(robust, plain, labels)
     other = 2 * joint - robust
     for epoch in range(3):
-        assert float(other[epoch].max(1).values.mean()) == pytest.approx(
-            float(robust[epoch].max(1).values.mean()), abs=1e-4
-        )
+        confidence = float(robust[epoch].max(1).values.mean())
+        assert float(other[epoch].max(1).values.mean()) == pytest.approx(confidence, abs=1e-4)
         assert torch.equal(other[epoch].argmax(1), plain[epoch].argmax(1))
+
+
+def test_who_knows_no_more_than_chance_has_no_say() -> None:
+    labels = torch.arange(40) % 4
+    knowing = torch.eye(4, dtype=torch.float64)[labels][None] * 0.8 + 0.05
+    silent = torch.eye(4, dtype=torch.float64)[torch.zeros_like(labels)][None]
+    assert above_chance(knowing[0], labels) == 0.75
+    assert above_chance(silent[0], labels) == 0.0
+    assert torch.allclose(joint_opinion(knowing, silent, labels), knowing)
+    only_plain = joint_opinion(silent, knowing, labels)
+    assert torch.equal(only_plain.argmax(2), labels[None])
 
 
 def test_label_quality_is_the_papers_score_over_epochs() -> None:

@@ -16,7 +16,7 @@ from erat.classifier import ERATClassifier
 from erat.data.base import ImageSet
 from erat.errors import UserError
 
-BRIEF: dict[str, Any] = {"epochs": 8, "epsilon_inf": 0.05, "settings": {"defense.steps": 2, "defense.policy": "svhn"}}
+BRIEF: dict[str, Any] = {"epochs": 6, "epsilon_inf": 0.05, "settings": {"defense.steps": 2, "defense.policy": "svhn"}}
 
 
 @pytest.fixture(scope="module")
