@@ -130,7 +130,7 @@ def hold_words(hold: Hold) -> str:
 
 
 def _holds_on(findings: Findings) -> str:
-    if findings.trusted is not None:
+    if findings.checked is not None:
         return "the trusted images"
     return "the first fold, which neither has seen, without the labels that are probably wrong"
 
