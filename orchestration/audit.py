@@ -81,7 +81,7 @@ def run_audit(
     started = time.monotonic()
     _check_keys(overrides)
     collection, checked = _read(overrides)
-    images, trusted = collection.images, checked and checked.images
+    images, trusted = collection.images, None if checked is None else checked.images
     settings = {key: value for key, value in overrides.items() if key != "data.limit"}
     plans = partial(_plan, images, settings, folds)
     first = plans(1.0)
