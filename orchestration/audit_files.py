@@ -54,7 +54,7 @@ def write_audit(findings: Findings, home: Home) -> tuple[Path, dict[str, Any]]:
     images = findings.plan.images
     shape = tuple(images.images.shape[1:])
     export_program(findings.defense, shape, folder / "model.pt2")
-    save(folder / "weights.pt", findings.defense.state_dict())
+    save(folder / "weights.pt", findings.defense.networks.state_dict())
     description = {
         "classes": images.class_names,
         "image": {"channels": shape[0], "height": shape[1], "width": shape[2], "range": [0, 1]},
