@@ -93,8 +93,8 @@ def sentences(findings: Findings) -> list[str]:
     if audit.disagree:
         found.append(
             f"ERAT has learnt the given labels far less than plain training has (of the images held out "
-            f"{_both(audit.agreement)}): it may need more epochs or other budgets (--search), or a strong perturbation "
-            "carries the labels. The suggestions are worth little until that is settled."
+            f"{_both(audit.agreement)}): it may need more epochs or other budgets (--search), or a perturbation "
+            "carries the labels. What is said of labels here rests on plain training."
         )
     if flooded:
         found.append(f"Flooded by images of other classes: {', '.join(flooded)}.")

@@ -22,7 +22,7 @@ from orchestration import cli, shell
 from tests.e2e.commands import Said
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no readable image")
-BRIEF = ("data.image_size=8", "train.epochs=6", "defense.epsilon_inf=0.05", "defense.policy=svhn")
+BRIEF = ("data.image_size=8", "train.epochs=6", "defense.epsilon_inf=0.05", "defense.epsilon_2=0.5", "data.flip=false")
 WRONG = 6  # images of class 0 that lie in the folder of class 1
 
 
@@ -178,7 +178,7 @@ def test_search_and_trusted_arrays(
     reached = said.json["search"]
     assert list(reached) == ["0.25", "0.5", "1", "2"]
     best = max(reached, key=lambda scale: (reached[scale], float(scale)))
-    assert said.json["config"]["defense.epsilon_inf"] == pytest.approx(0.1 * float(best))
+    assert said.json["config"]["defense.epsilon_inf"] == pytest.approx(8 / 255 * float(best))
     assert said.json["images"] == 80
     assert next(row for row in said.json["robustness"] if row["kind"] == "none")["images"] == 24
     arrays = np.load(report(said) / "cleaned.npz", allow_pickle=False)

@@ -198,7 +198,8 @@ def test_robustness_attacks_harder_with_larger_budgets(make_images: Callable[...
     from erat.audit.crossfit import train_on
 
     images = make_images(96, seed=1)
-    config = robust_settings(images, {"train.epochs": 4, "defense.warmup_epochs": 1, "defense.policy": "svhn"})
+    budgets = {"defense.epsilon_inf": 0.05, "defense.epsilon_2": 0.5, "defense.policy": "svhn", "data.flip": False}
+    config = robust_settings(images, {"train.epochs": 4, "defense.warmup_epochs": 1, **budgets})
     trained = train_on(config, images).defense
     told: list[tuple[int, int]] = []
     holds = robustness(
@@ -226,6 +227,8 @@ def test_settings_follow_the_size_of_the_set() -> None:
     assert (small.data.flip, large.data.flip) == (False, True)
     assert customary_budgets(of(2, 1, 28)) == {"linf": 0.1, "l2": 2.0}
     assert customary_budgets(of(2, 3, 32))["l2"] == 0.5
+    grey = replace(of(2, 1, 32), images=torch.full((2, 1, 32, 32), 90, dtype=torch.uint8))
+    assert customary_budgets(grey)["linf"] == pytest.approx(8 / 255), "a grey photograph is no ink"
     halved = robust_settings(of(60, 1, 28), scale=0.5)
     assert halved.flat()["defense.epsilon_inf"] == 0.05
     own = robust_settings(of(60, 1, 28), {"train.epochs": 3, "defense.epsilon_inf": 0.3, "model.name": "vgg11"})
