@@ -124,7 +124,14 @@ class TrainConfig(Section):
 
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(64, ge=2, description="labelled images of one step over all workers; unlabelled likewise")
+    accumulate: int = Field(
+        1, ge=1, description="parts in which each worker takes its share of a batch, to save memory"
+    )
     lr: Number = Field(0.05, gt=0)
+    lr_rule: Literal["fixed", "linear", "sqrt"] = Field(
+        "fixed", description="lr for any batch, or times batch_size / lr_batch, or times the root of that"
+    )
+    lr_batch: int = Field(64, ge=1, description="batch size that lr is meant for, where lr_rule scales it")
     momentum: Number = Field(0.9, ge=0, lt=1)
     weight_decay: Number = Field(5e-4, ge=0)
     schedule: Literal["step", "onecycle", "cosine"] = "step"
@@ -132,7 +139,7 @@ class TrainConfig(Section):
     gamma: Number = Field(0.1, gt=0, le=1)
     seed: int = Field(0, ge=0)
     workers: int = Field(1, ge=1, description="data-parallel workers that share each batch")
-    sync_batchnorm: bool = Field(True, description="on CUDA with several workers; torch has none for the CPU")
+    sync_batchnorm: bool = Field(True, description="with several workers: batch statistics of all of them together")
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = Field(False, description="torch.compile the networks: minutes to begin with, faster steps")
@@ -145,7 +152,24 @@ class ResourcesConfig(Section):
 
     cpu: int = Field(1, ge=1, description="cores, and threads of torch")
     gpu: Number = Field(0.0, ge=0, description="GPUs per worker; a fraction shares one")
+    min_workers: int | None = Field(
+        None, ge=1, description="data-parallel workers to go on with while fewer than train.workers fit; none: all"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class StorageConfig(Section):
+    """Where the nodes of a cluster share files. Not part of a run's identity."""
+
+    path: str | None = Field(
+        None, description="folder or URL (s3://, gs://, file://) that all nodes see; none: ERAT_HOME, seen by all"
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        """Workers run in folders of their own."""
+        return path if not path or "://" in path else str(Path(path).expanduser().absolute())
 
 
 @dataclass(frozen=True)
@@ -197,8 +221,13 @@ _NOT_IDENTITY = (
     "corruption.source_weights",
     "corruption.labels_file",
     "resources.",
+    "storage.",
     "preset",
 )
+
+
+# Keys that came later. At these values a run is what it was before them, and keeps its name.
+_LATER = {"train.accumulate": 1, "train.lr_rule": "fixed", "train.lr_batch": 64}
 
 
 class RunConfig(Section):
@@ -212,6 +241,7 @@ class RunConfig(Section):
     defense: SerializeAsAny[DefenseOptions]
     train: TrainConfig = TrainConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    storage: StorageConfig = StorageConfig()
 
     @field_validator("defense", mode="before")
     @classmethod
@@ -232,17 +262,30 @@ class RunConfig(Section):
                 BACKBONES[name]
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
             raise UserError(f"corruption.epsilon must be in [0, 1] for linf, got {self.corruption.epsilon:g}")
-        if self.train.batch_size % self.train.workers:
-            raise UserError(
-                f"train.batch_size must be a multiple of train.workers ({self.train.workers}), "
-                f"got {self.train.batch_size}"
-            )
+        self._check_parts()
         if self.train.cuda_graphs and not self.train.compile:
             raise UserError("train.cuda_graphs needs train.compile=true, got false")
         if self.train.compile and self.train.checkpoint_activations:
             raise UserError("train.checkpoint_activations needs train.compile=false, got true")
-        self.defense.check(self.train.workers)
+        self.defense.check(self.train.workers * self.train.accumulate)
         return self
+
+    def _check_parts(self) -> None:
+        """A batch must come apart evenly, on as many workers as there may be."""
+        train, fewest = self.train, self.resources.min_workers or self.train.workers
+        if train.batch_size % (train.workers * train.accumulate):
+            times = f" times train.accumulate ({train.accumulate})" if train.accumulate > 1 else ""
+            raise UserError(
+                f"train.batch_size must be a multiple of train.workers ({train.workers}){times}, got {train.batch_size}"
+            )
+        if fewest > train.workers:
+            raise UserError(f"resources.min_workers must be at most train.workers ({train.workers}), got {fewest}")
+        for workers in range(fewest, train.workers):
+            if train.batch_size % (workers * train.accumulate):
+                raise UserError(
+                    f"train.batch_size must be a multiple of every number of workers from resources.min_workers to "
+                    f"train.workers ({fewest} to {train.workers}), got {train.batch_size}"
+                )
 
     def flat(self) -> dict[str, Any]:
         """Dotted keys to plain values, in a fixed order."""
@@ -253,7 +296,7 @@ class RunConfig(Section):
         return {
             key: value
             for key, value in self.flat().items()
-            if key.endswith("_digest") or not key.startswith(_NOT_IDENTITY)
+            if (key.endswith("_digest") or not key.startswith(_NOT_IDENTITY)) and _LATER.get(key, ...) != value
         }
 
     def digest(self) -> str:
@@ -369,10 +412,11 @@ def _options(defense: Mapping[str, Any]) -> DefenseOptions:
         raise UserError(f"defense.{_one_line(error)}") from error
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+    """Of a dictionary of plain values and of sections with plain values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
     return flat
 
 

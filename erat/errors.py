@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -12,6 +13,26 @@ class UserError(ValueError):
 
 class TrainingFailedError(RuntimeError):
     """A run that started well cannot go on (its loss left the finite numbers, say)."""
+
+
+# What a full, read-only or closed place says of itself.
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+class StorageError(OSError):
+    """A place that runs write to cannot be written or read now. A run that meets it has not failed."""
+
+
+def is_storage_fault(error: BaseException) -> bool:
+    """Whether it is the place written to that is at fault, so that the same work may go on once that is mended."""
+    return isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _STORAGE)
+
+
+def storage_words(error: OSError) -> str:
+    """Which place, and what is wrong with it."""
+    return (
+        str(error.strerror) if isinstance(error, StorageError) else f"{error.filename or 'storage'}: {error.strerror}"
+    )
 
 
 def unknown_name(what: str, got: str, allowed: Iterable[str]) -> UserError:

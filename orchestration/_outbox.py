@@ -1,57 +1,76 @@
-"""Calls to a server that may be away for a while: kept in order in memory, made once each."""
+"""Calls to a server that may be away for a while: kept in order, on disk if need be, made once each."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from erat.config import content_digest
 
 # After a failure that took t seconds (a server that hangs), the next attempt waits this many times t: a sick server
 # then costs at most a tenth of the driver's time. One that refuses at once is asked again at the very next call.
 _REST = 9.0
 
+Entry = tuple[str, list[Any]]  # the name of a call, and its arguments
+
 
 class Outbox:
-    """A queue of calls. The first that fails stops the queue, so that what is sent arrives in order.
+    """A queue of calls by name. The first that fails stops the queue, so that what is sent arrives in order.
 
     Args:
+        call: makes one.
         hopeless: told the error of a call and how often that call has failed; true gives the call up.
+        spool: keeps what waits until it is sent, beyond this process's end; none: in memory alone.
     """
 
-    def __init__(self, hopeless: Callable[[Exception, int], bool]) -> None:
-        self._hopeless = hopeless
-        self._waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+    def __init__(
+        self, call: Callable[[str, list[Any]], None], hopeless: Callable[[Exception, int], bool], spool: Spool | None
+    ) -> None:
+        self._call, self._hopeless, self._spool = call, hopeless, spool
+        self._waiting: deque[Entry] = deque(spool.adopt() if spool else [])
         self._failures = 0  # of the first call in the queue
         self._away = False
         self._said: set[str] = set()
         self._not_before = 0.0
 
-    def put(self, call: Callable[..., None], *arguments: Any) -> None:
+    def put(self, name: str, *arguments: Any) -> None:
         """Make a call after those that wait. It must be harmless to repeat: an answer may have been lost on its way."""
-        self._waiting.append((call, arguments))
+        entry = (name, list(arguments))
+        self._waiting.append(entry)
         if time.monotonic() >= self._not_before:
             self.flush()
+        if self._spool is not None and self._waiting:
+            self._spool.append(entry)
 
     def flush(self) -> int:
         """Make the calls that wait. Returns how many still do."""
         while self._waiting:
-            call, arguments = self._waiting[0]
+            name, arguments = self._waiting[0]
             begun = time.monotonic()
             try:
-                call(*arguments)
+                self._call(name, arguments)
             except Exception as error:
                 self._failures += 1
                 if not self._hopeless(error, self._failures):
                     self._not_before = time.monotonic() + _REST * (time.monotonic() - begun)
                     self._warn_away(error)
                     break
-                self._warn_refused(call, error)
+                self._warn_refused(name, error)
             else:
                 self._away = False
             self._failures = 0
             self._waiting.popleft()
+        if self._spool is not None and not self._waiting:
+            self._spool.clear()
         return len(self._waiting)
 
     def _warn_away(self, error: Exception) -> None:
@@ -60,12 +79,79 @@ class Outbox:
             _log().warning("MLflow does not answer (%s): entries are kept, and sent when it does", one_line(error))
         self._away = True
 
-    def _warn_refused(self, call: Callable[..., None], error: Exception) -> None:
+    def _warn_refused(self, name: str, error: Exception) -> None:
         """One warning per reason: a run deleted on MLflow's page refuses every epoch to come."""
-        name = getattr(call, "__name__", "call").strip("_").replace("_", " ")
-        if (said := f"{name}: {one_line(error)}") not in self._said:
+        if (said := f"{name.strip('_').replace('_', ' ')}: {one_line(error)}") not in self._said:
             _log().warning("MLflow refused to %s; training goes on without it", said)
         self._said.add(said)
+
+
+class Spool:
+    """Calls that wait for one server, as lines of a file. It is gone once all of them are made.
+
+    A process holds the file that it writes; the files of processes that have ended are adopted by the next one. All
+    lines since the queue was last empty are there, those that were sent in between too: they are harmless to repeat.
+
+    Args:
+        folder: of all such files.
+        server: whose calls these are.
+    """
+
+    def __init__(self, folder: Path, server: str) -> None:
+        self._folder, self._server = folder, content_digest(server)
+        self._path = folder / f"{self._server}-{uuid.uuid4().hex}.jsonl"
+        self._lock = FileLock(f"{self._path}.lock", timeout=0)
+
+    def append(self, entry: Entry) -> None:
+        """Keep a call, on the disk before this returns."""
+        if not self._lock.is_locked:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+        with self._path.open("a") as file:
+            file.write(json.dumps(entry, default=_plain) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def clear(self) -> None:
+        """All calls are made."""
+        if self._lock.is_locked:
+            self._path.unlink(missing_ok=True)
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
+
+    def adopt(self) -> list[Entry]:
+        """The calls that ended processes left, oldest file first; they are this one's from now on."""
+        adopted = []
+        for path in sorted(self._folder.glob(f"{self._server}-*.jsonl"), key=lambda path: path.stat().st_mtime):
+            lock = FileLock(f"{path}.lock", timeout=0)
+            try:
+                with lock:
+                    entries = _read(path)
+                    for entry in entries:
+                        self.append(entry)
+                    adopted += entries
+                    path.unlink(missing_ok=True)
+                    Path(lock.lock_file).unlink(missing_ok=True)
+            except Timeout:
+                continue  # its process lives
+        return adopted
+
+
+def _plain(value: Any) -> Any:
+    return {"path": str(value)} if isinstance(value, Path) else str(value)
+
+
+def _read(path: Path) -> list[Entry]:
+    """The lines of a file; one that a crash tore is no call that anybody was told of."""
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            name, arguments = json.loads(line)
+        except ValueError:
+            continue
+        places = [Path(a["path"]) if isinstance(a, dict) and a.keys() == {"path"} else a for a in arguments]
+        entries.append((name, places))
+    return entries
 
 
 def one_line(error: BaseException) -> str:

@@ -30,7 +30,7 @@ from erat.engine.checkpoint import load, save
 from erat.engine.trainer import EpochReport
 from erat.errors import UserError
 from erat.variants import registered
-from orchestration.crafting import CraftView, craft_view
+from orchestration.crafting_view import CraftView, craft_view
 from orchestration.home import Home
 from orchestration.trial import threads
 

@@ -100,7 +100,7 @@ def sweep(
 )
 def matrix(
     overrides: Overrides = None,
-    grid: Annotated[str, typer.Option(help="table1 to table6, or a YAML file")] = "table3",
+    grid: Annotated[str, typer.Option(help="table1 to table6, figure2 to figure8, rq5, or a YAML file")] = "table3",
     seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
     only: Annotated[str | None, typer.Option(help="points to keep: 'defense=erat,ce corruption=up'")] = None,
     skip: Annotated[str | None, typer.Option(help="points to leave out, written like --only")] = None,
@@ -111,7 +111,7 @@ def matrix(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a table of the paper: every defense on every corruption. What is done already is not run again."""
+    """Run a table or figure of the paper: every defense on every corruption. What is done already is not run again."""
     from orchestration.matrix import load_grid, parse_choice, specification
 
     spec = specification(
@@ -305,7 +305,7 @@ def craft(
     kinds = verification.kinds_of(given) if preview else []
     configs = [build(preset, {**given, "corruption.data": kind}) for kind in kinds] or [build(preset, given)]
     if dry_run:
-        content = overview.plan_sets(configs, home, err)
+        content = overview.plan_sets(configs, crafting.missing_sets(configs, home), err)
     else:
         if address is not None:
             crafting.craft_on_cluster(configs, home, address)
@@ -381,13 +381,17 @@ def ui(
         tracking.stop_server(server)
 
 
-@app.command(epilog=_examples("doctor", "doctor --address auto"))
-def doctor(address: Address = None, as_json: AsJson = False) -> None:
-    """What this machine and cluster can do, and what is missing."""
+@app.command(epilog=_examples("doctor", "doctor --address auto", "doctor --address auto --storage s3://bucket/runs"))
+def doctor(
+    address: Address = None,
+    storage: Annotated[str | None, typer.Option(help="that every node must see, as storage.path of a run")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What this machine and cluster can do, and what is missing: versions, devices, storage, tracking, disk."""
     from orchestration import health
     from orchestration.home import Home
 
-    content = health.check(Home.from_environment(), address, err)
+    content = health.check(Home.from_environment().sharing(storage), address, err)
     if as_json:
         print(json.dumps(content))
     if not content["ok"]:

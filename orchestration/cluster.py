@@ -23,20 +23,25 @@ import ray.train
 from ray import tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erat.config import RunConfig, content_digest
 from erat.corruption.pipeline import corrupted_set
-from erat.corruption.store import Store
 from erat.engine.checkpoint import write_atomic
 from erat.engine.trainer import EpochReport
-from erat.errors import UserError
+from erat.errors import UserError, is_storage_fault, storage_words
 from orchestration.home import Home
-from orchestration.trial import CellResult, read_result, run_cell, threads
+from orchestration.leaving import leave_if_asked, prepare, training
+from orchestration.nodes import Node, look, problem, token
+from orchestration.trial import ENDS, CellResult, keep_result, read_metrics, read_result, run_cell, summarise, threads
 
 # A data-parallel trial's driver only waits for its workers. It takes this sliver of a core, and each worker leaves
 # one, so that driver and workers fit together on a machine with exactly the workers' cores.
 SLIVER = 0.01
 POLL_SECONDS = 0.5
+SURVEY_SECONDS = 60.0
+JOIN_SECONDS = 10.0  # that nodes of a cluster which was just started may take to join
+STORAGE_FAULT = "storage_fault"  # in a report: the storage cannot be written; the trial goes on once it can
 
 
 @contextmanager
@@ -49,6 +54,7 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # how soon an epoch's figures arrive
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    options["runtime_env"] = {"worker_process_setup_hook": prepare}
     if address is None:
         options |= {
             "num_cpus": cores,
@@ -103,20 +109,75 @@ def check_reachable(address: str) -> None:
         raise UserError(f"no Ray cluster at {address}: {reason}; start one with `ray start --head`") from error
 
 
-def slots(resources: Mapping[str, float], workers: int) -> int:
-    """How many trials fit on the cluster side by side.
+def slots(resources: Mapping[str, float], workers: int, *, patience: float = 0) -> int:
+    """How many trials fit on the cluster side by side. A worker needs all that it needs on one node.
+
+    Args:
+        patience: seconds to wait for nodes that have yet to join.
 
     Raises:
         UserError: not even one does.
     """
-    have = ray.cluster_resources()
-    per_trial = {kind: amount * workers for kind, amount in resources.items() if amount}
-    fit = min(int(have.get(kind, 0) / amount) for kind, amount in per_trial.items())
-    if fit < 1:
-        need = ", ".join(f"{amount:g} {kind}" for kind, amount in per_trial.items())
-        got = ", ".join(f"{have.get(kind, 0):g} {kind}" for kind in per_trial)
-        raise UserError(f"a trial needs {need}, the cluster has {got}: lower train.workers or resources.cpu/gpu")
-    return fit
+    wanted = {kind: amount for kind, amount in resources.items() if amount}
+    give_up = time.monotonic() + patience
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        places = sum(min(int(node.get(kind, 0) / amount) for kind, amount in wanted.items()) for node in nodes)
+        if places >= workers:
+            return places // workers
+        if time.monotonic() >= give_up:
+            break
+        time.sleep(POLL_SECONDS)
+    need = ", ".join(f"{amount * workers:g} {kind}" for kind, amount in wanted.items())
+    got = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in wanted)
+    on = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
+    waited = f" after {patience:.0f} s" if patience else ""
+    raise UserError(
+        f"a trial needs {need}, the cluster has {got}{on}{waited}: lower train.workers or resources.cpu/gpu"
+    )
+
+
+def survey(home: Home) -> list[Node]:
+    """Every living node of the connected cluster, with what it has and sees."""
+    with token(home) as word:
+        task = ray.remote(look)
+        asked = []
+        for found in ray.nodes():
+            if found["Alive"]:
+                there = NodeAffinitySchedulingStrategy(found["NodeID"], soft=False)
+                sight = task.options(num_cpus=0, scheduling_strategy=there).remote(str(home.root), home.place, word)
+                asked.append((Node(found["NodeManagerAddress"], found["Resources"]), sight))
+        ray.wait([sight for _, sight in asked], num_returns=len(asked), timeout=SURVEY_SECONDS)
+        for node, sight in asked:
+            try:
+                node.sight = ray.get(sight, timeout=0)
+            except ray.exceptions.GetTimeoutError:
+                node.silent = f"started no process within {SURVEY_SECONDS:.0f} s"
+            except ray.exceptions.RayError as error:
+                # A module that is missing there is told at the end of a long text.
+                lines = [line for line in str(error).splitlines() if line.strip()]
+                node.silent = f"cannot run this project ({lines[-1].strip()[:200]}): install it there"
+    return [node for node, _ in asked]
+
+
+def check_nodes(home: Home) -> None:
+    """Ask every node before anything is trained on it.
+
+    Raises:
+        UserError: one lacks the project or has another version of a package, or does not see the storage.
+    """
+    for node in survey(home):
+        if (said := problem(node)) is not None:
+            raise UserError(said)
+
+
+def room(resources: Mapping[str, float], workers: int) -> str:
+    """What a trial needs and what is free, for a person who waits."""
+    have, free, nodes = ray.cluster_resources(), ray.available_resources(), [n for n in ray.nodes() if n["Alive"]]
+    wanted = {kind: amount * workers for kind, amount in resources.items() if amount}
+    need = ", ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
+    left = ", ".join(f"{free.get(kind, 0):g} of {have.get(kind, 0):g} {kind}" for kind in wanted)
+    return f"a trial needs {need}, free are {left} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
 
 
 def trainable(resources: Mapping[str, float], workers: int) -> Any:
@@ -126,11 +187,19 @@ def trainable(resources: Mapping[str, float], workers: int) -> Any:
     return tune.with_resources(_tune_parallel_trial, {"CPU": SLIVER})
 
 
-def craft_sets(configs: Sequence[RunConfig], home: Home, told: Callable[[int, str, int, int], None]) -> None:
-    """Craft each configuration's set as a Ray task.
+def craft_sets(
+    groups: Sequence[Sequence[RunConfig]],
+    home: Home,
+    told: Callable[[int, str, int, int], None],
+    ended: Callable[[int], None] = lambda index: None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> None:
+    """Craft the sets of each group, which share their images, as one Ray task.
 
     Args:
-        told: (index of the configuration, what, done, total), while the tasks run.
+        told: (index of the group, what, done, total), while the tasks run.
+        ended: told of each group whose sets are in the store.
+        given_up: asked again and again whether to wait no longer.
 
     Raises:
         UserError: from a task; the others end with the connection, and go on from where they are when they are asked
@@ -138,29 +207,33 @@ def craft_sets(configs: Sequence[RunConfig], home: Home, told: Callable[[int, st
     """
     task = ray.remote(_craft_task)
     running: dict[Any, int] = {}
-    for index, config in enumerate(configs):
-        asked = task.options(num_cpus=config.resources.cpu, num_gpus=config.resources.gpu)
-        running[asked.remote(config.model_dump_json(), str(home.root))] = index
+    files = [_progress_file(group[0], home) for group in groups]
+    for index, group in enumerate(groups):
+        asked = task.options(num_cpus=group[0].resources.cpu, num_gpus=group[0].resources.gpu)
+        running[asked.remote([config.model_dump_json() for config in group], str(home.root))] = index
     try:
-        while running:
-            ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+        while running and not given_up():
+            over, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for index in running.values():
-                if (progress := _read_progress(_progress_file(configs[index], home))) is not None:
+                if (progress := _read_progress(files[index])) is not None:
                     told(index, *progress)
-            for reference in ended:
+            for reference in over:
                 for warning in ray.get(reference):
                     warnings.warn(warning, stacklevel=2)
-                _progress_file(configs[running.pop(reference)], home).unlink(missing_ok=True)
+                index = running.pop(reference)
+                files[index].unlink(missing_ok=True)
+                ended(index)
     except ray.exceptions.RayTaskError as error:
         # The other tasks are not cancelled: Ray aborts this process if one ends at that moment. They end with the
         # connection.
         raise error.cause if isinstance(error.cause, UserError | OSError) else error from None
 
 
-def _craft_task(config_json: str, root: str) -> list[str]:
-    """Craft one set in a Ray worker; the warnings that it gave."""
-    config, home = RunConfig.model_validate_json(config_json), Home(Path(root))
-    file, last = _progress_file(config, home), -math.inf
+def _craft_task(configs: list[str], root: str) -> list[str]:
+    """Craft sets, one after the other, in a Ray worker; the warnings that it gave."""
+    wanted = [RunConfig.model_validate_json(config) for config in configs]
+    home = _node_home(wanted[0], root)
+    file, last = _progress_file(wanted[0], home), -math.inf
 
     def progress(what: str, done: int, total: int) -> None:
         nonlocal last
@@ -168,9 +241,11 @@ def _craft_task(config_json: str, root: str) -> list[str]:
             write_atomic(file, json.dumps([what, done, total]).encode())
             last = time.monotonic()
 
-    with warnings.catch_warnings(record=True) as caught, threads(config):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        corrupted_set(config, Store(home.crafted), progress)
+        for config in wanted:
+            with threads(config):
+                corrupted_set(config, home.store(), progress)
     return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
 
 
@@ -197,73 +272,129 @@ def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | 
     return {"val_accuracy": val_accuracy, "best_val_accuracy": best_val_accuracy, "epoch": epoch}
 
 
+def _node_home(config: RunConfig, root: str) -> Home:
+    """Where a process on whatever node works."""
+    return Home(Path(root)).sharing(config.storage.path).on_this_node()
+
+
+def _asked_to_stop(home: Home, cell: str, wish: str) -> bool:
+    """Whether the driver has left this file in the cell's folder."""
+    home.fetch(cell, wish)
+    return (home.cell(cell) / wish).exists()
+
+
 def _tune_trial(parameters: dict[str, Any]) -> None:
     """One cell in a Tune worker. `tune.report` returns when the scheduler has seen the epoch."""
-    config, stop = RunConfig.model_validate_json(parameters["config"]), Path(parameters["stop_file"])
+    config = RunConfig.model_validate_json(parameters["config"])
+    home, cell = _node_home(config, parameters["home"]), config.digest()
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         tune.report(_report(history))
-        return not stop.exists()
+        leave_if_asked()
+        return not _asked_to_stop(home, cell, parameters["wish"])
 
-    _report_end(run_cell(config, Home(Path(parameters["home"])), on_epoch=on_epoch))
+    with training():
+        _report_end(lambda: run_cell(config, home, on_epoch=on_epoch))
 
 
 def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
     """One cell on several data-parallel workers, driven from a Tune trial."""
-    config = RunConfig.model_validate_json(parameters["config"])
-    home, stop_file = Home(Path(parameters["home"])), Path(parameters["stop_file"])
-    _report_end(run_parallel(config, home, stop_file, [TuneReportCallback()]))
+    config, home = RunConfig.model_validate_json(parameters["config"]), Home(Path(parameters["home"]))
+    _report_end(lambda: run_parallel(config, home, parameters["wish"], [TuneReportCallback()]))
 
 
-def _report_end(result: CellResult) -> None:
-    """Report once more: a trial without any report (a cell that another sweep had finished, one that failed at once)
-    ends the whole sweep. How the trial ended Tune need not know, the driver reads it from the cell's folder.
+def _report_end(run: Callable[[], CellResult]) -> None:
+    """Run, and report once more: a trial without any report (a cell that another sweep had finished, one that failed
+    at once) ends the whole sweep. How the trial ended Tune need not know, the driver reads it from the cell's folder;
+    but for a storage that cannot be written, where nothing can be left to read.
     """
+    try:
+        result = run()
+    except OSError as error:
+        if not is_storage_fault(error):
+            raise
+        tune.report(_figures(0, None, None) | {STORAGE_FAULT: f"{storage_words(error)} (on {socket.gethostname()})"})
+        return
     tune.report(_figures(result.epochs, result.val_accuracy, result.best_val_accuracy))
 
 
-def run_parallel(config: RunConfig, home: Home, stop_file: Path, callbacks: list[Any] | None = None) -> CellResult:
+def run_parallel(config: RunConfig, home: Home, wish: str, callbacks: list[Any] | None = None) -> CellResult:
     """Train one cell on `train.workers` workers through Ray Train and return its result, failed or not.
 
     Args:
-        stop_file: the run stops after the epoch in which this file appears.
+        home: the driver's.
+        wish: the run stops after the epoch in which a file of this name appears in the cell's folder.
         callbacks: of Ray Train, told of each report.
+
+    Raises:
+        OSError: what the workers write to is full, read-only or away.
     """
-    workers = config.train.workers
+    workers, fewest = config.train.workers, config.resources.min_workers or config.train.workers
     per_worker = {"CPU": config.resources.cpu - SLIVER} | (
         {"GPU": config.resources.gpu} if config.resources.gpu else {}
     )
+    home, cell = home.sharing(config.storage.path), config.digest()
+    shared = home.storage
     trainer = TorchTrainer(
         _parallel_worker,
-        train_loop_config={"config": config.model_dump_json(), "home": str(home.root), "stop_file": str(stop_file)},
+        train_loop_config={"config": config.model_dump_json(), "home": str(home.root), "wish": wish},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=config.resources.gpu > 0, resources_per_worker=per_worker
+            num_workers=workers if fewest == workers else (fewest, workers),  # type: ignore[arg-type]
+            use_gpu=config.resources.gpu > 0,
+            resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(
             # A name of its own each time: a run of the same name would be taken up from Ray's state, not from ours.
-            name=f"{config.digest()}-{time.time_ns()}",
-            storage_path=str(home.ray / "train"),
+            name=f"{cell}-{time.time_ns()}",
+            storage_path=str(home.ray / "train") if shared is None else shared.for_ray()[1],
+            storage_filesystem=None if shared is None else shared.for_ray()[0],
             failure_config=ray.train.FailureConfig(max_failures=1, controller_failure_limit=2),  # type: ignore[call-arg]
             callbacks=callbacks or [],
         ),
     )
-    error = "the workers left no result"
+    error: str | None = None
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as failure:
-        error = str(failure).splitlines()[0]
-    return read_result(home.cell(config.digest())) or CellResult(config.digest(), "failed", error=error)
+        error = _what_failed(failure)
+    home.fetch(cell, *ENDS, "metrics.jsonl")
+    result = read_result(home.cell(cell))
+    if result is None and error is not None:
+        result = summarise(cell, "failed", read_metrics(home.cell(cell)))
+        result.error = error
+        keep_result(home, result)
+    return result or CellResult(cell, "failed", error="the workers died and left no result")
+
+
+def _what_failed(failure: ray.train.TrainingFailedError) -> str | None:
+    """One line of the first worker that failed of itself; none if they only died.
+
+    Raises:
+        OSError: a worker could not write.
+    """
+    for error in getattr(failure, "worker_failures", {}).values():
+        cause = getattr(error, "_base_exc", error)
+        cause = getattr(cause, "cause", None) or cause
+        if is_storage_fault(cause):
+            raise cause
+        if not isinstance(cause, ray.exceptions.RayError):
+            return f"{type(cause).__name__}: {cause}".splitlines()[0]
+    controller = getattr(failure, "controller_failure", None)
+    return None if controller is None else str(controller).splitlines()[0]
 
 
 def _parallel_worker(parameters: dict[str, Any]) -> None:
     """What each data-parallel worker runs. Ray Train has set up the process group."""
-    config, stop = RunConfig.model_validate_json(parameters["config"]), Path(parameters["stop_file"])
+    config = RunConfig.model_validate_json(parameters["config"])
+    home, cell = _node_home(config, parameters["home"]), config.digest()
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         ray.train.report(_report(history))
-        return not stop.exists()
+        leave_if_asked()
+        return not _asked_to_stop(home, cell, parameters["wish"])
 
-    run_cell(config, Home(Path(parameters["home"])), on_epoch=on_epoch)
+    with training():
+        run_cell(config, home, on_epoch=on_epoch)
 
 
 def description() -> dict[str, Any]:

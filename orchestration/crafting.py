@@ -1,65 +1,127 @@
-"""Corrupted sets ahead of training: here or as Ray tasks, with a bar and the time left for each."""
+"""Corrupted sets ahead of training: crafted here, or as Ray tasks beside the runs that have theirs already."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator, Sequence
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import IO, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from erat.config import RunConfig, build, content_digest
-from erat.corruption.pipeline import corrupted_set, crafted_already
+from erat.corruption.pipeline import corrupted_set, stored_parts
 from erat.corruption.store import Store
 from erat.data.base import CorruptedSet
+from orchestration.crafting_view import CraftView, craft_view
 from orchestration.home import Home
-from orchestration.report.notation import duration
 from orchestration.trial import threads
-
-QUIET_SECONDS = 5.0  # plain lines: at most one per set in this time
 
 
 def distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """One configuration per corrupted set that these need, of which each may take another share."""
-    whole = [(config.data, config.val, config.corruption.model_copy(update={"share": 1.0})) for config in configs]
-    return list(dict(zip(whole, configs, strict=True)).values())
+    return list({_set_key(config): config for config in configs}.values())
 
 
 def missing_sets(configs: Sequence[RunConfig], home: Home) -> list[RunConfig]:
     """Of the sets that these need, those that the store lacks or has damaged (of which it warns)."""
-    return [config for config in distinct_sets(configs) if not crafted_already(config, Store(home.crafted))]
+    sets = distinct_sets(configs)
+    sound = cache(lambda path, part: json.loads(part) in home.sharing(path).store())  # what several share is read once
+    return [
+        config
+        for config, parts in zip(sets, stored_parts(sets), strict=True)
+        if not all(sound(config.storage.path, json.dumps(part)) for part in parts if part is not None)
+    ]
+
+
+def by_images(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Sets with the same poisoned images and other labels belong together: a second task would wait for the first."""
+    groups: dict[object, list[RunConfig]] = {}
+    for config, (images, _) in zip(configs, stored_parts(configs), strict=True):
+        groups.setdefault(_set_key(config) if images is None else content_digest(images), []).append(config)
+    return list(groups.values())
+
+
+def _store(config: RunConfig, home: Home) -> Store:
+    return home.sharing(config.storage.path).store()
 
 
 def craft_here(config: RunConfig, home: Home) -> CorruptedSet:
     """The corrupted set of a configuration, crafted in this process if the store lacks it."""
     with craft_view() as view, threads(config):
-        return corrupted_set(config, Store(home.crafted), partial(view.show, set_name(config)))
+        return corrupted_set(config, _store(config, home), partial(view.show, set_name(config)))
 
 
-def craft_on_ray(configs: Sequence[RunConfig], home: Home) -> None:
-    """Craft these sets as Ray tasks, side by side as far as the resources of the connected cluster go.
+def craft_on_cluster(configs: Sequence[RunConfig], home: Home, address: str) -> None:
+    """Craft what these need and the store lacks on the cluster at `address`, side by side as far as its resources go.
 
     Raises:
         UserError: from a task, as it was raised there.
     """
     from orchestration import cluster
 
-    with craft_view() as view:
-        cluster.craft_sets(configs, home, lambda index, *progress: view.show(set_name(configs[index]), *progress))
+    groups = by_images(missing_sets(configs, home))
+    if not groups:
+        return
+    with cluster.connection(address), craft_view() as view:
+        cluster.check_nodes(home.sharing(configs[0].storage.path))
+        cluster.craft_sets(groups, home, lambda index, *progress: view.show(set_name(groups[index][0]), *progress))
 
 
-def craft_on_cluster(configs: Sequence[RunConfig], home: Home, address: str) -> None:
-    """Craft what these need and the store lacks on the cluster at `address`. Raises as `craft_on_ray`."""
-    from orchestration import cluster
+class Crafting:
+    """Sets that Ray crafts while the runs whose sets are there are trained.
 
-    if missing := missing_sets(configs, home):
-        with cluster.connection(address):
-            craft_on_ray(missing, home)
+    Args:
+        missing: one configuration per set.
+        home: whose store they are crafted into.
+    """
+
+    def __init__(self, missing: Sequence[RunConfig], home: Home) -> None:
+        self._groups, self._home = by_images(missing), home
+        self._waiting = set(range(len(self._groups)))
+        self._error: BaseException | None = None
+
+    @contextmanager
+    def running(self, view: CraftView) -> Iterator[None]:
+        """Craft for the time of the block, on the cluster that is connected; what is not done at its end is left."""
+        if not self._groups:
+            yield
+            return
+        over = threading.Event()
+        thread = threading.Thread(target=self._craft, args=(view, over.is_set), name="crafting", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _craft(self, view: CraftView, given_up: Callable[[], bool]) -> None:
+        from orchestration import cluster
+
+        def told(index: int, what: str, done: int, total: int) -> None:
+            view.show(set_name(self._groups[index][0]), what, done, total)
+
+        try:
+            cluster.craft_sets(self._groups, self._home, told, self._waiting.discard, given_up)
+        except BaseException as error:  # raised where the next run is asked for
+            self._error = error
+
+    def gate(self, baselines: Sequence[RunConfig], points: Sequence[RunConfig]) -> Callable[[int], bool]:
+        """Whether the run of this number may begin: a baseline when its set is there, a search when its points' are.
+
+        The gate raises what crafting raised.
+        """
+        groups = {_set_key(config): index for index, group in enumerate(self._groups) for config in group}
+        own = [groups.get(_set_key(config)) for config in baselines]
+        searched = {groups.get(_set_key(config)) for config in points}
+
+        def ready(number: int) -> bool:
+            if self._error is not None:
+                raise self._error
+            return own[number] not in self._waiting if number < len(own) else not searched & self._waiting
+
+        return ready
 
 
 def preview(configs: Sequence[RunConfig], home: Home) -> Path:
@@ -83,66 +145,6 @@ def set_name(config: RunConfig) -> str:
     return f"{options.data} {options.norm} {options.epsilon:.3g}{seed}"
 
 
-class CraftView(Protocol):
-    """Told how far each set is; nothing is shown of a set that was there already."""
-
-    def show(self, name: str, what: str, done: int, total: int) -> None: ...
-
-
-@contextmanager
-def craft_view(stream: IO[str] | None = None, doing: str = "crafting") -> Iterator[CraftView]:
-    """A bar per set on a terminal, plain lines elsewhere; on standard error if no stream is given."""
-    console = Console(file=stream, stderr=stream is None)
-    if not console.is_terminal:
-        yield _Lines(sys.stderr if stream is None else stream, doing)
-        return
-    columns = (
-        TextColumn(f"{doing} {{task.description}}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield _Bars(progress)
-
-
-class _Bars:
-    """One bar per set and stage of it: a source network, then the perturbations."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[tuple[str, int], TaskID] = {}
-
-    def show(self, name: str, what: str, done: int, total: int) -> None:
-        key = (name, total)
-        if key not in self._tasks:
-            self._tasks[key] = self._progress.add_task(name, total=total, completed=done - 1)
-        finished = done >= total
-        self._progress.update(
-            self._tasks[key], completed=done, description=f"{name}: {what}", visible=not finished or total == 1
-        )
-
-
-class _Lines:
-    """At most one line per set in some seconds; the first and the last of each stage always."""
-
-    def __init__(self, stream: IO[str], doing: str) -> None:
-        self._stream, self._doing = stream, doing
-        self._began: dict[tuple[str, int], tuple[float, int]] = {}  # set and stage -> when, and where it stood then
-        self._told: dict[str, float] = {}
-        self._last: dict[str, tuple[str, int, int]] = {}
-
-    def show(self, name: str, what: str, done: int, total: int) -> None:
-        if self._last.get(name) == (what, done, total):
-            return  # a Ray task's last word is read at every look until it has ended
-        self._last[name] = (what, done, total)
-        now = time.monotonic()
-        new = (name, total) not in self._began
-        began, first = self._began.setdefault((name, total), (now, done))
-        if not new and done < total and now - self._told.get(name, now) < QUIET_SECONDS:
-            return
-        self._told[name] = now
-        left = (now - began) / (done - first) * (total - done) if done > first else None
-        ending = f", {duration(left)} left" if left is not None and done < total else ""
-        self._stream.write(f"{self._doing} {name}: {what} {done}/{total}{ending}\n")
-        self._stream.flush()
+def _set_key(config: RunConfig) -> tuple[object, ...]:
+    """What two runs on one corrupted set share."""
+    return config.data, config.val, config.corruption.model_copy(update={"share": 1.0})

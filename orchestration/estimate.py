@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
+from math import prod
 from statistics import median
 from typing import Any
 
 from erat.config import RunConfig, build
 from erat.data.base import CorruptedSet
 from erat.data.sets import load
-from erat.engine.memory import MemoryEstimate, predict
+from erat.engine.memory import MemoryEstimate, data_shape, predict
 from erat.engine.trainer import Trainer
 from orchestration.state import Ledger
 from orchestration.sweep import SweepSpec
 from orchestration.trial import threads
 
 CALIBRATION_STEPS = 3
+RECORD_BYTES = 150_000  # of a run, beside its weights: curves, selection, its part of ledger and tracking database
 Signature = tuple[Any, ...]
 # Of what a search turns, the keys that no tensor's size depends on.
 _SIZELESS = ("eta", "lambda_u", "ramp_epochs", "epsilon_inf", "epsilon_2", "step_ratio", "score", "rate", "reduction")
@@ -68,6 +70,20 @@ def work(config: RunConfig) -> float:
         UserError: as `memory`.
     """
     return float(memory(config).flops) * config.train.epochs
+
+
+def disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> int:
+    """Bytes that these runs will leave and these crafted sets will take.
+
+    A run keeps its last checkpoint (weights, momentum, statistics) and its model, of which MLflow has another copy.
+
+    Raises:
+        UserError: as `memory`.
+    """
+    kept = [(estimate := memory(config)).buffers + estimate.optimizer + 3 * estimate.parameters for config in configs]
+    shapes = [(data_shape(config), config.val.trusted) for config in sets]
+    images = [(shape.train + (0 if trusted else shape.val)) * prod(shape.image) for shape, trusted in shapes]
+    return sum(kept) + RECORD_BYTES * len(kept) + sum(images)
 
 
 def local_slots(config: RunConfig) -> int:

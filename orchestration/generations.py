@@ -58,6 +58,8 @@ class Generations:
         epochs: the last epoch, after which there is nothing to stop.
         work_of: overrides of a baseline -> how long it is, in any unit. The longest begins first, so that none is left
             alone at the end.
+        ready: number of a trial -> whether it may begin; those that may not (their images are being crafted) are
+            passed over.
     """
 
     space: SearchSpace
@@ -71,6 +73,7 @@ class Generations:
     patience_epochs: int
     epochs: int
     work_of: Callable[[Mapping[str, Any]], float] = lambda overrides: 0.0
+    ready: Callable[[int], bool] = lambda number: True
     trials: dict[int, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -110,7 +113,7 @@ class Generations:
         return self.first + (number - self.first) // step * step
 
     def next(self, *, idle: bool = True) -> Trial | None:
-        """The next trial that is not finished yet; none while an earlier generation runs, or when all are made.
+        """The next trial that is not finished yet; none while no other may begin, or when all are made.
 
         Args:
             idle: a slot is free now, and is given a baseline rather than left to wait.
@@ -142,10 +145,13 @@ class Generations:
         return bool(reference) and best_val_accuracy < median(reference)
 
     def _next_number(self, idle: bool) -> int | None:
-        if self._search and self._all_ended(self.start_of(self._search[0])):
+        if self._search and self._all_ended(self.start_of(self._search[0])) and self.ready(self._search[0]):
             return self._search.popleft()
-        if self._baselines and (idle or not self._search):
-            return self._baselines.popleft()
+        if idle or not self._search:
+            number = next(filter(self.ready, self._baselines), None)
+            if number is not None:
+                self._baselines.remove(number)
+            return number
         return None
 
     def _all_ended(self, before: int) -> bool:

@@ -17,6 +17,7 @@ from erat.config import build
 from erat.data.sets import load
 from erat.errors import UserError
 from orchestration.home import Home
+from orchestration.nodes import Node, problem, token
 from orchestration.tracking import Tracker
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pydantic", "mlxtend")
@@ -24,9 +25,9 @@ LOW_DISK_GB, LOW_MEMORY_GB = 5, 4
 
 
 def check(home: Home, address: str | None, console: Console) -> dict[str, Any]:
-    """Look at everything a run needs; "ok" says whether all of it is there."""
+    """Look at everything a run needs; "ok" says whether all of it is there. With an address, on every node."""
     findings: dict[str, Any] = {"python": platform.python_version(), "ok": True}
-    for name, probe in _probes(home, address).items():
+    for name, probe in _probes(home, address, console).items():
         try:
             value, warning = probe()
         except UserError as error:
@@ -42,7 +43,7 @@ def check(home: Home, address: str | None, console: Console) -> dict[str, Any]:
 Probe = Callable[[], tuple[Any, str]]  # (what was found, a warning or "")
 
 
-def _probes(home: Home, address: str | None) -> dict[str, Probe]:
+def _probes(home: Home, address: str | None, console: Console) -> dict[str, Probe]:
     return {
         "packages": _packages,
         "cores": lambda: (os.cpu_count(), ""),
@@ -51,7 +52,8 @@ def _probes(home: Home, address: str | None) -> dict[str, Probe]:
         "cuda": _cuda,
         "embedded_data": _embedded_data,
         "tracking": lambda: (Tracker.open(home).uri, ""),
-        "ray": lambda: _ray(address),
+        "storage": lambda: _storage(home),
+        "ray": lambda: _ray(home, address, console),
     }
 
 
@@ -81,8 +83,35 @@ def _embedded_data() -> tuple[str, str]:
     return f"mnist, {len(train)} training and {len(test)} test images", ""
 
 
-def _ray(address: str | None) -> tuple[Any, str]:
+def _storage(home: Home) -> tuple[str, str]:
+    """What cells and crafted sets are shared through, tried from this machine."""
+    with token(home):
+        return home.place or str(home.root), ""
+
+
+def _ray(home: Home, address: str | None, console: Console) -> tuple[Any, str]:
     from orchestration import cluster
 
     with cluster.connection(address):
-        return cluster.description(), ""
+        found = cluster.description()
+        if address is None:
+            return found, ""
+        nodes = cluster.survey(home)
+    found["nodes"] = [_node(node, console) for node in nodes]
+    problems = [said for said in map(problem, nodes) if said is not None]
+    if problems:
+        raise UserError("; ".join(problems))
+    small = [node.name for node in nodes if node.sight and node.sight.disk_free_gb < LOW_DISK_GB]
+    return found, f"less than {LOW_DISK_GB} GB free on {', '.join(small)}" if small else ""
+
+
+def _node(node: Node, console: Console) -> dict[str, Any]:
+    """One line for a person, and the same as a mapping."""
+    if node.sight is None:
+        return {"node": node.name, "silent": node.silent}
+    shown = ", ".join(f"{name} {version}" for name, version in node.sight.versions.items())
+    console.print(f"   node {node.name}: {node.devices}; {node.sight.disk_free_gb:g} GB free; {shown}", markup=False)
+    return {"node": node.name, "devices": node.devices, "blind": node.sight.blind} | {
+        "disk_free_gb": node.sight.disk_free_gb,
+        "versions": node.sight.versions,
+    }

@@ -1,19 +1,30 @@
-"""Where everything that a run writes lies: one folder, `ERAT_HOME` (default `./runs`)."""
+"""Where everything that a run writes lies: one folder, `ERAT_HOME` (default `./runs`), and a storage for many nodes."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from erat.errors import UserError
+
+if TYPE_CHECKING:
+    from erat.corruption.store import Store
+    from orchestration.storage import Storage
 
 
 @dataclass(frozen=True)
 class Home:
-    """The folder and the names inside it. All paths are absolute: Ray's workers change their working directory."""
+    """The folder and the names inside it. All paths are absolute: Ray's workers change their working directory.
+
+    Attributes:
+        place: path or URL of the storage through which nodes share cells and crafted sets; none: they share the folder.
+    """
 
     root: Path
+    place: str | None = None
 
     @classmethod
     def from_environment(cls) -> Home:
@@ -30,6 +41,63 @@ class Home:
         if not os.access(root, os.W_OK):
             raise UserError(f"ERAT_HOME={root} is not writable; set ERAT_HOME to a folder that is")
         return cls(root)
+
+    def sharing(self, place: str | None) -> Home:
+        """This home, with a storage for its cells and crafted sets."""
+        return replace(self, place=place)
+
+    def on_this_node(self) -> Home:
+        """Where a worker works: this folder, or with a storage one of its own machine."""
+        if self.place is None:
+            return self
+        from orchestration.storage import node_folder
+
+        return Home(node_folder(self.place), self.place)
+
+    @property
+    def storage(self) -> Storage | None:
+        """What `place` names.
+
+        Raises:
+            UserError: nothing that is known.
+        """
+        if self.place is None:
+            return None
+        from orchestration.storage import storage_at
+
+        return storage_at(self.place)
+
+    def store(self) -> Store:
+        """The crafted sets."""
+        from erat.corruption.store import Store
+
+        if self.storage is None:
+            return Store(self.crafted)
+        from orchestration.storage import SharedStore
+
+        return SharedStore(self.crafted, self.storage)
+
+    def fetch(self, digest: str, *names: str) -> None:
+        """Make files of a cell what the storage has; those that it lacks go. Nothing to do without one."""
+        if self.storage is not None:
+            for name in names:
+                self.storage.fetch(f"cells/{digest}/{name}", self.cell(digest) / name)
+
+    def send(self, digest: str, *names: str) -> None:
+        """Put files of a cell on the storage; those that are not here go there too. Nothing to do without one."""
+        if self.storage is not None:
+            for name in names:
+                file = self.cell(digest) / name
+                if file.exists():
+                    self.storage.send(file, f"cells/{digest}/{name}")
+                else:
+                    self.storage.remove(f"cells/{digest}/{name}")
+
+    def names(self, digest: str, folder: str) -> Iterable[str]:
+        """Files of a cell's subfolder, as the storage has them."""
+        if self.storage is None:
+            return []
+        return [f"{folder}/{name}" for name in self.storage.names(f"cells/{digest}/{folder}")]
 
     @property
     def ledger(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
@@ -11,8 +12,9 @@ from typing import Any
 
 from erat.config import RunConfig
 from erat.engine.checkpoint import write_atomic
+from erat.errors import UserError
 from orchestration import estimate
-from orchestration.crafting import craft_here, craft_on_ray, missing_sets
+from orchestration.crafting import Crafting, craft_here, missing_sets
 from orchestration.home import Home
 from orchestration.live import LiveView
 from orchestration.presence import driving
@@ -20,7 +22,7 @@ from orchestration.rows import TrialRow
 from orchestration.state import Ledger, Outcome
 from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
 from orchestration.tracking import Tracker
-from orchestration.trial import CellResult, read_metrics, run_cell, summarise
+from orchestration.trial import ENDS, STATE, CellResult, read_metrics, run_cell, summarise
 
 POLL_SECONDS = 0.5
 
@@ -55,8 +57,9 @@ def run_sweep(
     from orchestration import cluster, search
 
     started = time.monotonic()
+    home = home.sharing(spec.base.storage.path)
     resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}
-    workers = spec.base.train.workers
+    workers = spec.base.resources.min_workers or spec.base.train.workers
     if address is not None:
         cluster.check_reachable(address)
     proposer = search.OptunaProposer(
@@ -68,33 +71,39 @@ def run_sweep(
         stack.enter_context(driving(home, name))
         # Ray's start takes seconds, mostly of waiting, in which MLflow's store is opened.
         opening = stack.enter_context(ThreadPoolExecutor(1)).submit(Tracker.open, home)
-        to_craft = missing_sets(spec.planned(trials), home)
+        baselines, points = spec.planned(trials)
+        to_do = [config for config in [*baselines, *points] if ledger.outcome(config.digest(), name) is None]
+        crafting = Crafting(missing_sets(to_do, home), home)
         stack.enter_context(cluster.connection(address))
+        if address is not None:
+            cluster.check_nodes(home)
         tracker = opening.result()
-        fit = cluster.slots(resources, workers)
+        fit = cluster.slots(resources, workers, patience=cluster.JOIN_SECONDS if address else 0)
         slots = min(fit, at_most or fit)
-        if to_craft:
-            craft_on_ray(to_craft, home)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
         # A search begins with its points, and runs its few baselines where a slot is idle.
         work_of = _work_of if not spec.space.parameters else None
-        driver = SweepDriver(name, spec, trials, home, ledger, tracker, parent, proposer, work_of=work_of)
+        ready = crafting.gate(baselines, points)
+        driver = SweepDriver(name, spec, trials, home, ledger, tracker, parent, proposer, work_of=work_of, ready=ready)
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
         with LiveView(title, spec.space.columns, driver.generations.size) as view:
             driver.view = view.update
             try:
-                search.run(
-                    driver,
-                    name=name,
-                    storage=home.ray,
-                    resources=resources,
-                    workers=workers,
-                    slots=slots,
-                    ahead=workers == 1 and slots == fit,
-                )
-            except BaseException:
+                with crafting.running(view.crafting):
+                    search.run(
+                        driver,
+                        name=name,
+                        storage=home.ray,
+                        resources=resources,
+                        workers=workers,
+                        slots=slots,
+                        ahead=workers == 1 and slots == fit,
+                    )
+            except BaseException as error:
                 driver.interrupted()
+                if isinstance(error, UserError):
+                    ledger.withdraw(name)  # to be asked for again under the same name, without the mistake
                 view.update(driver.all_rows())
                 tracker.finish(parent, "interrupted", {})
                 raise
@@ -103,8 +112,13 @@ def run_sweep(
         failed = any(row.status == "failed" for row in driver.all_rows())
         seconds = time.monotonic() - started
         tracker.finish_parent(parent, summary={"wall_seconds": seconds}, artifacts=home.report(name), ok=not failed)
-        tracker.flush()
+        _send_all(tracker)
     return SweepEnd(driver, files, seconds)
+
+
+def _send_all(tracker: Tracker) -> None:
+    if left := tracker.flush():
+        warnings.warn(f"{left} entries for MLflow are kept, and sent by the next sweep, resume or train", stacklevel=2)
 
 
 def _work_of(config: RunConfig) -> float:
@@ -127,6 +141,7 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
     if known is not None and known.status == "done" and not force:
         row.take_in(known.result)
         return row
+    home = home.sharing(config.storage.path)
     folder = home.cell(cell)
     if address is not None:
         from orchestration import cluster
@@ -135,13 +150,15 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
     tracker = Tracker.open(home)
     craft_here(config, home)
     if force:
-        for file in ("checkpoint.pt", "result.json", "metrics.jsonl"):
+        for file in (*STATE, *ENDS):
             (folder / file).unlink(missing_ok=True)
+        home.send(cell, *STATE, *ENDS)
     run = tracker.start_run(cell, row.config, parent=None, sweep=None, source="train")
     title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
     with LiveView(title, [], 1) as view:
 
         def on_epoch() -> None:
+            home.fetch(cell, "metrics.jsonl")
             rows = read_metrics(folder)
             for entry in rows:
                 tracker.log_epoch(run, entry, entry["epoch"])
@@ -154,12 +171,13 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
         except BaseException:
             tracker.finish(run, "interrupted", {})
             raise
+        home.fetch(cell, *ENDS, *home.names(cell, "artifacts"))
         outcome = Outcome(result.status, asdict(result) | {"mlflow_run_id": run}, result.error)
         row.take_in(outcome.result)
         view.update([row])
-    ledger.finish(cell, outcome.status, outcome.result, sweep=None, error=outcome.error)
     track_end(tracker, run, outcome, folder)
-    tracker.flush()
+    _send_all(tracker)
+    ledger.finish(cell, outcome.status, outcome.result, sweep=None, error=outcome.error)
     return row
 
 
@@ -173,20 +191,27 @@ def _train_here_or_on_ray(
         return True
 
     if config.train.workers == 1 and address is None:
-        return run_cell(config, home, on_epoch=listen)
+        return run_cell(config, home.on_this_node(), on_epoch=listen)
     from orchestration import cluster
 
     with cluster.connection(address):
-        cluster.slots({"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}, config.train.workers)
-        stop_file = home.cell(config.digest()) / "stop-train"
-        stop_file.unlink(missing_ok=True)
+        if address is not None:
+            cluster.check_nodes(home)
+        fewest = config.resources.min_workers or config.train.workers
+        resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
+        cluster.slots(resources, fewest, patience=cluster.JOIN_SECONDS if address else 0)
+        cell, wish = config.digest(), "stop-train"
+        (home.cell(cell) / wish).unlink(missing_ok=True)
+        home.send(cell, wish)
         # Ray Train's controller is a process of its own and calls nobody back here: the cell's folder is read instead.
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(cluster.run_parallel, config, home, stop_file)
+            running = pool.submit(cluster.run_parallel, config, home, wish)
             try:
                 while not wait([running], timeout=POLL_SECONDS).done:
                     on_epoch()
             except BaseException:
-                write_atomic(stop_file, b"")  # the workers end after this epoch; the pool waits for them
+                # The workers end after this epoch; the pool waits for them.
+                write_atomic(home.cell(cell) / wish, b"")
+                home.send(cell, wish)
                 raise
             return running.result()

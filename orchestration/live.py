@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestration.crafting_view import CraftBars, CraftLines, CraftView
 from orchestration.report.notation import MISSING, accuracy, baseline_name, duration, header, origin, value
 from orchestration.report.progress import Change, Progress
 from orchestration.report.summary import STATUS_STYLES, best
@@ -71,6 +72,11 @@ class LiveView:
         """Print a line above the table."""
         self._view.note(text)
 
+    @property
+    def crafting(self) -> CraftView:
+        """Where to tell, from any thread, how far the sets are that are crafted meanwhile."""
+        return self._view.crafting
+
 
 def takes_a_table(stream: IO[str]) -> bool:
     """Whether a table that redraws itself, with the paper's symbols, is readable there."""
@@ -86,6 +92,7 @@ class _PlainLines:
         self, title: str, columns: Sequence[str], progress: Progress, stream: IO[str], clock: Callable[[], float]
     ) -> None:
         self._title, self._columns, self._progress, self._stream, self._clock = title, columns, progress, stream, clock
+        self.crafting: CraftView = CraftLines(stream)
         self._told: dict[int, float] = {}  # trial -> when its last epoch line was written
 
     def start(self) -> None:
@@ -152,6 +159,8 @@ class _Terminal:
     ) -> None:
         self._title, self._columns, self._progress = title, columns, progress
         self._console = Console(file=stream, force_terminal=True)
+        self._bars = CraftBars(self._console)
+        self.crafting: CraftView = self._bars
         self._live = Live(
             get_renderable=self._frame,
             console=self._console,
@@ -179,10 +188,11 @@ class _Terminal:
         self._live.refresh()
 
     def _frame(self) -> Group:
-        rows = visible(self._progress, max(1, self._console.height - _FRAME))
+        bars = self._bars.lines()
+        rows = visible(self._progress, max(1, self._console.height - _FRAME - len(bars)))
         shown = {row.number for row in rows}
         hidden = [row for row in self._progress.rows if row.number not in shown]
-        lines: list[Any] = [_one_line(f" {self._title}", "bold"), self._fitting_table(rows)]
+        lines: list[Any] = [_one_line(f" {self._title}", "bold"), *bars, self._fitting_table(rows)]
         if hidden:
             counts = [(sum(row.status == status for row in hidden), status) for status in STATUS_STYLES]
             words = ", ".join(f"{number} {status}" for number, status in counts if number)

@@ -17,7 +17,7 @@ from orchestration import estimate
 from orchestration._mlflow_store import tracking_uri
 from orchestration.crafting import distinct_sets, missing_sets, set_name
 from orchestration.home import Home
-from orchestration.presence import is_driven
+from orchestration.presence import heard, is_driven
 from orchestration.report.grid import grid_table
 from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
 from orchestration.report.notation import accuracy, defense_name, duration
@@ -54,6 +54,7 @@ def show_sweep(end: SweepEnd, console: Console) -> None:
     console.print("\nwhere everything lies:")
     for path in end.files:
         console.print(f"  {path}", markup=False)
+    console.print(f"  a page of all this: python orchestrate.py report {driver.name}", markup=False)
     console.print(f"  MLflow: {driver.tracker.uri}", markup=False)
     console.print("    python orchestrate.py ui, then search for " + compare_hint(driver.name), markup=False)
     console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
@@ -133,7 +134,8 @@ def plan(
     outcomes = [ledger.outcome(config.digest(), sweep) for config in configs]
     todo = [config for config, outcome in zip(configs, outcomes, strict=True) if outcome is None]
     todo += [spec.base] * like_base if spec is not None else []
-    sets = plan_sets(configs, home, console)
+    missing = missing_sets(todo, home)
+    sets = plan_sets(configs, missing, console)
     content: dict[str, Any] = {
         "cells": len(configs) + like_base,
         "done": sum(outcome is not None and outcome.status in FINISHED for outcome in outcomes),
@@ -150,6 +152,7 @@ def plan(
     content |= {"device_hours": seconds * workers / 3600, "wall_seconds": seconds / slots, "slots": slots}
     content["device_hours_by_defense"] = {name: part * workers / 3600 for name, part in by_defense.items()}
     content["memory_mb"], memory_words = _memory(todo)
+    content["disk_needed_gb"] = _disk(todo, missing)
     content["disk_free_gb"] = shutil.disk_usage(home.root).free / 1e9
     console.print(
         f"  cells: {content['cells']} ({content['done']} done, {content['failed']} failed, {len(todo)} to do, "
@@ -163,8 +166,18 @@ def plan(
         parts = ", ".join(f"{name} {part * workers / 3600:.2f}" for name, part in by_defense.items())
         console.print(f"  device hours by defense: {parts}", markup=False)
     console.print(f"  memory: {memory_words}", markup=False)
-    console.print(f"  disk: {content['disk_free_gb']:.1f} GB free at {home.root}", markup=False)
+    needed = "not known" if content["disk_needed_gb"] is None else f"about {content['disk_needed_gb']:.3g} GB"
+    short = " TOO LITTLE:" if (content["disk_needed_gb"] or 0) > content["disk_free_gb"] else ""
+    console.print(f"  disk:{short} {needed} needed, {content['disk_free_gb']:.1f} GB free at {home.root}", markup=False)
     return content
+
+
+def _disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> float | None:
+    """GB; that it is not known keeps no one from running."""
+    try:
+        return estimate.disk(configs, sets) / 1e9
+    except Exception:
+        return None
 
 
 def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
@@ -187,9 +200,9 @@ def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
     return most.megabytes, words
 
 
-def plan_sets(configs: Sequence[RunConfig], home: Home, console: Console) -> dict[str, Any]:
-    """Which crafted sets these need, and how many the store lacks."""
-    needed, missing = len(distinct_sets(configs)), [set_name(config) for config in missing_sets(configs, home)]
+def plan_sets(configs: Sequence[RunConfig], lacking: Sequence[RunConfig], console: Console) -> dict[str, Any]:
+    """How many crafted sets these need, and which the store lacks."""
+    needed, missing = len(distinct_sets(configs)), [set_name(config) for config in lacking]
     shown = f" ({', '.join(missing)})" if 0 < len(missing) <= 8 else ""
     console.print(f"  crafted sets: {needed} needed, {len(missing)} to craft{shown}", markup=False)
     return {"crafted_sets": needed, "crafted_sets_missing": len(missing)}
@@ -236,12 +249,24 @@ def of_sweep(home: Home, name: str, console: Console) -> dict[str, Any]:
         console.print(summary_table(shown, spec.space.columns))
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     console.print(f"MLflow: {tracking_uri(home)}", markup=False)
+    heard_of = {row.number: age for row in rows if (age := _heard(home, row)) is not None}
+    if heard_of:
+        beats = ", ".join(f"trial {number} {duration(age)} ago" for number, age in heard_of.items())
+        console.print(f"last heard of: {beats}", markup=False)
     if counts["failed"]:
         console.print(f"try the failed ones again with: python orchestrate.py retry {name}")
     if counts["left"]:
         console.print(f"go on with: python orchestrate.py resume {name}")
-    runs = [{"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch} for row in rows]
+    runs = [
+        {"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch}
+        | ({"heard_seconds": heard_of[row.number]} if row.number in heard_of else {})
+        for row in rows
+    ]
     return {"name": name, "trials": total} | counts | {"runs": runs}
+
+
+def _heard(home: Home, row: TrialRow) -> float | None:
+    return heard(home.cell(row.cell)) if row.status == "running" else None
 
 
 def watch(home: Home, name: str, console: Console) -> dict[str, Any]:

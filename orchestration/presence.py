@@ -1,11 +1,13 @@
-"""One driver at a time per sweep, and how another process asks it to stop."""
+"""Who is at work: one driver at a time per sweep, which another process can ask to stop, and one run at a cell."""
 
 from __future__ import annotations
 
+import platform
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,6 +17,9 @@ from erat.errors import UserError
 from orchestration.home import Home
 
 LOOK_SECONDS = 1.0
+BEAT_SECONDS = 5.0
+LOST_SECONDS = 30.0  # after so long a run on another machine counts as dead
+_BEAT = "heartbeat"
 
 
 @contextmanager
@@ -72,6 +77,48 @@ def ask_to_stop(home: Home, name: str) -> None:
     if not is_driven(home, name):
         raise UserError(f"nothing runs under {name!r}; status {name} says how it stands")
     write_atomic(_wish(home, name), b"")
+
+
+@contextmanager
+def at_work(cell: Path) -> Iterator[None]:
+    """Hold a cell's folder, which another process waits for, and say every few seconds that this one is alive."""
+    with FileLock(cell / ".lock"):
+        over, beat = threading.Event(), cell / _BEAT
+        write_atomic(beat, platform.node().encode())
+
+        def go_on() -> None:
+            while not over.wait(BEAT_SECONDS):
+                with suppress(OSError):
+                    beat.touch()
+
+        heart = threading.Thread(target=go_on, daemon=True)
+        heart.start()
+        try:
+            yield
+        finally:
+            over.set()
+            heart.join()
+            beat.unlink(missing_ok=True)
+
+
+def is_running(cell: Path) -> bool:
+    """Whether some process is at this cell now: it holds the folder, or says so from another machine."""
+    try:
+        with FileLock(cell / ".lock", timeout=0):
+            pass
+    except Timeout:
+        return True
+    # Where a folder is shared between machines its lock need not be.
+    age = heard(cell)
+    return age is not None and age < LOST_SECONDS and (cell / _BEAT).read_text() != platform.node()
+
+
+def heard(cell: Path) -> float | None:
+    """Seconds since the process at this cell last said that it is alive; none where it never did, or has ended."""
+    try:
+        return max(0.0, time.time() - (cell / _BEAT).stat().st_mtime)
+    except OSError:
+        return None
 
 
 def _lock(home: Home, name: str) -> Path:

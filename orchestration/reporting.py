@@ -14,10 +14,10 @@ from erat.errors import UserError, unknown_name
 from orchestration._mlflow_store import tracking_uri
 from orchestration.home import Home
 from orchestration.overview import validation_words
-from orchestration.report.detail import Pool, detail_of, read_environment, read_epochs
+from orchestration.report.detail import Pool, detail_of, read_environment, read_epochs, read_selection
 from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
-from orchestration.report.notation import duration
+from orchestration.report.notation import baseline_name, duration
 from orchestration.report.page import Epochs, Subject, html_page
 from orchestration.report.summary import csv_text, markdown, paste_command
 from orchestration.rows import FINISHED, TrialRow
@@ -87,6 +87,7 @@ def _page(home: Home, ledger: Ledger, name: str, spec: SweepSpec, rows: list[Tri
             detail=partial(_detail, home, ledger, name, spec),
             figures=figures,
             curves={} if searched else _curves(home, rows),
+            selection={} if searched else _selections(home, rows),
         )
     )
 
@@ -103,6 +104,15 @@ def _curves(home: Home, rows: Sequence[TrialRow]) -> Epochs:
         for row in rows
         if row.status in FINISHED
     }
+
+
+def _selections(home: Home, rows: Sequence[TrialRow]) -> dict[str, dict[str, Any]]:
+    """What each ERAT selected, where it ran without rebalancing too: else there is nothing to compare it with."""
+    names = {row.cell: baseline_name(row) for row in rows if row.status in FINISHED}
+    if not {"ERAT", "ERAT w/o RB"} <= set(names.values()):
+        return {}
+    found = {cell: read_selection(home.cell(cell)) for cell, name in names.items() if name in ("ERAT", "ERAT w/o RB")}
+    return {cell: content for cell, content in found.items() if content and content.get("epochs")}
 
 
 def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,10 +23,13 @@ from erat.engine.seeding import derive
 from erat.errors import UserError
 from orchestration import cluster
 from orchestration.generations import Generations, Trial
+from orchestration.restarts import Again
 from orchestration.spaces import ten_digits
 from orchestration.state import Outcome
 
 METRIC = "val_accuracy"
+SAY_AFTER = 30.0  # seconds without a trial that runs
+PATIENCE = float(os.environ.get("ERAT_PATIENCE", "600"))
 
 
 class SeededPerTrial(optuna.samplers.BaseSampler):
@@ -102,7 +109,9 @@ class Driver(Protocol):
 
     def epoch(self, number: int) -> None: ...
 
-    def ended(self, number: int) -> Outcome: ...
+    def ended(self, number: int) -> Outcome | Again: ...
+
+    def heard(self, number: int, words: str) -> None: ...
 
     def stop(self, number: int, epoch: int) -> None: ...
 
@@ -139,21 +148,35 @@ class GenerationSearch(Searcher):
         super().__init__(metric=METRIC, mode="max")
         self._driver = Held(driver)
         self._slots, self._ahead = slots, ahead
-        self._numbers: dict[str, int] = {}
+        self._running: dict[str, Trial] = {}
+        self._again: deque[Trial] = deque()
 
     def suggest(self, trial_id: str) -> Any:
-        idle = len(self._numbers) < self._slots
+        idle = len(self._running) < self._slots
         if not idle and not self._ahead:
             return None
-        trial = self._driver().generations.next(idle=idle)
+        trial = self._again.popleft() if self._again else self._driver().generations.next(idle=idle)
         if trial is not None:
-            self._numbers[trial_id] = trial.number
+            self._running[trial_id] = trial
             return self._driver().trial_parameters(trial)
-        return Searcher.FINISHED if self._driver().generations.exhausted else None
+        over = self._driver().generations.exhausted and not self._running
+        return Searcher.FINISHED if over else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self._numbers.pop(trial_id)
-        self._driver().generations.complete(number, self._driver().ended(number))
+        if fault := (result or {}).get(cluster.STORAGE_FAULT):
+            raise UserError(f"{fault}; nothing finished is lost: mend that, and resume")
+        trial = self._running.pop(trial_id)
+        ended = self._driver().ended(trial.number)
+        if isinstance(ended, Again):
+            self._again.append(trial)
+            if ended.fewer:
+                self._slots, self._ahead = max(1, self._slots // 2), False
+        else:
+            self._driver().generations.complete(trial.number, ended)
+
+    def held(self) -> int:
+        """Trials that Tune has and that have not ended."""
+        return len(self._running)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is what a sweep goes on from."""
@@ -172,26 +195,71 @@ class GenerationScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._driver = Held(driver)
 
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_error(tune_controller, trial)
+        # Tune tells the searcher next, which then asks the driver.
+        self._driver().heard(trial.config["number"], str(trial.get_error() or ""))
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = trial.config["number"]
+        if result.get(cluster.STORAGE_FAULT):
+            return TrialScheduler.CONTINUE
         if self._driver().generations.stops(number, result["epoch"], result["best_val_accuracy"]):
             self._driver().stop(number, result["epoch"])
         return TrialScheduler.CONTINUE
 
 
 class Progress(tune.Callback):
-    """Tells the driver when a trial starts and when an epoch ends."""
+    """Tells the driver when a trial starts and when an epoch ends; and a person, when none can start.
 
-    def __init__(self, driver: Driver) -> None:
+    Args:
+        waiting: how many trials Tune holds.
+        room: one line on what a trial needs and what is free.
+        patience: seconds without a running trial after which the search gives up.
+    """
+
+    def __init__(
+        self, driver: Driver, waiting: Callable[[], int], room: Callable[[], str], patience: float = PATIENCE
+    ) -> None:
         self._driver = Held(driver)
+        self._waiting, self._room, self._patience = waiting, room, patience
+        self._running: set[str] = set()
+        self._since: float | None = None  # no trial has run
+        self._said = False
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.add(trial.trial_id)
         self._driver().started(trial.config["number"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self._driver().epoch(trial.config["number"])
+        if not result.get(cluster.STORAGE_FAULT):
+            self._driver().epoch(trial.config["number"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.discard(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.discard(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._running or not self._waiting():
+            self._since, self._said = None, False
+            return
+        now = time.monotonic()
+        self._since = self._since if self._since is not None else now
+        if now - self._since >= self._patience:
+            raise UserError(
+                f"no trial could start for {self._patience:.0f} s: {self._room()}; resume when there is room"
+            )
+        if now - self._since >= SAY_AFTER and not self._said:
+            self._said = True
+            warnings.warn(f"no trial could start yet: {self._room()}; waiting {self._patience:.0f} s", stacklevel=2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For Tune, which saves its callbacks: no search to go on from."""
+        return self.__dict__ | {"_waiting": None, "_room": None}
 
 
 def run(
@@ -222,13 +290,14 @@ def run(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the ledger is the state, Tune's own is not read
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    searcher = GenerationSearch(driver, slots, ahead=ahead)
     tuner = tune.Tuner(
         cluster.trainable(resources, workers),
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="max",
-            num_samples=driver.generations.size,
-            search_alg=GenerationSearch(driver, slots, ahead=ahead),
+            num_samples=-1,  # the searcher says when it is over; a trial may take several of Tune's
+            search_alg=searcher,
             scheduler=GenerationScheduler(driver),
             reuse_actors=workers == 1,
         ),
@@ -236,7 +305,7 @@ def run(
             name=name,
             storage_path=str(storage),
             verbose=0,
-            callbacks=[Progress(driver)],
+            callbacks=[Progress(driver, searcher.held, partial(cluster.room, resources, workers))],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )

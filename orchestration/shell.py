@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import warnings
@@ -13,13 +12,12 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from erat.errors import UserError
+from erat.errors import UserError, is_storage_fault, storage_words
 
 # Typer brings click's errors along, under its own roof in newer versions: what BadParameter derives from is one.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -74,8 +72,8 @@ def guarded(run: Callable[[], Any]) -> int:
         err.print("stopped")
         return EXIT_INTERRUPTED
     except OSError as error:
-        if error.errno not in _STORAGE:
+        if not is_storage_fault(error):
             raise
-        err.print(f"error: {error.filename or 'storage'}: {error.strerror}", style="red", markup=False)
+        err.print(f"error: {storage_words(error)}; what is finished is kept", style="red", markup=False)
         return EXIT_INPUT
     return returned if isinstance(returned, int) else EXIT_OK

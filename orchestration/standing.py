@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 from erat.errors import unknown_name
 from orchestration.home import Home
+from orchestration.presence import is_running
 from orchestration.rows import TrialRow
 from orchestration.state import Ledger
 from orchestration.sweep import SweepSpec
-from orchestration.trial import is_running, read_metrics, summarise
+from orchestration.trial import read_metrics, summarise
 
 
 def spec_of(ledger: Ledger, name: str) -> SweepSpec:

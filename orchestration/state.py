@@ -107,12 +107,19 @@ class Ledger:
         """Record how a cell ended."""
         self.append(status, cell=cell, sweep=sweep, result=dict(result), error=error)
 
+    def withdraw(self, sweep: str) -> None:
+        """Free the name of a sweep under which nothing was tried."""
+        if not self.sweeps[sweep].proposals:
+            self.append("withdrawn", sweep=sweep)
+
     def _apply(self, event: dict[str, Any]) -> None:
         kind, sweep = event.get("event"), self.sweeps.get(event.get("sweep") or "")
         if kind == "sweep":
             new = Sweep(event["name"], event["spec"], began=event.get("time"))
             known = self.sweeps.setdefault(event["name"], new)
             known.trials = max(known.trials, event["trials"])
+        elif kind == "withdrawn" and sweep and not sweep.proposals:
+            del self.sweeps[sweep.name]
         elif kind == "proposed" and sweep:
             proposal = Proposal(event["number"], event["params"], event["source"], event["cell"])
             sweep.proposals[proposal.number] = proposal

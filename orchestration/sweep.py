@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -14,15 +15,15 @@ from erat.engine.checkpoint import write_atomic
 from erat.errors import UserError
 from orchestration.generations import Generations, Proposer, Trial
 from orchestration.home import Home
-from orchestration.report.figures import sweep_figure
-from orchestration.report.grid import grid_figure, grid_markdown
+from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.summary import best, csv_text, markdown
+from orchestration.restarts import OUT_OF_MEMORY, Again, Restarts
 from orchestration.rows import FINISHED, TrialRow
 from orchestration.spaces import SearchSpace, parse_space
 from orchestration.state import Ledger, Outcome
 from orchestration.tracking import Tracker
-from orchestration.trial import read_metrics, read_refusal, read_result, summarise
+from orchestration.trial import ENDS, CellResult, read_metrics, read_refusal, read_result, summarise
 
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
 
@@ -71,10 +72,11 @@ class SweepSpec:
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
         return {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
 
-    def planned(self, trials: int) -> list[RunConfig]:
-        """The configurations that are known before anything runs: the baselines and the paper's points."""
+    def planned(self, trials: int) -> tuple[list[RunConfig], list[RunConfig]]:
+        """What is known before anything runs: (the baselines, the paper's points or, without any, what is searched)."""
         points = self.space.scaled_points(self.base.data.name)[:trials]
-        return [self.config(overrides) for overrides in [*self.space.baselines, *points]] or [self.base]
+        searched = [self.config(overrides) for overrides in points] or [self.base] * (trials > 0)
+        return [self.config(overrides) for overrides in self.space.baselines], searched
 
     def content(self) -> dict[str, Any]:
         """What two sweeps of one name must share, JSON-like."""
@@ -136,6 +138,7 @@ class SweepDriver:
     Args:
         view: shown the rows after every event.
         work_of: how long a run is, so that the longest baselines begin first; none: in their order.
+        ready: number of a trial -> whether it may begin.
         parent: the tracker's run of the sweep.
     """
 
@@ -149,13 +152,15 @@ class SweepDriver:
     proposer: Proposer
     view: Callable[[list[TrialRow]], None] = lambda rows: None
     work_of: Callable[[RunConfig], float] | None = None
+    ready: Callable[[int], bool] = lambda number: True
     rows: dict[int, TrialRow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.generations = make_generations(
-            self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed, self.work_of
+            self.spec, self.total, self.name, self.ledger, self.proposer, self._proposed, self.work_of, self.ready
         )
         self._runs: dict[int, str] = {}
+        self._restarts = Restarts()
 
     # -- told by the search -----------------------------------------------------------------------------------------
 
@@ -169,7 +174,7 @@ class SweepDriver:
             "cell": trial.cell,
             "home": str(self.home.root),
             "config": config.model_dump_json(),
-            "stop_file": str(self._stop_file(trial.cell)),
+            "wish": self._stop_file(trial.cell).name,
         }
 
     def started(self, number: int) -> None:
@@ -182,6 +187,7 @@ class SweepDriver:
     def epoch(self, number: int) -> None:
         """An epoch ended: take in what the cell's folder says."""
         row = self.rows[number]
+        self.home.fetch(row.cell, "metrics.jsonl")
         metrics = read_metrics(self.home.cell(row.cell))
         row.take_in(asdict(summarise(row.cell, row.status, metrics)))
         for entry in metrics:
@@ -193,17 +199,29 @@ class SweepDriver:
         path = self._stop_file(self.rows[number].cell)
         if not path.exists():
             write_atomic(path, str(epoch).encode())
+            self.home.send(self.rows[number].cell, path.name)
 
-    def ended(self, number: int) -> Outcome:
-        """A trial is over: record how."""
+    def heard(self, number: int, words: str) -> None:
+        """What Ray says of a worker that died."""
+        self._restarts.heard(number, words)
+
+    def ended(self, number: int) -> Outcome | Again:
+        """A trial is over: record how; or it is to run again."""
         row = self.rows[number]
         outcome = self._outcome(row)
-        self.ledger.finish(row.cell, outcome.status, outcome.result, sweep=self.name, error=outcome.error)
+        if isinstance(outcome, Again):
+            with_fewer = ", with fewer beside it" if outcome.fewer else ""
+            warnings.warn(f"trial {number}: {outcome.reason}; it goes on{with_fewer}", stacklevel=2)
+            row.status = "queued"
+            self.view(self.all_rows())
+            return outcome
         if number not in self._runs:
             self._track_start(row)
         self.epoch(number)
         row.take_in(outcome.result)
         track_end(self.tracker, self._runs[number], outcome, self.home.cell(row.cell))
+        # Last: a driver that dies before this line finds the cell's result again, and tells the tracker what it lacks.
+        self.ledger.finish(row.cell, outcome.status, outcome.result, sweep=self.name, error=outcome.error)
         self.view(self.all_rows())
         return outcome
 
@@ -242,22 +260,42 @@ class SweepDriver:
         if trial.outcome is not None:
             row.take_in(trial.outcome.result)
 
-    def _outcome(self, row: TrialRow) -> Outcome:
+    def _outcome(self, row: TrialRow) -> Outcome | Again:
         folder = self.home.cell(row.cell)
+        self.home.fetch(row.cell, "metrics.jsonl", *ENDS)
+        self.home.fetch(row.cell, *self.home.names(row.cell, "artifacts"))
         result, stop_epoch = read_result(folder), self._stop_epoch(row.cell)
-        if result is None:
-            rows = read_metrics(folder)
-            result = summarise(row.cell, "failed", rows)
-            died = f"the worker died after epoch {len(rows)} (killed, or out of memory?)"
-            result.error = read_refusal(folder) or died
+        if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
+            failed = self._failed(row, result)
+            if isinstance(failed, Again):
+                return failed
+            result = failed
         elif result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may be past the epoch, even at the end, when they see that they were to stop.
             stopped = summarise(row.cell, "stopped", read_metrics(folder)[:stop_epoch])
             kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb")}
             result = replace(stopped, **kept)
             self._stop_file(row.cell).unlink(missing_ok=True)
+            self.home.send(row.cell, self._stop_file(row.cell).name)
         content = asdict(result) | {"mlflow_run_id": self._runs.get(row.number)}
         return Outcome(result.status, content, result.error)
+
+    def _failed(self, row: TrialRow, result: CellResult | None) -> CellResult | Again:
+        """What to make of a trial that left no result, or ran out of memory."""
+        folder = self.home.cell(row.cell)
+        rows = read_metrics(folder)
+        failed = result or summarise(row.cell, "failed", rows)
+        if result is None and (refusal := read_refusal(folder)) is not None:
+            failed.error = refusal
+            return failed
+        if result is None:
+            verdict = self._restarts.died(row.number, len(rows))
+        else:
+            verdict = self._restarts.out_of_memory(row.number, result.error or OUT_OF_MEMORY)
+        if isinstance(verdict, Again):
+            return verdict
+        failed.error = verdict
+        return failed
 
     def _track_start(self, row: TrialRow) -> None:
         run = self.tracker.start_run(row.cell, row.config, parent=self.parent, sweep=self.name, source=row.source)
@@ -281,6 +319,7 @@ def make_generations(
     proposer: Proposer,
     on_proposed: Callable[[Trial], None] = lambda trial: None,
     work_of: Callable[[RunConfig], float] | None = None,
+    ready: Callable[[int], bool] = lambda number: True,
 ) -> Generations:
     """The generations of a sweep, as its specification and the ledger have them."""
     known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
@@ -297,6 +336,7 @@ def make_generations(
         patience_epochs=max(1, round(spec.space.grace * epochs)),
         epochs=epochs,
         work_of=(lambda overrides: work_of(spec.config(overrides))) if work_of else lambda overrides: 0.0,
+        ready=ready,
     )
 
 
@@ -313,6 +353,10 @@ def track_end(tracker: Tracker, run_id: str, outcome: Outcome, folder: Path) -> 
 
 def write_report(driver: SweepDriver) -> list[str]:
     """Tables and figures of a sweep into its report folder; their paths."""
+    # What draws loads slowly: only what draws pays.
+    from orchestration.report.figures import sweep_figure
+    from orchestration.report.grid_figure import grid_figure
+
     folder = driver.home.report(driver.name)
     folder.mkdir(parents=True, exist_ok=True)
     rows, columns = driver.all_rows(), driver.spec.space.columns

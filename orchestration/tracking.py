@@ -6,11 +6,11 @@ warnings, never a trial.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +31,7 @@ from orchestration._mlflow_store import (
     without_password,
 )
 from orchestration._mlflow_text import child_tags, compare_hint, legal_name, quoted, run_name, text
-from orchestration._outbox import Outbox, one_line
+from orchestration._outbox import Outbox, Spool, one_line
 from orchestration.home import Home
 
 if TYPE_CHECKING:
@@ -87,12 +87,11 @@ class Tracker:
         experiment_id: of the experiment "erat".
     """
 
-    def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
+    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, spool: Spool | None = None) -> None:
         self._client = client
         self.uri = uri
         self.experiment_id = experiment_id
-        self._outbox = Outbox(self._hopeless)
-        self._stand_ins = (f"unsent-{number}" for number in itertools.count())
+        self._outbox = Outbox(self._make, self._hopeless, spool)
         self._ids: dict[str, str] = {}  # stand-in -> MLflow's id
         self._last_epoch: dict[str, int] = {}  # MLflow's id -> last step in the store
 
@@ -106,19 +105,20 @@ class Tracker:
         uri = tracking_uri(home)
         database, fresh = sqlite_path(uri), False
         make_client = _import_mlflow()
+        spool = Spool(home.root / "outbox", uri)
         artifacts = None if is_http(uri) else home.mlflow_artifacts.absolute().as_uri()
         try:
             if database is None:
                 check_database_server(uri)
                 client = make_client(tracking_uri=uri)
-                return cls(client, uri, _experiment(client, artifacts))
+                return cls(client, uri, _experiment(client, artifacts), spool)
             database.parent.mkdir(parents=True, exist_ok=True)
             fresh = not database.exists()
             # MLflow's migration of a fresh file crashes when several processes begin it at once.
             with FileLock(f"{database}.lock", timeout=120):
                 use_write_ahead_log(database)
                 client = make_client(tracking_uri=uri)
-                return cls(client, uri, _experiment(client, artifacts))
+                return cls(client, uri, _experiment(client, artifacts), spool)
         except UserError:
             raise
         except Timeout as error:
@@ -156,7 +156,7 @@ class Tracker:
         An epoch at or before the last one stored is left out: replaying a run's epochs adds only what is missing.
         """
         known = {name: row[name] for name in EPOCH_METRICS if name in row}
-        self._outbox.put(self._send_epoch, run_id, known, epoch, _milliseconds())
+        self._outbox.put("_send_epoch", run_id, known, epoch, _milliseconds())
 
     def logged_epochs(self, run_id: str) -> int:
         """The last epoch stored; 0 for none, or if the server does not answer."""
@@ -191,14 +191,17 @@ class Tracker:
         self._finish(run_id, status, summary, artifacts, {"status": status})
 
     def flush(self) -> int:
-        """Try once more to send what waits. Returns how many entries still do; they are lost if the process ends."""
+        """Try once more to send what waits. Returns how many entries still do; the next process will send them."""
         return self._outbox.flush()
 
     # -- What the outbox calls: each may be repeated without harm ---------------------------------------------------
 
+    def _make(self, name: str, arguments: list[Any]) -> None:
+        getattr(self, name)(*arguments)
+
     def _start(self, tags: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-        stand_in = next(self._stand_ins)
-        self._outbox.put(self._send_start, stand_in, tags, params, _milliseconds())
+        stand_in = f"unsent-{uuid.uuid4().hex}"  # another process may have to send it
+        self._outbox.put("_send_start", stand_in, tags, params, _milliseconds())
         return self._real(stand_in)
 
     def _send_start(self, stand_in: str, tags: Mapping[str, Any], params: Mapping[str, Any], now: int) -> None:
@@ -241,11 +244,11 @@ class Tracker:
     def _finish(
         self, run_id: str, status: str, summary: Mapping[str, Any], artifacts: Path | None, tags: Mapping[str, str]
     ) -> None:
-        self._outbox.put(self._send_summary, run_id, summary, tags, _milliseconds())
+        self._outbox.put("_send_summary", run_id, summary, tags, _milliseconds())
         if artifacts is not None:
-            self._outbox.put(self._send_artifacts, run_id, artifacts)
+            self._outbox.put("_send_artifacts", run_id, artifacts)
         # Last, so that a run that reads "finished" has everything.
-        self._outbox.put(self._send_end, run_id, _MLFLOW_STATUS[status], _milliseconds())
+        self._outbox.put("_send_end", run_id, _MLFLOW_STATUS[status], _milliseconds())
 
     def _send_summary(self, run_id: str, summary: Mapping[str, Any], tags: Mapping[str, str], now: int) -> None:
         self._client.log_batch(self._real(run_id), metrics=_metrics(summary, now, step=0))

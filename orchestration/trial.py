@@ -23,20 +23,22 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from erat.config import RunConfig
 from erat.corruption.base import Progress, silent
 from erat.corruption.pipeline import corrupted_set
-from erat.corruption.store import Store
 from erat.data.base import CorruptedSet
 from erat.engine.checkpoint import save, write_atomic
 from erat.engine.evaluation import confusion
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import EpochReport, Trainer, choose_device
-from erat.errors import UserError
+from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from orchestration.home import Home
+from orchestration.presence import at_work
+from orchestration.restarts import OUT_OF_MEMORY
 
+# What a cell goes on from, and what it says of itself when it is over.
+STATE, ENDS = ("checkpoint.pt", "metrics.jsonl"), ("result.json", "error.txt")
 OnEpoch = Callable[[Sequence[EpochReport]], bool]  # all epochs so far -> false: stop here
 
 
@@ -77,35 +79,55 @@ def run_cell(
     """Train one cell, or go on with it from its last checkpoint; a finished one is only read.
 
     With data-parallel workers every worker calls this; the first one writes. An error inside the training is part of
-    the result, not raised.
+    the result, not raised; with several workers it is both, or the others would wait for this one.
+
+    A home with a storage holds nothing of its own: the cell is fetched from there, and all that is written sent there.
 
     Args:
         on_epoch: told the figures of all epochs after each one, on every worker; the first one's false ends the run.
 
     Raises:
         UserError: the data cannot be had: the run never began.
+        OSError: what it writes to is full, read-only or away; it goes on from its checkpoint once that is mended.
     """
-    folder, ranks = home.cell(config.digest()), Ranks.current()
+    cell, ranks = config.digest(), Ranks.current()
+    folder = home.cell(cell)
     if not ranks.first:
+        home.fetch(cell, *STATE)
         with threads(config):
             return _train(config, home, folder, on_epoch, progress)
     folder.mkdir(parents=True, exist_ok=True)
     # Another sweep may be at the same cell: the second one waits, and finds it done.
-    with FileLock(folder / ".lock"):
+    with at_work(folder):
+        home.fetch(cell, *STATE, *ENDS)
         finished = read_result(folder)
         if finished is not None and finished.status == "done" and ranks.workers == 1:
             return finished
-        for stale in ("result.json", "error.txt"):
+        for stale in ENDS:
             (folder / stale).unlink(missing_ok=True)
         write_atomic(folder / "config.json", config.model_dump_json(indent=2).encode())
+        home.send(cell, "config.json", *ENDS)
         try:
             with threads(config):
                 result = _train(config, home, folder, on_epoch, progress)
         except UserError as error:
             write_atomic(folder / "error.txt", str(error).encode())
+            home.send(cell, "error.txt")
             raise
-        write_atomic(folder / "result.json", json.dumps(asdict(result), indent=2).encode())
+        keep_result(home, result)
         return result
+
+
+def keep_result(home: Home, result: CellResult) -> None:
+    """Write how a cell ended. With a storage its files go there, the result last, and stay no longer here."""
+    folder = home.cell(result.cell)
+    write_atomic(folder / "result.json", json.dumps(asdict(result), indent=2).encode())
+    if home.place is not None:
+        kept = sorted(f"artifacts/{file.name}" for file in (folder / "artifacts").glob("*"))
+        home.send(result.cell, *kept, *(name for name in ("metrics.jsonl", "error.txt") if (folder / name).exists()))
+        home.send(result.cell, "result.json")
+        for name in [*kept, *STATE, *ENDS]:
+            (folder / name).unlink(missing_ok=True)
 
 
 def read_result(folder: Path) -> CellResult | None:
@@ -133,15 +155,6 @@ def threads(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def is_running(folder: Path) -> bool:
-    """Whether some process is at this cell now."""
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -174,7 +187,7 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
     ranks = Ranks.current()
     cell = config.digest()
     try:
-        data = corrupted_set(config, Store(home.crafted), progress)
+        data = corrupted_set(config, home.store(), progress)
         if choose_device(config).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         trainer = Trainer(config, data, ranks, folder)
@@ -183,6 +196,7 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
         for _ in chain(trainer.history[-1:], trainer.run()):
             if ranks.first:
                 _write_metrics(folder, trainer.history)
+                home.send(cell, *STATE)
             if not ranks.agree(on_epoch is None or on_epoch(trainer.history)):
                 status = "stopped"
                 break
@@ -194,17 +208,33 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
     except UserError:
         raise
     except Exception as error:
-        if not ranks.first:
+        if is_storage_fault(error):
             raise
-        write_atomic(folder / "error.txt", traceback.format_exc().encode())
+        # A loss that left the numbers did so on every worker. Of anything else the others may know nothing.
+        shared = isinstance(error, TrainingFailedError) or ranks.workers == 1
+        if not ranks.first and not shared:
+            raise
         result = summarise(cell, "failed", read_metrics(folder))
-        result.error = f"{type(error).__name__}: {error}".splitlines()[0]
+        result.error = _reason(error)
         result.peak_memory_mb = _peak_memory_mb(config)
+        if ranks.first:
+            write_atomic(folder / "error.txt", traceback.format_exc().encode())
+        if not shared:
+            keep_result(home, result)
+            raise
         return result
     result.peak_memory_mb = _peak_memory_mb(config)
     result.noise_rate = data.manifest["labels"].get("noise_rate")
     result.checksum = data.manifest["images"].get("checksum")
     return result
+
+
+def _reason(error: Exception) -> str:
+    """One line; a want of memory begins with words of its own."""
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    words = ("CUDA out of memory", "can't allocate memory", "not enough memory")
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    return f"{OUT_OF_MEMORY}: {line}" if full else line
 
 
 def _peak_memory_mb(config: RunConfig) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from erat.engine.seeding import generator
 from erat.engine.trainer import choose_device
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS, DATASETS
+
+Parameters = dict[str, Any]
 
 
 def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) -> CorruptedSet:
@@ -47,10 +50,25 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
 
 def crafted_already(config: RunConfig, store: Store) -> bool:
     """Whether the store holds everything that `corrupted_set` would read, sound; a damaged entry is warned of."""
-    train, kept, _, _ = _divided(config)
-    subject = _subject(train, kept, config)
-    has_images = config.corruption.data == "none" or _image_parameters(subject, config) in store
-    return has_images and _label_parameters(subject, config) in store
+    images, labels = stored_parts([config])[0]
+    return (images is None or images in store) and labels in store
+
+
+def stored_parts(configs: Sequence[RunConfig]) -> list[tuple[Parameters | None, Parameters]]:
+    """What decides each run's (poisoned images, none where there are none; given labels), as the store knows them.
+
+    Each image set is read once, and not kept.
+    """
+    fingerprints: dict[tuple[Any, ...], str] = {}
+    parts = []
+    for config in configs:
+        key = (config.data, config.val)
+        if key not in fingerprints:
+            train, kept, _, _ = _divided(config)
+            fingerprints[key] = _subject(train, kept, config).fingerprint
+        images = None if config.corruption.data == "none" else _image_parameters(fingerprints[key], config)
+        parts.append((images, _label_parameters(fingerprints[key], config)))
+    return parts
 
 
 def _divided(config: RunConfig) -> tuple[ImageSet, Tensor, ImageSet, ImageSet]:
@@ -78,7 +96,9 @@ def poison(
     options = config.corruption
     if options.data == "none":
         return subject.images, {"kind": "none", "poisoned_share": 0.0}
-    entry = store.fetch(_image_parameters(subject, config), lambda: _craft(subject, config, store, progress))
+    entry = store.fetch(
+        _image_parameters(subject.fingerprint, config), lambda: _craft(subject, config, store, progress)
+    )
     images = torch.from_numpy(np.array(entry.arrays["images"]))
     if options.share < 1:
         # One order for all shares: the images of a smaller share are among those of a larger one.
@@ -111,16 +131,16 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
         fields = {"kind": options.labels, "noise_rate": noise.rate, "transition": noise.transition.tolist()}
         return {"labels": noise.labels.numpy()}, fields | versions()
 
-    entry = store.fetch(_label_parameters(subject, config), make)
+    entry = store.fetch(_label_parameters(subject.fingerprint, config), make)
     return torch.from_numpy(np.array(entry.arrays["labels"])), entry.manifest
 
 
-def _image_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
-    """What decides the poisoned images."""
+def _image_parameters(subject: str, config: RunConfig) -> Parameters:
+    """What decides the poisoned images, made from a set with this fingerprint."""
     options = config.corruption
     return {
         "part": "images",
-        "subject": subject.fingerprint,
+        "subject": subject,
         "kind": options.data,
         "version": CORRUPTIONS[options.data].version,
         "norm": options.norm,
@@ -139,12 +159,12 @@ def kind_options(config: RunConfig) -> dict[str, Any]:
     return {key: getattr(config.corruption, key) for key in CORRUPTIONS[config.corruption.data].defaults}
 
 
-def _label_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
-    """What decides the given labels."""
+def _label_parameters(subject: str, config: RunConfig) -> Parameters:
+    """What decides the given labels, of a set with this fingerprint."""
     options = config.corruption
     return {
         "part": "labels",
-        "subject": subject.fingerprint,
+        "subject": subject,
         "kind": options.labels,
         "rate": options.rate,
         "labels_file_digest": options.labels_file_digest,
@@ -160,7 +180,7 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
     assert options.norm and options.granularity and options.epsilon is not None, "filled by the config"
     device = choose_device(config)
     kind = CORRUPTIONS[options.data]
-    workspace = store.workspace(_image_parameters(subject, config))
+    workspace = store.workspace(_image_parameters(subject.fingerprint, config))
     sources: list[dict[str, Any]] = []
 
     def source() -> nn.Module:

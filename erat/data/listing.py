@@ -158,8 +158,8 @@ def _below(table: Path, name: str) -> Path:
 
 def _parquet(path: Path) -> Listing:
     """A column image (a file's bytes, or a struct with `bytes`) or path, a column label, and part if there is one."""
-    import pyarrow  # type: ignore[import-untyped]  # here, for its second of loading
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow  # type: ignore[import-untyped,unused-ignore]  # here, for its second of loading
+    import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]
 
     try:
         table = pyarrow.parquet.read_table(path)

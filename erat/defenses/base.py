@@ -6,7 +6,7 @@ owns every update: it alone calls backward, steps the optimizer, casts precision
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -131,6 +131,12 @@ class LossTerms:
         """The weighted sum."""
         first, *rest = (weight * value for weight, value in self.terms.values())
         return sum(rest, start=first)
+
+    @classmethod
+    def mean(cls, parts: Sequence[LossTerms]) -> LossTerms:
+        """Of a batch's equal parts, without gradients."""
+        values = {name: [part.terms[name][1].detach() for part in parts] for name in parts[0].terms}
+        return cls({name: (parts[0].terms[name][0], torch.stack(value).mean()) for name, value in values.items()})
 
     def figures(self) -> dict[str, Tensor]:
         """The total and each term's unweighted value, without gradients, for the log."""

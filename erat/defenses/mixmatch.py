@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from erat.attacks.pgd import frozen
@@ -195,6 +194,8 @@ class MixMatch(Defense):
         self, images: Tensor, targets: Tensor, random: BatchRandom, sizes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
         """Each row mixed with another one, of which it keeps the larger part."""
+        from scipy.special import betaincinv  # here: half a second to load
+
         alpha = self.options.mixup_alpha
         share = float(betaincinv(alpha, alpha, float(random.shared())))
         share = max(share, 1 - share)

@@ -37,24 +37,28 @@ def predictions(
         return map_images(images.images, lambda batch: defense.predict(batch).argmax(1), ranks)
 
 
-def attacked_predictions(defense: Defense, images: ImageSet, epsilon: Mapping[str, float]) -> Tensor:
+def attacked_predictions(
+    defense: Defense, images: ImageSet, epsilon: Mapping[str, float], ranks: Ranks | None = None
+) -> Tensor:
     """Predicted classes, int64, shape (N,), after untargeted PGD: every other image under l_inf, the rest under l_2.
 
     Args:
         epsilon: budget per norm, "linf" and "l2", pixel units of 1.0. The same for all runs that are compared.
+        ranks: sharded over these workers, gathered on all.
     """
-    rows = []
+    ranks = ranks or Ranks()
+    shard, rows = ranks.shard(len(images)), [images.labels[:0]]
     with frozen(defense):
-        for start in range(0, len(images), ATTACK_BATCH):
-            part = slice(start, start + ATTACK_BATCH)
+        for start in range(shard.start, shard.stop, ATTACK_BATCH):
+            part = slice(start, min(start + ATTACK_BATCH, shard.stop))
             clean, labels = to_float(images.images[part]), images.labels[part]
-            linf = torch.arange(len(clean), device=clean.device) % 2 == 0
+            linf = torch.arange(part.start, part.stop, device=clean.device) % 2 == 0
             size = torch.where(linf, clean.new_tensor(epsilon["linf"]), clean.new_tensor(epsilon["l2"]))
             objective = partial(label_loss, labels)
             step = size * ATTACK_STEP_RATIO
             moved = pgd(defense.predict, clean, objective, Budget(size, linf), steps=ATTACK_STEPS, step_size=step)
             rows.append(defense.predict(moved).argmax(1))
-    return torch.cat(rows)
+    return ranks.gather_rows(torch.cat(rows), len(images))
 
 
 def confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:

@@ -203,13 +203,14 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
     _fake(defense, mode)
     weights = [parameter for parameter in defense.networks.parameters() if parameter.requires_grad]
     trained = _nbytes(weights)
-    # The workers' exchange copies all gradients into one tensor.
+    # The workers' exchange copies all gradients into one tensor. Accumulated ones are there beside a part's own.
     steps = [2 * trained] if config.train.workers > 1 else []
     counted = [_step(defense, config, shape, *plan) for plan in plans]
-    steps += [live.peak for live in counted]
+    kept = trained if config.train.accumulate > 1 else 0
+    steps += [live.peak + kept for live in counted]
     last = max(epoch for *_, epoch in plans)
     work = sum(live.flops / len(phase.turns) for live, (phase, _, at) in zip(counted, plans, strict=True) if at == last)
-    updates = max(1, shape.train // config.train.batch_size) * config.train.workers
+    parts = max(1, shape.train // config.train.batch_size) * config.train.workers * config.train.accumulate
     return MemoryEstimate(
         parameters=_nbytes(defense.parameters()),
         buffers=_nbytes(defense.buffers()),
@@ -218,7 +219,7 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
         data=shape.nbytes,
         step=max(steps),
         scoring=_scoring(defense, config, shape) + row_bytes * shape.train,
-        flops=round(work * updates),
+        flops=round(work * parts),
     )
 
 
@@ -286,9 +287,9 @@ def _has_unlabelled(phase: Phase) -> bool:
 
 def _step(defense: Defense, config: RunConfig, shape: DataShape, phase: Phase, update: Update, epoch: int) -> LiveBytes:
     """What one update takes, as the trainer makes it."""
-    workers = config.train.workers
-    labelled = min(config.train.batch_size, shape.train) // workers
-    unlabelled = config.train.batch_size // workers if _has_unlabelled(phase) else 0
+    shares = config.train.workers * config.train.accumulate
+    labelled = min(config.train.batch_size, shape.train) // shares
+    unlabelled = config.train.batch_size // shares if _has_unlabelled(phase) else 0
     networks = [defense.networks[name] for name in update.networks] or [defense.networks]
     weights = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
     defense.train()
@@ -300,7 +301,7 @@ def _step(defense: Defense, config: RunConfig, shape: DataShape, phase: Phase, u
             indices=_made(defense, labelled, dtype=torch.int64),
             unlabelled=_images(defense, config, shape, unlabelled),
             unlabelled_indices=_made(defense, unlabelled, dtype=torch.int64),
-            random=BatchRandom(generator(0, "memory"), 0, workers),
+            random=BatchRandom(generator(0, "memory"), 0, shares),
             phase=phase.name,
             update=update.name,
         )

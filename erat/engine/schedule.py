@@ -16,14 +16,27 @@ _END = 1e-4  # and at its end
 
 def learning_rate(config: TrainConfig, time: float) -> float:
     """The learning rate after `time` epochs (fractional)."""
+    peak = peak_rate(config)
     if config.schedule == "step":
-        return config.lr * config.gamma ** sum(time >= milestone for milestone in config.milestones)
+        return peak * config.gamma ** sum(time >= milestone for milestone in config.milestones)
     done = min(time / config.epochs, 1.0)
     if config.schedule == "cosine":
-        return config.lr * _cosine(1.0, 0.0, done)
+        return peak * _cosine(1.0, 0.0, done)
     if done < _RISE:
-        return config.lr * _cosine(_START, 1.0, done / _RISE)
-    return config.lr * _cosine(1.0, _END, (done - _RISE) / (1 - _RISE))
+        return peak * _cosine(_START, 1.0, done / _RISE)
+    return peak * _cosine(1.0, _END, (done - _RISE) / (1 - _RISE))
+
+
+def peak_rate(config: TrainConfig) -> float:
+    """The learning rate that the schedule scales.
+
+    `batch_size` is the whole batch of an update, so workers and accumulation do not enter. Linear: Goyal et al.,
+    "Accurate, Large Minibatch SGD" (2017); root: Krizhevsky, "One weird trick" (2014).
+    """
+    if config.lr_rule == "fixed":
+        return config.lr
+    ratio = config.batch_size / config.lr_batch
+    return config.lr * (ratio if config.lr_rule == "linear" else math.sqrt(ratio))
 
 
 def _cosine(start: float, end: float, done: float) -> float:

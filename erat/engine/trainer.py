@@ -27,6 +27,7 @@ from erat.engine.evaluation import accuracy, attacked_predictions, map_images, p
 from erat.engine.parallel import Ranks
 from erat.engine.schedule import learning_rate
 from erat.engine.seeding import derive, generator, seeded
+from erat.engine.synchronised import synchronise
 from erat.errors import TrainingFailedError, UserError
 from erat.registry import DATASETS
 from erat.selection import agreement
@@ -196,11 +197,10 @@ class Trainer:
     def _batches(self, phase: Phase, clock: Clock) -> Iterator[tuple[Batch, Clock]]:
         """This worker's share of each global batch. Every worker draws the same order and takes its own part."""
         size = min(self.config.train.batch_size, len(phase.labelled))
-        size -= size % self.ranks.workers
+        shares = self.ranks.workers * self.config.train.accumulate
+        size -= size % shares
         if size == 0:
-            raise TrainingFailedError(
-                f"{len(phase.labelled)} labelled samples are too few for {self.ranks.workers} workers"
-            )
+            raise TrainingFailedError(f"{len(phase.labelled)} labelled samples are too few for {shares} shares")
         steps = len(phase.labelled) // size
         labelled = phase.labelled[torch.randperm(len(phase.labelled), generator=self._order)]
         unlabelled = self._cycle(phase.unlabelled, steps * self.config.train.batch_size)
@@ -227,16 +227,39 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         if self.config.train.cuda_graphs and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        with self._autocast(), record_function("loss"):
-            terms = self.defense.loss(batch, clock)
-        with record_function("backward"):
-            grads = torch.autograd.grad(terms.total, parameters, allow_unused=True)
-            for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.grad = grad
+        parts, draws = self._parts(batch), self._draws.get_state()
+        terms = []
+        for part in parts:
+            self._draws.set_state(draws)  # each part draws for the whole batch, as each worker does
+            with self._autocast(), record_function("loss"):
+                made = self.defense.loss(part, clock)
+            with record_function("backward"):
+                grads = torch.autograd.grad(made.total, parameters, allow_unused=True)
+                for parameter, grad in zip(parameters, grads, strict=True):
+                    mean = grad if grad is None or len(parts) == 1 else grad / len(parts)
+                    if mean is not None:
+                        parameter.grad = mean if parameter.grad is None else parameter.grad.add_(mean)
+            terms.append(made if len(parts) == 1 else LossTerms.mean([made]))  # the part's graph ends here
         with record_function("update"):
             self.ranks.average_gradients(parameters)
             self._optimizer.step()
-        return terms
+        return terms[0] if len(terms) == 1 else LossTerms.mean(terms)
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """A worker's share of a batch in `train.accumulate` parts, as that many more workers would get them."""
+        count = self.config.train.accumulate
+        if count == 1:
+            return [batch]
+        fields = ("images", "labels", "indices", "unlabelled", "unlabelled_indices")
+        pieces = {name: getattr(batch, name).tensor_split(count) for name in fields}
+        return [
+            replace(
+                batch,
+                **{name: pieces[name][number] for name in fields},
+                random=BatchRandom(self._draws, self.ranks.rank * count + number, self.ranks.workers * count),
+            )
+            for number in range(count)
+        ]
 
     def _parameters(self, update: Update) -> list[nn.Parameter]:
         """What this update moves; the optimizer passes over parameters without a gradient."""
@@ -263,7 +286,7 @@ class Trainer:
     def _val_accuracy(self) -> float:
         if self.config.val.objective == "perturbed":
             epsilon = DATASETS[self.config.data.name].facts.epsilon
-            return accuracy(self._val.labels, attacked_predictions(self.defense, self._val, epsilon))
+            return accuracy(self._val.labels, attacked_predictions(self.defense, self._val, epsilon, self.ranks))
         return accuracy(self._val.labels, predictions(self.defense, self._val, self.ranks, self._autocast))
 
     def _selection_figures(self, plan: EpochPlan) -> dict[str, Any]:
@@ -294,8 +317,8 @@ class Trainer:
         build = network_builder(config, train.num_classes, shape, *channel_statistics(train.images))
         with seeded(derive(config.train.seed, "parts")):
             defense = make_defense(config, len(train), train.num_classes, shape, build).to(self.device)
-        if self.ranks.workers > 1 and config.train.sync_batchnorm and self.device.type == "cuda":
-            defense.networks = nn.SyncBatchNorm.convert_sync_batchnorm(defense.networks)
+        if self.ranks.workers > 1 and config.train.sync_batchnorm:
+            synchronise(defense, self.device)
         if config.train.cuda_graphs and self.device.type != "cuda":
             warnings.warn("train.cuda_graphs has no use on the CPU", stacklevel=2)
         if config.train.compile:

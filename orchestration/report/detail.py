@@ -48,6 +48,12 @@ def read_environment(folder: Path) -> dict[str, Any] | None:
     return content
 
 
+def read_selection(folder: Path) -> dict[str, Any] | None:
+    """What a finished cell selected of each class, epoch by epoch."""
+    content: dict[str, Any] | None = _read(folder / "artifacts" / "selection.json")
+    return content
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
@@ -83,7 +89,7 @@ def detail_of(row: TrialRow, folder: Path, result: Mapping[str, Any], command: s
     }
     if row.status == "failed":
         content |= {"error": row.error, "tail": _tail(folder / "error.txt")}
-    content |= _selection(_read(artifacts / "selection.json"), pool)
+    content |= _selection(read_selection(folder), pool)
     content |= _confusion(_read(artifacts / "confusion.json"), pool)
     environment = read_environment(folder)
     if environment:

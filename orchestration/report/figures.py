@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from orchestration.report import marks
 from orchestration.report.budgets import MARGIN, BudgetAxis, hurting, log_ticks, pair
-from orchestration.report.notation import EPSILON_2, EPSILON_INF, header, searched_keys, value
+from orchestration.report.notation import EPSILON_2, EPSILON_INF, header, searched_keys, tested, validated, value
 from orchestration.report.summary import best
 from orchestration.rows import TrialRow
 
@@ -113,7 +113,7 @@ def _shade(axes: Axes, curve: Sequence[tuple[float, float]]) -> str:
 
 def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[TrialRow], axis: BudgetAxis) -> None:
     """Both budgets of every trial, coloured by the validation accuracy that the choice is made by."""
-    seen = [(row, height) for row in trials if (height := marks.validated(row)) is not None and min(pair(row)) > 0]
+    seen = [(row, height) for row in trials if (height := validated(row)) is not None and min(pair(row)) > 0]
     axes.set_title("Both budgets", loc="left")
     axes.set(xlabel="ε∞", ylabel="ε2")
     if not seen:
@@ -136,8 +136,8 @@ def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[TrialRow], axis: Bu
 
 def _shown(row: TrialRow) -> float | None:
     """Test accuracy, or validation accuracy where no test was made; in percent."""
-    height = marks.tested(row)
-    return marks.validated(row) if height is None else height
+    height = tested(row)
+    return validated(row) if height is None else height
 
 
 def _frame(axes: Axes, trials: Sequence[TrialRow], baselines: Sequence[TrialRow]) -> None:
@@ -146,7 +146,7 @@ def _frame(axes: Axes, trials: Sequence[TrialRow], baselines: Sequence[TrialRow]
     chosen = best(trials)
     core = [row for row in full if row.source == "paper"]
     core = [*core, chosen] if core and chosen is not None else full
-    marks.frame(axes, trials, core, (marks.tested, marks.validated), baselines)
+    marks.frame(axes, trials, core, (tested, validated), baselines)
 
 
 def _ring_best(axes: Axes, trials: Sequence[TrialRow], x: marks.Position, y: marks.Accuracy) -> None:
@@ -215,7 +215,7 @@ def line_figure(
 @matplotlib.rc_context(marks.STYLE)
 def joint_figure(rows: Sequence[TrialRow], keys: Sequence[str], out: Path, name: str = "joint") -> list[Path]:
     """Validation accuracy over each of several keys that were searched together, one panel a key."""
-    trials = [row for row in marks.finished(rows) if marks.validated(row) is not None]
+    trials = [row for row in marks.finished(rows) if validated(row) is not None]
     if not trials or not keys:
         return []
     lines = (len(keys) + 1) // 2
@@ -224,10 +224,10 @@ def joint_figure(rows: Sequence[TrialRow], keys: Sequence[str], out: Path, name:
     for axes, key in zip(panels, keys, strict=False):
         here = [row for row in trials if row.params.get(key) is not None]
         scale = Scale(here, key)
-        marks.draw_marks(axes, here, scale.position, marks.validated)
-        _ring_best(axes, trials, scale.position, marks.validated)
+        marks.draw_marks(axes, here, scale.position, validated)
+        _ring_best(axes, trials, scale.position, validated)
         scale.apply(axes, here)
-        marks.frame(axes, trials, [row for row in trials if row.status == "done"], [marks.validated])
+        marks.frame(axes, trials, [row for row in trials if row.status == "done"], [validated])
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
     for axes in panels[::2]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib
-from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.report import marks
-from orchestration.report.notation import MISSING, baseline_name
+from orchestration.report.notation import MISSING, baseline_name, tested
 from orchestration.rows import TrialRow
 
 CAPTION = (
@@ -103,7 +99,7 @@ def column_name(row: TrialRow) -> str:
 
 def cell_of(rows: Sequence[TrialRow]) -> Cell:
     """What these runs, the seeds of one setting, reached."""
-    reached = [marks.tested(row) for row in rows if row.status == "done"]
+    reached = [tested(row) for row in rows if row.status == "done"]
     return Cell(tuple(value for value in reached if value is not None), len(rows))
 
 
@@ -125,31 +121,3 @@ def grid_markdown(rows: Sequence[TrialRow]) -> str:
     rule = [":--", *["--:"] * (len(heading) - 1)]
     table = "\n".join("| " + " | ".join(words) + " |" for words in [heading, rule, *body])
     return f"{table}\n\n{CAPTION}; behind it the change against the first line in points.\n"
-
-
-@matplotlib.rc_context(marks.STYLE)
-def grid_figure(rows: Sequence[TrialRow], out: Path) -> list[Path]:
-    """A bar per cell with the seeds as dots, grouped by line; the files written, none if no run ended."""
-    grid = Grid.of(rows)
-    if not any(cell.values for line in grid.cells.values() for cell in line.values()):
-        return []
-    figure = Figure(figsize=(max(6.0, 1.2 * len(grid.lines)), 4.2), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(grid.columns)
-    colours = (marks.PAPER, marks.OPTUNA, *marks.BASELINES[1:])
-    for index, column in enumerate(grid.columns):
-        for place, line in enumerate(grid.lines):
-            cell = grid.cells[line].get(column)
-            if cell is None or cell.mean is None:
-                continue
-            x = place + (index - (len(grid.columns) - 1) / 2) * width
-            colour = colours[index % len(colours)]
-            axes.bar(x, cell.mean, 0.9 * width, color=colour, alpha=0.75, label=column if place == 0 else None)
-            axes.scatter([x] * len(cell.values), cell.values, s=10, color="black", zorder=3, lw=0)
-    marks.ticks(axes, range(len(grid.lines)), [line.replace(" on ", "\n") for line in grid.lines])
-    axes.tick_params(axis="x", labelsize=9)
-    axes.set_ylim(0, 100)
-    axes.set_ylabel("clean test accuracy (%)")
-    axes.set_title("Bars: mean over seeds; dots: seeds", loc="left")
-    marks.legend(figure, columns=len(grid.columns))
-    return marks.save(figure, out, "grid")

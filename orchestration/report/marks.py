@@ -12,7 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from orchestration.report.notation import baseline_name, finite
+from orchestration.report.notation import baseline_name, tested, validated
 from orchestration.rows import FINISHED, TrialRow
 
 # Okabe and Ito's colours, told apart under the common forms of colour blindness.
@@ -32,22 +32,6 @@ STYLE: Any = {  # typed by matplotlib as a dictionary with 300 literal keys
 }
 Position = Callable[[TrialRow], float]
 Accuracy = Callable[[TrialRow], float | None]
-
-
-def percent(share: float | None) -> float | None:
-    """An accuracy in percent, as the paper has it; None where it is missing or not a number."""
-    number = finite(share)
-    return None if number is None else 100 * number
-
-
-def tested(row: TrialRow) -> float | None:
-    """The paper's primary figure: clean test accuracy of the last epoch, in percent."""
-    return percent(row.final_test_accuracy)
-
-
-def validated(row: TrialRow) -> float | None:
-    """What the choice is made by: validation accuracy of the best epoch, in percent."""
-    return percent(row.best_val_accuracy)
 
 
 def finished(rows: Sequence[TrialRow]) -> list[TrialRow]:

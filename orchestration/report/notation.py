@@ -16,11 +16,22 @@ _SHORT = {
     "corruption.data": "images",
     "corruption.labels": "labels",
     "corruption.rate": "rate",
+    "model.name": "network",
     "corruption.seed": "corr. seed",
     "train.seed": "seed",
 }
 _ASCII = {EPSILON_INF: "eps_inf", EPSILON_2: "eps_2", "defense.eta": "eta", "defense.lambda_u": "lambda"}
 _DEFENSES = {"dividemix": "DivideMix"}  # all others in capitals
+_NETWORKS = {
+    "vgg11": "VGG11",
+    "vgg16": "VGG16",
+    "resnet18": "ResNet18",
+    "resnet34": "ResNet34",
+    "resnet50": "ResNet50",
+    "preact_resnet18": "PreAct18",
+    "wideresnet28_10": "WRN-28-10",
+    "vit_b16": "ViT-B/16",
+}
 _AT = {"linf": "AT∞", "l2": "AT2"}  # where a table sets adversarial training's norm and does not leave it to the poison
 
 
@@ -36,7 +47,7 @@ def value(key: str, number: Any) -> str:
     if isinstance(number, bool):
         return str(number).lower()
     if not isinstance(number, float):
-        return str(number)
+        return _NETWORKS.get(str(number), str(number)) if key == "model.name" else str(number)
     text = f"{number:.3g}"
     if key != EPSILON_INF or not math.isfinite(number) or float(text) == number:
         return text  # 0.2 is 51/255 too, and says less that way
@@ -99,3 +110,19 @@ def named(key: str, row: TrialRow) -> bool:
 def origin(row: TrialRow) -> str:
     """Where a trial's settings come from, in a word or two; of a baseline, its name."""
     return baseline_name(row) if row.source == "baseline" else row.source
+
+
+def percent(share: float | None) -> float | None:
+    """An accuracy in percent, as the paper has it; None where it is missing or not a number."""
+    number = finite(share)
+    return None if number is None else 100 * number
+
+
+def tested(row: TrialRow) -> float | None:
+    """The paper's primary figure: clean test accuracy of the last epoch, in percent."""
+    return percent(row.final_test_accuracy)
+
+
+def validated(row: TrialRow) -> float | None:
+    """What the choice is made by: validation accuracy of the best epoch, in percent."""
+    return percent(row.best_val_accuracy)

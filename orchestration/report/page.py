@@ -6,18 +6,20 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from math import floor, log10
 from statistics import mean
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from orchestration.report import svg
+from orchestration.report import svg, trend_svg
 from orchestration.report.detail import Pool
 from orchestration.report.errata import FIGURE_5, Footnotes
-from orchestration.report.notation import duration
+from orchestration.report.notation import baseline_name, duration
 from orchestration.report.sections import Group, TableView, groups_of, missing_rows, place_of, reason
 from orchestration.report.summary import best, caption, headings, ranked, texts_of
+from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of
 from orchestration.rows import FINISHED, TrialRow
 
 MOST_BYTES = 3_400_000  # of what is kept of single runs; with tables and figures a page stays below 5 MB
@@ -36,6 +38,7 @@ class Subject:
         searched: whether Optuna searched; else the runs are a table's.
         figures: (caption, SVG) of a search.
         curves: test accuracies over epochs, of the finished cells.
+        selection: cell -> its `selection.json`, of the runs that Fig. 2 compares.
         search: what finds the runs in MLflow.
         detail: packs one run's drill-down.
     """
@@ -51,6 +54,7 @@ class Subject:
     detail: Detail
     figures: list[tuple[str, str]] = field(default_factory=list)
     curves: Epochs = field(default_factory=dict)
+    selection: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def html_page(subject: Subject) -> str:
@@ -70,6 +74,7 @@ def html_page(subject: Subject) -> str:
         data=Markup(data),
         groups=groups,
         drawn=[(group, _figures(group, subject.curves)) for group in groups],
+        over=[] if subject.searched else _over_settings(subject),
         several_seeds=any(cell.last.planned > 1 for cell in _cells(groups)),
         has_paper=any(cell.paper is not None for cell in _cells(groups)),
         has_best=any(cell.best is not None and cell.best.mean is not None for cell in _cells(groups)),
@@ -142,16 +147,52 @@ def _figures(group: Group, curves: Epochs) -> dict[str, Any]:
     finished = any(reached.values())
     return {
         "heat": [(view.table.title, Markup(svg.heat_map(view.table))) for view in group.tables if view.begun],
-        "bars": Markup(svg.bars(reached)) if finished else "",
+        "bars": Markup(svg.bars(reached, "Mean accuracy over cells, per defense")) if finished else "",
         "curves": [
-            (view.table.title, Markup(svg.curves(lines, f"Test accuracy over epochs, {view.table.title}", names)))
+            (view.table.title, Markup(trend_svg.curves(lines, f"Test accuracy over epochs, {view.table.title}", names)))
             for view in group.tables
             if (lines := _lines(view, curves))
         ],
     }
 
 
-def _lines(view: TableView, curves: Epochs) -> list[svg.Curve]:
+def _over_settings(subject: Subject) -> list[tuple[str, list[tuple[str, Markup]]]]:
+    """(heading, figures with their captions) of what goes beyond tables: the paper's Figures 2 to 8 and RQ5."""
+    names = list(dict.fromkeys(map(baseline_name, subject.rows)))
+    sections: dict[str, list[tuple[str, Markup]]] = {}
+    for trend in trends_of(subject.rows):
+        reached = {name: [cell.mean for cell in cells] for name, cells in trend.lines.items()}
+        if not any(value is not None for values in reached.values() for value in values):
+            continue
+        if trend.ordered:
+            spreads = {name: [cell.spread for cell in cells] for name, cells in trend.lines.items()}
+            lines = [trend_svg.Curve(name, values, spreads[name]) for name, values in reached.items()]
+            drawn = trend_svg.trend(lines, f"{trend.title} over {trend.axis}", names, trend.ticks, trend.axis)
+        else:
+            groups = {
+                tick: {name: value for name, values in reached.items() if (value := values[place]) is not None}
+                for place, tick in enumerate(trend.ticks)
+            }
+            drawn = trend_svg.columns(groups, f"{trend.title} over {trend.axis}", names)
+        sections.setdefault(f"Accuracy over {trend.axis}", []).append((trend.title, Markup(drawn)))
+    for chosen in selections_of(subject.rows, subject.selection):
+        drawn = trend_svg.selection(chosen.classes, chosen.stacks, chosen.title)
+        sections.setdefault("Which labels are believed, by class", []).append((chosen.title, Markup(drawn)))
+    times = seconds_per_epoch(subject.rows)
+    if len(times) > 1:
+        words = "Bar: mean over the finished runs; dots: runs. As they ran, side by side with others."
+        drawn = svg.bars(times, "Seconds of an epoch, per defense", _round_up(max(map(max, times.values()))))
+        sections["Seconds of an epoch"] = [(words, Markup(drawn))]
+    return list(sections.items())
+
+
+def _round_up(number: float) -> float:
+    """The next 1, 2 or 5 times a power of ten."""
+    scale = 10.0 ** floor(log10(number))
+    return next(step * scale for step in (1, 2, 5, 10) if step * scale >= number)
+
+
+def _lines(view: TableView, curves: Epochs) -> list[trend_svg.Curve]:
     """A defense's mean over its finished runs after each epoch; runs of other lengths than most are left out."""
     lines = []
     for name, cells in view.lines.items():
@@ -162,5 +203,5 @@ def _lines(view: TableView, curves: Epochs) -> list[svg.Curve]:
         if lengths:
             usual = max(set(lengths), key=lengths.count)
             columns = zip(*(run for run in runs if len(run) == usual), strict=True)
-            lines.append(svg.Curve(name, [100 * mean(column) for column in columns]))
+            lines.append(trend_svg.Curve(name, [100 * mean(column) for column in columns]))
     return lines

@@ -17,7 +17,7 @@ from optuna.distributions import FloatDistribution
 
 from orchestration.report import marks, svg
 from orchestration.report.figures import sweep_figure
-from orchestration.report.notation import header, value
+from orchestration.report.notation import header, validated, value
 from orchestration.rows import TrialRow
 
 ENOUGH = 6  # trials from which on the figures say more than the table
@@ -32,7 +32,7 @@ def search_figures(name: str, rows: Sequence[TrialRow], ranges: Ranges) -> list[
         for path in sweep_figure(name, searched, baselines, Path(folder)):
             if path.suffix == ".svg":
                 found.append(("Accuracy over the searched settings", inlined(path.read_text(), "sweep")))
-    trials = [row for row in searched if row.status == "done" and marks.validated(row) is not None]
+    trials = [row for row in searched if row.status == "done" and validated(row) is not None]
     trials = [row for row in trials if all(row.params.get(key) is not None for key in ranges)]
     if len(trials) < ENOUGH or not ranges:
         return found
@@ -93,7 +93,7 @@ def _parallel(trials: Sequence[TrialRow], ranges: Ranges) -> str:
         span = (scale(high) - scale(low)) or 1.0
         axes[header(key)] = [(scale(setting) - scale(low)) / span for setting in settings]
         labels[header(key)] = (value(key, low), value(key, high))
-    heights = [marks.validated(row) or 0.0 for row in trials]
+    heights = [validated(row) or 0.0 for row in trials]
     scale_, below = marks.colour_scale(heights)  # one collapsed trial must not press the others together
     low, high = float(scale_.vmin or 0), max(heights)
     places = [max(height - low, 0.0) / ((high - low) or 1.0) for height in heights]
@@ -114,7 +114,7 @@ def _contour(trials: Sequence[TrialRow], first: str, second: str, ranges: Ranges
         even.append((drawn - drawn.min()) / (np.ptp(drawn) or 1.0))
         if log:
             set_scale("log")
-    heights = np.array([marks.validated(row) or 0.0 for row in trials])
+    heights = np.array([validated(row) or 0.0 for row in trials])
     scale, below = marks.colour_scale(list(heights))
     try:
         triangles = Triangulation(*even).triangles

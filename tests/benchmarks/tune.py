@@ -72,5 +72,5 @@ def _search(driver: SweepDriver) -> None:
 
 
 def _bare(spec: SweepSpec, home: Home) -> None:
-    for config in spec.planned(0):
+    for config in spec.planned(0)[0]:
         run_cell(config, home)

@@ -69,3 +69,34 @@ def test_another_grid_runs_only_what_is_new(ran: Said, command: Command, home: H
     shared = [run for run in said.json["runs"] if run["cell"] in known]
     assert len(shared) == 2
     assert all(run["final_test_accuracy"] == known[run["cell"]] for run in shared)
+
+
+def test_training_begins_beside_crafting(command: Command, home: Home, tmp_path: Path) -> None:
+    grid = tmp_path / "beside.yaml"
+    grid.write_text(
+        "name: beside\nabout: a slow set and a quick one\n"
+        "axes: {noise: [symmetric, instance], corruption: [uap, urp], defense: [ce]}\n"
+    )
+    words = ["data.limit=360", "train.epochs=2", "corruption.source_epochs=1", "corruption.steps=1500"]
+    said = command("matrix", "--grid", str(grid), *words, "--json")
+    assert said.code == 0, said.err
+    lines = said.err.splitlines()
+    first = next(index for index, line in enumerate(lines) if " running " in line)
+    last = max(index for index, line in enumerate(lines) if line.startswith("crafting uap"))
+    assert "images=urp" in lines[first]
+    assert first < last, "the quick set's runs wait for nobody"
+    assert {run["status"] for run in said.json["runs"]} == {"done"}
+    crafted = [path.name.split("-")[0] for path in home.crafted.iterdir() if not path.name.startswith(".")]
+    assert crafted.count("images") == 4, "uhp and urp of the first grid, uap and urp of this one"
+
+
+def test_what_crafting_refuses_leaves_the_name_free(command: Command, home: Home, tmp_path: Path) -> None:
+    bad = tmp_path / "weights.pt"
+    bad.write_bytes(b"none")
+    grid = tmp_path / "one.yaml"
+    grid.write_text("name: one\nabout: one\naxes: {noise: [symmetric], corruption: [uhp], defense: [ce]}\n")
+    words = ["matrix", "--grid", str(grid), "--name", "mistaken", "--json", *SMALL[:2], SMALL[3]]
+    said = command(*words, f"corruption.source_weights={bad}")
+    assert said.code == 2, said.err
+    assert str(bad) in said.err.splitlines()[-1]
+    assert command(*words, "corruption.source_epochs=1").code == 0

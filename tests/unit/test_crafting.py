@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import sys
+import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import orchestration
 from erat.config import RunConfig, build
 from erat.errors import UserError
-from orchestration import crafting, verify
-from orchestration.crafting import craft_here, craft_view, distinct_sets, missing_sets, preview, set_name
+from orchestration import crafting_view, verify
+from orchestration.crafting import Crafting, by_images, craft_here, distinct_sets, missing_sets, preview, set_name
+from orchestration.crafting_view import craft_view
 from orchestration.home import Home
 
 TINY: dict[str, Any] = {
@@ -34,7 +39,7 @@ def home(tmp_path: Path) -> Home:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Time that passes when told to."""
     now = [100.0]
-    monkeypatch.setattr(crafting.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(crafting_view.time, "monotonic", lambda: now[0])
 
     def go(seconds: float) -> None:
         now[0] += seconds
@@ -61,6 +66,74 @@ def test_a_set_has_a_name_that_says_what_it_is() -> None:
     assert set_name(config("uhp")) == "uhp l2 1.25"
     assert set_name(config("up", **{"corruption.seed": 3, "corruption.epsilon": "8/255"})) == "up linf 0.0314 seed 3"
     assert set_name(config("none")) == "symmetric labels"
+
+
+def test_sets_of_the_same_images_are_crafted_together() -> None:
+    noises = [config("urp", **{"corruption.labels": labels}) for labels in ("symmetric", "instance")]
+    others = [config("urp", **{"corruption.epsilon": 1}), config("none"), config("none", **{"corruption.rate": 0.2})]
+    assert by_images([noises[0], others[0], *others[1:], noises[1]]) == [
+        [noises[0], noises[1]],
+        [others[0]],
+        [others[1]],
+        [others[2]],
+    ]
+
+
+# --- beside the runs --------------------------------------------------------------------------------------------------
+
+
+class Silent:
+    def show(self, name: str, what: str, done: int, total: int) -> None: ...
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """In the place of Ray's tasks: what is called with the number of a group that is done, or, put on top, an error."""
+    ended: list[Any] = []
+
+    def craft_sets(groups: Any, home: Home, told: Any, ready: Callable[[int], None], given_up: Any) -> None:
+        ended.append(ready)
+        while not given_up():
+            if isinstance(ended[-1], BaseException):
+                raise ended[-1]
+            time.sleep(0.01)
+
+    module = types.ModuleType("orchestration.cluster")
+    module.craft_sets = craft_sets  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "orchestration.cluster", module)
+    monkeypatch.setattr(orchestration, "cluster", module, raising=False)
+    return ended
+
+
+def until(reached: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def test_each_run_begins_when_its_set_is_there(home: Home, tasks: list[Any]) -> None:
+    up, uhp = config("up"), config("uhp")
+    there = config("none", **{"corruption.labels": "none"})
+    crafting = Crafting([up, uhp], home)
+    ready = crafting.gate([there, up, uhp, up], [uhp])
+    with crafting.running(Silent()):
+        until(lambda: bool(tasks))
+        assert [ready(number) for number in range(5)] == [True, False, False, False, False]
+        tasks[0](0)
+        assert [ready(number) for number in range(5)] == [True, True, False, True, False]
+        tasks[0](1)
+        assert all(ready(number) for number in range(9)), "numbers after the points are Optuna's"
+
+
+def test_what_crafting_raised_is_raised_where_a_run_is_asked_for(home: Home, tasks: list[Any]) -> None:
+    crafting = Crafting([config("up")], home)
+    ready = crafting.gate([config("up")], [])
+    with crafting.running(Silent()):
+        until(lambda: bool(tasks))
+        tasks.append(UserError("no such weights"))
+        with pytest.raises(UserError, match="no such weights"):
+            until(lambda: ready(0))
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------
@@ -148,7 +221,7 @@ def _pixels(path: Path) -> Any:
 
 def test_every_kind_is_verified_beside_none() -> None:
     spec = verify.specification("demo", {}, ["none", "symmetric:0.4"], [0, 1])
-    runs = spec.planned(0)
+    runs, _ = spec.planned(0)
     kinds = [run.corruption.data for run in runs]
     assert list(dict.fromkeys(kinds)) == ["none", *verify.PAPER_ORDER]
     assert len(runs) == 8 * 2 * 2
@@ -159,7 +232,7 @@ def test_every_kind_is_verified_beside_none() -> None:
 
 
 def test_those_named_alone() -> None:
-    runs = verify.specification("demo", {"corruption.data": "up, uap", "train.epochs": 2}, ["none"], [0]).planned(0)
+    runs = verify.specification("demo", {"corruption.data": "up, uap", "train.epochs": 2}, ["none"], [0]).planned(0)[0]
     assert [run.corruption.data for run in runs] == ["none", "up", "uap"]
     assert {run.train.epochs for run in runs} == {2}
 

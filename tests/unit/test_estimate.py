@@ -14,6 +14,7 @@ from orchestration.home import Home
 from orchestration.spaces import SearchSpace
 from orchestration.state import Ledger
 from orchestration.sweep import SweepSpec
+from orchestration.trial import run_cell
 
 Make = Callable[..., RunConfig]
 
@@ -137,3 +138,16 @@ def test_work_tells_long_runs_from_short_ones(make_config: Make) -> None:
     assert ce < at < erat
     assert erat / ce == pytest.approx((23 + 24) / 3, rel=0.15)
     assert estimate.work(make_config({"defense.name": "ce", "train.epochs": 6})) == 2 * ce
+
+
+class TestDisk:
+    def test_a_run_and_its_set_take_about_what_was_said(self, make_config: Make, home: Home) -> None:
+        config = make_config({"data.limit": 300, "corruption.data": "urp", "data.image_size": 14, "train.epochs": 1})
+        said = estimate.disk([config], [config])
+        run_cell(config, home)
+        model = home.cell(config.digest()) / "artifacts" / "model.pt"
+        took = sum(file.stat().st_size for file in home.root.rglob("*") if file.is_file()) + model.stat().st_size
+        assert took == pytest.approx(said - estimate.RECORD_BYTES, rel=0.1), "MLflow copies the model"
+
+    def test_nothing_to_do_takes_nothing(self) -> None:
+        assert estimate.disk([], []) == 0

@@ -356,3 +356,26 @@ def test_of_a_list_of_runs_the_longest_begin_first_under_their_own_numbers() -> 
     assert all(trial.overrides == cells[trial.number] for trial in begun if trial)
     assert made.next() is None
     assert made.exhausted
+
+
+# --- what waits for its images ----------------------------------------------------------------------------------------
+
+
+def test_baselines_whose_images_are_not_there_are_passed_over() -> None:
+    made, _ = generations(total=0, baselines=2, points=())
+    made.ready = lambda number: number == 1
+    assert [trial.number for trial in take(made)] == [1]
+    assert made.next() is None
+    assert not made.exhausted, "one is still to come"
+    made.ready = lambda number: True
+    assert [trial.number for trial in take(made)] == [0]
+    assert made.exhausted
+
+
+def test_a_search_waits_for_its_images_while_baselines_run() -> None:
+    made, proposer = generations()
+    made.ready = lambda number: number < made.begin
+    assert [trial.source for trial in take(made)] == ["baseline"]
+    assert not [entry for entry in proposer.log if entry[0] == "suggest"], "nothing is proposed ahead of its time"
+    made.ready = lambda number: True
+    assert [trial.source for trial in take(made)] == ["paper", "paper"]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestration.report.grid import Grid, grid_figure, grid_markdown, grid_table
+from orchestration.report.grid import Grid, grid_markdown, grid_table
+from orchestration.report.grid_figure import grid_figure
 from orchestration.rows import TrialRow
 
 

@@ -229,6 +229,24 @@ class TestTable:
         assert terminal.getvalue().endswith("\n")
         assert capsys.readouterr().out == ""
 
+    def test_what_is_crafted_meanwhile_has_its_bars_above_the_trials(self, terminal: Screen, clock: Clock) -> None:
+        with LiveView("t", COLUMNS, 30, terminal, clock) as view:
+            rows = [row(n, "running" if n < 20 else "queued", 4) for n in range(30)]
+            view.crafting.show("uap l2 1", "class vectors", 3, 10)
+            view.crafting.show("l2c linf 0.3", "trials", 1, 12)
+            view.update(rows)
+            drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).replace("\r", "\n")
+            screen = drawn[drawn.rindex(" t\n") :].splitlines()
+            assert screen[1].split("━")[0].strip() == "crafting uap l2 1: class vectors"
+            assert "3/10" in screen[1]
+            assert screen[2].startswith("crafting l2c linf 0.3: trials")
+            assert len(screen) < 20, "the terminal's height"
+            view.crafting.show("l2c linf 0.3", "trials", 12, 12)
+            view.crafting.show("uap l2 1", "class vectors", 10, 10)
+            before = len(terminal.getvalue())
+            view.update([*rows[1:], row(0, "running", 5)])
+            assert "crafting" not in terminal.getvalue()[before:]
+
     @pytest.mark.parametrize("reason", [None, KeyboardInterrupt])
     def test_only_an_interrupted_sweep_leaves_its_table_behind(
         self, terminal: Screen, clock: Clock, reason: type[BaseException] | None

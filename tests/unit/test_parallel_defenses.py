@@ -34,9 +34,9 @@ RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFE
     "unicon wo prior": {"defense.name": "unicon", "defense.contrastive_weight": 0.0},
 }
 SELECTING = [name for name in RUNS if RUNS[name]["defense.name"] in ("erat", "dividemix", "unicon", "mspl")]
-# What each worker takes over its own share: DAT's batch statistics, MixMatch's prior penalty, UNICON's contrastive
-# term, MSPL's and its prototypes. These agree with one worker in parts alone.
-PER_WORKER = ["dat", "dividemix", "dividemix in turn", "unicon", "mspl"]
+# What each worker takes over its own share: MixMatch's prior penalty, UNICON's contrastive term, MSPL's and its
+# prototypes. These agree with one worker in parts alone.
+PER_WORKER = ["dividemix", "dividemix in turn", "unicon", "mspl"]
 EXACT = [name for name in RUNS if name not in PER_WORKER]
 
 
@@ -199,7 +199,8 @@ def test_two_workers_step_along_one_worker_s_gradient(
     """But for a sign step of an attack that rounding turns now and then, which moves one pixel of one image."""
     found = sorted(differences(name, both, alone(name)))
     print(f"{name}: gradients of up to {max(sizes(alone(name))):.1e} differ by {found[-1]:.1e}")
-    assert min(sizes(alone(name))) > 1e-2
+    # DAT's turns against its second head move little.
+    assert min(sizes(alone(name))) > (1e-4 if name == "dat" else 1e-2)
     attacked = RUNS[name]["defense.name"] in ("at", "erat") or RUNS[name].get("defense.adversarial", False)
     assert max(found[:-2] if attacked else found) < 1e-5
     assert found[-1] < 1e-3

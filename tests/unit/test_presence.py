@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from erat.errors import UserError
+from orchestration import presence
 from orchestration.home import Home
-from orchestration.presence import ask_to_stop, driving, is_driven
+from orchestration.presence import ask_to_stop, at_work, driving, heard, is_driven, is_running
 
 DRIVER = """
 import signal, sys, time
@@ -82,3 +85,27 @@ def test_an_old_wish_stops_no_new_driver(tmp_path: Path) -> None:
     (tmp_path / ".mine.stop").write_text("")
     with driving(Home(tmp_path), "mine"):
         time.sleep(1.5)
+
+
+def test_a_run_says_that_it_is_alive_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "BEAT_SECONDS", 0.05)
+    assert heard(tmp_path) is None
+    with at_work(tmp_path):
+        os.utime(tmp_path / "heartbeat", (0, 0))
+        limit = time.monotonic() + 20
+        while (heard(tmp_path) or 0) > 5:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        assert is_running(tmp_path)
+    assert heard(tmp_path) is None
+    assert not is_running(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("host", "age", "running"), [("elsewhere", 3, True), ("elsewhere", 60, False), (platform.node(), 3, False)]
+)
+def test_a_lock_that_is_not_seen_across_machines(tmp_path: Path, host: str, age: float, running: bool) -> None:
+    """On this machine the lock says all; of another one only what it said of itself is known."""
+    (tmp_path / "heartbeat").write_text(host)
+    os.utime(tmp_path / "heartbeat", (time.time() - age, time.time() - age))
+    assert is_running(tmp_path) is running

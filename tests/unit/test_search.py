@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from erat.errors import UserError
 from orchestration.generations import Trial
+from orchestration.restarts import Again
 from orchestration.search import (
     METRIC,
     GenerationScheduler,
@@ -167,6 +168,8 @@ class FakeDriver:
         self.ends: dict[int, Outcome] = {}
         self.stops_asked: list[tuple[int, int]] = []
         self.idle: list[bool] = []
+        self.verdicts: list[Again] = []
+        self.words: list[tuple[int, str]] = []
         self.made = 0
 
     @property
@@ -193,8 +196,11 @@ class FakeDriver:
 
     def epoch(self, number: int) -> None: ...
 
-    def ended(self, number: int) -> Outcome:
-        return Outcome("done", {"number": number})
+    def ended(self, number: int) -> Outcome | Again:
+        return self.verdicts.pop(0) if self.verdicts else Outcome("done", {"number": number})
+
+    def heard(self, number: int, words: str) -> None:
+        self.words.append((number, words))
 
     def stop(self, number: int, epoch: int) -> None:
         self.stops_asked.append((number, epoch))
@@ -210,8 +216,49 @@ class TestTuneSide:
         search.on_trial_complete("a", error=True)
         assert driver.ends[1].result == {"number": 1}
         assert search.suggest("c") == {"number": 2}
+        assert search.suggest("d") is None, "the last may have to run again"
+        search.on_trial_complete("c")
         assert search.suggest("d") == Searcher.FINISHED
-        assert driver.idle == [True, False, False, True, False]
+        assert driver.idle == [True, False, False, True, False, True]
+
+    def test_a_trial_that_is_to_run_again_comes_first_and_ends_once(self) -> None:
+        driver = FakeDriver()
+        search = GenerationSearch(driver, slots=2, ahead=True)
+        assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
+        driver.verdicts = [Again(fewer=False, reason="the worker died after epoch 3")]
+        search.on_trial_complete("a", error=True)
+        assert not driver.ends
+        assert search.suggest("c") == {"number": 0}
+        search.on_trial_complete("c")
+        search.on_trial_complete("b")
+        assert [search.suggest("d"), sorted(driver.ends)] == [{"number": 2}, [0, 1]]
+
+    def test_after_a_want_of_memory_fewer_run_side_by_side(self) -> None:
+        driver = FakeDriver()
+        search = GenerationSearch(driver, slots=2, ahead=True)
+        assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
+        driver.verdicts = [Again(fewer=True, reason="out of memory")]
+        search.on_trial_complete("a", error=True)
+        assert search.suggest("c") is None, "the other one still runs"
+        search.on_trial_complete("b")
+        assert search.suggest("c") == {"number": 0}
+        assert search.suggest("d") is None
+        search.on_trial_complete("c")
+        assert search.suggest("d") == {"number": 2}
+
+    def test_a_storage_that_cannot_be_written_ends_the_search_and_no_trial(self) -> None:
+        driver = FakeDriver()
+        search = GenerationSearch(driver, slots=1, ahead=True)
+        search.suggest("a")
+        with pytest.raises(UserError, match=r"the disk is full \(on a\); nothing finished is lost"):
+            search.on_trial_complete("a", {"storage_fault": "the disk is full (on a)"})
+        assert not driver.ends
+
+    def test_what_ray_says_of_a_death_reaches_the_driver(self) -> None:
+        driver = FakeDriver()
+        trial: Any = SimpleNamespace(config={"number": 1}, get_error=lambda: RuntimeError("the node died"))
+        GenerationScheduler(driver).on_trial_error(None, trial)
+        assert driver.words == [(1, "the node died")]
 
     def test_no_more_trials_are_begun_than_have_room(self) -> None:
         """Data-parallel trials ask Tune for next to nothing: without this all would start and none get its workers."""

@@ -176,3 +176,14 @@ class TestOutcomes:
         for one in (ledger, Ledger(path)):
             assert one.sweeps["a"].trials == 9
             assert list(one.sweeps["a"].proposals) == [0]
+
+
+def test_a_name_under_which_nothing_was_tried_can_be_given_back(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("sweep", name="a", spec={"space": 1}, trials=3)
+    ledger.withdraw("a")
+    assert "a" not in Ledger(ledger.path).sweeps
+    ledger.append("sweep", name="a", spec={"space": 2}, trials=1)
+    ledger.append("proposed", sweep="a", number=0, params={}, source="baseline", cell="c")
+    ledger.withdraw("a")
+    assert Ledger(ledger.path).sweeps["a"].spec == {"space": 2}

@@ -15,6 +15,7 @@ from erat.errors import UserError
 from orchestration.cli import parse_overrides
 from orchestration.home import Home
 from orchestration.report.summary import paste_command
+from orchestration.restarts import DEATHS, Again
 from orchestration.rows import TrialRow
 from orchestration.spaces import load_space, parse_space
 from orchestration.state import Ledger, Outcome
@@ -278,6 +279,7 @@ class World:
 
     def end(self, number: int) -> Outcome:
         outcome = self.driver.ended(number)
+        assert isinstance(outcome, Outcome)
         self.driver.generations.complete(number, outcome)
         return outcome
 
@@ -292,9 +294,9 @@ class TestDriver:
         point, _, baseline = world.begin(3)
         assert json.loads(point["config"]) == json.loads(world.spec.config({ETA: 0.1}).model_dump_json())
         assert json.loads(baseline["config"])["defense"]["name"] == "ce"
-        assert Path(point["stop_file"]).parent == world.home.cell(point["cell"])
+        assert point["wish"] == "stop-a"
         assert Path(point["home"]) == world.home.root
-        assert Path(point["stop_file"]).parent.is_dir()
+        assert world.home.cell(point["cell"]).is_dir()
 
     def test_what_is_proposed_is_on_disk_before_it_runs(self, world: World) -> None:
         world.begin(3)
@@ -345,12 +347,52 @@ class TestDriver:
         assert world.tracker.of("finish")[-1][1::3] == ("failed", "TrainingFailedError: the loss became nan in epoch 1")
         assert world.tracker.of("finish")[-1][3] is None, "no artifacts"
 
-    def test_a_worker_that_died_leaves_a_failure(self, world: World) -> None:
+    def test_a_trial_goes_on_after_its_worker_died(self, world: World) -> None:
         world.begin(2)
-        world.epochs(1, 0.3, 0.5)
+        world.epochs(1, 0.3)
+        with pytest.warns(UserWarning, match="trial 1: the worker died after epoch 1; it goes on$"):
+            assert isinstance(world.driver.ended(1), Again)
+        assert world.seen[-1] == ["queued", "running"]
+        assert world.driver.ledger.outcome(world.driver.rows[1].cell, "a") is None
+        assert not world.tracker.of("finish")
+        world.driver.started(1)
+        world.epochs(1, 0.3, 0.5, 0.5, 0.5)
+        world.result(1, "done", epochs=4, final_test_accuracy=0.3)
+        assert world.end(1).status == "done"
+
+    def test_memory_is_tried_once_more_among_fewer(self, world: World) -> None:
+        world.begin(2)
+        world.result(1, "failed", error="out of memory: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
+        with pytest.warns(UserWarning, match="it goes on, with fewer beside it"):
+            assert world.driver.ended(1) == Again(
+                fewer=True, reason="out of memory: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+            )
         outcome = world.end(1)
         assert outcome.status == "failed"
-        assert "died after epoch 2" in str(outcome.error)
+        assert "Tried to allocate 2 GiB; again with fewer side by side: lower train.batch_size" in str(outcome.error)
+
+    def test_the_tracker_knows_of_an_end_before_the_ledger(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A driver killed between the two finds the result again, and the tracker takes it twice for once."""
+        world.begin(2)
+        world.result(1, "done", epochs=4)
+
+        def killed(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(world.ledger, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.driver.ended(1)
+        assert world.tracker.of("finish")[-1][1] == "done"
+
+    @pytest.mark.filterwarnings("ignore:trial 1")
+    def test_a_worker_that_dies_every_time_leaves_a_failure(self, world: World) -> None:
+        world.begin(2)
+        world.epochs(1, 0.3, 0.5)
+        verdicts = [world.driver.ended(1) for _ in range(DEATHS - 1)]
+        assert all(isinstance(verdict, Again) for verdict in verdicts)
+        outcome = world.end(1)
+        assert outcome.status == "failed"
+        assert "died after epoch 2, 3 times" in str(outcome.error)
         assert Ledger(world.home.ledger).outcome(world.driver.rows[1].cell, "a").status == "failed"  # type: ignore[union-attr]
 
     def test_a_worker_that_could_not_begin_says_why(self, world: World) -> None:
@@ -362,6 +404,7 @@ class TestDriver:
         trial = world.driver.generations.next()
         assert trial is not None
         world.driver.trial_parameters(trial)
+        world.result(trial.number, "failed", error="at once")
         world.end(trial.number)
         assert len(world.tracker.of("start")) == len(world.tracker.of("finish")) == 1
 
@@ -415,11 +458,11 @@ class TestStopping:
     def test_it_holds_in_this_sweep_alone(self, world: World) -> None:
         (parameters,) = world.begin()
         world.driver.stop(1, 2)
-        assert Path(parameters["stop_file"]).exists()
+        assert (world.folder(1) / parameters["wish"]).exists()
         world.epochs(1, 0.1, 0.2)
         world.result(1, "stopped")
         world.end(1)
-        assert not Path(parameters["stop_file"]).exists(), "another try must not stop at once"
+        assert not (world.folder(1) / parameters["wish"]).exists(), "another try must not stop at once"
         ledger = Ledger(world.home.ledger)
         assert ledger.outcome(parameters["cell"], "a").status == "stopped"  # type: ignore[union-attr]
         assert ledger.outcome(parameters["cell"], "b") is None

@@ -21,6 +21,7 @@ import pytest
 
 from erat.errors import UserError
 from orchestration import tracking
+from orchestration._outbox import Spool
 from orchestration.home import Home
 from orchestration.tracking import EPOCH_METRICS, Tracker, compare_hint, run_name
 
@@ -411,6 +412,59 @@ def test_runs_begun_while_the_server_is_away(faulty: tuple[Tracker, Faulty], swe
     [parent] = runs(tracker, f"tags.sweep = '{sweep}' and tags.role = 'parent'")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert history(tracker, child.info.run_id) == [(1, 0.1), (2, 0.2)]
+
+
+def test_what_waits_outlives_its_process(tracker: Tracker, home: Home, sweep: str, tmp_path: Path) -> None:
+    """The server away, then the driver killed: the next one sends it all, in order, once."""
+    folder = home.root / "outbox"
+    away = Faulty(tracker._client)
+    killed = Tracker(away, tracker.uri, tracker.experiment_id, Spool(folder, "a server"))  # type: ignore[arg-type]
+    known = begin(killed, sweep, "begun before")
+    killed.log_epoch(known, {"val_accuracy": 0.1}, 1)
+    assert not list(folder.glob("*")), "nothing touches the disk while the server answers"
+    away.error = ConnectionError("away")
+    killed.log_epoch(known, {"val_accuracy": 0.2}, 2)
+    fresh = begin(killed, sweep, "begun while away")
+    killed.log_epoch(fresh, {"val_accuracy": float("nan"), "test_accuracy": 0.3}, 1)
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "a.txt").write_text("a")
+    killed.finish(fresh, "done", {"final_test_accuracy": 0.3}, artifacts=tmp_path / "artifacts")
+    (spooled,) = folder.glob("*.jsonl")
+    assert len(spooled.read_text().splitlines()) == 7
+
+    def another(server: str = "a server") -> Tracker:
+        return Tracker(tracker._client, tracker.uri, tracker.experiment_id, Spool(folder, server))
+
+    assert another()._outbox.flush() == 0
+    assert spooled.exists(), "its process lives"
+    killed._outbox._spool._lock.release()  # type: ignore[union-attr]  # as the kernel does for a killed process
+    with spooled.open("a") as file:
+        file.write('["_send_epoch", ["')  # torn
+    assert another("another server")._outbox.flush() == 0
+    assert spooled.exists(), "what waits for one server is not sent to another"
+    for _ in range(2):
+        assert another().flush() == 0
+        assert not list(folder.glob("*"))
+        assert history(tracker, known) == [(1, 0.1), (2, 0.2)]
+        [child] = runs(tracker, f"tags.sweep = '{sweep}' and tags.cell = 'begun while away'")
+        assert history(tracker, child.info.run_id, "test_accuracy") == [(1, 0.3)]
+        assert child.info.status == "FINISHED"
+        assert child.data.metrics["final_test_accuracy"] == 0.3
+        assert [item.path for item in tracker._client.list_artifacts(child.info.run_id)] == ["a.txt"]
+
+
+def test_a_second_killed_process_hands_on_what_it_adopted(tracker: Tracker, home: Home, sweep: str) -> None:
+    folder = home.root / "outbox"
+    away = Faulty(tracker._client)
+    away.error = ConnectionError("away")
+    for cell in ("first", "second"):
+        killed = Tracker(away, tracker.uri, tracker.experiment_id, Spool(folder, sweep))  # type: ignore[arg-type]
+        begin(killed, sweep, cell)
+        killed._outbox._spool._lock.release()  # type: ignore[union-attr]
+    (spooled,) = folder.glob("*.jsonl")
+    assert len(spooled.read_text().splitlines()) == 4
+    assert Tracker(tracker._client, tracker.uri, tracker.experiment_id, Spool(folder, sweep)).flush() == 0
+    assert len(runs(tracker, compare_hint(sweep))) == 3, "a parent and two children"
 
 
 def test_an_answer_lost_on_its_way_doubles_nothing(tracker: Tracker, sweep: str) -> None:

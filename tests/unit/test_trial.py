@@ -25,10 +25,10 @@ from erat.corruption.store import Store
 from erat.engine.trainer import EpochReport, Trainer
 from erat.errors import UserError
 from orchestration.home import Home
+from orchestration.presence import is_running
 from orchestration.trial import (
     CellResult,
     environment,
-    is_running,
     read_metrics,
     read_refusal,
     read_result,
@@ -349,7 +349,22 @@ class TestFailing:
 
         result = run_cell(config, home, on_epoch=burst)
         assert (result.status, result.epochs, len(result.val_history)) == ("failed", 3, 3)
-        assert result.error == "MemoryError: out of it"
+        assert result.error == "out of memory: MemoryError: out of it"
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried 9e12 bytes"),
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore lines"),
+        ],
+    )
+    def test_a_want_of_memory_is_named(self, error: Exception, config: RunConfig, home: Home) -> None:
+        def fail(history: Sequence[EpochReport]) -> bool:
+            raise error
+
+        said = str(run_cell(config, home, on_epoch=fail).error)
+        assert said.startswith(f"out of memory: {type(error).__name__}: ")
+        assert "\n" not in said
 
     def test_data_that_cannot_be_had_are_no_result(self, home: Home, tmp_path: Path) -> None:
         missing = build("paper", {"data.root": str(tmp_path / "nowhere")})

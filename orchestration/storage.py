@@ -1,0 +1,202 @@
+"""Storage that every node of a cluster sees: a folder (local, NFS) or an object store, through pyarrow or fsspec.
+
+With `storage.path` set, a worker trains in a folder of its own node and sends its files here, the driver fetches them,
+and crafted sets are shared the same way. Nobody locks anything here, and a file appears whole or not at all, so that
+an object store does as well as a disk. Credentials come from the environment of each node, never from the path.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from erat.config import content_digest
+from erat.corruption.store import Arrays, Entry, Store
+from erat.engine.checkpoint import write_atomic
+from erat.errors import StorageError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+class Storage:
+    """Files by name under one place. `storage_at` makes it.
+
+    Args:
+        place: the path or URL, as a person gave it.
+        filesystem: of pyarrow.
+        root: the place inside that filesystem.
+    """
+
+    def __init__(self, place: str, filesystem: Any, root: str) -> None:
+        self.place = place
+        self._files, self._root = filesystem, root.rstrip("/")
+        # An object appears when its upload ends; elsewhere a file is moved to its place.
+        self._moves = filesystem.type_name not in ("s3", "gcs", "abfs")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put `content` at `name`, whole or not at all.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        target = self._path(name)
+        part = f"{target}.{os.getpid()}.part" if self._moves else target
+        with self._told("written"):
+            self._files.create_dir(target.rpartition("/")[0], recursive=True)
+            try:
+                with self._files.open_output_stream(part) as stream:
+                    stream.write(content)
+                if self._moves:
+                    self._files.move(part, target)
+            except OSError:
+                if self._moves:
+                    self._remove(part)
+                raise
+
+    def read(self, name: str) -> bytes | None:
+        """What lies at `name`, or none if nothing does.
+
+        Raises:
+            StorageError: it cannot be told.
+        """
+        with self._told("read"):
+            try:
+                with self._files.open_input_stream(self._path(name)) as stream:
+                    content: bytes = stream.read()
+            except FileNotFoundError:
+                return None
+        return content
+
+    def names(self, folder: str) -> list[str]:
+        """Names of all files under a folder, relative to it; none if it is not there."""
+        from pyarrow import fs
+
+        prefix = self._path(folder) + "/"
+        with self._told("read"):
+            found = self._files.get_file_info(fs.FileSelector(prefix, recursive=True, allow_not_found=True))
+        # fsspec gives absolute paths back where relative ones went in.
+        paths = [item.path.lstrip("/") for item in found if item.is_file]
+        return sorted(path.removeprefix(prefix.lstrip("/")) for path in paths if not path.endswith(".part"))
+
+    def remove(self, name: str) -> None:
+        """Take a file away; one that is not there is none to take."""
+        with self._told("written"):
+            self._remove(self._path(name))
+
+    def _remove(self, path: str) -> None:
+        try:
+            self._files.delete_file(path)
+        except FileNotFoundError:
+            return
+
+    def send(self, file: Path, name: str) -> None:
+        """Copy a file of this machine to `name`."""
+        self.write(name, file.read_bytes())
+
+    def fetch(self, name: str, file: Path) -> bool:
+        """Copy `name` to a file of this machine, which goes if there is no such name; whether there is."""
+        content = self.read(name)
+        if content is None:
+            file.unlink(missing_ok=True)
+            return False
+        write_atomic(file, content)
+        return True
+
+    def for_ray(self) -> tuple[Any, str]:
+        """The filesystem, and a folder in it for Ray's own files."""
+        return self._files, f"{self._root}/ray"
+
+    def _path(self, name: str) -> str:
+        parts = name.split("/")
+        assert all(part not in ("", ".", "..") for part in parts), f"{name!r} would leave the storage"
+        return "/".join([self._root, *parts])
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0][:300]
+            raise StorageError(error.errno, f"the storage {self.place} cannot be {what}: {reason}") from error
+
+
+@cache
+def storage_at(place: str) -> Storage:
+    """The storage behind a path or URL; nothing is read or written yet.
+
+    Raises:
+        UserError: no such kind of storage, or credentials in the URL.
+    """
+    from pyarrow import fs
+
+    url = urlsplit(place)
+    if "@" in url.netloc:
+        raise UserError("storage.path must hold no credentials, which would be logged: give them by the environment")
+    if not url.scheme:
+        return Storage(place, fs.LocalFileSystem(), str(Path(place).expanduser().absolute()))
+    try:
+        try:
+            filesystem, root = fs.FileSystem.from_uri(place)
+        except (ValueError, NotImplementedError):  # a scheme that pyarrow does not know
+            from fsspec.core import url_to_fs
+
+            other, root = url_to_fs(place)
+            filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"storage.path={place} cannot be used: {reason}; a folder, s3://, gs://, file://") from error
+    return Storage(place, filesystem, root)
+
+
+class SharedStore(Store):
+    """Crafted sets on this machine; what is missing is fetched from the storage, what is made is sent there."""
+
+    def __init__(self, root: Path, storage: Storage) -> None:
+        super().__init__(root)
+        self._storage = storage
+
+    def _sound(self, path: Path) -> Entry | None:
+        entry = super()._sound(path)
+        if entry is not None or path.exists():
+            return entry
+        files = self._storage.names(self._name(path))
+        if "manifest.json" not in files:
+            return None
+        # The manifest makes an entry: it comes last here, and went last there.
+        for file in sorted(files, key=lambda name: name == "manifest.json"):
+            self._storage.fetch(f"{self._name(path)}/{file}", path / file)
+        return super()._sound(path)
+
+    def _write(
+        self, path: Path, parameters: Mapping[str, Any], make: Callable[[], tuple[Arrays, dict[str, Any]]]
+    ) -> Entry:
+        entry = super()._write(path, parameters, make)
+        for file in sorted(path.iterdir(), key=lambda file: file.name == "manifest.json"):
+            self._storage.send(file, f"{self._name(path)}/{file.name}")
+        return entry
+
+    @staticmethod
+    def _name(path: Path) -> str:
+        return f"crafted/{path.name}"
+
+
+def node_folder(place: str) -> Path:
+    """Where processes of this machine keep what lies on a storage: a folder of this user alone.
+
+    Raises:
+        UserError: the folder is somebody else's.
+    """
+    top = Path(tempfile.gettempdir()) / f"erat-{os.getuid()}"
+    top.mkdir(mode=0o700, exist_ok=True)
+    found = top.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise UserError(f"{top} must be a folder that only this user can enter; remove it")
+    return top / content_digest(place)

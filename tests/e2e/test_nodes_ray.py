@@ -1,0 +1,243 @@
+"""Two Ray nodes that share nothing but a storage (an S3 server of our own) and the network: runs over both of them, a
+node that dies, a node that is told to leave, and what `doctor` sees.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from erat.config import RunConfig, build
+from orchestration import cli, shell
+from orchestration.home import Home
+from orchestration.state import Ledger
+from orchestration.storage import storage_at
+from orchestration.trial import read_metrics, run_cell
+from tests.e2e.commands import Command, Said
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+# Selection, mixture and perturbations on real digits, in seconds an epoch, on a network with batch statistics.
+SHORT = {
+    "data.limit": 400,
+    "corruption.data": "urp",
+    "corruption.rate": 0.3,
+    "train.epochs": 2,
+    "defense.warmup_epochs": 1,
+    "train.batch_size": 32,
+    "train.lr": 0.02,
+}
+
+
+def words(options: dict[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in options.items()]
+
+
+class Nodes:
+    """A head without cores, and two nodes of one core each with temporary folders of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 128 * 2**20}
+        self.cluster = Cluster(initialize_head=True, head_node_args=options)
+        self.nodes = [self.add(name) for name in "ab"]
+
+    def add(self, name: str) -> Any:
+        (self.folder / name).mkdir(exist_ok=True)
+        return self.cluster.add_node(
+            num_cpus=1, object_store_memory=128 * 2**20, env_vars={"TMPDIR": str(self.folder / name)}
+        )
+
+    def processes(self, node: Any) -> list[psutil.Process]:
+        """Its trial workers."""
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        return [p for p in raylet.children(recursive=True) if "ray::" in " ".join(p.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[str]:
+    server_of = pytest.importorskip("moto.server")
+    import boto3
+
+    server = server_of.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="cells")
+        yield f"s3://cells/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def nodes(place: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    made = Nodes(tmp_path_factory.mktemp("nodes"))
+    yield made
+    made.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("driver") / "home")
+
+
+@pytest.fixture(scope="module")
+def command(nodes: Nodes, home: Home, place: str) -> Iterator[Command]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("ERAT_HOME", str(home.root))
+
+        def run(*line: str) -> Said:
+            out, err = io.StringIO(), io.StringIO()
+            with redirect_stdout(out), redirect_stderr(err):
+                code = shell.guarded(
+                    lambda: cli.app([*line, "--address", nodes.cluster.address], standalone_mode=False)
+                )
+            return Said(code, out.getvalue(), err.getvalue())
+
+        yield run
+
+
+def alone(options: dict[str, Any], folder: Path) -> tuple[RunConfig, Any, list[dict[str, Any]]]:
+    """The same run on one worker, here."""
+    config = build("demo", options)
+    result = run_cell(config, Home(folder))
+    return config, result, read_metrics(Home(folder).cell(config.digest()))
+
+
+def test_doctor_sees_both_nodes(command: Command, place: str) -> None:
+    said = command("doctor", "--storage", place, "--json")
+    assert said.code == 0, said.err
+    found = said.json["ray"]["nodes"]
+    assert len(found) == 3
+    assert [node["blind"] for node in found] == [None] * 3
+    assert sorted(node["devices"] for node in found) == ["", "1 CPU", "1 CPU"]
+    assert len({json.dumps(node["versions"]) for node in found}) == 1
+    assert said.err.count("   node ") == 3
+
+
+def test_a_storage_that_cannot_be_had_is_one_line_before_anything_begins(command: Command, home: Home) -> None:
+    away = "s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
+    said = command("sweep", "--space", "eta", f"storage.path={away}", "corruption.data=none")
+    assert said.code == 2
+    assert "cannot be" in said.err.splitlines()[-1]
+    assert not home.ledger.exists()
+
+
+def test_more_workers_than_places_is_one_line(command: Command, place: str, home: Home) -> None:
+    said = command("train", *words(SHORT), f"storage.path={place}", "train.workers=4")
+    assert said.code == 2
+    assert "a trial needs 4 CPU, the cluster has 2 CPU on 3 nodes after 10 s" in said.err.splitlines()[-1]
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("defense", ["erat", "dividemix"])
+def test_two_nodes_train_what_one_worker_does(
+    defense: str, command: Command, place: str, home: Home, tmp_path: Path
+) -> None:
+    """Each worker on a node of its own; the same selection, and the same accuracy but for rounding."""
+    options = SHORT | {"defense.name": defense}
+    said = command("train", *words(options), "train.workers=2", f"storage.path={place}", "--json")
+    assert said.code == 0, said.err
+    _, one, rows = alone(options, tmp_path)
+    both = read_metrics(home.cell(said.json["cell"]))
+    hosts = [row["labelled_per_class"] for row in both]
+    assert hosts == [row["labelled_per_class"] for row in rows]
+    assert both[0]["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=1e-3)
+    print(defense, [row["train_loss"] for row in both], [row["train_loss"] for row in rows])
+    print(defense, said.json["final_test_accuracy"], one.final_test_accuracy)
+    assert said.json["final_test_accuracy"] == pytest.approx(one.final_test_accuracy, abs=0.02)
+    names = storage_at(place).names(f"cells/{said.json['cell']}")
+    assert {"checkpoint.pt", "metrics.jsonl", "result.json", "artifacts/model.pt"} <= set(names)
+
+
+# --- a node that goes -------------------------------------------------------------------------------------------------
+
+PLAIN = {
+    "defense.name": "ce",
+    "corruption.data": "none",
+    "corruption.labels": "none",
+    "data.limit": 600,
+    "train.epochs": 40,
+    "train.batch_size": 16,
+}
+SPACE = """
+name: two
+about: two learning rates
+proposals: 0
+baselines:
+  - {train.lr: 0.1}
+  - {train.lr: 0.05}
+"""
+
+
+def under_way(home: Home, sweep: str, epochs: int) -> bool:
+    """Whether every cell of the sweep has done so many epochs."""
+    ledger = Ledger(home.ledger)
+    cells = [p.cell for p in ledger.sweeps[sweep].proposals.values()] if sweep in ledger.sweeps else []
+    return len(cells) == 2 and all(len(read_metrics(home.cell(cell))) >= epochs for cell in cells)
+
+
+def disturbed(home: Home, sweep: str, disturb: Callable[[], None], epochs: int = 3) -> threading.Thread:
+    def wait() -> None:
+        give_up = time.monotonic() + 120
+        while time.monotonic() < give_up and not under_way(home, sweep, epochs):
+            time.sleep(0.05)
+        disturb()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("how", ["told to leave", "dies"])
+def test_what_ran_on_a_node_goes_on_elsewhere(
+    how: str, command: Command, nodes: Nodes, place: str, home: Home, tmp_path: Path
+) -> None:
+    space = tmp_path / "two.yaml"
+    space.write_text(SPACE)
+    seed = "train.seed=1" if how == "dies" else "train.seed=2"
+    name = how.replace(" ", "-")
+
+    def disturb() -> None:
+        if how == "dies":
+            nodes.cluster.remove_node(nodes.nodes[1], allow_graceful=False)
+        else:
+            for process in nodes.processes(nodes.nodes[1]):
+                if "_tune_trial" in " ".join(process.cmdline()) or "ImplicitFunc" in " ".join(process.cmdline()):
+                    os.kill(process.pid, signal.SIGTERM)
+
+    thread = disturbed(home, name, disturb)
+    said = command(
+        "sweep", "--space", str(space), "--name", name, *words(PLAIN), seed, f"storage.path={place}", "--json"
+    )
+    thread.join()
+    assert said.code == 0, said.err
+    assert "the worker died after epoch" in said.err
+    for run in said.json["runs"]:
+        options = PLAIN | {"train.lr": run["config"]["train.lr"], "train.seed": int(seed[-1])}
+        config, one, _ = alone(options, tmp_path)
+        assert config.digest() == run["cell"]
+        assert (run["status"], run["final_test_accuracy"]) == ("done", one.final_test_accuracy)
+        ended = Ledger(home.ledger).outcome(run["cell"])
+        assert ended is not None
+        assert ended.result["val_history"] == one.val_history
+    if how == "dies":
+        nodes.nodes[1] = nodes.add("b")

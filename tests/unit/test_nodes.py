@@ -1,0 +1,82 @@
+"""What is asked of every node before anything is trained on it, and in which words it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from erat.errors import UserError
+from orchestration import nodes
+from orchestration.home import Home
+from orchestration.nodes import Node, Sight, look, problem, token, versions
+
+
+@pytest.fixture(params=["a shared folder", "a storage"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    made = Home(tmp_path / "home")
+    made.root.mkdir()
+    return made if request.param == "a shared folder" else made.sharing(str(tmp_path / "shared"))
+
+
+def node(sight: Sight | None, silent: str | None = None) -> Node:
+    return Node("10.0.0.7", {"CPU": 8.0, "GPU": 2.0, "accelerator_type:A100": 1.0, "memory": 1e9}, sight, silent)
+
+
+def test_a_node_that_sees_all_has_no_problem(home: Home) -> None:
+    with token(home) as word:
+        sight = look(str(home.root), home.place, word)
+    assert sight.blind is None
+    assert sight.disk_free_gb > 0
+    assert problem(node(sight)) is None
+    assert node(sight).devices == "8 CPU, 2 GPU, A100"
+    left = [path for path in home.root.parent.rglob("*") if path.is_file()]
+    assert left == [], "probes are taken away"
+
+
+def test_another_folder_of_the_same_name_is_not_the_driver_s(home: Home, tmp_path: Path) -> None:
+    elsewhere = str(tmp_path / "elsewhere")
+    with token(home) as word:
+        sight = look(elsewhere, None if home.place is None else elsewhere, word)
+    said = problem(node(sight))
+    assert said is not None
+    assert said.startswith(f"node 10.0.0.7 ({sight.host}) does not see ")
+    assert "storage.path" in said
+    assert "\n" not in said
+
+
+def test_a_folder_that_a_node_may_only_read(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with token(home) as word:
+        monkeypatch.setattr(Path, "write_text", _read_only)
+        monkeypatch.setattr("orchestration.storage.Storage.write", _read_only)
+        sight = look(str(home.root), home.place, word)
+        monkeypatch.undo()
+    assert "Read-only file system" in str(sight.blind)
+
+
+def _read_only(*_: object, **__: object) -> None:
+    raise OSError(30, "Read-only file system")
+
+
+def test_a_storage_that_this_machine_cannot_write_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"the storage .*file cannot be written"),
+        token(Home(tmp_path).sharing(str(tmp_path / "file"))),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", [*nodes.PACKAGES, "python", "this project's code"])
+def test_another_version_is_named(name: str, home: Home) -> None:
+    with token(home) as word:
+        sight = look(str(home.root), home.place, word)
+    other = replace(sight, versions=sight.versions | {name: "0.1"})
+    assert problem(node(other)) == (
+        f"node 10.0.0.7 ({sight.host}) has {name} 0.1, this machine {versions()[name]}: they must be the same"
+    )
+
+
+def test_a_node_that_does_not_answer() -> None:
+    assert problem(node(None, "started no process within 60 s")) == "node 10.0.0.7 started no process within 60 s"

@@ -1,0 +1,58 @@
+"""How often a trial is begun again."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestration.restarts import DEATHS, Again, Restarts
+
+RAY_ENDED_IT = "Task was killed due to the node running low on memory: 22GB of 23GB, over the threshold"
+
+
+def test_deaths_with_an_epoch_between_them_are_no_end() -> None:
+    restarts = Restarts()
+    for epoch in range(20):
+        assert restarts.died(0, epoch) == Again(False, f"the worker died after epoch {epoch}")
+
+
+def test_a_trial_that_gets_nowhere_is_given_up_and_runs_among_fewer_before() -> None:
+    restarts = Restarts()
+    verdicts = [restarts.died(0, 2) for _ in range(DEATHS)]
+    assert [isinstance(verdict, Again) and verdict.fewer for verdict in verdicts] == [False, True, False]
+    assert verdicts[-1] == "the worker died after epoch 2, 3 times (killed, or out of memory?)"
+
+
+def test_trials_are_counted_apart() -> None:
+    restarts = Restarts()
+    assert all(isinstance(restarts.died(number, 0), Again) for number in range(10))
+
+
+def test_an_epoch_starts_the_count_anew() -> None:
+    restarts = Restarts()
+    for _ in range(DEATHS - 1):
+        restarts.died(0, 1)
+    assert restarts.died(0, 2) == Again(False, "the worker died after epoch 2")
+
+
+@pytest.mark.parametrize("kind", ["in the worker", "by Ray"])
+def test_a_want_of_memory_is_tried_once_more_among_fewer(kind: str) -> None:
+    restarts = Restarts()
+
+    def once() -> Again | str:
+        if kind == "in the worker":
+            return restarts.out_of_memory(0, "out of memory: MemoryError")
+        restarts.heard(0, RAY_ENDED_IT)
+        return restarts.died(0, 3)
+
+    first, second = once(), once()
+    assert isinstance(first, Again) and first.fewer
+    assert isinstance(second, str)
+    assert second.startswith("out of memory")
+    assert second.endswith("lower train.batch_size, or raise train.accumulate")
+
+
+def test_what_was_heard_counts_once() -> None:
+    restarts = Restarts()
+    restarts.heard(0, RAY_ENDED_IT)
+    restarts.died(0, 3)
+    assert restarts.died(0, 3) == Again(False, "the worker died after epoch 3")

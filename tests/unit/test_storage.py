@@ -1,0 +1,259 @@
+"""Storage that nodes share: a folder, URLs of several kinds, an S3 server of our own; what is lost, and what is not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from erat.config import RunConfig
+from erat.engine.checkpoint import load
+from erat.errors import StorageError, UserError, is_storage_fault
+from orchestration.home import Home
+from orchestration.storage import Storage, node_folder, storage_at
+from orchestration.trial import CellResult, read_metrics, read_result, run_cell
+
+Run = Callable[[dict[str, Any]], RunConfig]
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of a bucket on a server of this machine."""
+    server_of = pytest.importorskip("moto.server")
+    import boto3
+
+    server = server_of.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="cells")
+        yield f"s3://cells/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "file://", "memory://", "s3://"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    places = {
+        "folder": lambda: str(tmp_path / "shared"),
+        "file://": lambda: (tmp_path / "shared").as_uri(),
+        "memory://": lambda: f"memory://{tmp_path.name}",
+        "s3://": lambda: str(request.getfixturevalue("s3")).replace("/runs?", f"/{tmp_path.name}?"),
+    }
+    return storage_at(places[request.param]())
+
+
+# --- files by name ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(storage: Storage, tmp_path: Path) -> None:
+    assert storage.read("cells/a/result.json") is None
+    assert storage.names("cells") == []
+    storage.write("cells/a/result.json", b"first")
+    storage.write("cells/a/result.json", b"second")
+    storage.write("cells/b/artifacts/model.pt", b"\0" * 2_000_000)
+    assert storage.read("cells/a/result.json") == b"second"
+    assert storage.names("cells") == ["a/result.json", "b/artifacts/model.pt"]
+    assert storage.names("cells/b") == ["artifacts/model.pt"]
+    assert storage.fetch("cells/b/artifacts/model.pt", tmp_path / "x" / "model.pt")
+    assert (tmp_path / "x" / "model.pt").stat().st_size == 2_000_000
+    storage.remove("cells/a/result.json")
+    storage.remove("cells/a/result.json")
+    assert storage.read("cells/a/result.json") is None
+
+
+def test_fetching_what_is_gone_takes_the_copy_away(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "stale").write_text("of another day")
+    assert not storage.fetch("cells/stale", tmp_path / "stale")
+    assert not (tmp_path / "stale").exists()
+
+
+@pytest.mark.parametrize("name", ["../other", "cells//x", "cells/../../x", "./x", ""])
+def test_no_name_leaves_the_storage(name: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="would leave the storage"):
+        storage_at(str(tmp_path)).write(name, b"")
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = storage_at(str(tmp_path / "shared"))
+    storage.write("cells/a", b"old")
+
+    class Full:
+        """A disk that takes a few bytes and then no more."""
+
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+            self.type_name = inner.type_name
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def move(self, *_: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(storage, "_files", Full(storage._files))
+    with pytest.raises(StorageError, match="cannot be written: No space left on device") as caught:
+        storage.write("cells/a", b"new and longer")
+    assert is_storage_fault(caught.value)
+    assert storage.read("cells/a") == b"old"
+    assert [file.name for file in (tmp_path / "shared" / "cells").iterdir()] == ["a"]
+
+
+def test_a_place_that_is_no_folder_is_a_storage_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=f"the storage {tmp_path}/file cannot be written: "):
+        storage_at(str(tmp_path / "file")).write("cells/a", b"")
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("s3://key:secret@bucket/runs", "must hold no credentials"),
+        ("nonsense://bucket/runs", "storage.path=nonsense://bucket/runs cannot be used: "),
+    ],
+)
+def test_places_that_are_refused(place: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        storage_at(place)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_is_away_is_a_storage_fault(s3: str) -> None:
+    away = "s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
+    with pytest.raises(StorageError, match=r"cannot be read: .*connect") as caught:
+        storage_at(away).read("cells/a")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_node_s_folder_is_this_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = node_folder("s3://bucket/a")
+    assert folder != node_folder("s3://bucket/b")
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    os.chmod(folder.parent, 0o755)
+    with pytest.raises(UserError, match="must be a folder that only this user can enter"):
+        node_folder("s3://bucket/a")
+
+
+# --- cells and sets over several nodes -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Home]:
+    """`node("a", place)`: the home of a worker on node a, which shares nothing with the others but the storage."""
+
+    def of(name: str, place: str) -> Home:
+        (tmp_path / f"node {name}").mkdir(exist_ok=True)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / f"node {name}"))
+        return Home(tmp_path / "the driver's").sharing(place).on_this_node()
+
+    return of
+
+
+def test_a_cell_goes_on_elsewhere_to_the_same_bits(
+    storage: Storage, node: Callable[[str, str], Home], configure: Run, tmp_path: Path
+) -> None:
+    config = configure({"defense.name": "ce", "train.epochs": 3, "storage.path": None})
+    cell, alone = config.digest(), Home(tmp_path / "alone")
+    undisturbed = run_cell(config, alone)
+    weights = load(alone.cell(cell) / "checkpoint.pt", torch.device("cpu"))["defense"]
+
+    first = node("a", storage.place)
+    taken = run_cell(config, first, on_epoch=lambda history: len(history) < 2)
+    assert (taken.status, taken.epochs) == ("stopped", 2)
+    assert not (first.cell(cell) / "checkpoint.pt").exists(), "nothing stays on a node"
+    assert b"checkpoint" not in storage.names(f"cells/{cell}")
+    assert {"checkpoint.pt", "metrics.jsonl", "result.json", "config.json"} <= set(storage.names(f"cells/{cell}"))
+
+    second = node("b", storage.place)
+    ended = run_cell(config, second)
+    assert (ended.status, ended.val_history) == ("done", undisturbed.val_history)
+    assert ended.final_test_accuracy == undisturbed.final_test_accuracy
+    driver = Home(tmp_path / "the driver's").sharing(storage.place)
+    driver.fetch(cell, "result.json", "metrics.jsonl", "checkpoint.pt", *driver.names(cell, "artifacts"))
+    read = read_result(driver.cell(cell))
+    assert isinstance(read, CellResult) and read.status == "done"
+    assert len(read_metrics(driver.cell(cell))) == 3
+    assert (driver.cell(cell) / "artifacts" / "confusion.json").exists()
+    restored = load(driver.cell(cell) / "checkpoint.pt", torch.device("cpu"))["defense"]
+    assert all(torch.equal(restored[key], value) for key, value in weights.items())
+
+    third = node("c", storage.place)
+    assert run_cell(config, third).status == "done"
+    assert not (third.cell(cell) / "artifacts").exists(), "what is done is only read"
+
+
+def test_a_set_is_crafted_once_for_all_nodes(
+    storage: Storage, node: Callable[[str, str], Home], configure: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from erat.corruption import pipeline
+
+    config = configure({"corruption.data": "urp"})
+    made: list[int] = []
+    craft = pipeline._craft
+
+    def counted(*arguments: Any) -> Any:
+        made.append(1)
+        return craft(*arguments)
+
+    monkeypatch.setattr(pipeline, "_craft", counted)
+    sets = [pipeline.corrupted_set(config, node(name, storage.place).store()) for name in "ab"]
+    assert len(made) == 1
+    assert torch.equal(sets[0].train.images, sets[1].train.images)
+    assert torch.equal(sets[0].train.labels, sets[1].train.labels)
+    assert pipeline.crafted_already(config, node("c", storage.place).store())
+
+
+def test_half_a_set_on_the_storage_is_none(tmp_path: Path, node: Callable[[str, str], Home], configure: Run) -> None:
+    """A node that died while it sent one: the manifest, which makes it whole, goes last."""
+    from erat.corruption import pipeline
+
+    config, place = configure({"corruption.data": "urp"}), str(tmp_path / "shared")
+    pipeline.corrupted_set(config, node("a", place).store())
+    for manifest in (tmp_path / "shared").rglob("manifest.json"):
+        manifest.unlink()
+    assert not pipeline.crafted_already(config, node("b", place).store())
+    pipeline.corrupted_set(config, node("b", place).store())
+    assert pipeline.crafted_already(config, node("c", place).store())
+
+
+def test_a_full_storage_stops_a_run_that_then_goes_on(
+    tmp_path: Path, node: Callable[[str, str], Home], configure: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, place = configure({"defense.name": "ce", "train.epochs": 3}), str(tmp_path / "shared")
+    home, full = node("a", place), []
+    send = Home.send
+
+    def refusing(self: Home, digest: str, *names: str) -> None:
+        if full and "checkpoint.pt" in names:
+            raise StorageError(28, "the storage cannot be written: No space left on device")
+        send(self, digest, *names)
+
+    monkeypatch.setattr(Home, "send", refusing)
+
+    def fill_up(history: Any) -> bool:
+        full.append(1)
+        return True
+
+    with pytest.raises(StorageError):
+        run_cell(config, home, on_epoch=fill_up)
+    names = storage_at(place).names(f"cells/{config.digest()}")
+    assert "result.json" not in names and "error.txt" not in names, "it has not failed"
+    full.clear()
+    ended = run_cell(config, node("b", place))
+    assert ended.status == "done"
+    assert ended.val_history == run_cell(config, Home(tmp_path / "alone")).val_history
+
+
+def test_where_it_lies_is_no_part_of_a_run(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    elsewhere = make_config({"storage.path": "s3://bucket/runs"})
+    assert elsewhere.digest() == make_config().digest()
+    assert make_config({"storage.path": "~/x"}).storage.path == str(Path.home() / "x")
