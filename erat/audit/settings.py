@@ -64,6 +64,7 @@ def robust_settings(images: ImageSet, overrides: Mapping[str, Any] | None = None
         "model.name": "small" if images.size < LARGE else "resnet18",
         "train.epochs": epochs,
         "train.batch_size": batch,
+        "train.lr": 0.1 * batch / 64,  # the linear scaling rule: Goyal et al., "Accurate, Large Minibatch SGD", 2017
     }
     if given.get("defense.name", "erat") == "erat":
         values |= {

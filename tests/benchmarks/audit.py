@@ -97,7 +97,7 @@ def measure_poison(store: Path, seed: int, data: str, limit: int) -> dict[str, A
 
 
 def _plan(images: ImageSet, seed: int, folds: int, epochs: int = EPOCHS, batch: int = 64) -> Any:
-    settings = {"train.epochs": epochs, "train.batch_size": batch, "train.seed": seed}
+    settings = {"train.epochs": epochs, "train.batch_size": batch, "train.lr": 0.1, "train.seed": seed}
     robust = robust_settings(images, settings)
     return plan(images, robust, plain_settings(robust), folds)
 

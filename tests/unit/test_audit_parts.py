@@ -223,6 +223,7 @@ def test_settings_follow_the_size_of_the_set() -> None:
     small, large = robust_settings(of(60, 1, 28)), robust_settings(of(5000, 3, 64))
     assert small.train.epochs > large.train.epochs
     assert (small.train.batch_size, large.train.batch_size) == (16, 64)
+    assert (small.train.lr, large.train.lr) == (0.025, 0.1)
     assert (small.model.name, large.model.name) == ("small", "resnet18")
     assert (small.data.flip, large.data.flip) == (False, True)
     assert customary_budgets(of(2, 1, 28)) == {"linf": 0.1, "l2": 2.0}
