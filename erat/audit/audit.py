@@ -18,7 +18,16 @@ from erat.attacks.pgd import frozen
 from erat.audit.crossfit import judge, merge, rebuild
 from erat.audit.folds import deal
 from erat.audit.poisoning import PoisonTest, poison_test, washed
-from erat.audit.quality import Noise, estimate_noise, issues, joint_opinion, label_quality, mean_scores, suggestions
+from erat.audit.quality import (
+    Noise,
+    above_chance,
+    estimate_noise,
+    issues,
+    joint_opinion,
+    label_quality,
+    mean_scores,
+    suggestions,
+)
 from erat.audit.robustness import Hold, robustness
 from erat.audit.settings import customary_budgets
 from erat.config import RunConfig
@@ -118,8 +127,9 @@ class Audit:
         suggested, probability: the likeliest class, int64 (N,), and how likely it is.
         issue: bool (N,), the labels that are probably wrong.
         conflicts: groups of rows that show the same picture under different labels.
-        accuracy: "robust" and "plain" -> share of held-out images that get their given label, as `agreement`, and
-            that get the label that the audit believes, as `believed`.
+        agreement: "robust" and "plain" -> share of the images held out that get their given label.
+        learnt: the same above chance.
+        believed: ... that get the label which the audit believes.
     """
 
     plan: Plan
@@ -133,6 +143,12 @@ class Audit:
     conflicts: list[list[int]]
     agreement: dict[str, float]
     believed: dict[str, float]
+    learnt: dict[str, float]
+
+    @property
+    def disagree(self) -> bool:
+        """Whether adversarial training has learnt the given labels far less than plain training has."""
+        return self.learnt["robust"] < 0.6 * self.learnt["plain"]
 
     @property
     def believed_labels(self) -> Tensor:
@@ -145,7 +161,7 @@ def conclude(plan: Plan, parts: Sequence[Mapping[str, Any]]) -> Audit:
     labels = plan.images.labels
     numbered = range(len(parts))
     by_way = {way: merge({k: parts[k][way] for k in numbered}, plan.fold) for way in WAYS}
-    opinion = joint_opinion(by_way["robust"].probs, by_way["plain"].probs)
+    opinion = joint_opinion(by_way["robust"].probs, by_way["plain"].probs, labels)
     probs, values = opinion.mean(0), mean_scores(opinion, labels)
     suggested, probability = suggestions(probs, labels)
     issue = issues(probs, values, labels) & plan.judged
@@ -168,6 +184,7 @@ def conclude(plan: Plan, parts: Sequence[Mapping[str, Any]]) -> Audit:
         conflicts=[group for group in plan.copies if len(set(labels[group].tolist())) > 1],
         agreement={way: accuracy(labels[plan.judged], predicted[way][plan.judged]) for way in WAYS},
         believed={way: accuracy(believed[plan.judged], predicted[way][plan.judged]) for way in WAYS},
+        learnt={way: above_chance(by_way[way].mean, labels) for way in WAYS},
     )
 
 
