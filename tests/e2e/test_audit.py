@@ -6,8 +6,13 @@ import csv
 import hashlib
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +24,7 @@ from erat.data.base import ImageSet
 from erat.export import load_program
 from orchestration import audit as audit_verb
 from orchestration import cli, shell
+from orchestration._mlflow_store import _wait_until_healthy, stop_server
 from tests.e2e.commands import Said
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no readable image")
@@ -152,6 +158,37 @@ def test_the_classifier_is_exported_twice(said: Said) -> None:
     assert "model.pt2" in files and not [name for name in files if name.endswith((".pkl", ".pth", ".pickle"))]
     weights = torch.load(report(said) / "weights.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_classifier(said: Said, tmp_path: Path) -> None:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    model = report(said) / "mlflow-model"
+    options = ["-m", str(model), "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+    # The server starts `python`, which must be this one.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "models", "serve", *options],
+            env=os.environ | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_healthy(server, f"http://127.0.0.1:{port}/ping", tmp_path / "log")
+        example = (model / "serving_input_example.json").read_bytes()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", example)
+        request.add_header("Content-Type", "application/json")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=60) as answer:
+            predictions = json.loads(answer.read())["predictions"]
+    finally:
+        stop_server(server)
+    pictures = torch.tensor(json.loads(example)["inputs"])
+    assert np.allclose(predictions, load_program(report(said) / "model.pt2")(pictures).numpy(), atol=1e-5)
 
 
 def test_it_goes_on_after_what_is_kept(
