@@ -238,6 +238,9 @@ def test_search_and_trusted_arrays(
         (("data.root=.", "train.workers=2"), "audit needs train.workers=1, got 2"),
         (("data.root=.", "train.epoch=2"), "did you mean train.epochs"),
         (("data.root={two}", "--folds", "40"), "folds must be in"),
+        (("data.root={two}", "train.batch_size=few"), "train.batch_size: input should be a valid integer"),
+        (("data.root={two}", "train.epochs=0"), "train.epochs: input should be greater than or equal to 1, got 0"),
+        (("data.root={two}", "data.limit=1"), "data.limit: input should be greater than or equal to 2, got 1"),
         (
             ("data.root={pairs}", "--folds", "2"),
             "an audit needs at least 2 classes with 2 pictures or more, got 0 of 2",
