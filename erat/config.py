@@ -226,6 +226,9 @@ _NOT_IDENTITY = (
 )
 
 
+# Other names for keys.
+_ALSO = {"train.gpus_per_worker": "resources.gpu"}
+
 # Keys that came later. At these values a run is what it was before them, and keeps its name.
 _LATER = {"train.accumulate": 1, "train.lr_rule": "fixed", "train.lr_batch": 64}
 
@@ -324,6 +327,11 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     overrides = expand({key: value for key, value in (overrides or {}).items() if key != "preset"})
+    for also, key in _ALSO.items():
+        if also in overrides:
+            if key in overrides:
+                raise UserError(f"{also} is another name for {key}; give one of them")
+            overrides = {key if given == also else given: value for given, value in overrides.items()}
     values = PRESETS[preset](overrides) | overrides
     allowed = known_keys(str(values.get("defense.name", "erat")))
     for key in overrides:

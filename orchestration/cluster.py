@@ -109,10 +109,11 @@ def check_reachable(address: str) -> None:
         raise UserError(f"no Ray cluster at {address}: {reason}; start one with `ray start --head`") from error
 
 
-def slots(resources: Mapping[str, float], workers: int, *, patience: float = 0) -> int:
+def slots(resources: Mapping[str, float], workers: int, fewest: int | None = None, *, patience: float = 0) -> int:
     """How many trials fit on the cluster side by side. A worker needs all that it needs on one node.
 
     Args:
+        fewest: workers with which a trial makes do where it must; none: all.
         patience: seconds to wait for nodes that have yet to join.
 
     Raises:
@@ -123,8 +124,8 @@ def slots(resources: Mapping[str, float], workers: int, *, patience: float = 0) 
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         places = sum(min(int(node.get(kind, 0) / amount) for kind, amount in wanted.items()) for node in nodes)
-        if places >= workers:
-            return places // workers
+        if places >= (fewest or workers):
+            return max(1, places // workers)
         if time.monotonic() >= give_up:
             break
         time.sleep(POLL_SECONDS)

@@ -59,7 +59,7 @@ def run_sweep(
     started = time.monotonic()
     home = home.sharing(spec.base.storage.path)
     resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}
-    workers = spec.base.resources.min_workers or spec.base.train.workers
+    workers, fewest = spec.base.train.workers, spec.base.resources.min_workers
     if address is not None:
         cluster.check_reachable(address)
     proposer = search.OptunaProposer(
@@ -78,7 +78,7 @@ def run_sweep(
         if address is not None:
             cluster.check_nodes(home)
         tracker = opening.result()
-        fit = cluster.slots(resources, workers, patience=cluster.JOIN_SECONDS if address else 0)
+        fit = cluster.slots(resources, workers, fewest, patience=cluster.JOIN_SECONDS if address else 0)
         slots = min(fit, at_most or fit)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
@@ -197,9 +197,9 @@ def _train_here_or_on_ray(
     with cluster.connection(address):
         if address is not None:
             cluster.check_nodes(home)
-        fewest = config.resources.min_workers or config.train.workers
         resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
-        cluster.slots(resources, fewest, patience=cluster.JOIN_SECONDS if address else 0)
+        patience = cluster.JOIN_SECONDS if address else 0
+        cluster.slots(resources, config.train.workers, config.resources.min_workers, patience=patience)
         cell, wish = config.digest(), "stop-train"
         (home.cell(cell) / wish).unlink(missing_ok=True)
         home.send(cell, wish)

@@ -289,7 +289,7 @@ def run(
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: it must reach the sweep
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the ledger is the state, Tune's own is not read
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of a trial that died the driver says so in one line
     searcher = GenerationSearch(driver, slots, ahead=ahead)
     tuner = tune.Tuner(
         cluster.trainable(resources, workers),

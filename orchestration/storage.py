@@ -50,7 +50,8 @@ class Storage:
         target = self._path(name)
         part = f"{target}.{os.getpid()}.part" if self._moves else target
         with self._told("written"):
-            self._files.create_dir(target.rpartition("/")[0], recursive=True)
+            if self._moves:  # where objects are, there are no folders
+                self._files.create_dir(target.rpartition("/")[0], recursive=True)
             try:
                 with self._files.open_output_stream(part) as stream:
                     stream.write(content)

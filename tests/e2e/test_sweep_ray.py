@@ -263,13 +263,11 @@ class TestFailures:
         words[words.index(f"train.epochs={EPOCHS}")] = "train.epochs=30"
         killer = threading.Thread(target=kill_a_worker, args=(cluster, home, "killed"))
         killer.start()
-        said = command(*words, "--json")
+        with pytest.warns(UserWarning, match=r"the worker died after epoch \d+; it goes on"):
+            said = command(*words, "--json")
         killer.join()
         assert said.code == 0, said.err
         assert [run["status"] for run in said.json["runs"]] == ["done", "done"]
-        killed = [line for line in said.err.splitlines() if "the worker died after epoch" in line]
-        assert killed
-        assert all(line.endswith("; it goes on") for line in killed)
         for run in said.json["runs"]:
             config = load_config(home.cell(run["cell"]) / "config.json")
             undisturbed = run_cell(config, Home(tmp_path / "alone"))

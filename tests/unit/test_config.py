@@ -352,3 +352,9 @@ def test_what_the_authors_code_trains_with() -> None:
         "unicon": ("preact_resnet18", 350, 0.02, 64),
     }
     assert build("official", {"defense.name": "unicon", "train.epochs": 2}).train.epochs == 2, "what is given wins"
+
+
+def test_gpus_per_worker_is_another_name() -> None:
+    assert build("demo", {"train.gpus_per_worker": 0.5}).resources.gpu == 0.5
+    with pytest.raises(UserError, match=r"train.gpus_per_worker is another name for resources.gpu; give one of them"):
+        build("demo", {"train.gpus_per_worker": 1, "resources.gpu": 1})

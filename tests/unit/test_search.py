@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,12 @@ from orchestration.generations import Trial
 from orchestration.restarts import Again
 from orchestration.search import (
     METRIC,
+    SAY_AFTER,
     GenerationScheduler,
     GenerationSearch,
     Held,
     OptunaProposer,
+    Progress,
     SeededPerTrial,
     _what_a_listener_raised,
 )
@@ -287,6 +290,59 @@ class TestTuneSide:
         assert copy.deepcopy(held)() is driver
         with pytest.raises(AssertionError, match="does not travel"):
             pickle.loads(pickle.dumps(held))()
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestNoRoom:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        made = Clock()
+        monkeypatch.setattr("orchestration.search.time.monotonic", made)
+        return made
+
+    def progress(self, waiting: int = 1) -> Progress:
+        return Progress(FakeDriver(), lambda: waiting, lambda: "a trial needs 1 CPU, free are 0 of 2 CPU", patience=100)
+
+    def test_it_is_said_once_and_then_given_up(self, clock: Clock) -> None:
+        progress = self.progress()
+        progress.on_step_end(1, [])
+        clock.now = SAY_AFTER
+        with pytest.warns(UserWarning, match=r"no trial could start yet: a trial needs 1 CPU, free are 0 of 2 CPU"):
+            progress.on_step_end(2, [])
+        clock.now = 99
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            progress.on_step_end(3, [])
+        clock.now = 100
+        with pytest.raises(UserError, match=r"no trial could start for 100 s: a trial needs 1 CPU"):
+            progress.on_step_end(4, [])
+
+    def test_a_trial_that_runs_or_none_that_waits_is_no_want(self, clock: Clock) -> None:
+        progress, idle = self.progress(), self.progress(waiting=0)
+        trial: Any = SimpleNamespace(trial_id="a", config={"number": 1})
+        progress.on_trial_start(1, [], trial)
+        for clock.now in (0, 50, 150, 300):
+            progress.on_step_end(1, [])
+            idle.on_step_end(1, [])
+        progress.on_trial_complete(2, [], trial)
+        progress.on_step_end(2, [])
+        clock.now = 390
+        with pytest.warns(UserWarning, match="no trial could start yet"):
+            progress.on_step_end(3, [])
+        progress.on_trial_start(4, [], trial)
+        progress.on_step_end(4, [])
+        progress.on_trial_error(5, [], trial)
+        clock.now = 450
+        progress.on_step_end(5, [])
+
+    def test_it_is_saved_without_what_it_listens_to(self) -> None:
+        assert pickle.loads(pickle.dumps(self.progress()))._waiting is None
 
 
 class TestWhatAListenerRaised:

@@ -1,0 +1,42 @@
+"""Whether this container can do its work; exit status 0 or 1, and one line. The image's health check.
+
+ERAT_HOME can be written; with RAY_HEAD (HOST:PORT, set where a Ray node runs) that node's head answers; with HEALTH_URL
+(set where a server runs) that page is there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+
+def main() -> str | None:
+    """What is wrong, or none."""
+    try:
+        with tempfile.TemporaryFile(dir=os.environ.get("ERAT_HOME", "/data")) as file:
+            file.write(b"x")
+    except OSError as error:
+        return f"ERAT_HOME cannot be written: {error.strerror}"
+    if head := os.environ.get("RAY_HEAD"):
+        ray = Path(sys.executable).parent / "ray"
+        try:
+            subprocess.run([ray, "health-check", "--address", head], capture_output=True, timeout=25, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return f"no Ray head answers at {head}"
+    if url := os.environ.get("HEALTH_URL"):
+        try:
+            # A proxy of the environment must not be asked for this container's own page.
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10).close()
+        except OSError as error:
+            return f"{url}: {error}"
+    return None
+
+
+if __name__ == "__main__":
+    wrong = main()
+    print(wrong or "healthy")
+    sys.exit(wrong is not None)

@@ -1,0 +1,265 @@
+"""A matrix of the demo under random kills, against the same matrix undisturbed: `python -m tests.chaos --seed 0`.
+
+A Ray cluster of a head and two nodes, MLflow's server (on PostgreSQL where that is installed) and the driver are
+processes of their own. One after the other is killed as a power cut would: a trial's worker, a Ray node (another takes
+its place), the driver (the same command is given again), the tracking server (started again some seconds later). At the
+end each cell must be there once, with the numbers of the undisturbed run to the last bit, in the ledger and in MLflow.
+
+Prints the table of kills and the comparison as Markdown, and ends with status 0 if all is as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from ray.cluster_utils import Cluster
+
+from orchestration.home import Home
+from orchestration.state import Ledger
+from orchestration.trial import read_metrics
+from tests.servers import TrackingServer, postgres, postgres_programs
+
+ROOT = Path(__file__).parents[1]
+NAME = "chaos"
+EPOCHS = 16
+# Every sort of step in little time: plain, adversarial and selecting, two networks; four seeds each.
+CELLS = [{"defense.name": name, "train.seed": seed} for seed in range(3) for name in ("ce", "at", "erat", "dividemix")]
+BASE = {
+    "data.limit": 300,
+    "corruption.data": "urp",
+    "corruption.labels": "symmetric",
+    "corruption.rate": 0.3,
+    "train.epochs": EPOCHS,
+    "train.batch_size": 32,
+}
+WHAT = {"trial worker": 14, "Ray node": 5, "driver": 6, "tracking server": 5}  # how often of 30
+
+
+@dataclass
+class Kill:
+    """What was killed when, in seconds since the start, and how far the matrix was."""
+
+    second: float
+    what: str
+    ended: int
+    epochs: int
+
+
+class Stage:
+    """All processes of a run, and the home that they share."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.home = Home(folder / "home")
+        self.space = folder / "cells.yaml"
+        content = {"name": NAME, "about": "cells under kills", "proposals": 0, "baselines": CELLS}
+        self.space.write_text(yaml.safe_dump(content))
+        store = f"sqlite:///{folder}/server.db"
+        self.store = "SQLite"
+        if postgres_programs() is not None:
+            # In a folder of its own, which another user may enter.
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)))
+            place.chmod(0o755)
+            store, self.store = stack.enter_context(postgres(place / "database")), "PostgreSQL"
+        self.server = TrackingServer(store, folder / "server")
+        self.server.start()
+        stack.callback(self.server.kill)
+        options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 128 * 2**20}
+        self.cluster = Cluster(initialize_head=True, head_node_args=options)
+        stack.callback(self.cluster.shutdown)
+        self.nodes = [self._add_node() for _ in range(2)]
+        self.log = (folder / "driver.log").open("ab")
+        self.driver: subprocess.Popen[bytes] | None = None
+        stack.callback(self.kill_driver)
+
+    def _add_node(self) -> Any:
+        return self.cluster.add_node(num_cpus=1, object_store_memory=128 * 2**20)
+
+    def start_driver(self) -> None:
+        """The command, the same each time."""
+        words = [f"{key}={value}" for key, value in BASE.items()]
+        self.driver = subprocess.Popen(
+            [
+                *(sys.executable, "orchestrate.py", "sweep", "--space", str(self.space), "--name", NAME),
+                *("--address", self.cluster.address),
+                *words,
+            ],
+            cwd=ROOT,
+            env=os.environ | {"ERAT_HOME": str(self.home.root), "MLFLOW_TRACKING_URI": self.server.uri},
+            stdout=self.log,
+            stderr=self.log,
+        )
+
+    def progress(self) -> tuple[int, int]:
+        """(cells that have ended, epochs of all cells)."""
+        ledger = Ledger(self.home.ledger)
+        cells = [p.cell for p in ledger.sweeps[NAME].proposals.values()] if NAME in ledger.sweeps else []
+        ended = sum(ledger.outcome(cell) is not None for cell in cells)
+        return ended, sum(len(read_metrics(self.home.cell(cell))) for cell in cells)
+
+    # -- kills --------------------------------------------------------------------------------------------------------
+
+    def kill_worker(self, draw: random.Random) -> bool:
+        """One that trains, if there is any."""
+        found = []
+        for node in self.nodes:
+            try:
+                children = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+                found += [p for p in children if any("_tune_trial" in w or "ImplicitFunc" in w for w in p.cmdline())]
+            except psutil.Error:
+                continue
+        if not found:
+            return False
+        draw.choice(found).kill()
+        return True
+
+    def kill_node(self, draw: random.Random) -> bool:
+        """A node with all its processes; an empty one joins."""
+        number = draw.randrange(len(self.nodes))
+        self.cluster.remove_node(self.nodes[number], allow_graceful=False)
+        self.nodes[number] = self._add_node()
+        return True
+
+    def kill_driver(self, draw: random.Random | None = None) -> bool:
+        """The command, if it runs."""
+        if self.driver is None or self.driver.poll() is not None:
+            return False
+        self.driver.send_signal(signal.SIGKILL)
+        self.driver.wait()
+        return True
+
+    def kill_server(self, draw: random.Random) -> bool:
+        """MLflow's server; back after some seconds."""
+        self.server.kill()
+        time.sleep(draw.uniform(2, 6))
+        self.server.start()
+        return True
+
+
+def disturbed(stage: Stage, draw: random.Random, kills: int, limit: float) -> list[Kill]:
+    """Run the matrix to its end, killing something now and then; what was killed."""
+    ways: dict[str, Callable[[random.Random], bool]] = {
+        "trial worker": stage.kill_worker,
+        "Ray node": stage.kill_node,
+        "driver": stage.kill_driver,
+        "tracking server": stage.kill_server,
+    }
+    order = [what for what, often in WHAT.items() for _ in range(round(often * kills / 30))]
+    draw.shuffle(order)
+    done: list[Kill] = []
+    began, last_epochs = time.monotonic(), -1
+    stage.start_driver()
+    while time.monotonic() - began < limit:
+        time.sleep(draw.uniform(1, 4))
+        if stage.driver is None or stage.driver.poll() is not None:
+            if stage.driver is not None and stage.driver.returncode == 0:
+                break
+            stage.start_driver()
+            continue
+        ended, epochs = stage.progress()
+        # Something must have been reached since the last kill, or it would strike before anything runs.
+        if order and epochs > last_epochs and ways[order[-1]](draw):
+            done.append(Kill(time.monotonic() - began, order.pop(), ended, epochs))
+            last_epochs = epochs
+            print(f"{done[-1].second:6.0f} s  {done[-1].what}", file=sys.stderr, flush=True)
+    return done
+
+
+def undisturbed(folder: Path) -> dict[str, Any]:
+    """Each cell's numbers, from a run of its own without Ray."""
+    from erat.config import build
+    from orchestration.trial import run_cell
+
+    numbers = {}
+    for cell in CELLS:
+        config = build("demo", BASE | cell, quiet=True)
+        result = run_cell(config, Home(folder / "control"))
+        numbers[config.digest()] = _numbers(result.__dict__)
+    return numbers
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, Any]:
+    names = ("status", "epochs", "final_test_accuracy", "best_val_test_accuracy", "val_history", "checksum")
+    return {name: result[name] for name in names}
+
+
+def faults(stage: Stage, control: dict[str, Any]) -> list[str]:
+    """What is not as in the undisturbed run; nothing, if all went well."""
+    found = []
+    events = [json.loads(line) for line in stage.home.ledger.read_text().splitlines()]
+    endings = Counter(event["cell"] for event in events if event["event"] in ("done", "failed", "stopped"))
+    found += [f"{cell} ended {count} times" for cell, count in endings.items() if count != 1]
+    got = {e["cell"]: _numbers(e["result"]) for e in events if e["event"] == "done"}
+    found += [f"cells differ: {sorted(got)} and {sorted(control)}"] if got.keys() != control.keys() else []
+    found += [f"{cell}: {got[cell]} is not {wanted}" for cell, wanted in control.items() if got.get(cell) != wanted]
+    return found + _faults_of_tracking(stage, control)
+
+
+def _faults_of_tracking(stage: Stage, control: dict[str, Any]) -> list[str]:
+    import mlflow
+
+    client, found = mlflow.MlflowClient(stage.server.uri), []
+    experiment = client.get_experiment_by_name("erat")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000) if experiment else []
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    found += [f"{len(runs) - len(children)} parents"] if len(runs) - len(children) != 1 else []
+    counted = Counter(run.data.tags["cell"] for run in children)
+    found += [f"{cell}: {count} MLflow runs" for cell, count in counted.items() if count != 1]
+    found += [f"MLflow lacks {sorted(control.keys() - counted.keys())}"] if control.keys() - counted.keys() else []
+    for run in children:
+        cell, wanted = run.data.tags["cell"], control.get(run.data.tags["cell"], {})
+        points = sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, "val_accuracy"))
+        if points != list(enumerate(wanted.get("val_history", []), start=1)):
+            found.append(f"{cell}: MLflow has {len(points)} points: {points[:3]}...")
+        if run.info.status != "FINISHED" or run.data.tags.get("status") != "done":
+            found.append(f"{cell}: MLflow says {run.info.status}, {run.data.tags.get('status')}")
+        if run.data.metrics.get("final_test_accuracy") != wanted.get("final_test_accuracy"):
+            found.append(f"{cell}: MLflow has another final accuracy")
+    return found
+
+
+def main() -> int:
+    """Exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--limit", type=float, default=1500, help="seconds after which it is given up")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        control = undisturbed(folder)
+        stage, began = Stage(folder, stack), time.monotonic()
+        kills = disturbed(stage, random.Random(options.seed), options.kills, options.limit)
+        seconds = time.monotonic() - began
+        wrong = faults(stage, control)
+        print(
+            f"Seed {options.seed}: {len(CELLS)} cells of {EPOCHS} epochs, {seconds:.0f} s, MLflow on {stage.store}.\n"
+        )
+        print("| second | killed | cells ended | epochs done |\n|--:|:--|--:|--:|")
+        for kill in kills:
+            print(f"| {kill.second:.0f} | {kill.what} | {kill.ended} | {kill.epochs} |")
+        counted = Counter(kill.what for kill in kills)
+        print(f"\n{len(kills)} kills: " + ", ".join(f"{count} x {what}" for what, count in sorted(counted.items())))
+        print("\n".join(wrong) or f"{len(control)} cells, each ended once, with the numbers of the undisturbed run.")
+        if wrong:
+            print(Path(stage.log.name).read_text()[-3000:], file=sys.stderr)
+    return 1 if wrong or len(kills) < options.kills else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
