@@ -50,7 +50,6 @@ class Findings:
     """
 
     name: str
-    key: str
     collection: Collection
     checked: Collection | None
     audit: Audit
@@ -99,7 +98,7 @@ def run_audit(
         defense, selected = _final(chosen, folder, view)
     name = name or f"audit-{_stem(collection.root)}-{key[:6]}"
     seconds = time.monotonic() - started
-    return Findings(name, key, collection, checked, audit, holds, defense, selected, searched, seconds)
+    return Findings(name, collection, checked, audit, holds, defense, selected, searched, seconds)
 
 
 def _check_keys(overrides: Mapping[str, Any]) -> None:
@@ -121,12 +120,12 @@ def _check_keys(overrides: Mapping[str, Any]) -> None:
 def _read(overrides: Mapping[str, Any]) -> tuple[Collection, Collection | None]:
     """(what to audit, what is trusted or none)."""
     reading = {key: value for key, value in overrides.items() if key.startswith("data.")}
-    everything = read_collection(build("demo", {**reading, "data.name": "folder"}, quiet=True).data)
+    config = build("demo", {**reading, "data.name": "folder"}, quiet=True).data
+    everything = read_collection(config)
     rows = everything.rows("", "train", "test")
     collection, checked = everything.take(rows), everything.rows("trusted")
-    limit = overrides.get("data.limit")
-    if limit is not None:
-        kept = limit_balanced(replace(collection.images, rows=None), limit).rows
+    if config.limit is not None:
+        kept = limit_balanced(replace(collection.images, rows=None), config.limit).rows
         collection = collection if kept is None else collection.take(kept)
     return collection, everything.take(checked) if len(checked) else None
 

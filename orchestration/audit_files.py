@@ -93,6 +93,7 @@ def summary(findings: Findings) -> dict[str, Any]:
             "images": audit.poisoning.images,
             "accuracy": audit.poisoning.accuracy,
         },
+        "erat_alone": audit.alone,
         "agreement": audit.agreement,
         "believed": audit.believed,
         "robustness": [asdict(hold) for hold in findings.holds],

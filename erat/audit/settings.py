@@ -28,9 +28,9 @@ LARGE = 48  # pixels a side, from which the small network sees too little at onc
 
 def is_ink(images: ImageSet) -> bool:
     """Whether the images look like grey scans or drawings: mostly black or white. Those bear larger budgets."""
-    levels = images.images.float() / 255
-    share = float(((levels < INK_NEAR) | (levels > 1 - INK_NEAR)).double().mean())
-    return images.channels == 1 and share > INK_SHARE
+    levels = images.images
+    near = ((levels < round(255 * INK_NEAR)) | (levels > round(255 * (1 - INK_NEAR)))).sum()
+    return images.channels == 1 and int(near) > INK_SHARE * levels.numel()
 
 
 def customary_budgets(images: ImageSet) -> dict[str, float]:
@@ -51,9 +51,9 @@ def robust_settings(images: ImageSet, overrides: Mapping[str, Any] | None = None
         UserError: as `erat.config.build`.
     """
     given = expand(overrides or {})
-    batch = int(given.get("train.batch_size", 64 if len(images) >= 1000 else 16))
+    batch = _whole(given, "train.batch_size", 64 if len(images) >= 1000 else 16)
     epochs = min(max(LEAST_EPOCHS, math.ceil(STEPS * batch / max(len(images), 1))), MOST_EPOCHS)
-    epochs = int(given.get("train.epochs", epochs))
+    epochs = _whole(given, "train.epochs", epochs)
     budget = customary_budgets(images)
     values: dict[str, Any] = {
         "data.name": "folder",
@@ -78,6 +78,12 @@ def robust_settings(images: ImageSet, overrides: Mapping[str, Any] | None = None
         if not chosen and given.get("defense.uniform", True) and given.get("defense.adversarial", True):
             values |= QUICK
     return build("demo", values | given, quiet=True)
+
+
+def _whole(given: Mapping[str, Any], key: str, default: int) -> int:
+    """A given number that others follow from; what is no such number is refused later, with all keys."""
+    value = given.get(key)
+    return value if isinstance(value, int) and value > 0 else default
 
 
 def plain_settings(robust: RunConfig) -> RunConfig:

@@ -93,8 +93,12 @@ def sentences(findings: Findings) -> list[str]:
     if audit.disagree:
         found.append(
             f"ERAT has learnt the given labels far less than plain training has (of the images held out "
-            f"{_both(audit.agreement)}): it may need more epochs or other budgets (--search), or a perturbation "
-            "carries the labels. What is said of labels here rests on plain training."
+            f"{_both(audit.agreement)}). "
+            + (
+                "The perturbation may follow wrong labels, so what is said of labels here rests on ERAT alone."
+                if audit.alone
+                else "It may need more epochs or other budgets (--search)."
+            )
         )
     if flooded:
         found.append(f"Flooded by images of other classes: {', '.join(flooded)}.")

@@ -16,6 +16,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -29,7 +30,7 @@ from erat.audit.audit import conclude, examine, plan
 from erat.audit.crossfit import merge
 from erat.audit.settings import plain_settings, robust_settings
 from erat.config import build
-from erat.corruption.pipeline import corrupted_set
+from erat.corruption.pipeline import corrupted_set, poison
 from erat.corruption.store import Store
 from erat.data.base import CorruptedSet, ImageSet
 
@@ -44,8 +45,19 @@ def corrupted(store: Path, seed: int, **keys: Any) -> CorruptedSet:
     return corrupted_set(build("demo", overrides | {"corruption.seed": seed}, quiet=True), Store(store))
 
 
+def following(store: Path, seed: int, kind: str, **keys: Any) -> CorruptedSet:
+    """Mislabelled digits whose perturbation was crafted for the labels that they wear, right or wrong."""
+    found = corrupted(store, seed, corruption__data="none", **keys)
+    order = {"corruption.data": kind, "corruption.labels": "none", "corruption.seed": seed}
+    images, _ = poison(found.train, build("demo", order, quiet=True), Store(store))
+    return replace(found, train=replace(found.train, images=images))
+
+
 def measure_labels(store: Path, seed: int, data: str, noise: str, rate: float) -> dict[str, Any]:
     """The audit's issues and cleanlab's, against what is truly wrong.
+
+    Args:
+        data: a data corruption, crafted for the true classes as the paper has it; "up-given" for the given labels.
 
     cleanlab is given what it asks for: out-of-fold probabilities of plain training, of the last epoch, from the very
     networks that are half of the audit. Same folds, network and epochs.
@@ -54,8 +66,9 @@ def measure_labels(store: Path, seed: int, data: str, noise: str, rate: float) -
     from cleanlab.rank import get_label_quality_scores
     from sklearn.metrics import roc_auc_score
 
-    keys = {"corruption__data": data, "corruption__labels": noise, "corruption__rate": rate}
-    found = corrupted(store, seed, **keys)
+    keys = {"corruption__labels": noise, "corruption__rate": rate}
+    kind, dash, _ = data.partition("-given")
+    found = following(store, seed, kind, **keys) if dash else corrupted(store, seed, corruption__data=kind, **keys)
     wrong = (found.train.labels != found.true_labels).numpy()
     audited = _plan(found.train, seed, folds=4)
     parts = [examine(audited, number) for number in range(audited.folds)]
@@ -73,6 +86,7 @@ def measure_labels(store: Path, seed: int, data: str, noise: str, rate: float) -
         "gap": audit.poisoning.gap.value,
         "separability": audit.poisoning.separability.value,
         "learnt": audit.learnt,
+        "erat_alone": audit.alone,
     }
     for name, flagged in (("", audit.issue.numpy()), ("cleanlab_", theirs)):
         both = int((flagged & wrong).sum())
@@ -110,7 +124,7 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Any]]:
                 key = {"part": "poison", "seed": seed, "data": data, "limit": arguments.limit}
                 yield key, lambda key=key: measure_poison(arguments.store, key["seed"], key["data"], key["limit"])
         else:
-            for data in arguments.data or ("none", "up"):
+            for data in arguments.data or ("none", "up", "up-given"):
                 for noise, rate in NOISES:
                     key = {"part": "labels", "seed": seed, "data": data, "noise_kind": noise, "rate": rate}
                     yield (
@@ -168,7 +182,7 @@ def _label_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         rates = f"{mean(row['noise'] for row in group):.3f}, {mean(row['estimated_noise'] for row in group):.3f}"
         areas = [_spread([row[name] for row in group], 4) for name in ("auroc", "cleanlab_auroc")]
-        cells = [data.upper() if data != "none" else "clean", f"{noise} {rate}", str(len(group)), *areas, *pairs, rates]
+        cells = [_title(data), f"{noise} {rate}", str(len(group)), *areas, *pairs, rates]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -185,9 +199,12 @@ def _poison_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     for data, group in groups.items():
         figures = [_spread([row[name] for row in group], 2) for name in ("gap", "separability")]
         found = [str(sum(row[name] for row in group)) for name in ("gap_found", "separability_found", "poisoned")]
-        name = data.upper() if data != "none" else "clean"
-        lines.append(f"| {' | '.join([name, str(len(group)), *figures, *found])} |")
+        lines.append(f"| {' | '.join([_title(data), str(len(group)), *figures, *found])} |")
     return lines
+
+
+def _title(data: str) -> str:
+    return "clean" if data == "none" else data.upper().replace("-GIVEN", ", by given label")
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

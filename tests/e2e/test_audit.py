@@ -6,8 +6,13 @@ import csv
 import hashlib
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +24,7 @@ from erat.data.base import ImageSet
 from erat.export import load_program
 from orchestration import audit as audit_verb
 from orchestration import cli, shell
+from orchestration._mlflow_store import _wait_until_healthy, stop_server
 from tests.e2e.commands import Said
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no readable image")
@@ -154,6 +160,37 @@ def test_the_classifier_is_exported_twice(said: Said) -> None:
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
 
 
+@pytest.mark.slow
+def test_mlflow_serves_the_classifier(said: Said, tmp_path: Path) -> None:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    model = report(said) / "mlflow-model"
+    options = ["-m", str(model), "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+    # The server starts `python`, which must be this one.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "models", "serve", *options],
+            env=os.environ | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_healthy(server, f"http://127.0.0.1:{port}/ping", tmp_path / "log")
+        example = (model / "serving_input_example.json").read_bytes()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", example)
+        request.add_header("Content-Type", "application/json")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=60) as answer:
+            predictions = json.loads(answer.read())["predictions"]
+    finally:
+        stop_server(server)
+    pictures = torch.tensor(json.loads(example)["inputs"])
+    assert np.allclose(predictions, load_program(report(said) / "model.pt2")(pictures).numpy(), atol=1e-5)
+
+
 def test_it_goes_on_after_what_is_kept(
     said: Said, command: Callable[..., Said], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +238,9 @@ def test_search_and_trusted_arrays(
         (("data.root=.", "train.workers=2"), "audit needs train.workers=1, got 2"),
         (("data.root=.", "train.epoch=2"), "did you mean train.epochs"),
         (("data.root={two}", "--folds", "40"), "folds must be in"),
+        (("data.root={two}", "train.batch_size=few"), "train.batch_size: input should be a valid integer"),
+        (("data.root={two}", "train.epochs=0"), "train.epochs: input should be greater than or equal to 1, got 0"),
+        (("data.root={two}", "data.limit=1"), "data.limit: input should be greater than or equal to 2, got 1"),
         (
             ("data.root={pairs}", "--folds", "2"),
             "an audit needs at least 2 classes with 2 pictures or more, got 0 of 2",

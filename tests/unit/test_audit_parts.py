@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from erat.audit.audit import conclude, plan
 from erat.audit.folds import deal
 from erat.audit.poisoning import GAP_THRESHOLD, SEPARABILITY_THRESHOLD, poison_test, separability, washed
 from erat.audit.quality import (
@@ -171,6 +172,27 @@ def test_poison_test_says_what_it_found() -> None:
     none = poison_test(clean, right, ~sure, *[{"plain": right, "robust": right}] * 2)
     assert none.images == 0 and not none.poisoned
     assert 0 < GAP_THRESHOLD < 1 and 0 < SEPARABILITY_THRESHOLD < 1
+
+
+@pytest.mark.parametrize("dirty", [True, False])
+def test_plain_training_has_no_say_where_a_perturbation_carries_the_labels(dirty: bool) -> None:
+    given = plainly()
+    true = given.labels.clone()
+    true[:120] = (true[:120] + 1) % 4  # half of the labels are wrong, and the perturbation follows them
+    images = poisoned(given) if dirty else given
+    robust = robust_settings(images, {"train.epochs": 2})
+    audited = plan(images, robust, plain_settings(robust), 2)
+    eye = torch.eye(4) * 0.8 + 0.05
+    parts = []
+    for fold in range(2):
+        rows = audited.fold == fold
+        said = {"robust": eye[true[rows]][None], "plain": eye[given.labels[rows]][None]}
+        fallen = {"robust": true[rows], "plain": given.labels[rows]}
+        parts.append({**said, "washed": fallen})
+    audit = conclude(audited, parts)
+    assert audit.disagree and audit.alone == dirty == audit.poisoning.poisoned
+    wrong = true != given.labels
+    assert torch.equal(audit.issue, wrong) if dirty else not audit.issue.any()
 
 
 def test_washing_leaves_few_levels() -> None:
