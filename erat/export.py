@@ -33,8 +33,16 @@ class Probabilities(nn.Module):
 
 
 def exportable(defense: Defense) -> Probabilities:
-    """The module to export, on the CPU, in eval mode, without gradients; a copy: `defense` stays as it is."""
-    module = Probabilities(deepcopy(defense)).cpu().eval()
+    """The module to export, on the CPU, in eval mode, without gradients; a copy: `defense` stays as it is.
+
+    Only the networks go along. What else a defense remembers, such as its last labelled set and perturbations, is of
+    the training images, and nobody's business.
+    """
+    copy = deepcopy(defense)
+    for name, _ in [*copy.named_children(), *copy.named_buffers(recurse=False)]:
+        if name != "networks":
+            delattr(copy, name)
+    module = Probabilities(copy).cpu().eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module

@@ -21,7 +21,7 @@ from erat.audit.crossfit import train_on
 from erat.audit.robustness import Hold
 from erat.audit.search import SCALES, search_budgets
 from erat.audit.settings import plain_settings, robust_settings
-from erat.config import build, content_digest, known_keys
+from erat.config import build, content_digest, known_keys, unknown_key
 from erat.data.base import ImageSet
 from erat.data.collection import Collection, read_collection
 from erat.data.sets import limit_balanced
@@ -44,15 +44,14 @@ class Findings:
 
     Attributes:
         collection: what was audited; trusted images are not among it.
-        trusted: images whose labels are known to be right, or none.
+        checked: the images whose labels are known to be right, or none.
         defense: trained on everything, to be exported; `selected` bool (N,) is its last labelled set.
         searched: scale of the budgets -> validation accuracy; empty without a search.
     """
 
     name: str
-    key: str
     collection: Collection
-    trusted: ImageSet | None
+    checked: Collection | None
     audit: Audit
     holds: list[Hold]
     defense: Defense
@@ -80,8 +79,8 @@ def run_audit(
     """
     started = time.monotonic()
     _check_keys(overrides)
-    collection, trusted = _read(overrides)
-    images = collection.images
+    collection, checked = _read(overrides)
+    images, trusted = collection.images, None if checked is None else checked.images
     settings = {key: value for key, value in overrides.items() if key != "data.limit"}
     plans = partial(_plan, images, settings, folds)
     first = plans(1.0)
@@ -99,7 +98,7 @@ def run_audit(
         defense, selected = _final(chosen, folder, view)
     name = name or f"audit-{_stem(collection.root)}-{key[:6]}"
     seconds = time.monotonic() - started
-    return Findings(name, key, collection, trusted, audit, holds, defense, selected, searched, seconds)
+    return Findings(name, collection, checked, audit, holds, defense, selected, searched, seconds)
 
 
 def _check_keys(overrides: Mapping[str, Any]) -> None:
@@ -107,7 +106,9 @@ def _check_keys(overrides: Mapping[str, Any]) -> None:
         raise UserError(f"audit is for images of one's own, data.root=PATH; got data.name={overrides['data.name']}")
     known = known_keys(str(overrides.get("defense.name", "erat")))
     for key in overrides:
-        if key in known and key != "data.name" and key not in READ and not key.startswith(SECTIONS):
+        if key not in known:
+            raise unknown_key(key, known)
+        if key != "data.name" and key not in READ and not key.startswith(SECTIONS):
             allowed = ", ".join([*READ, *(f"{section}*" for section in SECTIONS)])
             raise UserError(f"audit has no use for {key}; allowed: {allowed}")
     if registered(str(overrides.get("defense.name", "erat"))) != "erat":
@@ -116,16 +117,17 @@ def _check_keys(overrides: Mapping[str, Any]) -> None:
         raise UserError(f"audit needs train.workers=1, got {overrides['train.workers']}")
 
 
-def _read(overrides: Mapping[str, Any]) -> tuple[Collection, ImageSet | None]:
+def _read(overrides: Mapping[str, Any]) -> tuple[Collection, Collection | None]:
+    """(what to audit, what is trusted or none)."""
     reading = {key: value for key, value in overrides.items() if key.startswith("data.")}
-    everything = read_collection(build("demo", {**reading, "data.name": "folder"}, quiet=True).data)
+    config = build("demo", {**reading, "data.name": "folder"}, quiet=True).data
+    everything = read_collection(config)
     rows = everything.rows("", "train", "test")
     collection, checked = everything.take(rows), everything.rows("trusted")
-    limit = overrides.get("data.limit")
-    if limit is not None:
-        kept = limit_balanced(replace(collection.images, rows=None), limit).rows
+    if config.limit is not None:
+        kept = limit_balanced(replace(collection.images, rows=None), config.limit).rows
         collection = collection if kept is None else collection.take(kept)
-    return collection, everything.images.take(checked) if len(checked) else None
+    return collection, everything.take(checked) if len(checked) else None
 
 
 def _plan(images: ImageSet, settings: Mapping[str, Any], folds: int, scale: float) -> Plan:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from erat.data.collection import Collection
 from erat.engine.checkpoint import save, write_atomic
 from erat.export import export_program, exportable
 from orchestration.audit import Findings
@@ -53,7 +54,7 @@ def write_audit(findings: Findings, home: Home) -> tuple[Path, dict[str, Any]]:
     images = findings.plan.images
     shape = tuple(images.images.shape[1:])
     export_program(findings.defense, shape, folder / "model.pt2")
-    save(folder / "weights.pt", findings.defense.state_dict())
+    save(folder / "weights.pt", findings.defense.networks.state_dict())
     description = {
         "classes": images.class_names,
         "image": {"channels": shape[0], "height": shape[1], "width": shape[2], "range": [0, 1]},
@@ -92,6 +93,7 @@ def summary(findings: Findings) -> dict[str, Any]:
             "images": audit.poisoning.images,
             "accuracy": audit.poisoning.accuracy,
         },
+        "erat_alone": audit.alone,
         "agreement": audit.agreement,
         "believed": audit.believed,
         "robustness": [asdict(hold) for hold in findings.holds],
@@ -140,13 +142,19 @@ def _kept(findings: Findings) -> tuple[list[int], list[str], list[str]]:
 
 
 def _cleaned(findings: Findings) -> list[list[Any]]:
-    collection = findings.collection
     lines: list[list[Any]] = [["path", "label", "part", "status", "given"]]
-    for row, label, status in zip(*_kept(findings), strict=True):
-        source = collection.sources[row]
+    names = findings.plan.images.class_names
+
+    def add(collection: Collection, row: int, label: str, status: str) -> None:
+        source, given = collection.sources[row], names[int(collection.images.labels[row])]
         path = str(source.absolute()) if isinstance(source, Path) else collection.names[row]
-        given = findings.plan.images.class_names[int(findings.plan.images.labels[row])]
         lines.append([path, label, collection.parts[row], status, given])
+
+    for row, label, status in zip(*_kept(findings), strict=True):
+        add(findings.collection, row, label, status)
+    if findings.checked is not None:
+        for row, label in enumerate(findings.checked.images.labels.tolist()):
+            add(findings.checked, row, names[label], "trusted")
     return lines
 
 
@@ -164,6 +172,10 @@ def _write_arrays(path: Path, findings: Findings) -> None:
     for prefix, chosen in (("", parts != "test"), ("test_", parts == "test")):
         if chosen.any():
             content |= {f"{prefix}images": images.numpy()[chosen], f"{prefix}labels": np.array(labels)[chosen]}
+    if findings.checked is not None:
+        trusted = findings.checked.images
+        words = np.array([trusted.class_names[k] for k in trusted.labels.tolist()])
+        content |= {"trusted_images": trusted.images.numpy(), "trusted_labels": words}
     file = io.BytesIO()
     np.savez_compressed(file, **content)
     write_atomic(path, file.getvalue())

@@ -329,8 +329,9 @@ def save_model(model: nn.Module, example: NDArray[np.float32], classes: Sequence
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    inputs = TensorSpec(example.dtype, (-1, *example.shape[1:]), "images")
-    outputs = TensorSpec(np.dtype(np.float32), (-1, len(classes)), "probabilities")
+    # Without names: a named input reaches the network as a mapping, which it does not take.
+    inputs = TensorSpec(example.dtype, (-1, *example.shape[1:]))
+    outputs = TensorSpec(np.dtype(np.float32), (-1, len(classes)))
     mlflow.pytorch.save_model(
         model,
         str(folder),

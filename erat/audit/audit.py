@@ -18,7 +18,16 @@ from erat.attacks.pgd import frozen
 from erat.audit.crossfit import judge, merge, rebuild
 from erat.audit.folds import deal
 from erat.audit.poisoning import PoisonTest, poison_test, washed
-from erat.audit.quality import Noise, estimate_noise, issues, joint_opinion, label_quality, mean_scores, suggestions
+from erat.audit.quality import (
+    Noise,
+    above_chance,
+    estimate_noise,
+    issues,
+    joint_opinion,
+    label_quality,
+    mean_scores,
+    suggestions,
+)
 from erat.audit.robustness import Hold, robustness
 from erat.audit.settings import customary_budgets
 from erat.config import RunConfig
@@ -31,6 +40,7 @@ from erat.engine.trainer import EpochReport
 from erat.errors import UserError
 
 WAYS = ("robust", "plain")
+FAR_LESS = 0.6  # what adversarial training has learnt of the given labels, as a share of what plain training has
 
 OnEpoch = Callable[[str, EpochReport], None]
 
@@ -114,12 +124,15 @@ class Audit:
 
     Attributes:
         probs: float64 (N, K), both trainings' joint opinion, averaged over the judged epochs.
+        alone: whether plain training had no say in it: the images are poisoned, and it meets the given labels far more
+            often than adversarial training does.
         quality: float64 (N,), in [0, 1], small where the given label is probably wrong.
         suggested, probability: the likeliest class, int64 (N,), and how likely it is.
         issue: bool (N,), the labels that are probably wrong.
         conflicts: groups of rows that show the same picture under different labels.
-        accuracy: "robust" and "plain" -> share of held-out images that get their given label, as `agreement`, and
-            that get the label that the audit believes, as `believed`.
+        agreement: "robust" and "plain" -> share of the images held out that get their given label.
+        learnt: the same above chance.
+        believed: ... that get the label which the audit believes.
     """
 
     plan: Plan
@@ -130,9 +143,16 @@ class Audit:
     issue: Tensor
     noise: Noise
     poisoning: PoisonTest
+    alone: bool
     conflicts: list[list[int]]
     agreement: dict[str, float]
     believed: dict[str, float]
+    learnt: dict[str, float]
+
+    @property
+    def disagree(self) -> bool:
+        """Whether adversarial training has learnt the given labels far less than plain training has."""
+        return self.learnt["robust"] < FAR_LESS * self.learnt["plain"]
 
     @property
     def believed_labels(self) -> Tensor:
@@ -140,34 +160,56 @@ class Audit:
         return torch.where(self.issue, self.suggested, self.plan.images.labels)
 
 
+@dataclass(frozen=True)
+class _Verdict:
+    """What an opinion, float64 (E, N, K), amounts to; see `Audit`."""
+
+    probs: Tensor
+    quality: Tensor
+    suggested: Tensor
+    probability: Tensor
+    issue: Tensor
+    believed: Tensor
+
+    @classmethod
+    def of(cls, opinion: Tensor, plan: Plan) -> _Verdict:
+        labels, probs = plan.images.labels, opinion.mean(0)
+        values = mean_scores(opinion, labels)
+        suggested, probability = suggestions(probs, labels)
+        issue = issues(probs, values, labels) & plan.judged
+        return cls(probs, label_quality(values), suggested, probability, issue, torch.where(issue, suggested, labels))
+
+
 def conclude(plan: Plan, parts: Sequence[Mapping[str, Any]]) -> Audit:
     """What the folds' judgements amount to. `parts` are those of `examine`, in order."""
-    labels = plan.images.labels
-    numbered = range(len(parts))
+    images, labels, numbered = plan.images, plan.images.labels, range(len(parts))
     by_way = {way: merge({k: parts[k][way] for k in numbered}, plan.fold) for way in WAYS}
-    opinion = joint_opinion(by_way["robust"].probs, by_way["plain"].probs)
-    probs, values = opinion.mean(0), mean_scores(opinion, labels)
-    suggested, probability = suggestions(probs, labels)
-    issue = issues(probs, values, labels) & plan.judged
-    believed = torch.where(issue, suggested, labels)
     predicted = {way: by_way[way].mean.argmax(1) for way in WAYS}
     after_wash = {
         way: merge({k: parts[k]["washed"][way][None, :, None] for k in numbered}, plan.fold).probs[0, :, 0]
         for way in WAYS
     }
-    sure = plan.judged & ~issue
+    learnt = {way: above_chance(by_way[way].mean, labels) for way in WAYS}
+    verdict = _Verdict.of(joint_opinion(by_way["robust"].probs, by_way["plain"].probs, labels), plan)
+    poisoning = poison_test(images, verdict.believed, plan.judged & ~verdict.issue, predicted, after_wash)
+    alone = poisoning.poisoned and learnt["robust"] < FAR_LESS * learnt["plain"]
+    if alone:
+        # What plain training knows of these labels it reads off the perturbation, which may follow wrong labels too.
+        verdict = _Verdict.of(by_way["robust"].probs.double(), plan)
     return Audit(
         plan=plan,
-        probs=probs,
-        quality=label_quality(values),
-        suggested=suggested,
-        probability=probability,
-        issue=issue,
-        noise=estimate_noise(believed, labels, plan.images.num_classes),
-        poisoning=poison_test(plan.images, believed, sure, predicted, after_wash),
+        probs=verdict.probs,
+        quality=verdict.quality,
+        suggested=verdict.suggested,
+        probability=verdict.probability,
+        issue=verdict.issue,
+        noise=estimate_noise(verdict.believed, labels, images.num_classes),
+        poisoning=poisoning,
+        alone=alone,
         conflicts=[group for group in plan.copies if len(set(labels[group].tolist())) > 1],
         agreement={way: accuracy(labels[plan.judged], predicted[way][plan.judged]) for way in WAYS},
-        believed={way: accuracy(believed[plan.judged], predicted[way][plan.judged]) for way in WAYS},
+        believed={way: accuracy(verdict.believed[plan.judged], predicted[way][plan.judged]) for way in WAYS},
+        learnt=learnt,
     )
 
 

@@ -52,7 +52,7 @@ class PoisonTest:
     """What the tests say.
 
     Attributes:
-        gap: accuracy, in [-1, 1], that plain training loses to washing, less what adversarial training loses.
+        gap: accuracy, in [-1, 1], that plain training loses to washing, less what adversarial training loses, if any.
         separability: accuracy of the linear rule on the pixel less that beside it, as a share of what is above chance.
         images: how many were looked at; the tests say little of few.
         accuracy: ("plain" or "robust", "as it is" or "washed") -> accuracy, in [0, 1].
@@ -105,7 +105,7 @@ def poison_test(
     lost = {way: figures["as it is"] - figures["washed"] for way, figures in reached.items()}
     separable = separability(images.images[sure], labels, images.num_classes)
     return PoisonTest(
-        Measure("accuracy gap", lost["plain"] - lost["robust"], GAP_THRESHOLD),
+        Measure("accuracy gap", lost["plain"] - max(lost["robust"], 0.0), GAP_THRESHOLD),
         Measure("separability", separable, SEPARABILITY_THRESHOLD),
         len(labels),
         reached,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erat.selection import scores
 
-CUT_OFF = 0.8  # of the score: between the classes of a doubtful image there is nothing to choose
+CUT_OFF = 0.7  # of the score, in [0, 2]: between the classes of a doubtful image there is nothing to choose
 
 
 def power(probs: Tensor, exponent: float) -> Tensor:
@@ -37,19 +37,36 @@ def as_sure_as(probs_NK: Tensor, confidence: float) -> Tensor:
     return power(probs_NK, math.sqrt(low * high))
 
 
-def joint_opinion(robust_ENK: Tensor, plain_ENK: Tensor) -> Tensor:
-    """Both trainings' predictions with equal weight, float64 (E, N, K), epoch by epoch from the last.
+def joint_opinion(robust_ENK: Tensor, plain_ENK: Tensor, labels_N: Tensor) -> Tensor:
+    """Both trainings' predictions together, float64 (E, N, K), epoch by epoch from the last.
 
     Adversarial training is deaf to perturbations and sure of itself; plain training sees fine detail (and may see the
-    class in a perturbation), but fitted to noisy labels it is never sure. Equally sure they complement each other.
+    class in a perturbation), but fitted to noisy labels it is never sure. Made equally sure they complement each other.
+    Each has a say in proportion to the odds at which it meets the given labels by more than chance: wrong labels lower
+    them for both alike, and where labels are right a training that has failed has no say.
 
     Args:
-        robust_ENK, plain_ENK: softmax outputs, of as many epochs each.
+        robust_ENK, plain_ENK: out-of-fold softmax outputs, of as many epochs each.
+        labels_N: given.
     """
-    pairs = zip(robust_ENK.double(), plain_ENK.double(), strict=True)
-    return torch.stack(
-        [(robust + as_sure_as(plain, float(robust.max(1).values.mean()))) / 2 for robust, plain in pairs]
-    )
+    robust_say, plain_say = (_odds(probs.double().mean(0), labels_N) for probs in (robust_ENK, plain_ENK))
+    share = robust_say / (robust_say + plain_say) if robust_say + plain_say > 0 else 0.5
+    joint = []
+    for robust, plain in zip(robust_ENK.double(), plain_ENK.double(), strict=True):
+        equally_sure = as_sure_as(plain, float(robust.max(1).values.mean()))
+        joint.append(share * robust + (1 - share) * equally_sure)
+    return torch.stack(joint)
+
+
+def _odds(probs_NK: Tensor, labels_N: Tensor) -> float:
+    missed = float((probs_NK.argmax(1) != labels_N).double().mean())
+    return above_chance(probs_NK, labels_N) / max(missed, 1 / len(labels_N))
+
+
+def above_chance(probs_NK: Tensor, labels_N: Tensor) -> float:
+    """How often the likeliest class is the given label, less the share of the commonest label; at least 0."""
+    chance = float(torch.bincount(labels_N).max()) / len(labels_N)
+    return max(0.0, float((probs_NK.argmax(1) == labels_N).double().mean()) - chance)
 
 
 def mean_scores(probs_ENK: Tensor, labels_N: Tensor) -> Tensor:

@@ -90,6 +90,16 @@ def sentences(findings: Findings) -> list[str]:
         f"{int(audit.issue.sum())} of {total} labels are probably wrong ({audit.noise.rate:.1%}).",
         poison_verdict(audit.poisoning),
     ]
+    if audit.disagree:
+        found.append(
+            f"ERAT has learnt the given labels far less than plain training has (of the images held out "
+            f"{_both(audit.agreement)}). "
+            + (
+                "The perturbation may follow wrong labels, so what is said of labels here rests on ERAT alone."
+                if audit.alone
+                else "It may need more epochs or other budgets (--search)."
+            )
+        )
     if flooded:
         found.append(f"Flooded by images of other classes: {', '.join(flooded)}.")
     if audit.conflicts:
@@ -124,7 +134,7 @@ def hold_words(hold: Hold) -> str:
 
 
 def _holds_on(findings: Findings) -> str:
-    if findings.trusted is not None:
+    if findings.checked is not None:
         return "the trusted images"
     return "the first fold, which neither has seen, without the labels that are probably wrong"
 

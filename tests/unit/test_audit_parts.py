@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from erat.audit.audit import conclude, plan
 from erat.audit.folds import deal
 from erat.audit.poisoning import GAP_THRESHOLD, SEPARABILITY_THRESHOLD, poison_test, separability, washed
 from erat.audit.quality import (
+    above_chance,
     as_sure_as,
     estimate_noise,
     issues,
@@ -72,13 +74,26 @@ def test_as_sure_as_keeps_every_order_and_reaches_the_confidence() -> None:
 
 def test_joint_opinion_is_the_mean_of_equally_sure_predictions() -> None:
     robust, plain = softmax(3, 50, 4, seed=1, times=4), softmax(3, 50, 4, seed=2, times=1)
-    joint = joint_opinion(robust, plain)
+    labels = robust.mean(0).argmax(1)
+    plain[:, torch.arange(50), labels] += 2  # both know the labels equally well
+    plain = plain / plain.sum(2, keepdim=True)
+    joint = joint_opinion(robust, plain, labels)
     other = 2 * joint - robust
     for epoch in range(3):
-        assert float(other[epoch].max(1).values.mean()) == pytest.approx(
-            float(robust[epoch].max(1).values.mean()), abs=1e-4
-        )
+        confidence = float(robust[epoch].max(1).values.mean())
+        assert float(other[epoch].max(1).values.mean()) == pytest.approx(confidence, abs=1e-4)
         assert torch.equal(other[epoch].argmax(1), plain[epoch].argmax(1))
+
+
+def test_who_knows_no_more_than_chance_has_no_say() -> None:
+    labels = torch.arange(40) % 4
+    knowing = torch.eye(4, dtype=torch.float64)[labels][None] * 0.8 + 0.05
+    silent = torch.eye(4, dtype=torch.float64)[torch.zeros_like(labels)][None]
+    assert above_chance(knowing[0], labels) == 0.75
+    assert above_chance(silent[0], labels) == 0.0
+    assert torch.allclose(joint_opinion(knowing, silent, labels), knowing)
+    only_plain = joint_opinion(silent, knowing, labels)
+    assert torch.equal(only_plain.argmax(2), labels[None])
 
 
 def test_label_quality_is_the_papers_score_over_epochs() -> None:
@@ -159,6 +174,27 @@ def test_poison_test_says_what_it_found() -> None:
     assert 0 < GAP_THRESHOLD < 1 and 0 < SEPARABILITY_THRESHOLD < 1
 
 
+@pytest.mark.parametrize("dirty", [True, False])
+def test_plain_training_has_no_say_where_a_perturbation_carries_the_labels(dirty: bool) -> None:
+    given = plainly()
+    true = given.labels.clone()
+    true[:120] = (true[:120] + 1) % 4  # half of the labels are wrong, and the perturbation follows them
+    images = poisoned(given) if dirty else given
+    robust = robust_settings(images, {"train.epochs": 2})
+    audited = plan(images, robust, plain_settings(robust), 2)
+    eye = torch.eye(4) * 0.8 + 0.05
+    parts = []
+    for fold in range(2):
+        rows = audited.fold == fold
+        said = {"robust": eye[true[rows]][None], "plain": eye[given.labels[rows]][None]}
+        fallen = {"robust": true[rows], "plain": given.labels[rows]}
+        parts.append({**said, "washed": fallen})
+    audit = conclude(audited, parts)
+    assert audit.disagree and audit.alone == dirty == audit.poisoning.poisoned
+    wrong = true != given.labels
+    assert torch.equal(audit.issue, wrong) if dirty else not audit.issue.any()
+
+
 def test_washing_leaves_few_levels() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert washed(images).unique().tolist() == [0, 85, 170, 255]
@@ -184,7 +220,8 @@ def test_robustness_attacks_harder_with_larger_budgets(make_images: Callable[...
     from erat.audit.crossfit import train_on
 
     images = make_images(96, seed=1)
-    config = robust_settings(images, {"train.epochs": 4, "defense.warmup_epochs": 1, "defense.policy": "svhn"})
+    budgets = {"defense.epsilon_inf": 0.05, "defense.epsilon_2": 0.5, "defense.policy": "svhn", "data.flip": False}
+    config = robust_settings(images, {"train.epochs": 4, "defense.warmup_epochs": 1, **budgets})
     trained = train_on(config, images).defense
     told: list[tuple[int, int]] = []
     holds = robustness(
@@ -208,10 +245,13 @@ def test_settings_follow_the_size_of_the_set() -> None:
     small, large = robust_settings(of(60, 1, 28)), robust_settings(of(5000, 3, 64))
     assert small.train.epochs > large.train.epochs
     assert (small.train.batch_size, large.train.batch_size) == (16, 64)
+    assert (small.train.lr, large.train.lr) == (0.025, 0.1)
     assert (small.model.name, large.model.name) == ("small", "resnet18")
     assert (small.data.flip, large.data.flip) == (False, True)
     assert customary_budgets(of(2, 1, 28)) == {"linf": 0.1, "l2": 2.0}
     assert customary_budgets(of(2, 3, 32))["l2"] == 0.5
+    grey = replace(of(2, 1, 32), images=torch.full((2, 1, 32, 32), 90, dtype=torch.uint8))
+    assert customary_budgets(grey)["linf"] == pytest.approx(8 / 255), "a grey photograph is no ink"
     halved = robust_settings(of(60, 1, 28), scale=0.5)
     assert halved.flat()["defense.epsilon_inf"] == 0.05
     own = robust_settings(of(60, 1, 28), {"train.epochs": 3, "defense.epsilon_inf": 0.3, "model.name": "vgg11"})

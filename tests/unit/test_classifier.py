@@ -16,7 +16,13 @@ from erat.classifier import ERATClassifier
 from erat.data.base import ImageSet
 from erat.errors import UserError
 
-BRIEF: dict[str, Any] = {"epochs": 8, "epsilon_inf": 0.05, "settings": {"defense.steps": 2, "defense.policy": "svhn"}}
+BRIEF: dict[str, Any] = {
+    "epochs": 10,
+    "epsilon_inf": 0.05,
+    "epsilon_2": 0.5,
+    "flip": False,
+    "settings": {"defense.steps": 2, "defense.policy": "svhn"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,7 @@ def data(make_images: Callable[..., ImageSet]) -> tuple[NDArray[np.uint8], NDArr
 
 @pytest.fixture(scope="module")
 def fitted(data: tuple[Any, Any, Any]) -> ERATClassifier:
-    return ERATClassifier(folds=3, **BRIEF).fit(data[0], data[1])
+    return ERATClassifier(folds=2, **BRIEF).fit(data[0], data[1])
 
 
 def test_it_learns_and_finds_the_wrong_labels(fitted: ERATClassifier, data: tuple[Any, Any, Any]) -> None:

@@ -44,6 +44,12 @@ def test_the_program_answers_as_the_defense_does(program: Path, trained: Defense
     assert all(parameter.requires_grad for parameter in trained.parameters()), "the defense is as it was"
 
 
+def test_nothing_of_the_training_images_goes_along(program: Path, trained: Defense) -> None:
+    names = set(load_program(program).state_dict())
+    assert names and all(".networks." in f".{name}" for name in names)
+    assert "perturber.last_delta" in trained.state_dict(), "the defense itself remembers"
+
+
 class Payload:
     """What would run code if it were unpickled."""
 

@@ -1,0 +1,262 @@
+"""The verb `audit`, from a folder to its page, lists and classifier; and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from erat.data.base import ImageSet
+from erat.export import load_program
+from orchestration import audit as audit_verb
+from orchestration import cli, shell
+from orchestration._mlflow_store import _wait_until_healthy, stop_server
+from tests.e2e.commands import Said
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*no readable image")
+BRIEF = ("data.image_size=8", "train.epochs=6", "defense.epsilon_inf=0.05", "defense.epsilon_2=0.5", "data.flip=false")
+WRONG = 6  # images of class 0 that lie in the folder of class 1
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Said]]:
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ERAT_HOME", str(home))
+
+        def run(*words: str) -> Said:
+            out, err = io.StringIO(), io.StringIO()
+            with redirect_stdout(out), redirect_stderr(err):
+                code = shell.guarded(lambda: cli.app(["audit", *words], standalone_mode=False))
+            return Said(code, out.getvalue(), err.getvalue())
+
+        yield run
+
+
+def contents(root: Path) -> dict[str, str]:
+    return {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() + str(path.stat().st_mtime_ns)
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(make_images: Callable[..., ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 40 images with odd names, six of them in the wrong folder; copies, a broken and a lonely one."""
+    root = tmp_path_factory.mktemp("own") / "my images"
+    images = make_images(120, classes=3, seed=1)
+    for row, (picture, label) in enumerate(zip(images.images[:, 0], images.labels.tolist(), strict=True)):
+        given = 1 if label == 0 and row < 3 * WRONG else label
+        path = root / ("Käfer <b>", "wasp & bee", "日本")[given] / f"bild {row:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.numpy()).save(path)
+    Image.open(root / "日本" / "bild 002.png").save(root / "Käfer <b>" / "copy.png")
+    (root / "日本" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (root / "lonely").mkdir()
+    Image.new("L", (30, 1), 7).save(root / "lonely" / "one.png")
+    (root / "日本" / "loop").symlink_to(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path, command: Callable[..., Said]) -> Said:
+    before = contents(folder)
+    said = command(f"data.root={folder}", *BRIEF, "--folds", "2", "--json", "--name", "mine")
+    assert said.code == 0, said.err
+    assert contents(folder) == before, "the originals are never written to"
+    return said
+
+
+def lines_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def report(said: Said) -> Path:
+    return Path(said.json["files"][0]).parent
+
+
+def test_what_is_written_and_said(said: Said) -> None:
+    assert all(Path(path).exists() for path in said.json["files"])
+    assert {path.name for path in report(said).iterdir()} == {Path(path).name for path in said.json["files"]}
+    assert said.json["images"] == 122
+    assert [entry["name"] for entry in said.json["skipped"]] == ["日本/broken.png"]
+    assert "labels are probably wrong" in said.err
+    assert "Of one picture each, and so not judged: lonely." in said.err
+    assert json.loads((report(said) / "audit.json").read_text()) == said.json
+
+
+def test_the_misplaced_images_come_first(said: Said) -> None:
+    lines = lines_of(report(said) / "labels.csv")
+    assert len(lines) == 122
+    misplaced = {f"wasp & bee/bild {row:03d}.png" for row in range(0, 3 * WRONG, 3)}
+    worst = lines[: WRONG + 4]
+    assert len(misplaced & {line["path"] for line in worst}) >= WRONG - 1
+    found = [line for line in lines if line["path"] in misplaced and line["issue"] == "1"]
+    assert len(found) >= WRONG - 1
+    assert {line["suggested"] for line in found} == {"Käfer <b>"}
+    quality = [float(line["quality"]) for line in lines if line["issue"] == "1"]
+    assert quality == sorted(quality)
+    (lonely,) = [line for line in lines if line["label"] == "lonely"]
+    assert (lonely["judged"], lonely["issue"]) == ("0", "0")
+
+
+def test_copies_under_two_labels_are_reported_and_share_a_fold(said: Said) -> None:
+    assert said.json["conflicts"] == [["Käfer <b>/copy.png", "日本/bild 002.png"]]
+    folds = {line["path"]: line["fold"] for line in lines_of(report(said) / "labels.csv")}
+    assert folds["Käfer <b>/copy.png"] == folds["日本/bild 002.png"]
+
+
+def test_the_page_is_one_file_and_escapes_names(said: Said) -> None:
+    page = (report(said) / "index.html").read_text(encoding="utf-8")
+    assert "K&auml;fer &lt;b&gt;" in page or "Käfer &lt;b&gt;" in page
+    assert "Käfer <b>" not in page
+    assert 'src="http' not in page and 'href="http' not in page
+    assert page.count('class="card" data-given') == said.json["issues"]
+    for words in ("Worst labels", "Perturbation", "APGD", "JPEG", "prefers-color-scheme: dark", "@media print"):
+        assert words in page
+
+
+def test_the_cleaned_list_is_a_data_set(said: Said, command: Callable[..., Said], folder: Path) -> None:
+    cleaned = report(said) / "cleaned.csv"
+    lines = lines_of(cleaned)
+    issues = {line["path"] for line in lines_of(report(said) / "labels.csv") if line["issue"] == "1"}
+    assert all(line["status"] == "relabelled" for line in lines if any(line["path"].endswith(name) for name in issues))
+    assert 122 - len(issues) <= len(lines) <= 122
+    collection, _ = audit_verb._read({"data.root": str(cleaned), "data.image_size": 8})
+    assert len(collection) == len(lines)
+    assert all(source.is_relative_to(folder) for source in collection.sources if isinstance(source, Path))
+
+
+def test_the_classifier_is_exported_twice(said: Said) -> None:
+    description = json.loads((report(said) / "model.json").read_text())
+    assert description["classes"] == ["Käfer <b>", "lonely", "wasp & bee", "日本"]
+    pictures = np.random.RandomState(0).rand(5, 1, 8, 8).astype(np.float32)
+    probs = load_program(report(said) / "model.pt2")(torch.from_numpy(pictures)).numpy()
+    assert probs.shape == (5, 4) and np.allclose(probs.sum(1), 1, atol=1e-5)
+    import mlflow.pyfunc
+
+    model = mlflow.pyfunc.load_model(str(report(said) / "mlflow-model"))
+    assert np.allclose(model.predict(pictures), probs, atol=1e-5)
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
+    files = [path.name for path in (report(said) / "mlflow-model").rglob("*") if path.is_file()]
+    assert "model.pt2" in files and not [name for name in files if name.endswith((".pkl", ".pth", ".pickle"))]
+    weights = torch.load(report(said) / "weights.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_classifier(said: Said, tmp_path: Path) -> None:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    model = report(said) / "mlflow-model"
+    options = ["-m", str(model), "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+    # The server starts `python`, which must be this one.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "models", "serve", *options],
+            env=os.environ | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_healthy(server, f"http://127.0.0.1:{port}/ping", tmp_path / "log")
+        example = (model / "serving_input_example.json").read_bytes()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", example)
+        request.add_header("Content-Type", "application/json")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=60) as answer:
+            predictions = json.loads(answer.read())["predictions"]
+    finally:
+        stop_server(server)
+    pictures = torch.tensor(json.loads(example)["inputs"])
+    assert np.allclose(predictions, load_program(report(said) / "model.pt2")(pictures).numpy(), atol=1e-5)
+
+
+def test_it_goes_on_after_what_is_kept(
+    said: Said, command: Callable[..., Said], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command trains nothing anew, and comes to the same findings."""
+    monkeypatch.setattr(audit_verb, "examine", None)
+    again = command(f"data.root={folder}", *BRIEF, "--folds", "2", "--json", "--name", "mine")
+    assert again.code == 0, again.err
+    for key in ("issues", "noise_rate", "robustness", "agreement"):
+        assert again.json[key] == said.json[key]
+
+
+def test_search_and_trusted_arrays(
+    command: Callable[..., Said], make_images: Callable[..., ImageSet], tmp_path: Path
+) -> None:
+    images, checked = make_images(80, seed=1), make_images(24, seed=2)
+    pixels = {"images": images.images.numpy(), "trusted_images": checked.images.numpy()}
+    labels = {"labels": images.labels.numpy(), "trusted_labels": checked.labels.numpy()}
+    np.savez(tmp_path / "own.npz", **pixels, **labels)
+    words = (f"data.root={tmp_path / 'own.npz'}", "train.epochs=2", "defense.policy=svhn")
+    said = command(*words, "--folds", "2", "--search", "--json")
+    assert said.code == 0, said.err
+    reached = said.json["search"]
+    assert list(reached) == ["0.25", "0.5", "1", "2"]
+    best = max(reached, key=lambda scale: (reached[scale], float(scale)))
+    assert said.json["config"]["defense.epsilon_inf"] == pytest.approx(8 / 255 * float(best))
+    assert said.json["images"] == 80
+    assert next(row for row in said.json["robustness"] if row["kind"] == "none")["images"] == 24
+    arrays = np.load(report(said) / "cleaned.npz", allow_pickle=False)
+    lines = lines_of(report(said) / "cleaned.csv")
+    assert len(arrays["images"]) == len(arrays["labels"]) == len(lines) - 24
+    assert len(arrays["trusted_images"]) == sum(line["status"] == "trusted" for line in lines) == 24
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("data.root=/nowhere",), "there is none at /nowhere"),
+        ((), "needs data.root"),
+        (
+            ("data.root=.", "data.name=cifar10"),
+            "audit is for images of one's own, data.root=PATH; got data.name=cifar10",
+        ),
+        (("data.root=.", "corruption.data=up"), "audit has no use for corruption.data; allowed: data.root"),
+        (("data.root=.", "defense.name=ce"), "audit trains ERAT or a variant of it, got defense.name=ce"),
+        (("data.root=.", "train.workers=2"), "audit needs train.workers=1, got 2"),
+        (("data.root=.", "train.epoch=2"), "did you mean train.epochs"),
+        (("data.root={two}", "--folds", "40"), "folds must be in"),
+        (("data.root={two}", "train.batch_size=few"), "train.batch_size: input should be a valid integer"),
+        (("data.root={two}", "train.epochs=0"), "train.epochs: input should be greater than or equal to 1, got 0"),
+        (("data.root={two}", "data.limit=1"), "data.limit: input should be greater than or equal to 2, got 1"),
+        (
+            ("data.root={pairs}", "--folds", "2"),
+            "an audit needs at least 2 classes with 2 pictures or more, got 0 of 2",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(
+    words: tuple[str, ...], line: str, command: Callable[..., Said], tmp_path: Path
+) -> None:
+    for name, count in (("two", 3), ("pairs", 1)):
+        for k in range(2):
+            for i in range(count):
+                path = tmp_path / name / f"class{k}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (9, 9), 100 * k + i).save(path)
+    said = command(*(word.format(two=tmp_path / "two", pairs=tmp_path / "pairs") for word in words))
+    assert said.code == 2, said.err
+    assert line in said.err
+    assert len(said.err.strip().splitlines()) == 1
