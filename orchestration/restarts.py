@@ -42,10 +42,12 @@ class Restarts:
         before, deaths = self._deaths.get(number, (-1, 0))
         deaths = deaths + 1 if epochs <= before else 1
         self._deaths[number] = (epochs, deaths)
+        why = _last_line(words)
         if deaths >= DEATHS:
-            return f"the worker died after epoch {epochs}, {deaths} times (killed, or out of memory?)"
+            return f"the worker died after epoch {epochs}, {deaths} times ({why or 'killed, or out of memory?'})"
         # The kernel's end of a process that takes too much memory cannot be told from any other.
-        return Again(fewer=deaths == DEATHS - 1, reason=f"the worker died after epoch {epochs}")
+        reason = f"the worker died after epoch {epochs}" + (f" ({why})" if why else "")
+        return Again(fewer=deaths == DEATHS - 1, reason=reason)
 
     def out_of_memory(self, number: int, error: str) -> Again | str:
         """A trial ran out of memory: once more among fewer, or why not."""
@@ -53,3 +55,9 @@ class Restarts:
             return f"{error}; again with fewer side by side: lower train.batch_size, or raise train.accumulate"
         self._crowded.add(number)
         return Again(fewer=True, reason=error)
+
+
+def _last_line(words: str) -> str:
+    """What an error of the worker's own came to; nothing of a death, of which Ray knows no more than that."""
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    return lines[-1][:200] if lines and "RayTaskError" in words else ""

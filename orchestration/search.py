@@ -28,7 +28,7 @@ from orchestration.spaces import ten_digits
 from orchestration.state import Outcome
 
 METRIC = "val_accuracy"
-SAY_AFTER = 30.0  # seconds without a trial that runs
+SAY_AFTER = 60.0  # seconds without a trial that runs
 PATIENCE = float(os.environ.get("ERAT_PATIENCE", "600"))
 
 
@@ -148,12 +148,13 @@ class GenerationSearch(Searcher):
         super().__init__(metric=METRIC, mode="max")
         self._driver = Held(driver)
         self._slots, self._ahead = slots, ahead
+        self.fault: Exception | None = None  # that ends the search
         self._running: dict[str, Trial] = {}
         self._again: deque[Trial] = deque()
 
     def suggest(self, trial_id: str) -> Any:
         idle = len(self._running) < self._slots
-        if not idle and not self._ahead:
+        if self.fault is not None or (not idle and not self._ahead):
             return None
         trial = self._again.popleft() if self._again else self._driver().generations.next(idle=idle)
         if trial is not None:
@@ -163,10 +164,17 @@ class GenerationSearch(Searcher):
         return Searcher.FINISHED if over else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if fault := (result or {}).get(cluster.STORAGE_FAULT):
-            raise UserError(f"{fault}; nothing finished is lost: mend that, and resume")
-        trial = self._running.pop(trial_id)
-        ended = self._driver().ended(trial.number)
+        if self.fault is not None or (trial := self._running.pop(trial_id, None)) is None:
+            return
+        if words := (result or {}).get(cluster.STORAGE_FAULT):
+            self.fault = UserError(f"{words}; nothing finished is lost: mend that, and resume")
+            return
+        try:
+            ended = self._driver().ended(trial.number)
+        except Exception as error:
+            # What is raised here Tune takes for a fault of the trial; `Progress` raises it where Tune lets it through.
+            self.fault = error
+            return
         if isinstance(ended, Again):
             self._again.append(trial)
             if ended.fewer:
@@ -175,7 +183,13 @@ class GenerationSearch(Searcher):
             self._driver().generations.complete(trial.number, ended)
 
     def held(self) -> int:
-        """Trials that Tune has and that have not ended."""
+        """Trials that Tune has and that have not ended.
+
+        Raises:
+            Exception: what ends the search.
+        """
+        if self.fault is not None:
+            raise self.fault
         return len(self._running)
 
     def save(self, checkpoint_path: str) -> None:
@@ -213,7 +227,7 @@ class Progress(tune.Callback):
     """Tells the driver when a trial starts and when an epoch ends; and a person, when none can start.
 
     Args:
-        waiting: how many trials Tune holds.
+        waiting: how many trials Tune holds; what it raises ends the search.
         room: one line on what a trial needs and what is free.
         patience: seconds without a running trial after which the search gives up.
     """
@@ -244,7 +258,8 @@ class Progress(tune.Callback):
         self._running.discard(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if self._running or not self._waiting():
+        waiting = self._waiting()
+        if self._running or not waiting:
             self._since, self._said = None, False
             return
         now = time.monotonic()

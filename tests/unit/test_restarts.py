@@ -56,3 +56,11 @@ def test_what_was_heard_counts_once() -> None:
     restarts.heard(0, RAY_ENDED_IT)
     restarts.died(0, 3)
     assert restarts.died(0, 3) == Again(False, "the worker died after epoch 3")
+
+
+def test_an_error_of_the_worker_s_own_is_named() -> None:
+    restarts = Restarts()
+    restarts.heard(0, "ray.exceptions.RayTaskError(OSError): ray::train()\n  File x\nOSError: no such device\n")
+    assert restarts.died(0, 1) == Again(False, "the worker died after epoch 1 (OSError: no such device)")
+    restarts.heard(0, "The actor died unexpectedly.\nThe actor is dead because its worker process has died.")
+    assert restarts.died(0, 2) == Again(False, "the worker died after epoch 2")

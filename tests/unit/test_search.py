@@ -253,8 +253,27 @@ class TestTuneSide:
         driver = FakeDriver()
         search = GenerationSearch(driver, slots=1, ahead=True)
         search.suggest("a")
+        search.on_trial_complete("a", {"storage_fault": "the disk is full (on a)"})
+        search.on_trial_complete("a", error=True)
+        assert search.suggest("b") is None
         with pytest.raises(UserError, match=r"the disk is full \(on a\); nothing finished is lost"):
-            search.on_trial_complete("a", {"storage_fault": "the disk is full (on a)"})
+            search.held()
+        assert not driver.ends
+
+    def test_what_the_driver_raises_ends_the_search_and_no_trial(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tune takes what a searcher raises at a trial's end for the trial's own fault, and runs it again."""
+        driver = FakeDriver()
+        search = GenerationSearch(driver, slots=1, ahead=True)
+        search.suggest("a")
+
+        def full(number: int) -> Outcome:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(driver, "ended", full)
+        search.on_trial_complete("a")
+        progress = Progress(driver, search.held, lambda: "")
+        with pytest.raises(OSError, match="No space left"):
+            progress.on_step_end(1, [])
         assert not driver.ends
 
     def test_what_ray_says_of_a_death_reaches_the_driver(self) -> None:
