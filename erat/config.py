@@ -290,6 +290,18 @@ class RunConfig(Section):
                     f"train.workers ({fewest} to {train.workers}), got {train.batch_size}"
                 )
 
+    def with_seed(self, seed: int) -> RunConfig:
+        """The same run with another seed of training.
+
+        Raises:
+            UserError: not a seed.
+        """
+        try:
+            train = TrainConfig.model_validate(self.train.model_dump() | {"seed": seed})
+        except ValidationError as error:
+            raise UserError(f"train.{_one_line(error)}") from error
+        return self.model_copy(update={"train": train})
+
     def flat(self) -> dict[str, Any]:
         """Dotted keys to plain values, in a fixed order."""
         return _flatten(self.model_dump(mode="json"))

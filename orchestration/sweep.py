@@ -58,8 +58,12 @@ class SweepSpec:
         """The configuration of one trial."""
         key = repr(sorted(trial_overrides.items()))
         if key not in self._configs:
-            overrides = self.overrides_for(trial_overrides) | dict(trial_overrides)
-            self._configs[key] = build(self.preset, overrides, quiet=True)
+            # A matrix has many seeds of each setting, whose configurations need not be made from the start.
+            setting = {name: value for name, value in trial_overrides.items() if name != "train.seed"}
+            if len(setting) < len(trial_overrides):
+                self._configs[key] = self.config(setting).with_seed(trial_overrides["train.seed"])
+            else:
+                self._configs[key] = build(self.preset, self.overrides_for(setting) | setting, quiet=True)
         return self._configs[key]
 
     @cached_property

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from erat.attacks.pgd import frozen
 from erat.config import DataConfig, RunConfig
@@ -53,12 +52,15 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.flops = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        from torch.utils.flop_counter import flop_registry  # here: it loads slowly
+
+        self._formulas = flop_registry
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+        if (formula := self._formulas.get(func._overloadpacket)) is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
         made = {id(storage): storage for storage in _storages(result) if id(storage) not in self._alive}
         if made:

@@ -27,7 +27,6 @@ from erat.engine.evaluation import accuracy, attacked_predictions, map_images, p
 from erat.engine.parallel import Ranks
 from erat.engine.schedule import learning_rate
 from erat.engine.seeding import derive, generator, seeded
-from erat.engine.synchronised import synchronise
 from erat.errors import TrainingFailedError, UserError
 from erat.registry import DATASETS
 from erat.selection import agreement
@@ -318,6 +317,8 @@ class Trainer:
         with seeded(derive(config.train.seed, "parts")):
             defense = make_defense(config, len(train), train.num_classes, shape, build).to(self.device)
         if self.ranks.workers > 1 and config.train.sync_batchnorm:
+            from erat.engine.synchronised import synchronise  # here: what it brings takes seconds to load
+
             synchronise(defense, self.device)
         if config.train.cuda_graphs and self.device.type != "cuda":
             warnings.warn("train.cuda_graphs has no use on the CPU", stacklevel=2)

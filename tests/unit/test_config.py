@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -358,3 +359,20 @@ def test_gpus_per_worker_is_another_name() -> None:
     assert build("demo", {"train.gpus_per_worker": 0.5}).resources.gpu == 0.5
     with pytest.raises(UserError, match=r"train.gpus_per_worker is another name for resources.gpu; give one of them"):
         build("demo", {"train.gpus_per_worker": 1, "resources.gpu": 1})
+
+
+@pytest.mark.parametrize("preset", ["demo", "paper", "official"])
+@pytest.mark.parametrize("defense", ["erat", "ce", "dividemix"])
+def test_another_seed_is_the_run_that_it_would_have_been_built_as(preset: str, defense: str) -> None:
+    settings = {"defense.name": defense, "corruption.data": "up"}
+    other = build(preset, settings).with_seed(7)
+    assert other == build(preset, settings | {"train.seed": 7})
+    assert other.digest() == build(preset, settings | {"train.seed": 7}).digest()
+
+
+@pytest.mark.parametrize("seed", [-1, "many"])
+def test_what_is_no_seed_is_refused_as_elsewhere(seed: Any) -> None:
+    with pytest.raises(UserError) as built:
+        build("demo", {"train.seed": seed})
+    with pytest.raises(UserError, match=re.escape(str(built.value))):
+        build("demo").with_seed(seed)
