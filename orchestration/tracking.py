@@ -94,6 +94,7 @@ class Tracker:
         self._outbox = Outbox(self._make, self._hopeless, spool)
         self._ids: dict[str, str] = {}  # stand-in -> MLflow's id
         self._last_epoch: dict[str, int] = {}  # MLflow's id -> last step in the store
+        self._refused = 0  # how often in a row a call has failed while the store answered
 
     @classmethod
     def open(cls, home: Home) -> Tracker:
@@ -288,7 +289,9 @@ class Tracker:
                 return True
         elif isinstance(error, FileNotFoundError | PermissionError) or not isinstance(error, OSError):
             return True
-        return failures >= 5 and self._answers()
+        # Once does not count: the store may have come back in the moment after the call failed.
+        self._refused = self._refused + 1 if failures >= 5 and self._answers() else 0
+        return self._refused >= 3
 
     def _answers(self) -> bool:
         try:

@@ -225,7 +225,7 @@ def test_what_is_no_axis_of_the_tables_makes_groups_and_seeds_do_not() -> None:
         for seed in (0, 1)
     ]
     groups = groups_of(rows, Footnotes())
-    assert [group.title for group in groups] == ["model.name resnet34", "model.name vgg11"]
+    assert [group.title for group in groups] == ["network ResNet34", "network VGG11"]
     assert [cell.last.planned for group in groups for cell in group.tables[0].lines["CE"]] == [2, 2]
 
 

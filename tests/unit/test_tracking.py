@@ -505,6 +505,33 @@ def test_a_hanging_server_is_not_asked_at_every_call(
     assert client.refusals == 1
 
 
+def test_a_server_that_is_back_a_moment_after_a_call_failed_has_refused_nothing(
+    faulty: tuple[Tracker, Faulty], sweep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it was away: the call is made again, not given up."""
+    tracker, client = faulty
+    run_id = begin(tracker, sweep)
+    client.error = ConnectionError("away")
+    for epoch in range(1, 9):
+        tracker.log_epoch(run_id, {"val_accuracy": epoch / 10}, epoch)
+    monkeypatch.setattr(tracker, "_answers", lambda: True)
+    assert tracker.flush() == 8, "that it answers now is no refusal"
+    client.error = None
+    assert tracker.flush() == 0
+    assert history(tracker, run_id) == [(epoch, epoch / 10) for epoch in range(1, 9)]
+
+
+def test_a_call_that_fails_again_and_again_while_the_server_answers_is_given_up(
+    faulty: tuple[Tracker, Faulty], sweep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, client = faulty
+    run_id = begin(tracker, sweep)
+    monkeypatch.setattr(tracker, "_answers", lambda: True)
+    client.error = ConnectionError("sick")
+    tracker.log_epoch(run_id, {"val_accuracy": 0.1}, 1)
+    assert [tracker.flush() for _ in range(6)] == [1, 1, 1, 1, 1, 0]
+
+
 def test_what_is_refused_for_good_does_not_block_the_rest(
     tracker: Tracker, sweep: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
