@@ -226,10 +226,12 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         if self.config.train.cuda_graphs and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        parts, draws = self._parts(batch), self._draws.get_state()
+        parts = self._parts(batch)
+        draws = self._draws.get_state() if len(parts) > 1 else None
         terms = []
         for part in parts:
-            self._draws.set_state(draws)  # each part draws for the whole batch, as each worker does
+            if draws is not None:
+                self._draws.set_state(draws)  # each part draws for the whole batch, as each worker does
             with self._autocast(), record_function("loss"):
                 made = self.defense.loss(part, clock)
             with record_function("backward"):
