@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -13,6 +14,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 PASSWORD = "of the tests"
 
@@ -119,3 +122,23 @@ def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.1)
     raise RuntimeError("PostgreSQL did not start")
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The URL of a folder in a bucket, on an S3 server of this machine; the credentials are in the environment."""
+    server_of = pytest.importorskip("moto.server")
+    import boto3
+
+    server = server_of.ThreadedMotoServer(port=0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "testing")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="cells")
+        yield f"s3://cells/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()

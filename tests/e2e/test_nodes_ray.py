@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import signal
 import threading
@@ -27,6 +26,7 @@ from orchestration.state import Ledger
 from orchestration.storage import storage_at
 from orchestration.trial import read_metrics, run_cell
 from tests.e2e.commands import Command, Said
+from tests.servers import s3_server
 
 pytestmark = pytest.mark.slow
 
@@ -71,20 +71,8 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[str]:
-    server_of = pytest.importorskip("moto.server")
-    import boto3
-
-    server = server_of.ThreadedMotoServer(port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1").create_bucket(Bucket="cells")
-        yield f"s3://cells/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from erat.errors import StorageError, UserError, is_storage_fault
 from orchestration.home import Home
 from orchestration.storage import Storage, node_folder, storage_at
 from orchestration.trial import CellResult, read_metrics, read_result, run_cell
+from tests.servers import s3_server
 
 Run = Callable[[dict[str, Any]], RunConfig]
 
@@ -24,21 +24,8 @@ Run = Callable[[dict[str, Any]], RunConfig]
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """The URL of a bucket on a server of this machine."""
-    server_of = pytest.importorskip("moto.server")
-    import boto3
-
-    server = server_of.ThreadedMotoServer(port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="cells")
-        yield f"s3://cells/runs?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
+    with s3_server() as url:
+        yield url
 
 
 @pytest.fixture(params=["folder", "file://", "memory://", "s3://"])
