@@ -31,7 +31,7 @@ from erat.engine.checkpoint import write_atomic
 from erat.engine.trainer import EpochReport
 from erat.errors import UserError, is_storage_fault, storage_words
 from orchestration.home import Home
-from orchestration.leaving import leave_if_asked, prepare, training
+from orchestration.leaving import prepare, training
 from orchestration.nodes import Node, look, problem, token
 from orchestration.trial import ENDS, CellResult, keep_result, read_metrics, read_result, run_cell, summarise, threads
 
@@ -291,7 +291,6 @@ def _tune_trial(parameters: dict[str, Any]) -> None:
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         tune.report(_report(history))
-        leave_if_asked()
         return not _asked_to_stop(home, cell, parameters["wish"])
 
     with training():
@@ -391,7 +390,6 @@ def _parallel_worker(parameters: dict[str, Any]) -> None:
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         ray.train.report(_report(history))
-        leave_if_asked()
         return not _asked_to_stop(home, cell, parameters["wish"])
 
     with training():

@@ -23,7 +23,7 @@ from orchestration.rows import FINISHED, TrialRow
 from orchestration.spaces import SearchSpace, parse_space
 from orchestration.state import Ledger, Outcome
 from orchestration.tracking import Tracker
-from orchestration.trial import ENDS, CellResult, read_metrics, read_refusal, read_result, summarise
+from orchestration.trial import ENDS, CellResult, read_departure, read_metrics, read_refusal, read_result, summarise
 
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
 
@@ -292,6 +292,8 @@ class SweepDriver:
         if result is None and (refusal := read_refusal(folder)) is not None:
             failed.error = refusal
             return failed
+        if result is None and (departure := read_departure(folder)) is not None:
+            return Again(fewer=False, reason=f"its worker was {departure}")
         if result is None:
             verdict = self._restarts.died(row.number, len(rows))
         else:

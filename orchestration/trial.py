@@ -1,7 +1,7 @@
 """One cell from its configuration to its result, on this machine, without Ray.
 
 A cell's folder holds all there is to know of it: `config.json`, `checkpoint.pt`, `metrics.jsonl` (one row per epoch),
-`result.json`, `error.txt` and `artifacts/`. The sweep reads these; nothing else flows back.
+`result.json`, `error.txt`, `left.txt` (told to leave) and `artifacts/`. The sweep reads these; nothing else flows back.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ from erat.engine.checkpoint import save, write_atomic
 from erat.engine.evaluation import confusion
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import EpochReport, Trainer, choose_device
+from erat.engine.underway import Interrupted
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from orchestration.home import Home
+from orchestration.leaving import asked
 from orchestration.presence import at_work
 from orchestration.restarts import OUT_OF_MEMORY
 
 # What a cell goes on from, and what it says of itself when it is over.
-STATE, ENDS = ("checkpoint.pt", "metrics.jsonl"), ("result.json", "error.txt")
+STATE, ENDS = ("checkpoint.pt", "metrics.jsonl"), ("result.json", "error.txt", "left.txt")
 OnEpoch = Callable[[Sequence[EpochReport]], bool]  # all epochs so far -> false: stop here
 
 
@@ -89,6 +91,7 @@ def run_cell(
     Raises:
         UserError: the data cannot be had: the run never began.
         OSError: what it writes to is full, read-only or away; it goes on from its checkpoint once that is mended.
+        Interrupted: this process, or that of another worker, was told to leave; the checkpoint is in its place.
     """
     cell, ranks = config.digest(), Ranks.current()
     folder = home.cell(cell)
@@ -140,8 +143,17 @@ def read_result(folder: Path) -> CellResult | None:
 
 def read_refusal(folder: Path) -> str | None:
     """Why a cell that has no result could not begin, or none if nothing is said."""
+    return _words(folder / "error.txt")
+
+
+def read_departure(folder: Path) -> str | None:
+    """How far a cell was when its worker was told to leave; none if none was since it last began."""
+    return _words(folder / "left.txt")
+
+
+def _words(file: Path) -> str | None:
     try:
-        return (folder / "error.txt").read_text()
+        return file.read_text()
     except OSError:
         return None
 
@@ -190,7 +202,7 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
         data = corrupted_set(config, home.store(), progress)
         if choose_device(config).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        trainer = Trainer(config, data, ranks, folder)
+        trainer = Trainer(config, data, ranks, folder, told_to_leave=asked)
         status = "done"
         # After a restart the last epoch is told again: its listener may have died before it could say "stop here".
         for _ in chain(trainer.history[-1:], trainer.run()):
@@ -205,6 +217,13 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
         if ranks.first:
             _write_metrics(folder, trainer.history)
             _write_artifacts(folder / "artifacts", config, data, trainer, confusion_of(data, predicted))
+    except Interrupted as reason:
+        if ranks.first:
+            _write_metrics(folder, trainer.history)
+            write_atomic(folder / "left.txt", str(reason).encode())
+            home.send(cell, *STATE, "left.txt")
+        ranks.agree(True)  # nobody goes before the checkpoint is in its place
+        raise
     except UserError:
         raise
     except Exception as error:

@@ -50,14 +50,14 @@ class Phase:
 
     Attributes:
         turns: the updates of each step; the steps take turns, step s makes those of `turns[s % len(turns)]`.
-        refresh: asked for the phase to run in place of this one, once those before it have trained.
+        late: once those before it have trained, the defense is asked anew for this one (`Defense.late_phase`).
     """
 
     labelled: Tensor
     unlabelled: Tensor | None = None
     name: str = "train"
     turns: tuple[tuple[Update, ...], ...] = ((Update(),),)
-    refresh: Callable[[], Phase] | None = None
+    late: bool = False
 
     @property
     def updates(self) -> tuple[Update, ...]:
@@ -163,7 +163,8 @@ class Task:
 
 
 class Defense(nn.Module):
-    """Base of all defenses. State that must survive a resume is a buffer or lies in `networks`.
+    """Base of all defenses. State that must survive a resume is a buffer or lies in `networks`; what holds only until
+    the next `plan_epoch` may be a buffer that is not persistent.
 
     Subclasses set `Options`, and build `self.networks` from `task.build`.
     """
@@ -187,6 +188,10 @@ class Defense(nn.Module):
         Here: all samples with their given labels, in one phase, every network at once.
         """
         return EpochPlan((Phase(torch.arange(len(data))),))
+
+    def late_phase(self, data: TrainingData) -> Phase:
+        """What runs in place of the plan's phase that is `late`, now that those before it have trained."""
+        raise NotImplementedError
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
         """The loss of one update. No backward here; `.grad` and `training` are left as found."""

@@ -6,7 +6,6 @@ Sources: Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Lea
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -88,8 +87,7 @@ class MixMatch(Defense):
             return EpochPlan(tuple(Phase(everything, name="warmup", turns=_turns(name)) for name in NETWORKS))
         probs = self._probabilities(data)
         first, second = self._split(0, probs, data.labels), self._split(1, probs, data.labels)
-        refresh = partial(self._second_phase, data) if self.options.splits == "in_turn" else None
-        phases = (self._phase(0, first), self._phase(1, second, refresh))
+        phases = (self._phase(0, first), self._phase(1, second, late=self.options.splits == "in_turn"))
         return EpochPlan(phases, selected=first.mask.cpu(), predicted=probs.mean(1).argmax(1).cpu())
 
     def _probabilities(self, data: TrainingData) -> Tensor:
@@ -103,13 +101,13 @@ class MixMatch(Defense):
         split: Split = self.selectors[judge](voices, labels)
         return split
 
-    def _phase(self, place: int, split: Split, refresh: Any = None) -> Phase:
+    def late_phase(self, data: TrainingData) -> Phase:
+        return self._phase(1, self._split(1, self._probabilities(data), data.labels))
+
+    def _phase(self, place: int, split: Split, late: bool = False) -> Phase:
         self.trust[place] = split.trust
         labelled, rest = split.indices()
-        return Phase(labelled, rest, turns=_turns(NETWORKS[place]), refresh=refresh)
-
-    def _second_phase(self, data: TrainingData) -> Phase:
-        return self._phase(1, self._split(1, self._probabilities(data), data.labels))
+        return Phase(labelled, rest, turns=_turns(NETWORKS[place]), late=late)
 
     # -- once per step --------------------------------------------------------------------------------------------
 

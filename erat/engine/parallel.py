@@ -34,11 +34,11 @@ class Ranks:
         """Whether this worker writes checkpoints and logs."""
         return self.rank == 0
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its mean over workers, in one all-reduce."""
+    def average_gradients(self, parameters: Iterable[nn.Parameter], *others: Tensor) -> None:
+        """Replace each gradient, and each of `others`, by its mean over workers, in one all-reduce."""
         if self.workers == 1:
             return
-        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None] + [*others]
         flat = _flatten_dense_tensors(grads)
         dist.all_reduce(flat)
         flat /= self.workers

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -27,9 +26,12 @@ from erat.engine.evaluation import accuracy, attacked_predictions, map_images, p
 from erat.engine.parallel import Ranks
 from erat.engine.schedule import learning_rate
 from erat.engine.seeding import derive, generator, seeded
+from erat.engine.underway import Interrupted, Underway
 from erat.errors import TrainingFailedError, UserError
 from erat.registry import DATASETS
 from erat.selection import agreement
+
+ASKED_EVERY = 8  # batches, where workers are on devices: whether one was told to leave
 
 
 @dataclass(frozen=True)
@@ -99,14 +101,23 @@ class Trainer:
         data: what to train on; moved to the device here.
         ranks: this worker's place; all workers must be given the same config and data.
         folder: where the checkpoint lives; none: no checkpoints.
+        told_to_leave: asked before each epoch and after each batch, on every worker; where one says yes, all leave.
     """
 
     def __init__(
-        self, config: RunConfig, data: CorruptedSet, ranks: Ranks | None = None, folder: Path | None = None
+        self,
+        config: RunConfig,
+        data: CorruptedSet,
+        ranks: Ranks | None = None,
+        folder: Path | None = None,
+        told_to_leave: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config, self.ranks, self.folder = config, ranks or Ranks(), folder
         self.device = choose_device(config)
         self.history: list[EpochReport] = []
+        self._underway: Underway | None = None  # the epoch that a checkpoint was written in
+        self._told_to_leave = told_to_leave
+        self._leaving = torch.zeros(1, device=self.device)  # share of the workers that were told to, at the last update
         self.data = data
         self._val, self._test = data.val.to(self.device), data.test.to(self.device)
         self.defense = self._build_defense(data.train)
@@ -135,8 +146,12 @@ class Trainer:
 
         Raises:
             TrainingFailedError: the loss is no longer finite.
+            Interrupted: told to leave; the checkpoint holds all that was done, inside an epoch too.
         """
         while self.epochs_done < self.config.train.epochs:
+            self._leaving.fill_(self._told_to_leave())
+            if self.ranks.sum(self._leaving) > 0:
+                raise Interrupted(f"told to leave after epoch {self.epochs_done}")
             self.history.append(self._epoch(Clock(self.epochs_done)))
             self._save()
             yield self.history[-1]
@@ -148,32 +163,28 @@ class Trainer:
     # -- one epoch ------------------------------------------------------------------------------------------------
 
     def _epoch(self, clock: Clock) -> EpochReport:
-        started = time.perf_counter()
-        plan = self.plan(clock)
-        sums: dict[str, Tensor] = {}
-        times: Counter[str] = Counter()  # an update need not have every term
-        seen = 0
-        for batch, terms in self.steps(plan, clock):
-            for name, value in terms.figures().items():
-                sums[name] = sums.get(name, 0) + value
-                times[name] += 1
-            seen += len(batch.images) + len(batch.unlabelled)
+        began = time.perf_counter()
+        epoch, self._underway = self._underway or Underway(self.plan(clock)), None
+        for batch, terms in self._steps(epoch, clock):
+            epoch.add(terms)
+            epoch.images += len(batch.images) + len(batch.unlabelled)
         self.ranks.average_buffers(self.defense)
-        means = {name: float(self.ranks.sum(sums[name])) / (times[name] * self.ranks.workers) for name in sums}
+        workers, sums = self.ranks.workers, epoch.sums
+        means = {name: float(self.ranks.sum(sums[name])) / (epoch.times[name] * workers) for name in sums}
         loss = means.pop("total")
         if not math.isfinite(loss):
             raise TrainingFailedError(f"the loss became {loss} in epoch {clock.epoch + 1}")
-        seconds = time.perf_counter() - started
+        seconds = epoch.seconds + time.perf_counter() - began
         return EpochReport(
             epoch=clock.epoch + 1,
             train_loss=loss,
             val_accuracy=self._val_accuracy(),
             test_accuracy=accuracy(self.data.test.labels, self.predict_test()),
             epoch_seconds=seconds,
-            images_per_second=seen * self.ranks.workers / seconds,
+            images_per_second=epoch.images * workers / seconds,
             learning_rate=learning_rate(self.config.train, clock.epoch),
             loss_terms=means,
-            **self._selection_figures(plan),
+            **self._selection_figures(epoch.plan),
         )
 
     def plan(self, clock: Clock) -> EpochPlan:
@@ -183,18 +194,45 @@ class Trainer:
 
     def steps(self, plan: EpochPlan, clock: Clock) -> Iterator[tuple[Batch, LossTerms]]:
         """Make an epoch's updates, one each time that one is asked for; the batch and its loss terms."""
+        return self._steps(Underway(plan), clock)
+
+    def _steps(self, epoch: Underway, clock: Clock) -> Iterator[tuple[Batch, LossTerms]]:
+        """Those that are left of an epoch; `epoch` is told how far it is."""
+        began = time.perf_counter()
         self.defense.train()
-        for phase in plan.phases:
-            if phase.refresh is not None:
+        while epoch.phase < len(epoch.plan.phases):
+            if epoch.plan.phases[epoch.phase].late:
                 with self._autocast():
-                    phase = phase.refresh()
-            for batch, at in self._batches(phase, clock):
+                    epoch.put(self.defense.late_phase(self._train))
+            phase, epoch.order = epoch.plan.phases[epoch.phase], self._order.get_state()
+            for batch, at in self._batches(phase, clock, epoch.batches):
                 for update in phase.turns[at.step % len(phase.turns)]:
                     batch = replace(batch, update=update.name)
                     yield batch, self._update(batch, at, update)
+                epoch.batches += 1
+                if self._must_leave(epoch.batches):
+                    epoch.seconds += time.perf_counter() - began
+                    self._leave(epoch)
+            epoch.phase, epoch.batches = epoch.phase + 1, 0
 
-    def _batches(self, phase: Phase, clock: Clock) -> Iterator[tuple[Batch, Clock]]:
-        """This worker's share of each global batch. Every worker draws the same order and takes its own part."""
+    def _must_leave(self, batches: int) -> bool:
+        """Whether a worker was told to, with the same answer on each."""
+        if self.ranks.workers == 1:
+            return self._told_to_leave()
+        # A device would have to be waited for after each batch.
+        return (self.device.type == "cpu" or batches % ASKED_EVERY == 0) and bool(self._leaving > 0)
+
+    def _leave(self, epoch: Underway) -> None:
+        self.ranks.average_buffers(self.defense)
+        if self.ranks.workers > 1:  # each worker goes on from the mean, to the same sum over all
+            epoch.sums = {name: self.ranks.sum(value) / self.ranks.workers for name, value in epoch.sums.items()}
+        self._save(epoch)
+        raise Interrupted(f"told to leave in epoch {self.epochs_done + 1}")
+
+    def _batches(self, phase: Phase, clock: Clock, done: int = 0) -> Iterator[tuple[Batch, Clock]]:
+        """This worker's share of each global batch after the first `done`. Every worker draws the same order and takes
+        its own part.
+        """
         size = min(self.config.train.batch_size, len(phase.labelled))
         shares = self.ranks.workers * self.config.train.accumulate
         size -= size % shares
@@ -204,7 +242,7 @@ class Trainer:
         labelled = phase.labelled[torch.randperm(len(phase.labelled), generator=self._order)]
         unlabelled = self._cycle(phase.unlabelled, steps * self.config.train.batch_size)
         random = BatchRandom(self._draws, self.ranks.rank, self.ranks.workers)
-        for step in range(steps):
+        for step in range(done, steps):
             with record_function("batch"):
                 mine = self._share(labelled[step * size : (step + 1) * size])
                 other = self._share(unlabelled[step * self.config.train.batch_size :][: self.config.train.batch_size])
@@ -242,7 +280,9 @@ class Trainer:
                         parameter.grad = mean if parameter.grad is None else parameter.grad.add_(mean)
             terms.append(made if len(parts) == 1 else LossTerms.mean([made]))  # the part's graph ends here
         with record_function("update"):
-            self.ranks.average_gradients(parameters)
+            if self.ranks.workers > 1:
+                self._leaving.fill_(self._told_to_leave())
+            self.ranks.average_gradients(parameters, self._leaving)
             self._optimizer.step()
         return terms[0] if len(terms) == 1 else LossTerms.mean(terms)
 
@@ -340,16 +380,18 @@ class Trainer:
         """Where this run's checkpoint lies, or none if it keeps none."""
         return self.folder / "checkpoint.pt" if self.folder else None
 
-    def _save(self) -> None:
+    def _save(self, epoch: Underway | None = None) -> None:
+        """Where the run stands: after its last epoch, or in the one under way."""
         if self.checkpoint_path is None or not self.ranks.first:
             return
         state = {
             "digest": self.config.digest(),
             "defense": self.defense.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "order": self._order.get_state(),
+            "order": self._order.get_state() if epoch is None else epoch.order,
             "draws": self._draws.get_state(),
             "history": [asdict(report) for report in self.history],
+            "underway": None if epoch is None else epoch.state(self.defense),
         }
         checkpoint.save(self.checkpoint_path, state)
 
@@ -365,6 +407,8 @@ class Trainer:
         self._draws.set_state(state["draws"].cpu())
         known = {entry.name for entry in fields(EpochReport)}
         self.history = [EpochReport(**{k: v for k, v in row.items() if k in known}) for row in state["history"]]
+        if state.get("underway") is not None:
+            self._underway = Underway.restored(state["underway"], self.defense)
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

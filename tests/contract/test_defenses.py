@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from erat.config import RunConfig
 from erat.data.base import CorruptedSet
 from erat.defenses.base import Batch, Clock, Update
 from erat.engine.trainer import EpochReport, Trainer
+from erat.engine.underway import Interrupted
 from erat.variants import defense_names
 
 OPTIONS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in defense_names()} | {
@@ -79,6 +82,14 @@ def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
         assert torch.equal(value, theirs[name]), name
 
 
+def assert_same_end(ours: Trainer, theirs: Trainer) -> None:
+    """Networks, what else the defense keeps, and momenta."""
+    assert_same_bits(state(ours), state(theirs))
+    steps, other = ours._optimizer.state_dict()["state"], theirs._optimizer.state_dict()["state"]
+    assert steps.keys() == other.keys()
+    assert all(torch.equal(steps[i]["momentum_buffer"], other[i]["momentum_buffer"]) for i in other)
+
+
 def figures(report: EpochReport) -> dict[str, Any]:
     """A report without what depends on how busy the machine is."""
     return {key: value for key, value in asdict(report).items() if key not in ("epoch_seconds", "images_per_second")}
@@ -111,10 +122,29 @@ def test_going_on_from_a_checkpoint_is_bit_equal(
         torch.manual_seed(trainer.epochs_done)  # another process has another global state
         next(trainer.run())
     assert [figures(report) for report in trainer.history] == expected
-    assert_same_bits(state(trainer), state(whole))
-    ours, theirs = trainer._optimizer.state_dict()["state"], whole._optimizer.state_dict()["state"]
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[i]["momentum_buffer"], theirs[i]["momentum_buffer"]) for i in theirs)
+    assert_same_end(trainer, whole)
+
+
+def test_going_on_inside_an_epoch_is_bit_equal(
+    make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options, tmp_path: Path
+) -> None:
+    """Told to leave after each batch, in whatever phase that is."""
+    config = make_config(options)
+    whole = Trainer(config, data)
+    expected = [figures(report) for report in whole.run()]
+    left = 0
+    while True:
+        told = chain([False], repeat(True))
+        trainer = Trainer(config, data, folder=tmp_path, told_to_leave=partial(next, told))
+        torch.manual_seed(left)
+        try:
+            list(trainer.run())
+            break
+        except Interrupted:
+            left += 1
+    assert left > config.train.epochs  # inside of epochs, and at their ends
+    assert [figures(report) for report in trainer.history] == expected
+    assert_same_end(trainer, whole)
 
 
 def test_a_loss_touches_neither_gradients_nor_flags_nor_weights(trainer: Trainer) -> None:

@@ -1,10 +1,13 @@
-"""A checkpoint of several workers goes on with as many to the same bits, and with more or fewer to the same numbers."""
+"""A checkpoint of several workers goes on with as many to the same bits, and with more or fewer to the same numbers;
+also one that was written inside an epoch, since one of them was told to leave.
+"""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from erat.config import RunConfig, load_config
 from erat.data.base import CorruptedSet
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
+from erat.engine.underway import Interrupted
 from erat.registry import BACKBONES
 
 EPOCHS, CUT = 3, 1
@@ -47,7 +51,19 @@ def work(rank: int, folder: Path) -> None:
         grown = Trainer(config, data, ranks, folder / "of one")
         assert grown.epochs_done == CUT
         list(grown.run())
-        torch.save({"whole": seen(whole), "again": seen(again), "grown": seen(grown)}, folder / f"{rank}.pt")
+        # The second worker alone is told to leave, after the second batch of each process; both do.
+        interruptions = 0
+        while True:
+            told = (rank == 1 and batch >= 2 for batch in count())
+            left = Trainer(config, data, ranks, folder / "left", told_to_leave=partial(next, told))
+            try:
+                list(left.run())
+                break
+            except Interrupted:
+                interruptions += 1
+                torch.distributed.barrier()
+        record = {"whole": seen(whole), "again": seen(again), "grown": seen(grown), "left": seen(left)}
+        torch.save(record | {"interruptions": interruptions}, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +106,16 @@ def test_as_many_go_on_to_the_same_bits(both: list[Record]) -> None:
             assert torch.equal(worker["again"]["state"][key], value), key
         for mine, other in zip(worker["again"]["streams"], worker["whole"]["streams"], strict=True):
             assert torch.equal(mine, other)
+
+
+def test_all_leave_when_one_is_told_to(both: list[Record]) -> None:
+    assert both[0]["interruptions"] == both[1]["interruptions"] > 1
+    for worker in both:
+        for key, value in worker["whole"]["state"].items():
+            assert torch.equal(worker["left"]["state"][key], value), key
+        # Loss terms were summed up in another order.
+        ours, theirs = (torch.tensor(worker[name]["history"]) for name in ("left", "whole"))
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
 
 
 def test_one_goes_on_where_two_were(

@@ -1,4 +1,4 @@
-"""A worker that is told to leave: at the end of an epoch while it trains, at once while it does not."""
+"""A worker that is told to leave: when its training has seen to it, or at once while it does not train."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import pytest
 CODE = """
 import signal, sys, time
 from orchestration import leaving
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+before = signal.signal
 leaving.prepare()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))  # as Ray does, later
+assert signal.signal is before
 def told():
     print("ready", flush=True)
-    end = time.monotonic() + {epoch}
+    end = time.monotonic() + {batch}
     while time.monotonic() < end:
         time.sleep(0.05)
-    print("epoch", flush=True)
-    leaving.leave_if_asked()
+    print("batch", flush=True)
+    if leaving.asked():
+        sys.exit(1)
     print("went on", flush=True)
 if {trains}:
     with leaving.training():
@@ -32,17 +35,17 @@ else:
 
 
 @pytest.mark.parametrize(
-    ("trains", "epoch", "told", "code", "said"),
+    ("trains", "batch", "told", "code", "said"),
     [
-        (True, 1, True, 1, ["ready", "epoch"]),  # ends the epoch, then leaves
+        (True, 1, True, 1, ["ready", "batch"]),  # ends the batch, then leaves
         (True, 30, True, 1, ["ready"]),  # grace is over first
-        (True, 0.1, False, 0, ["ready", "epoch", "went on"]),
+        (True, 0.1, False, 0, ["ready", "batch", "went on"]),
         (False, 30, True, 7, ["ready"]),  # as before
     ],
 )
-def test_it_leaves(trains: bool, epoch: float, told: bool, code: int, said: list[str]) -> None:
+def test_it_leaves(trains: bool, batch: float, told: bool, code: int, said: list[str]) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE.format(trains=trains, epoch=epoch)],
+        [sys.executable, "-c", CODE.format(trains=trains, batch=batch)],
         env=os.environ | {"ERAT_GRACE": "2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ from erat.config import RunConfig, build, load_config
 from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.engine.trainer import EpochReport, Trainer
+from erat.engine.underway import Interrupted
 from erat.errors import UserError
 from orchestration.home import Home
 from orchestration.presence import is_running
 from orchestration.trial import (
     CellResult,
     environment,
+    read_departure,
     read_metrics,
     read_refusal,
     read_result,
@@ -208,6 +212,26 @@ class TestGoingOn:
         told: list[int] = []
         assert run_cell(config, home, on_epoch=lambda h: bool(told.append(h[-1].epoch)) or True).status == "done"
         assert told == [1, 2, 3, 4], "the last epoch once more: its listener may have died before it heard"
+        assert_same_run(folder, undisturbed)
+
+    @pytest.mark.parametrize("asks", [1, 2, 5])
+    def test_told_to_leave_it_goes_on_from_where_it_was(
+        self, asks: int, config: RunConfig, home: Home, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answers = chain(repeat(False, asks), repeat(True))
+        monkeypatch.setattr("orchestration.trial.asked", partial(next, answers))
+        folder = home.cell(config.digest())
+        with pytest.raises(Interrupted):
+            run_cell(config, home)
+        checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+        assert checkpoint["underway"] is not None
+        assert len(read_metrics(folder)) == len(checkpoint["history"])
+        assert f"in epoch {len(checkpoint['history']) + 1}" in (read_departure(folder) or "")
+        assert read_result(folder) is None
+        assert not is_running(folder)
+        monkeypatch.undo()
+        assert run_cell(config, home).status == "done"
+        assert read_departure(folder) is None
         assert_same_run(folder, undisturbed)
 
     def test_stopped_on_request_it_says_so_and_can_still_go_on(
