@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -25,11 +23,11 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from erat.config import RunConfig, content_digest
+from erat.config import RunConfig
 from erat.corruption.pipeline import corrupted_set
-from erat.engine.checkpoint import write_atomic
 from erat.engine.trainer import EpochReport
 from erat.errors import UserError, is_storage_fault, storage_words
+from orchestration.crafting_progress import CraftProgress
 from orchestration.home import Home
 from orchestration.leaving import prepare, training
 from orchestration.nodes import Node, look, problem, token
@@ -109,12 +107,20 @@ def check_reachable(address: str) -> None:
         raise UserError(f"no Ray cluster at {address}: {reason}; start one with `ray start --head`") from error
 
 
-def slots(resources: Mapping[str, float], workers: int, fewest: int | None = None, *, patience: float = 0) -> int:
+def slots(
+    resources: Mapping[str, float],
+    workers: int,
+    fewest: int | None = None,
+    *,
+    patience: float = 0,
+    what: str = "a trial",
+) -> int:
     """How many trials fit on the cluster side by side. A worker needs all that it needs on one node.
 
     Args:
         fewest: workers with which a trial makes do where it must; none: all.
         patience: seconds to wait for nodes that have yet to join.
+        what: needs these resources, for a person.
 
     Raises:
         UserError: not even one does.
@@ -133,9 +139,7 @@ def slots(resources: Mapping[str, float], workers: int, fewest: int | None = Non
     got = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in wanted)
     on = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
     waited = f" after {patience:.0f} s" if patience else ""
-    raise UserError(
-        f"a trial needs {need}, the cluster has {got}{on}{waited}: lower train.workers or resources.cpu/gpu"
-    )
+    raise UserError(f"{what} needs {need}, the cluster has {got}{on}{waited}: lower train.workers or resources.cpu/gpu")
 
 
 def survey(home: Home) -> list[Node]:
@@ -203,12 +207,15 @@ def craft_sets(
         given_up: asked again and again whether to wait no longer.
 
     Raises:
-        UserError: from a task; the others end with the connection, and go on from where they are when they are asked
-            for again.
+        UserError: no node has what a task needs; or from a task. The others end with the connection, and go on from
+            where they are when they are asked for again.
     """
     task = ray.remote(_craft_task)
     running: dict[Any, int] = {}
-    files = [_progress_file(group[0], home) for group in groups]
+    said = [CraftProgress(group[0], home.sharing(group[0].storage.path)) for group in groups]
+    for group in groups:
+        needs = {"CPU": group[0].resources.cpu, "GPU": group[0].resources.gpu}
+        slots(needs, 1, patience=JOIN_SECONDS, what=f"crafting {group[0].corruption.data}")
     for index, group in enumerate(groups):
         asked = task.options(num_cpus=group[0].resources.cpu, num_gpus=group[0].resources.gpu)
         running[asked.remote([config.model_dump_json() for config in group], str(home.root))] = index
@@ -216,13 +223,13 @@ def craft_sets(
         while running and not given_up():
             over, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for index in running.values():
-                if (progress := _read_progress(files[index])) is not None:
+                if (progress := said[index].read()) is not None:
                     told(index, *progress)
             for reference in over:
                 for warning in ray.get(reference):
                     warnings.warn(warning, stacklevel=2)
                 index = running.pop(reference)
-                files[index].unlink(missing_ok=True)
+                said[index].remove()
                 ended(index)
     except ray.exceptions.RayTaskError as error:
         # The other tasks are not cancelled: Ray aborts this process if one ends at that moment. They end with the
@@ -234,33 +241,14 @@ def _craft_task(configs: list[str], root: str) -> list[str]:
     """Craft sets, one after the other, in a Ray worker; the warnings that it gave."""
     wanted = [RunConfig.model_validate_json(config) for config in configs]
     home = _node_home(wanted[0], root)
-    file, last = _progress_file(wanted[0], home), -math.inf
-
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= POLL_SECONDS or done == total:
-            write_atomic(file, json.dumps([what, done, total]).encode())
-            last = time.monotonic()
+    said = CraftProgress(wanted[0], home)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for config in wanted:
             with threads(config):
-                corrupted_set(config, home.store(), progress)
+                corrupted_set(config, home.store(), said.write)
     return [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-
-
-def _progress_file(config: RunConfig, home: Home) -> Path:
-    """What a task says of itself: a worker calls nobody back, and every node sees the store."""
-    return home.crafted / f".{content_digest(config.corruption.model_dump(mode='json'))}.progress"
-
-
-def _read_progress(file: Path) -> tuple[str, int, int] | None:
-    try:
-        what, done, total = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-    return what, done, total
 
 
 def _report(history: Sequence[EpochReport]) -> dict[str, Any]:

@@ -7,15 +7,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from math import prod
 from pathlib import Path
 
 from erat.config import RunConfig, build, content_digest
 from erat.corruption.pipeline import corrupted_set, stored_parts
 from erat.corruption.store import Store
 from erat.data.base import CorruptedSet
+from erat.engine.memory import data_shape
 from orchestration.crafting_view import CraftView, craft_view
 from orchestration.home import Home
 from orchestration.trial import threads
+
+SMALL_SET = 5_000_000  # pixel values of all images: 25,000 digits of 14 x 14, 1,600 images of CIFAR-10
 
 
 def distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -42,6 +46,20 @@ def by_images(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
     return list(groups.values())
 
 
+def placed(config: RunConfig) -> RunConfig:
+    """The same set, to be crafted on the processor if it is small: the devices are then left to the runs."""
+    shape = data_shape(config)
+    if config.resources.gpu == 0 or (shape.train + shape.val) * prod(shape.image) > SMALL_SET:
+        return config
+    on_cpu = {"gpu": 0.0, "device": "cpu"}
+    return config.model_copy(update={"resources": config.resources.model_copy(update=on_cpu)})
+
+
+def _tasks(missing: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """What a cluster crafts: sets that belong together, each where it is to be crafted."""
+    return [[placed(config) for config in group] for group in by_images(missing)]
+
+
 def _store(config: RunConfig, home: Home) -> Store:
     return home.sharing(config.storage.path).store()
 
@@ -60,7 +78,7 @@ def craft_on_cluster(configs: Sequence[RunConfig], home: Home, address: str) -> 
     """
     from orchestration import cluster
 
-    groups = by_images(missing_sets(configs, home))
+    groups = _tasks(missing_sets(configs, home))
     if not groups:
         return
     with cluster.connection(address), craft_view() as view:
@@ -77,7 +95,7 @@ class Crafting:
     """
 
     def __init__(self, missing: Sequence[RunConfig], home: Home) -> None:
-        self._groups, self._home = by_images(missing), home
+        self._groups, self._home = _tasks(missing), home
         self._waiting = set(range(len(self._groups)))
         self._error: BaseException | None = None
 

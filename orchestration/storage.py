@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,12 +19,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from erat.config import content_digest
+from erat.corruption.scratch import Scratch
 from erat.corruption.store import Arrays, Entry, Store
 from erat.engine.checkpoint import write_atomic
 from erat.errors import StorageError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import torch
+
+SEND_SECONDS = 30.0  # between two states of a crafting that are sent to the storage: what the death of a node may cost
 
 
 class Storage:
@@ -182,11 +188,43 @@ class SharedStore(Store):
         entry = super()._write(path, parameters, make)
         for file in sorted(path.iterdir(), key=lambda file: file.name == "manifest.json"):
             self._storage.send(file, f"{self._name(path)}/{file.name}")
+        self._storage.remove(self._state_name(path))
         return entry
+
+    def scratch(self, parameters: Mapping[str, Any]) -> Scratch:
+        here = super().scratch(parameters)
+        return SharedScratch(here.path, self._storage, self._state_name(self.path(parameters)))
+
+    def _state_name(self, path: Path) -> str:
+        return f"crafting/{path.name}.pt"
 
     @staticmethod
     def _name(path: Path) -> str:
         return f"crafted/{path.name}"
+
+
+class SharedScratch(Scratch):
+    """What a crafting goes on from, on whichever node that is. The storage is written less often than the disk.
+
+    Args:
+        name: on the storage.
+    """
+
+    def __init__(self, path: Path | None, storage: Storage, name: str) -> None:
+        super().__init__(path)
+        self._storage, self._name = storage, name
+        self._sent = time.monotonic()
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        if self.path is not None and (content := self._storage.read(self._name)) is not None:
+            write_atomic(self.path, content)
+        return super().load(device)
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        super()._write(path, state)
+        if time.monotonic() - self._sent >= SEND_SECONDS:
+            self._storage.send(path, self._name)
+            self._sent = time.monotonic()
 
 
 def node_folder(place: str) -> Path:

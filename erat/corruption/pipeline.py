@@ -15,7 +15,6 @@ from erat.config import RunConfig
 from erat.corruption.base import Craft, Progress, norms_of, quantize, silent
 from erat.corruption.human import human_labels
 from erat.corruption.labels import make_label_noise
-from erat.corruption.scratch import Scratch
 from erat.corruption.source import source_network, untrained
 from erat.corruption.store import Arrays, Store, versions
 from erat.data.base import CorruptedSet, ImageSet, to_float
@@ -180,7 +179,6 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
     assert options.norm and options.granularity and options.epsilon is not None, "filled by the config"
     device = choose_device(config)
     kind = CORRUPTIONS[options.data]
-    workspace = store.workspace(_image_parameters(subject.fingerprint, config))
     sources: list[dict[str, Any]] = []
 
     def source() -> nn.Module:
@@ -200,7 +198,7 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
         source=source,
         options=kind_options(config),
         progress=progress,
-        scratch=Scratch(workspace / "state.pt"),
+        scratch=store.scratch(_image_parameters(subject.fingerprint, config)),
     )
     delta = kind.perturb(craft)
     poisoned = quantize(subject.images.to(device), delta, options.norm, options.epsilon).cpu()

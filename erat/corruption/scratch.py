@@ -19,11 +19,11 @@ class Scratch:
 
     Args:
         path: the file; none keeps nothing.
-        seconds: that pass at least between two saves.
+        seconds: that pass at least between two saves; none: `SECONDS`.
     """
 
-    def __init__(self, path: Path | None = None, seconds: float = SECONDS) -> None:
-        self.path, self._seconds = path, seconds
+    def __init__(self, path: Path | None = None, seconds: float | None = None) -> None:
+        self.path, self._seconds = path, SECONDS if seconds is None else seconds
         self._saved = time.monotonic()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
@@ -38,5 +38,8 @@ class Scratch:
     def save(self, state: dict[str, Any]) -> None:
         """Write the state if the last save is long enough ago."""
         if self.path is not None and time.monotonic() - self._saved >= self._seconds:
-            checkpoint.save(self.path, state)
+            self._write(self.path, state)
             self._saved = time.monotonic()
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        checkpoint.save(path, state)

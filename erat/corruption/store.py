@@ -24,6 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from erat.config import content_digest
+from erat.corruption.scratch import Scratch
 from erat.errors import UserError
 
 Arrays = dict[str, NDArray[Any]]
@@ -56,6 +57,10 @@ class Store:
     def workspace(self, parameters: Mapping[str, Any]) -> Path:
         """A folder for what a maker of this entry needs to go on after an interruption; gone once the entry is made."""
         return self.root / f".{self.path(parameters).name}.work"
+
+    def scratch(self, parameters: Mapping[str, Any]) -> Scratch:
+        """What an interrupted maker of this entry goes on from, in its workspace."""
+        return Scratch(self.workspace(parameters) / "state.pt")
 
     def __contains__(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the entry is there and sound; a damaged one is warned of."""

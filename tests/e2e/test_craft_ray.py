@@ -16,6 +16,7 @@ import pytest
 from erat.config import build
 from erat.corruption import pipeline
 from erat.corruption.store import Store
+from orchestration import cluster, crafting
 from orchestration.home import Home
 from tests.e2e.commands import Command, Said
 
@@ -106,6 +107,21 @@ def test_what_a_task_refuses_reaches_the_person_in_one_line(command: Command, ho
     said = command("craft", *words, "corruption.source=small", "corruption.source_epochs=1", "data.image_size=8")
     assert said.code == 2
     assert said.err.splitlines()[-1] == ("error: corruption.attack=standard needs at least 4 classes, the set has 2")
+
+
+def test_a_small_set_needs_no_device(command: Command, home: Home) -> None:
+    before = len(crafted(home, "images"))
+    said = command("craft", "corruption.data=urp", "corruption.seed=7", "resources.gpu=1", *SMALL)
+    assert said.code == 0, said.err
+    assert len(crafted(home, "images")) == before + 1
+
+
+def test_a_device_that_no_node_has_is_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crafting, "SMALL_SET", 0)
+    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.5)
+    said = command("craft", "corruption.data=urp", "corruption.seed=8", "resources.gpu=1", *SMALL)
+    assert said.code == 2
+    assert "crafting urp needs 1 CPU, 1 GPU, the cluster has 2 CPU, 0 GPU" in said.err.splitlines()[-1]
 
 
 def _two_classes(folder: Path) -> None:

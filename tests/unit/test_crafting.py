@@ -18,7 +18,16 @@ import orchestration
 from erat.config import RunConfig, build
 from erat.errors import UserError
 from orchestration import crafting_view, verify
-from orchestration.crafting import Crafting, by_images, craft_here, distinct_sets, missing_sets, preview, set_name
+from orchestration.crafting import (
+    Crafting,
+    by_images,
+    craft_here,
+    distinct_sets,
+    missing_sets,
+    placed,
+    preview,
+    set_name,
+)
 from orchestration.crafting_view import craft_view
 from orchestration.home import Home
 
@@ -134,6 +143,18 @@ def test_what_crafting_raised_is_raised_where_a_run_is_asked_for(home: Home, tas
         tasks.append(UserError("no such weights"))
         with pytest.raises(UserError, match="no such weights"):
             until(lambda: ready(0))
+
+
+def test_small_sets_leave_devices_to_the_runs() -> None:
+    small = config("uap", **{"resources.gpu": 0.5})
+    assert (placed(small).resources.gpu, placed(small).resources.device) == (0.0, "cpu")
+    assert placed(small).digest() == small.digest()
+    large = build("demo", {"data.name": "cifar10", "corruption.data": "uap", "resources.gpu": 1.0}, quiet=True)
+    assert placed(large) == large
+    few = build("demo", large.flat() | {"data.limit": 1000}, quiet=True)
+    assert placed(few).resources.gpu == 0.0
+    plain = config("uap")
+    assert placed(plain) == plain, "where runs have no device, nothing is taken from them"
 
 
 # --- progress ---------------------------------------------------------------------------------------------------------

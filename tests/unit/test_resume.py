@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from erat.config import RunConfig
-from erat.corruption import l2c, pipeline, up
+from erat.corruption import l2c, scratch, up
 from erat.corruption.base import Craft, ShuffledBatches
 from erat.corruption.pipeline import corrupted_set
 from erat.corruption.samplewise import in_batches
@@ -206,7 +205,7 @@ def workspaces(root: Path) -> list[Path]:
 def test_a_workspace_is_kept_until_the_set_is_made(
     configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(pipeline, "Scratch", partial(Scratch, seconds=0))
+    monkeypatch.setattr(scratch, "SECONDS", 0.0)
     config = configure({"corruption.data": kind, "corruption.steps": 5})
     whole, rest = Watch(), Watch()
     undisturbed = corrupted_set(config, Store(tmp_path / "undisturbed"), whole)
@@ -226,7 +225,7 @@ def test_a_workspace_is_kept_until_the_set_is_made(
 def test_another_set_does_not_go_on_from_this_one_s_workspace(
     configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "Scratch", partial(Scratch, seconds=0))
+    monkeypatch.setattr(scratch, "SECONDS", 0.0)
     with pytest.raises(Killed):
         corrupted_set(configure({"corruption.data": "up", "corruption.steps": 4}), Store(tmp_path), Watch(3))
     changes: list[dict[str, Any]] = [{"corruption.steps": 5}, {"corruption.seed": 1}, {"corruption.epsilon": 0.05}]

@@ -13,6 +13,7 @@ import torch
 from erat.config import RunConfig
 from erat.engine.checkpoint import load
 from erat.errors import StorageError, UserError, is_storage_fault
+from orchestration.crafting_progress import CraftProgress
 from orchestration.home import Home
 from orchestration.storage import Storage, node_folder, storage_at
 from orchestration.trial import CellResult, read_metrics, read_result, run_cell
@@ -199,6 +200,53 @@ def test_a_set_is_crafted_once_for_all_nodes(
     assert torch.equal(sets[0].train.images, sets[1].train.images)
     assert torch.equal(sets[0].train.labels, sets[1].train.labels)
     assert pipeline.crafted_already(config, node("c", storage.place).store())
+
+
+def test_a_crafting_goes_on_elsewhere_to_the_same_bits(
+    storage: Storage, node: Callable[[str, str], Home], configure: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from erat.corruption import pipeline, scratch
+    from orchestration import storage as module
+
+    config = configure({"corruption.data": "uap", "corruption.steps": 20, "corruption.source_epochs": 1})
+    undisturbed = pipeline.corrupted_set(config, Home(tmp_path / "alone").store())
+    monkeypatch.setattr(scratch, "SECONDS", 0.0)
+    monkeypatch.setattr(module, "SEND_SECONDS", 0.0)
+    told: list[int] = []
+
+    def killed(what: str, done: int, total: int) -> None:
+        told.append(done)
+        if what == "class vectors" and done == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.corrupted_set(config, node("a", storage.place).store(), killed)
+    told.clear()
+    made = pipeline.corrupted_set(config, node("b", storage.place).store(), lambda what, done, total: told.append(done))
+    assert 1 < told[0] < 20, "it began where the other one was"
+    assert torch.equal(made.train.images, undisturbed.train.images)
+    assert storage.names("crafting") == [], "what it went on from is gone"
+
+
+def test_a_node_s_crafting_is_followed_from_the_driver(
+    storage: Storage, node: Callable[[str, str], Home], configure: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, now = configure({"corruption.data": "uap"}), [0.0]
+    monkeypatch.setattr("orchestration.crafting_progress.time.monotonic", lambda: now[0])
+    task = CraftProgress(config, node("a", storage.place))
+    driver = CraftProgress(config, Home(tmp_path / "the driver's").sharing(storage.place))
+    assert driver.read() is None
+    task.write("class vectors", 1, 9)
+    now[0] += 6
+    assert driver.read() == ("class vectors", 1, 9)
+    task.write("class vectors", 2, 9)
+    assert driver.read() is None, "a storage is not asked at each turn"
+    now[0] += 6
+    assert driver.read() == ("class vectors", 2, 9)
+    driver.remove()
+    now[0] += 6
+    assert driver.read() is None
+    assert storage.names("crafting") == []
 
 
 def test_half_a_set_on_the_storage_is_none(tmp_path: Path, node: Callable[[str, str], Home], configure: Run) -> None:
