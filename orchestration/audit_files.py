@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from erat.export import export_program, exportable
 from orchestration.audit import Findings
 from orchestration.home import Home
 from orchestration.report.gallery import audit_page, class_rows, poison_verdict, worst_first
+
+if TYPE_CHECKING:
+    from orchestration.tracking import Tracker
 
 RELABEL = 0.9  # probability from which the cleaned list takes the suggested label; what is less sure is left out
 FILES = {
@@ -69,6 +73,31 @@ def write_audit(findings: Findings, home: Home) -> tuple[Path, dict[str, Any]]:
     page = folder / "index.html"
     write_atomic(page, audit_page(findings, list(files.items())).encode("utf-8", "replace"))
     return page, content
+
+
+def track_audit(findings: Findings, content: Mapping[str, Any], folder: Path, tracker: Tracker) -> str:
+    """Give MLflow an audit as one run: settings, figures, and everything that lies in its folder; the run's id."""
+    tags = {"root": content["root"], "defense": findings.plan.robust.defense.name}
+    run = tracker.start_parent(findings.name, kind="audit", tags=tags, params=content["config"])
+    poisoning = findings.audit.poisoning
+    figures = {
+        "images": content["images"],
+        "issues": content["issues"],
+        "noise_rate": content["noise_rate"],
+        "poisoned": float(poisoning.poisoned),
+        "accuracy_gap": poisoning.gap.value,
+        "separability": poisoning.separability.value,
+        "wall_seconds": findings.seconds,
+    }
+    figures |= {f"agreement_{way}": share for way, share in findings.audit.believed.items()}
+    figures |= {
+        f"accuracy_{way}_{hold.kind}_{hold.strength:.4g}": accuracy
+        for hold in findings.holds
+        for way, accuracy in hold.accuracy.items()
+    }
+    tracker.finish_parent(run, summary=figures, artifacts=folder, ok=True)
+    tracker.flush()
+    return run
 
 
 def summary(findings: Findings) -> dict[str, Any]:

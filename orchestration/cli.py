@@ -337,17 +337,20 @@ def audit(
     data.root is a folder of class folders, a .csv (path, label), a .parquet or a .npz file. It is only read.
     """
     from orchestration.audit import run_audit
-    from orchestration.audit_files import write_audit
+    from orchestration.audit_files import track_audit, write_audit
     from orchestration.home import Home
     from orchestration.report.gallery import sentences
+    from orchestration.tracking import Tracker
 
     given, home = parse_overrides(overrides), Home.from_environment()
     name = None if name is None else _check_name(name)
+    tracker = Tracker.open(home)
     try:
         findings = run_audit(given, home, folds=folds, search=search, name=name)
     except KeyboardInterrupt:
         raise stopped("the same command goes on after the last finished fold") from None
     page, content = write_audit(findings, home)
+    content["mlflow_run_id"] = track_audit(findings, content, page.parent, tracker)
     for sentence in sentences(findings):
         err.print(sentence, markup=False)
     err.print(f"{page}", markup=False)

@@ -129,10 +129,12 @@ class Tracker:
                 remove_database(database)  # half made, it would be taken for a damaged one next time
             raise UserError(_cannot_open(uri, error)) from error
 
-    def start_parent(self, name: str, *, kind: str, tags: Mapping[str, Any]) -> str:
-        """The run that holds a sweep's runs; the one of this name is opened again if it exists."""
+    def start_parent(
+        self, name: str, *, kind: str, tags: Mapping[str, Any], params: Mapping[str, Any] | None = None
+    ) -> str:
+        """The run of a whole command, which holds a sweep's runs; the one of this name is opened again if it exists."""
         own = {"sweep": name, "role": "parent", "kind": kind, "status": "running", _RUN_NAME: name}
-        return self._start({**tags, **own}, {})
+        return self._start({**tags, **own}, params or {})
 
     def start_run(
         self, cell: str, config: Mapping[str, Any], *, parent: str | None, sweep: str | None, source: str

@@ -98,7 +98,25 @@ def test_what_is_written_and_said(said: Said) -> None:
     assert [entry["name"] for entry in said.json["skipped"]] == ["日本/broken.png"]
     assert "labels are probably wrong" in said.err
     assert "Of one picture each, and so not judged: lonely." in said.err
-    assert json.loads((report(said) / "audit.json").read_text()) == said.json
+    written = json.loads((report(said) / "audit.json").read_text())
+    assert written == {key: value for key, value in said.json.items() if key != "mlflow_run_id"}
+
+
+def test_it_is_a_run_in_mlflow(said: Said) -> None:
+    from mlflow.tracking import MlflowClient
+
+    home = report(said).parents[1]
+    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    run = client.get_run(said.json["mlflow_run_id"])
+    assert (run.info.status, run.data.tags["kind"], run.data.tags["sweep"]) == ("FINISHED", "audit", "mine")
+    assert run.data.params["train.epochs"] == "6"
+    assert run.data.metrics["issues"] == said.json["issues"]
+    assert run.data.metrics["noise_rate"] == pytest.approx(said.json["noise_rate"])
+    assert run.data.metrics["accuracy_gap"] == pytest.approx(said.json["poisoning"]["gap"]["value"])
+    (plain,) = [row["accuracy"] for row in said.json["robustness"] if row["kind"] == "none"]
+    assert run.data.metrics["accuracy_robust_none_0"] == pytest.approx(plain["robust"])
+    stored = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert stored == {path.name for path in report(said).iterdir()}
 
 
 def test_the_misplaced_images_come_first(said: Said) -> None:
