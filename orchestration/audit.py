@@ -27,7 +27,7 @@ from erat.data.collection import Collection, read_collection
 from erat.data.sets import limit_balanced
 from erat.defenses.base import Defense
 from erat.engine.checkpoint import load, save
-from erat.engine.trainer import EpochReport
+from erat.engine.report import EpochReport
 from erat.errors import UserError
 from erat.variants import registered
 from orchestration.crafting_view import CraftView, craft_view

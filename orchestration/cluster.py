@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erat.config import RunConfig
 from erat.corruption.pipeline import corrupted_set
-from erat.engine.trainer import EpochReport
+from erat.engine.report import EpochReport
 from erat.errors import UserError, is_storage_fault, storage_words
 from orchestration.crafting_progress import CraftProgress
 from orchestration.home import Home

@@ -31,7 +31,8 @@ from erat.data.base import CorruptedSet
 from erat.engine.checkpoint import save, write_atomic
 from erat.engine.evaluation import confusion
 from erat.engine.parallel import Ranks
-from erat.engine.trainer import EpochReport, Trainer, choose_device
+from erat.engine.report import EpochReport
+from erat.engine.trainer import Trainer, choose_device
 from erat.engine.underway import Interrupted
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from orchestration.home import Home

@@ -35,8 +35,8 @@ from erat.data.base import ImageSet, to_float
 from erat.data.collection import same_pictures
 from erat.defenses.base import Defense
 from erat.engine.evaluation import accuracy
+from erat.engine.report import EpochReport
 from erat.engine.seeding import derive, generator
-from erat.engine.trainer import EpochReport
 from erat.errors import UserError
 
 WAYS = ("robust", "plain")

@@ -18,7 +18,8 @@ from erat.config import RunConfig
 from erat.data.base import CorruptedSet, ImageSet
 from erat.defenses.base import Defense
 from erat.engine.evaluation import map_images
-from erat.engine.trainer import EpochReport, Trainer
+from erat.engine.report import EpochReport
+from erat.engine.trainer import Trainer
 
 JUDGED = 0.5  # the last share of the epochs, over which predictions are averaged: early ones know too little
 

@@ -12,7 +12,7 @@ from erat.audit.crossfit import judge, probabilities
 from erat.audit.settings import customary_budgets, robust_settings
 from erat.data.base import ImageSet
 from erat.engine.evaluation import accuracy, attacked_predictions
-from erat.engine.trainer import EpochReport
+from erat.engine.report import EpochReport
 
 SCALES = (0.25, 0.5, 1.0, 2.0)  # of the customary budgets; the paper's Fig. 5 spans as much
 

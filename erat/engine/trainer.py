@@ -7,9 +7,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,42 +23,14 @@ from erat.engine import checkpoint
 from erat.engine.assembly import make_defense, network_builder
 from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions
 from erat.engine.parallel import Ranks
+from erat.engine.report import EpochReport, selection_figures
 from erat.engine.schedule import learning_rate
 from erat.engine.seeding import derive, generator, seeded
 from erat.engine.underway import Interrupted, Underway
 from erat.errors import TrainingFailedError, UserError
 from erat.registry import DATASETS
-from erat.selection import agreement
 
 ASKED_EVERY = 8  # batches, where workers are on devices: whether one was told to leave
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One epoch's figures. Accuracies, precision, recall and fractions in [0, 1].
-
-    `selection_*` are measured against the true labels, which training never sees. Test accuracy is for the record:
-    nothing may choose by it.
-    """
-
-    epoch: int  # epochs done, from 1
-    train_loss: float
-    val_accuracy: float
-    test_accuracy: float
-    selection_precision: float
-    selection_recall: float
-    labelled_fraction: float
-    epoch_seconds: float
-    images_per_second: float
-    learning_rate: float
-    loss_terms: dict[str, float] = field(default_factory=dict)
-    labelled_per_class: list[int] = field(default_factory=list)  # by given label
-    correct_per_class: list[int] = field(default_factory=list)  # of these, how many are labelled right
-    wrong_per_class: list[int] = field(default_factory=list)  # labelled wrong in the whole training set
-    caught_per_class: list[int] = field(default_factory=list)  # of these, how many lost their label
-    noise_caught: float | None = None  # share of the wrong labels that were dropped; none: no wrong ones
-    # Of the samples without a label: how often the networks' class is the true one; none: not predicted, or none there.
-    pseudo_label_accuracy: float | None = None
 
 
 @dataclass
@@ -184,7 +155,7 @@ class Trainer:
             images_per_second=epoch.images * workers / seconds,
             learning_rate=learning_rate(self.config.train, clock.epoch),
             loss_terms=means,
-            **self._selection_figures(epoch.plan),
+            **selection_figures(epoch.plan, self.data),
         )
 
     def plan(self, clock: Clock) -> EpochPlan:
@@ -329,27 +300,6 @@ class Trainer:
             epsilon = DATASETS[self.config.data.name].facts.epsilon
             return accuracy(self._val.labels, attacked_predictions(self.defense, self._val, epsilon, self.ranks))
         return accuracy(self._val.labels, predictions(self.defense, self._val, self.ranks, self._autocast))
-
-    def _selection_figures(self, plan: EpochPlan) -> dict[str, Any]:
-        """How good the labelled set is. A defense that selects nothing labels everything."""
-        given, true = self.data.train.labels, self.data.true_labels
-        mask = torch.ones_like(given, dtype=torch.bool) if plan.selected is None else plan.selected
-        precision, recall = agreement(mask, given, true)
-        classes, wrong, left_out = self.data.train.num_classes, given != true, ~mask
-        pseudo = None
-        if plan.predicted is not None and bool(left_out.any()):
-            pseudo = accuracy(true[left_out], plan.predicted[left_out])
-        return {
-            "selection_precision": precision,
-            "selection_recall": recall,
-            "labelled_fraction": float(mask.float().mean()),
-            "labelled_per_class": torch.bincount(given[mask], minlength=classes).tolist(),
-            "correct_per_class": torch.bincount(given[mask & ~wrong], minlength=classes).tolist(),
-            "wrong_per_class": torch.bincount(given[wrong], minlength=classes).tolist(),
-            "caught_per_class": torch.bincount(given[wrong & left_out], minlength=classes).tolist(),
-            "noise_caught": float(left_out[wrong].float().mean()) if bool(wrong.any()) else None,
-            "pseudo_label_accuracy": pseudo,
-        }
 
     # -- making, saving, restoring --------------------------------------------------------------------------------
 

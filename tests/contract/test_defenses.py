@@ -16,7 +16,8 @@ from torch import Tensor
 from erat.config import RunConfig
 from erat.data.base import CorruptedSet
 from erat.defenses.base import Batch, Clock, Update
-from erat.engine.trainer import EpochReport, Trainer
+from erat.engine.report import EpochReport
+from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.variants import defense_names
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from erat.config import RunConfig
 from erat.data.base import CorruptedSet
-from erat.engine.trainer import EpochReport, Trainer
+from erat.engine.report import EpochReport
+from erat.engine.trainer import Trainer
 from erat.registry import DEFENSES
 
 Config = Callable[..., RunConfig]

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from erat.config import DefenseOptions, RunConfig
 from erat.data.base import CorruptedSet
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
-from erat.engine.trainer import EpochReport, Trainer
+from erat.engine.report import EpochReport
+from erat.engine.trainer import Trainer
 from erat.registry import DEFENSES
 
 # Twelve samples of four classes, of which five wear a wrong label: 0 -> 1, 0 -> 2, 1 -> 2, 2 -> 1 and 3 -> 1.

@@ -24,7 +24,8 @@ from filelock import FileLock
 from erat.config import RunConfig, build, load_config
 from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
-from erat.engine.trainer import EpochReport, Trainer
+from erat.engine.report import EpochReport
+from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.errors import UserError
 from orchestration.home import Home
