@@ -35,7 +35,7 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
 
     Args:
         folds: with 2 or more, `fit` also judges every label by networks trained without it, which takes as many
-            trainings more; with 0 there is no `label_quality_` and no `audit_`.
+            trainings more; with 0 there is none of what it finds (`score_` to `audit_`).
         epochs, batch_size, lr: of every training; none: by the size of the set.
         model: name of the network; none: by the size of the images.
         epsilon_inf, epsilon_2: budgets in pixel units of 1.0; none: customary ones for the images.
@@ -50,7 +50,9 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
         classes_: the K labels, sorted.
         defense_: the trained ERAT.
         selected_: bool (N,), the training images whose labels it believed in the last epoch.
-        label_quality_: float64 (N,), in [0, 1], small where the label is probably wrong; out of fold.
+        score_: float64 (N,), in [0, 2], the paper's score (Eq. 1) of each training label, large where the label is
+            probably wrong: of networks trained without the image, averaged over epochs.
+        label_quality_: float64 (N,), in [0, 1], the same as 1 - score_ / 2.
         label_issues_: bool (N,), the labels that are probably wrong.
         suggested_labels_: (N,), the likeliest label of each training image.
         audit_: all findings (`erat.audit.audit.Audit`).
@@ -149,6 +151,7 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
         plans = plan(images, config, plain_settings(config), self.folds)
         self.audit_: Audit = conclude(plans, [examine(plans, number) for number in range(plans.folds)])
         self.label_quality_: NDArray[np.float64] = self.audit_.quality.numpy()
+        self.score_: NDArray[np.float64] = 2 * (1 - self.label_quality_)
         self.label_issues_: NDArray[np.bool_] = self.audit_.issue.numpy()
         self.suggested_labels_: NDArray[Any] = classes[self.audit_.suggested.numpy()]
 

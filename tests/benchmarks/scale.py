@@ -1,4 +1,5 @@
-"""What 10, 1,000 and 100,000 cells cost in state: `python -m tests.benchmarks.scale`, a table in Markdown.
+"""What 10, 1,000 and 100,000 cells cost in state: `python -m tests.benchmarks.scale`, a table in Markdown; with
+`--times`, what each crafted set and some cells of the demo preset cost in seconds of one core.
 
 A ledger is filled with what a driver writes of so many cells, with numbers of the usual length, and read again. Sizes
 are exact; seconds are of the processor, of one process.
@@ -6,12 +7,14 @@ are exact; seconds are of the processor, of one process.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +86,35 @@ def row(cells: int, folder: Path) -> str:
     return f"| {cells:,} | {size / 1e6:,.2f} MB | {read:.2f} s | {append * 1000:.1f} ms | {memory / 1e6:,.0f} MB |"
 
 
+def times(home: Home) -> None:
+    """Seconds of crafting and of training, as they pass."""
+    from erat.config import build
+    from erat.corruption.pipeline import corrupted_set
+    from erat.registry import CORRUPTIONS
+    from orchestration.trial import run_cell, threads
+
+    def took(what: str, work: Callable[[], Any]) -> None:
+        started = time.monotonic()
+        work()
+        print(f"| {what} | {time.monotonic() - started:.1f} s |", flush=True)
+
+    print("| of the demo preset | one core |\n|---|--:|")
+    for kind in CORRUPTIONS.names():
+        config = build("demo", {"corruption.data": kind}, quiet=True)
+        with threads(config):
+            took(f"crafting {kind}", lambda config=config: corrupted_set(config, home.store()))
+    for name in ("ce", "at", "erat", "dividemix", "unicon"):
+        config = build("demo", {"corruption.data": "urp", "defense.name": name}, quiet=True)
+        took(f"a cell of {name}, {config.train.epochs} epochs", lambda config=config: run_cell(config, home))
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", action="store_true", help="seconds instead of state")
     with tempfile.TemporaryDirectory() as folder:
+        if parser.parse_args().times:
+            times(Home(Path(folder)))
+            return
         print(HEAD)
         for cells in CELLS:
             print(row(cells, Path(folder)), flush=True)

@@ -48,6 +48,8 @@ def test_it_learns_and_finds_the_wrong_labels(fitted: ERATClassifier, data: tupl
     assert probs.shape == (120, 3) and np.allclose(probs.sum(1), 1)
     assert (fitted.predict(pictures) == fitted.classes_[probs.argmax(1)]).all()
     assert fitted.label_quality_[:10].max() < fitted.label_quality_[10:].mean()
+    assert fitted.score_[:10].min() > fitted.score_[10:].mean() and 0 <= fitted.score_.min() <= fitted.score_.max() <= 2
+    np.testing.assert_allclose(fitted.label_quality_, 1 - fitted.score_ / 2)
     assert fitted.label_issues_[:10].sum() >= 8 and fitted.label_issues_[10:].sum() <= 10
     assert (fitted.suggested_labels_[:10] == true[:10]).sum() >= 8
     assert fitted.selected_.dtype == bool and fitted.selected_.shape == (120,)
