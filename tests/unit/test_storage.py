@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from erat.config import RunConfig
+from erat.config import RunConfig, build
 from erat.engine.checkpoint import load
 from erat.errors import StorageError, UserError, is_storage_fault
 from orchestration.crafting_progress import CraftProgress
@@ -179,6 +181,34 @@ def test_a_cell_goes_on_elsewhere_to_the_same_bits(
     third = node("c", storage.place)
     assert run_cell(config, third).status == "done"
     assert not (third.cell(cell) / "artifacts").exists(), "what is done is only read"
+
+
+@pytest.mark.slow
+def test_two_that_train_the_same_cell_leave_what_one_would(s3: str, tmp_path: Path) -> None:
+    """Two sweeps over an object store, where nobody locks: each writes whole files, and the same ones."""
+    place = s3.replace("/runs?", f"/{tmp_path.name}?")
+    brief = {"data.limit": 200, "corruption.data": "urp", "train.epochs": 4, "defense.warmup_epochs": 2}
+    config = build("demo", brief)
+    undisturbed = run_cell(config, Home(tmp_path / "alone"))
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom erat.config import RunConfig\nfrom orchestration.home import Home\n"
+        "from orchestration.trial import run_cell\nhome = Home(Path(sys.argv[2])).sharing(sys.argv[3]).on_this_node()\n"
+        "run_cell(RunConfig.model_validate_json(sys.argv[1]), home)\n"
+    )
+    both = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        command = [sys.executable, "-c", script, config.model_dump_json(), str(tmp_path / name / "home"), place]
+        environment = os.environ | {"TMPDIR": str(tmp_path / name), "PYTHONPATH": str(Path(__file__).parents[2])}
+        both.append(subprocess.Popen(command, env=environment))
+    assert [process.wait(120) for process in both] == [0, 0]
+    driver = Home(tmp_path / "the driver's").sharing(place)
+    driver.fetch(config.digest(), "result.json", "metrics.jsonl")
+    result = read_result(driver.cell(config.digest()))
+    assert result is not None and result.status == "done"
+    assert result.val_history == undisturbed.val_history
+    assert result.final_test_accuracy == undisturbed.final_test_accuracy
+    assert [row["epoch"] for row in read_metrics(driver.cell(config.digest()))] == [1, 2, 3, 4]
 
 
 def test_a_set_is_crafted_once_for_all_nodes(
