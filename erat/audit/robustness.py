@@ -58,11 +58,13 @@ def robustness(
 
     Args:
         defenses: name -> trained defense.
-        images: with labels that are believed to be right; the first `MOST_ATTACKED` are attacked.
+        images: with labels that are believed to be right; at most `MOST_ATTACKED` of them, from all over, are attacked.
         epsilon: customary budget per norm, pixel units of 1.0.
         seed: of the noise.
     """
-    attacked = images.take(torch.arange(min(len(images), MOST_ATTACKED), device=images.labels.device))
+    few = min(len(images), MOST_ATTACKED)
+    # Evenly spaced: the files of a folder come class by class.
+    attacked = images.take(torch.arange(few, device=images.labels.device) * len(images) // few)
     conditions: list[tuple[str, float]] = [("none", 0.0)]
     conditions += [(norm, share * epsilon[norm]) for norm in ("linf", "l2") for share in SHARES]
     conditions += [("noise", sd) for sd in NOISE] + [("blur", sigma) for sigma in BLUR] + [("jpeg", q) for q in JPEG]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from erat.audit.audit import conclude, plan
+from erat.audit.crossfit import train_on
 from erat.audit.folds import deal
 from erat.audit.poisoning import GAP_THRESHOLD, SEPARABILITY_THRESHOLD, poison_test, separability, washed
 from erat.audit.quality import (
@@ -217,8 +219,6 @@ def test_common_corruptions_do_what_they_say() -> None:
 
 
 def test_robustness_attacks_harder_with_larger_budgets(make_images: Callable[..., ImageSet]) -> None:
-    from erat.audit.crossfit import train_on
-
     images = make_images(96, seed=1)
     budgets = {"defense.epsilon_inf": 0.05, "defense.epsilon_2": 0.5, "defense.policy": "svhn", "data.flip": False}
     config = robust_settings(images, {"train.epochs": 4, "defense.warmup_epochs": 1, **budgets})
@@ -234,6 +234,24 @@ def test_robustness_attacks_harder_with_larger_budgets(make_images: Callable[...
     assert clean > 0.8
     assert clean >= linf[0] >= linf[-1] and linf[-1] < clean
     assert {hold.kind for hold in holds} == {"none", "linf", "l2", "noise", "blur", "jpeg"}
+
+
+def test_few_of_many_images_are_attacked_and_of_every_class(
+    make_images: Callable[..., ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_images(60, classes=3, seed=3)
+    by_class = images.take(images.labels.argsort(stable=True))  # as the files of a folder come
+    trained = train_on(robust_settings(by_class, {"train.epochs": 1, "defense.warmup_epochs": 1}), by_class).defense
+    attacked: list[Tensor] = []
+
+    def noted(defense: Any, subject: ImageSet, norm: str, epsilon: float) -> Tensor:
+        attacked.append(subject.labels)
+        return subject.labels
+
+    monkeypatch.setattr("erat.audit.robustness.attacked_classes", noted)
+    monkeypatch.setattr("erat.audit.robustness.MOST_ATTACKED", 12)
+    robustness({"it": trained}, by_class, {"linf": 0.1, "l2": 1.0}, 0)
+    assert all(torch.bincount(labels, minlength=3).tolist() == [4, 4, 4] for labels in attacked)
 
 
 def test_settings_follow_the_size_of_the_set() -> None:
