@@ -1,11 +1,11 @@
 """Two Ray nodes against one worker: `python -m tests.two_nodes --seeds 0,1,2,3,4 --out two_nodes.jsonl`.
 
-Two nodes of one core, each in a network namespace with an address of its own, and a head without cores share an S3
-server and nothing else (tests/namespaces.py; where namespaces cannot be made, both nodes have the machine's own
+Two nodes of one core, each in a network namespace with an address and a temporary folder of its own, and a head without
+cores are given an S3 server to share (tests/namespaces.py; where namespaces cannot be made, all have the machine's own
 address, and the output says so). ERAT and DivideMix are trained by the real command on a network with batch
-normalisation, for each seed once by two workers, one on each node, and once by one. What two train must be what one
-does, within the tolerances below, which were set before any outcome was seen. Prints Markdown; ends with status 0 if
-all tolerances hold. Run again with the same file it goes on where it was. KEY=VALUE changes the runs.
+normalisation, for each seed by two workers, one on each node, by one, and by one whose sums are rounded otherwise. What
+two train must be what one does, within the tolerances of tests/two_nodes_report.py. Prints Markdown; ends with status 0
+if all of them hold. With the same file it goes on where it was. KEY=VALUE changes the runs.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from erat.data.base import CorruptedSet
 from erat.defenses.base import Clock
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
+from erat.errors import UserError
 from orchestration.home import Home
 from orchestration.trial import read_metrics
 from tests import namespaces
@@ -52,6 +53,13 @@ BASE = {
     "defense.warmup_epochs": 2,
     "train.epochs": 10,
     "train.batch_size": 64,
+}
+# How each seed is trained. In `rounded otherwise` the memory of images is laid out by channels last, which changes the
+# order of sums and nothing else.
+ARMS = {
+    "two nodes": {"train.workers": 2},
+    "one worker": {"train.workers": 1},
+    "rounded otherwise": {"train.workers": 1, "train.channels_last": True},
 }
 # Both sorts of step, each as the first one, from the same weights: the ramp would begin at no weight.
 STEPS = {"warm-up": {}, "after it": {"defense.warmup_epochs": 0, "defense.ramp_epochs": 0}}
@@ -151,7 +159,7 @@ def cluster(loopback: bool) -> Iterator[Stage]:
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def trained(stage: Stage, wanted: dict[str, Any]) -> Row:
+def trained(stage: Stage, arm: str, wanted: dict[str, Any]) -> Row:
     """One run by the command, and what became of it.
 
     Raises:
@@ -168,9 +176,13 @@ def trained(stage: Stage, wanted: dict[str, Any]) -> Row:
             stderr=err,
         )
         at: set[tuple[str, ...]] = set()
-        while command.poll() is None:
-            at.add(nodes_that_train(stage.address))
-            time.sleep(0.5)
+        try:
+            while command.poll() is None:
+                at.add(nodes_that_train(stage.address))
+                time.sleep(0.5)
+        finally:
+            command.kill()
+            command.wait()
     if command.returncode != 0:
         raise RuntimeError(f"{' '.join(words)}: status {command.returncode}\n{log.read_text()[-3000:]}")
     run = json.loads(said.read_text().splitlines()[-1])
@@ -181,7 +193,7 @@ def trained(stage: Stage, wanted: dict[str, Any]) -> Row:
         "cell": run["cell"],
         "defense": wanted["defense.name"],
         "seed": wanted["train.seed"],
-        "workers": wanted["train.workers"],
+        "arm": arm,
         "namespaces": bool(stage.hosts),
         "nodes": max(at, key=len),
         "accuracy": run["final_test_accuracy"],
@@ -211,7 +223,7 @@ def nodes_that_train(address: str) -> tuple[str, ...]:
 
 
 def believed(home: Home, cell: str) -> Tensor:
-    """Which samples another epoch would take as labelled, bool (N,), from the run's last checkpoint."""
+    """Which samples another epoch would take as labelled (DivideMix's first network), bool (N,), by the checkpoint."""
     home.fetch(cell, "config.json", "checkpoint.pt")
     config = load_config(home.cell(cell) / "config.json")
     trainer = Trainer(config, corrupted_set(config, home.store()), folder=home.cell(cell))
@@ -275,40 +287,52 @@ def _work(rank: int, folder: Path, hosts: list[namespaces.Host]) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def study(stage: Stage, base: dict[str, Any], missing: list[dict[str, Any]]) -> Iterator[Row]:
-    """The gradients, then every run that is missing."""
+def study(stage: Stage, base: dict[str, Any], missing: list[tuple[str, dict[str, Any]]]) -> Iterator[Row]:
+    """The gradients, then every run that is missing, given with its arm."""
     yield from gradients(stage, base)
-    for number, wanted in enumerate(missing, start=1):
-        words = f"{wanted['defense.name']}, seed {wanted['train.seed']}, {wanted['train.workers']} worker(s)"
+    for number, (arm, wanted) in enumerate(missing, start=1):
+        words = f"{wanted['defense.name']}, seed {wanted['train.seed']}, {arm}"
         print(f"{time.strftime('%H:%M:%S')} run {number} of {len(missing)}: {words}", file=sys.stderr, flush=True)
-        yield trained(stage, wanted)
+        yield trained(stage, arm, wanted)
+
+
+def _seeds(text: str) -> list[int]:
+    if not all(word.isdecimal() for word in text.split(",")):
+        raise argparse.ArgumentTypeError(f"must be whole numbers with commas, got {text!r}")
+    return [int(word) for word in text.split(",")]
 
 
 def main() -> int:
     """Exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="of training, with commas")
+    parser.add_argument("--seeds", type=_seeds, default="0,1,2,3,4", help="of training, with commas")
     parser.add_argument("--out", type=Path, help="file of JSON lines to add to, and to go on from")
     parser.add_argument("--loopback", action="store_true", help="no namespaces: both nodes on the machine's address")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of every run, such as train.epochs=4")
     options = parser.parse_args()
+    if odd := [change for change in options.changes if "=" not in change]:
+        parser.error(f"changes must be KEY=VALUE, got {odd[0]!r}")
     base = BASE | dict(change.split("=", 1) for change in options.changes)
     wanted = [
-        base | {"defense.name": defense, "train.seed": int(seed), "train.workers": workers}
-        for seed in options.seeds.split(",")
+        (arm, base | more | {"defense.name": defense, "train.seed": seed})
+        for seed in options.seeds
         for defense in DEFENSES
-        for workers in (2, 1)
+        for arm, more in ARMS.items()
     ]
-    runs = {build("demo", run, quiet=True).digest(): run for run in wanted}
-    steps = {config.digest() for config in first_steps(base, 1).values()}
+    try:
+        runs = {build("demo", run, quiet=True).digest(): (arm, run) for arm, run in wanted}
+        steps = {config.digest() for config in first_steps(base, 1).values()}
+    except UserError as error:
+        parser.error(str(error))
     # Of each the last line counts: the gradients are computed again whenever the study goes on.
     lines = options.out.read_text().splitlines() if options.out is not None and options.out.exists() else []
-    rows = {row["cell"]: row for row in map(json.loads, lines) if row["cell"] in runs or row["cell"] in steps}
-    if missing := [run for cell, run in runs.items() if cell not in rows]:
+    known = {("run", cell) for cell in runs} | {("gradients", cell) for cell in steps}
+    rows = {key: row for row in map(json.loads, lines) if (key := (row["what"], row["cell"])) in known}
+    if missing := [run for cell, run in runs.items() if ("run", cell) not in rows]:
         torch.set_num_threads(1)
         with cluster(options.loopback) as stage:
             for row in study(stage, base, missing):
-                rows[row["cell"]] = row
+                rows[row["what"], row["cell"]] = row
                 if options.out is not None:
                     with options.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
