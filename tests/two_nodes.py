@@ -50,7 +50,7 @@ BASE = {
     "corruption.data": "urp",
     "corruption.labels": "symmetric",
     "corruption.rate": 0.4,
-    "defense.warmup_epochs": 2,
+    "defense.warmup_epochs": 5,  # a network that has learnt less selects by chance, and DivideMix then goes astray
     "train.epochs": 10,
     "train.batch_size": 64,
 }
