@@ -12,7 +12,9 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,6 +57,8 @@ def enter(words: Sequence[str]) -> None:
     """Become a program that runs in there; return at once if this one already does."""
     if not inside():
         os.execvpe("unshare", private(words), os.environ | {_INSIDE: "1"})
+    # A namespace's first process hears no signal that it has no answer to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @dataclass(frozen=True)

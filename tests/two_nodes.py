@@ -113,10 +113,9 @@ def _start_ray(folder: Path, there: Sequence[str], *words: str) -> None:
     """`ray start`, with a temporary folder of its own."""
     folder.mkdir()
     ray = str(Path(sys.executable).with_name("ray"))
-    places = {"TMPDIR": str(folder), "GLOO_SOCKET_IFNAME": namespaces.INTERFACE}
     done = subprocess.run(
         [*there, ray, "start", *words, f"--object-store-memory={MEMORY}", f"--temp-dir={folder / 'ray'}"],
-        env=os.environ | places,
+        env=os.environ | {"TMPDIR": str(folder)},
         capture_output=True,
         text=True,
         check=False,
