@@ -15,11 +15,12 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.exceptions
 import ray.train
 from ray import tune
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -326,6 +327,7 @@ def run_parallel(config: RunConfig, home: Home, wish: str, callbacks: list[Any] 
     trainer = TorchTrainer(
         _parallel_worker,
         train_loop_config={"config": config.model_dump_json(), "home": str(home.root), "wish": wish},
+        torch_config=_OnTheNodesNetwork(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers if fewest == workers else (fewest, workers),  # type: ignore[arg-type]
             use_gpu=config.resources.gpu > 0,
@@ -369,6 +371,33 @@ def _what_failed(failure: ray.train.TrainingFailedError) -> str | None:
             return f"{type(cause).__name__}: {cause}".splitlines()[0]
     controller = getattr(failure, "controller_failure", None)
     return None if controller is None else str(controller).splitlines()[0]
+
+
+def _choose_interface() -> None:
+    """Have gloo talk through the network on which Ray knows this node, unless the environment names one.
+
+    By itself it takes the address that the machine's name has, which on many machines is one of the loopback.
+    """
+    here = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if here in [entry.address for entry in addresses]:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Ray Train's own, on that network."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_choose_interface)
+        super().on_start(worker_group, backend_config)
+
+
+class _OnTheNodesNetwork(TorchConfig):
+    """The process group of a data-parallel trial."""
+
+    @property
+    def backend_cls(self) -> Any:
+        return _Backend
 
 
 def _parallel_worker(parameters: dict[str, Any]) -> None:

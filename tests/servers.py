@@ -125,12 +125,12 @@ def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def s3_server() -> Iterator[str]:
+def s3_server(address: str = "127.0.0.1") -> Iterator[str]:
     """The URL of a folder in a bucket, on an S3 server of this machine; the credentials are in the environment."""
     server_of = pytest.importorskip("moto.server")
     import boto3
 
-    server = server_of.ThreadedMotoServer(port=0, verbose=False)
+    server = server_of.ThreadedMotoServer(address, port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server.start()
     host, port = server.get_host_and_port()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
 
 from erat.config import RunConfig, load_config
 from erat.data.base import CorruptedSet
@@ -20,6 +19,7 @@ from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.registry import BACKBONES
+from tests.two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
 
 EPOCHS, CUT = 3, 1
 

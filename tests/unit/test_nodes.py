@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,3 +81,17 @@ def test_another_version_is_named(name: str, home: Home) -> None:
 
 def test_a_node_that_does_not_answer() -> None:
     assert problem(node(None, "started no process within 60 s")) == "node 10.0.0.7 started no process within 60 s"
+
+
+def test_workers_talk_on_the_network_on_which_ray_knows_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever address the machine's name has; `python -m tests.two_nodes` does it with two addresses."""
+    from orchestration import cluster
+
+    monkeypatch.setattr(cluster.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
+    cluster._choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    cluster._choose_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] in ("lo", "lo0")
+    assert issubclass(cluster._OnTheNodesNetwork().backend_cls, cluster.TorchConfig().backend_cls)

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
 
 from erat.config import RunConfig, load_config
 from erat.data.base import CorruptedSet
@@ -20,6 +19,7 @@ from erat.data.random import BatchRandom
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.registry import BACKBONES
+from tests.two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
 
 # Warm-up, then the semi-supervised phase; 51 samples do not divide evenly, neither into batches nor over workers.
 RUNS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,6 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
-from two_workers import Record, joined, on_two_workers, smooth_is_known
 
 from erat.config import RunConfig, load_config
 from erat.data.base import CorruptedSet
@@ -23,6 +22,7 @@ from erat.defenses.base import Clock, EpochPlan
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.registry import DEFENSES
+from tests.two_workers import Record, joined, on_two_workers, smooth_is_known
 
 # On a network without batch statistics. 16 samples a step are shares of 8, a whole block of mixup's neighbours.
 RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFENSES.names()} | {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from erat.config import RunConfig, build
-from erat.engine.checkpoint import load
+from erat.engine.checkpoint import _replacing, load, write_atomic
 from erat.errors import StorageError, UserError, is_storage_fault
 from orchestration.crafting_progress import CraftProgress
 from orchestration.home import Home
@@ -318,6 +319,17 @@ def test_a_full_storage_stops_a_run_that_then_goes_on(
     ended = run_cell(config, node("b", place))
     assert ended.status == "done"
     assert ended.val_history == run_cell(config, Home(tmp_path / "alone")).val_history
+
+
+def test_two_threads_of_a_driver_may_fetch_the_same_file(tmp_path: Path) -> None:
+    file = tmp_path / "here" / "metrics.jsonl"
+    with _replacing(file) as slower:
+        slower.write(b"slower")
+        faster = threading.Thread(target=write_atomic, args=(file, b"faster"))
+        faster.start()
+        faster.join()
+        assert file.read_bytes() == b"faster"
+    assert [(path.name, path.read_bytes()) for path in file.parent.iterdir()] == [("metrics.jsonl", b"slower")]
 
 
 def test_where_it_lies_is_no_part_of_a_run(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:

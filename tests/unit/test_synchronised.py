@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
 
 from erat.config import RunConfig, load_config
 from erat.data.base import CorruptedSet
@@ -19,6 +18,7 @@ from erat.engine.synchronised import SynchronisedBatchNorm, synchronise
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
 from erat.registry import BACKBONES
+from tests.two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
 
 Config = Callable[..., RunConfig]
 # On the demo's network, whose four BatchNorms see a whole batch: warm-up, selection, both parts of DivideMix.

@@ -45,12 +45,17 @@ def smooth_is_known() -> Iterator[None]:
 
 
 @contextmanager
-def joined(rank: int, folder: Path) -> Iterator[CorruptedSet]:
-    """In each of the two processes: the process group, and the data."""
+def joined(rank: int, folder: Path, meeting: str | None = None, interface: str = "lo") -> Iterator[CorruptedSet]:
+    """In each of the two processes: the process group, and the data.
+
+    Args:
+        meeting: URL at which they find each other; none: a file in the folder.
+        interface: of the network, through which they talk.
+    """
     torch.set_num_threads(1)
-    if "lo" in [name for _, name in socket.if_nameindex()]:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    meeting = f"file://{folder / 'meeting'}"
+    if interface in [name for _, name in socket.if_nameindex()]:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+    meeting = meeting or f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", meeting, timedelta(seconds=60), world_size=2, rank=rank)
     with smooth_is_known():
         yield torch.load(folder / "data.pt", weights_only=False)
@@ -59,11 +64,13 @@ def joined(rank: int, folder: Path) -> Iterator[CorruptedSet]:
 
 
 def on_two_workers(
-    work: Callable[[int, Path], None], folder: Path, data: CorruptedSet, configs: Mapping[str, RunConfig]
+    work: Callable[..., None], folder: Path, data: CorruptedSet, configs: Mapping[str, RunConfig], *more: Any
 ) -> list[Record]:
-    """What `work` wrote to RANK.pt in `folder`, where it finds the configurations as NAME.json, and the data."""
+    """What `work(rank, folder, *more)` wrote to RANK.pt in `folder`, where it finds the configurations as NAME.json,
+    and the data.
+    """
     torch.save(data, folder / "data.pt")
     for name, config in configs.items():
         (folder / f"{name}.json").write_text(config.model_dump_json())
-    start_processes(work, (folder,), nprocs=2, start_method="spawn")
+    start_processes(work, (folder, *more), nprocs=2, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]

@@ -1,0 +1,127 @@
+"""Machines of a cluster on one machine: network namespaces with addresses of their own, closed to the outside.
+
+A program runs itself in private namespaces (`enter`). Its network there has no way out: a bridge, the hub, at
+10.77.0.1, and what `hosts` adds, each a network namespace at 10.77.0.2, 10.77.0.3, ... All of it, and every process
+that was started inside, goes with the program, however that ends: the kernel sees to it, since they share a namespace
+of processes. Linux, with the programs `ip` (iproute2), `unshare` and `nsenter` (util-linux), as root or where users may
+make namespaces.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+HUB = "10.77.0.1"
+INTERFACE = "eth0"  # of a host, beside its `lo`
+_INSIDE = "ERAT_IN_NAMESPACES"
+_CLONE_NEWNET = 0x40000000
+
+
+def problem() -> str | None:
+    """Why this machine cannot make them, in one line; none if it can. What is tried leaves nothing behind."""
+    if missing := [name for name in ("ip", "unshare", "nsenter") if shutil.which(name) is None]:
+        return f"no program {missing[0]}"
+    for kind in ("bridge", "veth"):
+        tried = run(["ip", "link", "add", "tried", "type", kind])
+        if tried.returncode != 0:
+            return (tried.stderr.strip().splitlines() or ["no reason is given"])[-1]
+    return None
+
+
+def private(words: Sequence[str]) -> list[str]:
+    """A command line that runs another one in private namespaces of network, mounts and processes."""
+    as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", *as_root, "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *words]
+
+
+def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a program in there to its end."""
+    return subprocess.run(private(words), env=os.environ | {_INSIDE: "1"}, capture_output=True, text=True, check=False)
+
+
+def inside() -> bool:
+    """Whether this program runs in there."""
+    return _INSIDE in os.environ
+
+
+def enter(words: Sequence[str]) -> None:
+    """Become a program that runs in there; return at once if this one already does."""
+    if not inside():
+        os.execvpe("unshare", private(words), os.environ | {_INSIDE: "1"})
+    # A namespace's first process hears no signal that it has no answer to.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace with one address.
+
+    Attributes:
+        holder: process that keeps it.
+    """
+
+    address: str
+    holder: int
+
+    @property
+    def _network(self) -> str:
+        return f"/proc/{self.holder}/ns/net"
+
+    def words(self, *words: str) -> list[str]:
+        """A command line that runs another one there."""
+        return ["nsenter", f"--net={self._network}", "--", *words]
+
+    def join(self) -> None:
+        """Put this thread, and what it starts from now on, there."""
+        libc = ctypes.CDLL(None, use_errno=True)  # os.setns came with Python 3.12
+        with open(self._network) as network:
+            if libc.setns(network.fileno(), _CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), f"setns({self._network}): {os.strerror(ctypes.get_errno())}")
+
+
+@contextmanager
+def hosts(count: int) -> Iterator[list[Host]]:
+    """So many hosts around the hub, which this process is on.
+
+    Raises:
+        RuntimeError: called outside, where it would change the machine's own network.
+    """
+    if not inside():
+        raise RuntimeError("hosts are made inside private namespaces: call `enter` first")
+    _ip("link set lo up")
+    _ip("link add hub type bridge")
+    _ip(f"addr add {HUB}/24 dev hub")
+    _ip("link set hub up")
+    with ExitStack() as stack:
+        stack.callback(_ip, "link del hub")
+        yield [_host(number, stack) for number in range(2, 2 + count)]
+
+
+def _host(number: int, stack: ExitStack) -> Host:
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+    stack.callback(holder.wait)
+    stack.callback(holder.kill)
+    host = Host(f"10.77.0.{number}", holder.pid)
+    own, give_up = os.readlink("/proc/self/ns/net"), time.monotonic() + 10
+    while os.readlink(host._network) == own:
+        if time.monotonic() > give_up or holder.poll() is not None:
+            raise RuntimeError(f"no network namespace for {host.address}")
+        time.sleep(0.01)
+    _ip(f"link add host{number} type veth peer name {INTERFACE} netns {holder.pid}")
+    _ip(f"link set host{number} master hub up")
+    for line in ("link set lo up", f"addr add {host.address}/24 dev {INTERFACE}", f"link set {INTERFACE} up"):
+        subprocess.run(host.words("ip", *line.split()), check=True)
+    return host
+
+
+def _ip(line: str) -> None:
+    subprocess.run(["ip", *line.split()], check=True)

@@ -1,0 +1,344 @@
+"""Two Ray nodes against one worker: `python -m tests.two_nodes --seeds 0,1,2,3,4 --out two_nodes.jsonl`.
+
+Two nodes of one core, each in a network namespace with an address and a temporary folder of its own, and a head without
+cores are given an S3 server to share (tests/namespaces.py; where namespaces cannot be made, all have the machine's own
+address, and the output says so). ERAT and DivideMix are trained by the real command on a network with batch
+normalisation, for each seed by two workers, one on each node, by one, and by one whose sums are rounded otherwise. What
+two train must be what one does, within the tolerances of tests/two_nodes_report.py. Prints Markdown; ends with status 0
+if all of them hold. With the same file it goes on where it was. KEY=VALUE changes the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from erat.config import RunConfig, build, load_config
+from erat.corruption.pipeline import corrupted_set
+from erat.data.base import CorruptedSet
+from erat.defenses.base import Clock
+from erat.engine.parallel import Ranks
+from erat.engine.trainer import Trainer
+from erat.errors import UserError
+from orchestration.home import Home
+from orchestration.trial import read_metrics
+from tests import namespaces
+from tests.servers import s3_server
+from tests.two_nodes_report import Row, report
+from tests.two_workers import joined, on_two_workers
+
+ROOT = Path(__file__).parents[1]
+DEFENSES = ("erat", "dividemix")
+BASE = {
+    "data.limit": 2000,
+    "corruption.data": "urp",
+    "corruption.labels": "symmetric",
+    "corruption.rate": 0.4,
+    "defense.warmup_epochs": 5,  # a network that has learnt less selects by chance, and DivideMix then goes astray
+    "train.epochs": 10,
+    "train.batch_size": 64,
+}
+# How each seed is trained. In `rounded otherwise` the memory of images is laid out by channels last, which changes the
+# order of sums and nothing else.
+ARMS = {
+    "two nodes": {"train.workers": 2},
+    "one worker": {"train.workers": 1},
+    "rounded otherwise": {"train.workers": 1, "train.channels_last": True},
+}
+# Both sorts of step, each as the first one, from the same weights: the ramp would begin at no weight.
+STEPS = {"warm-up": {}, "after it": {"defense.warmup_epochs": 0, "defense.ramp_epochs": 0}}
+MEMORY = 128 * 2**20  # of each node's object store
+WORKER = "RayTrainWorker"  # in the title of a process that trains
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A cluster that runs.
+
+    Attributes:
+        address: of its head.
+        storage: what its nodes share.
+        hosts: the network namespaces of its two nodes; none: all is on the machine's own address.
+    """
+
+    folder: Path
+    address: str
+    storage: str
+    hosts: list[namespaces.Host] = field(default_factory=list)
+
+    @property
+    def home(self) -> Home:
+        """The driver's."""
+        return Home(self.folder / "home").sharing(self.storage)
+
+    @property
+    def tracking(self) -> str:
+        """Where its MLflow runs go, whatever this process's environment says."""
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+
+@contextmanager
+def in_namespaces(folder: Path) -> Iterator[Stage]:
+    """Two nodes with addresses of their own. Their processes end with the namespace of processes that they are in."""
+    with ExitStack() as stack:
+        hosts = stack.enter_context(namespaces.hosts(2))
+        storage = stack.enter_context(s3_server(namespaces.HUB))
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        address = f"{namespaces.HUB}:6379"
+        head = ("--head", "--port=6379", f"--node-ip-address={namespaces.HUB}", "--num-cpus=0")
+        _start_ray(folder / "head", [], *head, "--include-dashboard=false")
+        for host in hosts:
+            node = (f"--address={address}", f"--node-ip-address={host.address}", "--num-cpus=1")
+            _start_ray(folder / host.address, host.words(), *node)
+        yield Stage(folder, address, storage, hosts)
+
+
+def _start_ray(folder: Path, there: Sequence[str], *words: str) -> None:
+    """`ray start`, with a temporary folder of its own."""
+    folder.mkdir()
+    ray = str(Path(sys.executable).with_name("ray"))
+    done = subprocess.run(
+        [*there, ray, "start", *words, f"--object-store-memory={MEMORY}", f"--temp-dir={folder / 'ray'}"],
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"ray start {' '.join(words)}: {done.stdout[-1000:]}{done.stderr[-1000:]}")
+
+
+@contextmanager
+def on_one_address(folder: Path) -> Iterator[Stage]:
+    """Two nodes that differ by their folders alone."""
+    from ray.cluster_utils import Cluster
+
+    with s3_server() as storage:
+        options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY}
+        cluster = Cluster(initialize_head=True, head_node_args=options)
+        try:
+            for name in "ab":
+                (folder / name).mkdir()
+                own = {"TMPDIR": str(folder / name)}
+                cluster.add_node(num_cpus=1, object_store_memory=MEMORY, env_vars=own)
+            yield Stage(folder, cluster.address, storage)
+        finally:
+            cluster.shutdown()
+
+
+@contextmanager
+def cluster(loopback: bool) -> Iterator[Stage]:
+    """In network namespaces where they can be made: this program then begins again inside of them."""
+    why = "asked for" if loopback else None if namespaces.inside() else namespaces.problem()
+    if why is None:
+        namespaces.enter([sys.executable, "-m", "tests.two_nodes", *sys.argv[1:]])
+    else:
+        print(f"Both nodes at one address, without network namespaces: {why}.", file=sys.stderr)
+    made = in_namespaces if why is None else on_one_address
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, made(Path(folder)) as stage:
+        yield stage
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def trained(stage: Stage, arm: str, wanted: dict[str, Any]) -> Row:
+    """One run by the command, and what became of it.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    words = [*(f"{key}={value}" for key, value in wanted.items()), f"storage.path={stage.storage}"]
+    said, log = stage.folder / "said", stage.folder / "log"
+    with said.open("wb") as out, log.open("wb") as err:
+        command = subprocess.Popen(
+            [sys.executable, "orchestrate.py", "train", *words, "--address", stage.address, "--json"],
+            cwd=ROOT,
+            env=os.environ | {"ERAT_HOME": str(stage.home.root), "MLFLOW_TRACKING_URI": stage.tracking},
+            stdout=out,
+            stderr=err,
+        )
+        at: set[tuple[str, ...]] = set()
+        try:
+            while command.poll() is None:
+                at.add(nodes_that_train(stage.address))
+                time.sleep(0.5)
+        finally:
+            command.kill()
+            command.wait()
+    if command.returncode != 0:
+        raise RuntimeError(f"{' '.join(words)}: status {command.returncode}\n{log.read_text()[-3000:]}")
+    run = json.loads(said.read_text().splitlines()[-1])
+    epochs = read_metrics(stage.home.cell(run["cell"]))
+    mask = believed(stage.home, run["cell"])
+    return {
+        "what": "run",
+        "cell": run["cell"],
+        "defense": wanted["defense.name"],
+        "seed": wanted["train.seed"],
+        "arm": arm,
+        "namespaces": bool(stage.hosts),
+        "nodes": max(at, key=len),
+        "accuracy": run["final_test_accuracy"],
+        "loss": [epoch["train_loss"] for epoch in epochs],
+        "labelled_per_class": [epoch["labelled_per_class"] for epoch in epochs],
+        "precision": epochs[-1]["selection_precision"],
+        "noise_caught": epochs[-1]["noise_caught"],
+        "believed": np.packbits(mask.numpy()).tobytes().hex(),
+        "samples": len(mask),
+        "seconds": run["train_seconds"],
+    }
+
+
+def nodes_that_train(address: str) -> tuple[str, ...]:
+    """For each training process of this cluster the address and the identity of its node, as its raylet has them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            parent = process.parent() if WORKER in " ".join(process.cmdline()) else None
+            words = parent.cmdline() if parent is not None else []
+        except psutil.Error:  # it has just ended
+            continue
+        raylet = {name: value for name, _, value in (word.lstrip("-").partition("=") for word in words)}
+        if raylet.get("gcs-address") == address:
+            found.append(f"{raylet['node_ip_address']} ({raylet['node_id'][:8]})")
+    return tuple(sorted(found))
+
+
+def believed(home: Home, cell: str) -> Tensor:
+    """Which samples another epoch would take as labelled (DivideMix's first network), bool (N,), by the checkpoint."""
+    home.fetch(cell, "config.json", "checkpoint.pt")
+    config = load_config(home.cell(cell) / "config.json")
+    trainer = Trainer(config, corrupted_set(config, home.store()), folder=home.cell(cell))
+    selected = trainer.plan(Clock(trainer.epochs_done)).selected
+    assert selected is not None, "both defenses select"
+    return selected
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+def gradients(stage: Stage, base: dict[str, Any]) -> Iterator[Row]:
+    """The first steps' gradients of two processes, one in each namespace, against one process."""
+    one, two = first_steps(base, 1), first_steps(base, 2)
+    data = corrupted_set(next(iter(one.values())), Home(stage.folder / "home").store())
+    place = stage.folder / "gradients"
+    place.mkdir()
+    names = {f"{defense}, {step}": (defense, step) for defense, step in one}
+    both = on_two_workers(_work, place, data, {name: two[key] for name, key in names.items()}, stage.hosts)
+    for name, (defense, step) in names.items():
+        pairs = zip(first_gradients(one[defense, step], data), both[0][name], strict=True)
+        yield {
+            "what": "gradients",
+            "cell": one[defense, step].digest(),
+            "defense": defense,
+            "step": step,
+            "addresses": [seen["address"] for seen in both],
+            "relative": max(float((theirs - mine).abs().max() / mine.abs().max()) for mine, theirs in pairs),
+        }
+
+
+def first_steps(base: dict[str, Any], workers: int) -> dict[tuple[str, str], RunConfig]:
+    """By defense and sort of step: a run that begins with it."""
+    own = base | {"train.workers": workers}
+    return {
+        (defense, step): build("demo", own | more | {"defense.name": defense}, quiet=True)
+        for defense in DEFENSES
+        for step, more in STEPS.items()
+    }
+
+
+def first_gradients(config: RunConfig, data: CorruptedSet) -> list[Tensor]:
+    """What the first update steps along, averaged over workers, for each parameter that it moves."""
+    trainer, clock = Trainer(config, data, Ranks.current()), Clock(0)
+    next(trainer.steps(trainer.plan(clock), clock))
+    return [p.grad for p in trainer.defense.networks.parameters() if p.grad is not None]
+
+
+def _work(rank: int, folder: Path, hosts: list[namespaces.Host]) -> None:
+    """What each of the two processes does."""
+    meeting, interface = None, "lo"
+    if hosts:
+        hosts[rank].join()
+        meeting, interface = f"tcp://{hosts[0].address}:29400", namespaces.INTERFACE
+    with joined(rank, folder, meeting, interface) as data:
+        seen: dict[str, Any] = {path.stem: first_gradients(load_config(path), data) for path in folder.glob("*.json")}
+        seen["address"] = psutil.net_if_addrs()[interface][0].address
+        torch.save(seen, folder / f"{rank}.pt")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def study(stage: Stage, base: dict[str, Any], missing: list[tuple[str, dict[str, Any]]]) -> Iterator[Row]:
+    """The gradients, then every run that is missing, given with its arm."""
+    yield from gradients(stage, base)
+    for number, (arm, wanted) in enumerate(missing, start=1):
+        words = f"{wanted['defense.name']}, seed {wanted['train.seed']}, {arm}"
+        print(f"{time.strftime('%H:%M:%S')} run {number} of {len(missing)}: {words}", file=sys.stderr, flush=True)
+        yield trained(stage, arm, wanted)
+
+
+def _seeds(text: str) -> list[int]:
+    if not all(word.isdecimal() for word in text.split(",")):
+        raise argparse.ArgumentTypeError(f"must be whole numbers with commas, got {text!r}")
+    return [int(word) for word in text.split(",")]
+
+
+def main() -> int:
+    """Exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=_seeds, default="0,1,2,3,4", help="of training, with commas")
+    parser.add_argument("--out", type=Path, help="file of JSON lines to add to, and to go on from")
+    parser.add_argument("--loopback", action="store_true", help="no namespaces: both nodes on the machine's address")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of every run, such as train.epochs=4")
+    options = parser.parse_args()
+    if odd := [change for change in options.changes if "=" not in change]:
+        parser.error(f"changes must be KEY=VALUE, got {odd[0]!r}")
+    base = BASE | dict(change.split("=", 1) for change in options.changes)
+    wanted = [
+        (arm, base | more | {"defense.name": defense, "train.seed": seed})
+        for seed in options.seeds
+        for defense in DEFENSES
+        for arm, more in ARMS.items()
+    ]
+    try:
+        runs = {build("demo", run, quiet=True).digest(): (arm, run) for arm, run in wanted}
+        steps = {config.digest() for config in first_steps(base, 1).values()}
+    except UserError as error:
+        parser.error(str(error))
+    # Of each the last line counts: the gradients are computed again whenever the study goes on.
+    lines = options.out.read_text().splitlines() if options.out is not None and options.out.exists() else []
+    known = {("run", cell) for cell in runs} | {("gradients", cell) for cell in steps}
+    rows = {key: row for row in map(json.loads, lines) if (key := (row["what"], row["cell"])) in known}
+    if missing := [run for cell, run in runs.items() if ("run", cell) not in rows]:
+        torch.set_num_threads(1)
+        with cluster(options.loopback) as stage:
+            for row in study(stage, base, missing):
+                rows[row["what"], row["cell"]] = row
+                if options.out is not None:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+    text, holds = report(list(rows.values()))
+    print(text)
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
