@@ -373,12 +373,15 @@ def _what_failed(failure: ray.train.TrainingFailedError) -> str | None:
     return None if controller is None else str(controller).splitlines()[0]
 
 
-def _choose_interface() -> None:
+def _choose_interface(apart: bool) -> None:
     """Have gloo talk through the network on which Ray knows this node, unless the environment names one.
 
     By itself it takes the address that the machine's name has, which on many machines is one of the loopback.
+
+    Args:
+        apart: the workers have several addresses; else the loopback will do, and nobody outside hears of them.
     """
-    here = ray.util.get_node_ip_address()
+    here = ray.util.get_node_ip_address() if apart else "127.0.0.1"
     for name, addresses in psutil.net_if_addrs().items():
         if here in [entry.address for entry in addresses]:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -388,7 +391,8 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     """Ray Train's own, on that network."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(_choose_interface)
+        addresses = set(worker_group.execute(ray.util.get_node_ip_address))
+        worker_group.execute(_choose_interface, len(addresses) > 1)
         super().on_start(worker_group, backend_config)
 
 

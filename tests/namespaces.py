@@ -117,6 +117,7 @@ def _host(number: int, stack: ExitStack) -> Host:
             raise RuntimeError(f"no network namespace for {host.address}")
         time.sleep(0.01)
     _ip(f"link add host{number} type veth peer name {INTERFACE} netns {holder.pid}")
+    stack.callback(_ip, f"link del host{number}")  # the kernel would, some time after the holder's end
     _ip(f"link set host{number} master hub up")
     for line in ("link set lo up", f"addr add {host.address}/24 dev {INTERFACE}", f"link set {INTERFACE} up"):
         subprocess.run(host.words("ip", *line.split()), check=True)

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from erat.errors import UserError
@@ -87,11 +88,16 @@ def test_workers_talk_on_the_network_on_which_ray_knows_their_node(monkeypatch: 
     """Whatever address the machine's name has; `python -m tests.two_nodes` does it with two addresses."""
     from orchestration import cluster
 
-    monkeypatch.setattr(cluster.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    addresses = {name: entries[0].address for name, entries in psutil.net_if_addrs().items()}
+    loopback = next(name for name, address in addresses.items() if address == "127.0.0.1")
+    networks = {name: address for name, address in addresses.items() if "." in address}
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
-    cluster._choose_interface()
+    cluster._choose_interface(apart=False)
     assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
-    cluster._choose_interface()
-    assert os.environ["GLOO_SOCKET_IFNAME"] in ("lo", "lo0")
+    for name, address in networks.items():
+        monkeypatch.setattr(cluster.ray.util, "get_node_ip_address", lambda address=address: address)
+        for apart, expected in {True: name, False: loopback}.items():
+            monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+            cluster._choose_interface(apart)
+            assert os.environ["GLOO_SOCKET_IFNAME"] == expected
     assert issubclass(cluster._OnTheNodesNetwork().backend_cls, cluster.TorchConfig().backend_cls)
