@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import ray
 import ray.exceptions
 import ray.train
 from ray import tune
+from ray._private import ray_constants
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -65,7 +66,8 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
         check_reachable(address)
         options["address"] = address
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with redirect_stdout(sys.stderr):  # Ray prints what befalls its processes; standard output is for results
+    # Ray prints what befalls its processes; standard output is for results.
+    with redirect_stdout(sys.stderr), nullcontext() if address else _on_loopback():
         try:
             with _own_sigterm():
                 ray.init(**options)
@@ -76,6 +78,24 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started meanwhile listens on 127.0.0.1 alone, as by itself it does only on Windows and macOS.
+
+    The switch for that is read when Ray is imported; the processes that it starts read it anew.
+    """
+    switch = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = os.environ.get(switch), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[switch], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        os.environ.pop(switch)
+        if before[0] is not None:
+            os.environ[switch] = before[0]
+        ray_constants.ENABLE_RAY_CLUSTER = before[1]
 
 
 @contextmanager

@@ -1,0 +1,38 @@
+"""What the project starts by itself listens on this machine alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+
+SCRIPT = """
+import json, os, psutil, ray
+from orchestration import cluster
+with cluster.connection(None, cores=1):
+    ray.get(ray.remote(lambda: os.getpid()).remote())
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    found = [[p.name(), c.laddr.ip] for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+print(json.dumps(found))
+"""
+
+
+def test_our_own_ray_listens_on_the_loopback_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=Path(__file__).parents[2],
+        env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert any("gcs_server" in name for name, _ in found) and any("raylet" in name for name, _ in found)
+    for name, address in found:
+        ip = ip_address(address)
+        mapped = getattr(ip, "ipv4_mapped", None) or ip
+        assert mapped.is_loopback, f"{name} listens on {address}"
