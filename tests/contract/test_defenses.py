@@ -126,6 +126,7 @@ def test_going_on_from_a_checkpoint_is_bit_equal(
     assert_same_end(trainer, whole)
 
 
+@pytest.mark.slow
 def test_going_on_inside_an_epoch_is_bit_equal(
     make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_another_grid_runs_only_what_is_new(ran: Said, command: Command, home: H
     assert all(run["final_test_accuracy"] == known[run["cell"]] for run in shared)
 
 
+@pytest.mark.slow
 def test_training_begins_beside_crafting(command: Command, home: Home, tmp_path: Path) -> None:
     grid = tmp_path / "beside.yaml"
     grid.write_text(
