@@ -89,7 +89,7 @@ def track_audit(findings: Findings, content: Mapping[str, Any], folder: Path, tr
         "separability": poisoning.separability.value,
         "wall_seconds": findings.seconds,
     }
-    figures |= {f"agreement_{way}": share for way, share in findings.audit.believed.items()}
+    figures |= {f"believed_{way}": share for way, share in findings.audit.believed.items()}
     figures |= {
         f"accuracy_{way}_{hold.kind}_{hold.strength:.4g}": accuracy
         for hold in findings.holds

@@ -309,7 +309,7 @@ class Trainer:
         with seeded(derive(config.train.seed, "parts")):
             defense = make_defense(config, len(train), train.num_classes, shape, build).to(self.device)
         if self.ranks.workers > 1 and config.train.sync_batchnorm:
-            from erat.engine.synchronised import synchronise  # here: what it brings takes seconds to load
+            from erat.engine.synchronised import synchronise  # here: torch.compiler, which it names, loads for seconds
 
             synchronise(defense, self.device)
         if config.train.cuda_graphs and self.device.type != "cuda":
