@@ -570,7 +570,7 @@ class TestSweepVerbs:
         for number in range(5):
             ledger.append("proposed", sweep="mine", number=number, params={}, source="paper", cell=f"c{number}")
         for number, status in ends.items():
-            ledger.finish(f"c{number}", status, {"status": status}, sweep="mine", error=None)
+            ledger.finish(f"c{number}", status, DONE | {"status": status}, sweep="mine", error=None)
         ledger.finish("other", "failed", {"status": "failed"}, sweep="other", error="boom")
         assert self.called(command, "retry", "mine")[:3] == ("mine", known, 7)
         after = Ledger(home.ledger)

@@ -11,6 +11,8 @@ import pytest
 
 from orchestration.state import Ledger
 
+FIGURES = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
+DONE = {"status": "done", "epochs": 4} | dict.fromkeys(FIGURES, 0.5)
 SPEC = {"space": {"name": "budgets"}, "preset": "demo"}
 
 
@@ -28,7 +30,7 @@ def begun(path: Path, *names: str) -> Ledger:
 
 def finish(ledger: Ledger, cell: str, status: str, sweep: str | None = None, **result: Any) -> None:
     error = "boom" if status == "failed" else None
-    ledger.finish(cell, status, {"status": status, **result}, sweep=sweep, error=error)
+    ledger.finish(cell, status, {**DONE, "status": status, **result}, sweep=sweep, error=error)
 
 
 class TestReading:
@@ -99,7 +101,7 @@ class TestTornLines:
 
     def test_a_line_is_taken_in_when_it_is_whole(self, path: Path) -> None:
         ledger = begun(path, "a")
-        line = json.dumps({"event": "done", "cell": "c", "result": {"status": "done"}}).encode()
+        line = json.dumps({"event": "done", "cell": "c", "result": DONE}).encode()
         with path.open("ab") as file:
             file.write(line[:20])
             file.flush()

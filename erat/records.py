@@ -1,0 +1,122 @@
+"""Files that were stored earlier, read with suspicion: regular, of bounded size, UTF-8, and of the form asked for.
+
+Whoever reads says what a file must hold by a pydantic `TypeAdapter`; anything else is a `DamagedError` of one line.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from erat.errors import shown
+
+MOST_BYTES = 64 * 2**20  # of a JSON file, or of a line
+MOST_WORDS = 2**16  # bytes of a text for a person
+T = TypeVar("T")
+
+
+class DamagedError(ValueError):
+    """A stored file does not hold what it must; the message says why, without the file's name."""
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Read a regular file of at most `most` bytes.
+
+    Raises:
+        DamagedError: a folder, a pipe or a device, or too large.
+        OSError: it is not there, or cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise DamagedError(f"it is larger than {most:,} bytes")
+    return content
+
+
+def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
+    """Open a regular file for bytes. A pipe, which would wait for its other end, and a device are refused.
+
+    Raises:
+        DamagedError: it is no regular file.
+        OSError: it is not there, or cannot be opened.
+    """
+    if path.exists() and not path.is_file():  # a folder to be written to would be an error of another kind
+        raise DamagedError("it is not a regular file")
+    file = open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DamagedError("it is not a regular file")
+    return cast(BinaryIO, file)
+
+
+def read_json(path: Path, form: TypeAdapter[T], most: int = MOST_BYTES) -> T:
+    """Read one JSON value of a form.
+
+    Raises:
+        DamagedError: the file holds something else; why.
+        OSError: it is not there, or cannot be read.
+    """
+    return parse(read_bytes(path, most), form)
+
+
+def read_rows(path: Path, form: TypeAdapter[T], most: int = MOST_BYTES) -> tuple[list[T], str | None]:
+    """Read a file of JSON lines up to the first line that is not of the form: (rows, what is wrong there or none).
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    rows: list[T] = []
+    try:
+        for number, line in enumerate(_lines(read_bytes(path, most)), start=1):
+            try:
+                rows.append(parse(line, form))
+            except DamagedError as error:
+                return rows, f"line {number}: {error}"
+    except DamagedError as error:
+        return rows, str(error)
+    return rows, None
+
+
+def parse(content: bytes, form: TypeAdapter[T]) -> T:
+    """Return the JSON value in `content`, which must be of a form.
+
+    Raises:
+        DamagedError: it is something else; why, in one line.
+    """
+    try:
+        return form.validate_json(content)
+    except ValidationError as error:
+        raise DamagedError(why(error)) from None
+
+
+def why(error: ValidationError) -> str:
+    """Return the first thing that is wrong: where, what is expected, and what is there."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))[:80]
+    message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"].startswith("union_tag"):
+        message = f"{first['ctx']['discriminator']} is none that is known"
+    got = "" if first["type"] in ("json_invalid", "missing") else f", got {shown(first['input'], 60)}"
+    return f"{place}: {message}{got}" if place else f"{message}{got}"
+
+
+def read_words(path: Path, most: int = MOST_WORDS) -> str | None:
+    """Return the end of a text for a person, at most `most` bytes of it; what is not UTF-8 shows as such.
+
+    None where there is no such file, or it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+            return str(file.read(most).decode("utf-8", "replace"))
+    except (OSError, DamagedError):
+        return None
+
+
+def _lines(content: bytes) -> Iterator[bytes]:
+    return (line for line in content.split(b"\n") if line.strip())
