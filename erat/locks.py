@@ -14,12 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from erat.errors import UserError, is_storage_fault, shown
 
 PATIENCE = 60.0  # seconds for what takes moments
 SAY_SECONDS = 10.0  # of waiting, until it is said for whom
+
+
+class StillHeldError(UserError):
+    """Another process holds the lock for longer than one waits for it."""
 
 
 @contextmanager
@@ -30,11 +34,11 @@ def held(path: Path, patience: float | None = PATIENCE) -> Iterator[None]:
         patience: seconds to wait; none: as long as the holder is at work, which may be hours.
 
     Raises:
-        UserError: another process holds it for longer, or has been stopped while it does; or it cannot be locked.
+        StillHeldError: another process holds it for longer, or is suspended while it does.
+        UserError: it cannot be locked.
         OSError: its folder is full, read-only or closed.
     """
-    lock = FileLock(path)
-    _acquire(lock, path, patience)
+    lock = take(path, patience)
     try:
         yield
     finally:
@@ -56,22 +60,27 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def _acquire(lock: FileLock, path: Path, patience: float | None) -> None:
-    began, said = time.monotonic(), False
+def take(path: Path, patience: float | None = PATIENCE) -> BaseFileLock:
+    """Hold a lock file until what this returns is released; as `held`."""
+    lock, began, said = FileLock(path), time.monotonic(), False
     while True:
         waited = time.monotonic() - began
         left = SAY_SECONDS if patience is None else max(0.0, patience - waited)
         try:
             lock.acquire(timeout=min(SAY_SECONDS, left))
-            return
+            return lock
         except Timeout:
             holder = _holder(path)
             if left <= SAY_SECONDS and patience is not None:
-                raise UserError(f"{_named(holder)} has held {path} for {patience:g} s: end it, or try later") from None
+                raise StillHeldError(
+                    f"{_named(holder)} has held {path} for {patience:g} s: end it, or try later"
+                ) from None
             if holder is not None and _is_stopped(holder):
-                raise UserError(f"{_named(holder)} holds {path} and is suspended: let it go on, or end it") from None
+                raise StillHeldError(
+                    f"{_named(holder)} holds {path} and is suspended: let it go on, or end it"
+                ) from None
             if not said:
-                warnings.warn(f"waiting for {_named(holder)}, which holds {path}", stacklevel=4)
+                warnings.warn(f"waiting for {_named(holder)}, which holds {path}", stacklevel=3)
             said = True
         except OSError as error:
             if is_storage_fault(error):

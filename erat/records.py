@@ -17,6 +17,7 @@ from erat.errors import shown
 
 MOST_BYTES = 64 * 2**20  # of a JSON file, or of a line
 MOST_WORDS = 2**16  # bytes of a text for a person
+_FLAGS = {"rb": os.O_RDONLY, "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND}
 T = TypeVar("T")
 
 
@@ -47,7 +48,7 @@ def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
     """
     if path.exists() and not path.is_file():  # a folder to be written to would be an error of another kind
         raise DamagedError("it is not a regular file")
-    file = open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o666))
+    file = os.fdopen(os.open(path, _FLAGS[mode] | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), mode)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise DamagedError("it is not a regular file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from erat.config import RunConfig
 from erat.engine.memory import MB
+from erat.errors import UserError
 from orchestration import estimate
 from orchestration._mlflow_store import tracking_uri
 from orchestration.crafting import distinct_sets, missing_sets, set_name
@@ -109,7 +111,7 @@ def plan_sweep(name: str, spec: SweepSpec, trials: int, home: Home, ledger: Ledg
     """What a sweep would run."""
     space = spec.space
     overrides: list[dict[str, Any]] = [*space.baselines, *space.scaled_points(spec.base.data.name)[:trials]]
-    known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
+    known = spec.proposals(ledger.sweeps[name]) if name in ledger.sweeps else {}
     overrides += [known[number].params for number in sorted(known) if number >= len(overrides)]
     to_propose = max(0, trials + len(space.baselines) - len(overrides))
     configs = [spec.config(entry) for entry in overrides]
@@ -214,12 +216,14 @@ def of_all(home: Home, console: Console) -> list[dict[str, Any]]:
     table = Table("sweep", "space", "preset", "trials", "done", "stopped", "running", "failed", "left", box=None)
     content = []
     for name in ledger.sweeps:
-        rows, total = rows_of(home, ledger, name)
+        try:
+            spec = spec_of(ledger, name)
+        except UserError as error:
+            warnings.warn(f"sweep {name} is left out: {error}", stacklevel=2)
+            continue
+        rows, total = rows_of(home, ledger, name, spec)
         counts = counts_of(rows, total)
-        spec = ledger.sweeps[name].spec
-        content.append(
-            {"name": name, "space": spec["space"]["name"], "preset": spec["preset"], "trials": total} | counts
-        )
+        content.append({"name": name, "space": spec.space.name, "preset": spec.preset, "trials": total} | counts)
         table.add_row(*(str(value) for value in content[-1].values()))
     if content:
         console.print(table)

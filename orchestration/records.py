@@ -181,6 +181,11 @@ ENVIRONMENT, SELECTION, CONFUSION = TypeAdapter(Environment), TypeAdapter(Select
 PROGRESS: TypeAdapter[tuple[str, int, int]] = TypeAdapter(
     tuple[str, Count, Annotated[int, Field(ge=1, le=10**9)]], config=ConfigDict(strict=True)
 )
+# What every result has, as it is before a run's first epoch.
+BEGUN: dict[str, Any] = {"epochs": 0, "train_seconds": 0.0, "val_accuracy": None, "best_val_accuracy": None} | {
+    "final_test_accuracy": None,
+    "best_val_test_accuracy": None,
+}
 _DONE = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
 
 

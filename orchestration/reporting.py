@@ -14,7 +14,8 @@ from erat.errors import UserError, unknown_name
 from orchestration._mlflow_store import tracking_uri
 from orchestration.home import Home
 from orchestration.overview import validation_words
-from orchestration.report.detail import Pool, detail_of, read_environment, read_epochs, read_selection
+from orchestration.records import Selection
+from orchestration.report.detail import Pool, detail_of, read_environment, read_selection
 from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.notation import baseline_name, duration
@@ -25,6 +26,7 @@ from orchestration.standing import not_begun, rows_of, spec_of
 from orchestration.state import Ledger
 from orchestration.sweep import SweepSpec
 from orchestration.tracking import compare_hint
+from orchestration.trial import read_metrics
 
 SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
 
@@ -100,19 +102,19 @@ def _detail(home: Home, ledger: Ledger, name: str, spec: SweepSpec, row: TrialRo
 
 def _curves(home: Home, rows: Sequence[TrialRow]) -> Epochs:
     return {
-        row.cell: [entry["test_accuracy"] for entry in read_epochs(home.cell(row.cell))]
+        row.cell: [entry["test_accuracy"] for entry in read_metrics(home.cell(row.cell))]
         for row in rows
         if row.status in FINISHED
     }
 
 
-def _selections(home: Home, rows: Sequence[TrialRow]) -> dict[str, dict[str, Any]]:
+def _selections(home: Home, rows: Sequence[TrialRow]) -> dict[str, Selection]:
     """What each ERAT selected, where it ran without rebalancing too: else there is nothing to compare it with."""
     names = {row.cell: baseline_name(row) for row in rows if row.status in FINISHED}
     if not {"ERAT", "ERAT w/o RB"} <= set(names.values()):
         return {}
     found = {cell: read_selection(home.cell(cell)) for cell, name in names.items() if name in ("ERAT", "ERAT w/o RB")}
-    return {cell: content for cell, content in found.items() if content and content.get("epochs")}
+    return {cell: content for cell, content in found.items() if content and content["epochs"]}
 
 
 def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:

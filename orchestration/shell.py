@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from erat.errors import UserError, is_storage_fault, storage_words
+from erat.records import read_words
 
 # Typer brings click's errors along, under its own roof in newer versions: what BadParameter derives from is one.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -30,8 +31,8 @@ def stopped(how_to_go_on: str) -> typer.Exit:
 def show_failure(reason: str | None, log: Path) -> None:
     """Why a run failed: its reason, and the end of its traceback."""
     err.print(f"  {reason}", markup=False)
-    if log.exists():
-        for line in log.read_text().splitlines()[-6:]:
+    if (words := read_words(log)) is not None:
+        for line in words.splitlines()[-6:]:
             err.print(f"    {line}", style="dim", markup=False)
         err.print(f"  all of it: {log}")
 

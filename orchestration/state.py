@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from erat.errors import UserError
 from erat.locks import held
 from erat.records import DamagedError, open_regular, why
-from orchestration.records import EVENTS, lacks
+from orchestration.records import BEGUN, EVENTS, lacks
 
 MOST_LINE = 2**26  # bytes; a sweep of 10,000 cells is entered in a line of two million
 _READ = 2**23  # bytes at once
@@ -192,9 +192,11 @@ class Ledger:
             proposal = Proposal(event["number"], event["params"], event["source"], event["cell"])
             sweep.proposals[proposal.number] = proposal
         elif kind == "stopped" and sweep:
-            sweep.stopped[event["cell"]] = Outcome("stopped", event["result"], time=event.get("time"))
+            result = BEGUN | {"status": kind} | event["result"]
+            sweep.stopped[event["cell"]] = Outcome("stopped", result, time=event.get("time"))
         elif kind in ("done", "failed"):
-            self._outcomes[event["cell"]] = Outcome(kind, event["result"], event.get("error"), event.get("time"))
+            result = BEGUN | {"status": kind} | event["result"]
+            self._outcomes[event["cell"]] = Outcome(kind, result, event.get("error"), event.get("time"))
         elif kind == "retry":
             self._outcomes.pop(event["cell"], None)
 

@@ -10,18 +10,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from erat.config import RunConfig, build, content_digest, known_keys
 from erat.engine.checkpoint import write_atomic
 from erat.errors import UserError
+from erat.records import read_words, why
 from orchestration.generations import Generations, Proposer, Trial
 from orchestration.home import Home
+from orchestration.records import SPECIFICATION
 from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.summary import best, csv_text, markdown
 from orchestration.restarts import OUT_OF_MEMORY, Again, Restarts
 from orchestration.rows import FINISHED, TrialRow
 from orchestration.spaces import SearchSpace, parse_space
-from orchestration.state import Ledger, Outcome
+from orchestration.state import Ledger, Outcome, Proposal, Sweep
 from orchestration.tracking import Tracker
 from orchestration.trial import ENDS, CellResult, read_departure, read_metrics, read_refusal, read_result, summarise
 
@@ -76,6 +80,18 @@ class SweepSpec:
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
         return {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
 
+    def proposals(self, sweep: Sweep) -> dict[int, Proposal]:
+        """The trials of a sweep in the ledger, by number; those that this specification cannot make are warned of."""
+        known = {}
+        for number, proposal in sorted(sweep.proposals.items()):
+            try:
+                self.config(proposal.params)
+            except UserError as error:
+                warnings.warn(f"trial {number} of {sweep.name} in the ledger is passed over: {error}", stacklevel=2)
+            else:
+                known[number] = proposal
+        return known
+
     def planned(self, trials: int) -> tuple[list[RunConfig], list[RunConfig]]:
         """What is known before anything runs: (the baselines, the paper's points or, without any, what is searched)."""
         points = self.space.scaled_points(self.base.data.name)[:trials]
@@ -97,7 +113,15 @@ class SweepSpec:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> SweepSpec:
-        """Back from the ledger."""
+        """Back from the ledger.
+
+        Raises:
+            UserError: it is no specification, or one of keys that there are no more.
+        """
+        try:
+            SPECIFICATION.validate_python(content)
+        except ValidationError as error:
+            raise UserError(f"what the ledger says of this sweep is damaged: {why(error)}") from None
         return cls(parse_space(content["space"], "the ledger"), content["preset"], dict(content["overrides"]))
 
 
@@ -171,8 +195,7 @@ class SweepDriver:
     def trial_parameters(self, trial: Trial) -> dict[str, Any]:
         """What a worker is given."""
         config = self.spec.config(trial.overrides)
-        folder = self.home.cell(trial.cell)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.home.prepare(trial.cell)
         return {
             "number": trial.number,
             "cell": trial.cell,
@@ -311,10 +334,8 @@ class SweepDriver:
         return self.home.cell(cell) / f"stop-{self.name}"
 
     def _stop_epoch(self, cell: str) -> int | None:
-        try:
-            return int(self._stop_file(cell).read_text())
-        except (OSError, ValueError):
-            return None
+        words = read_words(self._stop_file(cell)) or ""
+        return int(words) if words.isascii() and words.isdigit() and 0 < len(words) < 10 and int(words) else None
 
 
 def make_generations(
@@ -328,7 +349,7 @@ def make_generations(
     ready: Callable[[int], bool] = lambda number: True,
 ) -> Generations:
     """The generations of a sweep, as its specification and the ledger have them."""
-    known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
+    known = spec.proposals(ledger.sweeps[name]) if name in ledger.sweeps else {}
     epochs = spec.base.train.epochs
     return Generations(
         space=spec.space,

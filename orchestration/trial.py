@@ -15,11 +15,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -35,9 +35,11 @@ from erat.engine.report import EpochReport
 from erat.engine.trainer import Trainer, choose_device
 from erat.engine.underway import Interrupted
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
+from erat.records import DamagedError, read_json, read_rows, read_words
 from orchestration.home import Home
 from orchestration.leaving import asked
 from orchestration.presence import at_work
+from orchestration.records import EPOCH_ROW, RESULT, lacks, warn_damaged
 from orchestration.restarts import OUT_OF_MEMORY
 
 # What a cell goes on from, and what it says of itself when it is over.
@@ -100,7 +102,7 @@ def run_cell(
         home.fetch(cell, *STATE)
         with threads(config):
             return _train(config, home, folder, on_epoch, progress)
-    folder.mkdir(parents=True, exist_ok=True)
+    home.prepare(cell)
     # Another sweep may be at the same cell: the second one waits, and finds it done.
     with at_work(folder):
         home.fetch(cell, *STATE, *ENDS)
@@ -135,11 +137,27 @@ def keep_result(home: Home, result: CellResult) -> None:
 
 
 def read_result(folder: Path) -> CellResult | None:
-    """The result in a cell's folder, or none."""
+    """The result in a cell's folder, or none; a damaged one, or one of another cell, is warned of and none.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    file = folder / "result.json"
     try:
-        return CellResult(**json.loads((folder / "result.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        found = read_json(file, RESULT)
+        if missing := [key for key in ("cell", "status") if key not in found]:
+            raise DamagedError(f"{missing[0]} is missing")
+        if found["cell"] != folder.name:
+            raise DamagedError(f"it is of another cell, {found['cell']}")
+        if lack := lacks(found, found["status"]):
+            raise DamagedError(lack)
+    except DamagedError as error:
+        warn_damaged(file, str(error), "the cell counts as not finished")
         return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    known = {entry.name for entry in fields(CellResult)}
+    return CellResult(**{key: value for key, value in found.items() if key in known})  # type: ignore[arg-type]
 
 
 def read_refusal(folder: Path) -> str | None:
@@ -153,10 +171,7 @@ def read_departure(folder: Path) -> str | None:
 
 
 def _words(file: Path) -> str | None:
-    try:
-        return file.read_text()
-    except OSError:
-        return None
+    return read_words(file)
 
 
 @contextmanager
@@ -171,11 +186,18 @@ def threads(config: RunConfig) -> Iterator[None]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of all epochs so far."""
+    """The rows of all epochs so far; of a damaged file those before the damage, with a warning."""
+    file = folder / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
+        rows, damage = read_rows(file, EPOCH_ROW)
+    except OSError:
         return []
+    whole = next((done for done, row in enumerate(rows) if row["epoch"] != done + 1), len(rows))
+    if whole < len(rows):
+        damage = f"line {whole + 1}: epoch must be {whole + 1}, got {rows[whole]['epoch']}"
+    if damage is not None:
+        warn_damaged(file, damage, f"{whole} epochs of it count")
+    return cast("list[dict[str, Any]]", rows[:whole])
 
 
 def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> CellResult:

@@ -31,6 +31,8 @@ VERBS = sorted(command.callback.__name__ for command in cli.app.registered_comma
 TINY = ["data.limit=120", "data.image_size=8", "train.epochs=2", "train.batch_size=16", "corruption.data=urp"]
 ERAT = [*TINY, "defense.warmup_epochs=1", "defense.steps=1"]
 CE = [*TINY, "defense.name=ce"]
+FIGURES = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
+DONE = {"status": "done", "epochs": 4} | dict.fromkeys(FIGURES, 0.5)
 RUN_KEYS = {
     "cell",
     "status",
