@@ -23,6 +23,13 @@ class StorageError(OSError):
     """A place that runs write to cannot be written or read now. A run that meets it has not failed."""
 
 
+class StoreError(StorageError, UserError):
+    """The store of crafted sets is full, read-only or closed: for a person to mend, and no failure of a run."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 def is_storage_fault(error: BaseException) -> bool:
     """Whether it is the place written to that is at fault, so that the same work may go on once that is mended."""
     return isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _STORAGE)

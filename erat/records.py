@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -66,21 +65,24 @@ def read_json(path: Path, form: TypeAdapter[T], most: int = MOST_BYTES) -> T:
 
 
 def read_rows(path: Path, form: TypeAdapter[T], most: int = MOST_BYTES) -> tuple[list[T], str | None]:
-    """Read a file of JSON lines up to the first line that is not of the form: (rows, what is wrong there or none).
+    """Read the lines of a file that are JSON of a form: (these, what is wrong with the first of the others or none).
 
     Raises:
         OSError: it is not there, or cannot be read.
     """
     rows: list[T] = []
+    damage = None
     try:
-        for number, line in enumerate(_lines(read_bytes(path, most)), start=1):
+        lines = read_bytes(path, most).split(b"\n")
+    except DamagedError as error:
+        return rows, str(error)
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
             try:
                 rows.append(parse(line, form))
             except DamagedError as error:
-                return rows, f"line {number}: {error}"
-    except DamagedError as error:
-        return rows, str(error)
-    return rows, None
+                damage = damage or f"line {number}: {error}"
+    return rows, damage
 
 
 def parse(content: bytes, form: TypeAdapter[T]) -> T:
@@ -117,7 +119,3 @@ def read_words(path: Path, most: int = MOST_WORDS) -> str | None:
             return str(file.read(most).decode("utf-8", "replace"))
     except (OSError, DamagedError):
         return None
-
-
-def _lines(content: bytes) -> Iterator[bytes]:
-    return (line for line in content.split(b"\n") if line.strip())

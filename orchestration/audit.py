@@ -7,16 +7,18 @@ The images are only read.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from erat.audit.audit import Audit, Plan, conclude, examine, hold_up, plan
+from erat.audit.audit import WAYS, Audit, Plan, conclude, examine, hold_up, plan
 from erat.audit.crossfit import train_on
 from erat.audit.robustness import Hold
 from erat.audit.search import SCALES, search_budgets
@@ -35,6 +37,7 @@ from orchestration.home import Home
 from orchestration.trial import threads
 
 READ = ("data.root", "data.image_size", "data.limit", "data.flip")
+HOLDS = TypeAdapter(list[tuple[str, float, dict[str, float], int]])
 SECTIONS = ("defense.", "model.", "train.", "resources.")
 
 
@@ -92,7 +95,10 @@ def run_audit(
         searched = _search(first, settings, trusted, folder, view) if search else {}
         # The largest of equals, as the paper's Fig. 5 has too small budgets hurt more than too large ones.
         chosen = plans(max(searched, key=lambda scale: (searched[scale], scale))) if searched else first
-        parts = [_kept(folder / f"fold-{k}.pt", partial(_fold, chosen, k, view)) for k in range(chosen.folds)]
+        parts = [
+            _kept(folder / f"fold-{k}.pt", partial(_fold, chosen, k, view), partial(_is_fold, chosen, k))
+            for k in range(chosen.folds)
+        ]
         audit = conclude(chosen, parts)
         holds = _holds(audit, parts[0]["networks"], trusted, folder, view)
         defense, selected = _final(chosen, folder, view)
@@ -143,13 +149,33 @@ def _stem(root: Path) -> str:
 # --- what takes long -------------------------------------------------------------------------------------------------
 
 
-def _kept(path: Path, make: Any) -> dict[str, Any]:
-    """What `make` returns, from `path` if it was made before."""
+def _kept(path: Path, make: Callable[[], dict[str, Any]], sound: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """What `make` returns, from `path` if it was made before. What is damaged or not `sound` is made again."""
     if path.exists():
-        return load(path, torch.device("cpu"))
-    content: dict[str, Any] = make()
+        try:
+            content = load(path, torch.device("cpu"))
+            if sound(content):
+                return content
+        except (UserError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+            pass
+        warnings.warn(f"{path} is damaged: made again", stacklevel=2)
+    content = make()
     save(path, content)
     return content
+
+
+def _is_fold(plan: Plan, number: int, part: Mapping[str, Any]) -> bool:
+    """Whether a stored fold holds what `examine` returns of it."""
+    images, classes = int((plan.fold == number).sum()), plan.images.num_classes
+    return all(
+        part[way].dtype == torch.float32
+        and part[way].shape[1:] == (images, classes)
+        and bool(part[way].isfinite().all())
+        and part["washed"][way].dtype == torch.int64
+        and part["washed"][way].shape == (images,)
+        and (number > 0 or isinstance(part["networks"][way], Mapping))
+        for way in WAYS
+    )
 
 
 def _fold(plan: Plan, number: int, view: CraftView) -> dict[str, Any]:
@@ -171,7 +197,11 @@ def _search(
         reached = search_budgets(first.images, first.fold == 0, settings, trusted, tell)
         return {"accuracy": [reached[scale] for scale in SCALES]}
 
-    return dict(zip(SCALES, _kept(folder / "search.pt", make)["accuracy"], strict=True))
+    def sound(content: dict[str, Any]) -> bool:
+        reached = content["accuracy"]
+        return len(reached) == len(SCALES) and all(isinstance(share, float) and 0 <= share <= 1 for share in reached)
+
+    return dict(zip(SCALES, _kept(folder / "search.pt", make, sound)["accuracy"], strict=True))
 
 
 def _holds(
@@ -181,7 +211,10 @@ def _holds(
         holds = hold_up(audit.plan, audit, networks, trusted, partial(view.show, "robustness", "condition"))
         return {"rows": [[hold.kind, hold.strength, hold.accuracy, hold.images] for hold in holds]}
 
-    return [Hold(*row) for row in _kept(folder / "robustness.pt", make)["rows"]]
+    def sound(content: dict[str, Any]) -> bool:
+        return len(HOLDS.validate_python(content["rows"])) > 0
+
+    return [Hold(*row) for row in _kept(folder / "robustness.pt", make, sound)["rows"]]
 
 
 def _final(plan: Plan, folder: Path, view: CraftView) -> tuple[Defense, Tensor]:

@@ -20,12 +20,12 @@ from urllib.parse import urlsplit
 
 from erat.config import content_digest
 from erat.corruption.scratch import Scratch
-from erat.corruption.store import Arrays, Entry, Store
+from erat.corruption.store import Entry, Expected, Make, Store
 from erat.engine.checkpoint import write_atomic
 from erat.errors import StorageError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import torch
 
@@ -170,22 +170,20 @@ class SharedStore(Store):
         super().__init__(root)
         self._storage = storage
 
-    def _sound(self, path: Path) -> Entry | None:
-        entry = super()._sound(path)
-        if entry is not None or path.exists():
-            return entry
-        files = self._storage.names(self._name(path))
-        if "manifest.json" not in files:
-            return None
+    def _read(self, path: Path, parameters: Mapping[str, Any], expected: Expected) -> Entry:
+        try:
+            return super()._read(path, parameters, expected)
+        except FileNotFoundError:
+            files = self._storage.names(self._name(path))
+            if "manifest.json" not in files:
+                raise
         # The manifest makes an entry: it comes last here, and went last there.
         for file in sorted(files, key=lambda name: name == "manifest.json"):
             self._storage.fetch(f"{self._name(path)}/{file}", path / file)
-        return super()._sound(path)
+        return super()._read(path, parameters, expected)
 
-    def _write(
-        self, path: Path, parameters: Mapping[str, Any], make: Callable[[], tuple[Arrays, dict[str, Any]]]
-    ) -> Entry:
-        entry = super()._write(path, parameters, make)
+    def _write(self, path: Path, parameters: Mapping[str, Any], make: Make, expected: Expected) -> Entry:
+        entry = super()._write(path, parameters, make, expected)
         for file in sorted(path.iterdir(), key=lambda file: file.name == "manifest.json"):
             self._storage.send(file, f"{self._name(path)}/{file.name}")
         self._storage.remove(self._state_name(path))

@@ -117,6 +117,8 @@ def run_cell(
             with threads(config):
                 result = _train(config, home, folder, on_epoch, progress)
         except UserError as error:
+            if is_storage_fault(error):
+                raise
             write_atomic(folder / "error.txt", str(error).encode())
             home.send(cell, "error.txt")
             raise

@@ -16,7 +16,7 @@ from erat.corruption.base import Craft, Progress, norms_of, quantize, silent
 from erat.corruption.human import human_labels
 from erat.corruption.labels import make_label_noise
 from erat.corruption.source import source_network, untrained
-from erat.corruption.store import Arrays, Store, versions
+from erat.corruption.store import Arrays, Expected, Form, Store, versions
 from erat.data.base import CorruptedSet, ImageSet, to_float
 from erat.data.sets import load_parts, split_validation
 from erat.engine.seeding import generator
@@ -95,8 +95,11 @@ def poison(
     options = config.corruption
     if options.data == "none":
         return subject.images, {"kind": "none", "poisoned_share": 0.0}
+    form = Form("|u1", tuple(subject.images.shape))
     entry = store.fetch(
-        _image_parameters(subject.fingerprint, config), lambda: _craft(subject, config, store, progress)
+        _image_parameters(subject.fingerprint, config),
+        lambda: _craft(subject, config, store, progress),
+        Expected({"images": form}, ("kind", "norm", "epsilon", "max_norm", "mean_norm")),
     )
     images = torch.from_numpy(np.array(entry.arrays["images"]))
     if options.share < 1:
@@ -130,7 +133,9 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
         fields = {"kind": options.labels, "noise_rate": noise.rate, "transition": noise.transition.tolist()}
         return {"labels": noise.labels.numpy()}, fields | versions()
 
-    entry = store.fetch(_label_parameters(subject.fingerprint, config), make)
+    form = Form("<i8", (len(subject),), below=subject.num_classes)
+    expected = Expected({"labels": form}, ("kind", "noise_rate", "transition"))
+    entry = store.fetch(_label_parameters(subject.fingerprint, config), make, expected)
     return torch.from_numpy(np.array(entry.arrays["labels"])), entry.manifest
 
 

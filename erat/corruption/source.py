@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from erat.config import RunConfig, build
 from erat.corruption.base import Progress, silent
-from erat.corruption.store import Arrays, Store, versions
+from erat.corruption.store import Arrays, Expected, Form, Store, versions
 from erat.data.base import CorruptedSet, ImageSet
 from erat.data.sets import split_validation
 from erat.defaults import file_digest
@@ -42,7 +42,13 @@ def source_network(
         manifest = {"architecture": options.source, "file_digest": options.source_weights_digest}
     else:
         parameters = source_parameters(subject, config)
-        entry = store.fetch(parameters, lambda: _train(subject, config, store.workspace(parameters), progress))
+        weights = network.state_dict()
+        forms = {name: Form(value.numpy().dtype.str, tuple(value.shape)) for name, value in weights.items()}
+        entry = store.fetch(
+            parameters,
+            lambda: _train(subject, config, store.workspace(parameters), progress),
+            Expected(forms, ("architecture", "val_accuracy")),
+        )
         network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in entry.arrays.items()})
         kept = ("path", "checksum", "architecture", "val_accuracy")
         manifest = {key: entry.manifest[key] for key in kept}
