@@ -173,7 +173,7 @@ def status(
     from orchestration import overview
     from orchestration.home import Home
 
-    home = Home.from_environment()
+    home = Home.from_environment(reading=True)
     if watch:
         if name is None:
             raise UserError("--watch needs the name of a sweep or matrix")
@@ -201,7 +201,7 @@ def report(
     from orchestration.home import Home
     from orchestration.reporting import write_report
 
-    path = write_report(Home.from_environment(), name, form, out)
+    path = write_report(Home.from_environment(reading=True), name, form, out)
     err.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False)
     if as_json:
         print(json.dumps({"name": name, "format": form, "files": [str(path)]}))
@@ -235,7 +235,7 @@ def train(
     from orchestration.sweep import result_json
 
     config = build(preset, parse_overrides(overrides))
-    home = Home.from_environment()
+    home = Home.from_environment(reading=dry_run)
     if dry_run:
         content = overview.plan([config], home, Ledger(home.ledger), err, slots=1)
         if as_json:
@@ -295,7 +295,7 @@ def craft(
     from orchestration import verify as verification
     from orchestration.home import Home
 
-    given, home = parse_overrides(overrides), Home.from_environment()
+    given, home = parse_overrides(overrides), Home.from_environment(reading=dry_run)
     if not verify and (labels, seeds) != ("none", "0"):
         raise UserError("--labels and --seeds go with --verify; without it: corruption.labels, corruption.seed")
     if verify:
@@ -374,7 +374,7 @@ def ui(
     from orchestration import tracking
     from orchestration.home import Home
 
-    server = tracking.serve(Home.from_environment(), host, port)
+    server = tracking.serve(Home.from_environment(reading=True), host, port)
     err.print(f"MLflow is at http://{host}:{port} (Ctrl-C ends it)")
     try:
         server.wait()
@@ -394,7 +394,7 @@ def doctor(
     from orchestration import health
     from orchestration.home import Home
 
-    content = health.check(Home.from_environment().sharing(storage), address, err)
+    content = health.check(Home.from_environment(reading=True).sharing(storage), address, err)
     if as_json:
         print(json.dumps(content))
     if not content["ok"]:
@@ -429,7 +429,7 @@ def _run_sweep(
     from orchestration.state import Ledger
     from orchestration.sweep import best_json, check_name_is_free, result_json
 
-    home = Home.from_environment()
+    home = Home.from_environment(reading=dry_run)
     ledger = Ledger(home.ledger)
     check_name_is_free(ledger, name, spec)
     before = ledger.sweeps[name].trials if name in ledger.sweeps else 0
