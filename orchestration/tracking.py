@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from erat.engine.checkpoint import FULL_BYTES
 from erat.errors import UserError, shown
 from erat.locks import held
 from orchestration._mlflow_store import (
@@ -402,7 +403,9 @@ def _experiment(client: MlflowClient, artifacts: str | None) -> str:
 
 def _cannot_open(uri: str, error: Exception) -> str:
     shown = without_password(uri)
-    if "disk is full" in str(error):
+    database = sqlite_path(uri)
+    # SQLite tells of a full disk in several ways, one of which is "disk I/O error".
+    if "disk is full" in str(error) or (database is not None and _is_full(database.parent)):
         return f"MLflow's store {shown} cannot be written: the disk is full; free some space"
     if "MLFLOW_TRACKING_URI" not in os.environ:
         return f"MLflow's store {shown} cannot be used: {one_line(error)}; move it away for a fresh one"
@@ -410,6 +413,13 @@ def _cannot_open(uri: str, error: Exception) -> str:
         f"MLFLOW_TRACKING_URI={shown} cannot be used: {one_line(error)}; "
         "start that server or mend the address, or unset it for the local store"
     )
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < FULL_BYTES
+    except OSError:
+        return False
 
 
 def _metrics(row: Mapping[str, float | None], timestamp: int, step: int) -> list[Metric]:
