@@ -18,7 +18,7 @@ from erat.errors import UserError
 FULL_BYTES = 2**20  # a disk with less than this free is full
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Put `data` at `path` in one move: a reader, or a crash, never sees half of it."""
     with _replacing(path) as file:
         file.write(data)
