@@ -115,13 +115,11 @@ class Storage:
         self.write(name, file.read_bytes())
 
     def _keep(self, path: str, before: str) -> None:
-        with self._told("written"):
-            # An object cannot be moved, but the store copies it by itself.
-            with suppress(FileNotFoundError):
-                if self._moves:
-                    self._files.move(path, before)
-                elif self._files.get_file_info(path).is_file:
-                    self._files.copy_file(path, before)
+        with self._told("written"), suppress(FileNotFoundError):
+            if self._moves:
+                self._files.move(path, before)
+            elif self._files.get_file_info(path).is_file:  # an object cannot be moved, but the store copies it itself
+                self._files.copy_file(path, before)
 
     def fetch(self, name: str, file: Path) -> bool:
         """Copy `name` to a file of this machine, which goes if there is no such name; whether there is."""

@@ -51,7 +51,7 @@ def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> N
     try:
         with _replacing(path, keep_previous) as file:
             hashing = _Hashing(file)
-            torch.save(state, hashing)
+            torch.save(state, hashing)  # type: ignore[arg-type]  # all that it asks of a file is `write`
             file.seek(-2, os.SEEK_END)  # the length of the comment
             file.write(_TRAILER.to_bytes(2, "little") + _MARK + hashing.digest())
     except RuntimeError as error:
