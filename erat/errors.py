@@ -35,6 +35,13 @@ def storage_words(error: OSError) -> str:
     )
 
 
+def shown(value: object, most: int = 80) -> str:
+    """Return `value` as one line for a message: like `repr`, control characters escaped, at most `most` characters."""
+    text = repr(value if not isinstance(value, str | bytes) else value[: most + 1])
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def unknown_name(what: str, got: str, allowed: Iterable[str]) -> UserError:
     """An error for a name that is not among `allowed`, with the near matches first."""
     names = sorted(allowed)
