@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from erat.data.collection import Collection
+from erat.data.spreadsheets import csv_text
 from erat.engine.checkpoint import save, write_atomic
 from erat.export import export_program, exportable
 from orchestration.audit import Findings
@@ -188,9 +188,7 @@ def _cleaned(findings: Findings) -> list[list[Any]]:
 
 
 def _write_csv(path: Path, lines: list[list[Any]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(lines)
-    write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))  # names may be any bytes
+    write_atomic(path, csv_text(lines).encode("utf-8", "surrogateescape"))  # names may be any bytes
 
 
 def _write_arrays(path: Path, findings: Findings) -> None:

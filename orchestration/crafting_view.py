@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from orchestration.report.notation import duration
+from orchestration.terminal import Terminal, one_line
 
 QUIET_SECONDS = 5.0  # plain lines: at most one per set in this time
 
@@ -25,7 +26,7 @@ class CraftView(Protocol):
 @contextmanager
 def craft_view(stream: IO[str] | None = None, doing: str = "crafting") -> Iterator[CraftView]:
     """A bar per set on a terminal, plain lines elsewhere; on standard error if no stream is given."""
-    console = Console(file=stream, stderr=stream is None)
+    console = Terminal(file=stream, stderr=stream is None)
     if not console.is_terminal:
         yield CraftLines(sys.stderr if stream is None else stream, doing)
         return
@@ -89,5 +90,5 @@ class CraftLines:
         self._told[name] = now
         left = (now - began) / (done - first) * (total - done) if done > first else None
         ending = f", {duration(left)} left" if left is not None and done < total else ""
-        self._stream.write(f"{self._doing} {name}: {what} {done}/{total}{ending}\n")
+        self._stream.write(one_line(f"{self._doing} {name}: {what} {done}/{total}{ending}") + "\n")
         self._stream.flush()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from erat.corruption.store import Store
     from orchestration.storage import Storage
 
+CHECKPOINT = "checkpoint.pt"
+
 
 @dataclass(frozen=True)
 class Home:
@@ -105,12 +107,15 @@ class Home:
                 self.storage.fetch(f"cells/{digest}/{name}", self.cell(digest) / name)
 
     def send(self, digest: str, *names: str) -> None:
-        """Put files of a cell on the storage; those that are not here go there too. Nothing to do without one."""
+        """Put files of a cell on the storage; those that are not here go there too. Nothing to do without one.
+
+        Of a checkpoint the storage keeps the one before by itself: no second file has to travel.
+        """
         if self.storage is not None:
             for name in names:
                 file = self.cell(digest) / name
                 if file.exists():
-                    self.storage.send(file, f"cells/{digest}/{name}")
+                    self.storage.send(file, f"cells/{digest}/{name}", keep_previous=name == CHECKPOINT)
                 else:
                     self.storage.remove(f"cells/{digest}/{name}")
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from erat.errors import UserError, is_storage_fault, storage_words
 from erat.records import read_words
+from orchestration.terminal import Terminal, one_line
 
 # Typer brings click's errors along, under its own roof in newer versions: what BadParameter derives from is one.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+err = Terminal(stderr=True, soft_wrap=True, highlight=False)
 
 
 def stopped(how_to_go_on: str) -> typer.Exit:
@@ -30,11 +30,11 @@ def stopped(how_to_go_on: str) -> typer.Exit:
 
 def show_failure(reason: str | None, log: Path) -> None:
     """Why a run failed: its reason, and the end of its traceback."""
-    err.print(f"  {reason}", markup=False)
+    err.print(f"  {one_line(reason)}", markup=False)
     if (words := read_words(log)) is not None:
         for line in words.splitlines()[-6:]:
             err.print(f"    {line}", style="dim", markup=False)
-        err.print(f"  all of it: {log}")
+        err.print(f"  all of it: {log}", markup=False)
 
 
 def quiet() -> None:
@@ -52,7 +52,7 @@ def _show_own_warning(record: logging.LogRecord) -> bool:
     """Print a warning as one line, without the place in the code that a user has no use for."""
     text = record.getMessage().strip().splitlines()[0]
     place, _, message = text.partition("Warning: ")
-    err.print(f"warning: {message or place}", style="yellow", markup=False)
+    err.print(f"warning: {one_line(message or place)}", style="yellow", markup=False)
     return False
 
 
@@ -61,7 +61,7 @@ def guarded(run: Callable[[], Any]) -> int:
     try:
         returned = run()
     except UserError as error:
-        err.print(f"error: {error}", style="red", markup=False)
+        err.print(f"error: {one_line(error)}", style="red", markup=False)
         return EXIT_INPUT
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # the command alone: its help is on the screen already

@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from erat.config import content_digest
 from erat.corruption.scratch import Scratch
 from erat.corruption.store import Entry, Expected, Make, Store
-from erat.engine.checkpoint import write_atomic
+from erat.engine.checkpoint import previous, write_atomic
 from erat.errors import StorageError, UserError
 
 if TYPE_CHECKING:
@@ -104,9 +104,22 @@ class Storage:
         except FileNotFoundError:
             return
 
-    def send(self, file: Path, name: str) -> None:
-        """Copy a file of this machine to `name`."""
+    def send(self, file: Path, name: str, *, keep_previous: bool = False) -> None:
+        """Copy a file of this machine to `name`.
+
+        Args:
+            keep_previous: what was at `name` stays as `previous_name(name)`.
+        """
+        if keep_previous:
+            self._keep(self._path(name), self._path(previous_name(name)))
         self.write(name, file.read_bytes())
+
+    def _keep(self, path: str, before: str) -> None:
+        with self._told("written"), suppress(FileNotFoundError):
+            if self._moves:
+                self._files.move(path, before)
+            elif self._files.get_file_info(path).is_file:  # an object cannot be moved, but the store copies it itself
+                self._files.copy_file(path, before)
 
     def fetch(self, name: str, file: Path) -> bool:
         """Copy `name` to a file of this machine, which goes if there is no such name; whether there is."""
@@ -163,6 +176,11 @@ def storage_at(place: str) -> Storage:
     return Storage(place, filesystem, root)
 
 
+def previous_name(name: str) -> str:
+    """Where a storage keeps what was at `name` before."""
+    return previous(Path(name)).as_posix()
+
+
 class SharedStore(Store):
     """Crafted sets on this machine; what is missing is fetched from the storage, what is made is sent there."""
 
@@ -186,7 +204,8 @@ class SharedStore(Store):
         entry = super()._write(path, parameters, make, expected)
         for file in sorted(path.iterdir(), key=lambda file: file.name == "manifest.json"):
             self._storage.send(file, f"{self._name(path)}/{file.name}")
-        self._storage.remove(self._state_name(path))
+        for name in (self._state_name(path), previous_name(self._state_name(path))):
+            self._storage.remove(name)
         return entry
 
     def scratch(self, parameters: Mapping[str, Any]) -> Scratch:
@@ -214,14 +233,16 @@ class SharedScratch(Scratch):
         self._sent = time.monotonic()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        if self.path is not None and (content := self._storage.read(self._name)) is not None:
-            write_atomic(self.path, content)
+        if self.path is not None and self._storage.names(self._name.partition("/")[0]):
+            for file, name in ((self.path, self._name), (previous(self.path), previous_name(self._name))):
+                if (content := self._storage.read(name)) is not None:
+                    write_atomic(file, content)
         return super().load(device)
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         super()._write(path, state)
         if time.monotonic() - self._sent >= SEND_SECONDS:
-            self._storage.send(path, self._name)
+            self._storage.send(path, self._name, keep_previous=True)
             self._sent = time.monotonic()
 
 

@@ -1,7 +1,8 @@
 """One cell from its configuration to its result, on this machine, without Ray.
 
-A cell's folder holds all there is to know of it: `config.json`, `checkpoint.pt`, `metrics.jsonl` (one row per epoch),
-`result.json`, `error.txt`, `left.txt` (told to leave) and `artifacts/`. The sweep reads these; nothing else flows back.
+A cell's folder holds all there is to know of it: `config.json`, `checkpoint.pt` and until the end the one before it,
+`metrics.jsonl` (one row per epoch), `result.json`, `error.txt`, `left.txt` (told to leave) and `artifacts/`. The sweep
+reads these; nothing else flows back.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from erat.config import RunConfig
 from erat.corruption.base import Progress, silent
 from erat.corruption.pipeline import corrupted_set
 from erat.data.base import CorruptedSet
-from erat.engine.checkpoint import save, write_atomic
+from erat.engine.checkpoint import previous, save, write_atomic
 from erat.engine.evaluation import confusion
 from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport
@@ -36,14 +37,15 @@ from erat.engine.trainer import Trainer, choose_device
 from erat.engine.underway import Interrupted
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from erat.records import DamagedError, read_json, read_rows, read_words
-from orchestration.home import Home
+from orchestration.home import CHECKPOINT, Home
 from orchestration.leaving import asked
 from orchestration.presence import at_work
 from orchestration.records import EPOCH_ROW, RESULT, lacks, warn_damaged
 from orchestration.restarts import OUT_OF_MEMORY
 
-# What a cell goes on from, and what it says of itself when it is over.
-STATE, ENDS = ("checkpoint.pt", "metrics.jsonl"), ("result.json", "error.txt", "left.txt")
+# What a cell goes on from, what of that travels after each epoch, and what it says of itself when it is over.
+PREVIOUS, MOVING = previous(Path(CHECKPOINT)).name, (CHECKPOINT, "metrics.jsonl")
+STATE, ENDS = (*MOVING, PREVIOUS), ("result.json", "error.txt", "left.txt")
 OnEpoch = Callable[[Sequence[EpochReport]], bool]  # all epochs so far -> false: stop here
 
 
@@ -136,6 +138,9 @@ def keep_result(home: Home, result: CellResult) -> None:
         home.send(result.cell, "result.json")
         for name in [*kept, *STATE, *ENDS]:
             (folder / name).unlink(missing_ok=True)
+    if result.status == "done":
+        (folder / PREVIOUS).unlink(missing_ok=True)
+        home.send(result.cell, PREVIOUS)
 
 
 def read_result(folder: Path) -> CellResult | None:
@@ -228,12 +233,14 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
         if choose_device(config).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         trainer = Trainer(config, data, ranks, folder, told_to_leave=asked)
+        if ranks.first:  # a row of an epoch that the checkpoint does not have is of one that will be trained again
+            _write_metrics(folder, trainer.history)
         status = "done"
         # After a restart the last epoch is told again: its listener may have died before it could say "stop here".
         for _ in chain(trainer.history[-1:], trainer.run()):
             if ranks.first:
                 _write_metrics(folder, trainer.history)
-                home.send(cell, *STATE)
+                home.send(cell, *MOVING)
             if not ranks.agree(on_epoch is None or on_epoch(trainer.history)):
                 status = "stopped"
                 break
@@ -246,7 +253,7 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
         if ranks.first:
             _write_metrics(folder, trainer.history)
             write_atomic(folder / "left.txt", str(reason).encode())
-            home.send(cell, *STATE, "left.txt")
+            home.send(cell, *MOVING, "left.txt")
         ranks.agree(True)  # nobody goes before the checkpoint is in its place
         raise
     except UserError:

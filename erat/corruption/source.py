@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -88,11 +90,17 @@ def _train(subject: ImageSet, config: RunConfig, workspace: Path, progress: Prog
     kept, held_out = split_validation(subject, VAL_FRACTION, config.corruption.seed)
     part, val = subject.take(kept), subject.take(held_out)
     # The trainer also reports test accuracy; the held-out tenth stands in, so that no test image is ever near this.
-    trainer = Trainer(recipe, CorruptedSet(part, part.labels, val, val), folder=workspace)
+    data = CorruptedSet(part, part.labels, val, val)
+    trainer = Trainer(recipe, data, folder=workspace)
     best_file = workspace / "best.pt"
     best: dict[str, Any] = {"val_accuracy": -1.0}
-    if trainer.history and best_file.exists():
-        best = checkpoint.load(best_file, torch.device("cpu"))
+    if trainer.history:
+        best = checkpoint.load_newest(best_file, torch.device("cpu")) or best
+        if best["val_accuracy"] < max((report.val_accuracy for report in trainer.history[:-1]), default=-1.0):
+            # The best weights so far are lost; others in their place would be another network.
+            warnings.warn(f"{best_file} has lost the best weights: the source network is trained anew", stacklevel=2)
+            shutil.rmtree(workspace)
+            trainer, best = Trainer(recipe, data, folder=workspace), {"val_accuracy": -1.0}
     # After an interruption the last epoch is looked at again: its weights may not have come to be kept.
     for report in chain(trainer.history[-1:], trainer.run()):
         progress("source network", report.epoch, epochs)

@@ -54,7 +54,7 @@ def make_defense(
 
     What a defense draws for parts of its own, such as heads, comes from torch's global generator.
     """
-    task = Task(num_samples, num_classes, bool(config.data.flip), build, tuple(image_shape))
+    task = Task(num_samples, num_classes, bool(config.data.flip), build, tuple(image_shape), config.model.name)
     defense = DEFENSES[config.defense.name](config.defense, task)
     if config.train.checkpoint_activations:
         checkpoint_activations(defense.networks)

@@ -272,10 +272,35 @@ class TestGoingOn:
         assert run_cell(config, home).status == "done"
         assert_same_run(folder, undisturbed)
 
-    def test_a_damaged_checkpoint_is_refused_and_the_refusal_kept(self, config: RunConfig, home: Home) -> None:
+    def test_without_a_sound_checkpoint_it_starts_anew(self, config: RunConfig, home: Home, undisturbed: Path) -> None:
+        run_cell(config, home, on_epoch=until(2))
+        folder = home.cell(config.digest())
+        for name in ("checkpoint.pt", "previous-checkpoint.pt"):
+            (folder / name).write_bytes(b"\0" * 100)
+        seen: list[int] = []
+        with pytest.warns(UserWarning, match="starting anew"):
+            run_cell(config, home, on_epoch=lambda h: bool(seen.append(len(read_metrics(folder)))) or True)
+        assert seen == [1, 2, 3, 4], "rows of epochs that were lost do not stay"
+        assert_same_run(folder, undisturbed)
+
+    def test_the_one_before_is_gone_on_from_and_goes_in_the_end(
+        self, config: RunConfig, home: Home, undisturbed: Path
+    ) -> None:
+        run_cell(config, home, on_epoch=until(3))
+        folder = home.cell(config.digest())
+        content = (folder / "checkpoint.pt").read_bytes()
+        (folder / "checkpoint.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        seen: list[int] = []
+        with pytest.warns(UserWarning, match="its checksum does not fit.*going on from the one before"):
+            run_cell(config, home, on_epoch=lambda h: bool(seen.append(len(read_metrics(folder)))) or True)
+        assert seen == [2, 3, 4]
+        assert_same_run(folder, undisturbed)
+        assert not (folder / "previous-checkpoint.pt").exists()
+
+    def test_a_pickled_checkpoint_is_refused_and_the_refusal_kept(self, config: RunConfig, home: Home) -> None:
         run_cell(config, home, on_epoch=until(1))
         folder = home.cell(config.digest())
-        (folder / "checkpoint.pt").write_bytes(b"\0" * 100)
+        torch.save({"digest": home}, folder / "checkpoint.pt")
         with pytest.raises(UserError, match="delete it to start this run anew"):
             run_cell(config, home)
         assert read_result(folder) is None
