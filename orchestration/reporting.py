@@ -11,6 +11,7 @@ from typing import Any
 
 from erat.engine.checkpoint import write_atomic
 from erat.errors import UserError, unknown_name
+from erat.paths import user_path
 from orchestration._mlflow_store import tracking_uri
 from orchestration.home import Home
 from orchestration.overview import validation_words
@@ -48,7 +49,7 @@ def write_report(home: Home, name: str, form: str, out: str | None) -> Path:
     rows, _ = rows_of(home, ledger, name, spec)
     rows = sorted([*rows, *not_begun(spec, ledger.sweeps[name].trials, rows)], key=lambda row: row.number)
     text = _page(home, ledger, name, spec, rows) if form == "html" else _text(spec, rows, form)
-    path = Path(out).expanduser() if out else home.report(name) / f"report.{SUFFIXES[form]}"
+    path = user_path(out, "--out") if out else home.report(name) / f"report.{SUFFIXES[form]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode())

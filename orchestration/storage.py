@@ -148,6 +148,9 @@ class Storage:
             raise StorageError(error.errno, f"the storage {self.place} cannot be {what}: {reason}") from error
 
 
+PATIENCE_SECONDS = 5  # of Google's client, whose last attempt may take as long again
+
+
 @cache
 def storage_at(place: str) -> Storage:
     """The storage behind a path or URL; nothing is read or written yet.
@@ -164,7 +167,7 @@ def storage_at(place: str) -> Storage:
         return Storage(place, fs.LocalFileSystem(), str(Path(place).expanduser().absolute()))
     try:
         try:
-            filesystem, root = fs.FileSystem.from_uri(place)
+            filesystem, root = fs.FileSystem.from_uri(_with_patience(place))
         except (ValueError, NotImplementedError):  # a scheme that pyarrow does not know
             from fsspec.core import url_to_fs
 
@@ -174,6 +177,13 @@ def storage_at(place: str) -> Storage:
         reason = str(error).splitlines()[0]
         raise UserError(f"storage.path={place} cannot be used: {reason}; a folder, s3://, gs://, file://") from error
     return Storage(place, filesystem, root)
+
+
+def _with_patience(place: str) -> str:
+    """Google's client tries for a quarter of an hour to get credentials that are not there; a URL can say how long."""
+    if not place.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in place:
+        return place
+    return f"{place}{'&' if '?' in place else '?'}retry_limit_seconds={PATIENCE_SECONDS}"
 
 
 def previous_name(name: str) -> str:

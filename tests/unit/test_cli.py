@@ -139,7 +139,7 @@ class TestWrongInput:
         ("words", "said"),
         [
             (["sweep", "--space", "budget"], "unknown space 'budget': did you mean budgets?"),
-            (["sweep", "--space", "missing.yaml"], "missing.yaml does not exist"),
+            (["sweep", "--space", "missing.yaml"], "got 'missing.yaml', which does not exist"),
             (["sweep", "--trials", "0"], "--trials"),
             (["sweep", "--trials", "many"], "--trials"),
             (["sweep", "--name", "../up"], "--name must be letters"),
@@ -181,8 +181,23 @@ class TestWrongInput:
             (["train.workers=3"], "train.batch_size must be a multiple of train.workers (3), got 64"),
             (["train.epochs"], "expected KEY=VALUE, got 'train.epochs'"),
             (["=3"], "expected KEY=VALUE"),
-            (["train.seed=1", "train.seed=2"], "train.seed is given twice"),
-            (["train.milestones=[1,"], "train.milestones: '[1,' cannot be read"),
+            (["train.seed=1", "train.seed=2"], "'train.seed' is given twice"),
+            (["train.milestones=[1,"], "train.milestones.0: input should be a valid integer"),
+            (["train.milestones=1,x"], "train.milestones.1: input should be a valid integer"),
+            (["eta=0.3"], "unknown key 'eta': did you mean defense.eta?"),
+            (["lr=0.1"], "did you mean corruption.lr or train.lr?"),
+            (["train.lr=1e308"], "train.lr: input should be less than or equal to 1000000, got 1e+308"),
+            ([f"data.limit={'9' * 5000}"], "data.limit must have at most 100 characters, got 5,000"),
+            (
+                ["data.root=~nosuchuser/x"],
+                "data.root must be a path, got '~nosuchuser/x': there is no such user's home",
+            ),
+            (["data.root=a\0b"], "which holds a NUL character"),
+            (["resources.cpu=100000"], "resources.cpu: input should be less than or equal to 1024"),
+            (["storage.path=s3://"], "storage.path must name a bucket or host behind s3://"),
+            (["storage.path=http://[::1"], "Invalid IPv6 URL"),
+            (["corruption.source_weights=/dev/zero"], "got '/dev/zero': it is not a regular file"),
+            (["--preset", "demo", "--preset", "paper"], "'--preset': it is given twice"),
             (["preset=paper"], "--preset paper"),
             (["--preset", "papre"], "unknown preset 'papre': did you mean paper"),
         ],
@@ -300,12 +315,34 @@ class TestFullDisk:
         assert not (shared.cell(cell) / "result.json").exists()
         assert command(*words).code == 0
 
-    def test_other_faults_of_the_system_are_not_hidden(self) -> None:
+    def test_other_faults_of_the_system_are_not_hidden(
+        self, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         def fail() -> None:
             raise FileNotFoundError(errno.ENOENT, "No such file", "x")
 
-        with pytest.raises(FileNotFoundError):
-            shell.guarded(fail)
+        monkeypatch.setattr(shell.err, "file", sys.stderr)
+        assert shell.guarded(fail) == shell.EXIT_UNFORESEEN == 70
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: unforeseen FileNotFoundError: [Errno 2] No such file: 'x'; all of it, to be rep")
+        (log,) = (home.root / "logs").iterdir()
+        assert line.endswith(f": {log}")
+        assert "Traceback" in log.read_text()
+
+    def test_the_log_of_a_fault_lies_elsewhere_where_the_home_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("ERAT_HOME", str(tmp_path / "file"))
+        monkeypatch.setattr(shell.tempfile, "gettempdir", lambda: str(tmp_path / "other"))
+        monkeypatch.setattr(shell.err, "file", sys.stderr)
+
+        def recurse() -> None:
+            recurse()
+
+        assert shell.guarded(recurse) == 70
+        assert "RecursionError" in capsys.readouterr().err
+        assert len(list((tmp_path / "other").iterdir())) == 1
 
 
 @pytest.fixture(scope="module")
@@ -483,7 +520,7 @@ class TestCraft:
         assert command("craft", *words, "--json").json["checksum"] == manifest["checksum"]
 
 
-class Called(Exception):  # noqa: N818 - not an error
+class Called(BaseException):
     """Raised in place of running a sweep, with what it was called with."""
 
 
