@@ -41,3 +41,10 @@ def unknown_name(what: str, got: str, allowed: Iterable[str]) -> UserError:
     near = get_close_matches(got, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return UserError(f"unknown {what} {got!r}: {hint}allowed: {', '.join(names)}")
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Return `value` as one line for a message: like `repr`, control characters escaped, at most `most` characters."""
+    text = repr(value if not isinstance(value, str | bytes) else value[: most + 1])
+    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return text if len(text) <= most else text[: most - 3] + "..."
