@@ -28,6 +28,7 @@ BATCHES = 6  # of the images that the calibration trains on
 STEPS = 3  # of an attack that is timed
 KEPT_LABELS = 0.8  # share of the labels that ERAT is taken to believe: its later epochs have so many steps
 ATTACKS, OTHERS = 2 * len(SHARES), 1 + len(NOISE) + len(BLUR) + len(JPEG)  # conditions of the robustness
+TRUST = 0.01  # share of an audit's expected time whose measurement has as much say as the calibration
 WRITING = 10.0  # seconds for the page and the exported classifier
 
 
@@ -123,7 +124,8 @@ def stages(plan: Plan, costs: Costs, folder: Path, *, search: bool, trusted: int
             ]
     if not (folder / "robustness.pt").exists():
         subjects = trusted or outside
-        conditions = [subjects * costs.look] * OTHERS + [min(subjects, MOST_ATTACKED) * costs.attack] * ATTACKS
+        looks, attacks = subjects * costs.look, min(subjects, MOST_ATTACKED) * costs.attack
+        conditions = [looks] + [attacks] * ATTACKS + [looks] * (OTHERS - 1)
         todo.append(Stage(ROBUSTNESS, "rest", tuple(len(WAYS) * seconds for seconds in conditions)))
     done = _epochs_done(folder / "all" / "checkpoint.pt")
     if epochs := _robust_epochs(plan.robust, costs, count)[done:]:
@@ -203,11 +205,15 @@ class TimeLeft:
         )
 
     def _pace(self, kind: str) -> float:
-        """How many times as long as expected it takes; of a kind that has not begun, as all others together."""
-        expected, took = self._expected.get(kind, 0.0), self._took.get(kind, 0.0)
-        if expected == 0:
-            expected, took = sum(self._expected.values()), sum(self._took.values())
-        return took / expected if expected > 0 else 1.0
+        """How many times as long as expected it takes; of a kind that has hardly begun, as all others together.
+
+        What has been measured counts as `TRUST` of the whole does before it: one short step says little of all others.
+        """
+        doubt = TRUST * sum(sum(stage.seconds) for stage in self._stages.values())
+        if doubt == 0:
+            return 1.0
+        overall = (sum(self._took.values()) + doubt) / (sum(self._expected.values()) + doubt)
+        return (self._took.get(kind, 0.0) + doubt * overall) / (self._expected.get(kind, 0.0) + doubt)
 
 
 def memory(plan: Plan) -> float | None:
@@ -218,7 +224,7 @@ def memory(plan: Plan) -> float | None:
     shape = DataShape(count, outside, outside, images.channels, images.size, images.num_classes)
     said = 2 * len(WAYS) * math.ceil(JUDGED * plan.robust.train.epochs) * count * images.num_classes * 8
     try:
-        most = max(predict(plan.config(way), shape).total for way in WAYS)
+        most = predict(plan.robust, shape).total  # plain training needs less
     except Exception:  # that it is not known keeps nobody from an audit
         return None
     return (most + images.images.nbytes + said) / MB
