@@ -316,6 +316,7 @@ def craft(
 
 @_verb(
     "audit data.root=photos",
+    "audit data.root=photos --dry-run",
     "audit data.root=labels.csv data.image_size=64 --search",
     "audit data.root=scans.npz train.epochs=30 --folds 8 --name scans",
 )
@@ -326,6 +327,9 @@ def audit(
     ] = 4,
     search: Annotated[bool, typer.Option(help="choose the defense budgets on validation data first")] = False,
     name: Annotated[str | None, typer.Option(help="of the report; none: after the folder")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say how long it takes and what it would write; write nothing")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train on images of one's own, and find out which labels are wrong and whether the images are poisoned.
@@ -340,6 +344,15 @@ def audit(
 
     given, home = parse_overrides(overrides), Home.from_environment()
     name = None if name is None else _check_name(name)
+    if dry_run:
+        from orchestration.audit import prepare
+        from orchestration.audit_outline import outline, show_outline
+
+        content = outline(prepare(given, home, folds=folds, search=search, name=name), home)
+        show_outline(content, err)
+        if as_json:
+            print(json.dumps(content))
+        return
     tracker = Tracker.open(home)
     try:
         findings = run_audit(given, home, folds=folds, search=search, name=name)
