@@ -96,7 +96,7 @@ def load_grid(name: str) -> GridSpec:
     path = named_file(name, GRIDS, "grid", "--grid")
     content = read_yaml(path)
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} must hold a mapping, got {shown(content)}")
+        raise UserError(f"{path} must hold a mapping, got {type(content).__name__}")
     try:
         return GridSpec.model_validate(dict(content))
     except ValidationError as error:
@@ -176,10 +176,10 @@ def _check_choice(words: str, chosen: Mapping[str, Sequence[str]], axes: Mapping
         if "." in axis and axis in all_keys():
             continue
         if axis not in axes:
-            raise UserError(f"{words} {shown(axis)}: {unknown_name('axis', axis, axes)}, or a dotted key")
+            raise UserError(f"{words} {axis}: {unknown_name('axis', axis, axes)}, or a dotted key")
         for name in names:
             if name not in axes[axis]:
-                raise UserError(f"{words} {axis}={shown(name)}: {unknown_name('point', name, axes[axis])}")
+                raise UserError(f"{words} {axis}={name}: {unknown_name('point', name, axes[axis])}")
 
 
 def _with_values(
@@ -201,7 +201,7 @@ def _with_values(
             if value not in there.values() and text not in there:
                 if not there:
                     raise UserError(f"{words} {key}: no axis of this grid sets it; give {key}=VALUE for all cells")
-                raise UserError(f"{words} {key}={shown(text)}: {unknown_name('value', text, there)}")
+                raise UserError(f"{words} {key}={text}: {unknown_name('value', text, there)}")
         cells = [cell for cell in cells if (key in cell and (cell[key] in values or str(cell[key]) in texts)) is keep]
     return cells
 

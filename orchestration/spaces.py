@@ -10,7 +10,7 @@ from optuna.distributions import FloatDistribution
 from pydantic import Field, ValidationError, model_validator
 
 from erat.config import Number, Section, all_keys, first_error, unknown_key
-from erat.errors import UserError, shown, unknown_name
+from erat.errors import UserError, unknown_name
 from erat.paths import user_path
 from erat.registry import DATASETS
 from orchestration import MOST_TRIALS
@@ -140,7 +140,7 @@ def named_file(name: str, folder: Path, what: str, option: str) -> Path:
     if name.endswith((".yaml", ".yml")):
         path = user_path(name, option)
         if not path.exists():
-            raise UserError(f"{option} must be a {what} or a YAML file, got {shown(name)}, which does not exist")
+            raise UserError(f"{option}: the file {name} does not exist")
         return path
     known = sorted(file.stem for file in folder.glob("*.yaml") if file.stem != "base")
     if name not in known:
@@ -155,11 +155,13 @@ def parse_space(content: Any, where: str) -> SearchSpace:
         UserError: as `load_space`.
     """
     if not isinstance(content, Mapping):
-        raise UserError(f"{where} must hold a mapping, got {shown(content)}")
+        raise UserError(f"{where} must hold a mapping, got {type(content).__name__}")
     for key in content:
         if key not in SearchSpace.model_fields:
             raise UserError(f"{where}: {unknown_name('key', str(key), SearchSpace.model_fields)}")
     try:
         return SearchSpace.model_validate(dict(content))
     except ValidationError as error:
-        raise UserError(f"{where}: {first_error(error)}") from error
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        reason = first_error(error)
+        raise UserError(f"{where}: {reason if reason.startswith(place) else f'{place}: {reason}'}") from error

@@ -139,7 +139,7 @@ class TestWrongInput:
         ("words", "said"),
         [
             (["sweep", "--space", "budget"], "unknown space 'budget': did you mean budgets?"),
-            (["sweep", "--space", "missing.yaml"], "got 'missing.yaml', which does not exist"),
+            (["sweep", "--space", "missing.yaml"], "missing.yaml does not exist"),
             (["sweep", "--trials", "0"], "--trials"),
             (["sweep", "--trials", "many"], "--trials"),
             (["sweep", "--name", "../up"], "--name must be letters"),
@@ -186,7 +186,7 @@ class TestWrongInput:
             (["train.milestones=1,x"], "train.milestones.1: input should be a valid integer"),
             (["eta=0.3"], "unknown key 'eta': did you mean defense.eta?"),
             (["lr=0.1"], "did you mean corruption.lr or train.lr?"),
-            (["train.lr=1e308"], "train.lr: input should be less than or equal to 1000000, got 1e+308"),
+            (["train.lr=1e68"], "train.lr: input should be less than or equal to 1000000, got 1e+308"),
             ([f"data.limit={'9' * 5000}"], "data.limit must have at most 100 characters, got 5,000"),
             (
                 ["data.root=~nosuchuser/x"],
@@ -315,13 +315,10 @@ class TestFullDisk:
         assert not (shared.cell(cell) / "result.json").exists()
         assert command(*words).code == 0
 
-    def test_other_faults_of_the_system_are_not_hidden(
-        self, home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_other_faults_of_the_system_are_not_hidden(self, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
         def fail() -> None:
             raise FileNotFoundError(errno.ENOENT, "No such file", "x")
 
-        monkeypatch.setattr(shell.err, "file", sys.stderr)
         assert shell.guarded(fail) == shell.EXIT_UNFORESEEN == 70
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: unforeseen FileNotFoundError: [Errno 2] No such file: 'x'; all of it, to be rep")
@@ -335,7 +332,6 @@ class TestFullDisk:
         (tmp_path / "file").touch()
         monkeypatch.setenv("ERAT_HOME", str(tmp_path / "file"))
         monkeypatch.setattr(shell.tempfile, "gettempdir", lambda: str(tmp_path / "other"))
-        monkeypatch.setattr(shell.err, "file", sys.stderr)
 
         def recurse() -> None:
             recurse()
@@ -406,7 +402,7 @@ class TestTrain:
         assert sorted(shared.cell(first["cell"]).iterdir()) == before
 
     def test_a_failed_run_says_why_and_exits_1(self, command: Command, shared: Home) -> None:
-        said = command("train", *CE, "train.lr=1e30", "--json")
+        said = command("train", *CE, "train.lr=1e6", "--json")
         assert said.code == 1
         assert said.json["status"] == "failed"
         assert "the loss became" in said.json["error"]
@@ -666,9 +662,9 @@ class TestExits:
         assert shell.guarded(refuse) == 2
         assert capsys.readouterr().err == "error: allowed: [bold] [/x] " + "y" * 300 + "\n"
 
-    def test_faults_of_the_program_are_not_hidden(self) -> None:
-        with pytest.raises(ZeroDivisionError):
-            shell.guarded(lambda: 1 / 0)
+    def test_faults_of_the_program_are_not_hidden(self, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+        assert shell.guarded(lambda: 1 / 0) == 70
+        assert "unforeseen ZeroDivisionError: division by zero" in capsys.readouterr().err
 
 
 def test_without_json_standard_output_stays_empty(command: Command, home: Home) -> None:
