@@ -137,6 +137,8 @@ class Spool:
                     Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:
                 continue  # its process lives
+            except OSError as error:
+                _log().warning("%s cannot be read, and is not sent to MLflow: %s", path, error.strerror or error)
         return adopted
 
     def _read(self, path: Path) -> list[Entry]:
