@@ -45,13 +45,14 @@ def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
         DamagedError: it is no regular file.
         OSError: it is not there, or cannot be opened.
     """
-    if path.exists() and not path.is_file():  # a folder to be written to would be an error of another kind
+    try:
+        descriptor = os.open(path, _FLAGS[mode] | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except IsADirectoryError:  # to be written to; one to be read is opened
+        raise DamagedError("it is not a regular file") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise DamagedError("it is not a regular file")
-    file = os.fdopen(os.open(path, _FLAGS[mode] | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), mode)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise DamagedError("it is not a regular file")
-    return cast(BinaryIO, file)
+    return cast(BinaryIO, os.fdopen(descriptor, mode))
 
 
 def append_line(path: Path, line: bytes) -> None:
