@@ -45,13 +45,38 @@ def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
         DamagedError: it is no regular file.
         OSError: it is not there, or cannot be opened.
     """
-    if path.exists() and not path.is_file():  # a folder to be written to would be an error of another kind
+    try:
+        descriptor = os.open(path, _FLAGS[mode] | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except IsADirectoryError:  # to be written to; one to be read is opened
+        raise DamagedError("it is not a regular file") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise DamagedError("it is not a regular file")
-    file = os.fdopen(os.open(path, _FLAGS[mode] | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), mode)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise DamagedError("it is not a regular file")
-    return cast(BinaryIO, file)
+    return cast(BinaryIO, os.fdopen(descriptor, mode))
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Add a line to a file, on the disk before this returns; of one that does not fit on it nothing stays.
+
+    A line that a crash tore is ended first: ours must not become part of it.
+
+    Raises:
+        DamagedError: it is no regular file.
+        OSError: it cannot be written; with the file's name.
+    """
+    with open_regular(path, "a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        rest = memoryview(line + b"\n")
+        try:
+            while rest:  # past the file's own buffer, which would try once more when it is closed
+                rest = rest[os.write(file.fileno(), rest) :]
+            os.fsync(file.fileno())
+        except OSError as error:
+            os.ftruncate(file.fileno(), end)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_json(path: Path, form: TypeAdapter[T], most: int = MOST_BYTES) -> T:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 import uuid
 from collections import deque
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from erat.config import content_digest
-from erat.records import read_rows
+from erat.records import append_line, read_rows
 
 # After a failure that took t seconds (a server that hangs), the next attempt waits this many times t: a sick server
 # then costs at most a tenth of the driver's time. One that refuses at once is asked again at the very next call.
@@ -113,10 +112,7 @@ class Spool:
         if not self._lock.is_locked:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-        with self._path.open("a") as file:
-            file.write(json.dumps(entry, default=self._plain) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._path, json.dumps(entry, default=self._plain).encode())
 
     def clear(self) -> None:
         """All calls are made."""
@@ -141,6 +137,8 @@ class Spool:
                     Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:
                 continue  # its process lives
+            except OSError as error:
+                _log().warning("%s cannot be read, and is not sent to MLflow: %s", path, error.strerror or error)
         return adopted
 
     def _read(self, path: Path) -> list[Entry]:

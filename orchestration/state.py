@@ -10,20 +10,19 @@ What was stopped early is a property of a cell *in a sweep*, whose other trials 
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pydantic import ValidationError
 
 from erat.errors import UserError
 from erat.locks import held
-from erat.records import DamagedError, open_regular, why
+from erat.records import DamagedError, append_line, open_regular, why
 from orchestration.records import BEGUN, EVENTS, lacks
 
 MOST_LINE = 2**26  # bytes; a sweep of 10,000 cells is entered in a line of two million
@@ -86,19 +85,13 @@ class Ledger:
             UserError: another process holds the ledger, or it is no file.
             OSError: it cannot be written.
         """
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, default=str) + "\n"
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, default=str)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with held(self.path.with_name(f"{self.path.name}.lock")), self._open("a+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            if end and _last_byte(file) != b"\n":
-                line = "\n" + line  # a crash tore the last line; ours must not become part of it
+        with held(self.path.with_name(f"{self.path.name}.lock")):
             try:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError as error:
-                os.ftruncate(file.fileno(), end)
-                raise OSError(error.errno, error.strerror, str(self.path)) from error
+                append_line(self.path, line.encode())
+            except DamagedError as error:
+                raise self._unusable(error) from error
         self.refresh()
 
     def refresh(self) -> None:
@@ -110,7 +103,11 @@ class Ledger:
         if not self.path.is_symlink() and not self.path.exists():
             return
         before = self._foreign
-        with self._open("rb") as file:
+        try:
+            file = open_regular(self.path)
+        except (DamagedError, OSError) as error:
+            raise self._unusable(error) from error
+        with file:
             file.seek(self._offset)
             rest = b""
             while chunk := file.read(_READ):
@@ -119,15 +116,9 @@ class Ledger:
             lines = "1 line was" if self._foreign == 1 else f"{self._foreign} lines were"
             warnings.warn(f"{self.path}: {lines} not understood and passed over ({self._first_foreign})", stacklevel=3)
 
-    def _open(self, mode: str) -> BinaryIO:
-        try:
-            file = open_regular(self.path, mode)
-        except (DamagedError, OSError) as error:
-            if isinstance(error, OSError) and mode != "rb":
-                raise  # said where it is asked for: what is finished is kept
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise UserError(f"the ledger {self.path} cannot be read: {reason}; move it away to begin anew") from error
-        return file
+    def _unusable(self, error: DamagedError | OSError) -> UserError:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return UserError(f"the ledger {self.path} cannot be read: {reason}; move it away to begin anew")
 
     def _take_in(self, content: bytes) -> bytes:
         """Apply the whole lines of `content`; what is left of it belongs to a line that is not whole yet."""
@@ -207,8 +198,3 @@ def _of_no_concern(line: bytes, error: ValidationError) -> bool:
     if first["type"] == "union_tag_invalid":
         return isinstance(first["input"].get("event"), str)
     return first["type"] == "json_invalid" and line.startswith(_TORN) and "EOF while" in first["msg"]
-
-
-def _last_byte(file: BinaryIO) -> bytes:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)

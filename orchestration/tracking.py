@@ -6,6 +6,7 @@ warnings, never a trial.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -379,6 +380,8 @@ def _import_mlflow() -> type[MlflowClient]:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    # It shows each error of the database with its traceback, before the error comes to the outbox, which says a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient
 
 

@@ -201,7 +201,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         return []
     whole = next((done for done, row in enumerate(rows) if row["epoch"] != done + 1), len(rows))
     if whole < len(rows):
-        damage = f"line {whole + 1}: epoch must be {whole + 1}, got {rows[whole]['epoch']}"
+        damage = damage or f"line {whole + 1}: epoch must be {whole + 1}, got {rows[whole]['epoch']}"
     if damage is not None:
         warn_damaged(file, damage, f"{whole} epochs of it count")
     return cast("list[dict[str, Any]]", rows[:whole])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -441,6 +442,55 @@ class TestSmallThings:
     def test_a_result_that_is_none(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "result.json").write_text(text)
         assert read_result(tmp_path) is None
+
+    DONE: ClassVar[dict[str, Any]] = {"status": "done", "epochs": 2, "val_accuracy": 0.5, "best_val_accuracy": 0.5} | {
+        "final_test_accuracy": 0.5,
+        "best_val_test_accuracy": 0.5,
+    }
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"cell": "other"}, "it is of another cell, other"),
+            ({"status": "fine"}, "status: input should be 'done', 'stopped' or 'failed', got 'fine'"),
+            ({"epochs": 0}, "a finished result needs epochs"),
+            ({"final_test_accuracy": None}, "a finished result needs final_test_accuracy"),
+            ({"final_test_accuracy": 97.0}, "final_test_accuracy: input should be less than or equal to 1, got 97.0"),
+            ({"final_test_accuracy": float("nan")}, "final_test_accuracy: input should be "),
+            ({"val_history": {"0": 1}}, "val_history: input should be a valid array"),
+            ({"train_seconds": "long"}, "train_seconds: input should be a valid number, got 'long'"),
+            ({"epochs": True}, "epochs: input should be a valid integer"),
+        ],
+    )
+    def test_a_damaged_result_is_none_and_said(self, change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+        content = self.DONE | {"cell": tmp_path.name}
+        (tmp_path / "result.json").write_text(json.dumps(content | {"field_of_a_later_version": 1}))
+        assert read_result(tmp_path) is not None
+        (tmp_path / "result.json").write_text(json.dumps(content | change))
+        with pytest.warns(UserWarning, match=re.escape(f"is damaged ({reason}")) as said:
+            assert read_result(tmp_path) is None
+        assert str(said[0].message).endswith(": the cell counts as not finished")
+
+    def test_epochs_after_a_damage_do_not_count(self, tmp_path: Path) -> None:
+        row = {"val_accuracy": 0.5, "test_accuracy": 0.5, "epoch_seconds": 1.0}
+        lines = [json.dumps({"epoch": epoch, **row}) for epoch in (1, 2, 3)]
+        for content, damage in [
+            ([*lines[:2], "5"], "line 3: "),
+            ([lines[0], lines[1].replace("0.5", "NaN"), lines[2]], "line 2: val_accuracy: "),
+            ([lines[0], lines[2]], "line 2: epoch must be 2, got 3"),
+        ]:
+            (tmp_path / "metrics.jsonl").write_text("\n".join(content))
+            with pytest.warns(UserWarning, match=re.escape(f"metrics.jsonl is damaged ({damage}")):
+                rows = read_metrics(tmp_path)
+            assert [entry["epoch"] for entry in rows] == list(range(1, len(rows) + 1))
+            assert len(rows) in (1, 2)
+
+    def test_a_refusal_that_is_no_text(self, tmp_path: Path) -> None:
+        (tmp_path / "error.txt").write_bytes(b"\xffboom")
+        assert read_refusal(tmp_path) == "\ufffdboom"
+        (tmp_path / "error.txt").unlink()
+        (tmp_path / "error.txt").mkdir()
+        assert read_refusal(tmp_path) is None
 
     def test_a_metrics_file_that_is_none(self, tmp_path: Path) -> None:
         assert read_metrics(tmp_path) == []
