@@ -6,6 +6,7 @@ Nothing is resized in place, moved or written: the originals are only read.
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from erat.data.base import ImageSet
 from erat.data.image_files import Decoded, Source, decode_all, stack
 from erat.data.listing import CONTENT, Item, Skipped, list_images
-from erat.errors import UserError
+from erat.errors import UserError, shown
 
 if TYPE_CHECKING:
     from erat.config import DataConfig
@@ -77,7 +78,7 @@ def read_collection(config: DataConfig) -> Collection:
     size = config.image_size
     if size is not None and size < 1:
         raise UserError(f"data.image_size must be at least 1, got {size}")
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))
     listing = list_images(root)
     read, skipped = _decoded(listing.items, size or listing.side or DEFAULT_SIZE)
     skipped = [*listing.skipped, *skipped]
@@ -116,10 +117,15 @@ def _require_every_class(items: Sequence[Item], classes: Sequence[str], root: Pa
     present = {item.label for item in items if item.part in ("", "train")}
     empty = [name for name in classes if name not in present]
     if empty:
-        raise UserError(f"every class must have a readable training image, got none for {', '.join(empty)} in {root}")
+        raise UserError(f"every class must have a readable training image, got none for {_some(empty)} in {root}")
     unknown = sorted({item.label for item in items} - set(classes))
     if unknown:
-        raise UserError(f"{root} must name only classes of the training set, got also {', '.join(unknown)}")
+        raise UserError(f"{root} must name only classes of the training set, got also {_some(unknown)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for a message, which may be many and odd."""
+    return shown(", ".join(names[:20]), 200)[1:-1]
 
 
 def _image_set(read: Sequence[Read], classes: Sequence[str]) -> ImageSet:

@@ -6,6 +6,8 @@ Nothing is decoded here but arrays, and nothing is ever written.
 from __future__ import annotations
 
 import csv
+import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -79,7 +81,7 @@ def list_images(root: Path) -> Listing:
         )
     listing = reader(root)
     if len(listing.classes) < 2:
-        got = f"only {listing.classes[0]!r}" if listing.classes else "none"
+        got = f"only {shown(listing.classes[0])}" if listing.classes else "none"
         raise UserError(f"data.root must name at least 2 classes, got {got} in {root}")
     return listing
 
@@ -96,7 +98,8 @@ def _class_folders(root: Path) -> Listing:
             present = [path.name for path in visible_folders(folder)]
             unknown = sorted(set(present) - set(classes))
             if unknown:
-                raise UserError(f"{folder} must hold only classes of the training set, got also {', '.join(unknown)}")
+                got = shown(", ".join(unknown), 200)[1:-1]
+                raise UserError(f"{folder} must hold only classes of the training set, got also {got}")
             items += _items(root, folder, present, part)
     return Listing(items, tuple(classes))
 
@@ -168,7 +171,7 @@ def _below(table: Path, name: str) -> Path:
             if (exact := table.parent / name).is_file():
                 return exact
     name = name.strip()
-    return table.parent / Path(name).expanduser() if name else table.parent
+    return table.parent / os.path.expanduser(name) if name else table.parent  # an unknown user is part of a name
 
 
 def _parquet(path: Path) -> Listing:
@@ -205,7 +208,7 @@ def _table(path: Path, rows: Sequence[tuple[str, Any, str, Source | None]]) -> L
     for number, (name, label, part, source) in enumerate(rows, start=1):
         word = str(label).strip()
         if part not in PARTS:
-            raise UserError(f"{path}, row {number}: part must be train, test, trusted or empty, got {part!r}")
+            raise UserError(f"{path}, row {number}: part must be train, test, trusted or empty, got {shown(part)}")
         if not name:
             skipped.append(Skipped(f"row {number}", "no path"))
         elif not word:
@@ -224,7 +227,7 @@ def _table(path: Path, rows: Sequence[tuple[str, Any, str, Source | None]]) -> L
 
 def _ordered(labels: set[str]) -> tuple[str, ...]:
     """By number where all are whole numbers, else by name."""
-    numbers = all(label.lstrip("-").isdecimal() for label in labels)
+    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
     return tuple(sorted(labels, key=int) if numbers else sorted(labels))
 
 

@@ -127,6 +127,8 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if path.is_file() and not zipfile.is_zipfile(path):
+            reason = "it is cut off, or something else"
         raise DamagedError(f"checkpoint {path} cannot be read ({reason}): {ANEW}") from error
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} cannot be read: it holds a {type(state).__name__}; {ANEW}")

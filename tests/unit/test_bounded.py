@@ -136,6 +136,18 @@ def test_a_csv_of_endless_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "at most 3 images, got 4" in refusal(path)
 
 
+@pytest.mark.parametrize("label", ["--5", "9" * 5000, "²", "x" * 100_000, "\x1b[2J"])
+@pytest.mark.parametrize("row", ["a.png,{}", "~nosuchuser/x.png,{}", "a.png,1,{}"])
+def test_odd_cells(tmp_path: Path, label: str, row: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(f"path,label,part\nb.png,0,\n{row.format(label)}\n", encoding="utf-8")
+    if row.startswith("a.png,1"):
+        words = refusal(path)
+        assert "part must be train" in words and len(words) < 400 and "\x1b" not in words
+    else:
+        assert sorted(list_images(path).classes) == sorted(["0", label])
+
+
 def test_a_long_csv_is_not_held_as_a_whole(tmp_path: Path) -> None:
     """One field of 1 GB, which is sparse on the disk: the reader stops after a mebibyte of it."""
     path = tmp_path / "labels.csv"
