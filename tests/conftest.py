@@ -1,4 +1,4 @@
-"""What many tests share: one thread, a small learnable image set, a small run configuration, a set without files."""
+"""What many tests share: threads, a small learnable image set, a small run configuration, a set without files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from erat.config import DataConfig, RunConfig, build, known_keys
 from erat.data.base import CorruptedSet, ImageSet, SourceFacts
 from erat.registry import DATASETS, Registry
+from tests.threads import THREADS
 
-torch.set_num_threads(1)
+torch.set_num_threads(THREADS)
 
 SMALL_RUN: dict[str, Any] = {
     "data.image_size": 8,
@@ -23,6 +24,8 @@ SMALL_RUN: dict[str, Any] = {
     "defense.ramp_epochs": 1,
     "train.epochs": 3,
     "train.batch_size": 16,
+    # What run_cell sets for the time of a run; left out where it is the default, so that commands stay short.
+    **({} if THREADS == 1 else {"resources.cpu": THREADS}),
 }
 
 

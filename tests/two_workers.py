@@ -18,6 +18,7 @@ from torch.multiprocessing.spawn import start_processes
 from erat.config import RunConfig
 from erat.data.base import CorruptedSet
 from erat.registry import BACKBONES
+from tests.threads import THREADS
 
 Record = dict[str, Any]
 
@@ -52,7 +53,7 @@ def joined(rank: int, folder: Path, meeting: str | None = None, interface: str =
         meeting: URL at which they find each other; none: a file in the folder.
         interface: of the network, through which they talk.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     if interface in [name for _, name in socket.if_nameindex()]:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     meeting = meeting or f"file://{folder / 'meeting'}"
