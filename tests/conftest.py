@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,21 @@ from erat.registry import DATASETS, Registry
 from tests.threads import THREADS
 
 torch.set_num_threads(THREADS)
+
+ROOT = Path(__file__).parent
+
+
+def pytest_report_header() -> str:
+    return f"torch: {torch.backends.cpu.get_cpu_capability()} kernels, {THREADS} thread{'s'[: THREADS > 1]}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """End-to-end tests start Ray or servers, all of them."""
+    for item in items:
+        if ROOT / "e2e" in item.path.parents:
+            item.add_marker("apart")
+
 
 SMALL_RUN: dict[str, Any] = {
     "data.image_size": 8,
