@@ -18,17 +18,20 @@ from erat.data.views import strong_view, weak_view
 from erat.defenses.base import Batch, Clock, Task
 from erat.defenses.erat import ERAT, ERATOptions
 from erat.selection import scores
+from tests.precise import InDouble
 
 CLASSES = 4
 EPSILON = {"epsilon_inf": 0.1, "epsilon_2": 1.0, "policy": "cifar10"}
 
 
 def network_for(seed: int) -> nn.Module:
-    """Smooth and without batch statistics, so that every number can be computed again."""
+    """Smooth, without batch statistics and in float64, so that every number can be computed again in another batch."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Dropout(0.0), nn.Linear(8 * 64, CLASSES)
+        return InDouble(
+            nn.Sequential(
+                nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Dropout(0.0), nn.Linear(8 * 64, CLASSES)
+            )
         )
 
 
@@ -213,8 +216,9 @@ def test_one_norm_alone(norms: str, inside: str) -> None:
 def test_without_uniform_sampling_each_image_meets_each_norm() -> None:
     images, delta = perturbed({"uniform": False})
     assert len(delta) == 2 * len(images)
-    assert torch.equal(delta[:400], perturbed({"norms": "linf"})[1])
-    assert torch.equal(delta[400:], perturbed({"norms": "l2"})[1])
+    # A batch of 800 and one of 400 may take other kernels: equal but for float32's last bits.
+    torch.testing.assert_close(delta[:400], perturbed({"norms": "linf"})[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(delta[400:], perturbed({"norms": "l2"})[1], rtol=0, atol=1e-6)
 
 
 def test_the_literal_l2_exceeds_the_ball_of_its_budget() -> None:
