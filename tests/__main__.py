@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
+import psutil
+
 from tests.kernels import SETS, kernels, limited_to, unlimited
 
 STYLE = (
@@ -21,7 +23,7 @@ STYLE = (
 )
 TYPES = [sys.executable, "-m", "mypy"]
 QUICK = ("tests/unit", "tests/golden", "tests/contract")  # what is repeated under another instruction set
-MOST_WORKERS = 8  # each imports torch, Ray and MLflow: about 1 GB
+WORKER_BYTES = 2.5e9  # of memory that a process came to which ran all quick tests
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 
@@ -71,7 +73,7 @@ def _everything(marks: str, words: Sequence[str], folder: Path) -> list[int]:
 
 def _tests(marks: str, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> list[int]:
     """Run what starts Ray or servers one at a time, then the rest on all cores, a file's tests on the same one."""
-    workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    workers = min(len(os.sched_getaffinity(0)), int(psutil.virtual_memory().available / WORKER_BYTES))
     spread = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
     codes = []
     for part, own in (("apart", []), ("not apart", spread)):

@@ -21,9 +21,11 @@ REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="0" skipped="{}
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Call `main` on two cores; programs are only recorded, and end with the given statuses, pytest's in turn."""
+    """Call `main` on so many cores; programs are only recorded, and end with the given statuses, pytest's in turn."""
 
-    def play(*words: str, pytests: Sequence[int] = (0, 0), others: int = 0) -> tuple[int, list[list[str]]]:
+    def play(
+        *words: str, pytests: Sequence[int] = (0, 0), others: int = 0, cores: int = 2, memory: int = 8
+    ) -> tuple[int, list[list[str]]]:
         started: list[list[str]] = []
         statuses = iter(pytests)
 
@@ -37,7 +39,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
         monkeypatch.setattr(checks.subprocess, "run", fake)
         monkeypatch.setattr(checks, "TYPES", [sys.executable, "-c", "print('types')"])
-        monkeypatch.setattr(checks.os, "sched_getaffinity", lambda _: {0, 1})
+        monkeypatch.setattr(checks.os, "sched_getaffinity", lambda _: set(range(cores)))
+        monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * 1e9))
         return checks.main(list(words)), started
 
     return play
@@ -50,6 +53,14 @@ def test_ray_and_servers_come_first_and_alone_then_the_rest_on_all_cores(run: Ru
     code, started = run()
     assert code == 0
     assert started == [["-m", "(not slow) and apart"], ["-m", "(not slow) and not apart", *SPREAD]]
+
+
+@pytest.mark.parametrize(("cores", "memory", "spread"), [(1, 8, []), (16, 3, []), (16, 8, ["-n", "3"])])
+def test_there_are_no_more_processes_than_cores_and_memory_allow(
+    run: Run, cores: int, memory: int, spread: list[str]
+) -> None:
+    _, started = run(cores=cores, memory=memory)
+    assert started[1][2:4] == spread
 
 
 @pytest.mark.parametrize(
