@@ -25,13 +25,11 @@ EPSILON = {"epsilon_inf": 0.1, "epsilon_2": 1.0, "policy": "cifar10"}
 
 
 def network_for(seed: int) -> nn.Module:
-    """Smooth, without batch statistics and in float64, so that every number can be computed again in another batch."""
+    """Smooth and without batch statistics, so that every number can be computed again."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
-        return InDouble(
-            nn.Sequential(
-                nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Dropout(0.0), nn.Linear(8 * 64, CLASSES)
-            )
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Dropout(0.0), nn.Linear(8 * 64, CLASSES)
         )
 
 
@@ -182,7 +180,8 @@ def test_loss_with_eval_statistics_for_the_attack_and_training_ones_for_the_stud
 
 def perturbed(options: dict[str, Any], count: int = 400) -> tuple[Tensor, Tensor]:
     given = batch(count, 0)
-    model = defense(**options)
+    # In float64, so that a batch of another size moves an image alike.
+    model = ERAT(ERATOptions(**(EPSILON | options)), Task(12, CLASSES, False, lambda seed: InDouble(network_for(seed))))
     random = BatchRandom(torch.Generator().manual_seed(0))
     return given.images, perturb(model, given.images, given.labels, random) - given.images.repeat(
         1 if options.get("uniform", True) else 2, 1, 1, 1
