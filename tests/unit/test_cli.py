@@ -290,6 +290,7 @@ class TestFullDisk:
         assert not home.ledger.exists()
         assert [file.name for file in home.crafted.iterdir() if not file.name.endswith(".lock")] == []
 
+    @pytest.mark.apart
     def test_a_store_that_a_ray_task_cannot_write(self, command: Command, home: Home) -> None:
         """A sweep crafts in Ray's workers: what they meet reaches the person all the same, and nothing is begun."""
         home.root.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.errors import UserError
 from erat.registry import BACKBONES
-from tests.two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
+from tests.two_workers import Record, joined, on_two_workers, own_models_are_known, smooth
 
 EPOCHS, CUT = 3, 1
 
@@ -76,7 +76,7 @@ def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
 @pytest.fixture(scope="module")
 def config(make_config: Callable[..., RunConfig]) -> RunConfig:
     options = {"train.epochs": EPOCHS, "train.workers": 2, "resources.min_workers": 1, "train.lr": 0.02}
-    with smooth_is_known():
+    with own_models_are_known():
         return make_config(options | {"model.name": "smooth"})
 
 
@@ -87,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(folder: Path, data: CorruptedSet, config: RunConfig) -> list[Record]:
-    with smooth_is_known():
+    with own_models_are_known():
         list(islice(Trainer(config, data, Ranks(), folder / "of one").run(), CUT))
     return on_two_workers(work, folder, data, {"run": config})
 

@@ -32,7 +32,7 @@ def s3() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["folder", "file://", "memory://", "s3://"])
+@pytest.fixture(params=["folder", "file://", "memory://", pytest.param("s3://", marks=pytest.mark.apart)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     places = {
         "folder": lambda: str(tmp_path / "shared"),
@@ -119,6 +119,7 @@ def test_places_that_are_refused(place: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.apart
 def test_a_server_that_is_away_is_a_storage_fault(s3: str) -> None:
     away = "s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
     with pytest.raises(StorageError, match=r"cannot be read: .*connect") as caught:
@@ -212,6 +213,7 @@ def test_what_was_there_before_is_kept_by_the_storage(storage: Storage, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_two_that_train_the_same_cell_leave_what_one_would(s3: str, tmp_path: Path) -> None:
     """Two sweeps over an object store, where nobody locks: each writes whole files, and the same ones."""
     place = s3.replace("/runs?", f"/{tmp_path.name}?")

@@ -744,6 +744,7 @@ def group_is_gone(process: subprocess.Popen[bytes]) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_page_loads_and_outlives_an_outage(
     server: tuple[Home, int, list[subprocess.Popen[bytes]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
