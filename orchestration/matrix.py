@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from erat.config import Section, build
+from erat.config import RunConfig, Section, build
 from erat.errors import UserError, unknown_name
 from orchestration.spaces import FOLDER, SearchSpace, load_space, ten_digits
 from orchestration.sweep import SweepSpec
@@ -94,12 +94,14 @@ def specification(
     seeds: Sequence[int] = (0,),
     only: Mapping[str, Sequence[str]] | None = None,
     skip: Mapping[str, Sequence[str]] | None = None,
+    fill: Callable[[RunConfig], RunConfig] = lambda config: config,
 ) -> SweepSpec:
     """The cells as a list of runs: the product of the axes in their order, seeds innermost.
 
     Args:
         seeds: of training; the corrupted set is the same for all.
         only, skip: axis -> names of the points to keep, or to leave out.
+        fill: as of `SweepSpec`.
 
     Raises:
         UserError: an unknown axis or point, or nothing left.
@@ -140,7 +142,7 @@ def specification(
         if any(key in cell for cell in cells):
             raise UserError(f"{key} is what the grid {grid.name} varies; choose with --only, --skip or --seeds")
     runs = SearchSpace(name=grid.name, about=grid.about, baselines=cells, proposals=0)
-    return SweepSpec(runs, preset, base)
+    return SweepSpec(runs, preset, base, fill)
 
 
 def _scaled(cell: dict[str, Any], preset: str, base: Mapping[str, Any]) -> dict[str, Any]:
