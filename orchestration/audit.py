@@ -34,7 +34,7 @@ from orchestration.crafting_view import CraftView, craft_view
 from orchestration.home import Home
 from orchestration.trial import threads
 
-READ = ("data.root", "data.image_size", "data.limit", "data.flip")
+READ = ("data.root", "data.image_size", "data.limit", "data.flip", "data.fingerprint")
 SECTIONS = ("defense.", "model.", "train.", "resources.")
 
 
@@ -82,6 +82,7 @@ def run_audit(
     collection, checked = _read(overrides)
     images, trusted = collection.images, None if checked is None else checked.images
     settings = {key: value for key, value in overrides.items() if key != "data.limit"}
+    settings["data.fingerprint"] = collection.fingerprint
     plans = partial(_plan, images, settings, folds)
     first = plans(1.0)
     key = content_digest(

@@ -95,9 +95,7 @@ def poison(
     options = config.corruption
     if options.data == "none":
         return subject.images, {"kind": "none", "poisoned_share": 0.0}
-    entry = store.fetch(
-        _image_parameters(Traits.of(subject), config), lambda: _craft(subject, config, store, progress)
-    )
+    entry = store.fetch(_image_parameters(Traits.of(subject), config), lambda: _craft(subject, config, store, progress))
     images = torch.from_numpy(np.array(entry.arrays["images"]))
     if options.share < 1:
         # One order for all shares: the images of a smaller share are among those of a larger one.

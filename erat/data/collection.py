@@ -131,7 +131,9 @@ def collection_fingerprint(config: DataConfig, cache: Cache) -> str:
             return known
         listing = list_images(root)
         digests = iter(page.digests([item.source for item in listing.items if isinstance(item.source, Path)]))
-        contents = [next(digests) if isinstance(item.source, Path) else digest_of(item.source) for item in listing.items]
+        contents = [
+            next(digests) if isinstance(item.source, Path) else digest_of(item.source) for item in listing.items
+        ]
         found = of_items(_described(listing.items, contents), listing.classes)
         if table is not None and not any(isinstance(item.source, Path) for item in listing.items):
             page[table] = found  # the table holds everything itself
