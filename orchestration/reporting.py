@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
@@ -72,8 +74,12 @@ def _marked(text: str, spec: SweepSpec, form: str) -> str:
     if spec.identified:
         return text
     if form == "csv":
-        head, *lines = text.splitlines()
-        return "".join(f"{line}\n" for line in [f"{head},note", *(f"{line},{BEFORE_IDENTITY}" for line in lines)])
+        head, *lines = csv.reader(io.StringIO(text))
+        marked = io.StringIO()
+        csv.writer(marked, lineterminator="\n").writerows(
+            [[*head, "note"], *([*line, BEFORE_IDENTITY] for line in lines)]
+        )
+        return marked.getvalue()
     return f"% {BEFORE_IDENTITY}\n{text}" if form == "latex" else f"{text}\n{BEFORE_IDENTITY}\n"
 
 
