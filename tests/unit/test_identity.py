@@ -96,7 +96,7 @@ def test_the_name_of_a_study_is_refused_to_other_images(home: Home, tmp_path: Pa
     with pytest.raises(UserError, match=r"sweep 's' exists.*data.fingerprint was .*, is .*choose another --name"):
         register(ledger, "s", study(home, arrays(tmp_path / "b.npz", 1)), 0)
     arrays(tmp_path / "a.npz", 1)
-    with pytest.raises(UserError, match="data.fingerprint was"):
+    with pytest.raises(UserError, match=r"data\.fingerprint was"):
         register(ledger, "s", study(home, tmp_path / "a.npz"), 0)
 
 
