@@ -20,7 +20,7 @@ from orchestration.live import LiveView
 from orchestration.presence import driving
 from orchestration.rows import TrialRow
 from orchestration.state import Ledger, Outcome
-from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
+from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, unfilled, write_report
 from orchestration.tracking import Tracker
 from orchestration.trial import ENDS, STATE, CellResult, read_metrics, run_cell, summarise
 
@@ -57,7 +57,7 @@ def run_sweep(
     from orchestration import cluster, search
 
     started = time.monotonic()
-    if not spec.identified:
+    if spec.fill is unfilled:
         spec = replace(spec, fill=home.fingerprints())
     home = home.sharing(spec.base.storage.path)
     resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from erat.config import RunConfig, Section, build
 from erat.errors import UserError, unknown_name
 from orchestration.spaces import FOLDER, SearchSpace, load_space, ten_digits
-from orchestration.sweep import SweepSpec
+from orchestration.sweep import SweepSpec, unfilled
 
 GRIDS = FOLDER / "grids"
 Points = dict[str, dict[str, Any]]  # name -> dotted keys that make it
@@ -94,7 +94,7 @@ def specification(
     seeds: Sequence[int] = (0,),
     only: Mapping[str, Sequence[str]] | None = None,
     skip: Mapping[str, Sequence[str]] | None = None,
-    fill: Callable[[RunConfig], RunConfig] = lambda config: config,
+    fill: Callable[[RunConfig], RunConfig] = unfilled,
 ) -> SweepSpec:
     """The cells as a list of runs: the product of the axes in their order, seeds innermost.
 

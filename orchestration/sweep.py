@@ -30,19 +30,24 @@ BEFORE_IDENTITY = "made before the data were part of the identity"
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
 
 
+def unfilled(config: RunConfig) -> RunConfig:
+    """Return the configuration as it is: nobody has looked at its images yet."""
+    return config
+
+
 @dataclass(frozen=True)
 class SweepSpec:
     """What a sweep is. The number of trials is not part of it: a sweep can be extended.
 
     Attributes:
         overrides: dotted keys on top of the preset, alike for all trials.
-        fill: fills the fingerprint of its images into a configuration (`Home.fingerprints`); none: no run may begin.
+        fill: fills the fingerprint of its images into a configuration, and checks a given one (`Home.fingerprints`).
     """
 
     space: SearchSpace
     preset: str
     overrides: dict[str, Any]
-    fill: Callable[[RunConfig], RunConfig] = field(default=lambda config: config, compare=False, repr=False)
+    fill: Callable[[RunConfig], RunConfig] = field(default=unfilled, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for key in self.space.parameters:

@@ -9,7 +9,7 @@ from erat.config import RunConfig
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS
 from orchestration.spaces import SearchSpace
-from orchestration.sweep import SweepSpec
+from orchestration.sweep import SweepSpec, unfilled
 
 # The paper's order (Table I).
 PAPER_ORDER = ("l2c", "up", "aa", "ap", "uap", "uhp", "urp")
@@ -37,7 +37,7 @@ def specification(
     overrides: Mapping[str, Any],
     labels: Sequence[str],
     seeds: Sequence[int],
-    fill: Callable[[RunConfig], RunConfig] = lambda config: config,
+    fill: Callable[[RunConfig], RunConfig] = unfilled,
 ) -> SweepSpec:
     """The runs: (no data corruption and every kind) x label noise x seeds, all with plain cross-entropy.
 

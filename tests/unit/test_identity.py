@@ -211,3 +211,15 @@ def test_runs_of_before_are_not_reused(home: Home, old: Ledger, tmp_path: Path) 
         register(old, "mine", anew, 0)
     with pytest.raises(UserError, match=f"sweep 'mine' was {BEFORE_IDENTITY}.*another --name"):
         reopened(old, "mine", home.fingerprints())
+
+
+def test_a_study_begun_without_the_command_looks_at_its_images_too(home: Home, tmp_path: Path) -> None:
+    """A fingerprint that is given, of other images, must not bring up their figures."""
+    from orchestration.launch import run_sweep
+
+    made = study(home, arrays(tmp_path / "a.npz"))
+    keys = made.overrides | {"data.root": str(arrays(tmp_path / "b.npz", 1))}
+    wrong = SweepSpec(made.space, "demo", keys | {"data.fingerprint": made.base.data.fingerprint})
+    assert wrong.identity() == made.identity()
+    with pytest.raises(UserError, match="not those that this run was planned with"):
+        run_sweep("s", wrong, 0, home, Ledger(home.ledger))
