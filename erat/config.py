@@ -69,6 +69,7 @@ class DataConfig(Section):
 
     name: str = "cifar10"
     root: str | None = Field(None, description="folder that holds the data set (not for mnist)")
+    fingerprint: str | None = Field(None, description="of the image set's content; filled in")
     download: bool = Field(False, description="fetch a missing data set into data.root")
     image_size: int | None = Field(None, ge=8, le=512, description="side in pixels after resizing; none: as stored")
     limit: int | None = Field(None, ge=2, le=10**9, description="training images to keep, class-balanced; none: all")
@@ -335,12 +336,22 @@ class RunConfig(Section):
         return _flatten(self.model_dump(mode="json"))
 
     def identity(self) -> dict[str, Any]:
-        """The dotted keys that make this run what it is: all but paths, devices and the preset's name."""
+        """The dotted keys that make this run what it is: all but paths, devices and the preset's name.
+
+        Without `data.fingerprint` it is no run's: nothing is trained or recorded under it.
+        """
+        reference = DATASETS[self.data.name].facts.fingerprint
+        later = _LATER if reference is None else _LATER | {"data.fingerprint": reference}
         return {
             key: value
             for key, value in self.flat().items()
-            if (key.endswith("_digest") or not key.startswith(_NOT_IDENTITY)) and _LATER.get(key, ...) != value
+            if (key.endswith("_digest") or not key.startswith(_NOT_IDENTITY)) and later.get(key, ...) != value
         }
+
+    @property
+    def identified(self) -> bool:
+        """Whether it is said which images these are (`erat.data.fingerprint`), without which no run may begin."""
+        return self.data.fingerprint is not None
 
     def digest(self) -> str:
         """16 hex digits that name this run."""
@@ -459,6 +470,8 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
     data, corruption, defense = (values.setdefault(part, {}) for part in ("data", "corruption", "defense"))
     if data.get("flip") is None:
         data["flip"] = facts.flip
+    if data.get("fingerprint") is None:
+        data["fingerprint"] = facts.fingerprint
     fill_images(corruption, facts.epsilon)
     fill_labels(corruption)
     if isinstance(defense, dict):

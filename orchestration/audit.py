@@ -48,7 +48,7 @@ from orchestration.crafting_view import CraftView, craft_view
 from orchestration.home import Home
 from orchestration.trial import threads
 
-READ = ("data.root", "data.image_size", "data.limit", "data.flip")
+READ = ("data.root", "data.image_size", "data.limit", "data.flip", "data.fingerprint")
 HOLDS = TypeAdapter(list[tuple[str, float, dict[str, float], int]])
 SECTIONS = ("defense.", "model.", "train.", "resources.")
 
@@ -120,6 +120,7 @@ def prepare(
     collection, checked = _read(overrides)
     images, trusted = collection.images, None if checked is None else checked.images
     settings = {key: value for key, value in overrides.items() if key != "data.limit"}
+    settings["data.fingerprint"] = collection.fingerprint
     plans = partial(_plan, images, settings, folds)
     first = plans(1.0)
     key = content_digest(

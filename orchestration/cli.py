@@ -82,10 +82,12 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Search a space with Optuna through Ray Tune; the paper's own points come first."""
+    from orchestration.home import Home
     from orchestration.spaces import load_space
     from orchestration.sweep import SweepSpec
 
-    spec = SweepSpec(load_space(space), preset, parse_overrides(overrides))
+    fill = Home.from_environment(reading=dry_run).fingerprints()
+    spec = SweepSpec(load_space(space), preset, parse_overrides(overrides), fill)
     plain = not spec.overrides and preset == "demo" and space == spec.space.name
     name = _name(name, spec, plain)
     trials = trials or len(spec.space.points) + spec.space.proposals
@@ -117,6 +119,7 @@ def matrix(
     as_json: AsJson = False,
 ) -> None:
     """Run a table or figure of the paper: every defense on every corruption. What is done already is not run again."""
+    from orchestration.home import Home
     from orchestration.matrix import load_grid, parse_choice, specification
 
     spec = specification(
@@ -126,6 +129,7 @@ def matrix(
         seeds=_whole_numbers("--seeds", seeds),
         only=parse_choice("--only", only),
         skip=parse_choice("--skip", skip),
+        fill=Home.from_environment(reading=dry_run).fingerprints(),
     )
     whole = not (overrides or only or skip) and (seeds, preset) == ("0", "demo")
     _run_sweep(_name(name, spec, whole), spec, 0, address, at_most, dry_run, as_json)
@@ -232,8 +236,8 @@ def train(
     from orchestration.state import Ledger
     from orchestration.sweep import result_json
 
-    config = build(preset, parse_overrides(overrides))
     home = Home.from_environment(reading=dry_run)
+    config = home.fingerprints()(build(preset, parse_overrides(overrides)))
     if dry_run:
         content = overview.plan([config], home, Ledger(home.ledger), err, slots=1)
         if as_json:
@@ -295,11 +299,13 @@ def craft(
     if not verify and (labels, seeds) != ("none", "0"):
         raise UserError("--labels and --seeds go with --verify; without it: corruption.labels, corruption.seed")
     if verify:
-        spec = verification.specification(preset, given, labels.split(","), _whole_numbers("--seeds", seeds))
+        numbers = _whole_numbers("--seeds", seeds)
+        spec = verification.specification(preset, given, labels.split(","), numbers, home.fingerprints())
         _run_sweep(f"verify-{spec.identity()[:6]}", spec, 0, address, None, dry_run, as_json)
         return
     kinds = verification.kinds_of(given) if preview else []
-    configs = [build(preset, {**given, "corruption.data": kind}) for kind in kinds] or [build(preset, given)]
+    fill, named = home.fingerprints(), [{**given, "corruption.data": kind} for kind in kinds] or [given]
+    configs = [fill(build(preset, one)) for one in named]
     if dry_run:
         content = overview.plan_sets(configs, crafting.missing_sets(configs, home), err)
     else:
@@ -434,13 +440,13 @@ def _check_name(name: str) -> str:
 def _known_sweep(name: str) -> tuple[Any, int]:
     from orchestration.home import Home
     from orchestration.state import Ledger
-    from orchestration.sweep import SweepSpec
+    from orchestration.sweep import reopened
 
-    ledger = Ledger(Home.from_environment().ledger)
+    home = Home.from_environment()
+    ledger = Ledger(home.ledger)
     if name not in ledger.sweeps:
         raise unknown_name("sweep", name, ledger.sweeps or ["(none yet)"])
-    known = ledger.sweeps[name]
-    return SweepSpec.of(known.spec), known.trials
+    return reopened(ledger, name, home.fingerprints()), ledger.sweeps[name].trials
 
 
 def _run_sweep(

@@ -14,6 +14,7 @@ from erat.errors import UserError, shown
 
 if TYPE_CHECKING:
     from erat.corruption.store import Store
+    from erat.data.fingerprint import Fingerprints
     from orchestration.storage import Storage
 
 CHECKPOINT = "checkpoint.pt"
@@ -99,6 +100,12 @@ class Home:
         from orchestration.storage import SharedStore
 
         return SharedStore(self.crafted, self.storage)
+
+    def fingerprints(self) -> Fingerprints:
+        """Return what fills the fingerprint of its images into a configuration; what is known of files is kept here."""
+        from erat.data.fingerprint import Cache, Fingerprints
+
+        return Fingerprints(Cache(self.root / "fingerprints"))
 
     def fetch(self, digest: str, *names: str) -> None:
         """Make files of a cell what the storage has; those that it lacks go. Nothing to do without one."""

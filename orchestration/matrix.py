@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from erat.config import Section, all_keys, build, field_of, first_error, parse_fraction, unknown_key
+from erat.config import RunConfig, Section, all_keys, build, field_of, first_error, parse_fraction, unknown_key
 from erat.errors import UserError, shown, unknown_name
 from orchestration.spaces import FOLDER, SearchSpace, load_space, named_file, ten_digits
-from orchestration.sweep import SweepSpec
+from orchestration.sweep import SweepSpec, unfilled
 from orchestration.words import read_value
 from orchestration.yaml_files import read_yaml
 
@@ -111,6 +111,7 @@ def specification(
     seeds: Sequence[int] = (0,),
     only: Mapping[str, Sequence[str]] | None = None,
     skip: Mapping[str, Sequence[str]] | None = None,
+    fill: Callable[[RunConfig], RunConfig] = unfilled,
 ) -> SweepSpec:
     """The cells as a list of runs: the product of the axes in their order, seeds innermost.
 
@@ -118,6 +119,7 @@ def specification(
         seeds: of training; the corrupted set is the same for all.
         only, skip: axis -> names of the points to keep, or to leave out; or dotted key -> values that it must, or
             must not, have in a cell.
+        fill: as of `SweepSpec`.
 
     Raises:
         UserError: an unknown axis, point, key or value, too many cells, or nothing left.
@@ -157,7 +159,7 @@ def specification(
         if any(key in cell for cell in cells):
             raise UserError(f"{key} is what the grid {grid.name} varies; choose with --only, --skip or --seeds")
     runs = SearchSpace(name=grid.name, about=grid.about, baselines=cells, proposals=0)
-    return SweepSpec(runs, preset, base)
+    return SweepSpec(runs, preset, base, fill)
 
 
 def _scaled(cell: dict[str, Any], preset: str, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,7 @@ def run_cell(
         OSError: what it writes to is full, read-only or away; it goes on from its checkpoint once that is mended.
         Interrupted: this process, or that of another worker, was told to leave; the checkpoint is in its place.
     """
+    assert config.identified, "data.fingerprint is filled in before a run is planned"
     cell, ranks = config.digest(), Ranks.current()
     folder = home.cell(cell)
     if not ranks.first:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import warnings
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,38 @@ from erat.errors import UserError
 from erat.models import build_model
 
 VAL_FRACTION = 0.1
+
+
+class Traits(NamedTuple):
+    """What names the things that are made from an image set, without its images.
+
+    Attributes:
+        fingerprint: of the images, labels and class names.
+        colour: whether there are three channels.
+        positions, rows: digests of these attributes of the set; none where it has none.
+    """
+
+    fingerprint: str
+    colour: bool
+    positions: str | None = None
+    rows: str | None = None
+
+    @classmethod
+    def of(cls, subject: ImageSet) -> Traits:
+        """Return the traits of a set."""
+        positions, rows = (
+            None if part is None else hashlib.sha256(part.numpy().tobytes()).hexdigest()[:16]
+            for part in (subject.positions, subject.rows)
+        )
+        return cls(subject.fingerprint, subject.channels == 3, positions, rows)
+
+    def training(self, config: RunConfig) -> dict[str, Any]:
+        """Return what decides a training on the set beside its fingerprint; nothing in the ordinary case.
+
+        The held-out tenth of one's own files goes by their positions; mirrored views are customary for colour alone.
+        """
+        positions = {} if self.positions is None else {"positions": self.positions}
+        return positions | ({} if config.data.flip == self.colour else {"flip": config.data.flip})
 
 
 def source_network(
@@ -66,6 +99,7 @@ def source_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
         "architecture": options.source,
         "epochs": options.source_epochs,
         "seed": options.seed,
+        **Traits.of(subject).training(config),
     }
 
 
@@ -119,6 +153,7 @@ def _recipe(config: RunConfig, epochs: int) -> RunConfig:
         {
             "data.name": config.data.name,
             "data.flip": config.data.flip,
+            "data.fingerprint": config.data.fingerprint,
             "corruption.data": "none",
             "corruption.labels": "none",
             "defense.name": "ce",

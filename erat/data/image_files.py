@@ -47,10 +47,12 @@ class Decoded(NamedTuple):
     Attributes:
         pixels: uint8, (H, W) if the file is grey, (H, W, 3) if it has colour.
         position: a number in [0, 1) that depends on the file's bytes alone.
+        digest: SHA-256 (hex) of these bytes.
     """
 
     pixels: NDArray[np.uint8]
     position: float
+    digest: str
 
 
 class _Memory:
@@ -166,8 +168,9 @@ def decode(source: Source, size: int) -> Decoded | str:
         return str(error)
     except Exception as error:  # Pillow's decoders answer damaged data with nearly every kind of exception
         return f"cannot be decoded: {' '.join(str(error).split())[:120] or type(error).__name__}"
-    position = int.from_bytes(hashlib.sha256(content).digest()[:4], "big") / 2**32
-    return Decoded(np.array(square), position)
+    digest = hashlib.sha256(content)
+    position = int.from_bytes(digest.digest()[:4], "big") / 2**32
+    return Decoded(np.array(square), position, digest.hexdigest())
 
 
 class _RefusedError(Exception):

@@ -32,7 +32,7 @@ _END, _END_BYTES = b"PK\x05\x06", 22  # the last record of an archive without a 
 _PIECE = 2**20
 
 
-class DamagedError(UserError):
+class DamagedCheckpointError(UserError):
     """A file that is not, or no longer, what was written."""
 
 
@@ -105,13 +105,13 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     """Read what `save` wrote. Weights only: no code in the file is run.
 
     Raises:
-        DamagedError: the file is missing or damaged.
+        DamagedCheckpointError: the file is missing or damaged.
         UserError: it holds pickled code, or may not be read.
     """
     try:
         with path.open("rb") as file:
             if not _sound(file):
-                raise DamagedError(f"checkpoint {path} cannot be read (its checksum does not fit): {ANEW}")
+                raise DamagedCheckpointError(f"checkpoint {path} cannot be read (its checksum does not fit): {ANEW}")
             file.seek(0)
             try:
                 state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
@@ -129,7 +129,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         if path.is_file() and not zipfile.is_zipfile(path):
             reason = "it is cut off, or something else"
-        raise DamagedError(f"checkpoint {path} cannot be read ({reason}): {ANEW}") from error
+        raise DamagedCheckpointError(f"checkpoint {path} cannot be read ({reason}): {ANEW}") from error
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} cannot be read: it holds a {type(state).__name__}; {ANEW}")
     return state
@@ -145,7 +145,7 @@ def load_newest(path: Path, device: torch.device) -> dict[str, Any] | None:
     for file in (path, previous(path)):
         try:
             state = load(file, device)
-        except DamagedError as error:
+        except DamagedCheckpointError as error:
             if file.exists():
                 damages.append(_line(error))
             continue
@@ -158,7 +158,7 @@ def load_newest(path: Path, device: torch.device) -> dict[str, Any] | None:
     return None
 
 
-def _line(error: DamagedError) -> str:
+def _line(error: DamagedCheckpointError) -> str:
     return str(error).removesuffix(f": {ANEW}")
 
 

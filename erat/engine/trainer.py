@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.profiler import record_function
 from erat.attacks.pgd import frozen
 from erat.config import RunConfig
 from erat.data.base import CorruptedSet, ImageSet, to_float
+from erat.data.fingerprint import with_fingerprint
 from erat.data.random import BatchRandom
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Update
 from erat.engine import checkpoint
@@ -331,12 +333,18 @@ class Trainer:
         """Where this run's checkpoint lies, or none if it keeps none."""
         return self.folder / "checkpoint.pt" if self.folder else None
 
+    @cached_property
+    def _name(self) -> str:
+        """What its checkpoint belongs to: the run, or a training on images at hand, of which no source is known."""
+        config = self.config
+        return (config if config.identified else with_fingerprint(config, self.data.train.fingerprint)).digest()
+
     def _save(self, epoch: Underway | None = None) -> None:
         """Where the run stands: after its last epoch, or in the one under way."""
         if self.checkpoint_path is None or not self.ranks.first:
             return
         state = {
-            "digest": self.config.digest(),
+            "digest": self._name,
             "defense": self.defense.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "order": self._order.get_state() if epoch is None else epoch.order,
@@ -355,7 +363,7 @@ class Trainer:
         path = self.checkpoint_path
         state = None if path is None else checkpoint.load_newest(path, self.device)
         if state is not None:
-            if state.get("digest") != self.config.digest():
+            if state.get("digest") != self._name:
                 raise UserError(f"checkpoint {path} is of another run, {state.get('digest')}")
             try:
                 self._take_in(state)

@@ -153,7 +153,7 @@ def disagree(rank: int, folder: Path) -> None:
 def test_workers_never_go_on_from_different_epochs(
     make_config: Callable[..., RunConfig], make_data: Callable[..., CorruptedSet], tmp_path: Path
 ) -> None:
-    with smooth_is_known():
+    with own_models_are_known():
         config = make_config({"defense.name": "ce", "model.name": "smooth", "train.epochs": 2, "train.workers": 2})
     records = on_two_workers(disagree, tmp_path, make_data(32), {"run": config})
     assert all(re.fullmatch("the workers' checkpoints .* differ: delete .*", record["said"]) for record in records)

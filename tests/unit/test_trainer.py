@@ -414,7 +414,7 @@ def test_every_byte_of_a_checkpoint_is_checked(tmp_path: Path) -> None:
     content = path.read_bytes()
     for at in range(len(content)):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        with pytest.raises(checkpoint.DamagedError):
+        with pytest.raises(checkpoint.DamagedCheckpointError):
             checkpoint.load(path, torch.device("cpu"))
 
 

@@ -418,7 +418,7 @@ class TestFailing:
         assert "\n" not in said
 
     def test_data_that_cannot_be_had_are_no_result(self, home: Home, tmp_path: Path) -> None:
-        missing = build("paper", {"data.root": str(tmp_path / "nowhere")})
+        missing = build("paper", {"data.root": str(tmp_path / "nowhere"), "data.fingerprint": "0" * 16})
         with pytest.raises(UserError, match="nowhere"):
             run_cell(missing, home)
         folder = home.cell(missing.digest())
