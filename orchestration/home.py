@@ -132,6 +132,12 @@ class Home:
             return []
         return [f"{folder}/{name}" for name in self.storage.names(f"cells/{digest}/{folder}")]
 
+    @classmethod
+    def if_any(cls) -> Home:
+        """Return `ERAT_HOME`, or `./runs`; make nothing if it is missing. Errors are those of `from_environment`."""
+        root = Path(os.environ.get("ERAT_HOME") or "runs").expanduser().resolve()
+        return cls.from_environment() if root.exists() else cls(root)
+
     @property
     def ledger(self) -> Path:
         """What ran and what is left, one JSON line per event."""
@@ -166,7 +172,15 @@ class Home:
         folder = self.cell(digest)
         move_aside(folder, folder=True)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "checkpoint.pt", "metrics.jsonl", "result.json", "error.txt", "left.txt"):
+        for name in (
+            "config.json",
+            CHECKPOINT,
+            f"previous-{CHECKPOINT}",
+            "metrics.jsonl",
+            "result.json",
+            "error.txt",
+            "left.txt",
+        ):
             move_aside(folder / name, folder=False)
         move_aside(folder / "heartbeat", folder=False)
         move_aside(folder / "artifacts", folder=True)
