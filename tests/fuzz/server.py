@@ -115,7 +115,7 @@ def _ends(child: int, began: float) -> bool:
     """Wait for a process; false if it takes more than its time, of which a busy machine gives it more."""
     with open(os.pidfd_open(child), "rb", closefd=True) as handle:
         while True:
-            busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+            busy = min(2.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
             left = began + LIMIT * busy - time.monotonic()
             if left <= 0:
                 return False
