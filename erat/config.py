@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -27,12 +28,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from erat.defaults import LabelKind, fill_images, fill_labels
-from erat.errors import UserError, unknown_name
+from erat.errors import UserError, shown, unknown_name
+from erat.paths import user_path
 from erat.presets import PRESETS
 from erat.registry import BACKBONES, DATASETS, DEFENSES
-from erat.variants import expand, registered
+from erat.variants import defense_names, expand, registered
 
 Norm = Literal["linf", "l2"]
 _FRACTION = re.compile(r"\s*([-+]?[\d.]+)\s*/\s*(\d+)\s*")
@@ -45,7 +48,14 @@ def parse_fraction(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(parse_fraction), Field(allow_inf_nan=False)]
+MOST = 1e6  # no number of a configuration is larger; beyond it steps and weights leave what float32 can hold
+MOST_WORKERS = 4096
+MOST_EPOCHS = 100_000
+SEEDS = 2**63
+Number = Annotated[float, BeforeValidator(parse_fraction), Field(allow_inf_nan=False, ge=-MOST, le=MOST)]
+
+
+Epoch = Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
 
 
 class Section(BaseModel):
@@ -59,9 +69,10 @@ class DataConfig(Section):
 
     name: str = "cifar10"
     root: str | None = Field(None, description="folder that holds the data set (not for mnist)")
+    fingerprint: str | None = Field(None, description="of the image set's content; filled in")
     download: bool = Field(False, description="fetch a missing data set into data.root")
     image_size: int | None = Field(None, ge=8, le=512, description="side in pixels after resizing; none: as stored")
-    limit: int | None = Field(None, ge=2, description="training images to keep, class-balanced; none: all")
+    limit: int | None = Field(None, ge=2, le=10**9, description="training images to keep, class-balanced; none: all")
     test_fraction: Number = Field(0.2, gt=0, lt=1, description="share held out where a folder has no test part")
     flip: bool | None = Field(None, description="mirror images in weak views; none: what suits the data set")
 
@@ -69,7 +80,7 @@ class DataConfig(Section):
     @classmethod
     def _absolute(cls, root: str | None) -> str | None:
         """Workers run in folders of their own."""
-        return root and str(Path(root).expanduser().absolute())
+        return str(user_path(root, "data.root")) if root else None
 
 
 class ValConfig(Section):
@@ -92,16 +103,17 @@ class CorruptionConfig(Section):
     granularity: Literal["class", "sample"] | None = Field(None, description="one perturbation per class or per image")
     share: Number = Field(1.0, gt=0, le=1, description="share of the images that are poisoned, drawn by the seed")
     source: str | None = Field("resnet18", description="network that perturbations are crafted against")
-    source_epochs: int | None = Field(30, ge=1, description="epochs of its training on clean data")
+    source_epochs: int | None = Field(30, ge=1, le=MOST_EPOCHS, description="epochs of its training on clean data")
     source_weights: str | None = Field(None, description="file with its weights; none: trained here")
     source_weights_digest: str | None = Field(None, description="of that file; filled in")
     steps: int | None = Field(
         None,
         ge=1,
+        le=10**7,
         description="length of the crafting: PGD steps (AP, AA), batches (UHP, UAP), rounds at most (UP), trials (L2C)",
     )
     attack: Literal["apgd-ce", "standard"] | None = Field(None, description="AA: APGD-CE alone, or the whole ensemble")
-    width: int | None = Field(None, ge=1, description="L2C: channels of the generator; none: the paper's 64")
+    width: int | None = Field(None, ge=1, le=4096, description="L2C: channels of the generator; none: the paper's 64")
     lr: Number | None = Field(None, gt=0, description="L2C: learning rate of the generator; none: the paper's 1e-4")
     labels: LabelKind = "none"
     labels_file: str | None = Field(None, description="CIFAR-N's file, for the human-* labels")
@@ -122,23 +134,27 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """The optimisation, the same for every defense."""
 
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(64, ge=2, description="labelled images of one step over all workers; unlabelled likewise")
+    epochs: int = Field(100, ge=1, le=MOST_EPOCHS)
+    batch_size: int = Field(
+        64, ge=2, le=2**20, description="labelled images of one step over all workers; unlabelled likewise"
+    )
     accumulate: int = Field(
-        1, ge=1, description="parts in which each worker takes its share of a batch, to save memory"
+        1, ge=1, le=MOST_WORKERS, description="parts in which each worker takes its share of a batch, to save memory"
     )
     lr: Number = Field(0.05, gt=0)
     lr_rule: Literal["fixed", "linear", "sqrt"] = Field(
         "fixed", description="lr for any batch, or times batch_size / lr_batch, or times the root of that"
     )
-    lr_batch: int = Field(64, ge=1, description="batch size that lr is meant for, where lr_rule scales it")
+    lr_batch: int = Field(64, ge=1, le=2**20, description="batch size that lr is meant for, where lr_rule scales it")
     momentum: Number = Field(0.9, ge=0, lt=1)
     weight_decay: Number = Field(5e-4, ge=0)
     schedule: Literal["step", "onecycle", "cosine"] = "step"
-    milestones: tuple[int, ...] = Field((60,), description="epochs at which the step schedule multiplies by gamma")
+    milestones: tuple[Epoch, ...] = Field(
+        (60,), max_length=100, description="epochs at which the step schedule multiplies by gamma"
+    )
     gamma: Number = Field(0.1, gt=0, le=1)
-    seed: int = Field(0, ge=0)
-    workers: int = Field(1, ge=1, description="data-parallel workers that share each batch")
+    seed: int = Field(0, ge=0, lt=SEEDS)
+    workers: int = Field(1, ge=1, le=MOST_WORKERS, description="data-parallel workers that share each batch")
     sync_batchnorm: bool = Field(True, description="with several workers: batch statistics of all of them together")
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
@@ -150,10 +166,13 @@ class TrainConfig(Section):
 class ResourcesConfig(Section):
     """What one worker may use. Not part of a run's identity."""
 
-    cpu: int = Field(1, ge=1, description="cores, and threads of torch")
-    gpu: Number = Field(0.0, ge=0, description="GPUs per worker; a fraction shares one")
+    cpu: int = Field(1, ge=1, le=1024, description="cores, and threads of torch")
+    gpu: Number = Field(0.0, ge=0, le=64, description="GPUs per worker; a fraction shares one")
     min_workers: int | None = Field(
-        None, ge=1, description="data-parallel workers to go on with while fewer than train.workers fit; none: all"
+        None,
+        ge=1,
+        le=MOST_WORKERS,
+        description="data-parallel workers to go on with while fewer than train.workers fit; none: all",
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -169,7 +188,17 @@ class StorageConfig(Section):
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         """Workers run in folders of their own."""
-        return path if not path or "://" in path else str(Path(path).expanduser().absolute())
+        if not path:
+            return None
+        if "://" not in path:
+            return str(user_path(path, "storage.path"))
+        try:
+            place = urlsplit(path)
+        except ValueError as error:
+            raise UserError(f"storage.path must be a folder or a URL, got {shown(path)}: {error}") from None
+        if place.scheme != "file" and not place.netloc:
+            raise UserError(f"storage.path must name a bucket or host behind {place.scheme}://, got {shown(path)}")
+        return path
 
 
 @dataclass(frozen=True)
@@ -299,7 +328,7 @@ class RunConfig(Section):
         try:
             train = TrainConfig.model_validate(self.train.model_dump() | {"seed": seed})
         except ValidationError as error:
-            raise UserError(f"train.{_one_line(error)}") from error
+            raise UserError(f"train.{first_error(error)}") from error
         return self.model_copy(update={"train": train})
 
     def flat(self) -> dict[str, Any]:
@@ -307,12 +336,22 @@ class RunConfig(Section):
         return _flatten(self.model_dump(mode="json"))
 
     def identity(self) -> dict[str, Any]:
-        """The dotted keys that make this run what it is: all but paths, devices and the preset's name."""
+        """The dotted keys that make this run what it is: all but paths, devices and the preset's name.
+
+        Without `data.fingerprint` it is no run's: nothing is trained or recorded under it.
+        """
+        reference = DATASETS[self.data.name].facts.fingerprint
+        later = _LATER if reference is None else _LATER | {"data.fingerprint": reference}
         return {
             key: value
             for key, value in self.flat().items()
-            if (key.endswith("_digest") or not key.startswith(_NOT_IDENTITY)) and _LATER.get(key, ...) != value
+            if (key.endswith("_digest") or not key.startswith(_NOT_IDENTITY)) and later.get(key, ...) != value
         }
+
+    @property
+    def identified(self) -> bool:
+        """Whether it is said which images these are (`erat.data.fingerprint`), without which no run may begin."""
+        return self.data.fingerprint is not None
 
     def digest(self) -> str:
         """16 hex digits that name this run."""
@@ -354,7 +393,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
         mine = {key: value for key, value in values.items() if key in allowed}
         config = RunConfig.model_validate(_nest(mine | {"preset": preset}))
     except ValidationError as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(first_error(error)) from error
     if not quiet:
         for key in _unused(config, overrides):
             warnings.warn(f"{key}={overrides[key]} is not used: {_corruption_words(config)}", stacklevel=2)
@@ -380,11 +419,12 @@ def _corruption_words(config: RunConfig) -> str:
 def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
     """An error for a dotted key that does not exist: near matches, and what its section does have."""
     section = key.split(".")[0] + "."
-    near = get_close_matches(key, allowed, n=3, cutoff=0.6)
+    whole = [name for name in allowed if name.partition(".")[2] == key]
+    near = whole or get_close_matches(key[:100], allowed, n=3, cutoff=0.6)
     there = [name for name in allowed if name.startswith(section)]
     sections = sorted({f"{name.split('.')[0]}.*" for name in allowed})
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(f"unknown key {key!r}: {hint}allowed: {', '.join(there or sections)}")
+    return UserError(f"unknown key {shown(key)}: {hint}allowed: {', '.join(there or sections)}")
 
 
 @cache
@@ -396,6 +436,26 @@ def known_keys(defense: str) -> tuple[str, ...]:
         if isinstance(section, type) and issubclass(section, BaseModel):
             keys += [f"{name}.{field}" for field in section.model_fields]
     return tuple(keys)
+
+
+def all_keys() -> list[str]:
+    """Return the dotted keys that a configuration with some defense has, sorted."""
+    return sorted({key for defense in DEFENSES.names() for key in known_keys(defense)})
+
+
+def field_of(key: str, defense: str) -> FieldInfo | None:
+    """Return the field behind a dotted key, of this defense or, where it has none so called, of the first that has.
+
+    None where no configuration has such a key.
+    """
+    section, _, name = key.partition(".")
+    if section != "defense":
+        part = RunConfig.model_fields.get(section)
+        kind = part and part.annotation
+        return kind.model_fields.get(name) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    mine = [registered(defense)] if defense in defense_names() else []
+    fields = (DEFENSES[one].Options.model_fields.get(name) for one in [*mine, *DEFENSES.names()])
+    return next((field for field in fields if field is not None), None)
 
 
 def load_config(path: Path) -> RunConfig:
@@ -410,6 +470,8 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
     data, corruption, defense = (values.setdefault(part, {}) for part in ("data", "corruption", "defense"))
     if data.get("flip") is None:
         data["flip"] = facts.flip
+    if data.get("fingerprint") is None:
+        data["fingerprint"] = facts.fingerprint
     fill_images(corruption, facts.epsilon)
     fill_labels(corruption)
     if isinstance(defense, dict):
@@ -429,7 +491,7 @@ def _options(defense: Mapping[str, Any]) -> DefenseOptions:
     try:
         return DEFENSES[str(defense.get("name", "erat"))].Options.model_validate(dict(defense))
     except ValidationError as error:
-        raise UserError(f"defense.{_one_line(error)}") from error
+        raise UserError(f"defense.{first_error(error)}") from error
 
 
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
@@ -451,11 +513,11 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _one_line(error: ValidationError) -> str:
+def first_error(error: ValidationError) -> str:
     """What, got and allowed of the first problem; a UserError raised inside keeps its own words."""
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, UserError):
         return str(inner)
     key = ".".join(str(part) for part in first["loc"])
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {shown(first['input'])}"

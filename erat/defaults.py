@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from erat.errors import UserError
+from erat.errors import UserError, shown
+from erat.paths import user_path
+from erat.records import DamagedError, open_regular
 from erat.registry import CORRUPTIONS
 
 LabelKind = Literal[
@@ -79,7 +81,7 @@ def _fill_digest(corruption: dict[str, Any], key: str) -> None:
     if corruption.get(f"{key}_digest") is None:
         corruption[f"{key}_digest"] = file_digest(Path(path), f"corruption.{key}")
     # Absolute, since workers run elsewhere.
-    corruption[key] = str(Path(path).expanduser().absolute())
+    corruption[key] = str(user_path(path, f"corruption.{key}"))
 
 
 def file_digest(path: Path, what: str) -> str:
@@ -89,7 +91,9 @@ def file_digest(path: Path, what: str) -> str:
         UserError: it cannot be read.
     """
     try:
-        with path.expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        with open_regular(user_path(path, what)) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]  # type: ignore[arg-type]
     except OSError as error:
-        raise UserError(f"{what} must be a readable file, got {path}: {error.strerror}") from error
+        raise UserError(f"{what} must be a readable file, got {shown(str(path))}: {error.strerror}") from error
+    except DamagedError as error:
+        raise UserError(f"{what} must be a readable file, got {shown(str(path))}: {error}") from error

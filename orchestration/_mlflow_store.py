@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -18,6 +19,8 @@ from erat.errors import UserError
 from orchestration.home import Home
 
 _START_SECONDS = 90.0
+# Where MLflow's tables hold places of artifacts.
+_PLACES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
@@ -29,6 +32,27 @@ def tracking_uri(home: Home) -> str:
 def is_http(uri: str) -> bool:
     """Whether a tracking server, not this process, holds the store."""
     return uri.startswith(("http://", "https://"))
+
+
+def own_database(home: Home) -> Path | None:
+    """The SQLite file of `home`, whose artifacts lie beside it; None where another store is used."""
+    database = sqlite_path(tracking_uri(home))
+    return database if database == home.mlflow_database.absolute() else None
+
+
+def readable_copy(home: Home, folder: Path) -> Path:
+    """Copy the SQLite file of a home that cannot be written into a folder; the copy knows where the artifacts lie.
+
+    Raises:
+        OSError: it cannot be copied.
+        sqlite3.Error: not a database.
+    """
+    source, copy = home.mlflow_database, folder / home.mlflow_database.name
+    for ending in ("", "-wal"):  # what was written last may not have come to the file itself
+        if (part := source.with_name(source.name + ending)).exists():
+            shutil.copyfile(part, copy.with_name(copy.name + ending))
+    relocate(copy, home.mlflow_artifacts.absolute())
+    return copy
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -59,6 +83,34 @@ def remove_database(database: Path) -> None:
     """The file and what SQLite keeps beside it."""
     for path in (database, *(database.with_name(database.name + ending) for ending in ("-wal", "-shm", "-journal"))):
         path.unlink(missing_ok=True)
+
+
+def relocate(database: Path, artifacts: Path) -> None:
+    """Have a store find its artifacts where they lie now: MLflow keeps their absolute place, which a move makes wrong.
+
+    Args:
+        artifacts: the folder beside the database. A place that is no such folder's is somebody's choice, and stays.
+
+    Raises:
+        sqlite3.Error: not a database, or not writable.
+    """
+    now = artifacts.as_uri()
+    with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "experiments" not in tables:
+            return  # a fresh one
+        asked = connection.execute("SELECT DISTINCT artifact_location FROM experiments")
+        places = [place for (place,) in asked if str(place).startswith("file:")]
+        for before in places:
+            if before == now or before.rpartition("/")[2] != artifacts.name:
+                continue
+            for table, column in _PLACES.items():
+                if table in tables:
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                        (now, len(before) + 1, before, len(before) + 1, f"{before}/"),
+                    )
 
 
 def use_write_ahead_log(database: Path) -> None:

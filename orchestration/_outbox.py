@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 import uuid
 from collections import deque
@@ -13,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from erat.config import content_digest
+from erat.records import append_line, read_rows
 
 # After a failure that took t seconds (a server that hangs), the next attempt waits this many times t: a sick server
 # then costs at most a tenth of the driver's time. One that refuses at once is asked again at the very next call.
 _REST = 9.0
 
 Entry = tuple[str, list[Any]]  # the name of a call, and its arguments
+ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
+MOST_SPOOL = 2**30  # bytes of a file of calls
 
 
 class Outbox:
@@ -93,12 +96,14 @@ class Spool:
     lines since the queue was last empty are there, those that were sent in between too: they are harmless to repeat.
 
     Args:
-        folder: of all such files.
+        folder: of all such files, in a home. What the calls name inside that home is found again when it was moved.
         server: whose calls these are.
+        once: what the same server was called before.
     """
 
-    def __init__(self, folder: Path, server: str) -> None:
+    def __init__(self, folder: Path, server: str, once: str | None = None) -> None:
         self._folder, self._server = folder, content_digest(server)
+        self._once = self._server if once is None else content_digest(once)
         self._path = folder / f"{self._server}-{uuid.uuid4().hex}.jsonl"
         self._lock = FileLock(f"{self._path}.lock", timeout=0)
 
@@ -107,10 +112,7 @@ class Spool:
         if not self._lock.is_locked:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-        with self._path.open("a") as file:
-            file.write(json.dumps(entry, default=_plain) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self._path, json.dumps(entry, default=self._plain).encode())
 
     def clear(self) -> None:
         """All calls are made."""
@@ -122,11 +124,12 @@ class Spool:
     def adopt(self) -> list[Entry]:
         """The calls that ended processes left, oldest file first; they are this one's from now on."""
         adopted = []
-        for path in sorted(self._folder.glob(f"{self._server}-*.jsonl"), key=lambda path: path.stat().st_mtime):
+        files = {path for server in (self._server, self._once) for path in self._folder.glob(f"{server}-*.jsonl")}
+        for path in sorted(files, key=lambda path: path.lstat().st_mtime):
             lock = FileLock(f"{path}.lock", timeout=0)
             try:
                 with lock:
-                    entries = _read(path)
+                    entries = self._read(path)
                     for entry in entries:
                         self.append(entry)
                     adopted += entries
@@ -134,24 +137,31 @@ class Spool:
                     Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:
                 continue  # its process lives
+            except OSError as error:
+                _log().warning("%s cannot be read, and is not sent to MLflow: %s", path, error.strerror or error)
         return adopted
 
+    def _read(self, path: Path) -> list[Entry]:
+        """The lines of a file; one that a crash tore is no call that anybody was told of."""
+        rows, damage = read_rows(path, ENTRY, MOST_SPOOL)
+        if damage is not None:
+            _log().warning("%s: what is not understood is not sent to MLflow (%s)", path, damage)
+        return [(name, [self._place(value) for value in arguments]) for name, arguments in rows]
 
-def _plain(value: Any) -> Any:
-    return {"path": str(value)} if isinstance(value, Path) else str(value)
+    def _plain(self, value: Any) -> Any:
+        if not isinstance(value, Path):
+            return str(value)
+        home = self._folder.parent.absolute()
+        return {"path": str(value.relative_to(home) if value.is_relative_to(home) else value)}
 
-
-def _read(path: Path) -> list[Entry]:
-    """The lines of a file; one that a crash tore is no call that anybody was told of."""
-    entries = []
-    for line in path.read_text().splitlines():
-        try:
-            name, arguments = json.loads(line)
-        except ValueError:
-            continue
-        places = [Path(a["path"]) if isinstance(a, dict) and a.keys() == {"path"} else a for a in arguments]
-        entries.append((name, places))
-    return entries
+    def _place(self, value: Any) -> Any:
+        """A path again: inside this home if it was inside the home when it lay elsewhere."""
+        if not (isinstance(value, dict) and value.keys() == {"path"} and isinstance(value["path"], str)):
+            return value
+        home, path = self._folder.parent, Path(value["path"])
+        inside = [Path(*path.parts[place:]) for place, name in enumerate(path.parts) if name in ("cells", "reports")]
+        moved = [home / part for part in inside if (home / part).is_dir()]
+        return moved[-1] if moved else home / path
 
 
 def one_line(error: BaseException) -> str:

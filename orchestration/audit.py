@@ -7,16 +7,18 @@ The images are only read.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from erat.audit.audit import Audit, Plan, conclude, examine, hold_up, plan
+from erat.audit.audit import WAYS, Audit, Plan, conclude, examine, hold_up, plan
 from erat.audit.crossfit import train_on
 from erat.audit.robustness import Hold
 from erat.audit.search import SCALES, search_budgets
@@ -30,11 +32,24 @@ from erat.engine.checkpoint import load, save
 from erat.engine.report import EpochReport
 from erat.errors import UserError
 from erat.variants import registered
+from orchestration.audit_copies import CopyGroup, copy_groups
+from orchestration.audit_plan import (
+    EVERYTHING,
+    ROBUSTNESS,
+    Costs,
+    Stage,
+    TimeLeft,
+    budget_name,
+    calibrate,
+    fold_name,
+    stages,
+)
 from orchestration.crafting_view import CraftView, craft_view
 from orchestration.home import Home
 from orchestration.trial import threads
 
-READ = ("data.root", "data.image_size", "data.limit", "data.flip")
+READ = ("data.root", "data.image_size", "data.limit", "data.flip", "data.fingerprint")
+HOLDS = TypeAdapter(list[tuple[str, float, dict[str, float], int]])
 SECTIONS = ("defense.", "model.", "train.", "resources.")
 
 
@@ -47,6 +62,7 @@ class Findings:
         checked: the images whose labels are known to be right, or none.
         defense: trained on everything, to be exported; `selected` bool (N,) is its last labelled set.
         searched: scale of the budgets -> validation accuracy; empty without a search.
+        copies: which images show the same picture, trusted ones too.
     """
 
     name: str
@@ -58,10 +74,60 @@ class Findings:
     selected: Tensor
     searched: dict[float, float]
     seconds: float
+    copies: list[CopyGroup]
 
     @property
     def plan(self) -> Plan:
         return self.audit.plan
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An audit before anything of it is trained.
+
+    Attributes:
+        plans: scale of the budgets -> what is done; `first` is that of the customary ones.
+        folder: where what takes long is kept.
+    """
+
+    name: str
+    collection: Collection
+    checked: Collection | None
+    settings: dict[str, Any]
+    plans: Callable[[float], Plan]
+    first: Plan
+    folder: Path
+    search: bool
+
+    @property
+    def trusted(self) -> ImageSet | None:
+        return None if self.checked is None else self.checked.images
+
+    def stages(self) -> list[Stage]:
+        """What is left to do; nothing is timed where that is only to write."""
+        nothing = stages(self.first, Costs(0, 0, 0, 0, 0), self.folder, search=self.search, trusted=0)
+        if len(nothing) == 1:
+            return nothing
+        trusted = 0 if self.checked is None else len(self.checked)
+        return stages(self.first, calibrate(self.first), self.folder, search=self.search, trusted=trusted)
+
+
+def prepare(
+    overrides: Mapping[str, Any], home: Home, *, folds: int = 4, search: bool = False, name: str | None = None
+) -> Prepared:
+    """Read the images and deal them into folds; writes nothing. Arguments and errors are those of `run_audit`."""
+    _check_keys(overrides)
+    collection, checked = _read(overrides)
+    images, trusted = collection.images, None if checked is None else checked.images
+    settings = {key: value for key, value in overrides.items() if key != "data.limit"}
+    settings["data.fingerprint"] = collection.fingerprint
+    plans = partial(_plan, images, settings, folds)
+    first = plans(1.0)
+    key = content_digest(
+        [images.fingerprint, trusted and trusted.fingerprint, first.robust.identity(), folds, bool(search)]
+    )
+    name = name or f"audit-{_stem(collection.root)}-{key[:6]}"
+    return Prepared(name, collection, checked, settings, plans, first, home.root / "audits" / key, search)
 
 
 def run_audit(
@@ -78,27 +144,36 @@ def run_audit(
         UserError: nothing to audit, or a key that an audit has no use for.
     """
     started = time.monotonic()
-    _check_keys(overrides)
-    collection, checked = _read(overrides)
-    images, trusted = collection.images, None if checked is None else checked.images
-    settings = {key: value for key, value in overrides.items() if key != "data.limit"}
-    plans = partial(_plan, images, settings, folds)
-    first = plans(1.0)
-    key = content_digest(
-        [images.fingerprint, trusted and trusted.fingerprint, first.robust.identity(), folds, bool(search)]
-    )
-    folder = home.root / "audits" / key
-    with craft_view(doing="audit") as view, threads(first.robust):
-        searched = _search(first, settings, trusted, folder, view) if search else {}
+    ready = prepare(overrides, home, folds=folds, search=search, name=name)
+    first, trusted, folder = ready.first, ready.trusted, ready.folder
+    copies = copy_groups(ready.collection, ready.checked)
+    with craft_view(doing="audit") as shown, threads(first.robust):
+        view = _Told(shown, TimeLeft(ready.stages()))
+        searched = _search(first, ready.settings, trusted, folder, view) if search else {}
         # The largest of equals, as the paper's Fig. 5 has too small budgets hurt more than too large ones.
-        chosen = plans(max(searched, key=lambda scale: (searched[scale], scale))) if searched else first
-        parts = [_kept(folder / f"fold-{k}.pt", partial(_fold, chosen, k, view)) for k in range(chosen.folds)]
+        chosen = ready.plans(max(searched, key=lambda scale: (searched[scale], scale))) if searched else first
+        parts = [
+            _kept(folder / f"fold-{k}.pt", partial(_fold, chosen, k, view), partial(_is_fold, chosen, k))
+            for k in range(chosen.folds)
+        ]
         audit = conclude(chosen, parts)
         holds = _holds(audit, parts[0]["networks"], trusted, folder, view)
         defense, selected = _final(chosen, folder, view)
-    name = name or f"audit-{_stem(collection.root)}-{key[:6]}"
     seconds = time.monotonic() - started
-    return Findings(name, collection, checked, audit, holds, defense, selected, searched, seconds)
+    return Findings(
+        ready.name, ready.collection, ready.checked, audit, holds, defense, selected, searched, seconds, copies
+    )
+
+
+class _Told:
+    """A view that is also told how much time is left of the whole audit, from the first epoch on."""
+
+    def __init__(self, view: CraftView, left: TimeLeft) -> None:
+        self._view, self._left = view, left
+
+    def show(self, name: str, what: str, done: int, total: int, left: str = "") -> None:
+        """Show how far a stage is."""
+        self._view.show(name, what, done, total, left or self._left(name, done, total))
 
 
 def _check_keys(overrides: Mapping[str, Any]) -> None:
@@ -143,20 +218,39 @@ def _stem(root: Path) -> str:
 # --- what takes long -------------------------------------------------------------------------------------------------
 
 
-def _kept(path: Path, make: Any) -> dict[str, Any]:
-    """What `make` returns, from `path` if it was made before."""
+def _kept(path: Path, make: Callable[[], dict[str, Any]], sound: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """What `make` returns, from `path` if it was made before. What is damaged or not `sound` is made again."""
     if path.exists():
-        return load(path, torch.device("cpu"))
-    content: dict[str, Any] = make()
+        try:
+            content = load(path, torch.device("cpu"))
+            if sound(content):
+                return content
+        except (UserError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+            pass
+        warnings.warn(f"{path} is damaged: made again", stacklevel=2)
+    content = make()
     save(path, content)
     return content
+
+
+def _is_fold(plan: Plan, number: int, part: Mapping[str, Any]) -> bool:
+    """Whether a stored fold holds what `examine` returns of it."""
+    images, classes = int((plan.fold == number).sum()), plan.images.num_classes
+    return all(
+        part[way].dtype == torch.float32
+        and part[way].shape[1:] == (images, classes)
+        and bool(part[way].isfinite().all())
+        and part["washed"][way].dtype == torch.int64
+        and part["washed"][way].shape == (images,)
+        and (number > 0 or isinstance(part["networks"][way], Mapping))
+        for way in WAYS
+    )
 
 
 def _fold(plan: Plan, number: int, view: CraftView) -> dict[str, Any]:
     def tell(way: str, report: EpochReport) -> None:
         # A name for each way: a bar that has come to its end does not begin again.
-        name = f"fold {number + 1} of {plan.folds}, {way}"
-        view.show(name, "epoch", report.epoch, plan.config(way).train.epochs)
+        view.show(fold_name(plan, number, way), "epoch", report.epoch, plan.config(way).train.epochs)
 
     return examine(plan, number, tell)
 
@@ -165,23 +259,30 @@ def _search(
     first: Plan, settings: Mapping[str, Any], trusted: ImageSet | None, folder: Path, view: CraftView
 ) -> dict[float, float]:
     def tell(scale: float, report: EpochReport) -> None:
-        view.show(f"budgets x {scale:g}", "epoch", report.epoch, first.robust.train.epochs)
+        view.show(budget_name(scale), "epoch", report.epoch, first.robust.train.epochs)
 
     def make() -> dict[str, Any]:
         reached = search_budgets(first.images, first.fold == 0, settings, trusted, tell)
         return {"accuracy": [reached[scale] for scale in SCALES]}
 
-    return dict(zip(SCALES, _kept(folder / "search.pt", make)["accuracy"], strict=True))
+    def sound(content: dict[str, Any]) -> bool:
+        reached = content["accuracy"]
+        return len(reached) == len(SCALES) and all(isinstance(share, float) and 0 <= share <= 1 for share in reached)
+
+    return dict(zip(SCALES, _kept(folder / "search.pt", make, sound)["accuracy"], strict=True))
 
 
 def _holds(
     audit: Audit, networks: Mapping[str, Mapping[str, Tensor]], trusted: ImageSet | None, folder: Path, view: CraftView
 ) -> list[Hold]:
     def make() -> dict[str, Any]:
-        holds = hold_up(audit.plan, audit, networks, trusted, partial(view.show, "robustness", "condition"))
+        holds = hold_up(audit.plan, audit, networks, trusted, partial(view.show, ROBUSTNESS, "condition"))
         return {"rows": [[hold.kind, hold.strength, hold.accuracy, hold.images] for hold in holds]}
 
-    return [Hold(*row) for row in _kept(folder / "robustness.pt", make)["rows"]]
+    def sound(content: dict[str, Any]) -> bool:
+        return len(HOLDS.validate_python(content["rows"])) > 0
+
+    return [Hold(*row) for row in _kept(folder / "robustness.pt", make, sound)["rows"]]
 
 
 def _final(plan: Plan, folder: Path, view: CraftView) -> tuple[Defense, Tensor]:
@@ -189,7 +290,7 @@ def _final(plan: Plan, folder: Path, view: CraftView) -> tuple[Defense, Tensor]:
     config = plan.robust
 
     def tell(report: EpochReport) -> None:
-        view.show("all images", "epoch", report.epoch, config.train.epochs)
+        view.show(EVERYTHING, "epoch", report.epoch, config.train.epochs)
 
     trainer = train_on(config, plan.images, tell, folder / "all")
     labelled = getattr(getattr(trainer.defense, "selector", None), "labelled", None)

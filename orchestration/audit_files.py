@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import shutil
@@ -15,9 +14,11 @@ import numpy as np
 import torch
 
 from erat.data.collection import Collection
+from erat.data.spreadsheets import csv_text
 from erat.engine.checkpoint import save, write_atomic
 from erat.export import export_program, exportable
 from orchestration.audit import Findings
+from orchestration.audit_copies import copy_lines
 from orchestration.home import Home
 from orchestration.report.gallery import audit_page, class_rows, poison_verdict, worst_first
 
@@ -29,6 +30,7 @@ FILES = {
     "labels.csv": "every image with its quality, suggested label, fold, and whether its label is probably wrong",
     "cleaned.csv": f"a list to keep working with (data.root=cleaned.csv): labels that are probably wrong are replaced "
     f"where the suggestion is at least {RELABEL:.0%} sure, else their images are left out",
+    "copies.csv": "every image that shows the same picture as another, or nearly the same, group by group",
     "audit.json": "all figures of this page",
     "model.pt2": "the classifier, trained on all images, as an exported program: float32 images (N, C, H, W) in [0, 1] "
     "to probabilities",
@@ -52,6 +54,7 @@ def write_audit(findings: Findings, home: Home) -> tuple[Path, dict[str, Any]]:
     files = dict(FILES)
     _write_csv(folder / "labels.csv", _labels(findings))
     _write_csv(folder / "cleaned.csv", _cleaned(findings))
+    _write_csv(folder / "copies.csv", copy_lines(findings.copies))
     if any(isinstance(source, np.ndarray | bytes) for source in findings.collection.sources):
         files[ARRAYS[0]] = ARRAYS[1]
         _write_arrays(folder / ARRAYS[0], findings)
@@ -83,6 +86,7 @@ def track_audit(findings: Findings, content: Mapping[str, Any], folder: Path, tr
     figures = {
         "images": content["images"],
         "issues": content["issues"],
+        "copies": len(content["copies"]),
         "noise_rate": content["noise_rate"],
         "poisoned": float(poisoning.poisoned),
         "accuracy_gap": poisoning.gap.value,
@@ -114,6 +118,7 @@ def summary(findings: Findings) -> dict[str, Any]:
         "noise_rate": audit.noise.rate,
         "transition": audit.noise.transition.tolist(),
         "conflicts": [[names[row] for row in group] for group in audit.conflicts],
+        "copies": [group.as_json() for group in findings.copies],
         "poisoned": audit.poisoning.poisoned,
         "poisoning": {
             "verdict": poison_verdict(audit.poisoning),
@@ -188,9 +193,7 @@ def _cleaned(findings: Findings) -> list[list[Any]]:
 
 
 def _write_csv(path: Path, lines: list[list[Any]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(lines)
-    write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))  # names may be any bytes
+    write_atomic(path, csv_text(lines).encode("utf-8", "surrogateescape"))  # names may be any bytes
 
 
 def _write_arrays(path: Path, findings: Findings) -> None:

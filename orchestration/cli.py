@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-import yaml
 
-from erat.errors import UserError, unknown_name
-from orchestration.shell import EXIT_FAILED, err, guarded, quiet, show_failure, stopped
+from erat.errors import UserError, shown, unknown_name
+from orchestration import MOST_TRIALS
+from orchestration.shell import EXIT_FAILED, OnceCommand, err, guarded, quiet, show_failure, stopped
 
 app = typer.Typer(
     help="Train image classifiers that hold up when images and labels are corrupted, and search how.",
@@ -21,6 +22,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _given(value: str | None) -> str | None:
+    """Refuse an option that is given without a value, which would else pass for one that is not given."""
+    if value == "":
+        raise typer.BadParameter("it must not be empty")
+    return value
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -28,51 +38,42 @@ Overrides = Annotated[
     ),
 ]
 Preset = Annotated[str, typer.Option(help="values to start from: demo (minutes on a laptop), paper or official")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join: HOST:PORT, ray://HOST:PORT or auto")]
+Address = Annotated[
+    str | None,
+    typer.Option(callback=_given, help="Ray cluster to join: HOST:PORT, ray://HOST:PORT or auto"),
+]
 AtMost = Annotated[
-    int | None, typer.Option("--max-concurrent", min=1, help="runs side by side at most; none: as many as fit")
+    int | None,
+    typer.Option("--max-concurrent", min=1, max=MOST_TRIALS, help="runs side by side at most; none: as many as fit"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run and how long it takes; run nothing")]
 
 
-def _examples(*lines: str) -> str:
-    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  python orchestrate.py {line}" for line in lines)
+def _verb(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a verb whose help ends with these examples."""
+    text = "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  python orchestrate.py {line}" for line in examples)
+    return app.command(cls=OnceCommand, epilog=text)
 
 
 def parse_overrides(words: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE words as a mapping; values are read as YAML, fractions such as 8/255 by the key's own type.
+    """Read KEY=VALUE words; see `orchestration.words`, which loads what a help page has no need of."""
+    from orchestration import words as reader
 
-    Raises:
-        UserError: a word that is not KEY=VALUE, or a key given twice.
-    """
-    overrides: dict[str, Any] = {}
-    for word in words or []:
-        key, equals, text = word.partition("=")
-        if not equals or not key:
-            raise UserError(f"expected KEY=VALUE, got {word!r}")
-        if key == "preset":
-            raise UserError("the preset is not a key: give --preset demo, --preset paper or --preset official")
-        if key in overrides:
-            raise UserError(f"{key} is given twice")
-        try:
-            overrides[key] = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError as error:
-            raise UserError(f"{key}: {text!r} cannot be read: {' '.join(str(error).split())}") from error
-    return overrides
+    return reader.parse_overrides(words)
 
 
-@app.command(
-    epilog=_examples(
-        "sweep --space budgets",
-        "sweep --space eta --trials 12 corruption.rate=0.4",
-        "sweep --space budgets --preset paper data.root=/data --address auto",
-    )
+@_verb(
+    "sweep --space budgets",
+    "sweep --space eta --trials 12 corruption.rate=0.4",
+    "sweep --space budgets --preset paper data.root=/data --address auto",
 )
 def sweep(
     overrides: Overrides = None,
     space: Annotated[str, typer.Option(help="a name in search_spaces/, or a YAML file")] = "budgets",
-    trials: Annotated[int | None, typer.Option(min=1, help="search trials in all; more than last time extends")] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, max=MOST_TRIALS, help="search trials in all; more than last time extends")
+    ] = None,
     preset: Preset = "demo",
     name: Annotated[str | None, typer.Option(help="of the sweep; the same name continues or extends it")] = None,
     address: Address = None,
@@ -81,29 +82,35 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Search a space with Optuna through Ray Tune; the paper's own points come first."""
+    from orchestration.home import Home
     from orchestration.spaces import load_space
     from orchestration.sweep import SweepSpec
 
-    spec = SweepSpec(load_space(space), preset, parse_overrides(overrides))
+    fill = Home.from_environment(reading=dry_run).fingerprints()
+    spec = SweepSpec(load_space(space), preset, parse_overrides(overrides), fill)
     plain = not spec.overrides and preset == "demo" and space == spec.space.name
-    name = _check_name(name or (spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"))
+    name = _name(name, spec, plain)
     trials = trials or len(spec.space.points) + spec.space.proposals
     _run_sweep(name, spec, trials, address, at_most, dry_run, as_json)
 
 
-@app.command(
-    epilog=_examples(
-        "matrix --grid table3 --dry-run",
-        "matrix --grid table3 --only 'defense=erat,ce corruption=up,uhp' --seeds 0,1,2",
-        "matrix --grid table6 --preset paper data.root=/data resources.gpu=0.25 --address auto",
-    )
+@_verb(
+    "matrix --grid table3 --dry-run",
+    "matrix --grid table3 --only 'defense=erat,ce corruption=up,uhp' --seeds 0,1,2",
+    "matrix --grid table6 --preset paper data.root=/data resources.gpu=0.25 --address auto",
 )
 def matrix(
     overrides: Overrides = None,
     grid: Annotated[str, typer.Option(help="table1 to table6, figure2 to figure8, rq5, or a YAML file")] = "table3",
     seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
-    only: Annotated[str | None, typer.Option(help="points to keep: 'defense=erat,ce corruption=up'")] = None,
-    skip: Annotated[str | None, typer.Option(help="points to leave out, written like --only")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="points to keep, by axis or dotted key: 'defense=erat,ce corruption.data=up'; "
+            "given several times, it narrows each time"
+        ),
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="points to leave out, written like --only")] = None,
     preset: Preset = "demo",
     name: Annotated[str | None, typer.Option(help="the same name continues")] = None,
     address: Address = None,
@@ -112,6 +119,7 @@ def matrix(
     as_json: AsJson = False,
 ) -> None:
     """Run a table or figure of the paper: every defense on every corruption. What is done already is not run again."""
+    from orchestration.home import Home
     from orchestration.matrix import load_grid, parse_choice, specification
 
     spec = specification(
@@ -121,20 +129,20 @@ def matrix(
         seeds=_whole_numbers("--seeds", seeds),
         only=parse_choice("--only", only),
         skip=parse_choice("--skip", skip),
+        fill=Home.from_environment(reading=dry_run).fingerprints(),
     )
-    whole = (overrides, seeds, only, skip, preset) == (None, "0", None, None, "demo")
-    default = spec.space.name if whole else f"{spec.space.name}-{spec.identity()[:6]}"
-    _run_sweep(_check_name(name or default), spec, 0, address, at_most, dry_run, as_json)
+    whole = not (overrides or only or skip) and (seeds, preset) == ("0", "demo")
+    _run_sweep(_name(name, spec, whole), spec, 0, address, at_most, dry_run, as_json)
 
 
-@app.command(epilog=_examples("resume budgets"))
+@_verb("resume budgets")
 def resume(name: str, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
     """Go on with a sweep: unfinished trials from their last checkpoint, then those not begun."""
     spec, trials = _known_sweep(name)
     _run_sweep(name, spec, trials, address, at_most, False, as_json)
 
 
-@app.command(epilog=_examples("retry budgets"))
+@_verb("retry budgets")
 def retry(name: str, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
     """Run the failed trials of a sweep again, and no others but those still to do."""
     from orchestration.home import Home
@@ -149,7 +157,7 @@ def retry(name: str, address: Address = None, at_most: AtMost = None, as_json: A
     _run_sweep(name, spec, trials, address, at_most, False, as_json)
 
 
-@app.command(epilog=_examples("cancel budgets"))
+@_verb("cancel budgets")
 def cancel(name: str) -> None:
     """Ask a sweep or matrix that runs in another terminal to stop, as Ctrl-C there would."""
     from orchestration.home import Home
@@ -163,7 +171,7 @@ def cancel(name: str) -> None:
     err.print(f"asked to stop; nothing finished is lost. Go on with: python orchestrate.py resume {name}", markup=False)
 
 
-@app.command(epilog=_examples("status", "status budgets", "status table3 --watch"))
+@_verb("status", "status budgets", "status table3 --watch")
 def status(
     name: Annotated[str | None, typer.Argument(help="a sweep; none: all of them")] = None,
     watch: Annotated[bool, typer.Option(help="show it anew every 2 seconds, until nothing runs or Ctrl-C")] = False,
@@ -173,7 +181,7 @@ def status(
     from orchestration import overview
     from orchestration.home import Home
 
-    home = Home.from_environment()
+    home = Home.from_environment(reading=True)
     if watch:
         if name is None:
             raise UserError("--watch needs the name of a sweep or matrix")
@@ -184,36 +192,30 @@ def status(
         print(json.dumps(content))
 
 
-@app.command(
-    epilog=_examples(
-        "report table3",
-        "report budgets --out budgets.html",
-        "report table3 --format latex --out tables.tex",
-    )
-)
+@_verb("report table3", "report budgets --out budgets.html", "report table3 --format latex --out tables.tex")
 def report(
     name: Annotated[str, typer.Argument(help="a sweep or matrix, finished or not")],
     form: Annotated[str, typer.Option("--format", help="html, csv, latex or md")] = "html",
-    out: Annotated[str | None, typer.Option(help="file to write; by default in ERAT_HOME/reports/NAME/")] = None,
+    out: Annotated[
+        str | None, typer.Option(callback=_given, help="file to write; by default in ERAT_HOME/reports/NAME/")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Tables and figures beside the paper's, as one file: a page to read, or CSV, LaTeX, Markdown."""
     from orchestration.home import Home
     from orchestration.reporting import write_report
 
-    path = write_report(Home.from_environment(), name, form, out)
+    path = write_report(Home.from_environment(reading=True), name, form, out)
     err.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False)
     if as_json:
         print(json.dumps({"name": name, "format": form, "files": [str(path)]}))
 
 
-@app.command(
-    epilog=_examples(
-        "train defense.name=ce",
-        "train --profile",
-        "train --preset paper data.root=/data resources.gpu=1",
-        "train train.workers=2",
-    )
+@_verb(
+    "train defense.name=ce",
+    "train --profile",
+    "train --preset paper data.root=/data resources.gpu=1",
+    "train train.workers=2",
 )
 def train(
     overrides: Overrides = None,
@@ -234,8 +236,8 @@ def train(
     from orchestration.state import Ledger
     from orchestration.sweep import result_json
 
-    config = build(preset, parse_overrides(overrides))
-    home = Home.from_environment()
+    home = Home.from_environment(reading=dry_run)
+    config = home.fingerprints()(build(preset, parse_overrides(overrides)))
     if dry_run:
         content = overview.plan([config], home, Ledger(home.ledger), err, slots=1)
         if as_json:
@@ -266,13 +268,11 @@ def train(
         raise typer.Exit(EXIT_FAILED)
 
 
-@app.command(
-    epilog=_examples(
-        "craft corruption.data=urp corruption.epsilon=2",
-        "craft --preset paper data.root=/data corruption.data=l2c",
-        "craft --preview",
-        "craft --verify --seeds 0,1,2 --labels none,symmetric:0.6",
-    )
+@_verb(
+    "craft corruption.data=urp corruption.epsilon=2",
+    "craft --preset paper data.root=/data corruption.data=l2c",
+    "craft --preview",
+    "craft --verify --seeds 0,1,2 --labels none,symmetric:0.6",
 )
 def craft(
     overrides: Overrides = None,
@@ -295,15 +295,17 @@ def craft(
     from orchestration import verify as verification
     from orchestration.home import Home
 
-    given, home = parse_overrides(overrides), Home.from_environment()
+    given, home = parse_overrides(overrides), Home.from_environment(reading=dry_run)
     if not verify and (labels, seeds) != ("none", "0"):
         raise UserError("--labels and --seeds go with --verify; without it: corruption.labels, corruption.seed")
     if verify:
-        spec = verification.specification(preset, given, labels.split(","), _whole_numbers("--seeds", seeds))
+        numbers = _whole_numbers("--seeds", seeds)
+        spec = verification.specification(preset, given, labels.split(","), numbers, home.fingerprints())
         _run_sweep(f"verify-{spec.identity()[:6]}", spec, 0, address, None, dry_run, as_json)
         return
     kinds = verification.kinds_of(given) if preview else []
-    configs = [build(preset, {**given, "corruption.data": kind}) for kind in kinds] or [build(preset, given)]
+    fill, named = home.fingerprints(), [{**given, "corruption.data": kind} for kind in kinds] or [given]
+    configs = [fill(build(preset, one)) for one in named]
     if dry_run:
         content = overview.plan_sets(configs, crafting.missing_sets(configs, home), err)
     else:
@@ -318,18 +320,22 @@ def craft(
         print(json.dumps(content))
 
 
-@app.command(
-    epilog=_examples(
-        "audit data.root=photos",
-        "audit data.root=labels.csv data.image_size=64 --search",
-        "audit data.root=scans.npz train.epochs=30 --folds 8 --name scans",
-    )
+@_verb(
+    "audit data.root=photos",
+    "audit data.root=photos --dry-run",
+    "audit data.root=labels.csv data.image_size=64 --search",
+    "audit data.root=scans.npz train.epochs=30 --folds 8 --name scans",
 )
 def audit(
     overrides: Overrides = None,
-    folds: Annotated[int, typer.Option(min=2, help="each image is judged by networks trained without its fold")] = 4,
+    folds: Annotated[
+        int, typer.Option(min=2, max=100, help="each image is judged by networks trained without its fold")
+    ] = 4,
     search: Annotated[bool, typer.Option(help="choose the defense budgets on validation data first")] = False,
     name: Annotated[str | None, typer.Option(help="of the report; none: after the folder")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say how long it takes and what it would write; write nothing")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train on images of one's own, and find out which labels are wrong and whether the images are poisoned.
@@ -344,6 +350,15 @@ def audit(
 
     given, home = parse_overrides(overrides), Home.from_environment()
     name = None if name is None else _check_name(name)
+    if dry_run:
+        from orchestration.audit import prepare
+        from orchestration.audit_outline import outline, show_outline
+
+        content = outline(prepare(given, home, folds=folds, search=search, name=name), home)
+        show_outline(content, err)
+        if as_json:
+            print(json.dumps(content))
+        return
     tracker = Tracker.open(home)
     try:
         findings = run_audit(given, home, folds=folds, search=search, name=name)
@@ -360,12 +375,17 @@ def audit(
 
 def _whole_numbers(what: str, words: str) -> list[int]:
     try:
-        return [int(word) for word in words.split(",")]
+        numbers = [int(word) for word in words.split(",")]
     except ValueError:
-        raise UserError(f"{what} must be whole numbers with commas between them, got {words!r}") from None
+        raise UserError(f"{what} must be whole numbers with commas between them, got {shown(words)}") from None
+    if not all(0 <= number < 2**32 for number in numbers):
+        raise UserError(f"{what} must be whole numbers in [0, 2^32), got {shown(words)}")
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{what} must name each seed once, got {shown(words)}")
+    return numbers
 
 
-@app.command(epilog=_examples("ui", "ui --port 5001"))
+@_verb("ui", "ui --port 5001")
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     host: Annotated[str, typer.Option(help="127.0.0.1 or localhost; MLflow asks nobody for a password")] = "127.0.0.1",
@@ -374,7 +394,7 @@ def ui(
     from orchestration import tracking
     from orchestration.home import Home
 
-    server = tracking.serve(Home.from_environment(), host, port)
+    server = tracking.serve(Home.from_environment(reading=True), host, port)
     err.print(f"MLflow is at http://{host}:{port} (Ctrl-C ends it)")
     try:
         server.wait()
@@ -384,40 +404,49 @@ def ui(
         tracking.stop_server(server)
 
 
-@app.command(epilog=_examples("doctor", "doctor --address auto", "doctor --address auto --storage s3://bucket/runs"))
+@_verb("doctor", "doctor --address auto", "doctor --address auto --storage s3://bucket/runs")
 def doctor(
     address: Address = None,
-    storage: Annotated[str | None, typer.Option(help="that every node must see, as storage.path of a run")] = None,
+    storage: Annotated[
+        str | None, typer.Option(callback=_given, help="that every node must see, as storage.path of a run")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What this machine and cluster can do, and what is missing: versions, devices, storage, tracking, disk."""
     from orchestration import health
     from orchestration.home import Home
 
-    content = health.check(Home.from_environment().sharing(storage), address, err)
+    content = health.check(Home.from_environment(reading=True).sharing(storage), address, err)
     if as_json:
         print(json.dumps(content))
     if not content["ok"]:
         raise typer.Exit(EXIT_FAILED)
 
 
+def _name(given: str | None, spec: Any, plain: bool) -> str:
+    """The name asked for, else the space's own, with a digest behind it where anything was changed."""
+    if given is None:
+        given = spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"
+    return _check_name(given)
+
+
 def _check_name(name: str) -> str:
     """A sweep's name becomes a folder and a tag."""
     if not name or len(name) > 100 or not all(char.isalnum() or char in "-_." for char in name) or name[0] in ".-":
-        raise UserError(f"--name must be letters, digits, '-', '_' and '.', at most 100, got {name!r}")
+        raise UserError(f"--name must be letters, digits, '-', '_' and '.', at most 100, got {shown(name)}")
     return name
 
 
 def _known_sweep(name: str) -> tuple[Any, int]:
     from orchestration.home import Home
     from orchestration.state import Ledger
-    from orchestration.sweep import SweepSpec
+    from orchestration.sweep import reopened
 
-    ledger = Ledger(Home.from_environment().ledger)
+    home = Home.from_environment()
+    ledger = Ledger(home.ledger)
     if name not in ledger.sweeps:
         raise unknown_name("sweep", name, ledger.sweeps or ["(none yet)"])
-    known = ledger.sweeps[name]
-    return SweepSpec.of(known.spec), known.trials
+    return reopened(ledger, name, home.fingerprints()), ledger.sweeps[name].trials
 
 
 def _run_sweep(
@@ -429,7 +458,7 @@ def _run_sweep(
     from orchestration.state import Ledger
     from orchestration.sweep import best_json, check_name_is_free, result_json
 
-    home = Home.from_environment()
+    home = Home.from_environment(reading=dry_run)
     ledger = Ledger(home.ledger)
     check_name_is_free(ledger, name, spec)
     before = ledger.sweeps[name].trials if name in ledger.sweeps else 0
@@ -467,7 +496,7 @@ def _run_sweep(
 
 
 def main() -> None:
-    """Run the command. Exit 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+    """Run the command. Exit 0 done, 1 a run failed, 2 wrong input, 70 unforeseen, 130 interrupted."""
     quiet()
     signal.signal(signal.SIGTERM, _as_interrupt)
     code = guarded(lambda: app(standalone_mode=False))

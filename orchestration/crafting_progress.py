@@ -8,7 +8,9 @@ import time
 
 from erat.config import RunConfig, content_digest
 from erat.engine.checkpoint import write_atomic
+from erat.records import MOST_WORDS, DamagedError, parse, read_bytes
 from orchestration.home import Home
+from orchestration.records import PROGRESS
 
 SECONDS = 0.5
 STORAGE_SECONDS = 5.0  # a storage is asked less often than a disk
@@ -43,11 +45,10 @@ class CraftProgress:
         if self._storage is not None and not self._is_time():
             return None
         try:
-            content = self._file.read_bytes() if self._storage is None else self._storage.read(self._name)
-            what, done, total = json.loads(content or b"")
-        except (OSError, ValueError):
+            content = read_bytes(self._file, MOST_WORDS) if self._storage is None else self._storage.read(self._name)
+            return parse(content or b"", PROGRESS)
+        except (OSError, DamagedError):
             return None
-        return what, done, total
 
     def remove(self) -> None:
         """Once the task is over."""

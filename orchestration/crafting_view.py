@@ -12,20 +12,24 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from orchestration.report.notation import duration
+from orchestration.terminal import Terminal, one_line
 
 QUIET_SECONDS = 5.0  # plain lines: at most one per set in this time
 
 
 class CraftView(Protocol):
-    """Told how far each set is; nothing is shown of a set that was there already."""
+    """Told how far each set is; nothing is shown of a set that was there already.
 
-    def show(self, name: str, what: str, done: int, total: int) -> None: ...
+    `left` says how much time is left, where the caller knows better than what this stage's own pace tells.
+    """
+
+    def show(self, name: str, what: str, done: int, total: int, left: str = "") -> None: ...
 
 
 @contextmanager
 def craft_view(stream: IO[str] | None = None, doing: str = "crafting") -> Iterator[CraftView]:
     """A bar per set on a terminal, plain lines elsewhere; on standard error if no stream is given."""
-    console = Console(file=stream, stderr=stream is None)
+    console = Terminal(file=stream, stderr=stream is None)
     if not console.is_terminal:
         yield CraftLines(sys.stderr if stream is None else stream, doing)
         return
@@ -51,15 +55,14 @@ class CraftBars:
         self.progress = Progress(*columns, console=console, transient=True)
         self._tasks: dict[tuple[str, int], TaskID] = {}
 
-    def show(self, name: str, what: str, done: int, total: int) -> None:
+    def show(self, name: str, what: str, done: int, total: int, left: str = "") -> None:
         """Move a bar; a stage that is over takes its bar away."""
         key = (name, total)
         if key not in self._tasks:
             self._tasks[key] = self.progress.add_task(name, total=total, completed=done - 1)
         finished = done >= total
-        self.progress.update(
-            self._tasks[key], completed=done, description=f"{name}: {what}", visible=not finished or total == 1
-        )
+        words = f"{name}: {what}, {left}" if left else f"{name}: {what}"
+        self.progress.update(self._tasks[key], completed=done, description=words, visible=not finished or total == 1)
 
     def lines(self) -> list[RenderableType]:
         """The bars of what is not over, one line each, for a display that redraws itself."""
@@ -76,7 +79,7 @@ class CraftLines:
         self._told: dict[str, float] = {}
         self._last: dict[str, tuple[str, int, int]] = {}
 
-    def show(self, name: str, what: str, done: int, total: int) -> None:
+    def show(self, name: str, what: str, done: int, total: int, left: str = "") -> None:
         """Write a line, if one is due."""
         if self._last.get(name) == (what, done, total):
             return  # a Ray task's last word is read at every look until it has ended
@@ -87,7 +90,8 @@ class CraftLines:
         if not new and done < total and now - self._told.get(name, now) < QUIET_SECONDS:
             return
         self._told[name] = now
-        left = (now - began) / (done - first) * (total - done) if done > first else None
-        ending = f", {duration(left)} left" if left is not None and done < total else ""
-        self._stream.write(f"{self._doing} {name}: {what} {done}/{total}{ending}\n")
+        seconds = (now - began) / (done - first) * (total - done) if done > first else None
+        own = f", {duration(seconds)} left" if seconds is not None and done < total else ""
+        ending = f", {left}" if left else own
+        self._stream.write(one_line(f"{self._doing} {name}: {what} {done}/{total}{ending}") + "\n")
         self._stream.flush()

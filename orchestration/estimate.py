@@ -14,6 +14,7 @@ from erat.data.base import CorruptedSet
 from erat.data.sets import load
 from erat.engine.memory import MemoryEstimate, data_shape, predict
 from erat.engine.trainer import Trainer
+from erat.errors import UserError
 from orchestration.state import Ledger
 from orchestration.sweep import SweepSpec
 from orchestration.trial import threads
@@ -45,8 +46,11 @@ class History:
     def _measured(self) -> dict[Signature, list[float]]:
         found: dict[Signature, list[float]] = {}
         for name, sweep in self._ledger.sweeps.items():
-            spec = self._specs.get(name) or SweepSpec.of(sweep.spec)
-            for proposal in sweep.proposals.values():
+            try:
+                spec = self._specs.get(name) or SweepSpec.of(sweep.spec)
+            except UserError:
+                continue  # `status` says so
+            for proposal in spec.proposals(sweep).values():
                 outcome = self._ledger.outcome(proposal.cell, name)
                 if outcome is not None and outcome.result.get("epochs"):
                     took = outcome.result["train_seconds"] / outcome.result["epochs"]

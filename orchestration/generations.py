@@ -138,9 +138,10 @@ class Generations:
         if trial.source != "optuna" or not self.patience_epochs <= epoch < self.epochs:
             return False
         reference = [
-            max(earlier.outcome.result["val_history"][:epoch])
+            max(history[:epoch])
             for earlier in map(self.trials.__getitem__, range(self.begin, self.start_of(number)))
             if earlier.outcome is not None and earlier.outcome.status == "done"
+            if (history := earlier.outcome.result.get("val_history"))
         ]
         return bool(reference) and best_val_accuracy < median(reference)
 

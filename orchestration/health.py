@@ -16,6 +16,7 @@ from rich.console import Console
 from erat.config import build
 from erat.data.sets import load
 from erat.errors import UserError
+from orchestration._mlflow_store import own_database, tracking_uri, without_password
 from orchestration.home import Home
 from orchestration.nodes import Node, problem, token
 from orchestration.tracking import Tracker
@@ -51,7 +52,7 @@ def _probes(home: Home, address: str | None, console: Console) -> dict[str, Prob
         "disk_free_gb": lambda: _disk(home),
         "cuda": _cuda,
         "embedded_data": _embedded_data,
-        "tracking": lambda: (Tracker.open(home).uri, ""),
+        "tracking": lambda: _tracking(home),
         "storage": lambda: _storage(home),
         "ray": lambda: _ray(home, address, console),
     }
@@ -87,6 +88,13 @@ def _storage(home: Home) -> tuple[str, str]:
     """What cells and crafted sets are shared through, tried from this machine."""
     with token(home):
         return home.place or str(home.root), ""
+
+
+def _tracking(home: Home) -> tuple[str, str]:
+    """The store, opened; one that cannot be written is only read."""
+    if own_database(home) is not None and not os.access(home.root, os.W_OK):
+        return without_password(tracking_uri(home)), "is read-only: `ui` shows it, no run can be added"
+    return Tracker.open(home).uri, ""
 
 
 def _ray(home: Home, address: str | None, console: Console) -> tuple[Any, str]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from erat.errors import UserError
+from erat.errors import UserError, shown
 
 if TYPE_CHECKING:
     from erat.corruption.store import Store
+    from erat.data.fingerprint import Fingerprints
     from orchestration.storage import Storage
+
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -27,20 +32,39 @@ class Home:
     place: str | None = None
 
     @classmethod
-    def from_environment(cls) -> Home:
+    def from_environment(cls, *, reading: bool = False) -> Home:
         """`ERAT_HOME`, or `./runs`; made if it is missing.
 
+        Args:
+            reading: nothing is to be written into it: it may lie where nothing can be.
+
         Raises:
-            UserError: the folder cannot be made or written.
+            UserError: the folder cannot be made, read or written, or what lies in it is not of its kind.
         """
-        root = Path(os.environ.get("ERAT_HOME") or "runs").expanduser().resolve()
+        given = os.environ.get("ERAT_HOME") or "runs"
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            home = cls(Path(given).expanduser().resolve())
+            home.root.mkdir(parents=True, exist_ok=True)
+            home._check()
+        except (RuntimeError, ValueError) as error:  # no such user, links in a circle, a character that no path has
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"ERAT_HOME={shown(given)} is no path: {error}") from error
         except OSError as error:
-            raise UserError(f"ERAT_HOME={root} cannot be made: {error.strerror}") from error
-        if not os.access(root, os.W_OK):
-            raise UserError(f"ERAT_HOME={root} is not writable; set ERAT_HOME to a folder that is")
-        return cls(root)
+            raise UserError(f"ERAT_HOME={shown(given)} cannot be made: {error.strerror}") from error
+        if not os.access(home.root, os.R_OK | os.X_OK):
+            raise UserError(f"ERAT_HOME={home.root} is not readable; set ERAT_HOME to a folder that is")
+        if not reading and not os.access(home.root, os.W_OK):
+            raise UserError(f"ERAT_HOME={home.root} is not writable; set ERAT_HOME to a folder that is")
+        return home
+
+    def _check(self) -> None:
+        """Refuse a home in which a folder's place is taken by something else, or a file's."""
+        folders = ("cells", "crafted", "reports", "outbox", "audits", "ray", "mlartifacts")
+        for path in (self.ledger, self.mlflow_database, *(self.root / name for name in folders)):
+            is_file = path.suffix != ""
+            if os.path.lexists(path) and not (path.is_file() if is_file else path.is_dir()):
+                raise UserError(f"{path} must be a {'file' if is_file else 'folder'}: move away what lies there")
 
     def sharing(self, place: str | None) -> Home:
         """This home, with a storage for its cells and crafted sets."""
@@ -77,6 +101,12 @@ class Home:
 
         return SharedStore(self.crafted, self.storage)
 
+    def fingerprints(self) -> Fingerprints:
+        """Return what fills the fingerprint of its images into a configuration; what is known of files is kept here."""
+        from erat.data.fingerprint import Cache, Fingerprints
+
+        return Fingerprints(Cache(self.root / "fingerprints"))
+
     def fetch(self, digest: str, *names: str) -> None:
         """Make files of a cell what the storage has; those that it lacks go. Nothing to do without one."""
         if self.storage is not None:
@@ -84,12 +114,15 @@ class Home:
                 self.storage.fetch(f"cells/{digest}/{name}", self.cell(digest) / name)
 
     def send(self, digest: str, *names: str) -> None:
-        """Put files of a cell on the storage; those that are not here go there too. Nothing to do without one."""
+        """Put files of a cell on the storage; those that are not here go there too. Nothing to do without one.
+
+        Of a checkpoint the storage keeps the one before by itself: no second file has to travel.
+        """
         if self.storage is not None:
             for name in names:
                 file = self.cell(digest) / name
                 if file.exists():
-                    self.storage.send(file, f"cells/{digest}/{name}")
+                    self.storage.send(file, f"cells/{digest}/{name}", keep_previous=name == CHECKPOINT)
                 else:
                     self.storage.remove(f"cells/{digest}/{name}")
 
@@ -128,6 +161,26 @@ class Home:
         """One run: configuration, checkpoint, metrics, result, log."""
         return self.root / "cells" / digest
 
+    def prepare(self, digest: str) -> Path:
+        """Make the folder of a run that begins. What takes the place of one of its files is moved aside."""
+        folder = self.cell(digest)
+        move_aside(folder, folder=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "checkpoint.pt", "metrics.jsonl", "result.json", "error.txt", "left.txt"):
+            move_aside(folder / name, folder=False)
+        move_aside(folder / "heartbeat", folder=False)
+        move_aside(folder / "artifacts", folder=True)
+        return folder
+
     def report(self, name: str) -> Path:
         """Tables and figures of one sweep."""
         return self.root / "reports" / name
+
+
+def move_aside(path: Path, *, folder: bool) -> None:
+    """Rename what lies at `path` and is no folder where one must be, or no file where one must be; with a warning."""
+    if os.path.lexists(path) and not (path.is_dir() if folder else path.is_file()):
+        names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+        aside = next(name for name in names if not os.path.lexists(name))
+        os.rename(path, aside)
+        warnings.warn(f"{path} must be a {'folder' if folder else 'file'}: moved to {aside.name}", stacklevel=3)

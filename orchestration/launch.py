@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from erat.config import RunConfig
@@ -20,7 +20,7 @@ from orchestration.live import LiveView
 from orchestration.presence import driving
 from orchestration.rows import TrialRow
 from orchestration.state import Ledger, Outcome
-from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, write_report
+from orchestration.sweep import SweepDriver, SweepSpec, register, track_end, unfilled, write_report
 from orchestration.tracking import Tracker
 from orchestration.trial import ENDS, STATE, CellResult, read_metrics, run_cell, summarise
 
@@ -57,6 +57,8 @@ def run_sweep(
     from orchestration import cluster, search
 
     started = time.monotonic()
+    if spec.fill is unfilled:
+        spec = replace(spec, fill=home.fingerprints())
     home = home.sharing(spec.base.storage.path)
     resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}
     workers, fewest = spec.base.train.workers, spec.base.resources.min_workers
@@ -135,6 +137,7 @@ def run_train(config: RunConfig, home: Home, ledger: Ledger, *, address: str | N
     Raises:
         UserError: as `run_sweep`.
     """
+    config = home.fingerprints()(config)
     cell = config.digest()
     row = TrialRow(0, cell, {}, source="train", epochs=config.train.epochs, config=config.flat())
     known = ledger.outcome(cell)

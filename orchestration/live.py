@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +21,7 @@ from orchestration.report.notation import MISSING, accuracy, baseline_name, dura
 from orchestration.report.progress import Change, Progress
 from orchestration.report.summary import STATUS_STYLES, best
 from orchestration.rows import TrialRow
+from orchestration.terminal import Terminal, one_line
 
 QUIET_SECONDS = 5.0  # plain lines: at most one epoch line per trial in this time
 _BAR = 8
@@ -103,7 +104,7 @@ class _PlainLines:
 
     def note(self, text: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        self._stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        self._stream.write(one_line(text).encode(encoding, "replace").decode(encoding) + "\n")
         self._stream.flush()
 
     def show(self, changes: Sequence[Change]) -> None:
@@ -158,7 +159,7 @@ class _Terminal:
         self, title: str, columns: Sequence[str], progress: Progress, stream: IO[str], clock: Callable[[], float]
     ) -> None:
         self._title, self._columns, self._progress = title, columns, progress
-        self._console = Console(file=stream, force_terminal=True)
+        self._console = Terminal(file=stream, force_terminal=True)
         self._bars = CraftBars(self._console)
         self.crafting: CraftView = self._bars
         self._live = Live(

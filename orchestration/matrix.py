@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from erat.config import Section, build
-from erat.errors import UserError, unknown_name
-from orchestration.spaces import FOLDER, SearchSpace, load_space, ten_digits
-from orchestration.sweep import SweepSpec
+from erat.config import RunConfig, Section, all_keys, build, field_of, first_error, parse_fraction, unknown_key
+from erat.errors import UserError, shown, unknown_name
+from orchestration.spaces import FOLDER, SearchSpace, load_space, named_file, ten_digits
+from orchestration.sweep import SweepSpec, unfilled
+from orchestration.words import read_value
+from orchestration.yaml_files import read_yaml
 
 GRIDS = FOLDER / "grids"
+MOST_CELLS = 200_000  # of one grid
+MOST_TIMES = 1000  # the paper's largest multiple of a budget is 4
 Points = dict[str, dict[str, Any]]  # name -> dotted keys that make it
 
 
@@ -29,12 +32,29 @@ class GridSpec(Section):
         space: a search space whose points, in the data set's units, are one more axis, innermost.
     """
 
-    name: str
+    name: str = Field(min_length=1, max_length=60, pattern=r"^\w[\w.-]*$")
     about: str
     axes: dict[str, list[str] | Points]
     paper_axes: dict[str, list[str] | Points] = Field(default_factory=dict)
     paper: dict[str, Any] = Field(default_factory=dict)
     space: str | None = None
+
+    @model_validator(mode="after")
+    def _known_keys(self) -> GridSpec:
+        allowed = {"times", *all_keys()}
+        for axis, points in {**self.axes, **self.paper_axes}.items():
+            if not points:
+                raise UserError(f"axis {shown(axis)} must have at least one point, got none")
+            for settings in points.values() if isinstance(points, dict) else ():
+                for key, value in settings.items():
+                    if key not in allowed:
+                        raise unknown_key(key, sorted(allowed))
+                    if key == "times" and not (isinstance(value, int | float) and 0 <= value <= MOST_TIMES):
+                        raise UserError(f"times must be a number in [0, {MOST_TIMES}], got {shown(value)}")
+        for key in self.paper:
+            if key not in allowed:
+                raise unknown_key(key, sorted(allowed))
+        return self
 
     def resolved(self, preset: str) -> dict[str, Points]:
         """The axes with their points.
@@ -58,7 +78,7 @@ def _points(axis: str, entries: Sequence[str] | Points, base: Mapping[str, Point
 
 
 def _read(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((GRIDS / f"{name}.yaml").read_text())
+    content: dict[str, Any] = read_yaml(GRIDS / f"{name}.yaml")
     return content
 
 
@@ -73,17 +93,14 @@ def load_grid(name: str) -> GridSpec:
     Raises:
         UserError: no such grid, or a file that is none.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else GRIDS / f"{name}.yaml"
-    if not path.is_file() or path == GRIDS / "base.yaml":
-        raise unknown_name("grid", name, grid_names())
+    path = named_file(name, GRIDS, "grid", "--grid")
+    content = read_yaml(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} must hold a mapping, got {type(content).__name__}")
     try:
-        return GridSpec.model_validate(yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        return GridSpec.model_validate(dict(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {place}: {first['msg']}, got {first['input']!r}") from error
+        raise UserError(f"{path}: {first_error(error)}") from error
 
 
 def specification(
@@ -94,24 +111,22 @@ def specification(
     seeds: Sequence[int] = (0,),
     only: Mapping[str, Sequence[str]] | None = None,
     skip: Mapping[str, Sequence[str]] | None = None,
+    fill: Callable[[RunConfig], RunConfig] = unfilled,
 ) -> SweepSpec:
     """The cells as a list of runs: the product of the axes in their order, seeds innermost.
 
     Args:
         seeds: of training; the corrupted set is the same for all.
-        only, skip: axis -> names of the points to keep, or to leave out.
+        only, skip: axis -> names of the points to keep, or to leave out; or dotted key -> values that it must, or
+            must not, have in a cell.
+        fill: as of `SweepSpec`.
 
     Raises:
-        UserError: an unknown axis or point, or nothing left.
+        UserError: an unknown axis, point, key or value, too many cells, or nothing left.
     """
     axes = grid.resolved(preset)
     for words, chosen in (("--only", only or {}), ("--skip", skip or {})):
-        for axis, names in chosen.items():
-            if axis not in axes:
-                raise UserError(f"{words} {axis}: {unknown_name('axis', axis, axes)}")
-            for name in names:
-                if name not in axes[axis]:
-                    raise UserError(f"{words} {axis}={name}: {unknown_name('point', name, axes[axis])}")
+        _check_choice(words, chosen, axes)
     base = (grid.paper if preset != "demo" else {}) | dict(overrides)
     if grid.space is not None:
         space = load_space(grid.space)
@@ -125,6 +140,9 @@ def specification(
         ]
         for axis, points in axes.items()
     ]
+    count = math.prod(map(len, kept)) * len(seeds)
+    if count > MOST_CELLS:
+        raise UserError(f"a grid must have at most {MOST_CELLS:,} cells, got {count:,}; choose with --only")
     cells = [
         _scaled(
             {key: value for settings in chosen for key, value in settings.items()} | {"train.seed": seed}, preset, base
@@ -134,13 +152,14 @@ def specification(
     ]
     # Where an axis has no say (the kind of noise, of which there is none), its points are the same run.
     cells = list({repr(cell): cell for cell in cells}.values())
+    cells = _with_values(_with_values(cells, "--only", only or {}, True), "--skip", skip or {}, False)
     if not cells:
         raise UserError("--only and --skip leave no cell")
     for key in overrides:
         if any(key in cell for cell in cells):
             raise UserError(f"{key} is what the grid {grid.name} varies; choose with --only, --skip or --seeds")
     runs = SearchSpace(name=grid.name, about=grid.about, baselines=cells, proposals=0)
-    return SweepSpec(runs, preset, base)
+    return SweepSpec(runs, preset, base, fill)
 
 
 def _scaled(cell: dict[str, Any], preset: str, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,16 +173,60 @@ def _scaled(cell: dict[str, Any], preset: str, base: Mapping[str, Any]) -> dict[
     return plain | {"corruption.epsilon": ten_digits(cell["times"] * epsilon)}
 
 
-def parse_choice(option: str, words: str | None) -> dict[str, list[str]]:
-    """ "defense=erat,ce corruption=up" as axis -> names.
+def _check_choice(words: str, chosen: Mapping[str, Sequence[str]], axes: Mapping[str, Points]) -> None:
+    for axis, names in chosen.items():
+        if "." in axis and axis in all_keys():
+            continue
+        if axis not in axes:
+            raise UserError(f"{words} {axis}: {unknown_name('axis', axis, axes)}, or a dotted key")
+        for name in names:
+            if name not in axes[axis]:
+                raise UserError(f"{words} {axis}={name}: {unknown_name('point', name, axes[axis])}")
+
+
+def _with_values(
+    cells: list[dict[str, Any]], words: str, chosen: Mapping[str, Sequence[str]], keep: bool
+) -> list[dict[str, Any]]:
+    """Keep the cells in which each dotted key has one of the values, or leave these out.
 
     Raises:
-        UserError: a word that is not AXIS=NAME,NAME.
+        UserError: no cell gives the key such a value.
+    """
+    for key, texts in chosen.items():
+        if "." not in key:
+            continue
+        there = {str(cell[key]): cell[key] for cell in cells if key in cell}
+        field = field_of(key, "erat")
+        assert field is not None, "checked before"
+        values = [parse_fraction(read_value(key, text, field)) for text in texts]
+        for text, value in zip(texts, values, strict=True):
+            if value not in there.values() and text not in there:
+                if not there:
+                    raise UserError(f"{words} {key}: no axis of this grid sets it; give {key}=VALUE for all cells")
+                raise UserError(f"{words} {key}={text}: {unknown_name('value', text, there)}")
+        cells = [cell for cell in cells if (key in cell and (cell[key] in values or str(cell[key]) in texts)) is keep]
+    return cells
+
+
+def parse_choice(option: str, choices: Sequence[str] | None) -> dict[str, list[str]]:
+    """Read choices such as "defense=erat,ce corruption=up" as axis or dotted key -> names.
+
+    An axis that is named several times is narrowed each time by --only, and each time more is left out by --skip.
+
+    Raises:
+        UserError: a word that is not AXIS=NAME,NAME, or an axis of which nothing is left.
     """
     chosen: dict[str, list[str]] = {}
-    for word in (words or "").split():
-        axis, equals, names = word.partition("=")
+    for word in (word for choice in choices or () for word in choice.split()):
+        axis, equals, text = word.partition("=")
+        names = [name for name in text.split(",") if name]
         if not equals or not names:
-            raise UserError(f"{option} must be AXIS=NAME,NAME (several with spaces between them), got {word!r}")
-        chosen[axis] = names.split(",")
+            raise UserError(f"{option} must be AXIS=NAME,NAME (several with spaces between them), got {shown(word)}")
+        if axis in chosen and option == "--only":
+            left = [name for name in chosen[axis] if name in names]
+            if not left:
+                raise UserError(f"{option} {axis} leaves nothing: {','.join(chosen[axis])} and {text} share no name")
+            chosen[axis] = left
+        else:
+            chosen[axis] = [*chosen.get(axis, []), *names]
     return chosen

@@ -13,7 +13,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -91,7 +91,10 @@ def token(home: Home) -> Iterator[str]:
     word = uuid.uuid4().hex
     try:
         if home.storage is None:
-            _probe(home.root, word).write_text(word)
+            try:
+                _probe(home.root, word).write_text(word)
+            except OSError as error:
+                raise UserError(f"cannot write ERAT_HOME={home.root}: {error.strerror}") from error
         else:
             home.storage.write(f"probes/{word}", word.encode())
         yield word
@@ -102,7 +105,8 @@ def token(home: Home) -> Iterator[str]:
     except StorageError as error:
         raise UserError(str(error.strerror)) from error
     finally:
-        _probe(home.root, word).unlink(missing_ok=True)
+        with suppress(OSError):  # a place that cannot be written holds nothing to be removed
+            _probe(home.root, word).unlink(missing_ok=True)
 
 
 def _probe(folder: Path, word: str) -> Path:

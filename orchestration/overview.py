@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from erat.config import RunConfig
 from erat.engine.memory import MB
+from erat.errors import UserError
 from orchestration import estimate
 from orchestration._mlflow_store import tracking_uri
 from orchestration.crafting import distinct_sets, missing_sets, set_name
@@ -25,7 +27,7 @@ from orchestration.report.summary import best, paste_command, summary_table
 from orchestration.rows import FINISHED, TrialRow
 from orchestration.standing import rows_of, spec_of
 from orchestration.state import Ledger
-from orchestration.sweep import SweepSpec
+from orchestration.sweep import BEFORE_IDENTITY, SweepSpec
 from orchestration.tracking import compare_hint
 
 WATCH_SECONDS = 2.0
@@ -109,7 +111,7 @@ def plan_sweep(name: str, spec: SweepSpec, trials: int, home: Home, ledger: Ledg
     """What a sweep would run."""
     space = spec.space
     overrides: list[dict[str, Any]] = [*space.baselines, *space.scaled_points(spec.base.data.name)[:trials]]
-    known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
+    known = spec.proposals(ledger.sweeps[name]) if name in ledger.sweeps else {}
     overrides += [known[number].params for number in sorted(known) if number >= len(overrides)]
     to_propose = max(0, trials + len(space.baselines) - len(overrides))
     configs = [spec.config(entry) for entry in overrides]
@@ -214,15 +216,21 @@ def of_all(home: Home, console: Console) -> list[dict[str, Any]]:
     table = Table("sweep", "space", "preset", "trials", "done", "stopped", "running", "failed", "left", box=None)
     content = []
     for name in ledger.sweeps:
-        rows, total = rows_of(home, ledger, name)
+        try:
+            spec = spec_of(ledger, name)
+        except UserError as error:
+            warnings.warn(f"sweep {name} is left out: {error}", stacklevel=2)
+            continue
+        rows, total = rows_of(home, ledger, name, spec)
         counts = counts_of(rows, total)
-        spec = ledger.sweeps[name].spec
-        content.append(
-            {"name": name, "space": spec["space"]["name"], "preset": spec["preset"], "trials": total} | counts
-        )
+        content.append({"name": name, "space": spec.space.name, "preset": spec.preset, "trials": total} | counts)
         table.add_row(*(str(value) for value in content[-1].values()))
+        if not spec.identified:
+            content[-1]["note"] = BEFORE_IDENTITY
     if content:
         console.print(table)
+        for marked in [entry["name"] for entry in content if "note" in entry]:
+            console.print(f"{marked}: {BEFORE_IDENTITY}", markup=False)
     else:
         console.print("no sweep yet; begin with: python orchestrate.py sweep --space budgets")
     return content
@@ -248,21 +256,24 @@ def of_sweep(home: Home, name: str, console: Console) -> dict[str, Any]:
     if shown:
         console.print(summary_table(shown, spec.space.columns))
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
+    if not spec.identified:
+        console.print(f"{BEFORE_IDENTITY}: these figures are of images that nobody can name now", markup=False)
     console.print(f"MLflow: {tracking_uri(home)}", markup=False)
     heard_of = {row.number: age for row in rows if (age := _heard(home, row)) is not None}
     if heard_of:
         beats = ", ".join(f"trial {number} {duration(age)} ago" for number, age in heard_of.items())
         console.print(f"last heard of: {beats}", markup=False)
-    if counts["failed"]:
+    if counts["failed"] and spec.identified:
         console.print(f"try the failed ones again with: python orchestrate.py retry {name}")
-    if counts["left"]:
+    if counts["left"] and spec.identified:
         console.print(f"go on with: python orchestrate.py resume {name}")
     runs = [
         {"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch}
         | ({"heard_seconds": heard_of[row.number]} if row.number in heard_of else {})
         for row in rows
     ]
-    return {"name": name, "trials": total} | counts | {"runs": runs}
+    note = {} if spec.identified else {"note": BEFORE_IDENTITY}
+    return {"name": name, "trials": total} | counts | note | {"runs": runs}
 
 
 def _heard(home: Home, row: TrialRow) -> float | None:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from erat.engine.checkpoint import write_atomic
 from erat.errors import UserError
-from orchestration.home import Home
+from erat.locks import StillHeldError, held, is_held, take
+from erat.records import read_words
+from orchestration.home import Home, move_aside
 
 LOOK_SECONDS = 1.0
 BEAT_SECONDS = 5.0
@@ -34,11 +34,11 @@ def driving(home: Home, name: str) -> Iterator[None]:
     """
     home.root.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(_lock(home, name), timeout=0)
-        lock.acquire()
-    except Timeout:
+        lock = take(_lock(home, name), patience=0)
+    except StillHeldError:
         raise UserError(f"{name} is running already: status {name} --watch shows it, cancel {name} stops it") from None
     over, wish = threading.Event(), _wish(home, name)
+    move_aside(wish, folder=False)
     wish.unlink(missing_ok=True)
 
     def look() -> None:
@@ -61,11 +61,7 @@ def driving(home: Home, name: str) -> Iterator[None]:
 
 def is_driven(home: Home, name: str) -> bool:
     """Whether some process drives this sweep now."""
-    try:
-        with FileLock(_lock(home, name), timeout=0):
-            return False
-    except Timeout:
-        return True
+    return is_held(_lock(home, name))
 
 
 def ask_to_stop(home: Home, name: str) -> None:
@@ -82,7 +78,7 @@ def ask_to_stop(home: Home, name: str) -> None:
 @contextmanager
 def at_work(cell: Path) -> Iterator[None]:
     """Hold a cell's folder, which another process waits for, and say every few seconds that this one is alive."""
-    with FileLock(cell / ".lock"):
+    with held(cell / ".lock", patience=None):
         over, beat = threading.Event(), cell / _BEAT
         write_atomic(beat, platform.node().encode())
 
@@ -103,22 +99,20 @@ def at_work(cell: Path) -> Iterator[None]:
 
 def is_running(cell: Path) -> bool:
     """Whether some process is at this cell now: it holds the folder, or says so from another machine."""
-    try:
-        with FileLock(cell / ".lock", timeout=0):
-            pass
-    except Timeout:
+    if is_held(cell / ".lock"):
         return True
     # Where a folder is shared between machines its lock need not be.
     age = heard(cell)
-    return age is not None and age < LOST_SECONDS and (cell / _BEAT).read_text() != platform.node()
+    return age is not None and age < LOST_SECONDS and read_words(cell / _BEAT) not in (None, platform.node())
 
 
 def heard(cell: Path) -> float | None:
     """Seconds since the process at this cell last said that it is alive; none where it never did, or has ended."""
     try:
-        return max(0.0, time.time() - (cell / _BEAT).stat().st_mtime)
+        age = time.time() - (cell / _BEAT).stat().st_mtime
     except OSError:
         return None
+    return max(0.0, age) if age > -LOST_SECONDS else None  # of a time to come, beyond what clocks differ by
 
 
 def _lock(home: Home, name: str) -> Path:

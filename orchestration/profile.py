@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ from erat.config import RunConfig, build
 from erat.defenses.base import Clock
 from erat.engine.checkpoint import write_atomic
 from erat.engine.trainer import Trainer
+from erat.errors import UserError
 from orchestration.crafting import craft_here
 from orchestration.home import Home
 from orchestration.trial import threads
@@ -58,12 +60,24 @@ def run_profile(config: RunConfig, home: Home) -> Profile:
         trainer = Trainer(config, data)
         if trainer.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-        clock = Clock(0)
-        steps = trainer.steps(trainer.plan(clock), clock)
-        made = sum(1 for _ in islice(steps, WARM_STEPS))
+        steps = _steps(trainer, config.train.epochs)
+        for _ in islice(steps, WARM_STEPS):
+            pass
         with profile(activities=activities) as profiler:
             made = sum(1 for _ in islice(steps, STEPS))
+    if not made:
+        raise UserError(
+            f"--profile needs more than {WARM_STEPS} steps, got {len(data.train)} images of which "
+            f"train.batch_size={config.train.batch_size} makes fewer in {config.train.epochs} epochs"
+        )
     return _summary(profiler, made, home.report(f"profile-{config.digest()[:6]}"))
+
+
+def _steps(trainer: Trainer, epochs: int) -> Iterator[Any]:
+    """The steps of one epoch after another: of a small set one epoch has too few."""
+    for epoch in range(epochs):
+        clock = Clock(epoch)
+        yield from trainer.steps(trainer.plan(clock), clock)
 
 
 def _summary(profiler: Any, steps: int, folder: Path) -> Profile:

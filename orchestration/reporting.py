@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,10 +13,12 @@ from typing import Any
 
 from erat.engine.checkpoint import write_atomic
 from erat.errors import UserError, unknown_name
+from erat.paths import user_path
 from orchestration._mlflow_store import tracking_uri
 from orchestration.home import Home
 from orchestration.overview import validation_words
-from orchestration.report.detail import Pool, detail_of, read_environment, read_epochs, read_selection
+from orchestration.records import Selection
+from orchestration.report.detail import Pool, detail_of, read_environment, read_selection
 from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.notation import baseline_name, duration
@@ -23,8 +27,9 @@ from orchestration.report.summary import csv_text, markdown, paste_command
 from orchestration.rows import FINISHED, TrialRow
 from orchestration.standing import not_begun, rows_of, spec_of
 from orchestration.state import Ledger
-from orchestration.sweep import SweepSpec
+from orchestration.sweep import BEFORE_IDENTITY, SweepSpec
 from orchestration.tracking import compare_hint
+from orchestration.trial import read_metrics
 
 SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
 
@@ -45,8 +50,8 @@ def write_report(home: Home, name: str, form: str, out: str | None) -> Path:
     spec = spec_of(ledger, name)
     rows, _ = rows_of(home, ledger, name, spec)
     rows = sorted([*rows, *not_begun(spec, ledger.sweeps[name].trials, rows)], key=lambda row: row.number)
-    text = _page(home, ledger, name, spec, rows) if form == "html" else _text(spec, rows, form)
-    path = Path(out).expanduser() if out else home.report(name) / f"report.{SUFFIXES[form]}"
+    text = _page(home, ledger, name, spec, rows) if form == "html" else _marked(_text(spec, rows, form), spec, form)
+    path = user_path(out, "--out") if out else home.report(name) / f"report.{SUFFIXES[form]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode())
@@ -65,6 +70,20 @@ def _text(spec: SweepSpec, rows: Sequence[TrialRow], form: str) -> str:
     if is_matrix(rows):
         return {"csv": matrix_csv, "md": matrix_markdown, "latex": matrix_latex}[form](rows)
     return csv_text(rows, columns) if form == "csv" else {"md": grid_markdown, "latex": grid_latex}[form](rows)
+
+
+def _marked(text: str, spec: SweepSpec, form: str) -> str:
+    """The table of a sweep of which nobody can say what its images were, with these words."""
+    if spec.identified:
+        return text
+    if form == "csv":
+        head, *lines = csv.reader(io.StringIO(text))
+        marked = io.StringIO()
+        csv.writer(marked, lineterminator="\n").writerows(
+            [[*head, "note"], *([*line, BEFORE_IDENTITY] for line in lines)]
+        )
+        return marked.getvalue()
+    return f"% {BEFORE_IDENTITY}\n{text}" if form == "latex" else f"{text}\n{BEFORE_IDENTITY}\n"
 
 
 def _page(home: Home, ledger: Ledger, name: str, spec: SweepSpec, rows: list[TrialRow]) -> str:
@@ -100,19 +119,19 @@ def _detail(home: Home, ledger: Ledger, name: str, spec: SweepSpec, row: TrialRo
 
 def _curves(home: Home, rows: Sequence[TrialRow]) -> Epochs:
     return {
-        row.cell: [entry["test_accuracy"] for entry in read_epochs(home.cell(row.cell))]
+        row.cell: [entry["test_accuracy"] for entry in read_metrics(home.cell(row.cell))]
         for row in rows
         if row.status in FINISHED
     }
 
 
-def _selections(home: Home, rows: Sequence[TrialRow]) -> dict[str, dict[str, Any]]:
+def _selections(home: Home, rows: Sequence[TrialRow]) -> dict[str, Selection]:
     """What each ERAT selected, where it ran without rebalancing too: else there is nothing to compare it with."""
     names = {row.cell: baseline_name(row) for row in rows if row.status in FINISHED}
     if not {"ERAT", "ERAT w/o RB"} <= set(names.values()):
         return {}
     found = {cell: read_selection(home.cell(cell)) for cell, name in names.items() if name in ("ERAT", "ERAT w/o RB")}
-    return {cell: content for cell, content in found.items() if content and content.get("epochs")}
+    return {cell: content for cell, content in found.items() if content and content["epochs"]}
 
 
 def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
@@ -124,7 +143,7 @@ def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
 
 def _facts(home: Home, ledger: Ledger, name: str, spec: SweepSpec, rows: Sequence[TrialRow]) -> list[tuple[str, str]]:
     """What was run, when, where and with which code."""
-    base = spec.base
+    base, images = spec.base, sorted(set(spec.images.values()))
     seeds = sorted({row.config["train.seed"] for row in rows if "train.seed" in row.config})
     shown = ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{seeds[0]} to {seeds[-1]} ({len(seeds)})"
     outcomes = [outcome for row in rows if (outcome := ledger.outcome(row.cell, name)) is not None]
@@ -135,6 +154,7 @@ def _facts(home: Home, ledger: Ledger, name: str, spec: SweepSpec, rows: Sequenc
     facts = [
         ("preset", spec.preset + (f", with {given}" if given else "")),
         ("data set, backbone", f"{base.data.name}, {base.model.name}"),
+        ("images", ", ".join(f"fingerprint {found}" for found in images) if spec.identified else BEFORE_IDENTITY),
         ("schedule", f"{base.train.epochs} epochs, batches of {base.train.batch_size}"),
         ("seeds of training", shown),
         *((words, _date(moment)) for words, moment in dates if moment is not None),

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from optuna.distributions import FloatDistribution
 from pydantic import Field, ValidationError, model_validator
 
-from erat.config import Number, Section, known_keys, unknown_key
+from erat.config import Number, Section, all_keys, first_error, unknown_key
 from erat.errors import UserError, unknown_name
-from erat.registry import DATASETS, DEFENSES
+from erat.paths import user_path
+from erat.registry import DATASETS
+from orchestration import MOST_TRIALS
+from orchestration.yaml_files import read_yaml
 
 FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # the budgets customary for CIFAR-10, in which the paper states its own
@@ -29,7 +31,7 @@ class Parameter(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Parameter:
         if not self.low < self.high:
-            raise UserError(f"low must be below high, got low {self.low} and high {self.high}")
+            raise UserError(f"low must be below high, got low {self.low:g} and high {self.high:g}")
         if self.low < 0:
             raise UserError(f"low must be 0 or more, got {self.low}")
         if self.log and self.low == 0:
@@ -54,19 +56,23 @@ class SearchSpace(Section):
     about: str
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     points: list[dict[str, Number]] = Field(default_factory=list)
-    proposals: int = Field(2, ge=0)
-    generation: int = Field(2, ge=1)
+    proposals: int = Field(2, ge=0, le=MOST_TRIALS)
+    generation: int = Field(2, ge=1, le=MOST_TRIALS)
     grace: Number = Field(0.5, ge=0, le=1)
     baselines: list[dict[str, Any]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _known_keys(self) -> SearchSpace:
-        allowed = sorted({key for defense in DEFENSES.names() for key in known_keys(defense)})
+        allowed = all_keys()
         for key in self.parameters:
             if key not in allowed:
                 raise unknown_key(key, allowed)
         if not self.parameters and not (self.baselines and self.proposals == 0):
             raise UserError("parameters must name what is searched; without any, give baselines and proposals: 0")
+        for entry in self.baselines:
+            for key in entry:
+                if key not in allowed:
+                    raise unknown_key(key, allowed)
         for point in self.points:
             if point.keys() != self.parameters.keys():
                 raise UserError(f"a point must give {', '.join(self.parameters)}; got {', '.join(point)}")
@@ -121,16 +127,25 @@ def load_space(name: str) -> SearchSpace:
     Raises:
         UserError: no such space, broken YAML, an unknown key or a bad range.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        if path.parent != FOLDER:
-            raise UserError(f"search space file {name} does not exist")
-        raise unknown_name("space", name, [file.stem for file in FOLDER.glob("*.yaml")])
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return parse_space(content, str(path))
+    path = named_file(name, FOLDER, "space", "--space")
+    return parse_space(read_yaml(path), str(path))
+
+
+def named_file(name: str, folder: Path, what: str, option: str) -> Path:
+    """Return the YAML file that comes with the project under this name, or that lies at this path.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = user_path(name, option)
+        if not path.exists():
+            raise UserError(f"{option}: the file {name} does not exist")
+        return path
+    known = sorted(file.stem for file in folder.glob("*.yaml") if file.stem != "base")
+    if name not in known:
+        raise unknown_name(what, name, known)
+    return folder / f"{name}.yaml"
 
 
 def parse_space(content: Any, where: str) -> SearchSpace:
@@ -147,8 +162,6 @@ def parse_space(content: Any, where: str) -> SearchSpace:
     try:
         return SearchSpace.model_validate(dict(content))
     except ValidationError as error:
-        first = error.errors()[0]
-        inner = first.get("ctx", {}).get("error")
-        place = ".".join(str(part) for part in first["loc"])
-        reason = str(inner) if isinstance(inner, UserError) else f"{first['msg']}, got {first['input']!r}"
-        raise UserError(f"{where}: {place + ': ' if place else ''}{reason}") from error
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        reason = first_error(error)
+        raise UserError(f"{where}: {reason if reason.startswith(place) else f'{place}: {reason}'}") from error

@@ -30,7 +30,7 @@ def rows_of(home: Home, ledger: Ledger, name: str, spec: SweepSpec | None = None
     sweep = ledger.sweeps[name]
     spec = spec or SweepSpec.of(sweep.spec)
     rows = []
-    for number, proposal in sorted(sweep.proposals.items()):
+    for number, proposal in spec.proposals(sweep).items():
         folder, config = home.cell(proposal.cell), spec.config(proposal.params)
         row = TrialRow(number, proposal.cell, proposal.params, proposal.source)
         row.epochs, row.config = config.train.epochs, config.flat()

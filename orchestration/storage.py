@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,12 @@ from urllib.parse import urlsplit
 
 from erat.config import content_digest
 from erat.corruption.scratch import Scratch
-from erat.corruption.store import Arrays, Entry, Store
-from erat.engine.checkpoint import write_atomic
+from erat.corruption.store import Entry, Expected, Make, Store
+from erat.engine.checkpoint import previous, write_atomic
 from erat.errors import StorageError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import torch
 
@@ -104,9 +104,22 @@ class Storage:
         except FileNotFoundError:
             return
 
-    def send(self, file: Path, name: str) -> None:
-        """Copy a file of this machine to `name`."""
+    def send(self, file: Path, name: str, *, keep_previous: bool = False) -> None:
+        """Copy a file of this machine to `name`.
+
+        Args:
+            keep_previous: what was at `name` stays as `previous_name(name)`.
+        """
+        if keep_previous:
+            self._keep(self._path(name), self._path(previous_name(name)))
         self.write(name, file.read_bytes())
+
+    def _keep(self, path: str, before: str) -> None:
+        with self._told("written"), suppress(FileNotFoundError):
+            if self._moves:
+                self._files.move(path, before)
+            elif self._files.get_file_info(path).is_file:  # an object cannot be moved, but the store copies it itself
+                self._files.copy_file(path, before)
 
     def fetch(self, name: str, file: Path) -> bool:
         """Copy `name` to a file of this machine, which goes if there is no such name; whether there is."""
@@ -135,6 +148,9 @@ class Storage:
             raise StorageError(error.errno, f"the storage {self.place} cannot be {what}: {reason}") from error
 
 
+PATIENCE_SECONDS = 5  # of Google's client, whose last attempt may take as long again
+
+
 @cache
 def storage_at(place: str) -> Storage:
     """The storage behind a path or URL; nothing is read or written yet.
@@ -151,7 +167,7 @@ def storage_at(place: str) -> Storage:
         return Storage(place, fs.LocalFileSystem(), str(Path(place).expanduser().absolute()))
     try:
         try:
-            filesystem, root = fs.FileSystem.from_uri(place)
+            filesystem, root = fs.FileSystem.from_uri(_with_patience(place))
         except (ValueError, NotImplementedError):  # a scheme that pyarrow does not know
             from fsspec.core import url_to_fs
 
@@ -163,6 +179,18 @@ def storage_at(place: str) -> Storage:
     return Storage(place, filesystem, root)
 
 
+def _with_patience(place: str) -> str:
+    """Google's client tries for a quarter of an hour to get credentials that are not there; a URL can say how long."""
+    if not place.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in place:
+        return place
+    return f"{place}{'&' if '?' in place else '?'}retry_limit_seconds={PATIENCE_SECONDS}"
+
+
+def previous_name(name: str) -> str:
+    """Where a storage keeps what was at `name` before."""
+    return previous(Path(name)).as_posix()
+
+
 class SharedStore(Store):
     """Crafted sets on this machine; what is missing is fetched from the storage, what is made is sent there."""
 
@@ -170,25 +198,24 @@ class SharedStore(Store):
         super().__init__(root)
         self._storage = storage
 
-    def _sound(self, path: Path) -> Entry | None:
-        entry = super()._sound(path)
-        if entry is not None or path.exists():
-            return entry
-        files = self._storage.names(self._name(path))
-        if "manifest.json" not in files:
-            return None
+    def _read(self, path: Path, parameters: Mapping[str, Any], expected: Expected) -> Entry:
+        try:
+            return super()._read(path, parameters, expected)
+        except FileNotFoundError:
+            files = self._storage.names(self._name(path))
+            if "manifest.json" not in files:
+                raise
         # The manifest makes an entry: it comes last here, and went last there.
         for file in sorted(files, key=lambda name: name == "manifest.json"):
             self._storage.fetch(f"{self._name(path)}/{file}", path / file)
-        return super()._sound(path)
+        return super()._read(path, parameters, expected)
 
-    def _write(
-        self, path: Path, parameters: Mapping[str, Any], make: Callable[[], tuple[Arrays, dict[str, Any]]]
-    ) -> Entry:
-        entry = super()._write(path, parameters, make)
+    def _write(self, path: Path, parameters: Mapping[str, Any], make: Make, expected: Expected) -> Entry:
+        entry = super()._write(path, parameters, make, expected)
         for file in sorted(path.iterdir(), key=lambda file: file.name == "manifest.json"):
             self._storage.send(file, f"{self._name(path)}/{file.name}")
-        self._storage.remove(self._state_name(path))
+        for name in (self._state_name(path), previous_name(self._state_name(path))):
+            self._storage.remove(name)
         return entry
 
     def scratch(self, parameters: Mapping[str, Any]) -> Scratch:
@@ -216,14 +243,16 @@ class SharedScratch(Scratch):
         self._sent = time.monotonic()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        if self.path is not None and (content := self._storage.read(self._name)) is not None:
-            write_atomic(self.path, content)
+        if self.path is not None and self._storage.names(self._name.partition("/")[0]):
+            for file, name in ((self.path, self._name), (previous(self.path), previous_name(self._name))):
+                if (content := self._storage.read(name)) is not None:
+                    write_atomic(file, content)
         return super().load(device)
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         super()._write(path, state)
         if time.monotonic() - self._sent >= SEND_SECONDS:
-            self._storage.send(path, self._name)
+            self._storage.send(path, self._name, keep_previous=True)
             self._sent = time.monotonic()
 
 

@@ -10,22 +10,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from erat.config import RunConfig, build, content_digest, known_keys
+from erat.data.fingerprint import Recalled, place_of
 from erat.engine.checkpoint import write_atomic
 from erat.errors import UserError
+from erat.records import read_words, why
 from orchestration.generations import Generations, Proposer, Trial
 from orchestration.home import Home
+from orchestration.records import SPECIFICATION
 from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.summary import best, csv_text, markdown
 from orchestration.restarts import OUT_OF_MEMORY, Again, Restarts
 from orchestration.rows import FINISHED, TrialRow
 from orchestration.spaces import SearchSpace, parse_space
-from orchestration.state import Ledger, Outcome
+from orchestration.state import Ledger, Outcome, Proposal, Sweep
 from orchestration.tracking import Tracker
 from orchestration.trial import ENDS, CellResult, read_departure, read_metrics, read_refusal, read_result, summarise
 
+BEFORE_IDENTITY = "made before the data were part of the identity"
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
+
+
+def unfilled(config: RunConfig) -> RunConfig:
+    """Return the configuration as it is: nobody has looked at its images yet."""
+    return config
 
 
 @dataclass(frozen=True)
@@ -34,11 +45,13 @@ class SweepSpec:
 
     Attributes:
         overrides: dotted keys on top of the preset, alike for all trials.
+        fill: fills the fingerprint of its images into a configuration, and checks a given one (`Home.fingerprints`).
     """
 
     space: SearchSpace
     preset: str
     overrides: dict[str, Any]
+    fill: Callable[[RunConfig], RunConfig] = field(default=unfilled, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for key in self.space.parameters:
@@ -52,7 +65,7 @@ class SweepSpec:
     @cached_property
     def base(self) -> RunConfig:
         """The configuration that every trial starts from."""
-        return build(self.preset, self.overrides)
+        return self.fill(build(self.preset, self.overrides))
 
     def config(self, trial_overrides: Mapping[str, Any]) -> RunConfig:
         """The configuration of one trial."""
@@ -63,7 +76,7 @@ class SweepSpec:
             if len(setting) < len(trial_overrides):
                 self._configs[key] = self.config(setting).with_seed(trial_overrides["train.seed"])
             else:
-                self._configs[key] = build(self.preset, self.overrides_for(setting) | setting, quiet=True)
+                self._configs[key] = self.fill(build(self.preset, self.overrides_for(setting) | setting, quiet=True))
         return self._configs[key]
 
     @cached_property
@@ -76,6 +89,18 @@ class SweepSpec:
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
         return {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
 
+    def proposals(self, sweep: Sweep) -> dict[int, Proposal]:
+        """The trials of a sweep in the ledger, by number; those that this specification cannot make are warned of."""
+        known = {}
+        for number, proposal in sorted(sweep.proposals.items()):
+            try:
+                self.config(proposal.params)
+            except UserError as error:
+                warnings.warn(f"trial {number} of {sweep.name} in the ledger is passed over: {error}", stacklevel=2)
+            else:
+                known[number] = proposal
+        return known
+
     def planned(self, trials: int) -> tuple[list[RunConfig], list[RunConfig]]:
         """What is known before anything runs: (the baselines, the paper's points or, without any, what is searched)."""
         points = self.space.scaled_points(self.base.data.name)[:trials]
@@ -83,30 +108,53 @@ class SweepSpec:
         return [self.config(overrides) for overrides in self.space.baselines], searched
 
     def content(self) -> dict[str, Any]:
-        """What two sweeps of one name must share, JSON-like."""
-        return {
-            "space": self.space.model_dump(mode="json"),
-            "preset": self.preset,
-            "base": self.base.identity(),
-            "overrides": self.overrides,
-        }
+        """What the ledger keeps, JSON-like: what two sweeps of one name must share, and how it was asked for."""
+        root = {"data.root": self.base.data.root} if "data.root" in self.overrides else {}
+        return self._shared() | {"preset": self.preset, "overrides": self.overrides | root, "images": self.images}
 
     def identity(self) -> str:
-        """A digest of what is searched and from where; how the overrides were written does not count."""
-        return content_digest({"space": self.space.model_dump(mode="json"), "base": self.base.identity()})
+        """A digest of what is searched, from where and on which images; how it was written does not count."""
+        return content_digest(self._shared())
+
+    def _shared(self) -> dict[str, Any]:
+        """What two sweeps of one name must share."""
+        others = sorted(set(self.images.values()) - {self.base.data.fingerprint})
+        content = {"space": self.space.model_dump(mode="json"), "base": self.base.identity()}
+        return content | ({"other_images": others} if others else {})
+
+    @cached_property
+    def images(self) -> dict[str, str]:
+        """Fingerprints of the image sets of all that is planned, by where they were found."""
+        runs = [self.base, *map(self.config, self.space.baselines)]
+        return {place_of(data): data.fingerprint for data in {run.data for run in runs} if data.fingerprint is not None}
+
+    @property
+    def identified(self) -> bool:
+        """Whether it is said of all that is planned on which images."""
+        return self.base.identified and all(self.config(overrides).identified for overrides in self.space.baselines)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> SweepSpec:
-        """Back from the ledger."""
-        return cls(parse_space(content["space"], "the ledger"), content["preset"], dict(content["overrides"]))
+        """Read back from the ledger, with the fingerprints of then: the images need not be there.
+
+        Raises:
+            UserError: it is no specification, or one of keys that there are no more.
+        """
+        try:
+            SPECIFICATION.validate_python(content)
+        except ValidationError as error:
+            raise UserError(f"what the ledger says of this sweep is damaged: {why(error)}") from None
+        space, fill = parse_space(content["space"], "the ledger"), Recalled(content.get("images", {}))
+        return cls(space, content["preset"], dict(content["overrides"]), fill)
 
 
 def register(ledger: Ledger, name: str, spec: SweepSpec, trials: int) -> None:
     """Enter a sweep into the ledger, or find it there. Raises as `check_name_is_free`."""
     check_name_is_free(ledger, name, spec)
     known = ledger.sweeps.get(name)
-    if known is None or known.trials < trials:
-        ledger.append("sweep", name=name, spec=spec.content(), trials=trials)
+    content = spec.content()
+    if known is None or known.trials < trials or known.spec.get("images", {}) != content["images"]:
+        ledger.append("sweep", name=name, spec=content, trials=trials)
 
 
 def check_name_is_free(ledger: Ledger, name: str, spec: SweepSpec) -> None:
@@ -116,13 +164,45 @@ def check_name_is_free(ledger: Ledger, name: str, spec: SweepSpec) -> None:
         UserError: the name belongs to another specification; what differs.
     """
     known = ledger.sweeps.get(name)
-    if known is None or content_digest({key: known.spec.get(key) for key in ("space", "base")}) == spec.identity():
+    shared = ("space", "base", "other_images")
+    if known is None or content_digest({k: known.spec[k] for k in shared if k in known.spec}) == spec.identity():
         return
-    if (other := SweepSpec.of(known.spec)).identity() != spec.identity():
+    other = SweepSpec.of(known.spec)
+    if not other.identified:
+        raise UserError(f"sweep {name!r} was {BEFORE_IDENTITY}; choose another --name")
+    if other.identity() != spec.identity():
         raise UserError(
             f"sweep {name!r} exists with another specification ({_difference(other, spec)}); "
             "choose another --name, or repeat the first command to continue it"
         )
+
+
+def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) -> SweepSpec:
+    """The specification of a known sweep, to go on with: its images are looked up again, unless nothing is left to do.
+
+    Raises:
+        UserError: they are gone, or others; how to go on.
+    """
+    sweep = ledger.sweeps[name]
+    old = SweepSpec.of(sweep.spec)
+    if not old.identified:
+        raise UserError(
+            f"sweep {name!r} was {BEFORE_IDENTITY}: status and report show it, but nothing can be added; "
+            f"begin it anew with another --name"
+        )
+    outcomes = [ledger.outcome(proposal.cell, name) for proposal in sweep.proposals.values()]
+    ended = [outcome for outcome in outcomes if outcome is not None and outcome.status in FINISHED]
+    if len(ended) >= sweep.trials + len(old.space.baselines):
+        return old
+    try:
+        new = replace(old, fill=fill)
+        if new.identity() != old.identity():
+            raise UserError(f"the images of sweep {name!r} are no longer those that it was begun with")
+    except UserError as error:
+        raise UserError(
+            f"{error}; if the images lie elsewhere now, repeat the first command with --name {name} and their data.root"
+        ) from error
+    return new
 
 
 def _difference(old: SweepSpec, new: SweepSpec) -> str:
@@ -171,8 +251,7 @@ class SweepDriver:
     def trial_parameters(self, trial: Trial) -> dict[str, Any]:
         """What a worker is given."""
         config = self.spec.config(trial.overrides)
-        folder = self.home.cell(trial.cell)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.home.prepare(trial.cell)
         return {
             "number": trial.number,
             "cell": trial.cell,
@@ -311,10 +390,8 @@ class SweepDriver:
         return self.home.cell(cell) / f"stop-{self.name}"
 
     def _stop_epoch(self, cell: str) -> int | None:
-        try:
-            return int(self._stop_file(cell).read_text())
-        except (OSError, ValueError):
-            return None
+        words = read_words(self._stop_file(cell)) or ""
+        return int(words) if words.isascii() and words.isdigit() and 0 < len(words) < 10 and int(words) else None
 
 
 def make_generations(
@@ -328,7 +405,7 @@ def make_generations(
     ready: Callable[[int], bool] = lambda number: True,
 ) -> Generations:
     """The generations of a sweep, as its specification and the ledger have them."""
-    known = ledger.sweeps[name].proposals if name in ledger.sweeps else {}
+    known = spec.proposals(ledger.sweeps[name]) if name in ledger.sweeps else {}
     epochs = spec.base.train.epochs
     return Generations(
         space=spec.space,

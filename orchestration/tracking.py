@@ -6,22 +6,31 @@ warnings, never a trial.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import shutil
+import sqlite3
 import subprocess
+import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from filelock import FileLock, Timeout
 
-from erat.errors import UserError
+from erat.engine.checkpoint import FULL_BYTES
+from erat.errors import UserError, shown
+from erat.locks import held
 from orchestration._mlflow_store import (
     check_database_server,
     is_http,
+    own_database,
+    readable_copy,
+    relocate,
     remove_database,
     sqlite_path,
     start_server,
@@ -59,6 +68,7 @@ EPOCH_METRICS = (
 Ending = Literal["done", "stopped", "failed", "interrupted"]
 
 _MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_CALLS = ("_send_start", "_send_epoch", "_send_summary", "_send_artifacts", "_send_end")
 _PARENT, _RUN_NAME = "mlflow.parentRunId", "mlflow.runName"  # names that MLflow's pages understand
 _PARAM_LENGTH, _TAG_LENGTH, _BATCH = 6000, 5000, 100  # MLflow's own limits (older servers: 5,000 for a tag)
 
@@ -106,7 +116,9 @@ class Tracker:
         uri = tracking_uri(home)
         database, fresh = sqlite_path(uri), False
         make_client = _import_mlflow()
-        spool = Spool(home.root / "outbox", uri)
+        own = own_database(home)
+        # Of a home that is moved, its own store is the same one still.
+        spool = Spool(home.root / "outbox", uri if own is None else "own", once=uri)
         artifacts = None if is_http(uri) else home.mlflow_artifacts.absolute().as_uri()
         try:
             if database is None:
@@ -116,14 +128,14 @@ class Tracker:
             database.parent.mkdir(parents=True, exist_ok=True)
             fresh = not database.exists()
             # MLflow's migration of a fresh file crashes when several processes begin it at once.
-            with FileLock(f"{database}.lock", timeout=120):
+            with held(database.with_name(f"{database.name}.lock"), patience=120):
                 use_write_ahead_log(database)
+                if own is not None:
+                    relocate(own, home.mlflow_artifacts.absolute())
                 client = make_client(tracking_uri=uri)
                 return cls(client, uri, _experiment(client, artifacts), spool)
         except UserError:
             raise
-        except Timeout as error:
-            raise UserError(f"another process has held {error.lock_file} for two minutes; end it first") from error
         except Exception as error:
             if database is not None and fresh:
                 remove_database(database)  # half made, it would be taken for a damaged one next time
@@ -200,6 +212,8 @@ class Tracker:
     # -- What the outbox calls: each may be repeated without harm ---------------------------------------------------
 
     def _make(self, name: str, arguments: list[Any]) -> None:
+        if name not in _CALLS:
+            raise ValueError(f"{shown(name)} is none of this program's calls")
         getattr(self, name)(*arguments)
 
     def _start(self, tags: Mapping[str, Any], params: Mapping[str, Any]) -> str:
@@ -312,10 +326,22 @@ def serve(home: Home, host: str = "127.0.0.1", port: int = 5000) -> subprocess.P
     uri = tracking_uri(home)
     if is_http(uri):
         raise UserError(f"MLFLOW_TRACKING_URI names a server already, nothing to start: open {without_password(uri)}")
-    database = sqlite_path(uri)
-    if database is not None and not database.exists():
-        Tracker.open(home)
-    return start_server(uri, home.mlflow_artifacts.absolute(), home.root / "mlflow-ui.log", host, port)
+    artifacts, database = home.mlflow_artifacts.absolute(), sqlite_path(uri)
+    if own_database(home) is None or os.access(home.root, os.W_OK):
+        if database is not None and (database == own_database(home) or not database.exists()):
+            Tracker.open(home)  # makes it, or mends it after a move
+        return start_server(uri, artifacts, home.root / "mlflow-ui.log", host, port)
+    folder = Path(tempfile.mkdtemp(prefix="erat-ui-"))
+    try:
+        copy = readable_copy(home, folder)
+        server = start_server(f"sqlite:///{copy}", artifacts, folder / "mlflow-ui.log", host, port)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError | sqlite3.Error):
+            raise UserError(_cannot_open(uri, error)) from error
+        raise
+    weakref.finalize(server, shutil.rmtree, folder, ignore_errors=True)
+    return server
 
 
 def save_model(model: nn.Module, example: NDArray[np.float32], classes: Sequence[str], folder: Path) -> None:
@@ -354,6 +380,8 @@ def _import_mlflow() -> type[MlflowClient]:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    # It shows each error of the database with its traceback, before the error comes to the outbox, which says a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient
 
 
@@ -378,7 +406,9 @@ def _experiment(client: MlflowClient, artifacts: str | None) -> str:
 
 def _cannot_open(uri: str, error: Exception) -> str:
     shown = without_password(uri)
-    if "disk is full" in str(error):
+    database = sqlite_path(uri)
+    # SQLite tells of a full disk in several ways, one of which is "disk I/O error".
+    if "disk is full" in str(error) or (database is not None and _is_full(database.parent)):
         return f"MLflow's store {shown} cannot be written: the disk is full; free some space"
     if "MLFLOW_TRACKING_URI" not in os.environ:
         return f"MLflow's store {shown} cannot be used: {one_line(error)}; move it away for a fresh one"
@@ -386,6 +416,13 @@ def _cannot_open(uri: str, error: Exception) -> str:
         f"MLFLOW_TRACKING_URI={shown} cannot be used: {one_line(error)}; "
         "start that server or mend the address, or unset it for the local store"
     )
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < FULL_BYTES
+    except OSError:
+        return False
 
 
 def _metrics(row: Mapping[str, float | None], timestamp: int, step: int) -> list[Metric]:

@@ -1,7 +1,8 @@
 """One cell from its configuration to its result, on this machine, without Ray.
 
-A cell's folder holds all there is to know of it: `config.json`, `checkpoint.pt`, `metrics.jsonl` (one row per epoch),
-`result.json`, `error.txt`, `left.txt` (told to leave) and `artifacts/`. The sweep reads these; nothing else flows back.
+A cell's folder holds all there is to know of it: `config.json`, `checkpoint.pt` and until the end the one before it,
+`metrics.jsonl` (one row per epoch), `result.json`, `error.txt`, `left.txt` (told to leave) and `artifacts/`. The sweep
+reads these; nothing else flows back.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -28,20 +29,23 @@ from erat.config import RunConfig
 from erat.corruption.base import Progress, silent
 from erat.corruption.pipeline import corrupted_set
 from erat.data.base import CorruptedSet
-from erat.engine.checkpoint import save, write_atomic
+from erat.engine.checkpoint import previous, save, write_atomic
 from erat.engine.evaluation import confusion
 from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport
 from erat.engine.trainer import Trainer, choose_device
 from erat.engine.underway import Interrupted
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
-from orchestration.home import Home
+from erat.records import DamagedError, read_json, read_rows, read_words
+from orchestration.home import CHECKPOINT, Home
 from orchestration.leaving import asked
 from orchestration.presence import at_work
+from orchestration.records import EPOCH_ROW, RESULT, lacks, warn_damaged
 from orchestration.restarts import OUT_OF_MEMORY
 
-# What a cell goes on from, and what it says of itself when it is over.
-STATE, ENDS = ("checkpoint.pt", "metrics.jsonl"), ("result.json", "error.txt", "left.txt")
+# What a cell goes on from, what of that travels after each epoch, and what it says of itself when it is over.
+PREVIOUS, MOVING = previous(Path(CHECKPOINT)).name, (CHECKPOINT, "metrics.jsonl")
+STATE, ENDS = (*MOVING, PREVIOUS), ("result.json", "error.txt", "left.txt")
 OnEpoch = Callable[[Sequence[EpochReport]], bool]  # all epochs so far -> false: stop here
 
 
@@ -94,13 +98,14 @@ def run_cell(
         OSError: what it writes to is full, read-only or away; it goes on from its checkpoint once that is mended.
         Interrupted: this process, or that of another worker, was told to leave; the checkpoint is in its place.
     """
+    assert config.identified, "data.fingerprint is filled in before a run is planned"
     cell, ranks = config.digest(), Ranks.current()
     folder = home.cell(cell)
     if not ranks.first:
         home.fetch(cell, *STATE)
         with threads(config):
             return _train(config, home, folder, on_epoch, progress)
-    folder.mkdir(parents=True, exist_ok=True)
+    home.prepare(cell)
     # Another sweep may be at the same cell: the second one waits, and finds it done.
     with at_work(folder):
         home.fetch(cell, *STATE, *ENDS)
@@ -115,6 +120,8 @@ def run_cell(
             with threads(config):
                 result = _train(config, home, folder, on_epoch, progress)
         except UserError as error:
+            if is_storage_fault(error):
+                raise
             write_atomic(folder / "error.txt", str(error).encode())
             home.send(cell, "error.txt")
             raise
@@ -132,14 +139,33 @@ def keep_result(home: Home, result: CellResult) -> None:
         home.send(result.cell, "result.json")
         for name in [*kept, *STATE, *ENDS]:
             (folder / name).unlink(missing_ok=True)
+    if result.status == "done":
+        (folder / PREVIOUS).unlink(missing_ok=True)
+        home.send(result.cell, PREVIOUS)
 
 
 def read_result(folder: Path) -> CellResult | None:
-    """The result in a cell's folder, or none."""
+    """The result in a cell's folder, or none; a damaged one, or one of another cell, is warned of and none.
+
+    Raises:
+        OSError: it is there and cannot be read.
+    """
+    file = folder / "result.json"
     try:
-        return CellResult(**json.loads((folder / "result.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        found = read_json(file, RESULT)
+        if missing := [key for key in ("cell", "status") if key not in found]:
+            raise DamagedError(f"{missing[0]} is missing")
+        if found["cell"] != folder.name:
+            raise DamagedError(f"it is of another cell, {found['cell']}")
+        if lack := lacks(found, found["status"]):
+            raise DamagedError(lack)
+    except DamagedError as error:
+        warn_damaged(file, str(error), "the cell counts as not finished")
         return None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    known = {entry.name for entry in fields(CellResult)}
+    return CellResult(**{key: value for key, value in found.items() if key in known})  # type: ignore[arg-type]
 
 
 def read_refusal(folder: Path) -> str | None:
@@ -153,10 +179,7 @@ def read_departure(folder: Path) -> str | None:
 
 
 def _words(file: Path) -> str | None:
-    try:
-        return file.read_text()
-    except OSError:
-        return None
+    return read_words(file)
 
 
 @contextmanager
@@ -171,11 +194,18 @@ def threads(config: RunConfig) -> Iterator[None]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of all epochs so far."""
+    """The rows of all epochs so far; of a damaged file those before the damage, with a warning."""
+    file = folder / "metrics.jsonl"
     try:
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
+        rows, damage = read_rows(file, EPOCH_ROW)
+    except OSError:
         return []
+    whole = next((done for done, row in enumerate(rows) if row["epoch"] != done + 1), len(rows))
+    if whole < len(rows):
+        damage = damage or f"line {whole + 1}: epoch must be {whole + 1}, got {rows[whole]['epoch']}"
+    if damage is not None:
+        warn_damaged(file, damage, f"{whole} epochs of it count")
+    return cast("list[dict[str, Any]]", rows[:whole])
 
 
 def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> CellResult:
@@ -204,12 +234,14 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
         if choose_device(config).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         trainer = Trainer(config, data, ranks, folder, told_to_leave=asked)
+        if ranks.first:  # a row of an epoch that the checkpoint does not have is of one that will be trained again
+            _write_metrics(folder, trainer.history)
         status = "done"
         # After a restart the last epoch is told again: its listener may have died before it could say "stop here".
         for _ in chain(trainer.history[-1:], trainer.run()):
             if ranks.first:
                 _write_metrics(folder, trainer.history)
-                home.send(cell, *STATE)
+                home.send(cell, *MOVING)
             if not ranks.agree(on_epoch is None or on_epoch(trainer.history)):
                 status = "stopped"
                 break
@@ -222,7 +254,7 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
         if ranks.first:
             _write_metrics(folder, trainer.history)
             write_atomic(folder / "left.txt", str(reason).encode())
-            home.send(cell, *STATE, "left.txt")
+            home.send(cell, *MOVING, "left.txt")
         ranks.agree(True)  # nobody goes before the checkpoint is in its place
         raise
     except UserError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from erat.config import RunConfig
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS
 from orchestration.spaces import SearchSpace
-from orchestration.sweep import SweepSpec
+from orchestration.sweep import SweepSpec, unfilled
 
 # The paper's order (Table I).
 PAPER_ORDER = ("l2c", "up", "aa", "ap", "uap", "uhp", "urp")
@@ -31,12 +32,19 @@ def kinds_of(overrides: Mapping[str, Any]) -> list[str]:
     return kinds
 
 
-def specification(preset: str, overrides: Mapping[str, Any], labels: Sequence[str], seeds: Sequence[int]) -> SweepSpec:
+def specification(
+    preset: str,
+    overrides: Mapping[str, Any],
+    labels: Sequence[str],
+    seeds: Sequence[int],
+    fill: Callable[[RunConfig], RunConfig] = unfilled,
+) -> SweepSpec:
     """The runs: (no data corruption and every kind) x label noise x seeds, all with plain cross-entropy.
 
     Args:
         labels: "none", or a kind of noise with its rate ("symmetric:0.6").
         seeds: each is the seed of a corruption and of the training on it.
+        fill: as of `SweepSpec`.
 
     Raises:
         UserError: an unknown kind, label noise or rate.
@@ -51,7 +59,7 @@ def specification(preset: str, overrides: Mapping[str, Any], labels: Sequence[st
     space = SearchSpace(
         name="verify", about="plain training (CE) on each corrupted set", baselines=baselines, proposals=0
     )
-    return SweepSpec(space, preset, base | {"defense.name": "ce"})
+    return SweepSpec(space, preset, base | {"defense.name": "ce"}, fill)
 
 
 def _noise(words: str) -> dict[str, Any]:

@@ -1,25 +1,120 @@
-"""All checks in one go: style, types, tests. `python -m tests` from the repository's root; `--slow` adds slow tests."""
+"""Run all checks in one go: style, types, tests. `python -m tests --help` says how, from the repository's root."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from xml.etree import ElementTree
 
-CHECKS = (
+import psutil
+
+from tests.kernels import SETS, kernels, limited_to, unlimited
+
+STYLE = (
     [sys.executable, "-m", "ruff", "check", "."],
     [sys.executable, "-m", "ruff", "format", "--check", "."],
-    [sys.executable, "-m", "mypy"],
 )
+TYPES = [sys.executable, "-m", "mypy"]
+QUICK = ("tests/unit", "tests/golden", "tests/contract")  # what is repeated under another instruction set
+WORKER_BYTES = 2.5e9  # of memory that a process came to which ran all quick tests
+NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 
 def main(arguments: list[str]) -> int:
-    """Run every check, even after one failed, so that a person sees all there is to mend."""
-    wanted = [word for word in arguments if word != "--slow"]
-    marks = [] if "--slow" in arguments else ["-m", "not slow"]
-    codes = [subprocess.run(command, check=False).returncode for command in CHECKS]
-    codes.append(subprocess.run([sys.executable, "-m", "pytest", *marks, *wanted], check=False).returncode)
+    """Run every check, even after one failed, so that a person sees all there is to mend. Returns the worst status."""
+    options, words = _parser().parse_known_args(arguments)
+    marks = options.m if options.m is not None else "" if options.slow else "not slow"
+    began = time.monotonic()
+    with TemporaryDirectory() as folder:
+        if options.isa is None:
+            codes = _everything(marks, words, Path(folder))
+        elif (environment := _another(options.isa)) is None:
+            return 0
+        else:
+            paths = [] if any(Path(word.partition("::")[0]).exists() for word in words) else [*QUICK]
+            codes = _tests(marks, [*paths, *words], Path(folder), environment)
+        print(_closing_line(Path(folder), time.monotonic() - began), flush=True)
     return max(codes)
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests",
+        description="Style, types and tests. All other words go to pytest: paths, -k, -x, --durations, ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--slow", action="store_true", help="slow tests too")
+    parser.add_argument("-m", metavar="MARKS", help="tests with these marks, instead of those that are not slow")
+    parser.add_argument(
+        "--isa",
+        choices=SETS,
+        help="only tests (without paths: unit, golden and contract), on the kernels of an older instruction set",
+    )
+    return parser
+
+
+def _everything(marks: str, words: Sequence[str], folder: Path) -> list[int]:
+    """Run the style checks, and mypy beside the tests that run one at a time: these leave a core free."""
+    codes = [_status(subprocess.run(command, check=False).returncode) for command in STYLE]
+    with (folder / "mypy").open("w+") as said, subprocess.Popen(TYPES, stdout=said, stderr=said) as types:
+        codes += _tests(marks, words, folder, os.environ)
+        codes.append(_status(types.wait()))
+        said.seek(0)
+        print(f"mypy: {said.read()}", end="")
+    return codes
+
+
+def _tests(marks: str, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> list[int]:
+    """Run what starts Ray or servers one at a time, then the rest on all cores, a file's tests on the same one."""
+    workers = min(len(os.sched_getaffinity(0)), int(psutil.virtual_memory().available / WORKER_BYTES))
+    spread = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
+    codes = []
+    for part, own in (("apart", []), ("not apart", spread)):
+        chosen = f"({marks}) and {part}" if marks else part
+        command = [sys.executable, "-m", "pytest", "-m", chosen, *own, *words]
+        report = f"--junit-xml={folder / part}.xml"
+        codes.append(_status(subprocess.run([*command, report], check=False, env=environment).returncode))
+    # One of the two may have nothing to do.
+    return [code for code in codes if code != NO_TESTS] or [NO_TESTS]
+
+
+def _another(name: str) -> dict[str, str] | None:
+    """Return the environment of an older instruction set, or none where this machine has no newer one."""
+    environment = limited_to(name)
+    own, limited = kernels(unlimited()), kernels(environment)
+    print(f"This machine: {own}\nThese tests: {limited}", flush=True)
+    if own == limited:
+        print(f"Left out: on this machine {name} changes nothing")
+        return None
+    return environment
+
+
+def _status(code: int) -> int:
+    """Return an exit status as a shell would: 128 and the signal's number for what a signal ended."""
+    return code if code >= 0 else 128 - code
+
+
+def _closing_line(folder: Path, seconds: float) -> str:
+    """Return the sum of what pytest's runs came to, in the form of pytest's own last line."""
+    counts: Counter[str] = Counter()
+    for file in folder.glob("*.xml"):
+        for suite in ElementTree.parse(file).getroot().iter("testsuite"):
+            counts.update({key: int(suite.get(key, 0)) for key in ("tests", "failures", "errors", "skipped")})
+    passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
+    named = {"failed": counts["failures"], "passed": passed, "skipped": counts["skipped"], "errors": counts["errors"]}
+    said = ", ".join(f"{count} {name}" for name, count in named.items() if count) or "no tests ran"
+    return f" {said} in {seconds:.2f}s ({int(seconds // 60)}:{int(seconds % 60):02}) ".center(100, "=")
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

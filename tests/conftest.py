@@ -1,9 +1,10 @@
-"""What many tests share: one thread, a small learnable image set, a small run configuration, a set without files."""
+"""What many tests share: threads, a small learnable image set, a small run configuration, a set without files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,24 @@ import torch
 from erat.config import DataConfig, RunConfig, build, known_keys
 from erat.data.base import CorruptedSet, ImageSet, SourceFacts
 from erat.registry import DATASETS, Registry
+from tests.threads import THREADS
 
-torch.set_num_threads(1)
+torch.set_num_threads(THREADS)
+
+ROOT = Path(__file__).parent
+
+
+def pytest_report_header() -> str:
+    return f"torch: {torch.backends.cpu.get_cpu_capability()} kernels, {THREADS} thread{'s'[: THREADS > 1]}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """End-to-end tests start Ray or servers, all of them."""
+    for item in items:
+        if ROOT / "e2e" in item.path.parents:
+            item.add_marker("apart")
+
 
 SMALL_RUN: dict[str, Any] = {
     "data.image_size": 8,
@@ -23,6 +40,8 @@ SMALL_RUN: dict[str, Any] = {
     "defense.ramp_epochs": 1,
     "train.epochs": 3,
     "train.batch_size": 16,
+    # What run_cell sets for the time of a run; left out where it is the default, so that commands stay short.
+    **({} if THREADS == 1 else {"resources.cpu": THREADS}),
 }
 
 

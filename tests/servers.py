@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 PASSWORD = "of the tests"
@@ -76,9 +77,13 @@ class TrackingServer:
         store: URI of the database.
         folder: for artifacts and the log.
         workers: processes that answer.
+        environment: variables beside this process's own.
     """
 
-    def __init__(self, store: str, folder: Path, workers: int = 2) -> None:
+    def __init__(
+        self, store: str, folder: Path, workers: int = 2, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._environment = dict(environment or {})
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         names = f"127.0.0.1:{self.port},localhost:{self.port}"
@@ -95,6 +100,7 @@ class TrackingServer:
     def start(self) -> None:
         """Start it, and wait until its page answers."""
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment |= self._environment
         self._process = subprocess.Popen(
             self._command, env=environment, stdout=self._log, stderr=self._log, start_new_session=True
         )
@@ -105,6 +111,12 @@ class TrackingServer:
                 return
             time.sleep(0.2)
         raise RuntimeError(f"MLflow's server did not start: {Path(self._log.name).read_text()[-500:]}")
+
+    def arguments(self) -> list[list[str]]:
+        """Command lines of the server and of every process that it started, as a list of processes shows them."""
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        return [process.cmdline() for process in (server, *server.children(recursive=True))]
 
     def kill(self) -> None:
         """End it and its workers as a power cut would."""

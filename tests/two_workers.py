@@ -17,7 +17,11 @@ from torch.multiprocessing.spawn import start_processes
 
 from erat.config import RunConfig
 from erat.data.base import CorruptedSet
+from erat.models.resnet import resnet18
+from erat.models.small import small
 from erat.registry import BACKBONES
+from tests.precise import in_double
+from tests.threads import THREADS
 
 Record = dict[str, Any]
 
@@ -34,14 +38,23 @@ def smooth(num_classes: int, channels: int, image_size: int) -> nn.Module:
     )
 
 
+OWN_MODELS = {
+    "smooth": smooth,
+    "small in double": in_double(small),
+    "resnet18 in double": in_double(resnet18),
+}
+
+
 @contextmanager
-def smooth_is_known() -> Iterator[None]:
-    """`model.name=smooth` inside."""
-    BACKBONES.add("smooth", smooth)
+def own_models_are_known() -> Iterator[None]:
+    """`model.name=smooth` and the others of `OWN_MODELS` inside."""
+    for name, build in OWN_MODELS.items():
+        BACKBONES.add(name, build)
     try:
         yield
     finally:
-        del BACKBONES._targets["smooth"], BACKBONES._loaded["smooth"]
+        for name in OWN_MODELS:
+            del BACKBONES._targets[name], BACKBONES._loaded[name]
 
 
 @contextmanager
@@ -52,12 +65,12 @@ def joined(rank: int, folder: Path, meeting: str | None = None, interface: str =
         meeting: URL at which they find each other; none: a file in the folder.
         interface: of the network, through which they talk.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     if interface in [name for _, name in socket.if_nameindex()]:
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     meeting = meeting or f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", meeting, timedelta(seconds=60), world_size=2, rank=rank)
-    with smooth_is_known():
+    with own_models_are_known():
         yield torch.load(folder / "data.pt", weights_only=False)
     dist.barrier()
     dist.destroy_process_group()

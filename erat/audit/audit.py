@@ -206,11 +206,16 @@ def conclude(plan: Plan, parts: Sequence[Mapping[str, Any]]) -> Audit:
         noise=estimate_noise(verdict.believed, labels, images.num_classes),
         poisoning=poisoning,
         alone=alone,
-        conflicts=[group for group in plan.copies if len(set(labels[group].tolist())) > 1],
+        conflicts=conflicts(plan.copies, labels),
         agreement={way: accuracy(labels[plan.judged], predicted[way][plan.judged]) for way in WAYS},
         believed={way: accuracy(verdict.believed[plan.judged], predicted[way][plan.judged]) for way in WAYS},
         learnt=learnt,
     )
+
+
+def conflicts(copies: Sequence[Sequence[int]], labels: Tensor) -> list[list[int]]:
+    """Return the groups of rows that show one picture under different labels, int64 (N,)."""
+    return [list(group) for group in copies if len(set(labels[list(group)].tolist())) > 1]
 
 
 def hold_up(

@@ -8,6 +8,7 @@ from typing import Any
 
 from erat.config import RunConfig, build
 from erat.data.base import ImageSet
+from erat.data.fingerprint import DIGITS
 from erat.variants import expand
 
 # Customary budgets, and the number of values of an image that the l_2 one is meant for.
@@ -57,6 +58,7 @@ def robust_settings(images: ImageSet, overrides: Mapping[str, Any] | None = None
     budget = customary_budgets(images)
     values: dict[str, Any] = {
         "data.name": "folder",
+        "data.fingerprint": images.fingerprint[:DIGITS],
         # Of scans and drawings the mirror image is often another thing, of photographs hardly ever.
         "data.flip": not is_ink(images),
         "corruption.data": "none",

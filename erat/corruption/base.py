@@ -59,8 +59,14 @@ class Craft:
     def resume(self) -> dict[str, Any] | None:
         """What `keep` kept last, the random stream put back to where it was; none at a fresh start."""
         state = self.scratch.load(self.images.device)
-        if state is not None:
+        if state is None:
+            return None
+        before = self.generator.get_state()
+        try:
             self.generator.set_state(state["generator"].cpu())
+        except (AttributeError, KeyError, RuntimeError, TypeError):  # no state of ours
+            self.generator.set_state(before)
+            return None
         return state
 
     def keep(self, **state: Any) -> None:

@@ -15,8 +15,8 @@ from erat.config import RunConfig
 from erat.corruption.base import Craft, Progress, norms_of, quantize, silent
 from erat.corruption.human import human_labels
 from erat.corruption.labels import make_label_noise
-from erat.corruption.source import source_network, untrained
-from erat.corruption.store import Arrays, Store, versions
+from erat.corruption.source import Traits, source_network, untrained
+from erat.corruption.store import Arrays, Expected, Form, Store, versions
 from erat.data.base import CorruptedSet, ImageSet, to_float
 from erat.data.sets import load_parts, split_validation
 from erat.engine.seeding import generator
@@ -58,15 +58,15 @@ def stored_parts(configs: Sequence[RunConfig]) -> list[tuple[Parameters | None, 
 
     Each image set is read once, and not kept.
     """
-    fingerprints: dict[tuple[Any, ...], str] = {}
+    subjects: dict[tuple[Any, ...], Traits] = {}
     parts = []
     for config in configs:
         key = (config.data, config.val)
-        if key not in fingerprints:
+        if key not in subjects:
             train, kept, _, _ = _divided(config)
-            fingerprints[key] = _subject(train, kept, config).fingerprint
-        images = None if config.corruption.data == "none" else _image_parameters(fingerprints[key], config)
-        parts.append((images, _label_parameters(fingerprints[key], config)))
+            subjects[key] = Traits.of(_subject(train, kept, config))
+        images = None if config.corruption.data == "none" else _image_parameters(subjects[key], config)
+        parts.append((images, _label_parameters(subjects[key], config)))
     return parts
 
 
@@ -95,8 +95,11 @@ def poison(
     options = config.corruption
     if options.data == "none":
         return subject.images, {"kind": "none", "poisoned_share": 0.0}
+    form = Form("|u1", tuple(subject.images.shape))
     entry = store.fetch(
-        _image_parameters(subject.fingerprint, config), lambda: _craft(subject, config, store, progress)
+        _image_parameters(Traits.of(subject), config),
+        lambda: _craft(subject, config, store, progress),
+        Expected({"images": form}, ("kind", "norm", "epsilon", "max_norm", "mean_norm")),
     )
     images = torch.from_numpy(np.array(entry.arrays["images"]))
     if options.share < 1:
@@ -130,16 +133,19 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
         fields = {"kind": options.labels, "noise_rate": noise.rate, "transition": noise.transition.tolist()}
         return {"labels": noise.labels.numpy()}, fields | versions()
 
-    entry = store.fetch(_label_parameters(subject.fingerprint, config), make)
+    form = Form("<i8", (len(subject),), below=subject.num_classes)
+    expected = Expected({"labels": form}, ("kind", "noise_rate", "transition"))
+    entry = store.fetch(_label_parameters(Traits.of(subject), config), make, expected)
     return torch.from_numpy(np.array(entry.arrays["labels"])), entry.manifest
 
 
-def _image_parameters(subject: str, config: RunConfig) -> Parameters:
-    """What decides the poisoned images, made from a set with this fingerprint."""
+def _image_parameters(subject: Traits, config: RunConfig) -> Parameters:
+    """What decides the poisoned images, made from such a set."""
     options = config.corruption
+    trained = CORRUPTIONS[options.data].uses == "trained network" and options.source_weights is None
     return {
         "part": "images",
-        "subject": subject,
+        "subject": subject.fingerprint,
         "kind": options.data,
         "version": CORRUPTIONS[options.data].version,
         "norm": options.norm,
@@ -150,6 +156,7 @@ def _image_parameters(subject: str, config: RunConfig) -> Parameters:
         "source_weights_digest": options.source_weights_digest,
         **kind_options(config),
         "seed": options.seed,
+        **(subject.training(config) if trained else {}),
     }
 
 
@@ -158,12 +165,17 @@ def kind_options(config: RunConfig) -> dict[str, Any]:
     return {key: getattr(config.corruption, key) for key in CORRUPTIONS[config.corruption.data].defaults}
 
 
-def _label_parameters(subject: str, config: RunConfig) -> Parameters:
-    """What decides the given labels, of a set with this fingerprint."""
-    options = config.corruption
+def _label_parameters(subject: Traits, config: RunConfig) -> Parameters:
+    """What decides the given labels of such a set."""
+    options, facts = config.corruption, DATASETS[config.data.name].facts
+    more: Parameters = {}
+    if options.labels == "asymmetric" and facts.fingerprint is None:  # a set that is always the same has one such map
+        more = {"similar": facts.similar and sorted(facts.similar.items())}
+    elif options.labels_file is not None and subject.rows is not None:
+        more = {"rows": subject.rows}
     return {
         "part": "labels",
-        "subject": subject,
+        "subject": subject.fingerprint,
         "kind": options.labels,
         "rate": options.rate,
         "labels_file_digest": options.labels_file_digest,
@@ -171,6 +183,7 @@ def _label_parameters(subject: str, config: RunConfig) -> Parameters:
         "include_self": options.include_self,
         "exact": options.exact,
         "seed": options.seed,
+        **more,
     }
 
 
@@ -198,7 +211,7 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
         source=source,
         options=kind_options(config),
         progress=progress,
-        scratch=store.scratch(_image_parameters(subject.fingerprint, config)),
+        scratch=store.scratch(_image_parameters(Traits.of(subject), config)),
     )
     delta = kind.perturb(craft)
     poisoned = quantize(subject.images.to(device), delta, options.norm, options.epsilon).cpu()

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from erat.engine import checkpoint
-from erat.errors import UserError
 
 SECONDS = 5.0  # between two saves: what a kill may cost
 
 
 class Scratch:
-    """One file of state, written atomically and not too often.
+    """One file of state, written atomically and not too often, and the one before it.
 
     Args:
         path: the file; none keeps nothing.
@@ -27,13 +26,12 @@ class Scratch:
         self._saved = time.monotonic()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The state saved last; none if there is none, or if it cannot be read (then the crafting begins anew)."""
-        if self.path is None or not self.path.exists():
-            return None
-        try:
-            return checkpoint.load(self.path, device)
-        except UserError:
-            return None
+        """The state saved last, or if that is damaged the one before; none if there is none (it then begins anew).
+
+        Raises:
+            UserError: the file holds pickled code.
+        """
+        return None if self.path is None else checkpoint.load_newest(self.path, device)
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the state if the last save is long enough ago."""
@@ -42,4 +40,4 @@ class Scratch:
             self._saved = time.monotonic()
 
     def _write(self, path: Path, state: dict[str, Any]) -> None:
-        checkpoint.save(path, state)
+        checkpoint.save(path, state, keep_previous=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import warnings
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from erat.config import RunConfig, build
 from erat.corruption.base import Progress, silent
-from erat.corruption.store import Arrays, Store, versions
+from erat.corruption.store import Arrays, Expected, Form, Store, versions
 from erat.data.base import CorruptedSet, ImageSet
 from erat.data.sets import split_validation
 from erat.defaults import file_digest
@@ -23,6 +26,38 @@ from erat.errors import UserError
 from erat.models import build_model
 
 VAL_FRACTION = 0.1
+
+
+class Traits(NamedTuple):
+    """What names the things that are made from an image set, without its images.
+
+    Attributes:
+        fingerprint: of the images, labels and class names.
+        colour: whether there are three channels.
+        positions, rows: digests of these attributes of the set; none where it has none.
+    """
+
+    fingerprint: str
+    colour: bool
+    positions: str | None = None
+    rows: str | None = None
+
+    @classmethod
+    def of(cls, subject: ImageSet) -> Traits:
+        """Return the traits of a set."""
+        positions, rows = (
+            None if part is None else hashlib.sha256(part.numpy().tobytes()).hexdigest()[:16]
+            for part in (subject.positions, subject.rows)
+        )
+        return cls(subject.fingerprint, subject.channels == 3, positions, rows)
+
+    def training(self, config: RunConfig) -> dict[str, Any]:
+        """Return what decides a training on the set beside its fingerprint; nothing in the ordinary case.
+
+        The held-out tenth of one's own files goes by their positions; mirrored views are customary for colour alone.
+        """
+        positions = {} if self.positions is None else {"positions": self.positions}
+        return positions | ({} if config.data.flip == self.colour else {"flip": config.data.flip})
 
 
 def source_network(
@@ -42,7 +77,13 @@ def source_network(
         manifest = {"architecture": options.source, "file_digest": options.source_weights_digest}
     else:
         parameters = source_parameters(subject, config)
-        entry = store.fetch(parameters, lambda: _train(subject, config, store.workspace(parameters), progress))
+        weights = network.state_dict()
+        forms = {name: Form(value.numpy().dtype.str, tuple(value.shape)) for name, value in weights.items()}
+        entry = store.fetch(
+            parameters,
+            lambda: _train(subject, config, store.workspace(parameters), progress),
+            Expected(forms, ("architecture", "val_accuracy")),
+        )
         network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in entry.arrays.items()})
         kept = ("path", "checksum", "architecture", "val_accuracy")
         manifest = {key: entry.manifest[key] for key in kept}
@@ -58,6 +99,7 @@ def source_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
         "architecture": options.source,
         "epochs": options.source_epochs,
         "seed": options.seed,
+        **Traits.of(subject).training(config),
     }
 
 
@@ -82,11 +124,17 @@ def _train(subject: ImageSet, config: RunConfig, workspace: Path, progress: Prog
     kept, held_out = split_validation(subject, VAL_FRACTION, config.corruption.seed)
     part, val = subject.take(kept), subject.take(held_out)
     # The trainer also reports test accuracy; the held-out tenth stands in, so that no test image is ever near this.
-    trainer = Trainer(recipe, CorruptedSet(part, part.labels, val, val), folder=workspace)
+    data = CorruptedSet(part, part.labels, val, val)
+    trainer = Trainer(recipe, data, folder=workspace)
     best_file = workspace / "best.pt"
     best: dict[str, Any] = {"val_accuracy": -1.0}
-    if trainer.history and best_file.exists():
-        best = checkpoint.load(best_file, torch.device("cpu"))
+    if trainer.history:
+        best = checkpoint.load_newest(best_file, torch.device("cpu")) or best
+        if best["val_accuracy"] < max((report.val_accuracy for report in trainer.history[:-1]), default=-1.0):
+            # The best weights so far are lost; others in their place would be another network.
+            warnings.warn(f"{best_file} has lost the best weights: the source network is trained anew", stacklevel=2)
+            shutil.rmtree(workspace)
+            trainer, best = Trainer(recipe, data, folder=workspace), {"val_accuracy": -1.0}
     # After an interruption the last epoch is looked at again: its weights may not have come to be kept.
     for report in chain(trainer.history[-1:], trainer.run()):
         progress("source network", report.epoch, epochs)
@@ -105,6 +153,7 @@ def _recipe(config: RunConfig, epochs: int) -> RunConfig:
         {
             "data.name": config.data.name,
             "data.flip": config.data.flip,
+            "data.fingerprint": config.data.fingerprint,
             "corruption.data": "none",
             "corruption.labels": "none",
             "defense.name": "ce",

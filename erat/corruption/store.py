@@ -16,19 +16,70 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from erat.config import content_digest
 from erat.corruption.scratch import Scratch
-from erat.errors import UserError
+from erat.engine.checkpoint import FULL_BYTES, write_atomic
+from erat.errors import StoreError, UserError
+from erat.locks import held
+from erat.records import DamagedError, read_json
 
 Arrays = dict[str, NDArray[Any]]
 Make = Callable[[], tuple[Arrays, dict[str, Any]]]
+_UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST)
+
+
+class Manifest(TypedDict):
+    """What lies beside the arrays. Of the fields that only some entries have, the types of those that are read."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # type: ignore[misc]
+    parameters: dict[str, Any]
+    checksum: str
+    kind: NotRequired[str]
+    norm: NotRequired[str]
+    epsilon: NotRequired[float]
+    max_norm: NotRequired[Annotated[float, Field(ge=0)]]
+    mean_norm: NotRequired[Annotated[float, Field(ge=0)]]
+    noise_rate: NotRequired[Annotated[float, Field(ge=0, le=1)]]
+    transition: NotRequired[list[list[float]]]
+    architecture: NotRequired[str]
+    val_accuracy: NotRequired[Annotated[float, Field(ge=0, le=1)]]
+    source: NotRequired[dict[str, Any] | None]
+
+
+MANIFEST = TypeAdapter(Manifest)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an array must be.
+
+    Attributes:
+        dtype: as numpy writes it, with the byte order: "|u1", "<i8".
+        below: of classes: how many there are; none: any number that is finite.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    below: int | None = None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an entry must hold: these arrays and no others (none: any), and these fields in its manifest."""
+
+    arrays: Mapping[str, Form] | None = None
+    fields: tuple[str, ...] = ()
+
+
+ANY = Expected()
 
 
 @dataclass(frozen=True)
@@ -64,55 +115,83 @@ class Store:
 
     def __contains__(self, parameters: Mapping[str, Any]) -> bool:
         """Whether the entry is there and sound; a damaged one is warned of."""
-        path = self.path(parameters)
-        sound = self._sound(path) is not None
-        if not sound and path.exists():
-            warnings.warn(f"{path} is damaged (its checksum does not fit): it will be made again", stacklevel=2)
-        return sound
+        try:
+            self._read(self.path(parameters), parameters, ANY)
+        except FileNotFoundError:
+            return False
+        except DamagedError as error:
+            warnings.warn(f"{self.path(parameters)} is damaged ({error}): it will be made again", stacklevel=2)
+            return False
+        return True
 
-    def fetch(self, parameters: Mapping[str, Any], make: Make) -> Entry:
+    def fetch(self, parameters: Mapping[str, Any], make: Make, expected: Expected = ANY) -> Entry:
         """The entry made from `parameters`; made now, by one process, if it is missing or damaged.
 
         Args:
             parameters: everything that decides the content, JSON-like; "part" names its sort.
             make: returns (arrays, manifest fields).
+            expected: what an entry must hold; another one is damaged.
 
         Raises:
-            UserError: the store cannot be written.
+            StoreError: the store cannot be written.
         """
         path = self.path(parameters)
-        # An entry appears whole, so a sound one is read without the lock: a store may be shared read-only.
-        if (entry := self._sound(path)) is not None:
-            return entry
+        damage = ""
+        try:
+            # An entry appears whole, so a sound one is read without the lock: a store may be shared read-only.
+            return self._read(path, parameters, expected)
+        except FileNotFoundError:
+            pass
+        except DamagedError as error:
+            damage = f"{path} is damaged ({error}), and "
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / f".{path.name}.lock"):
-                if (entry := self._sound(path)) is not None:
-                    return entry  # made by another process while this one waited
-                if path.exists():
-                    warnings.warn(f"{path} is damaged (its checksum does not fit): made again", stacklevel=3)
-                    shutil.rmtree(path)
-                return self._write(path, parameters, make)
+            with held(self.root / f".{path.name}.lock", patience=None):
+                try:
+                    return self._read(path, parameters, expected)  # made by another process while this one waited
+                except FileNotFoundError:
+                    pass
+                except DamagedError as error:
+                    warnings.warn(f"{path} is damaged ({error}): made again", stacklevel=2)
+                    _remove(path)
+                return self._write(path, parameters, make, expected)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST):
-                raise UserError(f"the store {self.root} cannot be written: {error.strerror}") from error
-            raise
+            if isinstance(error, UserError) or error.errno not in _UNWRITABLE:
+                raise
+            words = f"{damage}the store {self.root} cannot be written: {error.strerror}"
+            raise StoreError(error.errno, words) from error
 
-    def _sound(self, path: Path) -> Entry | None:
-        """The entry if it is there and its checksum fits."""
+    def _read(self, path: Path, parameters: Mapping[str, Any], expected: Expected) -> Entry:
+        """The entry, its checksum fitting and of what is expected.
+
+        Raises:
+            FileNotFoundError: there is none.
+            DamagedError: why it is not to be used.
+        """
+        if not path.is_dir():
+            if os.path.lexists(path):
+                raise DamagedError("it is not a folder")
+            raise FileNotFoundError(path)
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            if _checksum(path) == manifest["checksum"]:
-                arrays = {file.stem: np.load(file, mmap_mode="r") for file in sorted(path.glob("*.npy"))}
-                return Entry(path, manifest | {"path": str(path)}, arrays)
-        except (OSError, ValueError, KeyError):
-            pass
-        return None
+            manifest = read_json(path / "manifest.json", MANIFEST)
+            # Another entry's folder under this one's name would be taken for it.
+            if content_digest(manifest["parameters"]) != content_digest(parameters):
+                raise DamagedError("its manifest is another set's")
+            for key in expected.fields:
+                if key not in manifest:
+                    raise DamagedError(f"its manifest lacks {key}")
+            arrays = _arrays(path, expected.arrays)
+            if _checksum(path) != manifest["checksum"]:
+                raise DamagedError("its checksum does not fit")
+            _check_values(arrays, expected.arrays)
+        except OSError as error:
+            raise DamagedError(f"{Path(error.filename or path).name}: {error.strerror or error}") from error
+        return Entry(path, {**manifest, "path": str(path)}, arrays)
 
-    def _write(self, path: Path, parameters: Mapping[str, Any], make: Make) -> Entry:
+    def _write(self, path: Path, parameters: Mapping[str, Any], make: Make, expected: Expected) -> Entry:
         arrays, fields = make()
         part = self.root / f".{path.name}.part"
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(part)
         try:
             part.mkdir()
             for name, array in arrays.items():
@@ -121,14 +200,69 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
             manifest = {**fields, "parameters": dict(parameters), "checksum": _checksum(part)}
-            (part / "manifest.json").write_text(json.dumps(manifest, indent=2, default=str))
+            write_atomic(part / "manifest.json", json.dumps(manifest, indent=2, default=str).encode())
             os.replace(part, path)
+        except OSError as error:
+            # numpy does not say of an array that was written in part that the disk is full.
+            if error.errno is None and shutil.disk_usage(self.root).free < FULL_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part)) from error
+            raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(self.workspace(parameters), ignore_errors=True)
-        entry = self._sound(path)
-        assert entry is not None, "what was just written reads back"
-        return entry
+        return self._read(path, parameters, expected)
+
+
+def _remove(path: Path) -> None:
+    """Take away what lies at `path`, a folder or not."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _arrays(path: Path, forms: Mapping[str, Form] | None) -> Arrays:
+    """The arrays of an entry, mapped from their files; no pickle is read.
+
+    Raises:
+        DamagedError: one is missing, too many, or of another form.
+    """
+    files = {file.stem: file for file in sorted(path.glob("*.npy"))}
+    if forms is not None and files.keys() != forms.keys():
+        raise DamagedError(f"its arrays must be {', '.join(sorted(forms)[:5])}, got {', '.join(files)[:80] or 'none'}")
+    arrays: Arrays = {}
+    for name, file in files.items():
+        if not file.is_file():
+            raise DamagedError(f"{file.name} is not a file")
+        try:
+            array = np.lib.format.open_memmap(file, mode="r")
+        except OSError:
+            raise
+        except Exception as error:  # of a header made up, numpy's reader stumbles in any way
+            raise DamagedError(f"{file.name}: {' '.join(str(error).split())[:150]}") from error
+        arrays[name] = array
+        if forms is not None and (array.dtype.str, array.shape) != (forms[name].dtype, forms[name].shape):
+            got = f"{array.dtype.str} {array.shape}"
+            raise DamagedError(f"{file.name} must be {forms[name].dtype} {forms[name].shape}, got {got}")
+        if not array.flags.c_contiguous:
+            raise DamagedError(f"{file.name} is in Fortran's order")
+        if array.offset + array.nbytes != file.stat().st_size:
+            raise DamagedError(f"{file.name} is longer than its array")
+    return arrays
+
+
+def _check_values(arrays: Arrays, forms: Mapping[str, Form] | None) -> None:
+    """Refuse numbers that are not finite, and classes that there are none of.
+
+    Raises:
+        DamagedError: such an array.
+    """
+    for name, form in (forms or {}).items():
+        array = arrays[name]
+        if form.below is not None and array.size and not (array.min() >= 0 and array.max() < form.below):
+            raise DamagedError(f"{name} must be in [0, {form.below}), got {array.min()} to {array.max()}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DamagedError(f"{name} holds numbers that are not finite")
 
 
 def versions() -> dict[str, str]:

@@ -92,12 +92,14 @@ class SourceFacts:
         flip: whether a mirrored image still shows its class (true for photographs, false for digits).
         policy: the AutoAugment policy that suits it ("cifar10", "svhn", "imagenet", "digits").
         similar: class k -> the class that asymmetric noise turns it into (absent: stays); None: k -> k+1 mod K.
+        fingerprint: of the content (`erat.data.fingerprint`) where that is the same everywhere; None: to be found out.
     """
 
     epsilon: dict[str, float]
     flip: bool
     policy: str
     similar: dict[int, int] | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,12 @@ class Cifar:
         self._require_files(root)
         return self._read(root, train=True), self._read(root, train=False)
 
+    def files(self, config: DataConfig) -> list[Path]:
+        """Return all files that the set consists of; none while some are missing."""
+        folder = Path(config.root or "").expanduser() / self.dataset.base_folder
+        found = [folder / name for name, _ in self._files()]
+        return found if all(path.is_file() for path in found) else []
+
     def _files(self) -> list[tuple[str, str]]:
         """(file name, MD5) of every file that the set consists of."""
         meta = (self.dataset.meta["filename"], self.dataset.meta["md5"])

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from erat.data.base import ImageSet
+from erat.data.fingerprint import Cache, array_digest, digest_of, of_items, require, stamp_of
 from erat.data.image_files import Decoded, Source, decode_all, stack
 from erat.data.listing import CONTENT, Item, Skipped, list_images
-from erat.errors import UserError
+from erat.errors import UserError, shown
+from erat.paths import user_path
 
 if TYPE_CHECKING:
     from erat.config import DataConfig
@@ -36,6 +39,7 @@ class Collection:
         parts: N of "" (to be split), "train", "test" and "trusted".
         sources: N places to read the originals from again.
         skipped: what was named and could not be used.
+        fingerprint: of everything that was listed, see `erat.data.fingerprint`.
     """
 
     root: Path
@@ -44,6 +48,7 @@ class Collection:
     parts: tuple[str, ...]
     sources: tuple[Source, ...]
     skipped: tuple[Skipped, ...]
+    fingerprint: str
 
     def __len__(self) -> int:
         return len(self.names)
@@ -70,16 +75,19 @@ def read_collection(config: DataConfig) -> Collection:
     Grey if every image is, else RGB.
 
     Raises:
-        UserError: no such place; fewer than two classes; a class of which no image can be read.
+        UserError: no such place; fewer than two classes; a class of which no image can be read; other images than
+            those of `config.fingerprint`.
     """
-    if config.root is None:
-        raise UserError(f"data.name={config.name} needs data.root, the folder that holds {CONTENT}; got none")
     size = config.image_size
     if size is not None and size < 1:
         raise UserError(f"data.image_size must be at least 1, got {size}")
-    root = Path(config.root).expanduser()
+    root = root_of(config)
     listing = list_images(root)
-    read, skipped = _decoded(listing.items, size or listing.side or DEFAULT_SIZE)
+    decoded = decode_all([item.source for item in listing.items], size or listing.side or DEFAULT_SIZE)
+    contents = [_content(item.source, image) for item, image in zip(listing.items, decoded, strict=True)]
+    fingerprint = of_items(_described(listing.items, contents), listing.classes)
+    require(config, fingerprint)
+    read, skipped = _sorted_out(listing.items, decoded)
     skipped = [*listing.skipped, *skipped]
     if skipped and root.is_dir():
         first = root / skipped[0].name
@@ -95,16 +103,62 @@ def read_collection(config: DataConfig) -> Collection:
         tuple(item.part for item, _ in read),
         tuple(item.source for item, _ in read),
         tuple(skipped),
+        fingerprint,
     )
+
+
+def root_of(config: DataConfig) -> Path:
+    """Return where the images lie.
+
+    Raises:
+        UserError: it is not said.
+    """
+    if config.root is None:
+        raise UserError(f"data.name={config.name} needs data.root, the folder that holds {CONTENT}; got none")
+    return user_path(config.root, "data.root")
+
+
+def collection_fingerprint(config: DataConfig, cache: Cache) -> str:
+    """Return the fingerprint that `read_collection` would find, without decoding an image.
+
+    Raises:
+        UserError: no such place; fewer than two classes.
+    """
+    root = root_of(config)
+    with cache.page(root) as page:
+        table = stamp_of([root]) if root.is_file() else None
+        table = table and f"all of {table}"
+        if (known := page.look(table)) is not None:
+            return known
+        listing = list_images(root)
+        digests = iter(page.digests([item.source for item in listing.items if isinstance(item.source, Path)]))
+        contents = [
+            next(digests) if isinstance(item.source, Path) else digest_of(item.source) for item in listing.items
+        ]
+        found = of_items(_described(listing.items, contents), listing.classes)
+        if table is not None and not any(isinstance(item.source, Path) for item in listing.items):
+            page[table] = found  # the table holds everything itself
+    return found
+
+
+def _described(items: Sequence[Item], contents: Sequence[str]) -> list[tuple[str, str, str]]:
+    return [(item.part, item.label, content) for item, content in zip(items, contents, strict=True)]
+
+
+def _content(source: Source, image: Decoded | str) -> str:
+    """`digest_of` the source, from the bytes that were decoded where they were."""
+    if isinstance(image, str):
+        return digest_of(source)
+    return array_digest(source.shape, image.digest) if isinstance(source, np.ndarray) else image.digest
 
 
 Read = tuple[Item, Decoded]
 
 
-def _decoded(items: Sequence[Item], size: int) -> tuple[list[Read], list[Skipped]]:
+def _sorted_out(items: Sequence[Item], decoded: Sequence[Decoded | str]) -> tuple[list[Read], list[Skipped]]:
     read: list[Read] = []
     skipped: list[Skipped] = []
-    for item, image in zip(items, decode_all([item.source for item in items], size), strict=True):
+    for item, image in zip(items, decoded, strict=True):
         if isinstance(image, str):
             skipped.append(Skipped(item.name, image))
         else:
@@ -116,10 +170,15 @@ def _require_every_class(items: Sequence[Item], classes: Sequence[str], root: Pa
     present = {item.label for item in items if item.part in ("", "train")}
     empty = [name for name in classes if name not in present]
     if empty:
-        raise UserError(f"every class must have a readable training image, got none for {', '.join(empty)} in {root}")
+        raise UserError(f"every class must have a readable training image, got none for {_some(empty)} in {root}")
     unknown = sorted({item.label for item in items} - set(classes))
     if unknown:
-        raise UserError(f"{root} must name only classes of the training set, got also {', '.join(unknown)}")
+        raise UserError(f"{root} must name only classes of the training set, got also {_some(unknown)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for a message, which may be many and odd."""
+    return shown(", ".join(names[:20]), 200)[1:-1]
 
 
 def _image_set(read: Sequence[Read], classes: Sequence[str]) -> ImageSet:

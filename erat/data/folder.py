@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive  # type: ignore[import-untyped]
 
 from erat.data.base import ImageSet, SourceFacts
-from erat.data.collection import read_collection
+from erat.data.collection import collection_fingerprint, read_collection
+from erat.data.fingerprint import Cache
 from erat.data.image_files import read_all, stack, visible_files
 from erat.errors import UserError
 
@@ -43,6 +44,10 @@ class ImageFolder:
         """
         train, test, _ = self.load_parts(config)
         return train, test
+
+    def fingerprint(self, config: DataConfig, cache: Cache) -> str:
+        """Return the fingerprint of every image's bytes, part and label, and of the class names. Raises as `load`."""
+        return collection_fingerprint(config, cache)
 
     def load_parts(self, config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet | None]:
         """(train, test, images whose labels are trusted; none where the set names none). Raises as `load`."""
@@ -125,6 +130,15 @@ class TinyImageNet:
         names = _readable_names(wnids, base / "words.txt")
         train = [(path, label) for label, wnid in enumerate(wnids) for path in self._training_files(base, wnid)]
         return self._read(train, names, base), self._read(self._test_files(base, wnids), names, base)
+
+    def files(self, config: DataConfig) -> list[Path]:
+        """Return all files that the set consists of; none while some are missing."""
+        base = self._base(Path(config.root or "").expanduser())
+        if self._missing(base):
+            return []
+        named = [base / name for name in ("wnids.txt", "words.txt", "val/val_annotations.txt")]
+        images = [*visible_files(base / "train"), *visible_files(base / "val" / "images")]
+        return [*(path for path in named if path.is_file()), *images]
 
     def _base(self, root: Path) -> Path:
         nested = root / self.folder

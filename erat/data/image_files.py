@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +28,15 @@ from erat.errors import UserError
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
 READERS = min(8, os.cpu_count() or 1)  # Pillow decodes outside Python's lock
 BACKGROUND = "white"  # what shows through transparent pixels
-MOST_PIXELS = 100_000_000  # of one image: it is held as RGBA meanwhile, once per reader
+MOST_PIXELS = 100_000_000  # of one image, as it is decoded
+MOST_FILE = 2**28  # bytes of one file
+LARGE_FILE = 2**25  # bytes from which files are read one at a time
+MOST_MEMORY = 3 * 2**29  # bytes in which all readers together decode: a small file may claim a huge image
+# Bytes a pixel that decoding and converting take at their height, by Pillow's mode, as measured; WebP takes more.
+_PIXEL_BYTES = {"1": 2, "L": 2, "RGB": 8, "P": 11, "CMYK": 12, "RGBA": 12, "I": 13, "F": 13, "I;16": 8}
+_PIXEL_BYTES_OTHERS, _PIXEL_BYTES_WEBP, _PIXEL_BYTES_PROGRESSIVE = 17, 12, 8
+
+_PIECE = 2**20  # values that are converted at a time
 
 Source = Path | bytes | NDArray[Any]
 
@@ -37,10 +47,35 @@ class Decoded(NamedTuple):
     Attributes:
         pixels: uint8, (H, W) if the file is grey, (H, W, 3) if it has colour.
         position: a number in [0, 1) that depends on the file's bytes alone.
+        digest: SHA-256 (hex) of these bytes.
     """
 
     pixels: NDArray[np.uint8]
     position: float
+    digest: str
+
+
+class _Memory:
+    """Bytes that several threads share: who wants more than is left waits."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self._used, self._changed = most, 0, threading.Condition()
+
+    @contextmanager
+    def taking(self, amount: int) -> Iterator[None]:
+        """Hold `amount` bytes, at most `most`. A thread that holds some must not ask for more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + amount <= self.most)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
+
+
+_MEMORY, _LARGE = _Memory(MOST_MEMORY), threading.Lock()
 
 
 def visible_folders(folder: Path) -> list[Path]:
@@ -110,40 +145,89 @@ def read_one(path: Path, size: int) -> Decoded | None:
 def decode(source: Source, size: int) -> Decoded | str:
     """One image, upright: short side resized to `size` (bilinear, antialiased), centre cut out; a reason if broken.
 
+    Threads that decode at the same time share `MOST_MEMORY` bytes.
+
     Args:
         source: a file, a file's bytes, or pixels: (H, W) or (H, W, 3), of a type that Pillow takes.
     """
+    content = b""
     try:
         if isinstance(source, np.ndarray):
+            if source.shape[0] * source.shape[1] > MOST_PIXELS:
+                raise _RefusedError(f"{source.shape} values, more than {MOST_PIXELS / 1e6:.0f} million pixels")
             content = source.tobytes()
-            plain = to_eight_bit(Image.fromarray(source))
+            square = _square(to_eight_bit(Image.fromarray(source)), size)
         else:
-            if isinstance(source, Path) and not source.is_file():  # a broken link, or a pipe, which would never end
-                return "no such file" if not source.exists() else "no regular file"
-            content = source if isinstance(source, bytes) else source.read_bytes()
-            plain = _upright(content, size)
-        # fit() cuts the centre square out first and resizes it, which is the same and safe for very long images.
-        square = ImageOps.fit(plain, (size, size), Image.Resampling.BILINEAR)
+            length = len(source) if isinstance(source, bytes) else _file_size(source)
+            with _LARGE if length > LARGE_FILE else nullcontext():
+                content = source if isinstance(source, bytes) else _read(source, length)
+                square = _decoded(content, size)
     except UnidentifiedImageError:
         return "no image of a known format" if content else "empty file"
-    except _TooLargeError as error:
+    except _RefusedError as error:
         return str(error)
     except Exception as error:  # Pillow's decoders answer damaged data with nearly every kind of exception
         return f"cannot be decoded: {' '.join(str(error).split())[:120] or type(error).__name__}"
-    position = int.from_bytes(hashlib.sha256(content).digest()[:4], "big") / 2**32
-    return Decoded(np.array(square), position)
+    digest = hashlib.sha256(content)
+    position = int.from_bytes(digest.digest()[:4], "big") / 2**32
+    return Decoded(np.array(square), position, digest.hexdigest())
 
 
-class _TooLargeError(Exception):
-    """More pixels than are decoded."""
+class _RefusedError(Exception):
+    """Something that is not decoded, for what it is or for its size."""
 
 
-def _upright(content: bytes, size: int) -> Image.Image:
+def _file_size(path: Path) -> int:
+    """Bytes of a regular file; a broken link, or a pipe, which would never end, is none."""
+    if not path.is_file():
+        raise _RefusedError("no such file" if not path.exists() else "no regular file")
+    if (length := path.stat().st_size) > MOST_FILE:
+        raise _RefusedError(f"{length / 2**20:.0f} MiB, more than {MOST_FILE / 2**20:.0f}")
+    return length
+
+
+def _read(path: Path, length: int) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(length + 1)
+    if len(content) > length:
+        raise _RefusedError("it grew while it was read")
+    return content
+
+
+def _decoded(content: bytes, size: int) -> Image.Image:
+    """size x size pixels, upright, of a file's bytes; only the first frame of many is decoded."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        whole = image.width * image.height
         image.draft(None, (2 * size, 2 * size))  # a JPEG photograph need not be decoded in full
         if image.width * image.height > MOST_PIXELS:
-            raise _TooLargeError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS / 1e6:.0f} million")
-        return to_eight_bit(ImageOps.exif_transpose(image))
+            raise _RefusedError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS / 1e6:.0f} million")
+        if (needed := _needed(image, whole)) > MOST_MEMORY:
+            raise _RefusedError(
+                f"{image.format} of {whole / 1e6:.0f} million pixels takes {needed / 1e6:.0f} MB to decode, "
+                f"more than {MOST_MEMORY / 1e6:.0f}"
+            )
+        with _MEMORY.taking(needed):
+            ImageOps.exif_transpose(image, in_place=True)
+            return _square(to_eight_bit(image), size)
+
+
+def _needed(image: Image.Image, whole: int) -> int:
+    """Bytes to decode and convert it.
+
+    Args:
+        whole: its pixels in the file, of which a draft decodes fewer; but a progressive JPEG is read in full first.
+    """
+    each = _PIXEL_BYTES.get(image.mode, _PIXEL_BYTES_OTHERS)
+    if "transparency" in image.info:
+        each = _PIXEL_BYTES_OTHERS
+    each += _PIXEL_BYTES_WEBP if image.format == "WEBP" else 0
+    progressive = image.format == "JPEG" and ("progressive" in image.info or "progression" in image.info)
+    return each * image.width * image.height + (_PIXEL_BYTES_PROGRESSIVE * whole if progressive else 0)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    # fit() cuts the centre square out first and resizes it, which is the same and safe for very long images.
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
@@ -153,12 +237,12 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
     grey = image.mode in ("1", "L", "LA", "La")
     palette = image.mode in ("P", "PA")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        opaque = Image.new("RGBA", image.size, BACKGROUND)
-        opaque.alpha_composite(image.convert("RGBA"))
-        image = opaque
+        cover = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), cover)
+        del cover
     if grey:
-        return image.convert("L")
-    colour = image.convert("RGB")
+        return image if image.mode == "L" else image.convert("L")
+    colour = image if image.mode == "RGB" else image.convert("RGB")
     return colour.convert("L") if palette and _without_colour(colour) else colour
 
 
@@ -167,16 +251,21 @@ def scale_deep(values: NDArray[Any]) -> NDArray[np.uint8]:
 
     Integers above 255 are on the 16-bit scale; floats are on [0, 1] if none lies above 1, else on [0, 255].
     """
-    levels = np.nan_to_num(values.astype(np.float64))
+    pieces = np.array_split(values, max(1, min(len(values), values.size // _PIECE)))
+    most = max((np.nan_to_num(piece.astype(np.float64)).max() for piece in pieces if piece.size), default=0.0)
     if np.issubdtype(values.dtype, np.floating):
-        scale = 255.0 if levels.max() <= 1 else 1.0
+        scale = 255.0 if most <= 1 else 1.0
     else:
-        scale = 1 / 257 if values.dtype.itemsize == 2 or levels.max() > 255 else 1.0
-    return np.clip(np.rint(levels * scale), 0, 255).astype(np.uint8)
+        scale = 1 / 257 if values.dtype.itemsize == 2 or most > 255 else 1.0
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    # In pieces: in double precision the whole would take many times its memory.
+    for piece, out in zip(pieces, np.array_split(scaled, len(pieces)), strict=True):
+        out[...] = np.clip(np.rint(np.nan_to_num(piece.astype(np.float64)) * scale), 0, 255)
+    return scaled
 
 
 def _without_colour(image: Image.Image) -> bool:
-    red, green, blue = np.moveaxis(np.asarray(image), -1, 0)
+    red, green, blue = (np.asarray(image.getchannel(channel)) for channel in range(3))
     return bool((red == green).all() and (green == blue).all())
 
 

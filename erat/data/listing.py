@@ -6,21 +6,26 @@ Nothing is decoded here but arrays, and nothing is ever written.
 from __future__ import annotations
 
 import csv
+import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from erat.data.bounded import lines_of, npz_arrays, parquet_columns, parquet_rows, within_rows
 from erat.data.image_files import Source, scale_deep, visible_files, visible_folders
-from erat.errors import UserError
+from erat.data.spreadsheets import unguarded
+from erat.errors import UserError, shown
 
 CONTENT = "CLASS folders, or train/CLASS and test/CLASS folders"
 TABLES = (".csv", ".parquet", ".npz")
+ARRAYS = (*(f"{part}{what}" for part in ("", "test_", "trusted_") for what in ("images", "labels")), "class_names")
 PARTS = ("", "train", "test", "trusted")  # "": to be split into train and test
 
 
@@ -76,7 +81,7 @@ def list_images(root: Path) -> Listing:
         )
     listing = reader(root)
     if len(listing.classes) < 2:
-        got = f"only {listing.classes[0]!r}" if listing.classes else "none"
+        got = f"only {shown(listing.classes[0])}" if listing.classes else "none"
         raise UserError(f"data.root must name at least 2 classes, got {got} in {root}")
     return listing
 
@@ -93,7 +98,8 @@ def _class_folders(root: Path) -> Listing:
             present = [path.name for path in visible_folders(folder)]
             unknown = sorted(set(present) - set(classes))
             if unknown:
-                raise UserError(f"{folder} must hold only classes of the training set, got also {', '.join(unknown)}")
+                got = shown(", ".join(unknown), 200)[1:-1]
+                raise UserError(f"{folder} must hold only classes of the training set, got also {got}")
             items += _items(root, folder, present, part)
     return Listing(items, tuple(classes))
 
@@ -137,50 +143,61 @@ def _class_names(root: Path) -> list[str]:
 
 def _csv(path: Path) -> Listing:
     """Columns path and label, and part if there is one; paths are relative to the file's own folder."""
+    listed: list[tuple[str, Any, str, Source | None]] = []
     try:
         # Names of files may be any bytes: what is no UTF-8 is kept as it is, and finds its file again.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = list(reader)
-            columns = list(reader.fieldnames or [])
+        reader = csv.reader(lines_of(path))
+        columns = next(reader, [])
+        _require(columns, ("path", "label"), path)
+        # The last one of a name counts.
+        at = {name: number for number, name in enumerate(columns)}
+        for row in filter(None, reader):
+            name, label, part = (_cell(row, at.get(key)) for key in ("path", "label", "part"))
+            listed.append((name.strip(), label, part, _below(path, name)))
+            within_rows(len(listed), path)
     except (OSError, csv.Error) as error:
-        raise UserError(f"data.root must be a readable CSV file, got {path}: {error}") from error
-    _require(columns, ("path", "label"), path)
-    return _table(
-        path,
-        [(row["path"].strip(), row["label"], row.get("part") or "", _below(path, row["path"].strip())) for row in rows],
-    )
+        raise UserError(f"data.root must be a readable CSV file, got {path}: {_line(error)}") from error
+    return _table(path, listed)
+
+
+def _cell(row: Sequence[str], at: int | None) -> str:
+    return unguarded(row[at]) if at is not None and at < len(row) else ""
 
 
 def _below(table: Path, name: str) -> Path:
-    return table.parent / Path(name).expanduser() if name else table.parent
+    """The file that a table names, spaces around it as written if there is such a file."""
+    if name != name.strip():
+        with suppress(OSError, ValueError):
+            if (exact := table.parent / name).is_file():
+                return exact
+    name = name.strip()
+    return table.parent / os.path.expanduser(name) if name else table.parent  # an unknown user is part of a name
 
 
 def _parquet(path: Path) -> Listing:
     """A column image (a file's bytes, or a struct with `bytes`) or path, a column label, and part if there is one."""
     import pyarrow  # type: ignore[import-untyped,unused-ignore]  # here, for its second of loading
-    import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]
 
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"data.root must be a readable Parquet file, got {path}: {_line(error)}") from error
-    by = "image" if "image" in table.column_names else "path"
-    _require(table.column_names, (by, "label"), path, " (or path)" if by == "path" else "")
-    wanted = [name for name in (by, "label", "part") if name in table.column_names]
-    rows = table.select(wanted).to_pylist()
     listed: list[tuple[str, Any, str, Source | None]] = []
-    for number, row in enumerate(rows):
-        label, part = "" if row["label"] is None else row["label"], row.get("part") or ""
-        if by == "path":
-            name = str(row["path"] or "").strip()
-            listed.append((name, label, part, _below(path, name)))
-            continue
-        value = row["image"]
-        if isinstance(value, Mapping):
-            listed.append((value.get("path") or f"row {number}", label, part, value.get("bytes")))
-        else:
-            listed.append((f"row {number}", label, part, value if isinstance(value, bytes) else None))
+    try:
+        columns = parquet_columns(path)
+        by = "image" if "image" in columns else "path"
+        _require(columns, (by, "label"), path, " (or path)" if by == "path" else "")
+        for number, row in enumerate(parquet_rows(path, [name for name in (by, "label", "part") if name in columns])):
+            label, part = "" if row["label"] is None else row["label"], row.get("part") or ""
+            if by == "path":
+                name = str(row["path"] or "").strip()
+                listed.append((name, label, part, _below(path, name)))
+                continue
+            value = row.get("image")
+            if isinstance(value, Mapping):
+                listed.append((value.get("path") or f"row {number}", label, part, value.get("bytes")))
+            else:
+                listed.append((f"row {number}", label, part, value if isinstance(value, bytes) else None))
+    except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"data.root must be a readable Parquet file, got {path}: {_line(error)}") from error
     return _table(path, listed)
 
 
@@ -191,7 +208,7 @@ def _table(path: Path, rows: Sequence[tuple[str, Any, str, Source | None]]) -> L
     for number, (name, label, part, source) in enumerate(rows, start=1):
         word = str(label).strip()
         if part not in PARTS:
-            raise UserError(f"{path}, row {number}: part must be train, test, trusted or empty, got {part!r}")
+            raise UserError(f"{path}, row {number}: part must be train, test, trusted or empty, got {shown(part)}")
         if not name:
             skipped.append(Skipped(f"row {number}", "no path"))
         elif not word:
@@ -210,16 +227,15 @@ def _table(path: Path, rows: Sequence[tuple[str, Any, str, Source | None]]) -> L
 
 def _ordered(labels: set[str]) -> tuple[str, ...]:
     """By number where all are whole numbers, else by name."""
-    numbers = all(label.lstrip("-").isdecimal() for label in labels)
+    numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
     return tuple(sorted(labels, key=int) if numbers else sorted(labels))
 
 
 def _require(columns: Sequence[str], wanted: Sequence[str], path: Path, more: str = "") -> None:
     missing = [name for name in wanted if name not in columns]
     if missing:
-        raise UserError(
-            f"{path} must have the columns {' and '.join(wanted)}{more}, got {', '.join(columns) or 'none'}"
-        )
+        got = shown(", ".join(columns[:50]), 200)[1:-1] or "none"
+        raise UserError(f"{path} must have the columns {' and '.join(wanted)}{more}, got {got}")
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
@@ -230,13 +246,9 @@ def _npz(path: Path) -> Listing:
 
     `test_images` and `test_labels`, `trusted_images` and `trusted_labels` are those parts; `class_names` names numbers.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise UserError(f"data.root must be a readable .npz file, got {path}: {_line(error)}") from error
-    _require(list(arrays), ("images", "labels"), path)
-    names = [str(name) for name in arrays.get("class_names", ())]
+    arrays, inside = npz_arrays(path, ARRAYS)
+    _require(inside, ("images", "labels"), path)
+    names = [str(name) for name in arrays.get("class_names", np.array(())).ravel()]
     items: list[Item] = []
     side = 0
     parts = {"": "", "test_": "test", "trusted_": "trusted"}
@@ -244,16 +256,25 @@ def _npz(path: Path) -> Listing:
     for prefix, part in parts.items():
         if f"{prefix}images" not in arrays:
             continue
-        images = _as_images(arrays[f"{prefix}images"], path)
-        labels = [_class_word(label, names, path) for label in np.ravel(arrays.get(f"{prefix}labels", ()))]
-        if len(images) != len(labels):
-            raise UserError(f"{path} must have one label per image, got {len(images)} images and {len(labels)} labels")
+        images, labels = _as_images(arrays[f"{prefix}images"], path), arrays.get(f"{prefix}labels", np.array(()))
+        words = [_class_word(label, names, path) for label in _labels(labels, path)]
+        if len(images) != len(words):
+            raise UserError(f"{path} must have one label per image, got {len(images)} images and {len(words)} labels")
         side = side or min(images.shape[1:3])
         part = "train" if tested and not part else part
-        items += [Item(f"{prefix}images[{row}]", label, part, images[row]) for row, label in enumerate(labels)]
+        items += [Item(f"{prefix}images[{row}]", label, part, images[row]) for row, label in enumerate(words)]
     used = {item.label for item in items if item.part != "test"}
     known = tuple(name for name in names if name in used) if names else _ordered(used)
     return Listing(items, known, side=side)
+
+
+def _labels(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Numbers or words, (N,)."""
+    if array.dtype.kind not in "biufUS":
+        raise UserError(f"{path}: labels must be numbers or words, got {array.dtype}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{path}: labels must be finite numbers, got {shown(array[~np.isfinite(array)][0].item())}")
+    return array.ravel()
 
 
 def _class_word(label: Any, names: Sequence[str], path: Path) -> str:
@@ -278,7 +299,7 @@ def _as_images(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
         return array.astype(np.uint8)
     if array.dtype.kind not in "biuf":
         raise UserError(f"{path}: images must be numbers, got {array.dtype}")
-    return scale_deep(array.astype(np.float32) if array.dtype == np.bool_ else array)
+    return array.astype(np.uint8) * np.uint8(255) if array.dtype == np.bool_ else scale_deep(array)
 
 
 def _line(error: BaseException) -> str:

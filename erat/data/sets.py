@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from erat.data.base import ImageSet, TrustingSource
+from erat.data.base import ImageSet
+from erat.data.fingerprint import ListedSource, of_arrays, read_parts, require
 from erat.engine.seeding import derive
 from erat.errors import UserError
 from erat.registry import DATASETS
@@ -30,7 +31,8 @@ def load(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         config: `name` picks the source, `limit` thins the training set, `image_size` resizes both.
 
     Raises:
-        UserError: unknown source; files missing; fewer than two classes; a limit or size out of range.
+        UserError: unknown source; files missing; fewer than two classes; a limit or size out of range; other images
+            than those of `config.fingerprint`.
     """
     train, test, _ = load_parts(config)
     return train, test
@@ -39,11 +41,9 @@ def load(config: DataConfig) -> tuple[ImageSet, ImageSet]:
 def load_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet | None]:
     """(train, test, images whose labels are trusted; none where the source has none). As `load` otherwise."""
     source = DATASETS[config.name]
-    trusted: ImageSet | None = None
-    if isinstance(source, TrustingSource):
-        train, test, trusted = source.load_parts(config)
-    else:
-        train, test = source.load(config)
+    train, test, trusted = parts = read_parts(source, config)
+    if config.fingerprint is not None and not isinstance(source, ListedSource):
+        require(config, of_arrays(parts))
     if train.num_classes < 2:
         raise UserError(f"data set {config.name!r} must have at least 2 classes, got {train.num_classes}")
     assert train.class_names == test.class_names, "train and test share their classes"

@@ -153,6 +153,7 @@ class Task:
         num_classes, flip: of the images; flip says whether a mirrored image keeps its class.
         build: call with a seed offset for a freshly initialised network; two-network defenses call it twice.
         image_shape: (C, H, W) of the images.
+        backbone: name of what `build` builds.
     """
 
     num_samples: int
@@ -160,6 +161,7 @@ class Task:
     flip: bool
     build: Callable[[int], nn.Module]
     image_shape: tuple[int, ...] = ()
+    backbone: str = ""
 
 
 class Defense(nn.Module):
@@ -174,7 +176,7 @@ class Defense(nn.Module):
 
     def __init__(self, options: DefenseOptions, task: Task) -> None:
         super().__init__()
-        self.task = task
+        self.task, self.settings = task, options
         self._preparation = (options.squeeze, options.jpeg_quality, options.bits)
 
     def prepare(self, images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from erat.attacks.pgd import frozen
-from erat.config import Number
+from erat.config import MOST_EPOCHS, Number
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
 from erat.defenses.perturbation import PerturbationOptions, Perturber
 from erat.defenses.selector import Selector, SelectorOptions
@@ -33,7 +33,9 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 
     name: Literal["erat"] = "erat"
     selection: bool = Field(True, description="false: all data stay labelled (w/o SS)")
-    select_every: int = Field(1, ge=1, description="beyond the paper: epochs that a labelled set is kept for")
+    select_every: int = Field(
+        1, ge=1, le=MOST_EPOCHS, description="beyond the paper: epochs that a labelled set is kept for"
+    )
     # Perturbation, Eqs. 6, 7, 10
     adversarial: bool = Field(True, description="false: no perturbed views (w/o AT)")
     norms: Literal["both", "linf", "l2"] = Field("both", description="the set that each image draws its norm from")
@@ -46,7 +48,7 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     lambda_u: Number = Field(25.0, ge=0)
     ramp_epochs: Number = Field(16.0, ge=0)
     reduction: Literal["mean", "sum"] = Field("mean", description="squared errors over classes: mean, or Eq. 8's sum")
-    warmup_epochs: int = Field(10, ge=0)
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
 
 
 class ERAT(Defense):

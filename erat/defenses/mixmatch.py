@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from erat.attacks.pgd import frozen
-from erat.config import Number, Setting
+from erat.config import MOST_EPOCHS, Number, Setting
 from erat.data.random import BatchRandom
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData, Update
 from erat.defenses.perturbation import PerturbationOptions, Perturber
@@ -40,7 +40,7 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     mixup_alpha: Number = Field(4.0, gt=0, description="of the Beta distribution")
     lambda_u: Number | None = Field(None, ge=0, description="weight of the unlabelled loss; none: as the paper has it")
     ramp_epochs: Number = Field(16.0, ge=0)
-    warmup_epochs: int = Field(10, ge=0)
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
     confidence_penalty: bool | None = Field(
         None, description="negative entropy beside the warm-up's cross-entropy; none: under asymmetric noise alone"
     )

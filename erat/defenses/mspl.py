@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from erat.attacks.pgd import frozen
-from erat.config import Number
+from erat.config import MOST_EPOCHS, Number
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
 from erat.defenses.perturbation import PerturbationOptions, Perturber
 from erat.defenses.selector import Selector, SelectorOptions
@@ -40,7 +40,7 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
     lambda_u: Number = Field(1.0, ge=0, description="weight of the pseudo-labels' loss")
     ramp_epochs: Number = Field(16.0, ge=0)
-    warmup_epochs: int = Field(10, ge=0)
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
 
 
 class MSPL(Defense):

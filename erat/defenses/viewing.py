@@ -26,7 +26,9 @@ class ViewOptions(DefenseOptions):
     policy: Literal["cifar10", "svhn", "imagenet", "digits"] | None = Field(
         None, description="AutoAugment policy; none: the one that suits the data set"
     )
-    worst_of: int = Field(1, ge=1, description="strong views: of so many draws the one of highest loss (UEraser)")
+    worst_of: int = Field(
+        1, ge=1, le=1000, description="strong views: of so many draws the one of highest loss (UEraser)"
+    )
 
     def check(self, workers: int) -> None:
         super().check(workers)

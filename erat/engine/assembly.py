@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from erat.config import RunConfig
 from erat.defenses.base import Defense, Task
 from erat.engine.recompute import checkpoint_activations
-from erat.engine.seeding import derive
+from erat.engine.seeding import derive, seeded
 from erat.models import build_model
 from erat.registry import DEFENSES
 
@@ -54,8 +54,29 @@ def make_defense(
 
     What a defense draws for parts of its own, such as heads, comes from torch's global generator.
     """
-    task = Task(num_samples, num_classes, bool(config.data.flip), build, tuple(image_shape))
+    task = Task(num_samples, num_classes, bool(config.data.flip), build, tuple(image_shape), config.model.name)
     defense = DEFENSES[config.defense.name](config.defense, task)
     if config.train.checkpoint_activations:
         checkpoint_activations(defense.networks)
     return defense
+
+
+def rebuild_defense(
+    config: RunConfig, num_classes: int, image_shape: Sequence[int], weights: Mapping[str, Tensor]
+) -> Defense:
+    """Return the configured defense with these weights of its networks, on the CPU, to predict with.
+
+    What a training remembers of each image, such as its last labelled set, is not among them.
+
+    Args:
+        weights: state of `defense.networks`.
+
+    Raises:
+        RuntimeError: the weights are those of other networks.
+    """
+    half = [0.5] * image_shape[0]  # the weights bring their own mean and deviation
+    with seeded(0):  # torch's global generator, which some parts draw from, stays where it is
+        build = network_builder(config, num_classes, image_shape, half, half)
+        defense = make_defense(config, 1, num_classes, image_shape, build)
+    defense.networks.load_state_dict(dict(weights))
+    return defense.eval()

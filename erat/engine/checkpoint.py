@@ -1,11 +1,19 @@
-"""Everything that a run needs to go on to the same bits, written so that a crash leaves the old one or the new one."""
+"""Everything that a run needs to go on to the same bits, written so that a crash leaves the old one or the new one.
+
+A file holds a checksum of itself, as a comment at the end of the zip archive that `torch.save` writes: one move puts
+both in place, and `torch.load` reads the file as any other. Of a state that is saved again and again the one before is
+kept beside it, so that a damaged file costs an epoch and not the run.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import threading
+import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,20 +23,37 @@ import torch
 
 from erat.errors import UserError
 
+ANEW = "delete it to start this run anew"
 FULL_BYTES = 2**20  # a disk with less than this free is full
 
+_MARK = b"BLAKE2b-256:"
+_TRAILER = len(_MARK) + 32
+_END, _END_BYTES = b"PK\x05\x06", 22  # the last record of an archive without a comment; its last two bytes are zero
+_PIECE = 2**20
 
-def write_atomic(path: Path, data: bytes) -> None:
+
+class DamagedCheckpointError(UserError):
+    """A file that is not, or no longer, what was written."""
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Put `data` at `path` in one move: a reader, or a crash, never sees half of it."""
     with _replacing(path) as file:
         file.write(data)
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values, in one move as well."""
+def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> None:
+    """Write tensors and plain values with their checksum, in one move as well.
+
+    Args:
+        keep_previous: what was at `path` becomes `previous(path)`, which `load_newest` falls back on.
+    """
     try:
-        with _replacing(path) as file:
-            torch.save(state, file)
+        with _replacing(path, keep_previous) as file:
+            hashing = _Hashing(file)
+            torch.save(state, hashing)  # type: ignore[arg-type]  # all that it asks of a file is `write`
+            file.seek(-2, os.SEEK_END)  # the length of the comment
+            file.write(_TRAILER.to_bytes(2, "little") + _MARK + hashing.digest())
     except RuntimeError as error:
         # What torch says of a write that fails does not tell that the disk is full.
         if shutil.disk_usage(path.parent).free < FULL_BYTES:
@@ -36,8 +61,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
         raise
 
 
+def previous(path: Path) -> Path:
+    """Where `save` keeps what was at `path` before."""
+    return path.with_name(f"previous-{path.name}")
+
+
 @contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
+def _replacing(path: Path, keep_previous: bool = False) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once it is whole and on the disk; a failure leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this thread alone: a driver may fetch the same file in two.
@@ -47,19 +77,113 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            os.replace(path, previous(path))  # a crash after this line leaves the one before, which is found
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+class _Hashing:
+    """Hashes what passes through it to a file, so that nothing is read again."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash = file, hashlib.blake2b(digest_size=32)
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
     """Read what `save` wrote. Weights only: no code in the file is run.
 
     Raises:
-        UserError: the file is damaged.
+        DamagedCheckpointError: the file is missing or damaged.
+        UserError: it holds pickled code, or may not be read.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        with path.open("rb") as file:
+            if not _sound(file):
+                raise DamagedCheckpointError(f"checkpoint {path} cannot be read (its checksum does not fit): {ANEW}")
+            file.seek(0)
+            try:
+                state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+            except Exception as error:
+                if _is_pickle(file):
+                    raise UserError(
+                        f"checkpoint {path} cannot be read: it holds pickled code, which is not run; {ANEW}"
+                    ) from error
+                raise
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error}): delete it to start this run anew") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if path.is_file() and not zipfile.is_zipfile(path):
+            reason = "it is cut off, or something else"
+        raise DamagedCheckpointError(f"checkpoint {path} cannot be read ({reason}): {ANEW}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint {path} cannot be read: it holds a {type(state).__name__}; {ANEW}")
     return state
+
+
+def load_newest(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """Read what `save` wrote last; if that is damaged, what it wrote before, with a warning; none if nothing is left.
+
+    Raises:
+        UserError: as `load`.
+    """
+    damages = []
+    for file in (path, previous(path)):
+        try:
+            state = load(file, device)
+        except DamagedCheckpointError as error:
+            if file.exists():
+                damages.append(_line(error))
+            continue
+        if file != path:
+            reason = damages[0] if damages else f"checkpoint {path} is missing"
+            warnings.warn(f"{reason}; going on from the one before it", stacklevel=2)
+        return state
+    if damages:
+        warnings.warn(f"{damages[0]}; there is no older one that is sound: starting anew", stacklevel=2)
+    return None
+
+
+def _line(error: DamagedCheckpointError) -> str:
+    return str(error).removesuffix(f": {ANEW}")
+
+
+def _sound(file: BinaryIO) -> bool:
+    """Whether the checksum fits; true if there is none, as in files of earlier versions."""
+    size = file.seek(0, os.SEEK_END)
+    if size < _END_BYTES + _TRAILER:
+        return True
+    file.seek(-_END_BYTES - _TRAILER, os.SEEK_END)
+    tail = file.read()
+    end, trailer = tail[:_END_BYTES], tail[_END_BYTES:]
+    signs = (end[:4] == _END, end[-2:] == _TRAILER.to_bytes(2, "little"), trailer.startswith(_MARK))
+    if sum(signs) < 2:  # one of the three may be what is damaged
+        return True
+    file.seek(0)
+    digest, left = hashlib.blake2b(digest_size=32), size - _TRAILER - 2
+    while left and (piece := file.read(min(_PIECE, left))):
+        digest.update(piece)
+        left -= len(piece)
+    digest.update(bytes(2))
+    return all(signs) and digest.digest() == trailer[len(_MARK) :]
+
+
+def _is_pickle(file: BinaryIO) -> bool:
+    """Whether a file that torch refused is whole all the same: an archive, or a bare pickle."""
+    file.seek(0)
+    first = file.read(2)
+    return (first[:1] == b"\x80" and first[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")) or zipfile.is_zipfile(file)

@@ -71,7 +71,8 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives are no part of a compiled graph
     def _over_all_workers(self, input: Tensor) -> Tensor:
-        normal, mean, variance, count = _Normalise.apply(input.float(), self.weight, self.bias, self.eps)
+        values = input if input.dtype == torch.float64 else input.float()
+        normal, mean, variance, count = _Normalise.apply(values, self.weight, self.bias, self.eps)
         self._remember(mean, variance * count / (count - 1).clamp_min(1))
         result: Tensor = normal.to(input.dtype)
         return result

@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch.profiler import record_function
 from erat.attacks.pgd import frozen
 from erat.config import RunConfig
 from erat.data.base import CorruptedSet, ImageSet, to_float
+from erat.data.fingerprint import with_fingerprint
 from erat.data.random import BatchRandom
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Update
 from erat.engine import checkpoint
@@ -330,12 +333,18 @@ class Trainer:
         """Where this run's checkpoint lies, or none if it keeps none."""
         return self.folder / "checkpoint.pt" if self.folder else None
 
+    @cached_property
+    def _name(self) -> str:
+        """What its checkpoint belongs to: the run, or a training on images at hand, of which no source is known."""
+        config = self.config
+        return (config if config.identified else with_fingerprint(config, self.data.train.fingerprint)).digest()
+
     def _save(self, epoch: Underway | None = None) -> None:
         """Where the run stands: after its last epoch, or in the one under way."""
         if self.checkpoint_path is None or not self.ranks.first:
             return
         state = {
-            "digest": self.config.digest(),
+            "digest": self._name,
             "defense": self.defense.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "order": self._order.get_state() if epoch is None else epoch.order,
@@ -343,14 +352,33 @@ class Trainer:
             "history": [asdict(report) for report in self.history],
             "underway": None if epoch is None else epoch.state(self.defense),
         }
-        checkpoint.save(self.checkpoint_path, state)
+        checkpoint.save(self.checkpoint_path, state, keep_previous=True)
 
     def _restore(self) -> None:
-        if self.checkpoint_path is None or not self.checkpoint_path.exists():
-            return
-        state = checkpoint.load(self.checkpoint_path, self.device)
-        if state["digest"] != self.config.digest():
-            raise UserError(f"checkpoint {self.checkpoint_path} is of another run, {state['digest']}")
+        """Go on from the newest checkpoint that is sound, if there is one.
+
+        Raises:
+            UserError: it is of another run, or the workers found different ones.
+        """
+        path = self.checkpoint_path
+        state = None if path is None else checkpoint.load_newest(path, self.device)
+        if state is not None:
+            if state.get("digest") != self._name:
+                raise UserError(f"checkpoint {path} is of another run, {state.get('digest')}")
+            try:
+                self._take_in(state)
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise UserError(f"checkpoint {path} does not fit this run ({reason}): {checkpoint.ANEW}") from error
+        if self.ranks.workers > 1:
+            inside = self._underway
+            place = [len(self.history), *((inside.phase + 1, inside.batches) if inside else (0, 0))]
+            mine = torch.tensor(place, dtype=torch.float64, device=self.device)
+            mean = self.ranks.sum(mine.clone()) / self.ranks.workers
+            if self.ranks.sum((mine - mean).abs().sum()) > 0:
+                raise UserError(f"the workers' checkpoints {path} differ: {checkpoint.ANEW}")
+
+    def _take_in(self, state: dict[str, Any]) -> None:
         self.defense.load_state_dict(state["defense"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._order.set_state(state["order"].cpu())

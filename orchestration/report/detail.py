@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
+
+from erat.records import DamagedError, read_json, read_words
+from orchestration.records import CONFUSION, ENVIRONMENT, SELECTION, Confusion, Environment, Selection, warn_damaged
 from orchestration.report.notation import finite
 from orchestration.report.sections import place_of, reason
 from orchestration.rows import TrialRow
+from orchestration.trial import read_metrics
 
 FEW_CLASSES = 20  # up to so many, the whole confusion matrix is kept; beyond, what is confused most
 MOST_PAIRS = 30
+T = TypeVar("T")
 TAIL = 1500  # characters of a failed run's traceback
 _SELECTION = ("labelled_per_class", "correct_per_class", "wrong_per_class", "caught_per_class")
 
@@ -34,31 +40,25 @@ class Pool:
         return self._numbers[key]
 
 
-def read_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`; none where there is no such file, or a line is torn."""
-    try:
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_bytes().splitlines()]
-    except (OSError, ValueError):
-        return []
-
-
-def read_environment(folder: Path) -> dict[str, Any] | None:
+def read_environment(folder: Path) -> Environment | None:
     """What a finished cell says of code and machine."""
-    content: dict[str, Any] | None = _read(folder / "artifacts" / "environment.json")
-    return content
+    return _read(folder / "artifacts" / "environment.json", ENVIRONMENT)
 
 
-def read_selection(folder: Path) -> dict[str, Any] | None:
+def read_selection(folder: Path) -> Selection | None:
     """What a finished cell selected of each class, epoch by epoch."""
-    content: dict[str, Any] | None = _read(folder / "artifacts" / "selection.json")
-    return content
+    return _read(folder / "artifacts" / "selection.json", SELECTION)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, form: TypeAdapter[T]) -> T | None:
+    """What a file holds; none where there is none, or a damaged one, of which it warns."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+        return read_json(path, form)
+    except DamagedError as error:
+        warn_damaged(path, str(error), "it is left out")
+    except OSError:
+        pass
+    return None
 
 
 def detail_of(row: TrialRow, folder: Path, result: Mapping[str, Any], command: str, pool: Pool) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def detail_of(row: TrialRow, folder: Path, result: Mapping[str, Any], command: s
         result: its entry in the ledger.
         command: the shell line that runs it again.
     """
-    epochs, artifacts = read_epochs(folder), folder / "artifacts"
+    epochs, artifacts = read_metrics(folder), folder / "artifacts"
     content = {
         "n": row.number,
         "id": row.cell,
@@ -88,9 +88,9 @@ def detail_of(row: TrialRow, folder: Path, result: Mapping[str, Any], command: s
         "cmd": command,
     }
     if row.status == "failed":
-        content |= {"error": row.error, "tail": _tail(folder / "error.txt")}
+        content |= {"error": row.error, "tail": (read_words(folder / "error.txt") or "")[-TAIL:] or None}
     content |= _selection(read_selection(folder), pool)
-    content |= _confusion(_read(artifacts / "confusion.json"), pool)
+    content |= _confusion(_read(artifacts / "confusion.json", CONFUSION), pool)
     environment = read_environment(folder)
     if environment:
         kept = ("git_commit", "git_dirty", "device", "cores", "platform", "python", "versions")
@@ -114,25 +114,20 @@ def _short(value: Any) -> float | None:
     return None if number is None else float(f"{number:.4g}")
 
 
-def _tail(path: Path) -> str | None:
-    try:
-        return path.read_text()[-TAIL:]
-    except OSError:
-        return None
-
-
-def _selection(content: Any, pool: Pool) -> dict[str, Any]:
+def _selection(content: Selection | None, pool: Pool) -> dict[str, Any]:
     """The last epoch's selection: per class labelled, of these right; wrong labels, of these caught."""
-    if not content or not content.get("epochs"):
+    if not content or not content["epochs"]:
         return {}
     last = content["epochs"][-1]
     return {"selection": [last.get(key, []) for key in _SELECTION], "classes": pool.add(content["classes"])}
 
 
-def _confusion(content: Any, pool: Pool) -> dict[str, Any]:
-    if not content:
+def _confusion(content: Confusion | None, pool: Pool) -> dict[str, Any]:
+    if content is None:
         return {}
-    counts: Sequence[Sequence[int]] = content["counts"]
+    counts, classes = content["counts"], len(content["classes"])
+    if len(counts) != classes or any(len(line) != classes for line in counts):
+        return {}
     named = {"classes": pool.add(content["classes"])}
     if len(counts) <= FEW_CLASSES:
         return named | {"confusion": counts}

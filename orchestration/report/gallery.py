@@ -20,6 +20,7 @@ from erat.audit.audit import Audit
 from erat.audit.poisoning import BITS, FEW, PoisonTest, flat_residual
 from erat.audit.robustness import Hold
 from erat.data.image_files import Source, decode
+from orchestration.audit_copies import copy_sentences
 from orchestration.report.notation import duration
 from orchestration.report.svg import colour
 
@@ -30,6 +31,7 @@ MOST_CARDS = 120
 THUMBNAIL = 96  # pixels a side
 MOST_CLASSES = 24  # of which a matrix and residuals are drawn whole
 MOST_PAIRS = 12
+MOST_GROUPS, MOST_NAMES, MOST_PICTURES = 60, 8, 4  # groups of copies; of each so many names and pictures
 FLOOD = 1.5  # times as many images wear a flooded class's label as seem to show it
 
 
@@ -64,11 +66,8 @@ def audit_page(findings: Findings, files: Sequence[tuple[str, str]]) -> str:
             {"words": hold_words(hold), "accuracy": hold.accuracy, "images": hold.images} for hold in findings.holds
         ],
         holds_on=_holds_on(findings),
-        copies=len(plan.copies),
-        conflicts=[
-            [(findings.collection.names[row], names[int(plan.images.labels[row])]) for row in group]
-            for group in audit.conflicts
-        ],
+        copies=_copies(findings),
+        more_copies=max(0, len(findings.copies) - MOST_GROUPS),
         skipped=findings.collection.skipped,
         method=_method(findings),
         files=files,
@@ -102,8 +101,7 @@ def sentences(findings: Findings) -> list[str]:
         )
     if flooded:
         found.append(f"Flooded by images of other classes: {', '.join(flooded)}.")
-    if audit.conflicts:
-        found.append(f"{len(audit.conflicts)} pictures are there more than once, under different labels.")
+    found += copy_sentences(findings.copies)
     alone = sorted(
         {findings.plan.images.class_names[int(k)] for k in findings.plan.images.labels[~findings.plan.judged]}
     )
@@ -244,6 +242,30 @@ def _cards(findings: Findings) -> list[dict[str, Any]]:
             }
         )
     return cards
+
+
+def _copies(findings: Findings) -> list[dict[str, Any]]:
+    """Groups of copies for the page, the large ones shortened."""
+    count = len(findings.collection)
+
+    def picture(place: int) -> str:
+        own, row = (findings.collection, place) if place < count else (findings.checked, place - count)
+        assert own is not None, "places from there on are those of the trusted images"
+        return thumbnail(own.sources[row], own.images.images[row])
+
+    return [
+        {
+            "words": group.words,
+            "alarming": group.labels_differ or group.parts_differ,
+            "names": [
+                (copy.name.encode("utf-8", "replace").decode(), copy.label, copy.part)
+                for copy in group.copies[:MOST_NAMES]
+            ],
+            "more": max(0, len(group.copies) - MOST_NAMES),
+            "pictures": [picture(copy.place) for copy in group.copies[: 1 if group.exact else MOST_PICTURES]],
+        }
+        for group in findings.copies[:MOST_GROUPS]
+    ]
 
 
 def thumbnail(source: Source, pixels: Tensor) -> str:

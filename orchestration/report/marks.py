@@ -22,6 +22,7 @@ DASHES = ((5, 2), (2, 1.5), (6, 2, 1, 2), (1, 1))
 STYLE: Any = {  # typed by matplotlib as a dictionary with 300 literal keys
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere, and it has ⅛ and ∞
     "font.size": 10.5,
+    "text.parse_math": False,  # a class called "$x" is no mathematics
     "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,

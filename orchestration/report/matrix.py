@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -12,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from erat.data.spreadsheets import csv_text
 from orchestration.report.grid import Cell, cell_of, column_name
 from orchestration.report.notation import MISSING, baseline_name, header, named, value
 from orchestration.report.published import published
@@ -171,9 +170,7 @@ def matrix_view(rows: Sequence[TrialRow]) -> list[Table]:
 
 def matrix_csv(rows: Sequence[TrialRow]) -> str:
     """Every cell a line, with all its seeds."""
-    out = io.StringIO(_HEADER)
-    out.seek(0, io.SEEK_END)
-    writer = csv.writer(out, lineterminator="\n")
+    lines: list[list[object]] = []
     for table in matrix_tables(rows):
         for defense in table.defenses:
             for corruption in table.corruptions:
@@ -182,10 +179,10 @@ def matrix_csv(rows: Sequence[TrialRow]) -> str:
                 numbers = [cell.mean, cell.spread, printed, difference]
                 shown = ["" if number is None else f"{number:.2f}" for number in numbers]
                 seeds = " ".join(f"{value:.2f}" for value in cell.values)
-                writer.writerow(
+                lines.append(
                     [table.dataset, table.noise, corruption, defense, cell.planned, len(cell.values), *shown, seeds]
                 )
-    return out.getvalue()
+    return _HEADER + csv_text(lines, "\n")
 
 
 # --- who wins --------------------------------------------------------------------------------------------------------

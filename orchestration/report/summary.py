@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from erat.data import spreadsheets
 from orchestration.report.notation import MISSING, accuracy, duration, finite, header, origin, value
 from orchestration.rows import TrialRow
 
@@ -121,15 +120,11 @@ def markdown(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
 
 def csv_text(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
     """Everything about each trial, unrounded, under dotted keys; empty where nothing was measured."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "cell", "source", "status", *columns, *_CSV_FIELDS])
+    lines: list[list[Any]] = [["number", "cell", "source", "status", *columns, *_CSV_FIELDS]]
     for row in ranked(rows):
         settings = [row.params.get(key) for key in columns]
-        writer.writerow(
-            [row.number, row.cell, row.source, row.status, *settings, *(getattr(row, f) for f in _CSV_FIELDS)]
-        )
-    return text.getvalue()
+        lines.append([row.number, row.cell, row.source, row.status, *settings, *(getattr(row, f) for f in _CSV_FIELDS)])
+    return spreadsheets.csv_text(lines, "\n")
 
 
 def paste_command(row: TrialRow, preset: str, overrides: Mapping[str, Any]) -> str:

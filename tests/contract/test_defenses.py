@@ -126,6 +126,26 @@ def test_going_on_from_a_checkpoint_is_bit_equal(
     assert_same_end(trainer, whole)
 
 
+def test_going_on_from_the_checkpoint_before_is_bit_equal(
+    make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options, tmp_path: Path
+) -> None:
+    config = make_config(options)
+    whole = Trainer(config, data)
+    expected = [figures(report) for report in whole.run()]
+    list(Trainer(config, data, folder=tmp_path).run())
+    path = tmp_path / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="going on from the one before it"):
+        trainer = Trainer(config, data, folder=tmp_path)
+    assert trainer.epochs_done == config.train.epochs - 1
+    torch.manual_seed(1)  # another process has another global state
+    list(trainer.run())
+    assert [figures(report) for report in trainer.history] == expected
+    assert_same_end(trainer, whole)
+
+
 @pytest.mark.slow
 def test_going_on_inside_an_epoch_is_bit_equal(
     make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options, tmp_path: Path

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -66,6 +67,8 @@ def folder(make_images: Callable[..., ImageSet], tmp_path_factory: pytest.TempPa
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.numpy()).save(path)
     Image.open(root / "日本" / "bild 002.png").save(root / "Käfer <b>" / "copy.png")
+    near = np.asarray(Image.open(root / "wasp & bee" / "bild 004.png")) // 2 + 50  # darker, of less contrast
+    Image.fromarray(near).save(root / "日本" / "\x1b[31mnear.png")
     (root / "日本" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (root / "lonely").mkdir()
     Image.new("L", (30, 1), 7).save(root / "lonely" / "one.png")
@@ -94,7 +97,7 @@ def report(said: Said) -> Path:
 def test_what_is_written_and_said(said: Said) -> None:
     assert all(Path(path).exists() for path in said.json["files"])
     assert {path.name for path in report(said).iterdir()} == {Path(path).name for path in said.json["files"]}
-    assert said.json["images"] == 122
+    assert said.json["images"] == 123
     assert [entry["name"] for entry in said.json["skipped"]] == ["日本/broken.png"]
     assert "labels are probably wrong" in said.err
     assert "Of one picture each, and so not judged: lonely." in said.err
@@ -121,7 +124,7 @@ def test_it_is_a_run_in_mlflow(said: Said) -> None:
 
 def test_the_misplaced_images_come_first(said: Said) -> None:
     lines = lines_of(report(said) / "labels.csv")
-    assert len(lines) == 122
+    assert len(lines) == 123
     misplaced = {f"wasp & bee/bild {row:03d}.png" for row in range(0, 3 * WRONG, 3)}
     worst = lines[: WRONG + 4]
     assert len(misplaced & {line["path"] for line in worst}) >= WRONG - 1
@@ -140,6 +143,65 @@ def test_copies_under_two_labels_are_reported_and_share_a_fold(said: Said) -> No
     assert folds["Käfer <b>/copy.png"] == folds["日本/bild 002.png"]
 
 
+def test_copies_are_named_everywhere(said: Said) -> None:
+    """A copy and a near-copy under other labels: in the words, in the report, in the list, on the page."""
+    groups = {tuple(copy["path"] for copy in group["copies"]): group for group in said.json["copies"]}
+    same = groups["Käfer <b>/copy.png", "日本/bild 002.png"]
+    assert (same["exact"], same["labels_differ"], same["parts_differ"]) == (True, True, False)
+    near = groups["wasp & bee/bild 004.png", "日本/\x1b[31mnear.png"]
+    assert (near["exact"], near["labels_differ"]) == (False, True)
+    assert (
+        "2 pictures are there more than once under different labels (1 as exact copies, 1 as near-copies)" in said.err
+    )
+    assert "'Käfer <b>/copy.png' ('Käfer <b>')" in " ".join(said.err.split())
+    assert "\x1b" not in said.err
+    lines = lines_of(report(said) / "copies.csv")
+    assert [(line["group"], line["kind"], line["labels_differ"]) for line in lines] == [
+        *[("1", "same", "1")] * 2,
+        *[("2", "near", "1")] * 2,
+    ]
+    page = (report(said) / "index.html").read_text(encoding="utf-8")
+    section = page[page.index('<section id="copies">') : page.index('<section id="skipped">')]
+    assert "Käfer &lt;b&gt;/copy.png" in section and "nearly the same picture, under different labels" in section
+    assert section.count("<img ") == 3
+
+
+def test_time_left_is_said_from_the_first_epoch_on(said: Said) -> None:
+    (first,) = [line for line in said.err.splitlines() if "fold 1 of 2, robust: epoch 1/6" in line]
+    assert re.search(r"about \d+:\d\d left in all$", first)
+
+
+def test_dry_run_says_what_would_be_done_and_writes_nothing(
+    folder: Path, command: Callable[..., Said], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (f"data.root={folder}", *BRIEF, "--folds", "2", "--dry-run", "--json")
+    empty = tmp_path / "home"
+    empty.mkdir()
+    monkeypatch.setenv("ERAT_HOME", str(empty))
+    before = contents(folder)
+    ahead = command(*words, "--name", "mine")
+    assert ahead.code == 0, ahead.err
+    assert contents(folder) == before and list(empty.iterdir()) == []
+    told = ahead.json
+    assert (told["images"], told["folds"], told["folds_done"], told["trainings"]) == (123, 2, 0, 5)
+    assert told["seconds"] > 10 and told["memory_mb"] > 1
+    assert [Path(path).name for path in told["would_write"][1:]] == [Path(path).name for path in said.json["files"]]
+    assert told["copies"] == said.json["copies"]
+    for line in (
+        "folds: 2, 0 of them done; 5 trainings to do",
+        "time: about 0:",
+        "memory: about ",
+        "nothing was written",
+    ):
+        assert line in " ".join(ahead.err.split())
+
+
+def test_dry_run_knows_what_is_kept(folder: Path, command: Callable[..., Said], said: Said) -> None:
+    assert said.code == 0
+    told = command(f"data.root={folder}", *BRIEF, "--folds", "2", "--dry-run", "--json", "--name", "mine").json
+    assert (told["folds_done"], told["trainings"]) == (2, 0)
+
+
 def test_the_page_is_one_file_and_escapes_names(said: Said) -> None:
     page = (report(said) / "index.html").read_text(encoding="utf-8")
     assert "K&auml;fer &lt;b&gt;" in page or "Käfer &lt;b&gt;" in page
@@ -155,7 +217,7 @@ def test_the_cleaned_list_is_a_data_set(said: Said, command: Callable[..., Said]
     lines = lines_of(cleaned)
     issues = {line["path"] for line in lines_of(report(said) / "labels.csv") if line["issue"] == "1"}
     assert all(line["status"] == "relabelled" for line in lines if any(line["path"].endswith(name) for name in issues))
-    assert 122 - len(issues) <= len(lines) <= 122
+    assert 123 - len(issues) <= len(lines) <= 123
     collection, _ = audit_verb._read({"data.root": str(cleaned), "data.image_size": 8})
     assert len(collection) == len(lines)
     assert all(source.is_relative_to(folder) for source in collection.sources if isinstance(source, Path))

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import psutil
 import pytest
 
-from tests.servers import TrackingServer, free_port, postgres, postgres_programs
+from tests.servers import PASSWORD, TrackingServer, free_port, postgres, postgres_programs
 
 pytestmark = [
     pytest.mark.slow,
@@ -124,7 +125,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for bucket in ("mlflow", "cells"):
         client.create_bucket(Bucket=bucket)
     with postgres(folder / "database") as database:
-        tracking = TrackingServer(database, folder / "mlflow")
+        # As compose.yaml has it: the password is in the environment, not in the URI.
+        address = urlsplit(database)
+        assert address.password
+        store_uri = database.replace(f":{address.password}@", "@")
+        variables = {"PGPASSWORD": unquote(address.password)}
+        tracking = TrackingServer(store_uri, folder / "mlflow", environment=variables)
         made = Stack(folder, url, tracking)
         try:
             tracking.start()
@@ -154,6 +160,13 @@ def test_the_head_is_healthy_and_who_has_no_token_is_told_so(stack: Stack) -> No
     refused = stack.run(*health, RAY_HEAD=stack.head, ERAT_HOME="/tmp", RAY_AUTH_TOKEN_PATH=str(stranger))
     assert refused.returncode == 1
     assert "no Ray head answers" in refused.stdout
+
+
+def test_no_password_is_on_a_command_line(stack: Stack) -> None:
+    lines = stack.tracking.arguments()
+    assert len(lines) > 1, "the server and its workers"
+    assert any("postgresql+psycopg2://mlflow@127.0.0.1" in word for line in lines for word in line)
+    assert not [line for line in lines for word in line if PASSWORD in unquote(word)]
 
 
 def test_a_sweep_goes_through_all_of_it(stack: Stack) -> None:

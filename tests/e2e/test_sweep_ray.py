@@ -224,8 +224,8 @@ class TestFailures:
         self, command: Command, space: Callable[..., str], home: Home
     ) -> None:
         bursting = space(
-            parameters={"train.lr": {"low": 0.01, "high": 1e30, "log": True}},
-            points=[{"train.lr": 1e30}, {"train.lr": 0.05}],
+            parameters={"train.lr": {"low": 0.01, "high": 1e6, "log": True}},
+            points=[{"train.lr": 1e6}, {"train.lr": 0.05}],
             proposals=0,
             baselines=[],
         )

@@ -61,8 +61,10 @@ def test_it_reaches_the_loss_of_the_authors_program(
 def test_it_takes_the_path_of_the_authors_program(source: nn.Module, images: Tensor, norm: str, epsilon: float) -> None:
     """Up to the review after step 57: if 12 of 16 steps rose, their code halves the step and the paper's rule does not.
 
-    Where an image's loss has settled, rounding alone says whether it rose: a few images may leave the path.
+    In float64: in float32 about one image in a hundred leaves the path, where a unit of the network comes within
+    rounding of its ReLU's kink or a loss has settled.
     """
+    source, images = source.double(), images.double()
     seen: list[Tensor] = []
     source.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     with frozen(source):
@@ -71,8 +73,7 @@ def test_it_takes_the_path_of_the_authors_program(source: nn.Module, images: Ten
         seen.clear()
         attack(source, images, norm, epsilon, 100)
     apart = ((torch.stack(seen[:58]) - theirs).abs() > 1e-3 * epsilon).flatten(2).any(2)
-    assert apart.any(0).sum() <= 3
-    assert apart[:42].any(0).sum() <= 1, "hardly one before the second review"
+    assert not apart.any()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 50, 100])
@@ -151,13 +152,61 @@ def test_a_start_outside_the_ball_is_projected(source: nn.Module, images: Tensor
     assert (seen[0] - images).max() > 0.05
 
 
-def test_an_image_does_not_depend_on_its_neighbours(source: nn.Module, images: Tensor) -> None:
-    """Each halves its own step at its own time."""
-    together, _ = attack(source, images, "l2", 1.0, 20)
-    for i in (0, 7):
-        loss = partial(label_loss, LABELS[i : i + 1])
-        alone, _ = apgd(source, images[i : i + 1], loss, Budget.of("l2", 1.0, images[:1]), steps=20)
-        torch.testing.assert_close(alone, together[i : i + 1], rtol=0, atol=1e-3)
+class Linear:
+    """Images, and a linear network whose logits are to come near those of another point in the ball.
+
+    Pixels, goals and weights are small multiples of powers of two, so that in float64 every sum is exact in whichever
+    order a processor adds. A network with ReLU would not do: where a unit lies within rounding of zero, two machines
+    (or two batch sizes) may see gradients that differ by per cents, and the ascents part.
+    """
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randint(0, 17, (24, 1, 4, 4), generator=generator).double() / 16
+        self.weights = torch.randint(-1, 2, (3, 16), generator=generator).double()
+        moved = self.images + torch.randint(-4, 5, self.images.shape, generator=generator) / 16
+        self.goals = self.network(moved.clamp(0, 1))
+
+    def network(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weights.T
+
+    def ascent(self, norm: str, epsilon: float, rows: slice) -> tuple[Tensor, Tensor]:
+        """(the points that the rows' images came by, first dimension: steps; what was kept of them)."""
+        seen: list[Tensor] = []
+
+        def watched(images: Tensor) -> Tensor:
+            seen.append(images.detach().clone())
+            return self.network(images)
+
+        images, loss = self.images[rows], lambda logits: -(logits - self.goals[rows]).square().sum(1)
+        kept, _ = apgd(watched, images, loss, Budget.of(norm, epsilon, images), steps=20)
+        return torch.stack(seen), kept
+
+
+def test_an_image_does_not_depend_on_its_neighbours() -> None:
+    """Each halves its own step at its own time: alone it passes the same points, to the bit, as in a batch."""
+    linear = Linear()
+    path, kept = linear.ascent("linf", 0.25, slice(None))
+    assert torch.equal((path * 2**22).round(), path * 2**22), "so few bits that their squares are exact, too"
+    for i in range(24):
+        alone = linear.ascent("linf", 0.25, slice(i, i + 1))
+        assert torch.equal(alone[0], path[:, i : i + 1])
+        assert torch.equal(alone[1], kept[i : i + 1])
+
+
+def test_an_image_does_not_depend_on_its_neighbours_in_l2() -> None:
+    """There is a square root in its steps, so nearly the same points; no decision is near a tie, where rounding would
+    say whether a loss rose.
+    """
+    linear = Linear()
+    path, kept = linear.ascent("l2", 1.0, slice(None))
+    values = torch.stack([-(linear.network(images) - linear.goals).square().sum(1) for images in path])
+    against_best = values[1:] - values.cummax(0).values[:-1]
+    assert min(values.diff(dim=0).abs().min(), against_best.abs().min()) > 1e-6
+    for i in range(24):
+        alone = linear.ascent("l2", 1.0, slice(i, i + 1))
+        torch.testing.assert_close(alone[0], path[:, i : i + 1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(alone[1], kept[i : i + 1], rtol=0, atol=1e-12)
 
 
 def test_mixed_norms_are_each_image_s_own_run(source: nn.Module, images: Tensor) -> None:

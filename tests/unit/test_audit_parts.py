@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,9 @@ from erat.audit.robustness import corrupt, robustness
 from erat.audit.settings import customary_budgets, plain_settings, robust_settings
 from erat.corruption.base import quantize
 from erat.data.base import ImageSet
+from erat.engine.checkpoint import save
 from erat.errors import UserError
+from orchestration.audit import _kept
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -276,3 +279,25 @@ def test_settings_follow_the_size_of_the_set() -> None:
     assert (own.train.epochs, own.flat()["defense.epsilon_inf"], own.model.name) == (3, 0.3, "vgg11")
     plain = plain_settings(own)
     assert (plain.defense.name, plain.train, plain.model) == ("ce", own.train, own.model)
+
+
+# --- what is kept of an audit ----------------------------------------------------------------------------------------
+
+
+def test_a_stored_part_that_is_damaged_is_made_again(tmp_path: Path) -> None:
+    path, made = tmp_path / "part.pt", []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        return {"rows": [1]}
+
+    def kept() -> dict[str, Any]:
+        return _kept(path, make, lambda content: content["rows"] == [1])
+
+    assert kept() == kept() == {"rows": [1]}
+    assert len(made) == 1
+    for damage in (lambda: path.write_bytes(b"\0" * 100), lambda: save(path, {"rows": [2]}), lambda: save(path, {})):
+        damage()
+        with pytest.warns(UserWarning, match=rf"^{path} is damaged: made again$"):
+            assert kept() == {"rows": [1]}
+    assert len(made) == 4

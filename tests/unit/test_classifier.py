@@ -97,7 +97,7 @@ def test_floats_and_channels_are_read_alike(data: tuple[Any, Any, Any]) -> None:
         (np.zeros((4, 64), np.uint8), [0, 1, 0, 1], r"X must be of shape .* got \(4, 64\)"),
         (np.zeros((4, 8, 9), np.uint8), [0, 1, 0, 1], "X must have square images, got 8 x 9"),
         (np.full((4, 8, 8), 2.0), [0, 1, 0, 1], r"X of floats must be in \[0, 1\], got 2 to 2"),
-        (np.zeros((4, 8, 8), np.int64), [0, 1, 0, 1], "X must be of uint8 or of floats"),
+        (np.zeros((4, 8, 8), np.complex128), [0, 1, 0, 1], "X must be of uint8 or of floats"),
         (np.zeros((4, 8, 8), np.uint8), [0, 1, 0], r"y must have one label per image, shape \(4,\), got \(3,\)"),
         (np.zeros((4, 8, 8), np.uint8), [0, 0, 0, 0], "y must have at least 2 classes, got 1"),
     ],

@@ -31,6 +31,8 @@ VERBS = sorted(command.callback.__name__ for command in cli.app.registered_comma
 TINY = ["data.limit=120", "data.image_size=8", "train.epochs=2", "train.batch_size=16", "corruption.data=urp"]
 ERAT = [*TINY, "defense.warmup_epochs=1", "defense.steps=1"]
 CE = [*TINY, "defense.name=ce"]
+FIGURES = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
+DONE = {"status": "done", "epochs": 4} | dict.fromkeys(FIGURES, 0.5)
 RUN_KEYS = {
     "cell",
     "status",
@@ -179,8 +181,23 @@ class TestWrongInput:
             (["train.workers=3"], "train.batch_size must be a multiple of train.workers (3), got 64"),
             (["train.epochs"], "expected KEY=VALUE, got 'train.epochs'"),
             (["=3"], "expected KEY=VALUE"),
-            (["train.seed=1", "train.seed=2"], "train.seed is given twice"),
-            (["train.milestones=[1,"], "train.milestones: '[1,' cannot be read"),
+            (["train.seed=1", "train.seed=2"], "'train.seed' is given twice"),
+            (["train.milestones=[1,"], "train.milestones.0: input should be a valid integer"),
+            (["train.milestones=1,x"], "train.milestones.1: input should be a valid integer"),
+            (["eta=0.3"], "unknown key 'eta': did you mean defense.eta?"),
+            (["lr=0.1"], "did you mean corruption.lr or train.lr?"),
+            (["train.lr=1e68"], "train.lr: input should be less than or equal to 1000000, got 1e+308"),
+            ([f"data.limit={'9' * 5000}"], "data.limit must have at most 100 characters, got 5,000"),
+            (
+                ["data.root=~nosuchuser/x"],
+                "data.root must be a path, got '~nosuchuser/x': there is no such user's home",
+            ),
+            (["data.root=a\0b"], "which holds a NUL character"),
+            (["resources.cpu=100000"], "resources.cpu: input should be less than or equal to 1024"),
+            (["storage.path=s3://"], "storage.path must name a bucket or host behind s3://"),
+            (["storage.path=http://[::1"], "Invalid IPv6 URL"),
+            (["corruption.source_weights=/dev/zero"], "got '/dev/zero': it is not a regular file"),
+            (["--preset", "demo", "--preset", "paper"], "'--preset': it is given twice"),
             (["preset=paper"], "--preset paper"),
             (["--preset", "papre"], "unknown preset 'papre': did you mean paper"),
         ],
@@ -273,6 +290,7 @@ class TestFullDisk:
         assert not home.ledger.exists()
         assert [file.name for file in home.crafted.iterdir() if not file.name.endswith(".lock")] == []
 
+    @pytest.mark.apart
     def test_a_store_that_a_ray_task_cannot_write(self, command: Command, home: Home) -> None:
         """A sweep crafts in Ray's workers: what they meet reaches the person all the same, and nothing is begun."""
         home.root.mkdir(parents=True, exist_ok=True)
@@ -298,12 +316,30 @@ class TestFullDisk:
         assert not (shared.cell(cell) / "result.json").exists()
         assert command(*words).code == 0
 
-    def test_other_faults_of_the_system_are_not_hidden(self) -> None:
+    def test_other_faults_of_the_system_are_not_hidden(self, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
         def fail() -> None:
             raise FileNotFoundError(errno.ENOENT, "No such file", "x")
 
-        with pytest.raises(FileNotFoundError):
-            shell.guarded(fail)
+        assert shell.guarded(fail) == shell.EXIT_UNFORESEEN == 70
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: unforeseen FileNotFoundError: [Errno 2] No such file: 'x'; all of it, to be rep")
+        (log,) = (home.root / "logs").iterdir()
+        assert line.endswith(f": {log}")
+        assert "Traceback" in log.read_text()
+
+    def test_the_log_of_a_fault_lies_elsewhere_where_the_home_cannot_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("ERAT_HOME", str(tmp_path / "file"))
+        monkeypatch.setattr(shell.tempfile, "gettempdir", lambda: str(tmp_path / "other"))
+
+        def recurse() -> None:
+            recurse()
+
+        assert shell.guarded(recurse) == 70
+        assert "RecursionError" in capsys.readouterr().err
+        assert len(list((tmp_path / "other").iterdir())) == 1
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +403,7 @@ class TestTrain:
         assert sorted(shared.cell(first["cell"]).iterdir()) == before
 
     def test_a_failed_run_says_why_and_exits_1(self, command: Command, shared: Home) -> None:
-        said = command("train", *CE, "train.lr=1e30", "--json")
+        said = command("train", *CE, "train.lr=1e6", "--json")
         assert said.code == 1
         assert said.json["status"] == "failed"
         assert "the loss became" in said.json["error"]
@@ -481,7 +517,7 @@ class TestCraft:
         assert command("craft", *words, "--json").json["checksum"] == manifest["checksum"]
 
 
-class Called(Exception):  # noqa: N818 - not an error
+class Called(BaseException):
     """Raised in place of running a sweep, with what it was called with."""
 
 
@@ -570,7 +606,7 @@ class TestSweepVerbs:
         for number in range(5):
             ledger.append("proposed", sweep="mine", number=number, params={}, source="paper", cell=f"c{number}")
         for number, status in ends.items():
-            ledger.finish(f"c{number}", status, {"status": status}, sweep="mine", error=None)
+            ledger.finish(f"c{number}", status, DONE | {"status": status}, sweep="mine", error=None)
         ledger.finish("other", "failed", {"status": "failed"}, sweep="other", error="boom")
         assert self.called(command, "retry", "mine")[:3] == ("mine", known, 7)
         after = Ledger(home.ledger)
@@ -627,9 +663,9 @@ class TestExits:
         assert shell.guarded(refuse) == 2
         assert capsys.readouterr().err == "error: allowed: [bold] [/x] " + "y" * 300 + "\n"
 
-    def test_faults_of_the_program_are_not_hidden(self) -> None:
-        with pytest.raises(ZeroDivisionError):
-            shell.guarded(lambda: 1 / 0)
+    def test_faults_of_the_program_are_not_hidden(self, home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+        assert shell.guarded(lambda: 1 / 0) == 70
+        assert "unforeseen ZeroDivisionError: division by zero" in capsys.readouterr().err
 
 
 def test_without_json_standard_output_stays_empty(command: Command, home: Home) -> None:

@@ -25,7 +25,14 @@ RNG = np.random.RandomState(0)
 
 
 def settings(root: Path, **changes: Any) -> Any:
-    values = {"name": "folder", "download": False, "image_size": None, "limit": None, "test_fraction": 0.2}
+    values = {
+        "name": "folder",
+        "download": False,
+        "image_size": None,
+        "limit": None,
+        "test_fraction": 0.2,
+        "fingerprint": None,
+    }
     return SimpleNamespace(**values | {"root": str(root)} | changes)
 
 

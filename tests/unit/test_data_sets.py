@@ -21,7 +21,15 @@ MNIST_TEST_FINGERPRINT = "b24c3db6a8be15407f783fd97e2c33e88ca0525a521609319cde6b
 
 def config(name: str, **changes: Any) -> Any:
     return SimpleNamespace(
-        **{"name": name, "root": None, "download": False, "image_size": None, "limit": None, **changes}
+        **{
+            "name": name,
+            "root": None,
+            "download": False,
+            "image_size": None,
+            "limit": None,
+            "fingerprint": None,
+            **changes,
+        }
     )
 
 

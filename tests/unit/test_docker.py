@@ -148,6 +148,22 @@ def test_the_tracking_server_knows_its_own_names_alone() -> None:
     assert "*" not in hosts[1] + origins[1]
 
 
+def test_no_secret_comes_to_a_command_line() -> None:
+    """A shell in the container would put what it expands where every process of the machine can read it."""
+    secret = {
+        name.removesuffix("_FILE")
+        for service in SERVICES.values()
+        for name in service.get("environment", {})
+        if name.endswith("_FILE")
+    }
+    assert "PGPASSWORD" in secret
+    for name, service in SERVICES.items():
+        words = json.dumps([service.get("entrypoint"), service.get("command")])
+        assert not [variable for variable in secret if variable in words], name
+        assert "$$" not in words, name
+    assert "postgresql+psycopg2://mlflow@database:5432/mlflow" in SERVICES["mlflow"]["command"][0].split()
+
+
 def test_servers_are_asked_for_before_those_that_need_them() -> None:
     for service in SERVICES.values():
         for name, how in service.get("depends_on", {}).items():

@@ -4,6 +4,7 @@ also one that was written inside an epoch, since one of them was told to leave.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +19,9 @@ from erat.data.base import CorruptedSet
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
+from erat.errors import UserError
 from erat.registry import BACKBONES
-from tests.two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
+from tests.two_workers import Record, joined, on_two_workers, own_models_are_known, smooth
 
 EPOCHS, CUT = 3, 1
 
@@ -74,7 +76,7 @@ def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
 @pytest.fixture(scope="module")
 def config(make_config: Callable[..., RunConfig]) -> RunConfig:
     options = {"train.epochs": EPOCHS, "train.workers": 2, "resources.min_workers": 1, "train.lr": 0.02}
-    with smooth_is_known():
+    with own_models_are_known():
         return make_config(options | {"model.name": "smooth"})
 
 
@@ -85,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(folder: Path, data: CorruptedSet, config: RunConfig) -> list[Record]:
-    with smooth_is_known():
+    with own_models_are_known():
         list(islice(Trainer(config, data, Ranks(), folder / "of one").run(), CUT))
     return on_two_workers(work, folder, data, {"run": config})
 
@@ -131,3 +133,27 @@ def test_one_goes_on_where_two_were(
 def test_two_go_on_where_one_was(both: list[Record]) -> None:
     alike(both[0]["grown"], both[0]["whole"])
     assert both[0]["grown"]["history"] == both[1]["grown"]["history"]
+
+
+def disagree(rank: int, folder: Path) -> None:
+    """The second worker's copy of the newest checkpoint is damaged: it would go on from the one before."""
+    with joined(rank, folder) as data:
+        config, own = load_config(folder / "run.json"), folder / f"of {rank}"
+        list(Trainer(config, data, Ranks(), own).run())
+        if rank == 1:
+            (own / "checkpoint.pt").write_bytes(b"damaged")
+        said = ""
+        try:
+            Trainer(config, data, Ranks.current(), own)
+        except UserError as error:
+            said = str(error)
+        torch.save({"said": said}, folder / f"{rank}.pt")
+
+
+def test_workers_never_go_on_from_different_epochs(
+    make_config: Callable[..., RunConfig], make_data: Callable[..., CorruptedSet], tmp_path: Path
+) -> None:
+    with own_models_are_known():
+        config = make_config({"defense.name": "ce", "model.name": "smooth", "train.epochs": 2, "train.workers": 2})
+    records = on_two_workers(disagree, tmp_path, make_data(32), {"run": config})
+    assert all(re.fullmatch("the workers' checkpoints .* differ: delete .*", record["said"]) for record in records)

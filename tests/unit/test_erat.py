@@ -18,6 +18,7 @@ from erat.data.views import strong_view, weak_view
 from erat.defenses.base import Batch, Clock, Task
 from erat.defenses.erat import ERAT, ERATOptions
 from erat.selection import scores
+from tests.precise import InDouble
 
 CLASSES = 4
 EPSILON = {"epsilon_inf": 0.1, "epsilon_2": 1.0, "policy": "cifar10"}
@@ -179,7 +180,8 @@ def test_loss_with_eval_statistics_for_the_attack_and_training_ones_for_the_stud
 
 def perturbed(options: dict[str, Any], count: int = 400) -> tuple[Tensor, Tensor]:
     given = batch(count, 0)
-    model = defense(**options)
+    # In float64, so that a batch of another size moves an image alike.
+    model = ERAT(ERATOptions(**(EPSILON | options)), Task(12, CLASSES, False, lambda seed: InDouble(network_for(seed))))
     random = BatchRandom(torch.Generator().manual_seed(0))
     return given.images, perturb(model, given.images, given.labels, random) - given.images.repeat(
         1 if options.get("uniform", True) else 2, 1, 1, 1
@@ -213,8 +215,9 @@ def test_one_norm_alone(norms: str, inside: str) -> None:
 def test_without_uniform_sampling_each_image_meets_each_norm() -> None:
     images, delta = perturbed({"uniform": False})
     assert len(delta) == 2 * len(images)
-    assert torch.equal(delta[:400], perturbed({"norms": "linf"})[1])
-    assert torch.equal(delta[400:], perturbed({"norms": "l2"})[1])
+    # A batch of 800 and one of 400 may take other kernels: equal but for float32's last bits.
+    torch.testing.assert_close(delta[:400], perturbed({"norms": "linf"})[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(delta[400:], perturbed({"norms": "l2"})[1], rtol=0, atol=1e-6)
 
 
 def test_the_literal_l2_exceeds_the_ball_of_its_budget() -> None:

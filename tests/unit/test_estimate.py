@@ -38,7 +38,8 @@ def ran(config: RunConfig, home: Home, *epoch_seconds: float) -> None:
     number, params = len(ledger.sweeps["a"].proposals), config.flat()
     ledger.append("proposed", sweep="a", number=number, params=params, source="paper", cell=cell)
     if epoch_seconds:
-        result = {"epochs": len(epoch_seconds), "train_seconds": sum(epoch_seconds)}
+        figures = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
+        result = {"epochs": len(epoch_seconds), "train_seconds": sum(epoch_seconds)} | dict.fromkeys(figures, 0.5)
         ledger.finish(cell, "done", result, sweep="a", error=None)
 
 

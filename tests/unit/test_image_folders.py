@@ -29,6 +29,7 @@ def write_images(root: Path, count: int, colour: bool = True, suffix: str = "png
 
 def load_folder(root: Path | None, **changes: Any) -> tuple[ImageSet, ImageSet]:
     values = {"name": "folder", "download": False, "image_size": None, "limit": None, "test_fraction": 0.2, **changes}
+    values = {"fingerprint": None, **values}
     config: Any = SimpleNamespace(root=None if root is None else str(root), **values)
     return sets.load(config)
 

@@ -93,6 +93,8 @@ def test_only_and_skip() -> None:
         ({"only": {"defence": ["erat"]}}, "--only defence: unknown axis 'defence': did you mean defense?"),
         ({"skip": {"defense": ["erta"]}}, "--skip defense=erta: unknown point 'erta': did you mean erat?"),
         ({"skip": {"noise": ["instance", "symmetric", "asymmetric"]}}, "--only and --skip leave no cell"),
+        ({"only": {"defense.name": ["erta"]}}, "--only defense.name=erta: unknown value 'erta': did you mean erat?"),
+        ({"only": {"train.lr": ["0.1"]}}, "--only train.lr: no axis of this grid sets it"),
         ({"overrides": {"corruption.data": "up"}}, "corruption.data is what the grid table3 varies"),
     ],
 )
@@ -103,11 +105,52 @@ def test_a_wrong_choice_is_one_line(choice: dict[str, Any], words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_dotted_keys_choose_beside_axes() -> None:
+    whole = cells("table3")
+    chosen = cells("table3", only={"defense": ["erat", "ce"], "corruption.data": ["up", "uhp"]})
+    assert {(cell["defense.name"], cell["corruption.data"]) for cell in chosen} == {
+        (defense, poison) for defense in ("erat", "ce") for poison in ("up", "uhp")
+    }
+    skipped = cells("table3", skip={"corruption.data": ["up"]})
+    assert len(skipped) == sum(cell["corruption.data"] != "up" for cell in whole) < len(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("axes: {a: {one: {corruption.epsilno: 1}}}", "unknown key 'corruption.epsilno': did you mean corruption.eps"),
+        ("axes: {a: {one: {times: abc}}}", "times must be a number in [0, 1000], got 'abc'"),
+        ("axes: {a: []}", "axis 'a' must have at least one point, got none"),
+        ("axes: {a: {one: 3}}", "axes.a"),
+        ("axes: 3", "axes: input should be a valid dict"),
+        ("axes: {a: {one: {train.lr: 1}}}\npaper: {train.rl: 1}", "unknown key 'train.rl'"),
+        (
+            "axes:\n" + "".join(f"  a{n}: {{x: {{train.lr: 1}}, y: {{train.lr: 2}}}}\n" for n in range(60)),
+            "a grid must have at most 200,000 cells, got 1,152,921,504,606,846,976",
+        ),
+    ],
+)
+def test_a_wrong_grid_is_one_line_at_once(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: mine\nabout: x\n{text}\n")
+    with pytest.raises(UserError) as caught:
+        cells(str(file))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_choices_are_words_of_axis_and_names() -> None:
-    assert parse_choice("--only", "defense=erat,ce noise=none") == {"defense": ["erat", "ce"], "noise": ["none"]}
+    assert parse_choice("--only", ["defense=erat,ce noise=none"]) == {"defense": ["erat", "ce"], "noise": ["none"]}
     assert parse_choice("--only", None) == {}
+    assert parse_choice("--only", ["defense=erat,ce noise=none", "defense=ce"]) == {
+        "defense": ["ce"],
+        "noise": ["none"],
+    }
+    assert parse_choice("--skip", ["defense=erat", "defense=ce"]) == {"defense": ["erat", "ce"]}
+    with pytest.raises(UserError, match="--only defense leaves nothing: erat and ce share no name"):
+        parse_choice("--only", ["defense=erat", "defense=ce"])
     with pytest.raises(UserError, match=r"--only must be AXIS=NAME,NAME .*, got 'erat'"):
-        parse_choice("--only", "erat")
+        parse_choice("--only", ["erat"])
 
 
 def test_a_grid_of_one_s_own(tmp_path: Path) -> None:
@@ -121,7 +164,7 @@ def test_a_grid_of_one_s_own(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown defense 'eart': did you mean"):
         cells(str(file))
     file.write_text("name: mine\nabout: x\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: axes: Field required"):
+    with pytest.raises(UserError, match=r"mine\.yaml: axes: field required"):
         cells(str(file))
     with pytest.raises(UserError, match="unknown grid 'tabel3': did you mean table3"):
         load_grid("tabel3")

@@ -220,9 +220,9 @@ class TestPredicted:
 
 class TestPaperScale:
     def test_its_preset_in_seconds_and_without_its_data(self) -> None:
-        started = time.perf_counter()
+        started = time.process_time()  # of this process: other programs may keep the cores busy
         memory = predict(build("paper"))
-        assert time.perf_counter() - started < 10
+        assert time.process_time() - started < 10
         assert memory.data == 60_000 * (3 * 32 * 32 + 8)
         assert memory.parameters == pytest.approx(4 * 21.28e6, rel=1e-3)
         assert 2000 * MB < memory.step < 4000 * MB

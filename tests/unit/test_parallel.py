@@ -19,7 +19,7 @@ from erat.data.random import BatchRandom
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.registry import BACKBONES
-from tests.two_workers import Record, joined, on_two_workers, smooth, smooth_is_known
+from tests.two_workers import Record, joined, on_two_workers, own_models_are_known, smooth
 
 # Warm-up, then the semi-supervised phase; 51 samples do not divide evenly, neither into batches nor over workers.
 RUNS: dict[str, dict[str, Any]] = {
@@ -110,7 +110,7 @@ def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
 @pytest.fixture(scope="module")
 def configs(make_config: Callable[..., RunConfig]) -> Callable[[int], dict[str, RunConfig]]:
     def of(workers: int) -> dict[str, RunConfig]:
-        with smooth_is_known():
+        with own_models_are_known():
             return {name: make_config(options | {"train.workers": workers}) for name, options in RUNS.items()}
 
     return of

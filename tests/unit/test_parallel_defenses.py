@@ -22,7 +22,7 @@ from erat.defenses.base import Clock, EpochPlan
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.registry import DEFENSES
-from tests.two_workers import Record, joined, on_two_workers, smooth_is_known
+from tests.two_workers import Record, joined, on_two_workers, own_models_are_known
 
 # On a network without batch statistics. 16 samples a step are shares of 8, a whole block of mixup's neighbours.
 RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFENSES.names()} | {
@@ -106,7 +106,7 @@ def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
 def configs(make_config: Callable[..., RunConfig]) -> Callable[[int], dict[str, RunConfig]]:
     def of(workers: int) -> dict[str, RunConfig]:
         shared = {"model.name": "smooth", "train.workers": workers, "train.epochs": 2, "train.lr": 0.02}
-        with smooth_is_known():
+        with own_models_are_known():
             return {name: make_config(shared | options) for name, options in RUNS.items()}
 
     return of
@@ -127,7 +127,7 @@ def alone(data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]]) ->
 
     def of(name: str) -> Record:
         if name not in seen:
-            with smooth_is_known(), set_up(name):
+            with own_models_are_known(), set_up(name):
                 seen[name] = train(singles[name], data)
         return seen[name]
 

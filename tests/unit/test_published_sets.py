@@ -25,7 +25,7 @@ RNG = np.random.RandomState(0)
 
 
 def config(name: str, root: Path | None = None, **changes: Any) -> Any:
-    values = {"download": False, "image_size": None, "limit": None, **changes}
+    values = {"download": False, "image_size": None, "limit": None, "fingerprint": None, **changes}
     return SimpleNamespace(name=name, root=None if root is None else str(root), **values)
 
 

@@ -142,6 +142,19 @@ def test_a_scratch_keeps_the_last_state(tmp_path: Path) -> None:
     assert torch.equal(state["delta"], torch.zeros(2))
 
 
+def test_a_damaged_scratch_costs_one_step(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path / "state.pt", seconds=0)
+    for done in (1, 2):
+        scratch.save({"delta": torch.full((99,), done), "done": done})
+    content = bytearray((tmp_path / "state.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "state.pt").write_bytes(content)
+    with pytest.warns(UserWarning, match="going on from the one before it"):
+        state = Scratch(tmp_path / "state.pt").load(torch.device("cpu"))
+    assert state is not None
+    assert state["done"] == 1
+
+
 def test_a_scratch_is_not_written_too_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("erat.corruption.scratch.time.monotonic", lambda: now[0])

@@ -157,6 +157,27 @@ def test_the_best_epoch_before_the_kill_is_still_the_best_after_it(
     assert all(torch.equal(best["weights"][name], value) for name, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_file_of_a_training_does_not_change_the_network(
+    configure: Configure, tmp_path: Path, clean: ImageSet, name: str
+) -> None:
+    config = configure({"corruption.source_epochs": 4})
+    undisturbed, manifest = source_network(clean, config, Store(tmp_path / "undisturbed"))
+    store = Store(tmp_path / "killed")
+    with pytest.raises(Killed):
+        source_network(clean, config, store, killed_at(3))
+    file = store.workspace(source_parameters(clean, config)) / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    told: list[int] = []
+    network, manifest_then = source_network(clean, config, store, lambda what, done, total: told.append(done))
+    assert told == ([2, 3, 4] if name == "checkpoint.pt" else [1, 2, 3, 4]), "the best weights so far would be missed"
+    assert same(network, undisturbed)
+    assert manifest_then["checksum"] == manifest["checksum"]
+
+
 # --- from a file -----------------------------------------------------------------------------------------------------
 
 

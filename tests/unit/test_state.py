@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from erat.errors import UserError
+from orchestration import state
 from orchestration.state import Ledger
 
+FIGURES = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
+DONE = {"status": "done", "epochs": 4} | dict.fromkeys(FIGURES, 0.5)
 SPEC = {"space": {"name": "budgets"}, "preset": "demo"}
 
 
@@ -28,7 +35,7 @@ def begun(path: Path, *names: str) -> Ledger:
 
 def finish(ledger: Ledger, cell: str, status: str, sweep: str | None = None, **result: Any) -> None:
     error = "boom" if status == "failed" else None
-    ledger.finish(cell, status, {"status": status, **result}, sweep=sweep, error=error)
+    ledger.finish(cell, status, {**DONE, "status": status, **result}, sweep=sweep, error=error)
 
 
 class TestReading:
@@ -99,7 +106,7 @@ class TestTornLines:
 
     def test_a_line_is_taken_in_when_it_is_whole(self, path: Path) -> None:
         ledger = begun(path, "a")
-        line = json.dumps({"event": "done", "cell": "c", "result": {"status": "done"}}).encode()
+        line = json.dumps({"event": "done", "cell": "c", "result": DONE}).encode()
         with path.open("ab") as file:
             file.write(line[:20])
             file.flush()
@@ -187,3 +194,145 @@ def test_a_name_under_which_nothing_was_tried_can_be_given_back(tmp_path: Path) 
     ledger.append("proposed", sweep="a", number=0, params={}, source="baseline", cell="c")
     ledger.withdraw("a")
     assert Ledger(ledger.path).sweeps["a"].spec == {"space": 2}
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
+
+
+END = {"event": "done", "cell": "c", "result": DONE}
+NOT_UNDERSTOOD = {
+    "a number": b"5\n",
+    "null": b"null\n",
+    "a list": b"[]\n",
+    "no event": b"{}\n",
+    "no fields": b'{"event": "sweep"}\n',
+    "an event that is a number": b'{"event": 5}\n',
+    "binary": b"\x00\xff\x00\n",
+    "latin-1": '{"event": "retry", "cell": "é"}\n'.encode("latin-1"),
+    "deep": b'{"event":"sweep","spec":' + b"[" * 3000 + b"\n",
+    "a huge number": b'{"event":"sweep","name":"x","spec":{},"trials":' + b"9" * 5000 + b"}\n",
+    "many trials": line(event="sweep", name="x", spec={}, trials=10**9),
+    "no number": line(event="sweep", name="x", spec={}, trials=float("nan")),
+    "a name that leaves": line(event="sweep", name="../x", spec={}, trials=1),
+    "a cell that leaves": line(**END | {"cell": "../../etc"}),
+    "a specification that is none": line(event="sweep", name="x", spec=[], trials=1),
+    "a number below 0": line(event="proposed", sweep="a", number=-1, params={}, source="paper", cell="c"),
+    "a result that is none": line(**END | {"result": None}),
+    "done without figures": line(**END | {"result": {"status": "done"}}),
+    "done that failed": line(**END | {"result": DONE | {"status": "failed"}}),
+    "an accuracy above 1": line(**END | {"result": DONE | {"final_test_accuracy": 97.0}}),
+    "an accuracy that is none": line(**END | {"result": DONE | {"val_accuracy": float("nan")}}),
+    "a time that never comes": line(**END | {"time": 1e300}),
+}
+
+
+class TestForeignLines:
+    @pytest.mark.parametrize("foreign", NOT_UNDERSTOOD.values(), ids=NOT_UNDERSTOOD)
+    def test_a_line_that_is_no_event_is_passed_over_with_a_warning(self, foreign: bytes, path: Path) -> None:
+        begun(path, "a")
+        with path.open("ab") as file:
+            file.write(foreign + line(event="done", cell="after", result=DONE))
+        with pytest.warns(
+            UserWarning, match=r"ledger.jsonl: 1 line was not understood and passed over \(line 2: "
+        ) as said:
+            ledger = Ledger(path)
+        assert len(said) == 1
+        assert len(str(said[0].message).splitlines()) == 1
+        assert list(ledger.sweeps) == ["a"]
+        assert ledger.outcome("c") is None
+        assert ledger.outcome("after") is not None
+
+    def test_one_warning_counts_them_all(self, path: Path) -> None:
+        begun(path, "a")
+        with path.open("ab") as file:
+            file.write(b"5\n" * 10)
+        with pytest.warns(UserWarning, match=r"10 lines were not understood and passed over \(line 2: ") as said:
+            Ledger(path)
+        assert len(said) == 1
+
+    @pytest.mark.parametrize(
+        "known",
+        [
+            line(event="sweep", name="b", spec=SPEC, trials=1).replace(b"\n", b"\r\n"),
+            line(event="remark", text="of a later version"),
+            line(**END | {"a": "field of a later version"}),
+            b"\n \r\n",
+            b'{"event": "done", "cell": "torn", "resu\n',
+        ],
+    )
+    def test_what_is_no_damage_is_not_warned_of(self, known: bytes, path: Path) -> None:
+        begun(path, "a")
+        with path.open("ab") as file:
+            file.write(known)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            Ledger(path)
+
+    def test_a_mark_of_the_byte_order_hides_no_sweep(self, path: Path) -> None:
+        begun(path, "a")
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert list(Ledger(path).sweeps) == ["a"]
+
+    def test_a_line_without_end_is_not_held_in_memory(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(state, "MOST_LINE", 1000)
+        monkeypatch.setattr(state, "_READ", 300)
+        early = begun(path, "a")
+        with path.open("ab") as file:
+            file.write(b"x" * 10_000)
+        early.refresh()
+        assert early._offset == path.stat().st_size, "it is not read again at each look"
+        with path.open("ab") as file:
+            file.write(b"x" * 100 + b"\n")
+        with pytest.warns(UserWarning, match=r"line 2: longer than 1,000 bytes"):
+            early.refresh()
+        finish(early, "c", "done")
+        with pytest.warns(UserWarning, match=r"line 2: longer than 1,000 bytes"):
+            assert Ledger(path).outcome("c") is not None
+
+
+class TestNoLedger:
+    def test_what_is_no_file_is_one_line(self, path: Path) -> None:
+        path.mkdir(parents=True)
+        with pytest.raises(
+            UserError, match=r"^the ledger .*ledger.jsonl cannot be read: it is not a regular file; move"
+        ):
+            Ledger(path)
+        path.rmdir()
+        os.mkfifo(path)
+        with pytest.raises(UserError, match="not a regular file"):
+            Ledger(path)
+        path.unlink()
+        path.symlink_to(path)
+        with pytest.raises(UserError, match="symbolic links"):
+            Ledger(path)
+
+    def test_a_lock_that_is_a_folder_is_one_line(self, path: Path) -> None:
+        ledger = begun(path, "a")
+        lock = path.with_name("ledger.jsonl.lock")
+        lock.unlink()
+        lock.mkdir()
+        with pytest.raises(UserError, match=r"^the lock .*ledger.jsonl.lock cannot be taken: "):
+            finish(ledger, "c", "done")
+
+    def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ledger = begun(path, "a")
+        before = path.read_bytes()
+        write, calls = os.write, []
+
+        def full(file: int, content: Any) -> int:
+            calls.append(file)
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(file, bytes(content)[:7])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            with pytest.raises(OSError, match="No space left") as caught:
+                finish(ledger, "c", "done")
+        assert caught.value.filename == str(path)
+        assert path.read_bytes() == before
+        finish(ledger, "c", "done")
+        assert Ledger(path).outcome("c") is not None

@@ -32,7 +32,7 @@ def s3() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["folder", "file://", "memory://", "s3://"])
+@pytest.fixture(params=["folder", "file://", "memory://", pytest.param("s3://", marks=pytest.mark.apart)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     places = {
         "folder": lambda: str(tmp_path / "shared"),
@@ -119,6 +119,7 @@ def test_places_that_are_refused(place: str, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.apart
 def test_a_server_that_is_away_is_a_storage_fault(s3: str) -> None:
     away = "s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
     with pytest.raises(StorageError, match=r"cannot be read: .*connect") as caught:
@@ -184,7 +185,35 @@ def test_a_cell_goes_on_elsewhere_to_the_same_bits(
     assert not (third.cell(cell) / "artifacts").exists(), "what is done is only read"
 
 
+def test_a_checkpoint_that_is_damaged_on_the_storage_costs_an_epoch(
+    storage: Storage, node: Callable[[str, str], Home], configure: Run, tmp_path: Path
+) -> None:
+    config = configure({"defense.name": "ce", "train.epochs": 4, "storage.path": None})
+    cell = config.digest()
+    undisturbed = run_cell(config, Home(tmp_path / "alone"))
+    run_cell(config, node("a", storage.place), on_epoch=lambda history: len(history) < 3)
+    content = bytearray(storage.read(f"cells/{cell}/checkpoint.pt") or b"")
+    content[len(content) // 2] ^= 1
+    storage.write(f"cells/{cell}/checkpoint.pt", bytes(content))
+    told: list[int] = []
+    with pytest.warns(UserWarning, match="going on from the one before it"):
+        ended = run_cell(config, node("b", storage.place), on_epoch=lambda h: bool(told.append(h[-1].epoch)) or True)
+    assert told == [2, 3, 4]
+    assert ended.val_history == undisturbed.val_history
+    assert "previous-checkpoint.pt" not in storage.names(f"cells/{cell}"), "once it is done there is no use for it"
+
+
+def test_what_was_there_before_is_kept_by_the_storage(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"first")
+    storage.send(tmp_path / "file", "a/x.pt", keep_previous=True)
+    assert storage.names("a") == ["x.pt"]
+    (tmp_path / "file").write_bytes(b"second")
+    storage.send(tmp_path / "file", "a/x.pt", keep_previous=True)
+    assert (storage.read("a/x.pt"), storage.read("a/previous-x.pt")) == (b"second", b"first")
+
+
 @pytest.mark.slow
+@pytest.mark.apart
 def test_two_that_train_the_same_cell_leave_what_one_would(s3: str, tmp_path: Path) -> None:
     """Two sweeps over an object store, where nobody locks: each writes whole files, and the same ones."""
     place = s3.replace("/runs?", f"/{tmp_path.name}?")

@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import time
 import warnings
 from multiprocessing.synchronize import Barrier
@@ -15,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from erat.corruption.store import Arrays, Entry, Store
-from erat.errors import UserError
+from erat.corruption.store import Arrays, Entry, Expected, Form, Store, _checksum
+from erat.errors import StoreError, UserError, is_storage_fault
 
 WANTED = {"part": "images", "kind": "up", "epsilon": 0.1}
 
@@ -198,6 +199,136 @@ def test_damage_is_seen_said_and_mended(tmp_path: Path, damage: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         store.fetch(WANTED, never)
+
+
+def put(name: str, array: Any) -> Any:
+    """Damage that fits the checksum: another array."""
+
+    def damage(path: Path) -> None:
+        np.save(path / f"{name}.npy", array)
+        sealed(path)
+
+    return damage
+
+
+def put_bytes(content: bytes) -> Any:
+    def damage(path: Path) -> None:
+        (path / "images.npy").write_bytes(content)
+        sealed(path)
+
+    return damage
+
+
+def header(shape: str, descr: str = "|u1") -> bytes:
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def sealed(path: Path, **fields: Any) -> None:
+    """Write the checksum that fits what lies there."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"checksum": _checksum(path)} | fields))
+
+
+def replace_by_pipe(path: Path) -> None:
+    (path / "images.npy").unlink()
+    os.mkfifo(path / "images.npy")
+
+
+def replace_by_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("a file")
+
+
+EXPECTED = Expected({"images": Form("|u1", (3, 4)), "labels": Form("<i8", (3,), below=3)}, ("noise_rate",))
+DAMAGE: dict[str, tuple[Any, str]] = {
+    "dtype": (put("images", np.zeros((3, 4), np.float32)), r"images.npy must be \|u1 \(3, 4\), got <f4 \(3, 4\)"),
+    "shape": (put("images", np.zeros((4, 3), np.uint8)), r"images.npy must be"),
+    "Fortran's order": (put("images", np.asfortranarray(np.zeros((3, 4), np.uint8))), "Fortran"),
+    "pickled objects": (put("images", np.array([[{}] * 4] * 3, dtype=object)), "images.npy: .*[Oo]bject"),
+    "records": (put("images", np.zeros((3, 4), [("a", "u1")])), "images.npy must be"),
+    "byte order": (put("labels", np.zeros(3, ">i8")), "labels.npy must be"),
+    "a class that there is none of": (put("labels", np.array([0, 1, 3])), r"labels must be in \[0, 3\), got 0 to 3"),
+    "a class below 0": (put("labels", np.array([0, -1, 2])), r"labels must be in"),
+    "36 TiB": (put_bytes(header("(36000000000000,)") + b"x"), "images.npy"),
+    "a shape beyond all": (put_bytes(header("(" + "9" * 400 + ",)")), "images.npy"),
+    "a header that is code": (put_bytes(header("__import__('os').getcwd()")), "images.npy"),
+    "a deep header": (put_bytes(header("(" * 5000)), "images.npy"),
+    "no array": (put_bytes(b"PK\x03\x04"), "images.npy"),
+    "nothing": (put_bytes(b""), "images.npy"),
+    "more than its array": (put_bytes(header("(3, 4)") + b"x" * 13), "longer than its array"),
+    "a pipe": (replace_by_pipe, "images.npy is not a file"),
+    "an array too many": (put("more", np.zeros(3)), "its arrays must be images, labels, got images, labels, more"),
+    "no folder": (replace_by_file, "it is not a folder"),
+    "a manifest that is a list": (lambda path: (path / "manifest.json").write_text("[]"), "input should be"),
+    "a checksum that is a number": (lambda path: sealed(path, checksum=5), "checksum: input should be a valid string"),
+    "parameters that are none": (lambda path: sealed(path, parameters=[]), "parameters: "),
+    "another set's": (lambda path: sealed(path, parameters=WANTED | {"epsilon": 0.2}), "its manifest is another set's"),
+    "a rate that is none": (lambda path: sealed(path, noise_rate="half"), "noise_rate: "),
+    "a rate above 1": (lambda path: sealed(path, noise_rate=1.5), "noise_rate: "),
+    "latin-1": (lambda path: (path / "manifest.json").write_bytes("é".encode("latin-1")), "invalid JSON"),
+}
+
+
+@pytest.mark.parametrize(("damage", "reason"), DAMAGE.values(), ids=DAMAGE)
+def test_a_set_of_another_form_is_made_again(tmp_path: Path, damage: Any, reason: str) -> None:
+    store = Store(tmp_path)
+    path = store.fetch(WANTED, make, EXPECTED).path
+    damage(path)
+    with pytest.warns(UserWarning, match=rf"^{path} is damaged \(.*{reason}.*\): made again$") as said:
+        entry = store.fetch(WANTED, make, EXPECTED)
+    assert len(said) == 1
+    assert len(str(said[0].message).splitlines()) == 1
+    np.testing.assert_array_equal(entry.arrays["labels"], make()[0]["labels"])
+    store.fetch(WANTED, never, EXPECTED)
+
+
+def test_a_manifest_that_lacks_what_is_read_of_it_is_damaged(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.fetch(WANTED, lambda: (make()[0], {}))
+    with pytest.warns(UserWarning, match="its manifest lacks noise_rate"):
+        store.fetch(WANTED, make, EXPECTED)
+
+
+def test_weights_must_be_finite(tmp_path: Path) -> None:
+    store, expected = Store(tmp_path), Expected({"weight": Form("<f4", (2,))})
+    weight = np.array([1, 2], np.float32)
+    path = store.fetch(WANTED, lambda: ({"weight": weight}, {})).path
+    put("weight", np.array([1, np.nan], np.float32))(path)
+    with pytest.warns(UserWarning, match="weight holds numbers that are not finite"):
+        store.fetch(WANTED, lambda: ({"weight": weight}, {}), expected)
+
+
+def test_a_damaged_set_in_a_store_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Store(tmp_path).fetch(WANTED, make).path
+    damage_pixel(path)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("erat.corruption.store.held", refuse)
+    with pytest.raises(
+        StoreError, match=rf"^{path} is damaged \(its checksum does not fit\), and the store .* cannot be written: Read"
+    ):
+        Store(tmp_path).fetch(WANTED, make)
+
+
+def test_an_array_that_does_not_fit_on_the_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy says "12 requested and 0 written", without the system's number."""
+
+    def refuse(file: Any, array: Any) -> None:
+        raise OSError("12 requested and 0 written")
+
+    monkeypatch.setattr(np, "save", refuse)
+    with pytest.raises(OSError, match="requested"):
+        Store(tmp_path).fetch(WANTED, make)
+    monkeypatch.setattr("erat.corruption.store.FULL_BYTES", 2**62)
+    with pytest.raises(StoreError, match="cannot be written: No space left on device") as caught:
+        Store(tmp_path).fetch(WANTED, make)
+    assert is_storage_fault(caught.value), "a run that meets it has not failed"
+    assert left_over(tmp_path) == []
 
 
 def test_a_damaged_entry_is_not_there_and_a_missing_one_is_no_matter(tmp_path: Path) -> None:

@@ -274,7 +274,9 @@ class World:
         (self.folder(number) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def result(self, number: int, status: str, **fields: Any) -> None:
-        content = {"cell": self.driver.rows[number].cell, "status": status, **fields}
+        figures = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
+        done = {"epochs": 4} | dict.fromkeys(figures, 0.5) if status == "done" else {}
+        content = {"cell": self.driver.rows[number].cell, "status": status, **done, **fields}
         (self.folder(number) / "result.json").write_text(json.dumps(content))
 
     def end(self, number: int) -> Outcome:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import multiprocessing
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -21,6 +23,7 @@ import pytest
 
 from erat.errors import UserError
 from orchestration import tracking
+from orchestration._mlflow_store import relocate
 from orchestration._outbox import Spool
 from orchestration.home import Home
 from orchestration.tracking import EPOCH_METRICS, Tracker, compare_hint, run_name
@@ -365,6 +368,158 @@ def test_artifacts_lie_in_the_home(tracker: Tracker, home: Home, sweep: str, tmp
     assert (stored / "tables" / "selection.json").read_text() == "{}"
 
 
+@pytest.fixture
+def moved(tracker: Tracker, home: Home, sweep: str, tmp_path: Path) -> Iterator[tuple[Home, str]]:
+    """A copy of the home at another place, and the id of a run in it with an artifact; the old place is a trap."""
+    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "files").mkdir()
+    os.replace(tmp_path / "table.csv", tmp_path / "files" / "table.csv")
+    run_id = begin(tracker, sweep)
+    tracker.finish(run_id, "done", {}, tmp_path / "files")
+    there = Home(tmp_path / "moved & é #2")
+    shutil.copytree(home.root, there.root)
+    before = contents(home.root)
+    yield there, run_id
+    assert contents(home.root) == before, "nothing is written into the old place"
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    found = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".db-shm"]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+
+
+def test_a_moved_home_finds_its_artifacts_and_leaves_the_old_place(moved: tuple[Home, str], tmp_path: Path) -> None:
+    there, run_id = moved
+    for _ in range(2):
+        later = Tracker.open(there)
+        assert [item.path for item in later._client.list_artifacts(run_id)] == ["table.csv"]
+        run = later._client.get_run(run_id)
+        assert run.info.artifact_uri == f"{there.mlflow_artifacts.as_uri()}/{run_id}/artifacts"
+    fresh = begin(later, "after the move")
+    later.finish(fresh, "done", {}, tmp_path / "files")
+    assert (there.mlflow_artifacts / fresh / "artifacts" / "table.csv").is_file()
+
+
+def test_artifacts_at_a_place_of_one_s_own_stay_there(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("CREATE TABLE experiments (artifact_location TEXT)")
+        places = ["s3://bucket/mlartifacts", "file:///data/chosen", "mlflow-artifacts:/1", "file:///old/mlartifacts"]
+        connection.executemany("INSERT INTO experiments VALUES (?)", [(place,) for place in places])
+    relocate(database, tmp_path / "mlartifacts")
+    with closing(sqlite3.connect(database)) as connection:
+        found = [place for (place,) in connection.execute("SELECT artifact_location FROM experiments")]
+    assert found == [*places[:3], (tmp_path / "mlartifacts").as_uri()]
+
+
+def test_another_home_s_database_is_not_taken_over(
+    tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tracker._client.get_experiment(tracker.experiment_id).artifact_location
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
+    assert Tracker.open(Home(tmp_path)).experiment_id == tracker.experiment_id
+    assert tracker._client.get_experiment(tracker.experiment_id).artifact_location == before
+
+
+def test_a_home_that_cannot_be_written_is_served_from_a_copy(
+    moved: tuple[Home, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, run_id = moved
+    started: dict[str, Any] = {}
+
+    class Server:
+        """Stands for the process."""
+
+    def start(uri: str, artifacts: Path, log: Path, host: str, port: int) -> Server:
+        from mlflow import MlflowClient
+
+        started.update(uri=uri, log=log, artifacts=artifacts)
+        started["seen"] = [item.path for item in MlflowClient(uri).list_artifacts(run_id)]
+        return Server()
+
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != there.root and access(path, mode))
+    monkeypatch.setattr(tracking, "start_server", start)
+    before = contents(there.root)
+    server = tracking.serve(there)
+    assert started["seen"] == ["table.csv"]
+    assert started["artifacts"] == there.mlflow_artifacts
+    assert contents(there.root) == before
+    folder = Path(started["log"]).parent
+    assert not folder.is_relative_to(there.root)
+    assert folder.is_dir()
+    del server
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_what_waits_is_sent_after_a_move(tracker: Tracker, home: Home, sweep: str, tmp_path: Path) -> None:
+    """An earlier version wrote the whole path of an artifact; this one writes it from the home on."""
+    old, new = Home(tmp_path / "old"), Home(tmp_path / "new")
+    artifacts = old.cell("c") / "artifacts"
+    artifacts.mkdir(parents=True)
+    (artifacts / "a.txt").write_text("a")
+    away = Faulty(tracker._client)
+    away.error = ConnectionError("away")
+    killed = Tracker(
+        away,  # type: ignore[arg-type]
+        tracker.uri,
+        tracker.experiment_id,
+        Spool(old.root / "outbox", "own", once=tracker.uri),
+    )
+    run_id = begin(killed, sweep)
+    killed.finish(run_id, "done", {}, artifacts)
+    killed._outbox._spool._lock.release()  # type: ignore[union-attr]
+    (spooled,) = (old.root / "outbox").glob("*.jsonl")
+    assert str(old.root) not in spooled.read_text()
+    with spooled.open("a") as file:
+        file.write(json.dumps(["_send_artifacts", [run_id, {"path": str(artifacts)}]]) + "\n")
+    old.root.rename(new.root)
+    spool = Spool(new.root / "outbox", "own", once="sqlite:////elsewhere")
+    assert Tracker(tracker._client, tracker.uri, tracker.experiment_id, spool).flush() == 0
+    [child] = runs(tracker, f"tags.sweep = '{sweep}' and tags.cell = 'cell'")
+    assert [item.path for item in tracker._client.list_artifacts(child.info.run_id)] == ["a.txt"]
+    assert not old.root.exists()
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        *(b"5\n", b"null\n", b"[]\n", b'["_send_end"]\n', b'["flush", []]\n', b'["_client", []]\n', b"\xff\0\n"),
+        b"[" * 3000,
+        b'["_send_epoch", ["x", 5, "y", null]]\n',
+        b'["_send_artifacts", [{"path": 5}, 5]]\n',
+        b'["_send_start", [1]]\n',
+    ],
+)
+def test_foreign_calls_are_dropped_and_the_others_sent(
+    tracker: Tracker, home: Home, sweep: str, tmp_path: Path, foreign: bytes
+) -> None:
+    away = Faulty(tracker._client)
+    away.error = ConnectionError("away")
+    folder = tmp_path / "outbox"
+    killed = Tracker(away, tracker.uri, tracker.experiment_id, Spool(folder, sweep))  # type: ignore[arg-type]
+    begin(killed, sweep)
+    killed._outbox._spool._lock.release()  # type: ignore[union-attr]
+    (spooled,) = folder.glob("*.jsonl")
+    spooled.write_bytes(foreign + spooled.read_bytes() if foreign.endswith(b"\n") else spooled.read_bytes() + foreign)
+    assert Tracker(tracker._client, tracker.uri, tracker.experiment_id, Spool(folder, sweep)).flush() == 0
+    assert len(runs(tracker, compare_hint(sweep))) == 2
+    assert not list(folder.glob("*.jsonl"))
+
+
+def test_a_damaged_database_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path)
+    home.mlflow_database.write_bytes(b"no database at all" * 1000)
+    for act in (Tracker.open, tracking.serve):
+        with pytest.raises(UserError, match=r"^MLflow's store .* cannot be used: file is not a database; move it away"):
+            act(home)
+    assert home.mlflow_database.read_bytes().startswith(b"no database"), "it stays for its owner to look at"
+    monkeypatch.setattr(tracking, "FULL_BYTES", 2**62)
+    with pytest.raises(UserError, match="the disk is full; free some space"):
+        Tracker.open(home)
+
+
 @pytest.mark.parametrize(("ok", "status"), [(True, "FINISHED"), (False, "FAILED")])
 def test_parent_ends(tracker: Tracker, sweep: str, tmp_path: Path, ok: bool, status: str) -> None:
     (tmp_path / "table.csv").write_text("a,b")
@@ -589,6 +744,7 @@ def group_is_gone(process: subprocess.Popen[bytes]) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_page_loads_and_outlives_an_outage(
     server: tuple[Home, int, list[subprocess.Popen[bytes]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -323,7 +324,7 @@ def test_a_loss_that_is_no_number_fails_and_names_the_epoch(recorder: Make, tmp_
 
 
 def test_a_run_that_blows_up_by_itself(make_config: Make, make_data: Make) -> None:
-    config = make_config({"defense.name": "ce", "train.lr": 1e30, "train.schedule": "step"})
+    config = make_config({"defense.name": "ce", "train.lr": 1e6, "train.schedule": "step"})
     with pytest.raises(TrainingFailedError, match=r"^the loss became (nan|inf) in epoch [12]$"):
         list(Trainer(config, make_data(64)).run())
 
@@ -346,19 +347,89 @@ def test_another_run_s_checkpoint_is_refused(recorder: Make, tmp_path: Path) -> 
         recorder({"train.seed": 1}, folder=tmp_path)
 
 
-def test_a_damaged_checkpoint_is_one_line_that_says_what_to_do(recorder: Make, tmp_path: Path) -> None:
-    list(recorder(folder=tmp_path).run())
+def flip(path: Path, at: float = 0.5) -> None:
+    """Change one byte, at this share of the file."""
+    content = bytearray(path.read_bytes())
+    content[int(at * len(content))] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut off", "gone"])
+def test_a_damaged_checkpoint_costs_an_epoch(recorder: Make, tmp_path: Path, damage: str) -> None:
+    whole = recorder({"train.epochs": 4}, folder=tmp_path / "whole")
+    list(whole.run())
+    for _, _ in zip(range(3), recorder({"train.epochs": 4}, folder=tmp_path).run(), strict=False):
+        pass
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:1000])
+    if damage == "flipped":
+        flip(path)
+    elif damage == "cut off":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path.unlink()
+    with pytest.warns(UserWarning, match="going on from the one before it") as told:
+        again = recorder({"train.epochs": 4}, folder=tmp_path)
+    assert [str(warning.message).count("\n") for warning in told] == [0]
+    assert again.epochs_done == 2
+    assert [report.epoch for report in again.run()] == [3, 4]
+    assert [report.train_loss for report in again.history] == [report.train_loss for report in whole.history]
+    ours, theirs = again.defense.state_dict(), whole.defense.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_without_a_sound_checkpoint_a_run_starts_anew(recorder: Make, tmp_path: Path) -> None:
+    list(recorder({"train.epochs": 2}, folder=tmp_path).run())
+    for path in (tmp_path / "checkpoint.pt", tmp_path / "previous-checkpoint.pt"):
+        flip(path)
+    with pytest.warns(UserWarning, match="starting anew") as told:
+        assert recorder({"train.epochs": 2}, folder=tmp_path).epochs_done == 0
+    assert [str(warning.message).count("\n") for warning in told] == [0]
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line_that_says_what_to_do(recorder: Make, tmp_path: Path) -> None:
+    trainer = recorder(folder=tmp_path)
+    checkpoint.save(tmp_path / "checkpoint.pt", {"digest": trainer.config.digest(), "defense": {"x": 1}})
     with pytest.raises(UserError, match="delete it to start this run anew") as caught:
         recorder(folder=tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+def test_a_checkpoint_runs_no_code(tmp_path: Path, recorder: Make) -> None:
+    list(recorder(folder=tmp_path).run())
     torch.save({"digest": Clock(0)}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="cannot be read"):
         checkpoint.load(tmp_path / "checkpoint.pt", torch.device("cpu"))
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps({"digest": Clock(0)}))
+    for name in ("checkpoint.pt", "bare.pt"):
+        (tmp_path / name).replace(tmp_path / "checkpoint.pt")
+        with pytest.raises(UserError, match="it holds pickled code, which is not run") as caught:
+            recorder(folder=tmp_path)  # and nothing else in its place
+        assert "\n" not in str(caught.value)
+
+
+def test_every_byte_of_a_checkpoint_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    checkpoint.save(path, {"x": torch.arange(3), "y": 1})
+    assert torch.load(path, weights_only=True)["y"] == 1, "torch reads it as any other file"
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(checkpoint.DamagedCheckpointError):
+            checkpoint.load(path, torch.device("cpu"))
+
+
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    torch.save({"x": 1}, tmp_path / "state.pt")
+    assert checkpoint.load(tmp_path / "state.pt", torch.device("cpu")) == {"x": 1}
+
+
+def test_a_checkpoint_is_not_read_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, mode="r", *more: opened.append(mode) or real(self, mode, *more))
+    for _ in range(2):
+        checkpoint.save(tmp_path / "state.pt", {"x": torch.zeros(9)}, keep_previous=True)
+    assert opened == ["wb", "wb"]
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -272,10 +273,35 @@ class TestGoingOn:
         assert run_cell(config, home).status == "done"
         assert_same_run(folder, undisturbed)
 
-    def test_a_damaged_checkpoint_is_refused_and_the_refusal_kept(self, config: RunConfig, home: Home) -> None:
+    def test_without_a_sound_checkpoint_it_starts_anew(self, config: RunConfig, home: Home, undisturbed: Path) -> None:
+        run_cell(config, home, on_epoch=until(2))
+        folder = home.cell(config.digest())
+        for name in ("checkpoint.pt", "previous-checkpoint.pt"):
+            (folder / name).write_bytes(b"\0" * 100)
+        seen: list[int] = []
+        with pytest.warns(UserWarning, match="starting anew"):
+            run_cell(config, home, on_epoch=lambda h: bool(seen.append(len(read_metrics(folder)))) or True)
+        assert seen == [1, 2, 3, 4], "rows of epochs that were lost do not stay"
+        assert_same_run(folder, undisturbed)
+
+    def test_the_one_before_is_gone_on_from_and_goes_in_the_end(
+        self, config: RunConfig, home: Home, undisturbed: Path
+    ) -> None:
+        run_cell(config, home, on_epoch=until(3))
+        folder = home.cell(config.digest())
+        content = (folder / "checkpoint.pt").read_bytes()
+        (folder / "checkpoint.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        seen: list[int] = []
+        with pytest.warns(UserWarning, match="its checksum does not fit.*going on from the one before"):
+            run_cell(config, home, on_epoch=lambda h: bool(seen.append(len(read_metrics(folder)))) or True)
+        assert seen == [2, 3, 4]
+        assert_same_run(folder, undisturbed)
+        assert not (folder / "previous-checkpoint.pt").exists()
+
+    def test_a_pickled_checkpoint_is_refused_and_the_refusal_kept(self, config: RunConfig, home: Home) -> None:
         run_cell(config, home, on_epoch=until(1))
         folder = home.cell(config.digest())
-        (folder / "checkpoint.pt").write_bytes(b"\0" * 100)
+        torch.save({"digest": home}, folder / "checkpoint.pt")
         with pytest.raises(UserError, match="delete it to start this run anew"):
             run_cell(config, home)
         assert read_result(folder) is None
@@ -340,7 +366,7 @@ class TestOneAtATime:
 class TestFailing:
     @pytest.fixture
     def bursting(self, make_config: Callable[..., RunConfig]) -> RunConfig:
-        return make_config(TINY | {"train.lr": 1e30})
+        return make_config(TINY | {"train.lr": 1e6})
 
     def test_a_loss_that_leaves_the_numbers_is_part_of_the_result(self, bursting: RunConfig, home: Home) -> None:
         result = run_cell(bursting, home)
@@ -392,7 +418,7 @@ class TestFailing:
         assert "\n" not in said
 
     def test_data_that_cannot_be_had_are_no_result(self, home: Home, tmp_path: Path) -> None:
-        missing = build("paper", {"data.root": str(tmp_path / "nowhere")})
+        missing = build("paper", {"data.root": str(tmp_path / "nowhere"), "data.fingerprint": "0" * 16})
         with pytest.raises(UserError, match="nowhere"):
             run_cell(missing, home)
         folder = home.cell(missing.digest())
@@ -416,6 +442,55 @@ class TestSmallThings:
     def test_a_result_that_is_none(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "result.json").write_text(text)
         assert read_result(tmp_path) is None
+
+    DONE: ClassVar[dict[str, Any]] = {"status": "done", "epochs": 2, "val_accuracy": 0.5, "best_val_accuracy": 0.5} | {
+        "final_test_accuracy": 0.5,
+        "best_val_test_accuracy": 0.5,
+    }
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            ({"cell": "other"}, "it is of another cell, other"),
+            ({"status": "fine"}, "status: input should be 'done', 'stopped' or 'failed', got 'fine'"),
+            ({"epochs": 0}, "a finished result needs epochs"),
+            ({"final_test_accuracy": None}, "a finished result needs final_test_accuracy"),
+            ({"final_test_accuracy": 97.0}, "final_test_accuracy: input should be less than or equal to 1, got 97.0"),
+            ({"final_test_accuracy": float("nan")}, "final_test_accuracy: input should be "),
+            ({"val_history": {"0": 1}}, "val_history: input should be a valid array"),
+            ({"train_seconds": "long"}, "train_seconds: input should be a valid number, got 'long'"),
+            ({"epochs": True}, "epochs: input should be a valid integer"),
+        ],
+    )
+    def test_a_damaged_result_is_none_and_said(self, change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+        content = self.DONE | {"cell": tmp_path.name}
+        (tmp_path / "result.json").write_text(json.dumps(content | {"field_of_a_later_version": 1}))
+        assert read_result(tmp_path) is not None
+        (tmp_path / "result.json").write_text(json.dumps(content | change))
+        with pytest.warns(UserWarning, match=re.escape(f"is damaged ({reason}")) as said:
+            assert read_result(tmp_path) is None
+        assert str(said[0].message).endswith(": the cell counts as not finished")
+
+    def test_epochs_after_a_damage_do_not_count(self, tmp_path: Path) -> None:
+        row = {"val_accuracy": 0.5, "test_accuracy": 0.5, "epoch_seconds": 1.0}
+        lines = [json.dumps({"epoch": epoch, **row}) for epoch in (1, 2, 3)]
+        for content, damage in [
+            ([*lines[:2], "5"], "line 3: "),
+            ([lines[0], lines[1].replace("0.5", "NaN"), lines[2]], "line 2: val_accuracy: "),
+            ([lines[0], lines[2]], "line 2: epoch must be 2, got 3"),
+        ]:
+            (tmp_path / "metrics.jsonl").write_text("\n".join(content))
+            with pytest.warns(UserWarning, match=re.escape(f"metrics.jsonl is damaged ({damage}")):
+                rows = read_metrics(tmp_path)
+            assert [entry["epoch"] for entry in rows] == list(range(1, len(rows) + 1))
+            assert len(rows) in (1, 2)
+
+    def test_a_refusal_that_is_no_text(self, tmp_path: Path) -> None:
+        (tmp_path / "error.txt").write_bytes(b"\xffboom")
+        assert read_refusal(tmp_path) == "\ufffdboom"
+        (tmp_path / "error.txt").unlink()
+        (tmp_path / "error.txt").mkdir()
+        assert read_refusal(tmp_path) is None
 
     def test_a_metrics_file_that_is_none(self, tmp_path: Path) -> None:
         assert read_metrics(tmp_path) == []

@@ -1,0 +1,277 @@
+"""The fingerprint of an image set: 16 hex digits of its content, the same wherever it lies, part of a run's identity.
+
+It is of the set as its source has it, before `data.limit` and `data.image_size`, which are keys of their own. Of one's
+own files it covers their bytes, so that nothing need be decoded; of any other set the arrays that were loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from erat.data.base import ImageSet, ImageSource, TrustingSource
+from erat.data.image_files import READERS, Source
+from erat.errors import UserError
+from erat.registry import DATASETS
+
+if TYPE_CHECKING:
+    from erat.config import DataConfig, RunConfig
+
+Parts = tuple[ImageSet, ImageSet, ImageSet | None]
+
+DIGITS = 16
+VERSION = 1  # of how the content is read; raise it with any change after which the same files give another fingerprint
+SETTLED_NS = 2_000_000_000  # a file that changed so lately may change again without its times showing it
+NO_FILE = "no readable file"
+# What does not decide the content that a source has.
+_NOT_CONTENT = {"fingerprint", "limit", "flip", "download"}
+_Page = TypeAdapter(dict[str, str])
+
+
+# --- of what was read ------------------------------------------------------------------------------------------------
+
+
+def read_parts(source: ImageSource, config: DataConfig) -> Parts:
+    """Return (train, test, images whose labels are trusted or none) as the source has them. Raises as its `load`."""
+    return source.load_parts(config) if isinstance(source, TrustingSource) else (*source.load(config), None)
+
+
+def of_arrays(parts: Parts) -> str:
+    """Return the fingerprint of loaded sets: of images, labels, class names and which part is which."""
+    return _shortened([None if part is None else part.fingerprint for part in parts])
+
+
+def of_items(items: Iterable[tuple[str, str, str]], classes: Sequence[str]) -> str:
+    """Return the fingerprint of listed images, in their order.
+
+    Args:
+        items: (part, label, `digest_of` the image) of each.
+        classes: names, in their order.
+    """
+    return _shortened([list(classes), [list(item) for item in items]])
+
+
+def digest_of(source: Source) -> str:
+    """Return a digest of one image's bytes or pixels; a constant for what is no readable file."""
+    if isinstance(source, np.ndarray):
+        return array_digest(source.shape, hashlib.sha256(source.tobytes()).hexdigest())
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    try:
+        if not source.is_file():  # a pipe would never end
+            return NO_FILE
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return NO_FILE
+
+
+def array_digest(shape: Sequence[int], digest: str) -> str:
+    """Return the digest of pixels of this shape, whose bytes have that digest."""
+    return f"{'x'.join(map(str, shape))} {digest}"
+
+
+def require(config: DataConfig, found: str) -> None:
+    """Check that what was read is what the run was planned with; nothing to do where no fingerprint is said.
+
+    Raises:
+        UserError: it is another set.
+    """
+    if config.fingerprint not in (None, found):
+        where = f"data.name={config.name}" if config.root is None else f"data.root={config.root}"
+        raise UserError(
+            f"the images under {where} are not those that this run was planned with: "
+            f"data.fingerprint must be {found}, got {config.fingerprint}"
+        )
+
+
+def _shortened(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:DIGITS]
+
+
+# --- of what lies there, without reading it again --------------------------------------------------------------------
+
+
+@runtime_checkable
+class ListedSource(ImageSource, Protocol):
+    """A place that tells the fingerprint of its content without decoding it, and checks it when it reads."""
+
+    def fingerprint(self, config: DataConfig, cache: Cache) -> str:
+        """Return the fingerprint. Raises as `load`."""
+        ...
+
+
+@runtime_checkable
+class FiledSource(ImageSource, Protocol):
+    """A place that knows all files that it reads: while none of them changes, their arrays need not be loaded."""
+
+    def files(self, config: DataConfig) -> list[Path]:
+        """Return the files; none while some are missing."""
+        ...
+
+
+class Page(dict[str, str]):
+    """What is known of the files of one place: stamp -> digest of the content."""
+
+    def __init__(self, known: dict[str, str]) -> None:
+        super().__init__()
+        self.known = known
+
+    def look(self, stamp: str | None) -> str | None:
+        """Return what was found out of a file in this state; it is kept."""
+        found = None if stamp is None else self.known.get(stamp)
+        if stamp is not None and found is not None:
+            self[stamp] = found
+        return found
+
+    def digests(self, paths: Sequence[Path]) -> list[str]:
+        """Return `digest_of` each file; only those are read that are not known in their present state."""
+        stamps = [stamp_of([path]) for path in paths]
+        found = [self.look(stamp) for stamp in stamps]
+        unknown = [row for row, digest in enumerate(found) if digest is None]
+        with ThreadPoolExecutor(READERS) as pool:
+            for row, digest in zip(unknown, pool.map(lambda row: digest_of(paths[row]), unknown), strict=True):
+                found[row] = digest
+                if (stamp := stamps[row]) is not None and digest != NO_FILE:
+                    self[stamp] = digest
+        return [str(digest) for digest in found]
+
+
+class Cache:
+    """What was found out of files, kept in a folder as long as their paths, sizes and times stay as they are.
+
+    Args:
+        folder: where it lies; none: nothing is kept. One that cannot be read or written is as good as none.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def page(self, place: Path) -> Iterator[Page]:
+        """Yield what is known of the files at `place`; what was looked up or added in the block is kept after it."""
+        page = Page(self._read(place))
+        yield page
+        if self.folder is None or dict(page) == page.known:
+            return
+        content = json.dumps(page)
+        text = f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}"
+        path, part = self._path(place), self._path(place).with_suffix(f".{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part.write_text(text)
+            part.replace(path)
+        except OSError:
+            pass  # read-only or full: it is found out again next time
+
+    def _read(self, place: Path) -> dict[str, str]:
+        if self.folder is None:
+            return {}
+        try:
+            checksum, _, content = self._path(place).read_text().partition("\n")
+            sound = hashlib.sha256(content.encode()).hexdigest() == checksum
+            return _Page.validate_json(content) if sound else {}
+        except (OSError, ValueError):
+            return {}
+
+    def _path(self, place: Path) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{_shortened([VERSION, os.path.abspath(place)])}.json"
+
+
+def stamp_of(paths: Sequence[Path]) -> str | None:
+    """Return what changes whenever one of these files does; none where that cannot be told yet, or one is missing."""
+    parts, now = [], time.time_ns()
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        if status.st_ctime_ns > now - SETTLED_NS:
+            return None
+        times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+        parts.append(f"{os.path.abspath(path)} {status.st_size} {times} {status.st_dev} {status.st_ino}")
+    return parts[0] if len(parts) == 1 else _shortened(parts)
+
+
+def fingerprint_of(config: DataConfig, cache: Cache) -> str:
+    """Return the fingerprint of the set that a configuration names. Raises UserError as its source's `load`."""
+    source = DATASETS[config.name]
+    config = config.model_copy(update={"fingerprint": None})
+    if isinstance(source, ListedSource):
+        return source.fingerprint(config, cache)
+    if not isinstance(source, FiledSource) or config.root is None:
+        return of_arrays(read_parts(source, config))
+    with cache.page(Path(config.root)) as page:
+        files = source.files(config)
+        stamp = stamp_of(files) if files else None
+        stamp = stamp and f"{place_of(config)} {stamp}"
+        found = page.look(stamp) or of_arrays(read_parts(source, config))
+        if stamp is not None:
+            page[stamp] = found
+    return found
+
+
+def place_of(config: DataConfig) -> str:
+    """Return which set a configuration names, whatever its content: name, root and how it is read, as JSON."""
+    return config.model_dump_json(exclude=_NOT_CONTENT)
+
+
+class Fingerprints:
+    """Fills in `data.fingerprint`; each set is looked at once.
+
+    Args:
+        cache: of what is known of files.
+        known: `place_of` a set -> its fingerprint.
+    """
+
+    def __init__(self, cache: Cache | None = None, known: dict[str, str] | None = None) -> None:
+        self._cache, self._known = cache or Cache(), dict(known or {})
+
+    def __call__(self, config: RunConfig) -> RunConfig:
+        """Return the configuration with its image set's fingerprint.
+
+        A set that is the same everywhere has it already, and is checked when it is loaded.
+
+        Raises:
+            UserError: the images cannot be had, or are not those of a fingerprint that was given.
+        """
+        data = config.data
+        if DATASETS[data.name].facts.fingerprint is not None:
+            return config
+        place = place_of(data)
+        if place not in self._known:
+            self._known[place] = fingerprint_of(data, self._cache)
+        require(data, self._known[place])
+        return with_fingerprint(config, self._known[place])
+
+
+class Recalled:
+    """Fills in `data.fingerprint` from what was written down; a set that is not among it stays without.
+
+    Args:
+        known: `place_of` a set -> its fingerprint.
+    """
+
+    def __init__(self, known: dict[str, str]) -> None:
+        self._known = known
+
+    def __call__(self, config: RunConfig) -> RunConfig:
+        """Return the configuration with the fingerprint that its image set had."""
+        found = self._known.get(place_of(config.data))
+        return config if found is None else with_fingerprint(config, found)
+
+
+def with_fingerprint(config: RunConfig, fingerprint: str) -> RunConfig:
+    """Return the configuration on the image set with this fingerprint."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"fingerprint": fingerprint})})

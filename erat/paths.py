@@ -1,0 +1,35 @@
+"""Paths that a person writes: `~` expanded, absolute, and refused where no file can have such a name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from erat.errors import UserError, shown
+
+MOST_CHARACTERS = 4096  # Linux takes no longer path
+MOST_OF_A_NAME = 255  # bytes, on every usual file system
+
+
+def user_path(text: str | Path, what: str) -> Path:
+    """Return the absolute path that `text` means; whether anything lies there is not looked at.
+
+    Args:
+        what: the key or option that it was given as, for messages.
+
+    Raises:
+        UserError: no path can be so; what is wrong with it.
+    """
+    given = str(text)
+    if "\0" in given:
+        raise UserError(f"{what} must be a path, got {shown(given)}, which holds a NUL character")
+    too_long = len(given) > MOST_CHARACTERS or any(len(os.fsencode(name)) > MOST_OF_A_NAME for name in given.split("/"))
+    if too_long:
+        raise UserError(
+            f"{what} must be a path of at most {MOST_CHARACTERS} characters and {MOST_OF_A_NAME} a name, "
+            f"got {shown(given)} ({len(given)} characters)"
+        )
+    try:
+        return Path(given).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(f"{what} must be a path, got {shown(given)}: there is no such user's home") from None

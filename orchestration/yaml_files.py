@@ -1,0 +1,96 @@
+"""YAML files that a person gives, read with bounds: no file takes long, and nothing in it is lost in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from erat.errors import UserError, shown
+from erat.records import DamagedError, read_bytes
+
+MOST_BYTES = 2**20
+MOST_DEPTH = 30
+MOST_VALUES = 200_000  # aliases counted as often as they are used
+
+_Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a file of plain YAML: mappings, lists, numbers, text.
+
+    Raises:
+        UserError: it cannot be read, is not UTF-8 or no YAML, gives a key twice, or is too large, deep or entangled.
+    """
+    try:
+        text = read_bytes(path, MOST_BYTES).decode("utf-8")
+        _refuse_depth(text)
+        return _constructed(text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except DamagedError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: it is not UTF-8 at byte {error.start}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, a number of 5,000 digits
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
+
+
+def _refuse_depth(text: str) -> None:
+    """Look at the nesting before anything is built, which goes down into it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MOST_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {MOST_DEPTH} deep")
+
+
+def _constructed(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _size(root, {})
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """The number of values below a node, aliases written out.
+
+    Raises:
+        yaml.YAMLError: there are more than `MOST_VALUES`, an alias holds itself, or a key is given twice.
+    """
+    if id(node) not in known:
+        known[id(node)] = None
+        size = 1 + sum(_size(child, known) for child in _children(node))
+        if size > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES:,} values")
+        known[id(node)] = size
+    found = known[id(node)]
+    if found is None:
+        raise yaml.YAMLError("an alias holds itself")
+    return found
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        yield from node.value
+    elif isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError("a key must be plain text")
+            if key.value in seen:
+                raise yaml.YAMLError(f"the key {shown(key.value)} is given twice in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+            yield value
