@@ -26,7 +26,7 @@ from orchestration.report.notation import duration
 
 BATCHES = 6  # of the images that the calibration trains on
 STEPS = 3  # of an attack that is timed
-KEPT_LABELS = 0.8  # share of the labels that ERAT is taken to believe: its later epochs have so many steps
+KEPT_LABELS = 0.6  # share of the labels that ERAT is taken to believe: its later epochs have so many steps
 ATTACKS, OTHERS = 2 * len(SHARES), 1 + len(NOISE) + len(BLUR) + len(JPEG)  # conditions of the robustness
 TRUST = 0.01  # share of an audit's expected time whose measurement has as much say as the calibration
 WRITING = 10.0  # seconds for the page and the exported classifier

@@ -348,7 +348,7 @@ def audit(
     from orchestration.report.gallery import sentences
     from orchestration.tracking import Tracker
 
-    given, home = parse_overrides(overrides), Home.from_environment()
+    given, home = parse_overrides(overrides), Home.if_any() if dry_run else Home.from_environment()
     name = None if name is None else _check_name(name)
     if dry_run:
         from orchestration.audit import prepare

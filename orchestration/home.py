@@ -132,6 +132,12 @@ class Home:
             return []
         return [f"{folder}/{name}" for name in self.storage.names(f"cells/{digest}/{folder}")]
 
+    @classmethod
+    def if_any(cls) -> Home:
+        """Return `ERAT_HOME`, or `./runs`; make nothing if it is missing. Errors are those of `from_environment`."""
+        root = Path(os.environ.get("ERAT_HOME") or "runs").expanduser().resolve()
+        return cls.from_environment() if root.exists() else cls(root)
+
     @property
     def ledger(self) -> Path:
         """What ran and what is left, one JSON line per event."""

@@ -175,13 +175,11 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(
     folder: Path, command: Callable[..., Said], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (f"data.root={folder}", *BRIEF, "--folds", "2", "--dry-run", "--json")
-    empty = tmp_path / "home"
-    empty.mkdir()
-    monkeypatch.setenv("ERAT_HOME", str(empty))
+    monkeypatch.setenv("ERAT_HOME", str(tmp_path / "home"))
     before = contents(folder)
     ahead = command(*words, "--name", "mine")
     assert ahead.code == 0, ahead.err
-    assert contents(folder) == before and list(empty.iterdir()) == []
+    assert contents(folder) == before and list(tmp_path.iterdir()) == [], "not even the home"
     told = ahead.json
     assert (told["images"], told["folds"], told["folds_done"], told["trainings"]) == (123, 2, 0, 5)
     assert told["seconds"] > 10 and told["memory_mb"] > 1

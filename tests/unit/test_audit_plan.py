@@ -35,10 +35,10 @@ def test_the_stages_are_what_is_done_in_that_order(audited: Plan, tmp_path: Path
     assert [len(stage.seconds) for stage in todo] == [12] * 8 + [18, 12, 1]
     fold, plain, everything = todo[4].seconds, todo[5].seconds, todo[9].seconds
     assert fold[0] == pytest.approx(200 * 1.0 + 2 * 200 * 0.01)
-    assert fold[3] == pytest.approx(0.8 * 200 * 4.0 + 2 * 200 * 0.01)
+    assert fold[3] == pytest.approx(0.6 * 200 * 4.0 + 2 * 200 * 0.01)
     assert fold[11] - fold[5] == plain[11] - plain[5] == pytest.approx(200 * 0.01), "a third look in the judged epochs"
     assert plain[0] == pytest.approx(200 * 0.5 + 2 * 200 * 0.01)
-    assert everything[:4] == (400.0, 400.0, 400.0, pytest.approx(0.8 * 400 * 4))
+    assert everything[:4] == (400.0, 400.0, 400.0, pytest.approx(0.6 * 400 * 4))
     assert todo[8].seconds[0] < todo[8].seconds[1] == todo[8].seconds[8] > todo[8].seconds[9], "as they come"
     assert sum(todo[8].seconds) == pytest.approx(2 * (10 * 200 * 0.01 + 8 * 200 * 0.1))
     trusted = stages(audited, COSTS, tmp_path, search=False, trusted=30)
