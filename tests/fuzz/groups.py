@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -48,20 +48,22 @@ def known() -> list[Input]:
     return [*commands.named(), *stored.named(), *kept]
 
 
-def tried(
-    sandbox: Sandbox, strategy: st.SearchStrategy[Input], count: int, profile: str
-) -> Iterator[tuple[Input, Outcome]]:
-    """Generate inputs and run them; all of them, whatever becomes of one."""
-    seen: list[tuple[Input, Outcome]] = []
+def try_all(
+    sandbox: Sandbox,
+    strategy: st.SearchStrategy[Input],
+    count: int,
+    profile: str,
+    note: Callable[[Input, Outcome], None],
+) -> None:
+    """Generate inputs, run them, and tell `note` of each; all of them, whatever becomes of one."""
 
     @settings(settings.get_profile(profile), max_examples=count)
     @given(strategy)
-    def one(given_input: Input) -> None:
-        if possible(sandbox, given_input):
-            seen.append((given_input, sandbox.run(given_input)))
+    def one(tried: Input) -> None:
+        if possible(sandbox, tried):
+            note(tried, sandbox.run(tried))
 
     one()
-    yield from seen
 
 
 def possible(sandbox: Sandbox, given_input: Input) -> bool:

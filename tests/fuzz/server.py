@@ -29,7 +29,29 @@ MODULES = (
     "orchestration.cli",
     *(
         f"orchestration.{name}"
-        for name in ["audit", "audit_files", "crafting", "crafting_view", "estimate", "health", "home", "launch", "matrix", "overview", "presence", "profile", "reporting", "spaces", "standing", "state", "storage", "sweep", "tracking", "trial", "verify"]
+        for name in [
+            "audit",
+            "audit_files",
+            "crafting",
+            "crafting_view",
+            "estimate",
+            "health",
+            "home",
+            "launch",
+            "matrix",
+            "overview",
+            "presence",
+            "profile",
+            "reporting",
+            "spaces",
+            "standing",
+            "state",
+            "storage",
+            "sweep",
+            "tracking",
+            "trial",
+            "verify",
+        ]
     ),
     *("pyarrow.parquet", "matplotlib.figure", "scipy.stats", "sklearn.mixture", "mlflow", "torchvision"),
 )
