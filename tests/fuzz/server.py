@@ -7,6 +7,7 @@ answers with {"code": exit status or null, "signal": ..., "hung": bool, "seconds
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -124,10 +125,8 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
     if hung:
         os.killpg(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    try:  # what it started and left behind
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # what it started and left behind
         os.killpg(child, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) and not hung else None
     return {"code": code, "signal": number, "hung": hung, "seconds": round(time.monotonic() - began, 3)}

@@ -77,8 +77,21 @@ def data() -> st.SearchStrategy[Input]:
         [(24, 8, 8), (24, 8, 8, 1), (24, 8, 8, 3), (24, 3, 8, 8), (24,), (0, 8, 8), (24, 0, 8), (24, 8, 8, 9)]
     )
     labels = st.sampled_from(
-        [LABELS, LABELS.astype(float), LABELS * np.nan, LABELS[:5], LABELS * 0, LABELS - 9, LABELS.astype(str)]
-        + [LABELS[:, None], LABELS * 10**15, LABELS.astype(complex), LABELS.astype("S3"), LABELS > 0, np.array(3)]
+        [
+            LABELS,
+            LABELS.astype(float),
+            LABELS * np.nan,
+            LABELS[:5],
+            LABELS * 0,
+            LABELS - 9,
+            LABELS.astype(str),
+            LABELS[:, None],
+            LABELS * 10**15,
+            LABELS.astype(complex),
+            LABELS.astype("S3"),
+            LABELS > 0,
+            np.array(3),
+        ]
     )
     arrays = st.builds(
         lambda kind, shape, given: _data("x.npz", {"x.npz": npz(images=np.ones(shape).astype(kind), labels=given)}),
@@ -182,8 +195,17 @@ def make_bases(sandbox: Sandbox) -> None:
 
 
 READ = st.sampled_from(
-    [("status",), ("status", "--json"), ("status", "t", "--json"), ("cancel", "t"), ("report", "t", "--format", "csv")]
-    + [("report", "t", "--json"), ("report", "t", "--format", "md"), ("resume", "nothing"), ("retry", "nothing")]
+    [
+        ("status",),
+        ("status", "--json"),
+        ("status", "t", "--json"),
+        ("cancel", "t"),
+        ("report", "t", "--format", "csv"),
+        ("report", "t", "--json"),
+        ("report", "t", "--format", "md"),
+        ("resume", "nothing"),
+        ("retry", "nothing"),
+    ]
 )
 LINES = (
     "5",
