@@ -355,6 +355,6 @@ def named() -> list[Input]:
     found += [Input("verbs", words, {}, FINE) for words in (("--help",), ("status", "--json"), ("craft", "--dry-run"))]
     found += [
         Input("verbs", words, {}, WRONG)
-        for words in ((), ("",), ("nothing",), ("--nothing",), ("ui", "--host", "0.0.0.0"))
+        for words in (("",), ("nothing",), ("--nothing",), ("ui", "--host", "0.0.0.0"))
     ]
     return found
