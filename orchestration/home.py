@@ -49,9 +49,9 @@ class Home:
         except (RuntimeError, ValueError) as error:  # no such user, links in a circle, a character that no path has
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"ERAT_HOME={shown(given)} is no path: {error}") from error
+            raise UserError(f"ERAT_HOME={shown(given, 300)[1:-1]} is no path: {error}") from error
         except OSError as error:
-            raise UserError(f"ERAT_HOME={shown(given)} cannot be made: {error.strerror}") from error
+            raise UserError(f"ERAT_HOME={shown(given, 300)[1:-1]} cannot be made: {error.strerror}") from error
         if not os.access(home.root, os.R_OK | os.X_OK):
             raise UserError(f"ERAT_HOME={home.root} is not readable; set ERAT_HOME to a folder that is")
         if not reading and not os.access(home.root, os.W_OK):
@@ -60,7 +60,7 @@ class Home:
 
     def _check(self) -> None:
         """Refuse a home in which a folder's place is taken by something else, or a file's."""
-        folders = ("cells", "crafted", "reports", "outbox", "audits", "ray", "mlartifacts")
+        folders = ("cells", "reports", "outbox", "audits", "ray", "mlartifacts")
         for path in (self.ledger, self.mlflow_database, *(self.root / name for name in folders)):
             is_file = path.suffix != ""
             if os.path.lexists(path) and not (path.is_file() if is_file else path.is_dir()):
@@ -172,7 +172,15 @@ class Home:
         folder = self.cell(digest)
         move_aside(folder, folder=True)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "checkpoint.pt", "metrics.jsonl", "result.json", "error.txt", "left.txt"):
+        for name in (
+            "config.json",
+            CHECKPOINT,
+            f"previous-{CHECKPOINT}",
+            "metrics.jsonl",
+            "result.json",
+            "error.txt",
+            "left.txt",
+        ):
             move_aside(folder / name, folder=False)
         move_aside(folder / "heartbeat", folder=False)
         move_aside(folder / "artifacts", folder=True)

@@ -301,7 +301,7 @@ class TestFullDisk:
         assert events == ["sweep", "withdrawn"], "nothing was tried, and the name is free again"
 
     def test_in_the_ledger(self, command: Command, shared: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("orchestration.state.os.fsync", full)
+        monkeypatch.setattr("erat.records.os.fsync", full)
         assert "No space left" in command("train", *CE, "train.seed=91").error
 
     def test_while_training_the_run_has_not_failed_and_goes_on(
