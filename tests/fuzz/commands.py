@@ -354,7 +354,6 @@ def named() -> list[Input]:
     found.append(Input("spaces", (*space, "--json"), {"data/x.yaml": json.dumps(SPACE).encode()}, FINE))
     found += [Input("verbs", words, {}, FINE) for words in (("--help",), ("status", "--json"), ("craft", "--dry-run"))]
     found += [
-        Input("verbs", words, {}, WRONG)
-        for words in (("",), ("nothing",), ("--nothing",), ("ui", "--host", "0.0.0.0"))
+        Input("verbs", words, {}, WRONG) for words in (("",), ("nothing",), ("--nothing",), ("ui", "--host", "0.0.0.0"))
     ]
     return found

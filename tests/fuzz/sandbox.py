@@ -66,13 +66,13 @@ class Input:
 
     def __repr__(self) -> str:
         """The command line, and what is special about the files: enough to see what failed."""
-        files = {name: content[:60] for name, content in self.files.items()}
+        files = [f"{name}={content if len(content) < 60 else content[:50]!r}" for name, content in self.files.items()]
         words = shlex.join(
             word if len(word) < 200 else f"{word[:60]}...({len(word)} characters)" for word in self.words
         )
         more = {"disk": self.disk, "read_only": self.read_only, "gone": self.gone, "base": self.base}
         told = ", ".join(f"{name}={value!r}" for name, value in more.items() if value and value != "empty")
-        return f"<{self.group}: orchestrate.py {words} | files {files} {told}>"
+        return f"<{self.group}: orchestrate.py {words} | {told} {' '.join(files)[:400]}>"
 
 
 @dataclass(frozen=True)
