@@ -1,0 +1,71 @@
+"""All groups of the fuzz suite, how many inputs each gets, and those that are kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz import commands, stored
+from tests.fuzz.sandbox import Input, Outcome, Sandbox
+
+CORPUS = Path(__file__).parent / "corpus"
+# Inputs that are generated, in all of the suite; the named and kept ones come on top.
+COUNTS = {
+    **{"keys": 650, "data": 400, "ledger": 350, "grids": 170, "spaces": 130},
+    **{"crafted": 110, "verbs": 130, "cells": 110, "disk": 50},
+}
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+settings.register_profile(
+    "long", database=None, deadline=None, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck)
+)
+
+
+def strategies(sandbox: Sandbox) -> Mapping[str, st.SearchStrategy[Input]]:
+    """By group; the sandbox has its bases already."""
+    found = {
+        **{"keys": commands.keys(), "grids": commands.grids(), "spaces": commands.spaces(), "verbs": commands.verbs()},
+        **{"data": stored.data(), "ledger": stored.ledgers(sandbox), "crafted": stored.crafted(sandbox)},
+        **{"cells": stored.cells(sandbox), "disk": stored.disks(sandbox)},
+    }
+    assert found.keys() == COUNTS.keys()
+    return found
+
+
+def known() -> list[Input]:
+    """The named inputs, and those kept in `corpus/`: once found, for ever tried."""
+    kept = (Input.from_json(json.loads(file.read_text())) for file in sorted(CORPUS.glob("*.json")))
+    return [*commands.named(), *stored.named(), *kept]
+
+
+def try_all(
+    sandbox: Sandbox,
+    strategy: st.SearchStrategy[Input],
+    count: int,
+    profile: str,
+    note: Callable[[Input, Outcome], None],
+) -> None:
+    """Generate inputs, run them, and tell `note` of each; all of them, whatever becomes of one."""
+
+    @settings(settings.get_profile(profile), max_examples=count)
+    @given(strategy)
+    def one(tried: Input) -> None:
+        if possible(sandbox, tried):
+            note(tried, sandbox.run(tried))
+
+    one()
+
+
+def possible(sandbox: Sandbox, given_input: Input) -> bool:
+    """Whether this system lets tests mount what the input needs."""
+    return sandbox.mounts or not (given_input.disk or given_input.read_only)

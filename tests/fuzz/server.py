@@ -1,0 +1,198 @@
+"""A fork server: one process that has imported everything, of which each input gets a fresh copy within milliseconds.
+
+`python -m tests.fuzz.server` reads one JSON object a line from standard input, {"folder": ..., "words": [...],
+"disk": bytes or null, "read_only": bool}, runs the command `words` inside `folder` (see `tests/fuzz/sandbox.py`), and
+answers with {"code": exit status or null, "signal": ..., "hung": bool, "seconds": ...}. Nothing reaches the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+LIMIT = 20.0  # seconds that an input may take
+MEMORY = 6 * 2**30  # bytes of address space beyond what the imports have
+FILE = 256 * 2**20  # bytes that one file may grow to
+MODULES = (
+    "orchestration.cli",
+    *(
+        f"orchestration.{name}"
+        for name in [
+            "audit",
+            "audit_files",
+            "crafting",
+            "crafting_view",
+            "estimate",
+            "health",
+            "home",
+            "launch",
+            "matrix",
+            "overview",
+            "presence",
+            "profile",
+            "reporting",
+            "spaces",
+            "standing",
+            "state",
+            "storage",
+            "sweep",
+            "tracking",
+            "trial",
+            "verify",
+        ]
+    ),
+    *("pyarrow.parquet", "matplotlib.figure", "scipy.stats", "sklearn.mixture", "mlflow", "torchvision"),
+)
+_CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    """Import, say whether disks can be mounted, and answer until standard input ends."""
+    private = _private_namespaces()
+    _prepare()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print(json.dumps({"mounts": private}), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_run(json.loads(line))), file=answers, flush=True)
+
+
+def _private_namespaces() -> bool:
+    """Leave the network, and have mounts of one's own; whether the system allows it."""
+    kinds = _CLONE_NEWNS | _CLONE_NEWNET | (0 if os.geteuid() == 0 else _CLONE_NEWUSER)
+    user, group = os.geteuid(), os.getegid()
+    if _LIBC.unshare(kinds) != 0:
+        return False
+    if user != 0:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:  # "ip link set lo up"
+        import fcntl
+
+        fcntl.ioctl(control, 0x8914, struct.pack("16sh", b"lo", 1))
+    return True
+
+
+def _prepare() -> None:
+    """Everything that a command may import, with one thread, and the registered parts."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_num_interop_threads(1)
+    for name in MODULES:
+        try:
+            importlib.import_module(name)
+        except ImportError:  # a module that was renamed: the first command that needs it imports it
+            print(f"fork server: no module {name}", file=sys.stderr)
+    from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
+
+    for registry in (BACKBONES, CORRUPTIONS, DATASETS, DEFENSES):
+        for name in registry.names():
+            registry[name]
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    words = [None if word is None else word.encode() for word in (source, target, kind)]
+    if _LIBC.mount(*words, ctypes.c_ulong(flags), None if options is None else options.encode()) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
+
+
+def _run(order: dict[str, Any]) -> dict[str, Any]:
+    """One command in a copy of this process."""
+    began = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        _become(order)
+    hung = not _ends(child, began)
+    if hung:
+        os.killpg(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # what it started and left behind
+        os.killpg(child, signal.SIGKILL)
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) and not hung else None
+    return {"code": code, "signal": number, "hung": hung, "seconds": round(time.monotonic() - began, 3)}
+
+
+def _ends(child: int, began: float) -> bool:
+    """Wait for a process; false if it takes more than its time, of which a busy machine gives it more."""
+    with open(os.pidfd_open(child), "rb", closefd=True) as handle:
+        while True:
+            busy = min(2.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+            left = began + LIMIT * busy - time.monotonic()
+            if left <= 0:
+                return False
+            if select.select([handle], [], [], min(left, 5.0))[0]:
+                return True
+
+
+def _become(order: dict[str, Any]) -> None:
+    """Turn this process into the command; never returns."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        _LIBC.unshare(_CLONE_NEWNS)
+        _enter(Path(order["folder"]), order.get("disk"), order.get("read_only", False))
+        sys.argv = ["orchestrate.py", *order["words"]]
+        from orchestration.cli import main as command
+
+        command()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def _enter(folder: Path, disk: int | None, read_only: bool) -> None:
+    """Environment, folders, streams and limits of a command; `disk`: bytes that its home has."""
+    home = folder / "home"
+    if disk is not None:
+        _mount("tmpfs", str(home), "tmpfs", 0, f"size={disk}")
+    if read_only:
+        _mount(str(home), str(home), None, _MS_BIND)
+        _mount("none", str(home), None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL") if name in os.environ}
+    os.environ.clear()
+    os.environ.update(kept)
+    places = {"HOME": "user", "TMPDIR": "tmp", "ERAT_HOME": "home"}
+    os.environ.update({name: str(folder / place) for name, place in places.items()})
+    os.environ.update({"OMP_NUM_THREADS": "1", "COLUMNS": "120", "MLFLOW_DISABLE_TELEMETRY": "true"})
+    import tempfile
+
+    tempfile.tempdir = None
+    os.chdir(folder / "cwd")
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(stream, number)
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for kind, most in ((resource.RLIMIT_AS, used + MEMORY), (resource.RLIMIT_FSIZE, FILE), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(kind, (most, most))
+
+
+if __name__ == "__main__":
+    main()
