@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from erat.defaults import LabelKind, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
@@ -52,7 +54,16 @@ MOST = 1e6  # no number of a configuration is larger; beyond it steps and weight
 MOST_WORKERS = 4096
 MOST_EPOCHS = 100_000
 SEEDS = 2**63
-Number = Annotated[float, BeforeValidator(parse_fraction), Field(allow_inf_nan=False, ge=-MOST, le=MOST)]
+
+
+def _within_bounds(value: float) -> float:
+    """Refuse what is finite and still beyond every use; "finite" is said first where a number is not."""
+    if abs(value) > MOST:
+        raise PydanticCustomError("out_of_bounds", f"Input should be between -{MOST:g} and {MOST:g}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(parse_fraction), Field(allow_inf_nan=False), AfterValidator(_within_bounds)]
 
 
 Epoch = Annotated[int, Field(ge=0, le=MOST_EPOCHS)]

@@ -23,6 +23,7 @@ def user_path(text: str | Path, what: str) -> Path:
     given = str(text)
     if "\0" in given:
         raise UserError(f"{what} must be a path, got {shown(given)}, which holds a NUL character")
+    require_text(given, what)
     too_long = len(given) > MOST_CHARACTERS or any(len(os.fsencode(name)) > MOST_OF_A_NAME for name in given.split("/"))
     if too_long:
         raise UserError(
@@ -33,3 +34,15 @@ def user_path(text: str | Path, what: str) -> Path:
         return Path(given).expanduser().absolute()
     except RuntimeError:
         raise UserError(f"{what} must be a path, got {shown(given)}: there is no such user's home") from None
+
+
+def require_text(given: str, what: str) -> None:
+    """Refuse bytes that are not UTF-8, which Python lets through in arguments, and which no JSON file can hold.
+
+    Raises:
+        UserError: there are some.
+    """
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} must be UTF-8, got {shown(given)}") from None

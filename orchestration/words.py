@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from erat.config import field_of
 from erat.errors import UserError, shown
+from erat.paths import require_text
 
 MOST_TEXT = 4096  # characters of a path
 MOST_NUMBER = 100  # characters of anything else
@@ -37,6 +38,7 @@ def parse_overrides(words: Sequence[str] | None) -> dict[str, Any]:
             raise UserError("the preset is not a key: give --preset demo, --preset paper or --preset official")
         if key in texts:
             raise UserError(f"{shown(key)} is given twice")
+        require_text(word, shown(key))
         texts[key] = text
     return {key: _value(key, text, texts.get("defense.name", "erat")) for key, text in texts.items()}
 

@@ -73,7 +73,7 @@ def digest_of(source: Source) -> str:
             return NO_FILE
         with source.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):
         return NO_FILE
 
 
@@ -196,7 +196,7 @@ def stamp_of(paths: Sequence[Path]) -> str | None:
     for path in paths:
         try:
             status = path.stat()
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a table names a path with a NUL character
             return None
         if status.st_ctime_ns > now - SETTLED_NS:
             return None

@@ -24,7 +24,17 @@ from erat.corruption.store import Store
 from erat.data import fingerprint as module
 from erat.data import mnist
 from erat.data.base import CorruptedSet, ImageSet, SourceFacts
-from erat.data.fingerprint import Cache, Fingerprints, Page, fingerprint_of, of_arrays, with_fingerprint
+from erat.data.fingerprint import (
+    NO_FILE,
+    Cache,
+    Fingerprints,
+    Page,
+    digest_of,
+    fingerprint_of,
+    of_arrays,
+    stamp_of,
+    with_fingerprint,
+)
 from erat.data.sets import load, load_parts
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
@@ -520,3 +530,11 @@ def test_filling_leaves_all_else_as_it_is() -> None:
     changed = {key for key, value in filled.flat().items() if config.flat()[key] != value}
     assert changed == {"data.fingerprint"}
     assert (filled.identified, config.identified) == (True, False)
+
+
+def test_a_table_may_name_what_can_be_no_file(tmp_path: Path) -> None:
+    impossible = Path("a\0b.png")
+    assert digest_of(impossible) == NO_FILE
+    assert stamp_of([impossible]) is None
+    with Cache(tmp_path / "kept").page(tmp_path) as page:
+        assert page.digests([impossible]) == [NO_FILE]

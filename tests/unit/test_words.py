@@ -58,6 +58,7 @@ def test_a_key_of_another_defense_is_read_too() -> None:
         (["=1"], "expected KEY=VALUE"),
         (["train.seed=1", "train.seed=1"], "'train.seed' is given twice"),
         (["train.milestones=" + "[" * 3000], "train.milestones must have at most 2,000 characters, got 3,000"),
+        (["data.root=photos\udcff"], "'data.root' must be UTF-8"),
         (["data.root=" + "x" * 5000], "data.root must have at most 4,096 characters"),
     ],
 )
@@ -85,7 +86,7 @@ def test_every_key_has_a_field() -> None:
     ("value", "text"),
     [
         ("a\x1b[2J\n", r"'a\x1b[2J\n'"),
-        pytest.param(10**5000, "a whole number of about 5,001 digits", id="5,000 digits"),
+        pytest.param(10**5000, "a whole number of about 5,000 digits", id="5,000 digits"),
         ([[[[[[1]]]]]], "[[[[...]]]]"),
         (3, "3"),
         (None, "None"),
@@ -112,7 +113,13 @@ class TestPaths:
 
     @pytest.mark.parametrize(
         ("text", "said"),
-        [("a\0b", "NUL"), ("x" * 300, "255 a name"), ("~nosuchuser/x", "no such user"), ("a/" * 3000, "4096")],
+        [
+            ("a\0b", "NUL"),
+            ("a\udcff", "UTF-8"),
+            ("x" * 300, "255 a name"),
+            ("~nosuchuser/x", "no such user"),
+            ("a/" * 3000, "4096"),
+        ],
     )
     def test_no_path(self, text: str, said: str) -> None:
         with pytest.raises(UserError, match=said):
