@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from erat.data.base import ImageSet, ImageSource, TrustingSource
-from erat.data.image_files import READERS, Source
+from erat.data.image_files import MOST_FILE, READERS, Source
 from erat.errors import UserError
 from erat.registry import DATASETS
 
@@ -62,13 +62,14 @@ def of_items(items: Iterable[tuple[str, str, str]], classes: Sequence[str]) -> s
 
 
 def digest_of(source: Source) -> str:
-    """Return a digest of one image's bytes or pixels; a constant for what is no readable file."""
+    """Return a digest of one image's bytes or pixels; a constant for what is no file that would be decoded."""
     if isinstance(source, np.ndarray):
         return array_digest(source.shape, hashlib.sha256(source.tobytes()).hexdigest())
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     try:
-        if not source.is_file():  # a pipe would never end
+        # A pipe would never end, and a larger file is not decoded either.
+        if not source.is_file() or source.stat().st_size > MOST_FILE:
             return NO_FILE
         with source.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -316,6 +316,8 @@ def test_files_that_are_no_images_count_alike_before_and_after_they_are_read(tmp
     root = folder_at(tmp_path)
     (root / "train/cat/broken.png").write_bytes(b"no image")
     (root / "train/cat/gone.png").symlink_to(root / "nowhere")
+    with (root / "train/cat/vast.png").open("wb") as file:
+        file.truncate(2**43)  # of which nothing is on the disk; it would take an hour to read
     config = Fingerprints()(build("demo", {"data.name": "folder", "data.root": str(root)}))
     load_parts(config.data)
 
