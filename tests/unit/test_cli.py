@@ -255,7 +255,8 @@ class TestWrongInput:
         said = command(verb, *(CE if verb == "train" else TINY)).error
         assert uri in said
         assert "refused" in said.lower()
-        assert time.monotonic() - begun < 30
+        # 6 seconds, 42 with a dozen other programs on two cores; what MLflow would wait by itself is 4 minutes.
+        assert time.monotonic() - begun < 90
         assert not home.ledger.exists()
         assert not home.crafted.exists(), "crafting may take hours"
 
@@ -387,10 +388,10 @@ class TestTrain:
         assert command("train", *ERAT, "--json").json == first
         assert len(events(shared)) == before
 
-    def test_force_makes_it_again_to_the_same_figures(
-        self, first: dict[str, Any], command: Command, shared: Home
-    ) -> None:
-        again = command("train", *ERAT, "--force", "--json").json
+    def test_force_makes_it_again_to_the_same_figures(self, command: Command, shared: Home) -> None:
+        words = ("train", *ERAT, "train.seed=94", "--json")  # a run of its own: other tests compare with `first`
+        first = command(*words).json
+        again = command(*words, "--force").json
         assert again["train_seconds"] != first["train_seconds"]
         same = RUN_KEYS - {"train_seconds"}
         assert {key: again[key] for key in same} == {key: first[key] for key in same}
