@@ -128,7 +128,9 @@ def test_it_is_part_of_pipelines_and_searches(data: Data) -> None:
     assert search.classes_.tolist() == ["ant", "bee", "cow"]
 
 
-@pytest.mark.parametrize("state", [None, 3, np.int64(3), np.random.RandomState(3)], ids=repr)
+@pytest.mark.parametrize(
+    "state", [None, 3, np.int64(3), np.random.RandomState(3)], ids=["none", "int", "numpy", "RandomState"]
+)
 def test_fit_changes_no_parameter(state: Any, data: Data) -> None:
     settings = {"defense.policy": "svhn"}
     model = ERATClassifier(folds=0, epochs=1, random_state=state, settings=settings).fit(*data)

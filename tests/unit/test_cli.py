@@ -186,7 +186,7 @@ class TestWrongInput:
             (["train.milestones=1,x"], "train.milestones.1: input should be a valid integer"),
             (["eta=0.3"], "unknown key 'eta': did you mean defense.eta?"),
             (["lr=0.1"], "did you mean corruption.lr or train.lr?"),
-            (["train.lr=1e68"], "train.lr: input should be less than or equal to 1000000, got 1e+308"),
+            (["train.lr=1e308"], "train.lr: input should be less than or equal to 1000000, got 1e+308"),
             ([f"data.limit={'9' * 5000}"], "data.limit must have at most 100 characters, got 5,000"),
             (
                 ["data.root=~nosuchuser/x"],

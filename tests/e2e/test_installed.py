@@ -1,0 +1,42 @@
+"""The package as `pip install .` leaves it: all that the command needs is in it, from whatever folder it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_an_installed_command_plans_a_sweep_from_another_folder(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(installed)
+        assert b"erat = orchestration.cli:main" in archive.read(
+            next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        )
+    code = "import orchestration.cli as cli; print(cli.__file__); cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "sweep", "--space", "budgets", "--dry-run", "--json"],
+        cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": str(installed), "ERAT_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    place, *_, plan = done.stdout.splitlines()
+    assert Path(place).is_relative_to(installed)
+    assert json.loads(plan)["name"] == "budgets"
+    assert not list(elsewhere.iterdir())
