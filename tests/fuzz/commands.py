@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from erat.config import known_keys
 from erat.registry import DEFENSES
-from tests.fuzz.sandbox import EITHER, FINE, FOLDER, LINK, WRONG, Input
+from tests.fuzz.sandbox import EITHER, FINE, WRONG, Input
 
 DRY = ("craft", "--dry-run", "--json")
 BOMB = "{}".format(
@@ -152,15 +152,15 @@ def keys() -> st.SearchStrategy[Input]:
     named = st.builds("{}={}".format, st.sampled_from(KEYS), st.sampled_from(ODD) | TEXT)
     strange = st.builds("{}={}".format, TEXT.filter(lambda text: not text.startswith("-")), TEXT)
     return (
-        right.map(lambda words: _keys(words, FINE))
-        | wrong.map(lambda word: _keys([word], WRONG))
-        | named.map(lambda word: _keys([word]))
-        | named.map(lambda word: _keys([word]))
-        | st.lists(named | strange, min_size=1, max_size=3).map(_keys)
+        right.map(lambda words: keys_of(words, FINE))
+        | wrong.map(lambda word: keys_of([word], WRONG))
+        | named.map(lambda word: keys_of([word]))
+        | named.map(lambda word: keys_of([word]))
+        | st.lists(named | strange, min_size=1, max_size=3).map(keys_of)
     )
 
 
-def _keys(words: Sequence[str], allowed: tuple[int, ...] = EITHER) -> Input:
+def keys_of(words: Sequence[str], allowed: tuple[int, ...] = EITHER) -> Input:
     """Options end before them: a word that begins with a hyphen is still one of these."""
     return Input("keys", (*DRY, "--", *words), allowed=allowed)
 
@@ -303,57 +303,3 @@ def verbs() -> st.SearchStrategy[Input]:
     )
     help_of = st.sampled_from(names).map(lambda verb: Input("verbs", (verb, "--help"), {}, FINE))
     return wrong | unknown | unknown | help_of
-
-
-def named() -> list[Input]:
-    """Inputs that once failed, or stand in a document as examples."""
-    wrong = [
-        "train.lr=1e308",
-        "resources.cpu=100000",
-        "x",
-        "=",
-        "=x",
-        "train.epochs",
-        "preset=demo",
-        "eta=0.3",
-        "lr=0.1",
-    ]
-    wrong += [
-        "train.epochs=" + "9" * 5000,
-        "train.epochs=" + "[" * 3000,
-        f"train.epochs=[{BOMB[:-2]}]",
-        "corruption.data=[up]",
-    ]
-    train = ("train", "--dry-run", "--json", "--")
-    found = [Input("keys", (*train, word), allowed=WRONG) for word in wrong]
-    found += [
-        Input("keys", (*train, "train.lr=0.1", "train.lr=0.2"), allowed=WRONG),
-        Input("keys", train, allowed=FINE),
-    ]
-    either = ["data.root=~nosuchuser/x", "storage.path=s3://", "storage.path=http://[::1", "storage.path=gs://x"]
-    either += ["corruption.source_weights=/dev/zero", "corruption.labels_file=/dev/zero", "data.root={}", "data.root="]
-    found += [_keys([word]) for word in either]
-    found += [_keys([word], FINE) for word in ("data.limit=none", "data.root=photos #2", "data.root=2024")]
-    found.append(Input("keys", ("train", "--profile", "data.limit=300", "data.image_size=8")))
-    found += [
-        Input("grids", ("matrix", "--grid", "../data/x.yaml", "--dry-run"), {"data/x.yaml": raw}, WRONG)
-        for raw in BROKEN
-    ]
-    times = json.dumps({**GRID, "axes": {"a": {"b": {"times": "abc"}}}}).encode()
-    found.append(Input("grids", ("matrix", "--grid", "../data/x.yaml", "--dry-run"), {"data/x.yaml": times}, WRONG))
-    twice = ("--only", "defense=ce noise=symmetric", "--only", "corruption=up")
-    found.append(Input("grids", ("matrix", "--dry-run", "--json", *twice), {}, FINE))
-    for odd in (FOLDER, f"{LINK}/dev/zero", f"{LINK}x.yaml"):
-        for verb, option in (("matrix", "--grid"), ("sweep", "--space")):
-            group = "grids" if verb == "matrix" else "spaces"
-            found.append(Input(group, (verb, option, "../data/x.yaml", "--dry-run"), {"data/x.yaml": odd}, WRONG))
-    huge = json.dumps({**SPACE, "proposals": 10_000_000_000}).encode()
-    space = ("sweep", "--space", "../data/x.yaml", "--dry-run")
-    found += [Input("spaces", space, {"data/x.yaml": raw}, WRONG) for raw in (huge, *BROKEN)]
-    found.append(Input("spaces", ("sweep", "--trials", "999999999", "--dry-run"), {}, WRONG))
-    found.append(Input("spaces", (*space, "--json"), {"data/x.yaml": json.dumps(SPACE).encode()}, FINE))
-    found += [Input("verbs", words, {}, FINE) for words in (("--help",), ("status", "--json"), ("craft", "--dry-run"))]
-    found += [
-        Input("verbs", words, {}, WRONG) for words in (("",), ("nothing",), ("--nothing",), ("ui", "--host", "0.0.0.0"))
-    ]
-    return found

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz import commands, stored
+from tests.fuzz.named import named
 from tests.fuzz.sandbox import Input, Outcome, Sandbox
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -45,7 +46,7 @@ def strategies(sandbox: Sandbox) -> Mapping[str, st.SearchStrategy[Input]]:
 def known() -> list[Input]:
     """The named inputs, and those kept in `corpus/`: once found, for ever tried."""
     kept = (Input.from_json(json.loads(file.read_text())) for file in sorted(CORPUS.glob("*.json")))
-    return [*commands.named(), *stored.named(), *kept]
+    return [*named(), *kept]
 
 
 def try_all(

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PARTS = ("home", "data", "cwd", "user", "tmp")  # ERAT_HOME, the user's data, working folder, HOME, TMPDIR
 FINE, WRONG, EITHER = (0,), (2,), (0, 2)
-LONGEST = 600  # characters of an error's line
+LONGEST = 900  # characters of an error's line: the names of all keys of a defense come to 800
 FOLDER, LINK = "folder", "link:"  # what a file may be instead of bytes
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.fuzz.commands import BOMB, JUNK, changes
-from tests.fuzz.sandbox import EITHER, FINE, FOLDER, LINK, WRONG, Input, Sandbox
+from tests.fuzz.sandbox import EITHER, FINE, FOLDER, LINK, Input, Sandbox
 
 CRAFT = ("craft", "--json", "data.name=folder", "corruption.data=urp", "data.image_size=8")
 TRAIN = (
@@ -52,7 +52,7 @@ def damaged(whole: bytes) -> st.SearchStrategy[bytes]:
 # --- data sets -------------------------------------------------------------------------------------------------------
 
 
-def _data(name: str, files: dict[str, bytes | str], allowed: tuple[int, ...] = EITHER) -> Input:
+def data_of(name: str, files: dict[str, bytes | str], allowed: tuple[int, ...] = EITHER) -> Input:
     return Input(
         "data", (*CRAFT, f"data.root=../data/{name}"), {f"data/{at}": what for at, what in files.items()}, allowed
     )
@@ -94,84 +94,38 @@ def data() -> st.SearchStrategy[Input]:
         ]
     )
     arrays = st.builds(
-        lambda kind, shape, given: _data("x.npz", {"x.npz": npz(images=np.ones(shape).astype(kind), labels=given)}),
+        lambda kind, shape, given: data_of("x.npz", {"x.npz": npz(images=np.ones(shape).astype(kind), labels=given)}),
         kinds,
         shapes,
         labels,
     )
-    bent = damaged(TOY).map(lambda raw: _data("x.npz", {"x.npz": raw}))
+    bent = damaged(TOY).map(lambda raw: data_of("x.npz", {"x.npz": raw}))
     cell = st.sampled_from(
         ["", "cat/0.png", "nowhere.png", "/etc/passwd", "..", "=1+1", "\x1b[31m", "é", '"', "a\0b", "x" * 300]
     )
     row = st.tuples(cell, cell, st.sampled_from(["", "train", "test", "trusted", "odd"])).map(",".join)
     table = st.lists(row, max_size=4).map(
-        lambda rows: _data("x.csv", {**IMAGES, "x.csv": (TABLE + "\n".join(rows)).encode()})
+        lambda rows: data_of("x.csv", {**IMAGES, "x.csv": (TABLE + "\n".join(rows)).encode()})
     )
     header = st.sampled_from(
         ["path,label,part", "path", "", "label,path", "path,path,label", "\ufeffpath,label", "path;label"]
     )
-    headed = header.map(lambda first: _data("x.csv", {**IMAGES, "x.csv": (first + "\n" + TABLE[11:]).encode()}))
-    raw = damaged(TABLE.encode()).map(lambda content: _data("x.csv", {**IMAGES, "x.csv": content}))
+    headed = header.map(lambda first: data_of("x.csv", {**IMAGES, "x.csv": (first + "\n" + TABLE[11:]).encode()}))
+    raw = damaged(TABLE.encode()).map(lambda content: data_of("x.csv", {**IMAGES, "x.csv": content}))
     value = JUNK | st.sampled_from([png(), b"", "cat/0.png"])
     columns = st.dictionaries(
         st.sampled_from(["image", "path", "label", "part"]), st.lists(value, min_size=4, max_size=4)
     )
-    parquet = columns.map(lambda given: _data("x.parquet", {**IMAGES, "x.parquet": _parquet(given)}))
-    picture = damaged(png()).map(lambda content: _data(".", {**IMAGES, "cat/0.png": content}))
+    parquet = columns.map(lambda given: data_of("x.parquet", {**IMAGES, "x.parquet": _parquet(given)}))
+    picture = damaged(png()).map(lambda content: data_of(".", {**IMAGES, "cat/0.png": content}))
     name = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=9)
     folder = name.filter(lambda word: word not in (".", "..")).map(
-        lambda word: _data(".", {**IMAGES, f"{word}/1.png": png(), f"{word}/2.png": png()})
+        lambda word: data_of(".", {**IMAGES, f"{word}/1.png": png(), f"{word}/2.png": png()})
     )
     fine = st.integers(4, 24).map(
-        lambda count: _data("x.npz", {"x.npz": npz(images=PIXELS[: 3 * count], labels=LABELS[: 3 * count])}, FINE)
+        lambda count: data_of("x.npz", {"x.npz": npz(images=PIXELS[: 3 * count], labels=LABELS[: 3 * count])}, FINE)
     )
     return arrays | bent | table | headed | raw | parquet | picture | folder | fine
-
-
-def _named_data() -> list[Input]:
-    header = b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (40000000000000,), }".ljust(128)
-    objects = np.array([{}] * 24, dtype=object)
-    bad = [
-        _data("x.npz", {}),
-        _data("x.npz", {"x.npz": FOLDER}),
-        _data("x.npz", {"x.npz": f"{LINK}/dev/zero"}),
-        _data("x.npz", {"x.npz": f"{LINK}x.npz"}),
-        _data("x.npz", {"x.npz": b"PK\x03\x04" + b"\0" * 40}),
-        _data("x.npz", {"x.npz": TABLE.encode()}),
-        _data("x.npz", {"x.npz": npz(images=objects, labels=LABELS)}),
-        _data("x.npz", {"x.npz": npz(images=PIXELS, labels=LABELS * np.nan)}),
-        _data("x.npz", {"x.npz": npz(images=PIXELS)}),
-        _data("x.npz", {"x.npz": TOY.replace(TOY[30:35], TOY[30:35])[:200]}),
-        _data("x.npz", {"x.npz": _zip("images.npy", header)}),
-        _data("x.csv", {"x.csv": TABLE.encode("utf-16")}),
-        _data("x.csv", {"x.csv": f"{LINK}/dev/zero"}),
-        _data("x.parquet", {"x.parquet": TOY}),
-        _data("x.png", {"x.png": png()}),
-        _data(".", {"cat/0.png": png()}),
-        _data(".", {"cat/0.png": png(), "dog": FOLDER}),
-    ]
-    fine = [
-        _data("x.npz", {"x.npz": TOY}),
-        _data(".", {**IMAGES}),
-        _data("x.csv", {**IMAGES, "x.csv": TABLE.encode()}),
-        _data(".", {f"{name}{at[3:]}": raw for at, raw in IMAGES.items() for name in ("$x^$", "[up]")}),
-    ]
-    preview = {f"data/{name}{at[3:]}": raw for at, raw in IMAGES.items() for name in ("$x_{$", "a\\frac$b$")}
-    words = ("craft", "--preview", "--json", "data.name=folder", "data.root=../data", "corruption.data=urp")
-    return [
-        *(Input("data", given.words, given.files, WRONG) for given in bad),
-        *(Input("data", given.words, given.files, FINE) for given in fine),
-        Input("data", words, preview, FINE),
-    ]
-
-
-def _zip(name: str, content: bytes) -> bytes:
-    import zipfile
-
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(name, content)
-    return file.getvalue()
 
 
 # --- what the project wrote ------------------------------------------------------------------------------------------
@@ -250,17 +204,6 @@ def ledgers(sandbox: Sandbox) -> st.SearchStrategy[Input]:
     return st.builds(given, READ, text) | st.builds(given, READ, text) | misplaced
 
 
-def _named_ledgers() -> list[Input]:
-    files = [("\n".join([line, ""])).encode(errors="surrogateescape") for line in LINES] + [b"\xff\xfe\n", b"\0" * 99]
-    words = [("status", "--json"), ("status", "t", "--json"), ("report", "t")]
-    lone = [Input("ledger", words[0], {"home/ledger.jsonl": raw}, EITHER) for raw in files]
-    places: list[bytes | str] = [FOLDER, f"{LINK}ledger.jsonl", f"{LINK}/dev/zero"]
-    lone += [Input("ledger", ("status",), {"home/ledger.jsonl": what}, WRONG) for what in places]
-    lone.append(Input("ledger", ("status",), {"home": b"x"}, WRONG))
-    lone += [Input("ledger", word, {}, FINE, base="swept") for word in words]
-    return lone
-
-
 def _stored(sandbox: Sandbox, base: str, under: str, group: str, words: tuple[str, ...]) -> st.SearchStrategy[Input]:
     """One file of a base damaged, of another kind, or gone."""
     root = sandbox.bases[base]
@@ -316,16 +259,3 @@ def disks(sandbox: Sandbox) -> st.SearchStrategy[Input]:
     )
     read = READ | write
     return full | read.map(lambda words: Input("disk", words, toy, EITHER, base="swept", read_only=True))
-
-
-def _named_disks() -> list[Input]:
-    toy = {"data/toy.npz": TOY}
-    words = (*CRAFT, "data.root=../data/toy.npz")
-    full = [Input("disk", words, toy, WRONG, disk=size) for size in (4096, 8192)]
-    shown = [("status", "--json"), ("status", "t", "--json")]
-    return [*full, *(Input("disk", word, {}, FINE, base="swept", read_only=True) for word in shown)]
-
-
-def named() -> list[Input]:
-    """Inputs that once failed, or are what a person would do."""
-    return [*_named_data(), *_named_ledgers(), *_named_disks()]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from tests.fuzz.groups import COUNTS, known, possible, strategies
-from tests.fuzz.sandbox import Input, Sandbox
+from tests.fuzz.sandbox import Input, Outcome, Sandbox
 from tests.fuzz.stored import make_bases
 
 PROFILE = os.environ.get("ERAT_FUZZ", "ci")
@@ -68,3 +71,47 @@ def _generate(group: str, sandbox: Sandbox, count: int) -> None:
         check(sandbox, tried)
 
     one()
+
+
+QUIET = Outcome(code=0, signal=None, hung=False, seconds=0.1, out="", err="", written=())
+SAID = "error: no\n"
+CHECKED = Input("verbs", ("status", "--json"), allowed=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({"out": "{}\n"}, set()),
+        ({"code": 2, "err": f"warning: odd\n{SAID}"}, set()),
+        ({"code": 1, "err": "Traceback (most recent call last):\nKeyError\n"}, {"traceback"}),
+        ({"code": 70, "err": SAID}, {"traceback"}),
+        ({"code": None, "hung": True}, {"hang"}),
+        ({"code": None, "signal": 11}, {"signal"}),
+        ({"code": 1, "err": SAID}, {"status"}),
+        ({"code": 2, "err": SAID * 2}, {"text"}),
+        ({"code": 2, "err": f"{SAID}more\n"}, {"text"}),
+        ({"code": 2, "err": ""}, {"text"}),
+        ({"code": 2, "err": f"error: {'x' * 1000}\n"}, {"text"}),
+        ({"code": 2, "err": "error: \x1b[31m\n"}, {"text"}),
+        ({"out": "hello\n{}\n"}, {"json"}),
+        ({"out": "{}\n", "written": ("cwd/x",)}, {"outside"}),
+    ],
+)
+def test_every_fault_is_seen(changes: dict[str, Any], kinds: set[str]) -> None:
+    assert replace(QUIET, **changes).faults(CHECKED).keys() == kinds
+
+
+def test_an_input_survives_being_kept() -> None:
+    files = {"data/x": b"\xff\0", "data/y": "folder"}
+    kept = Input("data", ("craft", "\udcff"), files, (2,), "swept", ("home/z",), 4096, True)
+    assert Input.from_json(json.loads(json.dumps(kept.as_json()))) == kept
+
+
+def test_there_are_enough_inputs_of_every_group() -> None:
+    assert sum(COUNTS.values()) >= 2000
+    assert {one.group for one in known()} == COUNTS.keys() - {"crafted", "cells"}
+
+
+def test_a_file_outside_the_home_is_noticed(sandbox: Sandbox) -> None:
+    outcome = sandbox.run(Input("verbs", ("report", "t", "--format", "csv", "--out", "here.csv"), base="swept"))
+    assert "cwd/here.csv" in outcome.written
