@@ -14,6 +14,7 @@ from torch import nn
 from erat.config import RunConfig
 from erat.corruption.base import Craft
 from erat.data.base import ImageSet
+from erat.data.fingerprint import Fingerprints
 from erat.models import build_model
 from erat.registry import CORRUPTIONS
 
@@ -88,6 +89,6 @@ def configure(toy: object, make_config: Callable[..., RunConfig]) -> Callable[..
             base["corruption.source_epochs"] = 1
         if given["corruption.labels"] == "symmetric":
             base["corruption.rate"] = 0.5
-        return make_config(base | given)
+        return Fingerprints()(make_config(base | given))
 
     return make
