@@ -166,8 +166,8 @@ def _assembled(content: _Content, tensors: Mapping[str, Tensor], params: tuple[s
     side, classes = content.shape[1], _labels(content.classes, content.classes_type)
     if classes is None or sorted(set(content.classes), key=str) != sorted(content.classes, key=str):
         raise ValueError(f"classes of type {content.classes_type[:20]!r}")
-    if content.shape[2] != side or not 1 <= side <= 512:
-        raise ValueError(f"images must be square, of 1 to 512 pixels, got {content.shape}")
+    if content.shape[2] != side or not 1 <= side <= 4096:
+        raise ValueError(f"images must be square, of 1 to 4096 pixels, got {content.shape}")
     if set(content.params) != set(params) or content.params["image_size"] not in (None, side):
         raise ValueError("parameters must be those of the constructor, with the image_size of the images")
     weights = {name.removeprefix(NETWORK): value.numpy() for name, value in tensors.items() if name.startswith(NETWORK)}

@@ -45,8 +45,11 @@ _FRACTION = re.compile(r"\s*([-+]?[\d.]+)\s*/\s*(\d+)\s*")
 
 def parse_fraction(value: object) -> object:
     """Read "8/255" as a number; leave everything else to the field's own type."""
-    if isinstance(value, str) and (match := _FRACTION.fullmatch(value)) and int(match[2]):
-        return float(match[1]) / int(match[2])
+    if isinstance(value, str) and (match := _FRACTION.fullmatch(value)):
+        try:
+            return float(match[1]) / int(match[2])
+        except (ValueError, ArithmeticError):
+            return value
     return value
 
 
@@ -405,9 +408,17 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
         config = RunConfig.model_validate(_nest(mine | {"preset": preset}))
     except ValidationError as error:
         raise UserError(first_error(error)) from error
+    except TypeError as error:  # a list from YAML, say, where a default is looked up by name
+        raise UserError(f"a value is of the wrong kind: {error}") from error
     if not quiet:
         for key in _unused(config, overrides):
             warnings.warn(f"{key}={overrides[key]} is not used: {_corruption_words(config)}", stacklevel=2)
+        if config.data.root is not None and DATASETS[config.data.name].facts.fingerprint is not None:
+            warnings.warn(
+                f"data.root={config.data.root} is not used: data.name={config.data.name} is the same everywhere; "
+                f"data.name=folder reads images of one's own",
+                stacklevel=2,
+            )
     return config
 
 

@@ -46,7 +46,7 @@ def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> Non
         corruption["norm"] = corruption.get("norm") or kind.norm
         corruption["granularity"] = corruption.get("granularity") or kind.granularities[0]
         if corruption.get("epsilon") is None:
-            corruption["epsilon"] = epsilon.get(corruption["norm"])
+            corruption["epsilon"] = epsilon.get(str(corruption["norm"]))
         for key in OPTION_KEYS:
             if key not in kind.defaults or corruption.get(key) is None:
                 corruption[key] = kind.defaults.get(key)
@@ -79,9 +79,9 @@ def _fill_digest(corruption: dict[str, Any], key: str) -> None:
         corruption[f"{key}_digest"] = None
         return
     if corruption.get(f"{key}_digest") is None:
-        corruption[f"{key}_digest"] = file_digest(Path(path), f"corruption.{key}")
+        corruption[f"{key}_digest"] = file_digest(Path(str(path)), f"corruption.{key}")
     # Absolute, since workers run elsewhere.
-    corruption[key] = str(user_path(path, f"corruption.{key}"))
+    corruption[key] = str(user_path(str(path), f"corruption.{key}"))
 
 
 def file_digest(path: Path, what: str) -> str:

@@ -31,7 +31,7 @@ def demo(overrides: Mapping[str, Any]) -> Values:
     kind = overrides.get("corruption.data", "uhp")
     if overrides.get("data.name", "mnist") == "mnist":
         values["data.image_size"] = 14
-        budget = _DIGITS.get(kind, {})
+        budget = _DIGITS.get(str(kind), {})
         if overrides.get("corruption.norm") in (None, budget.get("corruption.norm")):
             values |= budget
     if kind == "l2c":

@@ -129,24 +129,31 @@ class Spool:
             lock = FileLock(f"{path}.lock", timeout=0)
             try:
                 with lock:
-                    entries = self._read(path)
+                    entries, whole = self._read(path)
                     for entry in entries:
                         self.append(entry)
                     adopted += entries
-                    path.unlink(missing_ok=True)
+                    if whole:
+                        path.unlink(missing_ok=True)
+                    else:
+                        path.replace(path.with_suffix(".damaged"))  # for a person to look at
                     Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:
                 continue  # its process lives
             except OSError as error:
-                _log().warning("%s cannot be read, and is not sent to MLflow: %s", path, error.strerror or error)
+                _log().warning(
+                    "%s cannot be taken over now, and is not sent to MLflow: %s", path, error.strerror or error
+                )
         return adopted
 
-    def _read(self, path: Path) -> list[Entry]:
-        """The lines of a file; one that a crash tore is no call that anybody was told of."""
+    def _read(self, path: Path) -> tuple[list[Entry], bool]:
+        """Return the calls in a file, and whether these are all that it holds."""
         rows, damage = read_rows(path, ENTRY, MOST_SPOOL)
         if damage is not None:
             _log().warning("%s: what is not understood is not sent to MLflow (%s)", path, damage)
-        return [(name, [self._place(value) for value in arguments]) for name, arguments in rows]
+        # What follows the last whole line was torn by a crash: a call that nobody was told of.
+        whole = damage is None or damage.startswith(f"line {len(rows) + 1}:")
+        return [(name, [self._place(value) for value in arguments]) for name, arguments in rows], whole
 
     def _plain(self, value: Any) -> Any:
         if not isinstance(value, Path):

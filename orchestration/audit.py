@@ -30,7 +30,7 @@ from erat.data.sets import limit_balanced
 from erat.defenses.base import Defense
 from erat.engine.checkpoint import load, save
 from erat.engine.report import EpochReport
-from erat.errors import UserError
+from erat.errors import TrainingFailedError, UserError
 from erat.variants import registered
 from orchestration.audit_copies import CopyGroup, copy_groups
 from orchestration.audit_plan import (
@@ -109,7 +109,11 @@ class Prepared:
         if len(nothing) == 1:
             return nothing
         trusted = 0 if self.checked is None else len(self.checked)
-        return stages(self.first, calibrate(self.first), self.folder, search=self.search, trusted=trusted)
+        try:
+            costs = calibrate(self.first)
+        except TrainingFailedError:  # the training itself says so
+            return nothing
+        return stages(self.first, costs, self.folder, search=self.search, trusted=trusted)
 
 
 def prepare(

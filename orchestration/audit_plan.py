@@ -167,7 +167,7 @@ def _epochs_done(checkpoint: Path) -> int:
         return 0
     try:
         return len(load(checkpoint, torch.device("cpu"))["history"])
-    except UserError:
+    except (UserError, LookupError, TypeError):
         return 0  # the training itself says what is wrong with it
 
 

@@ -348,7 +348,7 @@ def audit(
     from orchestration.report.gallery import sentences
     from orchestration.tracking import Tracker
 
-    given, home = parse_overrides(overrides), Home.if_any() if dry_run else Home.from_environment()
+    given, home = parse_overrides(overrides), Home.from_environment(reading=dry_run, make=not dry_run)
     name = None if name is None else _check_name(name)
     if dry_run:
         from orchestration.audit import prepare
@@ -496,13 +496,16 @@ def _run_sweep(
 
 
 def main() -> None:
-    """Run the command. Exit 0 done, 1 a run failed, 2 wrong input, 70 unforeseen, 130 interrupted."""
+    """Run the command. Exit 0 done, 1 a run failed, 2 wrong input, 70 unforeseen, 130 interrupted, 141 nobody reads."""
     quiet()
     signal.signal(signal.SIGTERM, _as_interrupt)
-    code = guarded(lambda: app(standalone_mode=False))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(code)
+    sys.exit(guarded(_run))
+
+
+def _run() -> Any:
+    code = app(standalone_mode=False)
+    sys.stdout.flush()  # what cannot be written is met here, not when Python ends
+    return code
 
 
 def _as_interrupt(number: int, frame: Any) -> None:

@@ -32,11 +32,12 @@ class Home:
     place: str | None = None
 
     @classmethod
-    def from_environment(cls, *, reading: bool = False) -> Home:
+    def from_environment(cls, *, reading: bool = False, make: bool = True) -> Home:
         """`ERAT_HOME`, or `./runs`; made if it is missing.
 
         Args:
             reading: nothing is to be written into it: it may lie where nothing can be.
+            make: false leaves one that is missing so.
 
         Raises:
             UserError: the folder cannot be made, read or written, or what lies in it is not of its kind.
@@ -44,6 +45,8 @@ class Home:
         given = os.environ.get("ERAT_HOME") or "runs"
         try:
             home = cls(Path(given).expanduser().resolve())
+            if not make and not home.root.exists():
+                return home
             home.root.mkdir(parents=True, exist_ok=True)
             home._check()
         except (RuntimeError, ValueError) as error:  # no such user, links in a circle, a character that no path has
@@ -131,12 +134,6 @@ class Home:
         if self.storage is None:
             return []
         return [f"{folder}/{name}" for name in self.storage.names(f"cells/{digest}/{folder}")]
-
-    @classmethod
-    def if_any(cls) -> Home:
-        """Return `ERAT_HOME`, or `./runs`; make nothing if it is missing. Errors are those of `from_environment`."""
-        root = Path(os.environ.get("ERAT_HOME") or "runs").expanduser().resolve()
-        return cls.from_environment() if root.exists() else cls(root)
 
     @property
     def ledger(self) -> Path:

@@ -142,7 +142,9 @@ def specification(
     ]
     count = math.prod(map(len, kept)) * len(seeds)
     if count > MOST_CELLS:
-        raise UserError(f"a grid must have at most {MOST_CELLS:,} cells, got {count:,}; choose with --only")
+        raise UserError(
+            f"a grid must have at most {MOST_CELLS:,} cells, got {count:,}; choose points of its axes with --only"
+        )
     cells = [
         _scaled(
             {key: value for settings in chosen for key, value in settings.items()} | {"train.seed": seed}, preset, base
@@ -152,7 +154,9 @@ def specification(
     ]
     # Where an axis has no say (the kind of noise, of which there is none), its points are the same run.
     cells = list({repr(cell): cell for cell in cells}.values())
-    cells = _with_values(_with_values(cells, "--only", only or {}, True), "--skip", skip or {}, False)
+    whole = cells
+    for words, picked, keep in (("--only", only, True), ("--skip", skip, False)):
+        cells = _with_values(cells, whole, words, picked or {}, keep)
     if not cells:
         raise UserError("--only and --skip leave no cell")
     for key in overrides:
@@ -185,9 +189,16 @@ def _check_choice(words: str, chosen: Mapping[str, Sequence[str]], axes: Mapping
 
 
 def _with_values(
-    cells: list[dict[str, Any]], words: str, chosen: Mapping[str, Sequence[str]], keep: bool
+    cells: list[dict[str, Any]],
+    whole: Sequence[Mapping[str, Any]],
+    words: str,
+    chosen: Mapping[str, Sequence[str]],
+    keep: bool,
 ) -> list[dict[str, Any]]:
     """Keep the cells in which each dotted key has one of the values, or leave these out.
+
+    Args:
+        whole: the cells of all points that were chosen by name, which say what values there are.
 
     Raises:
         UserError: no cell gives the key such a value.
@@ -195,7 +206,7 @@ def _with_values(
     for key, texts in chosen.items():
         if "." not in key:
             continue
-        there = {str(cell[key]): cell[key] for cell in cells if key in cell}
+        there = {str(cell[key]): cell[key] for cell in whole if key in cell}
         field = field_of(key, "erat")
         assert field is not None, "checked before"
         values = [parse_fraction(read_value(key, text, field)) for text in texts]
@@ -216,6 +227,8 @@ def parse_choice(option: str, choices: Sequence[str] | None) -> dict[str, list[s
     Raises:
         UserError: a word that is not AXIS=NAME,NAME, or an axis of which nothing is left.
     """
+    if choices is not None and not all(choice.split() for choice in choices):
+        raise UserError(f"{option} must not be empty: AXIS=NAME,NAME")
     chosen: dict[str, list[str]] = {}
     for word in (word for choice in choices or () for word in choice.split()):
         axis, equals, text = word.partition("=")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-MOST_TRIALS = 1_000_000  # of one sweep
+MOST_CELLS = 1_000_000  # of one study
 _FAR = 1e11  # seconds since 1970; and of work: no run takes 3,000 years
 
 Strict = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
@@ -25,7 +25,7 @@ Cell = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Seconds = Annotated[float, Field(ge=0, le=_FAR)]
-Number = Annotated[int, Field(ge=0, le=2 * MOST_TRIALS)]
+Number = Annotated[int, Field(ge=0, le=2 * MOST_CELLS)]
 
 
 class Result(TypedDict, total=False):
@@ -55,6 +55,7 @@ class Specification(TypedDict):
     space: dict[str, Any]
     preset: str
     overrides: dict[str, Any]
+    images: NotRequired[dict[str, str]]
 
 
 class SweepEvent(TypedDict):
@@ -64,7 +65,7 @@ class SweepEvent(TypedDict):
     event: Literal["sweep"]
     name: Name
     spec: dict[str, Any]
-    trials: Annotated[int, Field(ge=0, le=MOST_TRIALS)]
+    trials: Annotated[int, Field(ge=0, le=MOST_CELLS)]
     time: NotRequired[Seconds | None]
 
 

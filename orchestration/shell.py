@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import select
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 import typer.core
 
-from erat.errors import UserError, is_storage_fault, shown, storage_words
+from erat.errors import TrainingFailedError, UserError, is_storage_fault, shown, storage_words
 from erat.records import read_words
 from orchestration.terminal import Terminal, one_line
 
@@ -75,6 +78,17 @@ class OnceCommand(typer.core.TyperCommand):
                 raise typer.BadParameter("it is given twice; give it once", ctx=ctx, param=option)  # type: ignore[arg-type]
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: Any) -> Any:
+        """As click's, which would end with the status of a failed run where a pipe is closed."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ClosedPipeError(str(error)) from error
+
+
+class _ClosedPipeError(Exception):
+    """A pipe or socket that was written to is closed at the other end."""
+
 
 def guarded(run: Callable[[], Any]) -> int:
     """Return the exit status of `run`; whatever goes wrong becomes one line.
@@ -94,15 +108,35 @@ def guarded(run: Callable[[], Any]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         err.print("stopped")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
+    except TrainingFailedError as error:
+        return _refused(str(error), EXIT_FAILED)
     except Exception as error:
+        if isinstance(error, _ClosedPipeError | BrokenPipeError) and _nobody_reads():
+            _drop_output()
+            return _refused("nobody reads what is written", EXIT_PIPE)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _drop_output()
         if isinstance(error, OSError) and is_storage_fault(error):
             return _refused(f"{storage_words(error)}; what is finished is kept", EXIT_INPUT)
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return _refused(f"unforeseen {reason}; all of it, to be reported: {_log_file(error)}", EXIT_UNFORESEEN)
     return returned if isinstance(returned, int) else EXIT_OK
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read our output has enough, as `head` has."""
+    try:
+        watched = select.poll()
+        watched.register(sys.stdout.fileno(), 0)
+        return bool(watched.poll(0))  # nothing is waited for but an error or the other end's going
+    except (OSError, ValueError):
+        return False
+
+
+def _drop_output() -> None:
+    """Let what is left to be written go nowhere, or Python would fail over it once more when it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refused(words: str, status: int) -> int:
@@ -116,12 +150,13 @@ def _log_file(error: BaseException) -> Path | str:
     command = " ".join(map(shown, sys.argv))
     trace = "".join(traceback.format_exception(error))
     content = f"{command}\nPython {sys.version}\n\n{trace[:MOST_LOG]}"
-    for folder in (Path(os.environ.get("ERAT_HOME") or "runs") / "logs", Path(tempfile.gettempdir())):
+    for name in (f"{os.environ.get('ERAT_HOME') or 'runs'}/logs", tempfile.gettempdir()):
         try:
+            folder = Path(name).expanduser()
             folder.mkdir(parents=True, exist_ok=True)
             path = (folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt").absolute()
             path.write_text(content, encoding="utf-8", errors="backslashreplace")
             return path
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):
             continue
     return "nowhere (no folder can be written)"

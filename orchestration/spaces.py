@@ -52,7 +52,7 @@ class SearchSpace(Section):
         baselines: overrides that are run beside the search for comparison.
     """
 
-    name: str
+    name: str = Field(min_length=1, max_length=60, pattern=r"^\w[\w.-]*$")
     about: str
     parameters: dict[str, Parameter] = Field(default_factory=dict)
     points: list[dict[str, Number]] = Field(default_factory=list)

@@ -177,7 +177,8 @@ class Ledger:
             new = Sweep(event["name"], event["spec"], began=event.get("time"))
             known = self.sweeps.setdefault(event["name"], new)
             known.trials = max(known.trials, event["trials"])
-            known.spec = event["spec"]  # the same, but for where its images lie
+            if all(event["spec"].get(key) == known.spec.get(key) for key in ("space", "base")):
+                known.spec = event["spec"]  # the same, but for where its images lie
         elif kind == "withdrawn" and sweep and not sweep.proposals:
             del self.sweeps[sweep.name]
         elif kind == "proposed" and sweep:

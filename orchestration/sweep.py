@@ -323,7 +323,8 @@ class SweepDriver:
 
     def _proposed(self, trial: Trial) -> None:
         config = self.spec.config(trial.overrides)
-        if trial.number not in self.ledger.sweeps[self.name].proposals:
+        known = self.ledger.sweeps[self.name].proposals.get(trial.number)
+        if known is None or known.cell != trial.cell:  # one that cannot be made was passed over
             self.ledger.append(
                 "proposed",
                 sweep=self.name,

@@ -238,10 +238,12 @@ def _train(config: RunConfig, home: Home, folder: Path, on_epoch: OnEpoch | None
             _write_metrics(folder, trainer.history)
         status = "done"
         # After a restart the last epoch is told again: its listener may have died before it could say "stop here".
+        told = len(trainer.history)
         for _ in chain(trainer.history[-1:], trainer.run()):
             if ranks.first:
                 _write_metrics(folder, trainer.history)
-                home.send(cell, *MOVING)
+                # The checkpoint of an epoch that is told again came from there, and must not become the one before it.
+                home.send(cell, *(MOVING if len(trainer.history) > told else ("metrics.jsonl",)))
             if not ranks.agree(on_epoch is None or on_epoch(trainer.history)):
                 status = "stopped"
                 break

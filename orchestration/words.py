@@ -68,7 +68,8 @@ def read_value(key: str, text: str, field: FieldInfo) -> Any:
     if bool in types and lower in BOOLEANS:
         return BOOLEANS[lower]
     if _takes_many(types):
-        return [_number(part.strip()) for part in re.sub(r"^[\[(](.*)[\])]$", r"\1", text.strip()).split(",") if part]
+        inside = re.sub(r"^[\[(](.*)[\])]$", r"\1", text.strip()).strip()
+        return [_number(part.strip()) for part in inside.split(",")] if inside else []
     return _number(text)
 
 

@@ -14,6 +14,9 @@ from erat.records import DamagedError, read_bytes
 MOST_BYTES = 2**20
 MOST_DEPTH = 30
 MOST_VALUES = 200_000  # aliases counted as often as they are used
+MOST_NUMBER = 1000  # characters of a number: PyYAML takes the square of them in time for one of base 60
+# What PyYAML raises over a date that is none, a number of 5,000 digits, `!!bool maybe`, `!!timestamp x` and the like.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, TypeError)
 
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -34,9 +37,7 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid YAML: it is not UTF-8 at byte {error.start}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, a number of 5,000 digits
-        if isinstance(error, UserError):
-            raise
+    except _NOT_YAML as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -70,6 +71,8 @@ def _size(node: yaml.Node, known: dict[int, int | None]) -> int:
     Raises:
         yaml.YAMLError: there are more than `MOST_VALUES`, an alias holds itself, or a key is given twice.
     """
+    if isinstance(node, yaml.ScalarNode) and len(node.value) > MOST_NUMBER and not node.tag.endswith(":str"):
+        raise yaml.YAMLError(f"a value that is no text has {len(node.value):,} characters")
     if id(node) not in known:
         known[id(node)] = None
         size = 1 + sum(_size(child, known) for child in _children(node))

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -172,8 +172,9 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             part.write_text(text)
             part.replace(path)
-        except OSError:
-            pass  # read-only or full: it is found out again next time
+        except OSError:  # read-only or full: it is found out again next time
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def _read(self, place: Path) -> dict[str, str]:
         if self.folder is None:
@@ -181,7 +182,7 @@ class Cache:
         try:
             checksum, _, content = self._path(place).read_text().partition("\n")
             sound = hashlib.sha256(content.encode()).hexdigest() == checksum
-            return _Page.validate_json(content) if sound else {}
+            return _Page.validate_python(json.loads(content)) if sound else {}
         except (OSError, ValueError):
             return {}
 

@@ -155,8 +155,9 @@ def decode(source: Source, size: int) -> Decoded | str:
         if isinstance(source, np.ndarray):
             if source.shape[0] * source.shape[1] > MOST_PIXELS:
                 raise _RefusedError(f"{source.shape} values, more than {MOST_PIXELS / 1e6:.0f} million pixels")
-            content = source.tobytes()
-            square = _square(to_eight_bit(Image.fromarray(source)), size)
+            with _MEMORY.taking(min(MOST_MEMORY, 3 * source.nbytes)):  # its bytes, Pillow's image, one of 8 bit
+                content = source.tobytes()
+                square = _square(to_eight_bit(Image.fromarray(source)), size)
         else:
             length = len(source) if isinstance(source, bytes) else _file_size(source)
             with _LARGE if length > LARGE_FILE else nullcontext():

@@ -6,6 +6,7 @@ Nothing is decoded here but arrays, and nothing is ever written.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import warnings
@@ -184,14 +185,16 @@ def _parquet(path: Path) -> Listing:
         by = "image" if "image" in columns else "path"
         _require(columns, (by, "label"), path, " (or path)" if by == "path" else "")
         for number, row in enumerate(parquet_rows(path, [name for name in (by, "label", "part") if name in columns])):
-            label, part = "" if row["label"] is None else row["label"], row.get("part") or ""
+            label, part = _given(row["label"]), row.get("part") or ""
             if by == "path":
                 name = str(row["path"] or "").strip()
                 listed.append((name, label, part, _below(path, name)))
                 continue
             value = row.get("image")
             if isinstance(value, Mapping):
-                listed.append((value.get("path") or f"row {number}", label, part, value.get("bytes")))
+                content = value.get("bytes")
+                name = str(value.get("path") or f"row {number}")
+                listed.append((name, label, part, content if isinstance(content, bytes) else None))
             else:
                 listed.append((f"row {number}", label, part, value if isinstance(value, bytes) else None))
     except (OSError, pyarrow.ArrowException, KeyError, ValueError) as error:
@@ -199,6 +202,11 @@ def _parquet(path: Path) -> Listing:
             raise
         raise UserError(f"data.root must be a readable Parquet file, got {path}: {_line(error)}") from error
     return _table(path, listed)
+
+
+def _given(label: Any) -> Any:
+    """The label of a row; none, as NaN is, is an empty one."""
+    return "" if label is None or (isinstance(label, float) and math.isnan(label)) else label
 
 
 def _table(path: Path, rows: Sequence[tuple[str, Any, str, Source | None]]) -> Listing:
@@ -257,9 +265,9 @@ def _npz(path: Path) -> Listing:
         if f"{prefix}images" not in arrays:
             continue
         images, labels = _as_images(arrays[f"{prefix}images"], path), arrays.get(f"{prefix}labels", np.array(()))
+        if len(images) != labels.size:
+            raise UserError(f"{path} must have one label per image, got {len(images)} images and {labels.size} labels")
         words = [_class_word(label, names, path) for label in _labels(labels, path)]
-        if len(images) != len(words):
-            raise UserError(f"{path} must have one label per image, got {len(images)} images and {len(words)} labels")
         side = side or min(images.shape[1:3])
         part = "train" if tested and not part else part
         items += [Item(f"{prefix}images[{row}]", label, part, images[row]) for row, label in enumerate(words)]
@@ -280,7 +288,7 @@ def _labels(array: NDArray[Any], path: Path) -> NDArray[Any]:
 def _class_word(label: Any, names: Sequence[str], path: Path) -> str:
     if not names or isinstance(label, str):
         return str(label)
-    if not 0 <= int(label) < len(names):
+    if int(label) != label or not 0 <= label < len(names):
         raise UserError(f"{path}: labels must be in 0..{len(names) - 1}, as class_names has it, got {label}")
     return names[int(label)]
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pickle
 import shutil
 import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -115,15 +116,17 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
             file.seek(0)
             try:
                 state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
-            except Exception as error:
+            except pickle.UnpicklingError as error:
                 if _is_pickle(file):
                     raise UserError(
                         f"checkpoint {path} cannot be read: it holds pickled code, which is not run; {ANEW}"
                     ) from error
                 raise
-    except UserError:
+    except (UserError, MemoryError, torch.OutOfMemoryError):  # no room for it says nothing against the file
         raise
-    except PermissionError as error:
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"checkpoint {path} is missing: {ANEW}") from error
+    except OSError as error:  # nor does what may pass: too many open files, a server that is away
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -152,6 +155,8 @@ def load_newest(path: Path, device: torch.device) -> dict[str, Any] | None:
         if file != path:
             reason = damages[0] if damages else f"checkpoint {path} is missing"
             warnings.warn(f"{reason}; going on from the one before it", stacklevel=2)
+            with suppress(OSError):  # or the next one that is written would make it the one before
+                path.unlink(missing_ok=True)
         return state
     if damages:
         warnings.warn(f"{damages[0]}; there is no older one that is sound: starting anew", stacklevel=2)

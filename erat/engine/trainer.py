@@ -367,6 +367,8 @@ class Trainer:
                 raise UserError(f"checkpoint {path} is of another run, {state.get('digest')}")
             try:
                 self._take_in(state)
+            except torch.OutOfMemoryError:
+                raise
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 raise UserError(f"checkpoint {path} does not fit this run ({reason}): {checkpoint.ANEW}") from error

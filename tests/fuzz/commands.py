@@ -261,7 +261,25 @@ def grids() -> st.SearchStrategy[Input]:
         option,
         words,
     )
-    return document("--grid", GRID, "grids", "matrix") | refused
+    dotted = st.sampled_from(
+        [
+            *(
+                "corruption.data=up",
+                "corruption.data=up,nothing",
+                "corruption.epsilon=./4",
+                "corruption.epsilon=1.2.3/4",
+            ),
+            *("defense.name=ce", "defense.norms=linf", "defense.norms=", "train.lr=1", "corruption.rate=0.6", "a.b=c"),
+        ]
+    )
+    chosen = st.builds(
+        lambda option, word: Input(
+            "grids", ("matrix", "--dry-run", "--grid", "table1", f"{option}={word}", "train.epochs=1"), {}, EITHER
+        ),
+        st.sampled_from(["--only", "--skip"]),
+        dotted,
+    )
+    return document("--grid", GRID, "grids", "matrix") | refused | chosen
 
 
 def spaces() -> st.SearchStrategy[Input]:
@@ -290,12 +308,17 @@ def verbs() -> st.SearchStrategy[Input]:
         *("--port=0", "--port=99999", "--folds=1", "--folds=x", "--name=../x", "--name=", "--format=exe", "--address"),
         *("-x", "--max-concurrent=0", "--seeds=", "--space=nothing", "--grid=nothing", "--labels=x"),
     ]
-    wrong = st.builds(
+    # An unknown option is refused before the value of any other is looked at, so it stands beside free text alone.
+    refused = st.builds(
+        lambda verb, option: Input("verbs", (verb, option), {}, WRONG), st.sampled_from(names), st.sampled_from(options)
+    )
+    texts = st.builds(
         lambda verb, word, more: Input("verbs", (verb, word, *more, "--nothing"), {}, WRONG),
         st.sampled_from(names),
-        st.sampled_from(options) | TEXT,
+        TEXT,
         st.lists(TEXT, max_size=2),
     )
+    wrong = refused | texts
     unknown = st.builds(
         lambda verb, name: Input("verbs", (verb, "--", name), {}, WRONG if name else EITHER),
         st.sampled_from(["resume", "retry", "cancel", "status", "report"]),

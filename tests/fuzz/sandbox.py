@@ -31,7 +31,7 @@ class Input:
         words: the command line; it runs in `cwd`, beside `data`, so that `../data/x.npz` is a user's file.
         files: path below the sandbox's folder -> content, or FOLDER, or LINK and where it leads.
         allowed: exit statuses that are right for it.
-        base: what the home holds to begin with; see `tests/fuzz/homes.py`.
+        base: what the home holds to begin with; see `make_bases` in `tests/fuzz/stored.py`.
         gone: paths of the base that are taken away.
         disk: bytes of the file system that the home is on; none: as many as there are.
         read_only: whether the home is mounted so that nothing can be written.

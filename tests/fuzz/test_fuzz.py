@@ -109,7 +109,7 @@ def test_an_input_survives_being_kept() -> None:
 
 def test_there_are_enough_inputs_of_every_group() -> None:
     assert sum(COUNTS.values()) >= 2000
-    assert {one.group for one in known()} == COUNTS.keys() - {"crafted", "cells"}
+    assert {one.group for one in known()} >= COUNTS.keys() - {"crafted", "cells"}
 
 
 def test_a_file_outside_the_home_is_noticed(sandbox: Sandbox) -> None:

@@ -200,3 +200,30 @@ def test_room_is_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "os", SimpleNamespace(sysconf={"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}.get))
     assert bounded.room() == 20480
     bounded.room.cache_clear()
+
+
+@pytest.mark.parametrize(("descr", "shape"), [("<U0", (1, 10**12)), ("|u1", (1, 2_000_000))])
+def test_labels_of_another_shape_are_not_walked(descr: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    content = b"" if descr == "<U0" else b"\0" * shape[1]
+    path = archive(tmp_path / "x.npz", images=np.zeros((4, 8, 8), np.uint8), labels=array(shape, descr, content))
+    said = refusal(path)
+    assert "at most" in said or "one label per image, got 4 images and 2000000 labels" in said, said
+
+
+def test_an_entry_without_its_ending_is_not_taken_for_an_array(tmp_path: Path) -> None:
+    images = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
+    path = archive(tmp_path / "x.npz", images=images, labels=np.array([0, 1, 0, 1]))
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("images", array((36 * 2**40,), "|u1"))
+        file.writestr("labels", b"hello")
+    assert len(list_images(path).items) == 4
+    with zipfile.ZipFile(tmp_path / "y.npz", "w") as file:
+        file.writestr("images", b"x")
+    assert "must have the columns images and labels" in refusal(tmp_path / "y.npz")
+
+
+def test_parquet_of_text_for_bytes_and_labels_that_are_none(tmp_path: Path) -> None:
+    listing = list_images(parquet(tmp_path / "x.parquet", image=[b"a", b"b", b"c"], label=[1.0, 2.0, float("nan")]))
+    assert (len(listing.items), [(one.name, one.reason) for one in listing.skipped]) == (2, [("row 2", "no label")])
+    encoded = [{"bytes": "aGVsbG8=", "path": "a.png"}, {"bytes": "x", "path": None}]
+    assert "at least 2 classes" in refusal(parquet(tmp_path / "y.parquet", image=encoded, label=["a", "b"]))

@@ -19,7 +19,7 @@ import pytest
 import typer
 
 from erat.config import build
-from erat.errors import UserError
+from erat.errors import TrainingFailedError, UserError
 from orchestration import cli, launch, shell
 from orchestration.home import Home
 from orchestration.spaces import load_space
@@ -327,6 +327,31 @@ class TestFullDisk:
         (log,) = (home.root / "logs").iterdir()
         assert line.endswith(f": {log}")
         assert "Traceback" in log.read_text()
+
+    def test_a_training_that_cannot_go_on_is_no_fault_of_the_program(
+        self, home: Home, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def fail() -> None:
+            raise TrainingFailedError("the loss became nan")
+
+        assert shell.guarded(fail) == 1
+        assert capsys.readouterr().err == "error: the loss became nan\n"
+        assert not (home.root / "logs").exists()
+
+    @pytest.mark.parametrize(("target", "status"), [("| true", 141), ("> /dev/full", 2)])
+    def test_output_that_nobody_takes(self, target: str, status: int, home: Home) -> None:
+        code = "import sys; from orchestration.cli import main; sys.argv = ['x', 'status', '--json']; main()"
+        line = f'(sleep 1; "$PYTHON" -c "$CODE"; echo $? >&2) {target}'
+        done = subprocess.run(
+            ["bash", "-c", line],
+            env=os.environ | {"CODE": code, "PYTHON": sys.executable, "ERAT_HOME": str(home.root)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stderr.splitlines()[-1] == str(status), done.stderr
+        assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
     def test_the_log_of_a_fault_lies_elsewhere_where_the_home_cannot_be_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

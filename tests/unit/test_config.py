@@ -59,7 +59,7 @@ def refusal(overrides: Overrides, preset: str = "demo") -> str:
         ({"corruption.epsilon": "nan"}, "corruption.epsilon", "'nan'", "finite"),
         ({"corruption.epsilon": 8, "corruption.norm": "linf"}, "corruption.epsilon", "8", "[0, 1] for linf"),
         ({"corruption.epsilon": "8/0"}, "corruption.epsilon", "'8/0'", "number"),
-        ({"corruption.epsilon": "1.2.3/4"}, "corruption.epsilon", "'1.2.3/4'", "float"),
+        ({"corruption.epsilon": "1.2.3/4"}, "corruption.epsilon", "'1.2.3/4'", "number"),
         ({"corruption.rate": 1.1}, "corruption.rate", "1.1", "less than or equal to 1"),
         ({"corruption.rate": None}, "corruption.rate", "none", "[0, 1] for symmetric labels"),
         ({"corruption.share": 0}, "corruption.share", "0", "greater than 0"),
@@ -376,3 +376,28 @@ def test_what_is_no_seed_is_refused_as_elsewhere(seed: Any) -> None:
         build("demo", {"train.seed": seed})
     with pytest.raises(UserError, match=re.escape(str(built.value))):
         build("demo").with_seed(seed)
+
+
+def test_a_root_that_the_set_has_no_use_for_is_told_of() -> None:
+    with pytest.warns(UserWarning, match=r"data.root=.*photos is not used: data.name=mnist is the same everywhere"):
+        build("demo", {"data.root": "photos"})
+
+
+@pytest.mark.parametrize("fraction", ["1/" + "9" * 400, "1.2.3/4", "./4", "1/0"])
+def test_no_fraction_is_more_than_text(fraction: str) -> None:
+    with pytest.raises(UserError, match=r"train\.lr: input should be a valid number"):
+        build("demo", {"train.lr": fraction})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"corruption.data": ["up"]},
+        {"corruption.norm": ["l2"]},
+        {"corruption.source_weights": 5, "corruption.data": "ap"},
+    ],
+)
+def test_a_value_of_another_kind_is_one_line(overrides: Overrides) -> None:
+    with pytest.raises(UserError) as caught:
+        build("demo", overrides)
+    assert len(str(caught.value).splitlines()) == 1

@@ -111,6 +111,8 @@ def test_dotted_keys_choose_beside_axes() -> None:
     assert {(cell["defense.name"], cell["corruption.data"]) for cell in chosen} == {
         (defense, poison) for defense in ("erat", "ce") for poison in ("up", "uhp")
     }
+    both = cells("table3", only={"corruption.data": ["up"]}, skip={"corruption.data": ["uhp"]})
+    assert {cell["corruption.data"] for cell in both} == {"up"}, "what is not there any more need not be skipped"
     skipped = cells("table3", skip={"corruption.data": ["up"]})
     assert len(skipped) == sum(cell["corruption.data"] != "up" for cell in whole) < len(whole)
 
@@ -147,6 +149,8 @@ def test_choices_are_words_of_axis_and_names() -> None:
         "noise": ["none"],
     }
     assert parse_choice("--skip", ["defense=erat", "defense=ce"]) == {"defense": ["erat", "ce"]}
+    with pytest.raises(UserError, match="--only must not be empty"):
+        parse_choice("--only", [""])
     with pytest.raises(UserError, match="--only defense leaves nothing: erat and ce share no name"):
         parse_choice("--only", ["defense=erat", "defense=ce"])
     with pytest.raises(UserError, match=r"--only must be AXIS=NAME,NAME .*, got 'erat'"):

@@ -336,3 +336,12 @@ class TestNoLedger:
         assert path.read_bytes() == before
         finish(ledger, "c", "done")
         assert Ledger(path).outcome("c") is not None
+
+
+def test_a_foreign_line_does_not_replace_what_a_sweep_is(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    spec = {"space": {"name": "s"}, "preset": "demo", "overrides": {}, "base": {"x": 1}}
+    ledger.append("sweep", name="s", spec=spec, trials=3)
+    ledger.append("sweep", name="s", spec=spec | {"images": {"here": "0" * 16}}, trials=3)
+    ledger.append("sweep", name="s", spec={}, trials=0)
+    assert ledger.sweeps["s"].spec == spec | {"images": {"here": "0" * 16}}

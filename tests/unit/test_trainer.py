@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from collections import Counter
@@ -516,3 +517,38 @@ def test_cuda_graphs_on_the_cpu_are_warned_of(make_config: Callable[..., Any], m
     config = make_config({"train.cuda_graphs": True, "train.compile": True, "resources.device": "cpu"})
     with pytest.warns(UserWarning, match="no use on the CPU"):
         Trainer(config, make_data(64))
+
+
+def test_a_damaged_checkpoint_does_not_become_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    for number in (1, 2):
+        checkpoint.save(path, {"x": number}, keep_previous=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="going on from the one before it"):
+        assert checkpoint.load_newest(path, torch.device("cpu")) == {"x": 1}
+    checkpoint.save(path, {"x": 3}, keep_previous=True)
+    assert checkpoint.load(checkpoint.previous(path), torch.device("cpu")) == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (MemoryError(), MemoryError),
+        (OSError(errno.EMFILE, "Too many open files"), UserError),
+    ],
+)
+def test_what_passes_says_nothing_against_a_checkpoint(
+    fault: Exception, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path / "state.pt", {"x": 1})
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(kind) as caught:
+        checkpoint.load_newest(tmp_path / "state.pt", torch.device("cpu"))
+    assert "delete" not in str(caught.value)

@@ -37,6 +37,8 @@ from orchestration.words import parse_overrides
         ("train.lr=1e-3", 0.001),
         ("train.milestones=[30, 60]", [30, 60]),
         ("train.milestones=30,60", [30, 60]),
+        ("train.milestones=[]", []),
+        ("train.milestones=30,,60", [30, "", 60]),  # refused by the key's type, not dropped
         ("train.seed=010", 10),  # never octal
         ("train.lr=1:30", "1:30"),  # never a number of base 60
         ("defense.jsd_log=2", "2"),
