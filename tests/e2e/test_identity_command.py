@@ -61,6 +61,7 @@ def test_two_sets_are_two_cells_and_one_that_moved_is_one(tmp_path: Path) -> Non
     assert f"there is none at {places[0]}" in told.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_list_with_mended_labels_is_trained_anew(tmp_path: Path) -> None:
     """What an audit leaves in cleaned.csv, after it suggested other labels."""
     pictures = np.load(arrays(tmp_path / "a.npz", 2))
