@@ -46,6 +46,7 @@ def train(home: Path, root: Path | str, at: Path = ROOT) -> tuple[dict[str, Any]
     return json.loads(done.stdout or "{}"), done.stderr
 
 
+@pytest.mark.slow
 def test_two_sets_are_two_cells_and_one_that_moved_is_one(tmp_path: Path) -> None:
     home, places = tmp_path / "home", [arrays(tmp_path / "a.npz", 2), arrays(tmp_path / "b.npz", 4)]
     (one, _), (other, _) = (train(home, place) for place in places)
