@@ -236,6 +236,8 @@ def train(
     from orchestration.state import Ledger
     from orchestration.sweep import result_json
 
+    if profile and (dry_run or force or address is not None):
+        raise UserError("--profile goes without --dry-run, --force and --address: it makes a few steps, here")
     home = Home.from_environment(reading=dry_run)
     config = home.fingerprints()(build(preset, parse_overrides(overrides)))
     if dry_run:
@@ -298,6 +300,8 @@ def craft(
     given, home = parse_overrides(overrides), Home.from_environment(reading=dry_run)
     if not verify and (labels, seeds) != ("none", "0"):
         raise UserError("--labels and --seeds go with --verify; without it: corruption.labels, corruption.seed")
+    if preview and verify:
+        raise UserError("--preview and --verify are two things to do; give one of them")
     if verify:
         numbers = _whole_numbers("--seeds", seeds)
         spec = verification.specification(preset, given, labels.split(","), numbers, home.fingerprints())
