@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from erat.engine.checkpoint import write_atomic
 from erat.errors import UserError
+from erat.files import write_atomic
 
 MOST_BYTES = 2**33  # of a file that is read: it is held in memory
 

@@ -24,11 +24,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from erat.defenses.base import Defense, Task
-from erat.engine.checkpoint import write_atomic
-from erat.engine.seeding import seeded
 from erat.errors import UserError
+from erat.files import write_atomic
 from erat.models import build_model
 from erat.registry import BACKBONES, DEFENSES
+from erat.seeding import seeded
 
 DESCRIPTION, WEIGHTS = "classifier.json", "classifier.bin"
 # What an export holds, below its one folder. Everything else is refused, read or not.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from erat.corruption.base import DataCorruption
-    from erat.data.base import ImageSource
+    from erat.data.types import ImageSource
     from erat.defenses.base import Defense
 
 T = TypeVar("T")
@@ -75,11 +75,11 @@ class Registry(Generic[T]):
 DATASETS: Registry[ImageSource] = Registry(
     "data set",
     {
-        "mnist": "erat.data.mnist:SOURCE",
-        "cifar10": "erat.data.cifar:CIFAR10",
-        "cifar100": "erat.data.cifar:CIFAR100",
-        "tiny-imagenet": "erat.data.folder:TINY_IMAGENET",
-        "folder": "erat.data.folder:FOLDER",
+        "mnist": "erat.data.sources.mnist:SOURCE",
+        "cifar10": "erat.data.sources.cifar:CIFAR10",
+        "cifar100": "erat.data.sources.cifar:CIFAR100",
+        "tiny-imagenet": "erat.data.sources.folder:TINY_IMAGENET",
+        "folder": "erat.data.sources.folder:FOLDER",
     },
 )
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from erat.errors import UserError, shown, unknown_name
-from orchestration import MOST_TRIALS
-from orchestration.shell import EXIT_FAILED, OnceCommand, err, guarded, quiet, show_failure, stopped
+from orchestration.commands.console import EXIT_FAILED, OnceCommand, err, guarded, quiet, show_failure, stopped
+from orchestration.study import MOST_TRIALS
 
 app = typer.Typer(
     help="Train image classifiers that hold up when images and labels are corrupted, and search how.",
@@ -57,8 +57,8 @@ def _verb(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]
 
 
 def parse_overrides(words: list[str] | None) -> dict[str, Any]:
-    """Read KEY=VALUE words; see `orchestration.words`, which loads what a help page has no need of."""
-    from orchestration import words as reader
+    """Read KEY=VALUE words; see `orchestration.study.overrides`, which loads what a help page has no need of."""
+    from orchestration.study import overrides as reader
 
     return reader.parse_overrides(words)
 
@@ -82,12 +82,12 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Search a space with Optuna through Ray Tune; the paper's own points come first."""
-    from orchestration.home import Home
-    from orchestration.spaces import load_space
-    from orchestration.sweep import SweepSpec
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.spaces import load_space
+    from orchestration.study.spec import StudySpec
 
-    fill = Home.from_environment(reading=dry_run).fingerprints()
-    spec = SweepSpec(load_space(space), preset, parse_overrides(overrides), fill)
+    fill = Workspace.from_environment(reading=dry_run).fingerprints()
+    spec = StudySpec(load_space(space), preset, parse_overrides(overrides), fill)
     plain = not spec.overrides and preset == "demo" and space == spec.space.name
     name = _name(name, spec, plain)
     trials = trials or len(spec.space.points) + spec.space.proposals
@@ -119,8 +119,8 @@ def matrix(
     as_json: AsJson = False,
 ) -> None:
     """Run a table or figure of the paper: every defense on every corruption. What is done already is not run again."""
-    from orchestration.home import Home
-    from orchestration.matrix import load_grid, parse_choice, specification
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.grids import load_grid, parse_choice, specification
 
     spec = specification(
         load_grid(grid),
@@ -129,7 +129,7 @@ def matrix(
         seeds=_whole_numbers("--seeds", seeds),
         only=parse_choice("--only", only),
         skip=parse_choice("--skip", skip),
-        fill=Home.from_environment(reading=dry_run).fingerprints(),
+        fill=Workspace.from_environment(reading=dry_run).fingerprints(),
     )
     whole = not (overrides or only or skip) and (seeds, preset) == ("0", "demo")
     _run_sweep(_name(name, spec, whole), spec, 0, address, at_most, dry_run, as_json)
@@ -145,12 +145,12 @@ def resume(name: str, address: Address = None, at_most: AtMost = None, as_json: 
 @_verb("retry budgets")
 def retry(name: str, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
     """Run the failed trials of a sweep again, and no others but those still to do."""
-    from orchestration.home import Home
-    from orchestration.state import Ledger
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.ledger import Ledger
 
     spec, trials = _known_sweep(name)
-    ledger = Ledger(Home.from_environment().ledger)
-    for proposal in ledger.sweeps[name].proposals.values():
+    ledger = Ledger(Workspace.from_environment().ledger)
+    for proposal in ledger.studies[name].proposals.values():
         outcome = ledger.outcome(proposal.cell, name)
         if outcome is not None and outcome.status == "failed":
             ledger.append("retry", cell=proposal.cell, sweep=name)
@@ -160,14 +160,14 @@ def retry(name: str, address: Address = None, at_most: AtMost = None, as_json: A
 @_verb("cancel budgets")
 def cancel(name: str) -> None:
     """Ask a sweep or matrix that runs in another terminal to stop, as Ctrl-C there would."""
-    from orchestration.home import Home
-    from orchestration.presence import ask_to_stop
-    from orchestration.standing import spec_of
-    from orchestration.state import Ledger
+    from orchestration.run.heartbeat import ask_to_stop
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.ledger import Ledger
+    from orchestration.study.status import spec_of
 
-    home = Home.from_environment()
-    spec_of(Ledger(home.ledger), name)
-    ask_to_stop(home, name)
+    workspace = Workspace.from_environment()
+    spec_of(Ledger(workspace.ledger), name)
+    ask_to_stop(workspace, name)
     err.print(f"asked to stop; nothing finished is lost. Go on with: python orchestrate.py resume {name}", markup=False)
 
 
@@ -178,16 +178,16 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """What ran, what is running, what is left."""
-    from orchestration import overview
-    from orchestration.home import Home
+    from orchestration.commands import overview
+    from orchestration.storage.workspace import Workspace
 
-    home = Home.from_environment(reading=True)
+    workspace = Workspace.from_environment(reading=True)
     if watch:
         if name is None:
             raise UserError("--watch needs the name of a sweep or matrix")
-        content: Any = overview.watch(home, name, err)
+        content: Any = overview.watch(workspace, name, err)
     else:
-        content = overview.of_sweep(home, name, err) if name else overview.of_all(home, err)
+        content = overview.of_sweep(workspace, name, err) if name else overview.of_all(workspace, err)
     if as_json:
         print(json.dumps(content))
 
@@ -202,10 +202,10 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Tables and figures beside the paper's, as one file: a page to read, or CSV, LaTeX, Markdown."""
-    from orchestration.home import Home
-    from orchestration.reporting import write_report
+    from orchestration.commands.report import write_report
+    from orchestration.storage.workspace import Workspace
 
-    path = write_report(Home.from_environment(reading=True), name, form, out)
+    path = write_report(Workspace.from_environment(reading=True), name, form, out)
     err.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False)
     if as_json:
         print(json.dumps({"name": name, "format": form, "files": [str(path)]}))
@@ -230,25 +230,25 @@ def train(
 ) -> None:
     """Train one configuration; interrupted, the same command goes on from the last epoch."""
     from erat.config import build
-    from orchestration import overview
-    from orchestration.home import Home
-    from orchestration.launch import run_train
-    from orchestration.state import Ledger
-    from orchestration.sweep import result_json
+    from orchestration.commands import overview
+    from orchestration.search.driver import result_json
+    from orchestration.search.launch import run_train
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.ledger import Ledger
 
     if profile and (dry_run or force or address is not None):
         raise UserError("--profile goes without --dry-run, --force and --address: it makes a few steps, here")
-    home = Home.from_environment(reading=dry_run)
-    config = home.fingerprints()(build(preset, parse_overrides(overrides)))
+    workspace = Workspace.from_environment(reading=dry_run)
+    config = workspace.fingerprints()(build(preset, parse_overrides(overrides)))
     if dry_run:
-        content = overview.plan([config], home, Ledger(home.ledger), err, slots=1)
+        content = overview.plan([config], workspace, Ledger(workspace.ledger), err, slots=1)
         if as_json:
             print(json.dumps(content))
         return
     if profile:
-        from orchestration.profile import profile_table, run_profile
+        from orchestration.commands.profile import profile_table, run_profile
 
-        result = run_profile(config, home)
+        result = run_profile(config, workspace)
         err.print(profile_table(result))
         for path in result.files:
             err.print(f"  {path}", markup=False)
@@ -259,14 +259,14 @@ def train(
             )
         return
     try:
-        row = run_train(config, home, Ledger(home.ledger), address=address, force=force)
+        row = run_train(config, workspace, Ledger(workspace.ledger), address=address, force=force)
     except KeyboardInterrupt:
         raise stopped("the same command goes on from the last epoch") from None
-    overview.show_run(row, home, err)
+    overview.show_run(row, workspace, err)
     if as_json:
         print(json.dumps(result_json(row)))
     if row.status == "failed":
-        show_failure(row.error, home.cell(row.cell) / "error.txt")
+        show_failure(row.error, workspace.run_directory(row.cell) / "error.txt")
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -293,33 +293,34 @@ def craft(
 ) -> None:
     """Craft a corrupted set into the store ahead of training; look at it; prove that it bites."""
     from erat.config import build
-    from orchestration import crafting, overview
-    from orchestration import verify as verification
-    from orchestration.home import Home
+    from orchestration.commands import overview
+    from orchestration.commands import verify as verification
+    from orchestration.crafting import jobs, sets
+    from orchestration.storage.workspace import Workspace
 
-    given, home = parse_overrides(overrides), Home.from_environment(reading=dry_run)
+    given, workspace = parse_overrides(overrides), Workspace.from_environment(reading=dry_run)
     if not verify and (labels, seeds) != ("none", "0"):
         raise UserError("--labels and --seeds go with --verify; without it: corruption.labels, corruption.seed")
     if preview and verify:
         raise UserError("--preview and --verify are two things to do; give one of them")
     if verify:
         numbers = _whole_numbers("--seeds", seeds)
-        spec = verification.specification(preset, given, labels.split(","), numbers, home.fingerprints())
+        spec = verification.specification(preset, given, labels.split(","), numbers, workspace.fingerprints())
         _run_sweep(f"verify-{spec.identity()[:6]}", spec, 0, address, None, dry_run, as_json)
         return
     kinds = verification.kinds_of(given) if preview else []
-    fill, named = home.fingerprints(), [{**given, "corruption.data": kind} for kind in kinds] or [given]
+    fill, named = workspace.fingerprints(), [{**given, "corruption.data": kind} for kind in kinds] or [given]
     configs = [fill(build(preset, one)) for one in named]
     if dry_run:
-        content = overview.plan_sets(configs, crafting.missing_sets(configs, home), err)
+        content = overview.plan_sets(configs, sets.missing_sets(configs, workspace), err)
     else:
         if address is not None:
-            crafting.craft_on_cluster(configs, home, address)
+            jobs.craft_on_cluster(configs, workspace, address)
         if preview:
-            content = {"preview": str(crafting.preview(configs, home))}
+            content = {"preview": str(jobs.preview(configs, workspace))}
             err.print(f"a sheet to look at: {content['preview']}", markup=False)
         else:
-            content = overview.crafted(crafting.craft_here(configs[0], home).manifest, err)
+            content = overview.crafted(jobs.craft_here(configs[0], workspace).manifest, err)
     if as_json:
         print(json.dumps(content))
 
@@ -346,29 +347,29 @@ def audit(
 
     data.root is a folder of class folders, a .csv (path, label), a .parquet or a .npz file. It is only read.
     """
-    from orchestration.audit import run_audit
-    from orchestration.audit_files import track_audit, write_audit
-    from orchestration.home import Home
-    from orchestration.report.gallery import sentences
-    from orchestration.tracking import Tracker
+    from orchestration.audit.execute import run_audit
+    from orchestration.audit.files import track_audit, write_audit
+    from orchestration.audit.gallery import sentences
+    from orchestration.storage.workspace import Workspace
+    from orchestration.tracking.tracker import Tracker
 
-    given, home = parse_overrides(overrides), Home.from_environment(reading=dry_run, make=not dry_run)
+    given, workspace = parse_overrides(overrides), Workspace.from_environment(reading=dry_run, make=not dry_run)
     name = None if name is None else _check_name(name)
     if dry_run:
-        from orchestration.audit import prepare
-        from orchestration.audit_outline import outline, show_outline
+        from orchestration.audit.execute import prepare
+        from orchestration.audit.outline import outline, show_outline
 
-        content = outline(prepare(given, home, folds=folds, search=search, name=name), home)
+        content = outline(prepare(given, workspace, folds=folds, search=search, name=name), workspace)
         show_outline(content, err)
         if as_json:
             print(json.dumps(content))
         return
-    tracker = Tracker.open(home)
+    tracker = Tracker.open(workspace)
     try:
-        findings = run_audit(given, home, folds=folds, search=search, name=name)
+        findings = run_audit(given, workspace, folds=folds, search=search, name=name)
     except KeyboardInterrupt:
         raise stopped("the same command goes on after the last finished fold") from None
-    page, content = write_audit(findings, home)
+    page, content = write_audit(findings, workspace)
     content["mlflow_run_id"] = track_audit(findings, content, page.parent, tracker)
     for sentence in sentences(findings):
         err.print(sentence, markup=False)
@@ -395,17 +396,17 @@ def ui(
     host: Annotated[str, typer.Option(help="127.0.0.1 or localhost; MLflow asks nobody for a password")] = "127.0.0.1",
 ) -> None:
     """MLflow's page on this project's store, until Ctrl-C."""
-    from orchestration import tracking
-    from orchestration.home import Home
+    from orchestration.storage.workspace import Workspace
+    from orchestration.tracking import tracker
 
-    server = tracking.serve(Home.from_environment(reading=True), host, port)
+    server = tracker.serve(Workspace.from_environment(reading=True), host, port)
     err.print(f"MLflow is at http://{host}:{port} (Ctrl-C ends it)")
     try:
         server.wait()
     except KeyboardInterrupt:
         pass
     finally:
-        tracking.stop_server(server)
+        tracker.stop_server(server)
 
 
 @_verb("doctor", "doctor --address auto", "doctor --address auto --storage s3://bucket/runs")
@@ -417,10 +418,10 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """What this machine and cluster can do, and what is missing: versions, devices, storage, tracking, disk."""
-    from orchestration import health
-    from orchestration.home import Home
+    from orchestration.commands import doctor
+    from orchestration.storage.workspace import Workspace
 
-    content = health.check(Home.from_environment(reading=True).sharing(storage), address, err)
+    content = doctor.check(Workspace.from_environment(reading=True).sharing(storage), address, err)
     if as_json:
         print(json.dumps(content))
     if not content["ok"]:
@@ -442,42 +443,43 @@ def _check_name(name: str) -> str:
 
 
 def _known_sweep(name: str) -> tuple[Any, int]:
-    from orchestration.home import Home
-    from orchestration.state import Ledger
-    from orchestration.sweep import reopened
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.ledger import Ledger
+    from orchestration.study.spec import reopened
 
-    home = Home.from_environment()
-    ledger = Ledger(home.ledger)
-    if name not in ledger.sweeps:
-        raise unknown_name("sweep", name, ledger.sweeps or ["(none yet)"])
-    return reopened(ledger, name, home.fingerprints()), ledger.sweeps[name].trials
+    workspace = Workspace.from_environment()
+    ledger = Ledger(workspace.ledger)
+    if name not in ledger.studies:
+        raise unknown_name("sweep", name, ledger.studies or ["(none yet)"])
+    return reopened(ledger, name, workspace.fingerprints()), ledger.studies[name].trials
 
 
 def _run_sweep(
     name: str, spec: Any, trials: int, address: str | None, at_most: int | None, dry_run: bool, as_json: bool
 ) -> None:
-    from orchestration import overview
-    from orchestration.home import Home
-    from orchestration.launch import run_sweep
-    from orchestration.state import Ledger
-    from orchestration.sweep import best_json, check_name_is_free, result_json
+    from orchestration.commands import overview
+    from orchestration.search.driver import best_json, result_json
+    from orchestration.search.launch import run_study
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.ledger import Ledger
+    from orchestration.study.spec import check_name_is_free
 
-    home = Home.from_environment(reading=dry_run)
-    ledger = Ledger(home.ledger)
+    workspace = Workspace.from_environment(reading=dry_run)
+    ledger = Ledger(workspace.ledger)
     check_name_is_free(ledger, name, spec)
-    before = ledger.sweeps[name].trials if name in ledger.sweeps else 0
+    before = ledger.studies[name].trials if name in ledger.studies else 0
     if trials < before:
         err.print(f"the sweep has {before} search trials already; asking for {trials} takes none away")
     trials = max(trials, before)
     if dry_run:
-        content = overview.plan_sweep(name, spec, trials, home, ledger, err)
+        content = overview.plan_sweep(name, spec, trials, workspace, ledger, err)
         if as_json:
             print(json.dumps(content))
         return
     try:
-        end = run_sweep(name, spec, trials, home, ledger, address=address, at_most=at_most)
+        end = run_study(name, spec, trials, workspace, ledger, address=address, at_most=at_most)
     except KeyboardInterrupt:
-        again = f"python orchestrate.py resume {name}" if name in ledger.sweeps else "the same command"
+        again = f"python orchestrate.py resume {name}" if name in ledger.studies else "the same command"
         raise stopped(f"nothing finished is lost. Go on with: {again}") from None
     rows = end.driver.all_rows()
     overview.show_sweep(end, err)
@@ -493,7 +495,7 @@ def _run_sweep(
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
         err.print(f"trial {row.number} failed:", style="bold red")
-        show_failure(row.error, home.cell(row.cell) / "error.txt")
+        show_failure(row.error, workspace.run_directory(row.cell) / "error.txt")
     if failed:
         err.print(f"try the failed ones again with: python orchestrate.py retry {name}")
         raise typer.Exit(EXIT_FAILED)

@@ -30,9 +30,9 @@ import psutil
 import yaml
 from ray.cluster_utils import Cluster
 
-from orchestration.home import Home
-from orchestration.state import Ledger
-from orchestration.trial import read_metrics
+from orchestration.run.directory import read_metrics
+from orchestration.storage.workspace import Workspace
+from orchestration.study.ledger import Ledger
 from tests.servers import TrackingServer, postgres, postgres_programs
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ class Stage:
     """All processes of a run, and the home that they share."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.home = Home(folder / "home")
+        self.workspace = Workspace(folder / "home")
         self.space = folder / "cells.yaml"
         content = {"name": NAME, "about": "cells under kills", "proposals": 0, "baselines": CELLS}
         self.space.write_text(yaml.safe_dump(content))
@@ -100,17 +100,17 @@ class Stage:
                 *words,
             ],
             cwd=ROOT,
-            env=os.environ | {"ERAT_HOME": str(self.home.root), "MLFLOW_TRACKING_URI": self.server.uri},
+            env=os.environ | {"ERAT_HOME": str(self.workspace.root), "MLFLOW_TRACKING_URI": self.server.uri},
             stdout=self.log,
             stderr=self.log,
         )
 
     def progress(self) -> tuple[int, int]:
         """(cells that have ended, epochs of all cells)."""
-        ledger = Ledger(self.home.ledger)
-        cells = [p.cell for p in ledger.sweeps[NAME].proposals.values()] if NAME in ledger.sweeps else []
+        ledger = Ledger(self.workspace.ledger)
+        cells = [p.cell for p in ledger.studies[NAME].proposals.values()] if NAME in ledger.studies else []
         ended = sum(ledger.outcome(cell) is not None for cell in cells)
-        return ended, sum(len(read_metrics(self.home.cell(cell))) for cell in cells)
+        return ended, sum(len(read_metrics(self.workspace.run_directory(cell))) for cell in cells)
 
     # -- kills --------------------------------------------------------------------------------------------------------
 
@@ -183,12 +183,12 @@ def disturbed(stage: Stage, draw: random.Random, kills: int, limit: float) -> li
 def undisturbed(folder: Path) -> dict[str, Any]:
     """Each cell's numbers, from a run of its own without Ray."""
     from erat.config import build
-    from orchestration.trial import run_cell
+    from orchestration.run.execute import execute_run
 
     numbers = {}
     for cell in CELLS:
         config = build("demo", BASE | cell, quiet=True)
-        result = run_cell(config, Home(folder / "control"))
+        result = execute_run(config, Workspace(folder / "control"))
         numbers[config.digest()] = _numbers(result.__dict__)
     return numbers
 
@@ -201,7 +201,7 @@ def _numbers(result: dict[str, Any]) -> dict[str, Any]:
 def faults(stage: Stage, control: dict[str, Any]) -> list[str]:
     """What is not as in the undisturbed run; nothing, if all went well."""
     found = []
-    events = [json.loads(line) for line in stage.home.ledger.read_text().splitlines()]
+    events = [json.loads(line) for line in stage.workspace.ledger.read_text().splitlines()]
     endings = Counter(event["cell"] for event in events if event["event"] in ("done", "failed", "stopped"))
     found += [f"{cell} ended {count} times" for cell, count in endings.items() if count != 1]
     got = {e["cell"]: _numbers(e["result"]) for e in events if e["event"] == "done"}

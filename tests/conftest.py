@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from erat.config import DataConfig, RunConfig, build, known_keys
-from erat.data.base import CorruptedSet, ImageSet, SourceFacts
+from erat.config import RunConfig, build, known_keys
+from erat.data.types import CorruptedSet, ImageSet, SourceFacts
+from erat.options import DataConfig
 from erat.registry import DATASETS, Registry
 from tests.threads import THREADS
 
@@ -40,7 +41,7 @@ SMALL_RUN: dict[str, Any] = {
     "defense.ramp_epochs": 1,
     "train.epochs": 3,
     "train.batch_size": 16,
-    # What run_cell sets for the time of a run; left out where it is the default, so that commands stay short.
+    # What execute_run sets for the time of a run; left out where it is the default, so that commands stay short.
     **({} if THREADS == 1 else {"resources.cpu": THREADS}),
 }
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration.home import Home
-from orchestration.sweep import SweepSpec
+from orchestration.storage.workspace import Workspace
+from orchestration.study.spec import StudySpec
 
 EPOCHS = 16
 CLASSES = [str(k) for k in range(10)]
@@ -17,7 +17,11 @@ LEVELS = {"ce": 0.3, "at": 0.4, "iss": 0.35, "dat": 0.3, "dividemix": 0.45, "uni
 
 
 def write_home(
-    home: Home, name: str, spec: SweepSpec, runs: Iterable[tuple[Mapping[str, Any], str, str]], trials: int = 0
+    workspace: Workspace,
+    name: str,
+    spec: StudySpec,
+    runs: Iterable[tuple[Mapping[str, Any], str, str]],
+    trials: int = 0,
 ) -> list[str]:
     """Enter a sweep and its runs.
 
@@ -38,9 +42,11 @@ def write_home(
         proposal = {"event": "proposed", "time": 1.7e9, "sweep": name, "number": number, "params": dict(params)}
         events.append(proposal | {"source": source, "cell": cell})
         if state == "interrupted":
-            home.cell(cell).mkdir(parents=True)
+            workspace.run_directory(cell).mkdir(parents=True)
             begun = _epochs(level)[: EPOCHS // 3]
-            (home.cell(cell) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in begun))
+            (workspace.run_directory(cell) / "metrics.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in begun)
+            )
         if state not in ("done", "failed"):
             continue
         error = "RuntimeError: the loss <left> the finite numbers & more" if state == "failed" else None
@@ -49,12 +55,12 @@ def write_home(
         events[-1]["error"] = error
         kind = str(params.get("defense.name"))
         if kind not in templates:
-            templates[kind] = home.cell(cell)
-            _write_cell(home.cell(cell), level)
+            templates[kind] = workspace.run_directory(cell)
+            _write_cell(workspace.run_directory(cell), level)
         else:
-            _link(templates[kind], home.cell(cell))
-    home.root.mkdir(parents=True, exist_ok=True)
-    home.ledger.write_text("".join(json.dumps(event, default=str) + "\n" for event in events))
+            _link(templates[kind], workspace.run_directory(cell))
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    workspace.ledger.write_text("".join(json.dumps(event, default=str) + "\n" for event in events))
     return cells
 
 

@@ -31,13 +31,13 @@ from torch import Tensor
 
 from erat.config import RunConfig, build, load_config
 from erat.corruption.pipeline import corrupted_set
-from erat.data.base import CorruptedSet
+from erat.data.types import CorruptedSet
 from erat.defenses.base import Clock
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
-from orchestration.home import Home
-from orchestration.trial import read_metrics
+from orchestration.run.directory import read_metrics
+from orchestration.storage.workspace import Workspace
 from tests import namespaces
 from tests.servers import s3_server
 from tests.two_nodes_report import Row, report
@@ -83,9 +83,9 @@ class Stage:
     hosts: list[namespaces.Host] = field(default_factory=list)
 
     @property
-    def home(self) -> Home:
+    def workspace(self) -> Workspace:
         """The driver's."""
-        return Home(self.folder / "home").sharing(self.storage)
+        return Workspace(self.folder / "home").sharing(self.storage)
 
     @property
     def tracking(self) -> str:
@@ -170,7 +170,7 @@ def trained(stage: Stage, arm: str, wanted: dict[str, Any]) -> Row:
         command = subprocess.Popen(
             [sys.executable, "orchestrate.py", "train", *words, "--address", stage.address, "--json"],
             cwd=ROOT,
-            env=os.environ | {"ERAT_HOME": str(stage.home.root), "MLFLOW_TRACKING_URI": stage.tracking},
+            env=os.environ | {"ERAT_HOME": str(stage.workspace.root), "MLFLOW_TRACKING_URI": stage.tracking},
             stdout=out,
             stderr=err,
         )
@@ -185,8 +185,8 @@ def trained(stage: Stage, arm: str, wanted: dict[str, Any]) -> Row:
     if command.returncode != 0:
         raise RuntimeError(f"{' '.join(words)}: status {command.returncode}\n{log.read_text()[-3000:]}")
     run = json.loads(said.read_text().splitlines()[-1])
-    epochs = read_metrics(stage.home.cell(run["cell"]))
-    mask = believed(stage.home, run["cell"])
+    epochs = read_metrics(stage.workspace.run_directory(run["cell"]))
+    mask = believed(stage.workspace, run["cell"])
     return {
         "what": "run",
         "cell": run["cell"],
@@ -221,11 +221,11 @@ def nodes_that_train(address: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def believed(home: Home, cell: str) -> Tensor:
+def believed(workspace: Workspace, cell: str) -> Tensor:
     """Which samples another epoch would take as labelled (DivideMix's first network), bool (N,), by the checkpoint."""
-    home.fetch(cell, "config.json", "checkpoint.pt")
-    config = load_config(home.cell(cell) / "config.json")
-    trainer = Trainer(config, corrupted_set(config, home.store()), folder=home.cell(cell))
+    workspace.fetch(cell, "config.json", "checkpoint.pt")
+    config = load_config(workspace.run_directory(cell) / "config.json")
+    trainer = Trainer(config, corrupted_set(config, workspace.store()), folder=workspace.run_directory(cell))
     selected = trainer.plan(Clock(trainer.epochs_done)).selected
     assert selected is not None, "both defenses select"
     return selected
@@ -237,7 +237,7 @@ def believed(home: Home, cell: str) -> Tensor:
 def gradients(stage: Stage, base: dict[str, Any]) -> Iterator[Row]:
     """The first steps' gradients of two processes, one in each namespace, against one process."""
     one, two = first_steps(base, 1), first_steps(base, 2)
-    data = corrupted_set(next(iter(one.values())), Home(stage.folder / "home").store())
+    data = corrupted_set(next(iter(one.values())), Workspace(stage.folder / "home").store())
     place = stage.folder / "gradients"
     place.mkdir()
     names = {f"{defense}, {step}": (defense, step) for defense, step in one}

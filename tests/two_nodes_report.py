@@ -26,7 +26,7 @@ SAME = 0.02  # the floor for samples that two runs judge alike; below the third 
 AT_MOST = 0.10
 FIRST = 1e-3  # of the first epoch's training loss, in every seed
 # Of the largest number in a parameter's gradient. ERAT's attack takes sign steps; DivideMix's prior penalty after the
-# warm-up is of each worker's own share (tests/unit/test_parallel_defenses.py).
+# warm-up is of each worker's own share (tests/unit/erat/engine/test_parallel_defenses.py).
 GRADIENT = {
     ("erat", "warm-up"): 1e-2,
     ("erat", "after it"): 1e-2,

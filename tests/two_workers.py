@@ -16,7 +16,7 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
 from erat.config import RunConfig
-from erat.data.base import CorruptedSet
+from erat.data.types import CorruptedSet
 from erat.models.resnet import resnet18
 from erat.models.small import small
 from erat.registry import BACKBONES

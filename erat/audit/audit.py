@@ -31,13 +31,13 @@ from erat.audit.quality import (
 from erat.audit.robustness import Hold, robustness
 from erat.audit.settings import customary_budgets
 from erat.config import RunConfig
-from erat.data.base import ImageSet, to_float
-from erat.data.collection import same_pictures
+from erat.data.sources.collection import same_pictures
+from erat.data.types import ImageSet, to_float
 from erat.defenses.base import Defense
 from erat.engine.evaluation import accuracy
 from erat.engine.report import EpochReport
-from erat.engine.seeding import derive, generator
 from erat.errors import UserError
+from erat.seeding import derive, generator
 
 WAYS = ("robust", "plain")
 FAR_LESS = 0.6  # what adversarial training has learnt of the given labels, as a share of what plain training has

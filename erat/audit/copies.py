@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from erat.audit.settings import is_ink
-from erat.data.base import ImageSet
+from erat.data.types import ImageSet
 
 SIDE = 16
 PLAIN = 8.0  # standard deviation in levels of 255, below which a picture has no detail to go by
@@ -48,7 +48,7 @@ def find_copies(images: ImageSet, exact: Sequence[Sequence[int]]) -> list[Copies
     """Groups of exact copies and of near-copies, in the order of their first image; no image is in two groups.
 
     Args:
-        exact: groups of rows that have the same pixels (`erat.data.collection.same_pictures`).
+        exact: groups of rows that have the same pixels (`erat.data.sources.collection.same_pictures`).
     """
     first = torch.arange(len(images))
     for group in exact:

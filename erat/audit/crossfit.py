@@ -15,7 +15,7 @@ from torch import Tensor
 
 from erat.attacks.pgd import frozen
 from erat.config import RunConfig
-from erat.data.base import CorruptedSet, ImageSet
+from erat.data.types import CorruptedSet, ImageSet
 from erat.defenses.base import Defense
 from erat.engine.evaluation import map_images
 from erat.engine.report import EpochReport

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erat.audit.robustness import blurred
-from erat.data.base import ImageSet, to_float
 from erat.data.squeeze import squeeze
+from erat.data.types import ImageSet, to_float
 from erat.engine.evaluation import accuracy
 
 BITS = 2

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from erat.attacks.apgd import apgd
 from erat.attacks.pgd import Budget, frozen
-from erat.data.base import ImageSet, to_float
 from erat.data.squeeze import squeeze
+from erat.data.types import ImageSet, to_float
 from erat.defenses.base import Defense
 from erat.engine.evaluation import ATTACK_BATCH, accuracy
-from erat.engine.seeding import generator
 from erat.losses import label_loss
+from erat.seeding import generator
 
 APGD_STEPS = 30
 SHARES = (0.25, 0.5, 1.0, 2.0)  # of the customary budget

@@ -10,7 +10,7 @@ import torch
 
 from erat.audit.crossfit import judge, probabilities
 from erat.audit.settings import customary_budgets, robust_settings
-from erat.data.base import ImageSet
+from erat.data.types import ImageSet
 from erat.engine.evaluation import accuracy, attacked_predictions
 from erat.engine.report import EpochReport
 

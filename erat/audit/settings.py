@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from erat.config import RunConfig, build
-from erat.data.base import ImageSet
 from erat.data.fingerprint import DIGITS
+from erat.data.types import ImageSet
 from erat.variants import expand
 
 # Customary budgets, and the number of values of an image that the l_2 one is meant for.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from erat.corruption.labels import LabelNoise, noise_of
-from erat.data.base import ImageSet
+from erat.data.types import ImageSet
 from erat.defaults import file_digest
 from erat.errors import UserError
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from erat.data.base import ImageSet
+from erat.data.types import ImageSet
 from erat.errors import UserError, unknown_name
 
 KINDS = ("none", "symmetric", "asymmetric", "instance")

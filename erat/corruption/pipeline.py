@@ -17,12 +17,12 @@ from erat.corruption.human import human_labels
 from erat.corruption.labels import make_label_noise
 from erat.corruption.source import Traits, source_network, untrained
 from erat.corruption.store import Arrays, Expected, Form, Store, versions
-from erat.data.base import CorruptedSet, ImageSet, to_float
-from erat.data.sets import load_parts, split_validation
-from erat.engine.seeding import generator
+from erat.data.loading import load_parts, split_validation
+from erat.data.types import CorruptedSet, ImageSet, to_float
 from erat.engine.trainer import choose_device
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS, DATASETS
+from erat.seeding import generator
 
 Parameters = dict[str, Any]
 

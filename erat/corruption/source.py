@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from erat.config import RunConfig, build
 from erat.corruption.base import Progress, silent
 from erat.corruption.store import Arrays, Expected, Form, Store, versions
-from erat.data.base import CorruptedSet, ImageSet
-from erat.data.sets import split_validation
+from erat.data.loading import split_validation
+from erat.data.types import CorruptedSet, ImageSet
 from erat.defaults import file_digest
 from erat.engine import checkpoint
-from erat.engine.seeding import derive
 from erat.engine.trainer import Trainer, channel_statistics, choose_device
 from erat.errors import UserError
 from erat.models import build_model
+from erat.seeding import derive
 
 VAL_FRACTION = 0.1
 

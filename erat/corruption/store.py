@@ -26,8 +26,9 @@ from typing_extensions import TypedDict  # pydantic needs this one below Python 
 
 from erat.config import content_digest
 from erat.corruption.scratch import Scratch
-from erat.engine.checkpoint import FULL_BYTES, write_atomic
+from erat.engine.checkpoint import FULL_BYTES
 from erat.errors import StoreError, UserError
+from erat.files import write_atomic
 from erat.locks import held
 from erat.records import DamagedError, read_json
 

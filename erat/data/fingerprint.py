@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from pydantic import TypeAdapter
 
-from erat.data.base import ImageSet, ImageSource, TrustingSource
 from erat.data.image_files import MOST_FILE, READERS, Source
+from erat.data.types import ImageSet, ImageSource, TrustingSource
 from erat.errors import UserError
 from erat.registry import DATASETS
 
 if TYPE_CHECKING:
-    from erat.config import DataConfig, RunConfig
+    from erat.config import RunConfig
+    from erat.options import DataConfig
 
 Parts = tuple[ImageSet, ImageSet, ImageSet | None]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from erat.config import DefenseOptions
 from erat.data.squeeze import squeeze
+from erat.options import DefenseOptions
 
 if TYPE_CHECKING:
     from erat.data.random import BatchRandom

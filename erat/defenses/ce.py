@@ -12,12 +12,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from erat.config import DefenseOptions, Number
 from erat.defenses.base import Batch, Clock, Defense, LossTerms, Task
 from erat.defenses.perturbation import PerturbationOptions, Perturber
 from erat.defenses.viewing import ViewOptions, Views
 from erat.errors import UserError
 from erat.losses import cross_entropy
+from erat.options import DefenseOptions, Number
 
 
 class CrossEntropyOptions(PerturbationOptions, ViewOptions):

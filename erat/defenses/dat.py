@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from erat.config import Number
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData, Update
 from erat.defenses.perturbation import PerturbationOptions, Perturber
 from erat.defenses.viewing import ViewOptions, Views
 from erat.losses import cross_entropy
 from erat.models.heads import cut_head
+from erat.options import Number
 
 # Every other step fits all three parts to the given labels. The steps between fit the head alone, then let the rival
 # leave it, then let the features bring both together again: three updates, each of other weights.

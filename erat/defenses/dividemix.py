@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from erat.config import Setting
 from erat.defenses.mixmatch import MixMatch, MixMatchOptions
+from erat.options import Setting
 
 
 class DivideMixOptions(MixMatchOptions):

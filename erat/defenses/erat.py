@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from erat.attacks.pgd import frozen
-from erat.config import MOST_EPOCHS, Number
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
 from erat.defenses.perturbation import PerturbationOptions, Perturber
 from erat.defenses.selector import Selector, SelectorOptions
 from erat.defenses.viewing import ViewOptions, Views
 from erat.losses import consistency, cross_entropy, ramp
+from erat.options import MOST_EPOCHS, Number
 
 
 class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):

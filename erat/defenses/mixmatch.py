@@ -13,13 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from erat.attacks.pgd import frozen
-from erat.config import MOST_EPOCHS, Number, Setting
 from erat.data.random import BatchRandom
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData, Update
 from erat.defenses.perturbation import PerturbationOptions, Perturber
 from erat.defenses.selector import Selector, SelectorOptions, Split
 from erat.defenses.viewing import ViewOptions, Views
 from erat.losses import cross_entropy, prior_penalty, ramp, sharpen, soft_cross_entropy, squared_error
+from erat.options import MOST_EPOCHS, Number, Setting
 
 NETWORKS = ("main", "peer")
 # Partners of mixup are drawn among so many samples, not in the whole batch: they are then the same for every number of

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from erat.attacks.pgd import frozen
-from erat.config import MOST_EPOCHS, Number
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
 from erat.defenses.perturbation import PerturbationOptions, Perturber
 from erat.defenses.selector import Selector, SelectorOptions
 from erat.defenses.viewing import ViewOptions, Views
 from erat.losses import contrastive, cross_entropy, ramp, sharpen, soft_cross_entropy
 from erat.models.heads import Projecting
+from erat.options import MOST_EPOCHS, Number
 
 HEADS = 2
 

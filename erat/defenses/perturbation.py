@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from erat.attacks.pgd import Budget, frozen, pgd
-from erat.config import DefenseOptions, Number, Setting
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task
 from erat.errors import UserError
 from erat.losses import label_loss, perturbation_objective
+from erat.options import DefenseOptions, Number, Setting
 
 
 class PerturbationOptions(DefenseOptions):

@@ -14,17 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from erat.config import DefenseOptions, Number
 from erat.defenses.base import Task
-from erat.selection import (
-    class_scores,
-    divergence,
-    divergence_cutoff,
-    quotas,
-    scores,
-    select,
-    smallest_per_class,
-)
+from erat.options import DefenseOptions, Number
+from erat.selection import class_scores, divergence, divergence_cutoff, quotas, scores, select, smallest_per_class
 
 
 class SelectorOptions(DefenseOptions):

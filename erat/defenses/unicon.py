@@ -13,11 +13,11 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from erat.config import Number, Setting
 from erat.defenses.base import LossTerms, Task
 from erat.defenses.mixmatch import MixMatch, MixMatchOptions
 from erat.losses import contrastive
 from erat.models.heads import Projecting
+from erat.options import Number, Setting
 
 
 class UniconOptions(MixMatchOptions):

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from erat.attacks.pgd import frozen
-from erat.config import DefenseOptions, Setting
+from erat.data.augment.views import strong_view, weak_view
 from erat.data.random import BatchRandom
-from erat.data.views import strong_view, weak_view
 from erat.defenses.base import Task
 from erat.errors import UserError
 from erat.losses import label_loss
+from erat.options import DefenseOptions, Setting
 
 
 class ViewOptions(DefenseOptions):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from erat.config import RunConfig
 from erat.defenses.base import Defense, Task
 from erat.engine.recompute import checkpoint_activations
-from erat.engine.seeding import derive, seeded
 from erat.models import build_model
 from erat.registry import DEFENSES
+from erat.seeding import derive, seeded
 
 Build = Callable[[int], nn.Module]
 

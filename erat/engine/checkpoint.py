@@ -12,17 +12,16 @@ import hashlib
 import os
 import pickle
 import shutil
-import threading
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from erat.errors import UserError
+from erat.files import _replacing, previous
 
 ANEW = "delete it to start this run anew"
 FULL_BYTES = 2**20  # a disk with less than this free is full
@@ -35,12 +34,6 @@ _PIECE = 2**20
 
 class DamagedCheckpointError(UserError):
     """A file that is not, or no longer, what was written."""
-
-
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Put `data` at `path` in one move: a reader, or a crash, never sees half of it."""
-    with _replacing(path) as file:
-        file.write(data)
 
 
 def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> None:
@@ -60,29 +53,6 @@ def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> N
         if shutil.disk_usage(path.parent).free < FULL_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
-
-
-def previous(path: Path) -> Path:
-    """Where `save` keeps what was at `path` before."""
-    return path.with_name(f"previous-{path.name}")
-
-
-@contextmanager
-def _replacing(path: Path, keep_previous: bool = False) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` once it is whole and on the disk; a failure leaves what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Of this thread alone: a driver may fetch the same file in two.
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            os.replace(path, previous(path))  # a crash after this line leaves the one before, which is found
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class _Hashing:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from erat.attacks.pgd import Budget, frozen, pgd
-from erat.data.base import ImageSet, to_float
+from erat.data.types import ImageSet, to_float
 from erat.defenses.base import Defense
 from erat.engine.parallel import Ranks
 from erat.losses import label_loss

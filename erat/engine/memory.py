@@ -24,15 +24,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from erat.attacks.pgd import frozen
-from erat.config import DataConfig, RunConfig
-from erat.data.base import ImageSet, to_float
+from erat.config import RunConfig
+from erat.data.loading import load
 from erat.data.random import BatchRandom
-from erat.data.sets import load
+from erat.data.types import ImageSet, to_float
 from erat.defenses.base import Batch, Clock, Defense, Phase, Update
 from erat.engine.assembly import Build, make_defense, network_builder
 from erat.engine.evaluation import BATCH, attacked_predictions, map_images
-from erat.engine.seeding import generator
+from erat.options import DataConfig
 from erat.registry import DATASETS
+from erat.seeding import generator
 
 MB = 2**20  # as `peak_memory_mb` of a run's result has it
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from erat.data.base import CorruptedSet
+from erat.data.types import CorruptedSet
 from erat.defenses.base import EpochPlan
 from erat.engine.evaluation import accuracy
 from erat.selection import agreement

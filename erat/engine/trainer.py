@@ -18,9 +18,9 @@ from torch.profiler import record_function
 
 from erat.attacks.pgd import frozen
 from erat.config import RunConfig
-from erat.data.base import CorruptedSet, ImageSet, to_float
 from erat.data.fingerprint import with_fingerprint
 from erat.data.random import BatchRandom
+from erat.data.types import CorruptedSet, ImageSet, to_float
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Update
 from erat.engine import checkpoint
 from erat.engine.assembly import make_defense, network_builder
@@ -28,10 +28,10 @@ from erat.engine.evaluation import accuracy, attacked_predictions, map_images, p
 from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport, selection_figures
 from erat.engine.schedule import learning_rate
-from erat.engine.seeding import derive, generator, seeded
 from erat.engine.underway import Interrupted, Underway
 from erat.errors import TrainingFailedError, UserError
 from erat.registry import DATASETS
+from erat.seeding import derive, generator, seeded
 
 ASKED_EVERY = 8  # batches, where workers are on devices: whether one was told to leave
 

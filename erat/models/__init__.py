@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from erat.engine.seeding import seeded
 from erat.models.normalize import Normalized
 from erat.registry import BACKBONES
+from erat.seeding import seeded
 
 __all__ = ["Normalized", "build_model"]
 

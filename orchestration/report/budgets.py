@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isclose, log
 
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, value
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 MARGIN = 2.0  # points below the best from which on a setting counts as hurting
 # Fig. 5 of the paper: multiples of the reference l_inf budget, and the multiples of the l_2 one that go with them.

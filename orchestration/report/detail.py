@@ -11,11 +11,19 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from erat.records import DamagedError, read_json, read_words
-from orchestration.records import CONFUSION, ENVIRONMENT, SELECTION, Confusion, Environment, Selection, warn_damaged
 from orchestration.report.notation import finite
 from orchestration.report.sections import place_of, reason
-from orchestration.rows import TrialRow
-from orchestration.trial import read_metrics
+from orchestration.run.directory import read_metrics
+from orchestration.storage.forms import (
+    CONFUSION,
+    ENVIRONMENT,
+    SELECTION,
+    Confusion,
+    Environment,
+    Selection,
+    warn_damaged,
+)
+from orchestration.study.rows import TrialRow
 
 FEW_CLASSES = 20  # up to so many, the whole confusion matrix is kept; beyond, what is confused most
 MOST_PAIRS = 30

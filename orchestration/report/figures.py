@@ -17,7 +17,7 @@ from orchestration.report import marks
 from orchestration.report.budgets import MARGIN, BudgetAxis, hurting, log_ticks, pair
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, header, searched_keys, tested, validated, value
 from orchestration.report.summary import best
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 _LINEAR = ("defense.eta", "defense.lambda_u", EPSILON_2)  # searched evenly over a range that starts at or near 0
 # The paper's own setting and its finding, per key that it studies alone.

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.report.notation import MISSING, baseline_name, tested
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 CAPTION = (
     "clean test accuracy of the last epoch in percent: mean ± standard deviation (seeds); test accuracy chooses nothing"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from orchestration.report import marks
 from orchestration.report.grid import Grid
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 
 @matplotlib.rc_context(marks.STYLE)

@@ -10,7 +10,7 @@ from orchestration.report.matrix import CAPTION
 from orchestration.report.notation import MISSING
 from orchestration.report.sections import CellView, TableView, groups_of
 from orchestration.report.summary import best, caption, headings, ranked, texts_of
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from orchestration.report.notation import baseline_name, tested, validated
-from orchestration.rows import FINISHED, TrialRow
+from orchestration.study.rows import FINISHED, TrialRow
 
 # Okabe and Ito's colours, told apart under the common forms of colour blindness.
 PAPER, OPTUNA, RING, MUTED = "#0072B2", "#E69F00", "#D55E00", "#595959"

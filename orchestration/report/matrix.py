@@ -14,7 +14,7 @@ from erat.data.spreadsheets import csv_text
 from orchestration.report.grid import Cell, cell_of, column_name
 from orchestration.report.notation import MISSING, baseline_name, header, named, value
 from orchestration.report.published import published
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 CAPTION = (
     "Clean test accuracy of the last epoch in percent (where there are several seeds: ± standard deviation, and how "

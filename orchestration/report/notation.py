@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from erat.variants import expand, title_of
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 MISSING = "-"
 EPSILON_INF, EPSILON_2 = "defense.epsilon_inf", "defense.epsilon_2"

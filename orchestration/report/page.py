@@ -20,7 +20,7 @@ from orchestration.report.notation import baseline_name, duration
 from orchestration.report.sections import Group, TableView, groups_of, missing_rows, place_of, reason
 from orchestration.report.summary import best, caption, headings, ranked, texts_of
 from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of
-from orchestration.rows import FINISHED, TrialRow
+from orchestration.study.rows import FINISHED, TrialRow
 
 MOST_BYTES = 3_400_000  # of what is kept of single runs; with tables and figures a page stays below 5 MB
 Detail = Callable[[TrialRow, Pool], dict[str, Any]]

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestration.rows import FINISHED, TrialRow
+from orchestration.study.rows import FINISHED, TrialRow
 
 Change = tuple[TrialRow | None, TrialRow]  # what a row was, None where it is new, and what it is
 

@@ -10,7 +10,7 @@ from orchestration.report.errata import RECONSTRUCTION, Footnotes
 from orchestration.report.grid import Cell, column_name
 from orchestration.report.matrix import MatrixTable, corruption_name, matrix_tables, summary_sentences
 from orchestration.report.notation import baseline_name, header, value
-from orchestration.rows import FINISHED, TrialRow
+from orchestration.study.rows import FINISHED, TrialRow
 
 # What tables and their lines and columns are made of; a key beside these that varies makes groups of tables.
 _AXES = ("defense.name", "data.name", "corruption.data", "corruption.labels", "corruption.rate")

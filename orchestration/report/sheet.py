@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from erat.data.base import CorruptedSet, ImageSet
+from erat.data.types import CorruptedSet, ImageSet
 from orchestration.report import marks
 
 MOST_CLASSES = 10

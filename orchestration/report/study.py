@@ -18,7 +18,7 @@ from optuna.distributions import FloatDistribution
 from orchestration.report import marks, svg
 from orchestration.report.figures import sweep_figure
 from orchestration.report.notation import header, validated, value
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 ENOUGH = 6  # trials from which on the figures say more than the table
 Ranges = Mapping[str, FloatDistribution]

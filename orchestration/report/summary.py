@@ -14,7 +14,7 @@ from rich.text import Text
 
 from erat.data import spreadsheets
 from orchestration.report.notation import MISSING, accuracy, duration, finite, header, origin, value
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 STATUS_STYLES = {"queued": "dim", "running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red"}
 _CHOICE = "★ chosen by validation accuracy (best epoch); test accuracy is for the record and chooses nothing."

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestration.report.grid import Cell, cell_of
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, baseline_name, header, value
-from orchestration.rows import TrialRow
+from orchestration.study.rows import TrialRow
 
 # A panel is a data set, a kind of label noise and a kind of data corruption; a line is a defense.
 _PLACED = ("defense.name", "data.name", "corruption.data", "corruption.labels", "train.seed", "corruption.seed")

@@ -32,7 +32,7 @@ from erat.audit.settings import plain_settings, robust_settings
 from erat.config import build
 from erat.corruption.pipeline import corrupted_set, poison
 from erat.corruption.store import Store
-from erat.data.base import CorruptedSet, ImageSet
+from erat.data.types import CorruptedSet, ImageSet
 
 NOISES = (("symmetric", 0.2), ("symmetric", 0.4), ("symmetric", 0.6), ("asymmetric", 0.4), ("instance", 0.6))
 KINDS = ("none", "l2c", "up", "aa", "ap", "uap", "uhp", "urp")

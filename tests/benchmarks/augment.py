@@ -12,9 +12,9 @@ from torchvision import transforms
 from torchvision.transforms import v2
 from torchvision.transforms.functional import to_tensor
 
-from erat.data.base import to_float
+from erat.data.augment.views import strong_view, weak_view
 from erat.data.random import BatchRandom
-from erat.data.views import strong_view, weak_view
+from erat.data.types import to_float
 from tests.benchmarks.harness import Comparison, Work
 from tests.benchmarks.step import LARGE, step, trainer
 

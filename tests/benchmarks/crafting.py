@@ -16,8 +16,8 @@ from erat.config import build
 from erat.corruption import l2c, universal, up
 from erat.corruption.base import Craft
 from erat.corruption.samplewise import BATCH
-from erat.data.base import to_float
-from erat.data.sets import load
+from erat.data.loading import load
+from erat.data.types import to_float
 from erat.models import build_model
 from erat.models.small import small
 from erat.models.unet import UNet

@@ -23,20 +23,21 @@ from ray import tune
 from ray.cluster_utils import Cluster
 
 from erat.config import RunConfig
-from erat.engine.checkpoint import write_atomic
-from orchestration import cluster, launch
-from orchestration.home import Home
-from orchestration.spaces import SearchSpace
-from orchestration.state import Ledger
-from orchestration.sweep import SweepSpec
+from erat.files import write_atomic
+from orchestration.cluster import execution
+from orchestration.search import launch
+from orchestration.storage.workspace import Workspace
+from orchestration.study.ledger import Ledger
+from orchestration.study.spaces import SearchSpace
+from orchestration.study.spec import StudySpec
 
 CORES = 2  # of a node
 
 
 def null_trial(parameters: dict[str, Any]) -> None:
     """A trainer that returns at once: one epoch's row and a result, as the real one leaves them."""
-    config, home = RunConfig.model_validate_json(parameters["config"]), Home(Path(parameters["home"]))
-    folder = home.cell(config.digest())
+    config, workspace = RunConfig.model_validate_json(parameters["config"]), Workspace(Path(parameters["workspace"]))
+    folder = workspace.run_directory(config.digest())
     (folder / "artifacts").mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "artifacts" / "environment.json", b"{}")
     row = {"epoch": 1, "train_loss": 1.0, "val_accuracy": 0.5, "test_accuracy": 0.5, "epoch_seconds": 0.0}
@@ -49,20 +50,20 @@ def null_trial(parameters: dict[str, Any]) -> None:
 
 def measured(trials: int, nodes: int) -> dict[str, Any]:
     """Run them; seconds, megabytes and what was left on the disk."""
-    spec = SweepSpec(
+    spec = StudySpec(
         SearchSpace(name="null", about="", proposals=0, baselines=[{"train.seed": seed} for seed in range(trials)]),
         "demo",
         {"data.limit": 200, "corruption.data": "none", "corruption.labels": "none"},
     )
     # In the place of the trainer; everything around it is what a sweep runs.
-    cluster._tune_trial = null_trial
+    execution._tune_trial = null_trial
     with TemporaryDirectory() as folder, _nodes(nodes) as address, redirect_stdout(sys.stderr):
-        home = Home(Path(folder))
+        workspace = Workspace(Path(folder))
         began = time.monotonic()
-        end = launch.run_sweep("null", spec, 0, home, Ledger(home.ledger), address=address)
+        end = launch.run_study("null", spec, 0, workspace, Ledger(workspace.ledger), address=address)
         seconds = time.monotonic() - began
         assert all(row.status == "done" for row in end.driver.all_rows())
-        ended = sorted(_ended(home))
+        ended = sorted(_ended(workspace))
         few = max(2, len(ended) // 10)
         return {
             "trials": trials,
@@ -72,9 +73,9 @@ def measured(trials: int, nodes: int) -> dict[str, Any]:
             "seconds_per_trial_first_tenth": round(mean(_gaps(ended[:few])), 3),
             "seconds_per_trial_last_tenth": round(mean(_gaps(ended[-few:])), 3),
             "driver_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            "ledger_mb": round(home.ledger.stat().st_size / 1e6, 2),
-            "mlflow_mb": round(home.mlflow_database.stat().st_size / 1e6, 2),
-            "home_mb": round(sum(file.stat().st_size for file in home.root.rglob("*") if file.is_file()) / 1e6, 1),
+            "ledger_mb": round(workspace.ledger.stat().st_size / 1e6, 2),
+            "mlflow_mb": round(workspace.mlflow_database.stat().st_size / 1e6, 2),
+            "home_mb": round(sum(file.stat().st_size for file in workspace.root.rglob("*") if file.is_file()) / 1e6, 1),
         }
 
 
@@ -95,8 +96,8 @@ def _nodes(count: int) -> Iterator[str | None]:
         made.shutdown()
 
 
-def _ended(home: Home) -> list[float]:
-    events = map(json.loads, home.ledger.read_text().splitlines())
+def _ended(workspace: Workspace) -> list[float]:
+    events = map(json.loads, workspace.ledger.read_text().splitlines())
     return [event["time"] for event in events if event["event"] == "done"]
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from erat.config import build
-from erat.data.base import CorruptedSet, ImageSet
+from erat.data.types import CorruptedSet, ImageSet
 from erat.defenses.base import Clock, Phase, Update
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from erat.config import build
-from erat.data.base import CorruptedSet, ImageSet
-from erat.data.views import weak_view
+from erat.data.augment.views import weak_view
+from erat.data.types import CorruptedSet, ImageSet
 from erat.defenses.base import Clock, Phase
 from erat.engine.trainer import Trainer
 from tests.benchmarks.augment import cifar_shaped

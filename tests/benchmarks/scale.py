@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from orchestration.home import Home
-from orchestration.state import Ledger
+from orchestration.storage.workspace import Workspace
+from orchestration.study.ledger import Ledger
 
 CELLS = (10, 1_000, 100_000)
 EPOCHS = 16
@@ -27,7 +27,7 @@ HEAD = "| cells | ledger | read anew | one more entry | memory of the reader |\n
 
 
 def result(cell: str, draw: random.Random) -> dict[str, Any]:
-    """A finished cell's, as `trial.CellResult` has it."""
+    """A finished cell's, as `trial.RunResult` has it."""
     history = [draw.random() for _ in range(EPOCHS)]
     return {
         "cell": cell,
@@ -66,12 +66,12 @@ def fill(path: Path, cells: int) -> None:
 
 def row(cells: int, folder: Path) -> str:
     """A line of the table."""
-    path = Home(folder / str(cells)).ledger
+    path = Workspace(folder / str(cells)).ledger
     fill(path, cells)
     started = time.process_time()
     ledger = Ledger(path)
     read = time.process_time() - started
-    assert len(ledger.sweeps["many"].proposals) == cells
+    assert len(ledger.studies["many"].proposals) == cells
     started = time.process_time()
     for _ in range(10):
         ledger.append("retry", cell="0" * 16, sweep="many")
@@ -86,12 +86,12 @@ def row(cells: int, folder: Path) -> str:
     return f"| {cells:,} | {size / 1e6:,.2f} MB | {read:.2f} s | {append * 1000:.1f} ms | {memory / 1e6:,.0f} MB |"
 
 
-def times(home: Home) -> None:
+def times(workspace: Workspace) -> None:
     """Seconds of crafting and of training, as they pass."""
     from erat.config import build
     from erat.corruption.pipeline import corrupted_set
     from erat.registry import CORRUPTIONS
-    from orchestration.trial import run_cell, threads
+    from orchestration.run.execute import execute_run, threads
 
     def took(what: str, work: Callable[[], Any]) -> None:
         started = time.monotonic()
@@ -102,10 +102,10 @@ def times(home: Home) -> None:
     for kind in CORRUPTIONS.names():
         config = build("demo", {"corruption.data": kind}, quiet=True)
         with threads(config):
-            took(f"crafting {kind}", lambda config=config: corrupted_set(config, home.store()))
+            took(f"crafting {kind}", lambda config=config: corrupted_set(config, workspace.store()))
     for name in ("ce", "at", "erat", "dividemix", "unicon"):
         config = build("demo", {"corruption.data": "urp", "defense.name": name}, quiet=True)
-        took(f"a cell of {name}, {config.train.epochs} epochs", lambda config=config: run_cell(config, home))
+        took(f"a cell of {name}, {config.train.epochs} epochs", lambda config=config: execute_run(config, workspace))
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--times", action="store_true", help="seconds instead of state")
     with tempfile.TemporaryDirectory() as folder:
         if parser.parse_args().times:
-            times(Home(Path(folder)))
+            times(Workspace(Path(folder)))
             return
         print(HEAD)
         for cells in CELLS:

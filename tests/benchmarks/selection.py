@@ -9,7 +9,7 @@ import torch
 
 from erat.attacks.pgd import frozen
 from erat.config import build
-from erat.data.base import CorruptedSet, ImageSet, to_float
+from erat.data.types import CorruptedSet, ImageSet, to_float
 from erat.engine.evaluation import BATCH
 from erat.engine.trainer import Trainer
 from erat.selection import scores, select

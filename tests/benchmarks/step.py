@@ -13,9 +13,9 @@ from torch import Tensor
 from erat.attacks.norms import l2_project, l2_step
 from erat.attacks.pgd import frozen
 from erat.config import build
-from erat.data.base import CorruptedSet
+from erat.data.loading import load
 from erat.data.random import BatchRandom
-from erat.data.sets import load
+from erat.data.types import CorruptedSet
 from erat.defenses.base import Batch, Clock, Update
 from erat.engine.trainer import Trainer
 from tests.benchmarks.harness import Comparison, Work

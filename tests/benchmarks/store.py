@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from erat.config import build
 from erat.corruption.pipeline import poison
 from erat.corruption.store import Store
-from erat.data.sets import load
+from erat.data.loading import load
 from tests.benchmarks.harness import Comparison, Work
 
 IMAGES = 600

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from orchestration.home import Home
+from orchestration.storage.workspace import Workspace
 from tests.benchmarks.harness import Comparison, Pairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,16 +71,16 @@ def _swept(folder: Path) -> dict[str, Any]:
 
 def _spent(folder: Path, content: dict[str, Any], slots: int) -> Spent:
     """From the sweep's own figures and from when its files were written."""
-    wall, home = content["wall_seconds"], Home(folder)
+    wall, workspace = content["wall_seconds"], Workspace(folder)
     training = sum(run["train_seconds"] for run in content["runs"])
-    cells = [home.cell(run["cell"]) for run in content["runs"]]
+    cells = [workspace.run_directory(run["cell"]) for run in content["runs"]]
     begun = [(cell / "config.json").stat().st_mtime for cell in cells]
     ended = [(cell / "result.json").stat().st_mtime for cell in cells]
     in_cells = sum(ended) - sum(begun)
-    events = [json.loads(line) for line in home.ledger.read_text().splitlines()]
-    crafted = min(file.stat().st_mtime for file in home.crafted.glob(".*.lock"))  # opened when the crafting began
+    events = [json.loads(line) for line in workspace.ledger.read_text().splitlines()]
+    crafted = min(file.stat().st_mtime for file in workspace.crafted.glob(".*.lock"))  # opened when the crafting began
     registered = next(event["time"] for event in events if event["event"] == "sweep")
-    over = max(file.stat().st_mtime for file in home.report(content["name"]).iterdir())
+    over = max(file.stat().st_mtime for file in workspace.report(content["name"]).iterdir())
     return Spent(
         total=slots * wall,
         training=training,

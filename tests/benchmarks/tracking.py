@@ -14,8 +14,8 @@ from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.defenses.base import Clock
 from erat.engine.trainer import Trainer
-from orchestration.home import Home
-from orchestration.tracking import Tracker
+from orchestration.storage.workspace import Workspace
+from orchestration.tracking.tracker import Tracker
 from tests.benchmarks.harness import Comparison, Work
 
 AFTER_WARMUP = Clock(5)
@@ -35,9 +35,9 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def _pair(folder: Path) -> tuple[Work, Work]:
-    config, home = build("demo", {"corruption.data": "none"}), Home(folder)
-    trainer = Trainer(config, corrupted_set(config, Store(home.crafted)))
-    tracker, epochs = Tracker.open(home), count(1)
+    config, workspace = build("demo", {"corruption.data": "none"}), Workspace(folder)
+    trainer = Trainer(config, corrupted_set(config, Store(workspace.crafted)))
+    tracker, epochs = Tracker.open(workspace), count(1)
     run = tracker.start_run(config.digest(), config.flat(), parent=None, sweep=None, source="train")
     row = asdict(trainer._epoch(AFTER_WARMUP))
     return lambda: tracker.log_epoch(run, row, next(epochs)), lambda: trainer._epoch(AFTER_WARMUP)

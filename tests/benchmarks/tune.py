@@ -9,13 +9,15 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from orchestration import cluster, search
-from orchestration.home import Home
-from orchestration.spaces import SearchSpace
-from orchestration.state import Ledger
-from orchestration.sweep import SweepDriver, SweepSpec, register
-from orchestration.tracking import Tracker
-from orchestration.trial import run_cell
+from orchestration.cluster import session
+from orchestration.run.execute import execute_run
+from orchestration.search import tune
+from orchestration.search.driver import StudyDriver
+from orchestration.storage.workspace import Workspace
+from orchestration.study.ledger import Ledger
+from orchestration.study.spaces import SearchSpace
+from orchestration.study.spec import StudySpec, register
+from orchestration.tracking.tracker import Tracker
 from tests.benchmarks.harness import Comparison, Pairs, timed
 
 CELL = {"data.limit": 1000, "corruption.data": "none", "defense.warmup_epochs": 1, "train.epochs": 3}
@@ -41,36 +43,42 @@ def _tune_and_bare(cells: int, repeats: int) -> Pairs:
     # Ray's workers are nice to the rest of a busy machine; the bare calls are not.
     os.environ.update(RAY_worker_niceness="0")
     seeds = count()
-    with TemporaryDirectory() as folder, cluster.connection(None, cores=1):
-        home, bare = Home(Path(folder) / "tune"), Home(Path(folder) / "bare")
-        tracker, ledger = Tracker.open(home), Ledger(home.ledger)
+    with TemporaryDirectory() as folder, session.connection(None, cores=1):
+        workspace, bare = Workspace(Path(folder) / "tune"), Workspace(Path(folder) / "bare")
+        tracker, ledger = Tracker.open(workspace), Ledger(workspace.ledger)
         pairs = []
         for number in range(repeats + 1):
             spec = _spec([next(seeds) for _ in range(cells)])
-            driver = _driver(f"sweep-{number}", spec, home, ledger, tracker)
+            driver = _driver(f"sweep-{number}", spec, workspace, ledger, tracker)
             through_tune = timed(partial(_search, driver))
             assert all(row.status == "done" for row in driver.all_rows()), driver.all_rows()
             pairs.append((through_tune, timed(partial(_bare, spec, bare))))
     return pairs[1:]
 
 
-def _spec(seeds: list[int]) -> SweepSpec:
+def _spec(seeds: list[int]) -> StudySpec:
     baselines = [{"train.seed": seed} for seed in seeds]
-    return SweepSpec(SearchSpace(name="cells", about="", proposals=0, baselines=baselines), "demo", CELL)
+    return StudySpec(SearchSpace(name="cells", about="", proposals=0, baselines=baselines), "demo", CELL)
 
 
-def _driver(name: str, spec: SweepSpec, home: Home, ledger: Ledger, tracker: Tracker) -> SweepDriver:
+def _driver(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger, tracker: Tracker) -> StudyDriver:
     register(ledger, name, spec, 0)
     parent = tracker.start_parent(name, kind="sweep", tags={})
-    proposer = search.OptunaProposer({}, seed=0, startup_trials=1)
-    return SweepDriver(name, spec, 0, home, ledger, tracker, parent, proposer)
+    sampler = tune.OptunaSampler({}, seed=0, startup_trials=1)
+    return StudyDriver(name, spec, 0, workspace, ledger, tracker, parent, sampler)
 
 
-def _search(driver: SweepDriver) -> None:
-    options = {"name": driver.name, "storage": driver.home.ray, "resources": {"CPU": 1.0}, "workers": 1, "slots": 1}
-    search.run(driver, ahead=True, **options)
+def _search(driver: StudyDriver) -> None:
+    options = {
+        "name": driver.name,
+        "storage": driver.workspace.ray,
+        "resources": {"CPU": 1.0},
+        "workers": 1,
+        "slots": 1,
+    }
+    tune.run(driver, ahead=True, **options)
 
 
-def _bare(spec: SweepSpec, home: Home) -> None:
+def _bare(spec: StudySpec, workspace: Workspace) -> None:
     for config in spec.planned(0)[0]:
-        run_cell(config, home)
+        execute_run(config, workspace)

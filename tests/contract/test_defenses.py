@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from erat.config import RunConfig
-from erat.data.base import CorruptedSet
+from erat.data.types import CorruptedSet
 from erat.defenses.base import Batch, Clock, Update
 from erat.engine.report import EpochReport
 from erat.engine.trainer import Trainer

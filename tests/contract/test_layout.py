@@ -15,8 +15,13 @@ ROOT = Path(__file__).parents[2]
 
 # The only files that may import these, wherever in the file.
 IMPORTERS = {
-    "ray": {"orchestration/cluster.py", "orchestration/search.py"},
-    "mlflow": {"orchestration/tracking.py"},
+    "ray": {
+        "orchestration/cluster/crafting.py",
+        "orchestration/cluster/execution.py",
+        "orchestration/cluster/session.py",
+        "orchestration/search/tune.py",
+    },
+    "mlflow": {"orchestration/tracking/tracker.py"},
 }
 GLOBAL_SEEDING = {
     "torch.manual_seed",
@@ -135,7 +140,7 @@ def test_no_import_escapes(source: str) -> None:
 
 
 def test_relative_imports_are_resolved() -> None:
-    assert "erat.data.base" in set(imports(ast.parse("from . import base"), "erat.data"))
+    assert "erat.data.types" in set(imports(ast.parse("from . import types"), "erat.data"))
     assert "erat.losses" in set(imports(ast.parse("from ..losses import ramp"), "erat.data"))
 
 
@@ -167,9 +172,56 @@ def test_one_place_imports(package: str) -> None:
 
 
 def test_one_cell_runs_without_ray_and_without_mlflow() -> None:
-    loaded = reachable("orchestration/trial.py")
+    loaded = reachable("orchestration/run/execute.py")
     assert "erat/engine/trainer.py" in loaded
     assert not loaded & set().union(*IMPORTERS.values())
+
+
+# Rooms of orchestration/ by level: a module imports from its own room and from lower levels.
+LEVELS = (
+    {"storage", "terminal"},
+    {"run", "tracking"},
+    {"study", "cluster"},
+    {"report"},
+    {"crafting", "audit"},
+    {"search"},
+    {"commands"},
+    {"cli"},
+)
+LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+
+
+def room_of(file: str) -> str:
+    return Path(file).parts[1].removesuffix(".py")
+
+
+def test_every_room_has_a_level() -> None:
+    rooms = {room_of(file) for file in files("orchestration")} - {"__init__"}
+    assert rooms == set(LEVEL_OF)
+
+
+@pytest.mark.parametrize("file", [file for file in files("orchestration") if file != "orchestration/__init__.py"])
+def test_imports_point_downward(file: str) -> None:
+    others = {room_of(other) for other in within(file) if other.startswith("orchestration/")} - {room_of(file)}
+    upward = {room for room in others - {"__init__"} if LEVEL_OF[room] >= LEVEL_OF[room_of(file)]}
+    assert not upward
+
+
+@pytest.mark.parametrize("file", files("erat", "orchestration"))
+def test_no_module_imports_itself_in_a_circle(file: str) -> None:
+    modules = {other for other in within(file) if not other.endswith("__init__.py")}
+    assert file not in set().union(*map(reachable_modules, modules), set())
+
+
+@cache
+def reachable_modules(file: str) -> frozenset[str]:
+    """As `reachable`, but for what packages re-export."""
+    found, waiting = {file}, [file]
+    while waiting:
+        new = {other for other in within(waiting.pop()) if not other.endswith("__init__.py")} - found
+        found |= new
+        waiting += new
+    return frozenset(found)
 
 
 def test_nothing_imports_the_command() -> None:
@@ -214,7 +266,7 @@ def test_no_library_code_seeds_globally(file: str) -> None:
     names = called(tree_of(file))
     assert not names & GLOBAL_SEEDING
     if "torch.default_generator" in names:
-        assert file == "erat/engine/seeding.py", "inside fork_rng, where weights are drawn"
+        assert file == "erat/seeding.py", "inside fork_rng, where weights are drawn"
 
 
 @pytest.mark.parametrize("file", files("erat"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from erat.config import RunConfig
-from erat.data.base import CorruptedSet
+from erat.data.types import CorruptedSet
 from erat.engine.report import EpochReport
 from erat.engine.trainer import Trainer
 from erat.registry import DEFENSES

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from orchestration import cli, shell
-from orchestration.home import Home
+from orchestration import cli
+from orchestration.commands import console
+from orchestration.storage.workspace import Workspace
 from tests.e2e.commands import Command, Said
 
 ROOT = Path(__file__).parents[2]
@@ -27,23 +28,23 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("sweeps") / "home")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("sweeps") / "home")
 
 
 @pytest.fixture(scope="module")
-def command(cluster: Cluster, home: Home) -> Iterator[Command]:
+def command(cluster: Cluster, workspace: Workspace) -> Iterator[Command]:
     """Run a command line in this process, on the cluster. `at` is another home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
-        def run(*words: str, at: Home = home) -> Said:
+        def run(*words: str, at: Workspace = workspace) -> Said:
             patch.setenv("ERAT_HOME", str(at.root))
             address = ["--address", cluster.address] if words[0] not in ("status", "cancel") else []
             out, err = io.StringIO(), io.StringIO()
             with redirect_stdout(out), redirect_stderr(err):
-                code = shell.guarded(lambda: cli.app([*words, *address], standalone_mode=False))
+                code = console.guarded(lambda: cli.app([*words, *address], standalone_mode=False))
             return Said(code, out.getvalue(), err.getvalue())
 
         yield run

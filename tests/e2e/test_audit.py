@@ -21,11 +21,12 @@ import pytest
 import torch
 from PIL import Image
 
-from erat.data.base import ImageSet
+from erat.data.types import ImageSet
 from erat.export import load_program
-from orchestration import audit as audit_verb
-from orchestration import cli, shell
-from orchestration._mlflow_store import _wait_until_healthy, stop_server
+from orchestration import cli
+from orchestration.audit import execute as audit_verb
+from orchestration.commands import console
+from orchestration.tracking.store import _wait_until_healthy, stop_server
 from tests.e2e.commands import Said
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no readable image")
@@ -35,14 +36,14 @@ WRONG = 6  # images of class 0 that lie in the folder of class 1
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Said]]:
-    home = tmp_path_factory.mktemp("home")
+    workspace = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ERAT_HOME", str(home))
+        patch.setenv("ERAT_HOME", str(workspace))
 
         def run(*words: str) -> Said:
             out, err = io.StringIO(), io.StringIO()
             with redirect_stdout(out), redirect_stderr(err):
-                code = shell.guarded(lambda: cli.app(["audit", *words], standalone_mode=False))
+                code = console.guarded(lambda: cli.app(["audit", *words], standalone_mode=False))
             return Said(code, out.getvalue(), err.getvalue())
 
         yield run
@@ -108,8 +109,8 @@ def test_what_is_written_and_said(said: Said) -> None:
 def test_it_is_a_run_in_mlflow(said: Said) -> None:
     from mlflow.tracking import MlflowClient
 
-    home = report(said).parents[1]
-    client = MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    workspace = report(said).parents[1]
+    client = MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
     run = client.get_run(said.json["mlflow_run_id"])
     assert (run.info.status, run.data.tags["kind"], run.data.tags["sweep"]) == ("FINISHED", "audit", "mine")
     assert run.data.params["train.epochs"] == "6"

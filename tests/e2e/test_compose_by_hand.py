@@ -82,8 +82,8 @@ class Stack:
             assert process.poll() is None and time.monotonic() < give_up, said[-2000:]
             time.sleep(0.5)
 
-    def run(self, *words: str, home: str = "home", **changes: str) -> subprocess.CompletedProcess[str]:
-        environment = self.environment | {"ERAT_HOME": str(self.folder / home)} | changes
+    def run(self, *words: str, workspace: str = "home", **changes: str) -> subprocess.CompletedProcess[str]:
+        environment = self.environment | {"ERAT_HOME": str(self.folder / workspace)} | changes
         return subprocess.run(
             words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
         )

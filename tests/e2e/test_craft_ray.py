@@ -16,8 +16,9 @@ import pytest
 from erat.config import build
 from erat.corruption import pipeline
 from erat.corruption.store import Store
-from orchestration import cluster, crafting
-from orchestration.home import Home
+from orchestration.cluster import session
+from orchestration.crafting import sets
+from orchestration.storage.workspace import Workspace
 from tests.e2e.commands import Command, Said
 
 ROOT = Path(__file__).parents[2]
@@ -40,15 +41,15 @@ def _refuse(*_: Any) -> None:
     raise AssertionError("crafted in the driver")
 
 
-def crafted(home: Home, part: str) -> list[Path]:
-    return [path for path in home.crafted.iterdir() if path.name.startswith(f"{part}-")]
+def crafted(workspace: Workspace, part: str) -> list[Path]:
+    return [path for path in workspace.crafted.iterdir() if path.name.startswith(f"{part}-")]
 
 
-def test_each_set_is_crafted_once_and_its_source_is_shared(verified: Said, home: Home) -> None:
-    assert len(crafted(home, "images")) == 3
-    assert len(crafted(home, "source")) == 1, "UHP and UAP wait for one network"
-    assert len(crafted(home, "labels")) == 2
-    hidden = [path.name for path in home.crafted.iterdir() if path.name.endswith((".work", ".part", ".progress"))]
+def test_each_set_is_crafted_once_and_its_source_is_shared(verified: Said, workspace: Workspace) -> None:
+    assert len(crafted(workspace, "images")) == 3
+    assert len(crafted(workspace, "source")) == 1, "UHP and UAP wait for one network"
+    assert len(crafted(workspace, "labels")) == 2
+    hidden = [path.name for path in workspace.crafted.iterdir() if path.name.endswith((".work", ".part", ".progress"))]
     assert not hidden, "nothing half-made stays"
 
 
@@ -57,31 +58,31 @@ def test_it_says_how_far_crafting_is(verified: Said) -> None:
     assert "crafting urp" not in verified.err, "that one has no steps to tell of"
 
 
-def test_it_shows_how_far_accuracy_falls(verified: Said, home: Home) -> None:
+def test_it_shows_how_far_accuracy_falls(verified: Said, workspace: Workspace) -> None:
     runs = verified.json["runs"]
     assert len(runs) == 8
     settings = {(run["config"]["corruption.data"], run["config"]["corruption.labels"]) for run in runs}
     assert settings == {(kind, noise) for kind in ("none", "urp", "uhp", "uap") for noise in ("none", "symmetric")}
     assert {run["config"]["defense.name"] for run in runs} == {"ce"}
-    table = (home.report(verified.json["name"]) / "grid.md").read_text()
+    table = (workspace.report(verified.json["name"]) / "grid.md").read_text()
     assert "| data corruption | none | symmetric 0.6 |" in table
     assert "| CE on uhp l2 1.25 |" in table
-    assert (home.report(verified.json["name"]) / "grid.png").stat().st_size > 5000
+    assert (workspace.report(verified.json["name"]) / "grid.png").stat().st_size > 5000
     assert verified.json["best"] is None, "nothing was searched"
 
 
-def test_again_it_runs_and_crafts_nothing(verified: Said, command: Command, home: Home) -> None:
-    before = {path: path.stat().st_mtime_ns for path in crafted(home, "images")}
+def test_again_it_runs_and_crafts_nothing(verified: Said, command: Command, workspace: Workspace) -> None:
+    before = {path: path.stat().st_mtime_ns for path in crafted(workspace, "images")}
     again = command(*VERIFY, "--json")
     assert [run["cell"] for run in again.json["runs"]] == [run["cell"] for run in verified.json["runs"]]
-    assert {path: path.stat().st_mtime_ns for path in crafted(home, "images")} == before
+    assert {path: path.stat().st_mtime_ns for path in crafted(workspace, "images")} == before
 
 
 def test_a_damaged_set_is_crafted_again_with_a_warning(
-    verified: Said, command: Command, home: Home, recwarn: pytest.WarningsRecorder
+    verified: Said, command: Command, workspace: Workspace, recwarn: pytest.WarningsRecorder
 ) -> None:
     config = build("demo", _overrides("urp"))
-    entry = pipeline.corrupted_set(config, Store(home.crafted)).manifest["images"]
+    entry = pipeline.corrupted_set(config, Store(workspace.crafted)).manifest["images"]
     file = Path(entry["path"]) / "images.npy"
     sound = file.read_bytes()
     file.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
@@ -99,9 +100,9 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_what_a_task_refuses_reaches_the_person_in_one_line(command: Command, home: Home) -> None:
+def test_what_a_task_refuses_reaches_the_person_in_one_line(command: Command, workspace: Workspace) -> None:
     """The ensemble needs four classes; that is found out in the worker."""
-    folder = home.root.parent / "two"
+    folder = workspace.root.parent / "two"
     _two_classes(folder)
     words = ["data.name=folder", f"data.root={folder}", "corruption.data=aa", "corruption.attack=standard"]
     said = command("craft", *words, "corruption.source=small", "corruption.source_epochs=1", "data.image_size=8")
@@ -109,16 +110,16 @@ def test_what_a_task_refuses_reaches_the_person_in_one_line(command: Command, ho
     assert said.err.splitlines()[-1] == ("error: corruption.attack=standard needs at least 4 classes, the set has 2")
 
 
-def test_a_small_set_needs_no_device(command: Command, home: Home) -> None:
-    before = len(crafted(home, "images"))
+def test_a_small_set_needs_no_device(command: Command, workspace: Workspace) -> None:
+    before = len(crafted(workspace, "images"))
     said = command("craft", "corruption.data=urp", "corruption.seed=7", "resources.gpu=1", *SMALL)
     assert said.code == 0, said.err
-    assert len(crafted(home, "images")) == before + 1
+    assert len(crafted(workspace, "images")) == before + 1
 
 
 def test_a_device_that_no_node_has_is_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crafting, "SMALL_SET", 0)
-    monkeypatch.setattr(cluster, "JOIN_SECONDS", 0.5)
+    monkeypatch.setattr(sets, "SMALL_SET", 0)
+    monkeypatch.setattr(session, "JOIN_SECONDS", 0.5)
     said = command("craft", "corruption.data=urp", "corruption.seed=8", "resources.gpu=1", *SMALL)
     assert said.code == 2
     assert "crafting urp needs 1 CPU, 1 GPU, the cluster has 2 CPU, 0 GPU" in said.err.splitlines()[-1]
@@ -165,11 +166,11 @@ def _line(*words: str) -> list[str]:
     return [sys.executable, "orchestrate.py", "craft", "data.limit=600", "--json", *words]
 
 
-def _environment(home: Path) -> dict[str, str]:
-    return os.environ | {"ERAT_HOME": str(home), "OMP_NUM_THREADS": "1"}
+def _environment(workspace: Path) -> dict[str, str]:
+    return os.environ | {"ERAT_HOME": str(workspace), "OMP_NUM_THREADS": "1"}
 
 
-def _craft(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def _craft(workspace: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        _line(*words), env=_environment(home), cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
+        _line(*words), env=_environment(workspace), cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
     )

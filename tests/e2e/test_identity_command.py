@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestration.home import Home
+from orchestration.storage.workspace import Workspace
 from tests.e2e.commands import Command
 from tests.e2e.conftest import ROOT
 
@@ -31,13 +31,13 @@ def arrays(path: Path, classes: int) -> Path:
     return path
 
 
-def train(home: Path, root: Path | str, at: Path = ROOT) -> tuple[dict[str, Any], str]:
+def train(workspace: Path, root: Path | str, at: Path = ROOT) -> tuple[dict[str, Any], str]:
     """(what `train --json` printed, or nothing; what it told)."""
     words = ("data.name=folder", f"data.root={root}", "defense.name=ce", *PLAIN, "--json")
     done = subprocess.run(
         [sys.executable, str(ROOT / "orchestrate.py"), "train", *words],
         cwd=at,
-        env=os.environ | {"ERAT_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"ERAT_HOME": str(workspace), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -48,16 +48,16 @@ def train(home: Path, root: Path | str, at: Path = ROOT) -> tuple[dict[str, Any]
 
 @pytest.mark.slow
 def test_two_sets_are_two_cells_and_one_that_moved_is_one(tmp_path: Path) -> None:
-    home, places = tmp_path / "home", [arrays(tmp_path / "a.npz", 2), arrays(tmp_path / "b.npz", 4)]
-    (one, _), (other, _) = (train(home, place) for place in places)
+    workspace, places = tmp_path / "home", [arrays(tmp_path / "a.npz", 2), arrays(tmp_path / "b.npz", 4)]
+    (one, _), (other, _) = (train(workspace, place) for place in places)
     assert one["cell"] != other["cell"]
     assert one["final_test_accuracy"] != other["final_test_accuracy"]
     assert "root" not in one["config"]["data.fingerprint"]
     places[0].rename(tmp_path / "c.npz")
-    moved, told = train(home, "./c.npz", at=tmp_path)
+    moved, told = train(workspace, "./c.npz", at=tmp_path)
     assert (moved["cell"], moved["mlflow_run_id"]) == (one["cell"], one["mlflow_run_id"])
     assert "trial 0 running" not in told
-    nothing, told = train(home, places[0])
+    nothing, told = train(workspace, places[0])
     assert nothing == {}
     assert f"there is none at {places[0]}" in told.splitlines()[-1]
 
@@ -87,12 +87,12 @@ def test_a_list_with_mended_labels_is_trained_anew(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_name_of_a_study_is_of_its_images(command: Command, tmp_path: Path) -> None:
-    home, place, other = Home(tmp_path / "home"), arrays(tmp_path / "a.npz", 2), arrays(tmp_path / "b.npz", 4)
+    workspace, place, other = Workspace(tmp_path / "home"), arrays(tmp_path / "a.npz", 2), arrays(tmp_path / "b.npz", 4)
     (tmp_path / "one.yaml").write_text(SPACE)
 
     def sweep(root: Path) -> Any:
         words = ("--space", str(tmp_path / "one.yaml"), "--name", "s", "data.name=folder", f"data.root={root}")
-        return command("sweep", *words, *PLAIN, "--json", at=home)
+        return command("sweep", *words, *PLAIN, "--json", at=workspace)
 
     first = sweep(place).json["runs"][0]
     refused = sweep(other)
@@ -100,6 +100,6 @@ def test_the_name_of_a_study_is_of_its_images(command: Command, tmp_path: Path) 
     assert "choose another --name" in refused.err.splitlines()[-1]
     assert "data.fingerprint was" in refused.err.splitlines()[-1]
     place.rename(tmp_path / "c.npz")
-    assert command("resume", "s", "--json", at=home).json["runs"][0]["cell"] == first["cell"]
+    assert command("resume", "s", "--json", at=workspace).json["runs"][0]["cell"] == first["cell"]
     moved = sweep(tmp_path / "c.npz").json["runs"][0]
     assert {**moved, "config": {}} == {**first, "config": {}}

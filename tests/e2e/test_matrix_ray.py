@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.home import Home
+from orchestration.storage.workspace import Workspace
 from tests.e2e.commands import Command, Said
 
 SMALL = ["data.limit=300", "train.epochs=2", "corruption.source_epochs=1", "corruption.steps=5"]
@@ -38,8 +38,8 @@ def test_every_cell_runs_once_and_one_at_a_time(ran: Said) -> None:
     assert states == ["running", "done"] * 6
 
 
-def test_its_tables_name_the_defenses_as_the_paper_does(ran: Said, home: Home) -> None:
-    folder = home.report(ran.json["name"])
+def test_its_tables_name_the_defenses_as_the_paper_does(ran: Said, workspace: Workspace) -> None:
+    folder = workspace.report(ran.json["name"])
     text = (folder / "matrix.md").read_text()
     assert "**mnist, symmetric 0.6 label noise**" in text
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:] == [
@@ -55,7 +55,7 @@ def test_its_tables_name_the_defenses_as_the_paper_does(ran: Said, home: Home) -
         assert float(record["mean"]) == pytest.approx(100 * accuracy, abs=0.01)
 
 
-def test_another_grid_runs_only_what_is_new(ran: Said, command: Command, home: Home, tmp_path: Path) -> None:
+def test_another_grid_runs_only_what_is_new(ran: Said, command: Command, workspace: Workspace, tmp_path: Path) -> None:
     more = tmp_path / "more.yaml"
     more.write_text(
         "name: more\nabout: one more\naxes: {noise: [symmetric], corruption: [urp], defense: [ce, iss, erat_no_at]}\n"
@@ -72,7 +72,7 @@ def test_another_grid_runs_only_what_is_new(ran: Said, command: Command, home: H
 
 
 @pytest.mark.slow
-def test_training_begins_beside_crafting(command: Command, home: Home, tmp_path: Path) -> None:
+def test_training_begins_beside_crafting(command: Command, workspace: Workspace, tmp_path: Path) -> None:
     grid = tmp_path / "beside.yaml"
     grid.write_text(
         "name: beside\nabout: a slow set and a quick one\n"
@@ -87,11 +87,11 @@ def test_training_begins_beside_crafting(command: Command, home: Home, tmp_path:
     assert "images=urp" in lines[first]
     assert first < last, "the quick set's runs wait for nobody"
     assert {run["status"] for run in said.json["runs"]} == {"done"}
-    crafted = [path.name.split("-")[0] for path in home.crafted.iterdir() if not path.name.startswith(".")]
+    crafted = [path.name.split("-")[0] for path in workspace.crafted.iterdir() if not path.name.startswith(".")]
     assert crafted.count("images") == 4, "uhp and urp of the first grid, uap and urp of this one"
 
 
-def test_what_crafting_refuses_leaves_the_name_free(command: Command, home: Home, tmp_path: Path) -> None:
+def test_what_crafting_refuses_leaves_the_name_free(command: Command, workspace: Workspace, tmp_path: Path) -> None:
     bad = tmp_path / "weights.pt"
     bad.write_bytes(b"none")
     grid = tmp_path / "one.yaml"

@@ -20,11 +20,13 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from erat.config import RunConfig, build
-from orchestration import cli, shell
-from orchestration.home import Home
-from orchestration.state import Ledger
-from orchestration.storage import storage_at
-from orchestration.trial import read_metrics, run_cell
+from orchestration import cli
+from orchestration.commands import console
+from orchestration.run.directory import read_metrics
+from orchestration.run.execute import execute_run
+from orchestration.storage.shared import storage_at
+from orchestration.storage.workspace import Workspace
+from orchestration.study.ledger import Ledger
 from tests.e2e.commands import Command, Said
 from tests.servers import s3_server
 
@@ -83,21 +85,21 @@ def nodes(place: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("driver") / "home")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("driver") / "home")
 
 
 @pytest.fixture(scope="module")
-def command(nodes: Nodes, home: Home, place: str) -> Iterator[Command]:
+def command(nodes: Nodes, workspace: Workspace, place: str) -> Iterator[Command]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv("ERAT_HOME", str(home.root))
+        patch.setenv("ERAT_HOME", str(workspace.root))
 
         def run(*line: str) -> Said:
             out, err = io.StringIO(), io.StringIO()
             with redirect_stdout(out), redirect_stderr(err):
-                code = shell.guarded(
+                code = console.guarded(
                     lambda: cli.app([*line, "--address", nodes.cluster.address], standalone_mode=False)
                 )
             return Said(code, out.getvalue(), err.getvalue())
@@ -108,8 +110,8 @@ def command(nodes: Nodes, home: Home, place: str) -> Iterator[Command]:
 def alone(options: dict[str, Any], folder: Path) -> tuple[RunConfig, Any, list[dict[str, Any]]]:
     """The same run on one worker, here."""
     config = build("demo", options)
-    result = run_cell(config, Home(folder))
-    return config, result, read_metrics(Home(folder).cell(config.digest()))
+    result = execute_run(config, Workspace(folder))
+    return config, result, read_metrics(Workspace(folder).run_directory(config.digest()))
 
 
 def test_doctor_sees_both_nodes(command: Command, place: str) -> None:
@@ -123,15 +125,17 @@ def test_doctor_sees_both_nodes(command: Command, place: str) -> None:
     assert said.err.count("   node ") == 3
 
 
-def test_a_storage_that_cannot_be_had_is_one_line_before_anything_begins(command: Command, home: Home) -> None:
+def test_a_storage_that_cannot_be_had_is_one_line_before_anything_begins(
+    command: Command, workspace: Workspace
+) -> None:
     away = "s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"
     said = command("sweep", "--space", "eta", f"storage.path={away}", "corruption.data=none")
     assert said.code == 2
     assert "cannot be" in said.err.splitlines()[-1]
-    assert not home.ledger.exists()
+    assert not workspace.ledger.exists()
 
 
-def test_more_workers_than_places_is_one_line(command: Command, place: str, home: Home) -> None:
+def test_more_workers_than_places_is_one_line(command: Command, place: str, workspace: Workspace) -> None:
     said = command("train", *words(SHORT), f"storage.path={place}", "train.workers=4")
     assert said.code == 2
     assert "a trial needs 4 CPU, the cluster has 2 CPU on 3 nodes after 10 s" in said.err.splitlines()[-1]
@@ -140,14 +144,14 @@ def test_more_workers_than_places_is_one_line(command: Command, place: str, home
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("defense", ["erat", "dividemix"])
 def test_two_nodes_train_what_one_worker_does(
-    defense: str, command: Command, place: str, home: Home, tmp_path: Path
+    defense: str, command: Command, place: str, workspace: Workspace, tmp_path: Path
 ) -> None:
     """Each worker on a node of its own; the same selection, and the same accuracy but for rounding."""
     options = SHORT | {"defense.name": defense}
     said = command("train", *words(options), "train.workers=2", f"storage.path={place}", "--json")
     assert said.code == 0, said.err
     _, one, rows = alone(options, tmp_path)
-    both = read_metrics(home.cell(said.json["cell"]))
+    both = read_metrics(workspace.run_directory(said.json["cell"]))
     for ours, theirs in zip(both, rows, strict=True):
         # Rounding turns a sign step of an attack now and then, and one sample's score may pass the threshold.
         assert ours["labelled_per_class"] == pytest.approx(theirs["labelled_per_class"], abs=2)
@@ -180,17 +184,17 @@ baselines:
 """
 
 
-def under_way(home: Home, sweep: str, epochs: int) -> bool:
+def under_way(workspace: Workspace, sweep: str, epochs: int) -> bool:
     """Whether every cell of the sweep has done so many epochs."""
-    ledger = Ledger(home.ledger)
-    cells = [p.cell for p in ledger.sweeps[sweep].proposals.values()] if sweep in ledger.sweeps else []
-    return len(cells) == 2 and all(len(read_metrics(home.cell(cell))) >= epochs for cell in cells)
+    ledger = Ledger(workspace.ledger)
+    cells = [p.cell for p in ledger.studies[sweep].proposals.values()] if sweep in ledger.studies else []
+    return len(cells) == 2 and all(len(read_metrics(workspace.run_directory(cell))) >= epochs for cell in cells)
 
 
-def disturbed(home: Home, sweep: str, disturb: Callable[[], None], epochs: int = 3) -> threading.Thread:
+def disturbed(workspace: Workspace, sweep: str, disturb: Callable[[], None], epochs: int = 3) -> threading.Thread:
     def wait() -> None:
         give_up = time.monotonic() + 120
-        while time.monotonic() < give_up and not under_way(home, sweep, epochs):
+        while time.monotonic() < give_up and not under_way(workspace, sweep, epochs):
             time.sleep(0.05)
         disturb()
 
@@ -202,7 +206,7 @@ def disturbed(home: Home, sweep: str, disturb: Callable[[], None], epochs: int =
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("how", ["told to leave", "dies"])
 def test_what_ran_on_a_node_goes_on_elsewhere(
-    how: str, command: Command, nodes: Nodes, place: str, home: Home, tmp_path: Path
+    how: str, command: Command, nodes: Nodes, place: str, workspace: Workspace, tmp_path: Path
 ) -> None:
     space = tmp_path / "two.yaml"
     space.write_text(SPACE)
@@ -217,7 +221,7 @@ def test_what_ran_on_a_node_goes_on_elsewhere(
                 if "_tune_trial" in " ".join(process.cmdline()) or "ImplicitFunc" in " ".join(process.cmdline()):
                     os.kill(process.pid, signal.SIGTERM)
 
-    thread = disturbed(home, name, disturb)
+    thread = disturbed(workspace, name, disturb)
     line = ("sweep", "--space", str(space), "--name", name, *words(PLAIN), seed, f"storage.path={place}", "--json")
     expected = (
         r"its worker was told to leave (in|after) epoch \d+" if how == "told to leave" else "the worker died after"
@@ -231,7 +235,7 @@ def test_what_ran_on_a_node_goes_on_elsewhere(
         config, one, _ = alone(options, tmp_path)
         assert config.digest() == run["cell"]
         assert (run["status"], run["final_test_accuracy"]) == ("done", one.final_test_accuracy)
-        ended = Ledger(home.ledger).outcome(run["cell"])
+        ended = Ledger(workspace.ledger).outcome(run["cell"])
         assert ended is not None
         assert ended.result["val_history"] == one.val_history
     if how == "dies":

@@ -19,9 +19,10 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from erat.config import load_config
-from orchestration.home import Home
-from orchestration.state import Ledger
-from orchestration.trial import read_metrics, run_cell
+from orchestration.run.directory import read_metrics
+from orchestration.run.execute import execute_run
+from orchestration.storage.workspace import Workspace
+from orchestration.study.ledger import Ledger
 from tests.e2e.commands import Command, Said
 
 ROOT = Path(__file__).parents[2]
@@ -65,8 +66,8 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     return write
 
 
-def events(home: Home, sweep: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in home.ledger.read_text().splitlines()]
+def events(workspace: Workspace, sweep: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in workspace.ledger.read_text().splitlines()]
     return [event for event in lines if sweep in (event.get("sweep"), event.get("name"))]
 
 
@@ -88,10 +89,10 @@ def first(command: Command, space: Callable[..., str]) -> Said:
 
 
 class TestFromBeginningToEnd:
-    def test_it_prints_one_object_with_every_trial(self, first: Said, home: Home) -> None:
+    def test_it_prints_one_object_with_every_trial(self, first: Said, workspace: Workspace) -> None:
         content = first.json
         assert content.keys() == {"name", "tracking_uri", "wall_seconds", "best", "runs"}
-        assert (content["name"], content["tracking_uri"]) == ("first", f"sqlite:///{home.mlflow_database}")
+        assert (content["name"], content["tracking_uri"]) == ("first", f"sqlite:///{workspace.mlflow_database}")
         lr = [run["config"]["train.lr"] for run in content["runs"]]
         decay = [run["config"]["train.weight_decay"] for run in content["runs"]]
         assert len(content["runs"]) == 5
@@ -104,9 +105,9 @@ class TestFromBeginningToEnd:
         assert "stopped" in {run["status"] for run in content["runs"]}, "or nothing here tests stopping"
         assert all(run["error"] is None and 0 <= run["final_test_accuracy"] <= 1 for run in content["runs"])
 
-    def test_the_best_is_chosen_by_validation_and_can_be_pasted(self, first: Said, home: Home) -> None:
+    def test_the_best_is_chosen_by_validation_and_can_be_pasted(self, first: Said, workspace: Workspace) -> None:
         best = first.json["best"]
-        ledger = Ledger(home.ledger)
+        ledger = Ledger(workspace.ledger)
         reached = {run["cell"]: ledger.outcome(run["cell"], "first") for run in first.json["runs"][1:]}
         done = {cell: o.result["best_val_accuracy"] for cell, o in reached.items() if o and o.status == "done"}
         assert done[best["cell"]] == max(done.values())
@@ -114,19 +115,19 @@ class TestFromBeginningToEnd:
         (line,) = [line for line in first.err.splitlines() if "orchestrate.py train" in line]
         assert f"train.lr={best['config']['train.lr']}" in line
 
-    def test_the_ledger_has_every_step(self, first: Said, home: Home) -> None:
-        kinds = [event["event"] for event in events(home, "first")]
+    def test_the_ledger_has_every_step(self, first: Said, workspace: Workspace) -> None:
+        kinds = [event["event"] for event in events(workspace, "first")]
         assert kinds.count("sweep") == 1
         assert kinds.count("proposed") == 5
         assert kinds.count("done") + kinds.count("stopped") == 5
-        proposals = Ledger(home.ledger).sweeps["first"].proposals
+        proposals = Ledger(workspace.ledger).studies["first"].proposals
         assert [proposals[number].source for number in range(5)] == ["baseline", "paper", "paper", "optuna", "optuna"]
         assert [proposals[number].cell for number in range(5)] == [run["cell"] for run in first.json["runs"]]
 
-    def test_mlflow_has_a_parent_and_a_child_per_cell(self, first: Said, home: Home) -> None:
+    def test_mlflow_has_a_parent_and_a_child_per_cell(self, first: Said, workspace: Workspace) -> None:
         import mlflow
 
-        client = mlflow.MlflowClient(f"sqlite:///{home.mlflow_database}")
+        client = mlflow.MlflowClient(f"sqlite:///{workspace.mlflow_database}")
         experiment = client.get_experiment_by_name("erat")
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id], "tags.sweep = 'first'")
@@ -162,13 +163,13 @@ class TestFromBeginningToEnd:
             files = {file.path for file in client.list_artifacts(child.info.run_id)}
             assert {"config.yaml", "environment.json", "selection.json", "confusion.json", "model.pt"} <= files
 
-    def test_stopping_is_seen_in_the_epochs(self, first: Said, home: Home) -> None:
+    def test_stopping_is_seen_in_the_epochs(self, first: Said, workspace: Workspace) -> None:
         for run in first.json["runs"]:
-            epochs = len(read_metrics(home.cell(run["cell"])))
+            epochs = len(read_metrics(workspace.run_directory(run["cell"])))
             assert epochs == EPOCHS if run["status"] == "done" else EPOCHS // 2 <= epochs < EPOCHS
 
-    def test_the_report_is_written_and_named(self, first: Said, home: Home) -> None:
-        folder = home.report("first")
+    def test_the_report_is_written_and_named(self, first: Said, workspace: Workspace) -> None:
+        folder = workspace.report("first")
         names = {file.name for file in folder.iterdir()}
         assert {"summary.md", "summary.csv", "spec.json"} <= names
         assert any(name.endswith(".png") for name in names)
@@ -183,24 +184,28 @@ class TestFromBeginningToEnd:
         assert [run["status"] for run in content["runs"]] == [run["status"] for run in first.json["runs"]]
 
     def test_the_same_command_again_trains_nothing(
-        self, first: Said, command: Command, space: Callable[..., str], home: Home
+        self, first: Said, command: Command, space: Callable[..., str], workspace: Workspace
     ) -> None:
-        before = home.ledger.read_bytes()
-        touched = {file: file.stat().st_mtime_ns for file in home.root.glob("cells/*/checkpoint.pt")}
+        before = workspace.ledger.read_bytes()
+        touched = {file: file.stat().st_mtime_ns for file in workspace.root.glob("cells/*/checkpoint.pt")}
         again = command("sweep", "--space", space(), "--name", "first", *BASE, "--json")
         assert again.code == 0, again.err
         assert again.json["runs"] == first.json["runs"]
         assert again.json["best"] == first.json["best"]
-        assert home.ledger.read_bytes() == before
+        assert workspace.ledger.read_bytes() == before
         assert {file: file.stat().st_mtime_ns for file in touched} == touched
         assert "5/5 trials" in again.err
 
-    def test_what_the_ledger_missed_is_read_from_the_cells(self, first: Said, command: Command, home: Home) -> None:
+    def test_what_the_ledger_missed_is_read_from_the_cells(
+        self, first: Said, command: Command, workspace: Workspace
+    ) -> None:
         """The driver was killed between a trial's last words and its own entry, for every trial."""
         kept = [
-            line for line in home.ledger.read_text().splitlines() if json.loads(line)["event"] in ("sweep", "proposed")
+            line
+            for line in workspace.ledger.read_text().splitlines()
+            if json.loads(line)["event"] in ("sweep", "proposed")
         ]
-        home.ledger.write_text("".join(line + "\n" for line in kept))
+        workspace.ledger.write_text("".join(line + "\n" for line in kept))
         again = command("resume", "first", "--json")
         assert again.code == 0, again.err
         assert table(again.json) == table(first.json)
@@ -221,7 +226,7 @@ class TestFromBeginningToEnd:
 
 class TestFailures:
     def test_a_trial_that_bursts_does_not_stop_the_sweep_and_is_retried_alone(
-        self, command: Command, space: Callable[..., str], home: Home
+        self, command: Command, space: Callable[..., str], workspace: Workspace
     ) -> None:
         bursting = space(
             parameters={"train.lr": {"low": 0.01, "high": 1e6, "log": True}},
@@ -242,26 +247,26 @@ class TestFailures:
 
         again = command(*words)
         assert (again.code, table(again.json)) == (1, table(said.json))
-        kinds = [event["event"] for event in events(home, "bursting")]
+        kinds = [event["event"] for event in events(workspace, "bursting")]
         assert kinds.count("failed") == 1, "the same command leaves failures as they are"
 
-        untouched = (home.cell(good["cell"]) / "result.json").stat().st_mtime_ns
+        untouched = (workspace.run_directory(good["cell"]) / "result.json").stat().st_mtime_ns
         retried = command("retry", "bursting", "--json")
         assert (retried.code, table(retried.json)) == (1, table(said.json)), "it bursts every time"
-        new = events(home, "bursting")[len(kinds) :]
+        new = events(workspace, "bursting")[len(kinds) :]
         assert [(event["event"], event["cell"]) for event in new] == [
             ("retry", failed["cell"]),
             ("failed", failed["cell"]),
         ]
-        assert (home.cell(good["cell"]) / "result.json").stat().st_mtime_ns == untouched
+        assert (workspace.run_directory(good["cell"]) / "result.json").stat().st_mtime_ns == untouched
 
     @pytest.mark.slow
     def test_a_trial_whose_worker_is_killed_goes_on_to_the_same_result(
-        self, command: Command, space: Callable[..., str], cluster: Cluster, home: Home, tmp_path: Path
+        self, command: Command, space: Callable[..., str], cluster: Cluster, workspace: Workspace, tmp_path: Path
     ) -> None:
         words = ["sweep", "--space", space(proposals=0, baselines=[]), "--name", "killed", *BASE, "train.seed=5"]
         words[words.index(f"train.epochs={EPOCHS}")] = "train.epochs=30"
-        killer = threading.Thread(target=kill_a_worker, args=(cluster, home, "killed"))
+        killer = threading.Thread(target=kill_a_worker, args=(cluster, workspace, "killed"))
         killer.start()
         with pytest.warns(UserWarning, match=r"the worker died after epoch \d+; it goes on"):
             said = command(*words, "--json")
@@ -269,30 +274,32 @@ class TestFailures:
         assert said.code == 0, said.err
         assert [run["status"] for run in said.json["runs"]] == ["done", "done"]
         for run in said.json["runs"]:
-            config = load_config(home.cell(run["cell"]) / "config.json")
-            undisturbed = run_cell(config, Home(tmp_path / "alone"))
+            config = load_config(workspace.run_directory(run["cell"]) / "config.json")
+            undisturbed = execute_run(config, Workspace(tmp_path / "alone"))
             assert undisturbed.final_test_accuracy == run["final_test_accuracy"]
-            ended = Ledger(home.ledger).outcome(run["cell"])
+            ended = Ledger(workspace.ledger).outcome(run["cell"])
             assert ended is not None and ended.result["val_history"] == undisturbed.val_history
 
 
-def kill_a_worker(cluster: Cluster, home: Home, sweep: str) -> None:
+def kill_a_worker(cluster: Cluster, workspace: Workspace, sweep: str) -> None:
     """Kill the cluster's trial workers once the sweep's first trial has trained for an epoch."""
     raylet = psutil.Process(cluster.head_node.all_processes["raylet"][0].process.pid)
-    wait_for_an_epoch(home, sweep)
+    wait_for_an_epoch(workspace, sweep)
     for process in raylet.children(recursive=True):
         if any("ImplicitFunc" in word or "_tune_trial" in word for word in process.cmdline()):
             process.kill()
 
 
-def wait_for_an_epoch(home: Home, sweep: str, ended: int = 0, seconds: float = 120) -> None:
+def wait_for_an_epoch(workspace: Workspace, sweep: str, ended: int = 0, seconds: float = 120) -> None:
     """Until a trial is under way, after at least so many have ended."""
     give_up = time.monotonic() + seconds
     while time.monotonic() < give_up:
-        ledger = Ledger(home.ledger)
-        cells = [p.cell for p in ledger.sweeps[sweep].proposals.values()] if sweep in ledger.sweeps else []
+        ledger = Ledger(workspace.ledger)
+        cells = [p.cell for p in ledger.studies[sweep].proposals.values()] if sweep in ledger.studies else []
         done = [cell for cell in cells if ledger.outcome(cell, sweep) is not None]
-        if len(done) >= ended and any(read_metrics(home.cell(cell)) for cell in cells if cell not in done):
+        if len(done) >= ended and any(
+            read_metrics(workspace.run_directory(cell)) for cell in cells if cell not in done
+        ):
             return
         time.sleep(0.02)
     pytest.fail(f"no trial of {sweep} came under way")
@@ -301,21 +308,21 @@ def wait_for_an_epoch(home: Home, sweep: str, ended: int = 0, seconds: float = 1
 # --- interruptions, on Ray of the command's own -----------------------------------------------------------------------
 
 
-def of_home(home: Home) -> list[psutil.Process]:
+def of_home(workspace: Workspace) -> list[psutil.Process]:
     """The living processes that were started for this home: a command, and all that its Ray consists of."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("ERAT_HOME") == str(home.root) and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get("ERAT_HOME") == str(workspace.root) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:
             continue
     return [process for process in found if process.pid != os.getpid()]
 
 
-def gone(home: Home, seconds: float) -> bool:
+def gone(workspace: Workspace, seconds: float) -> bool:
     give_up = time.monotonic() + seconds
-    while of_home(home):
+    while of_home(workspace):
         if time.monotonic() > give_up:
             return False
         time.sleep(0.2)
@@ -323,18 +330,18 @@ def gone(home: Home, seconds: float) -> bool:
 
 
 @pytest.fixture
-def own_home(tmp_path: Path) -> Iterator[Home]:
+def own_home(tmp_path: Path) -> Iterator[Workspace]:
     """A home whose processes are ended when the test is over."""
-    home = Home(tmp_path / "own")
-    yield home
-    for process in of_home(home):
+    workspace = Workspace(tmp_path / "own")
+    yield workspace
+    for process in of_home(workspace):
         process.kill()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, None], ids=str)
 def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
-    sign: signal.Signals | None, first: Said, command: Command, space: Callable[..., str], own_home: Home
+    sign: signal.Signals | None, first: Said, command: Command, space: Callable[..., str], own_home: Workspace
 ) -> None:
     process = subprocess.Popen(
         [sys.executable, "orchestrate.py", "sweep", "--space", space(), "--name", "cut", *BASE],
@@ -376,7 +383,7 @@ def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
-    command: Command, space: Callable[..., str], home: Home
+    command: Command, space: Callable[..., str], workspace: Workspace
 ) -> None:
     """Two workers over gloo through Ray Train. Where a trial is killed instead of asked, the next waits for ever."""
     decaying = space(
@@ -391,7 +398,7 @@ def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
     point, proposal = said.json["runs"]
     assert (point["status"], proposal["status"]) == ("done", "stopped")
     assert point["config"]["train.workers"] == 2
-    outcome = Ledger(home.ledger).outcome(proposal["cell"], "parallel")
+    outcome = Ledger(workspace.ledger).outcome(proposal["cell"], "parallel")
     assert outcome is not None
     assert outcome.result["epochs"] == EPOCHS // 2, "where it was decided, however far the workers were"
-    assert len(read_metrics(home.cell(point["cell"]))) == EPOCHS
+    assert len(read_metrics(workspace.run_directory(point["cell"]))) == EPOCHS

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestration.home import Home
-from orchestration.tracking import EPOCH_METRICS, Tracker
+from orchestration.storage.workspace import Workspace
+from orchestration.tracking.tracker import EPOCH_METRICS, Tracker
 from tests.servers import TrackingServer, postgres, postgres_programs
 
 pytestmark = [
@@ -25,7 +25,7 @@ WRITERS, RUNS, EPOCHS = 16, 2, 12
 def write(number: int, folder: str, uri: str) -> None:
     """What a driver tells of its sweep, at an epoch in some tenths of a second; it ends when all is sent."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
-    tracker = Tracker.open(Home(Path(folder) / f"writer {number}"))
+    tracker = Tracker.open(Workspace(Path(folder) / f"writer {number}"))
     parent = tracker.start_parent(f"sweep {number}", kind="sweep", tags={})
     for run in range(RUNS):
         config = {"defense.name": "ce", "data.name": "mnist", "train.seed": run}
@@ -50,7 +50,7 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path, monkeypatch: 
         server = TrackingServer(store, tmp_path / "server", workers=4)
         server.start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        reader = Tracker.open(Home(tmp_path / "reader"))
+        reader = Tracker.open(Workspace(tmp_path / "reader"))
         spawn = multiprocessing.get_context("spawn")
         writers = [spawn.Process(target=write, args=(n, str(tmp_path), server.uri)) for n in range(WRITERS)]
         try:

@@ -169,12 +169,12 @@ def _become(order: dict[str, Any]) -> None:
 
 def _enter(folder: Path, disk: int | None, read_only: bool) -> None:
     """Environment, folders, streams and limits of a command; `disk`: bytes that its home has."""
-    home = folder / "home"
+    workspace = folder / "home"
     if disk is not None:
-        _mount("tmpfs", str(home), "tmpfs", 0, f"size={disk}")
+        _mount("tmpfs", str(workspace), "tmpfs", 0, f"size={disk}")
     if read_only:
-        _mount(str(home), str(home), None, _MS_BIND)
-        _mount("none", str(home), None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
+        _mount(str(workspace), str(workspace), None, _MS_BIND)
+        _mount("none", str(workspace), None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "LC_ALL") if name in os.environ}
     os.environ.clear()
     os.environ.update(kept)

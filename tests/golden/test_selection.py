@@ -9,16 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erat.selection import (
-    agreement,
-    class_rates,
-    class_scores,
-    quotas,
-    raw_count,
-    scores,
-    select,
-    smallest_per_class,
-)
+from erat.selection import agreement, class_rates, class_scores, quotas, raw_count, scores, select, smallest_per_class
 
 # Twelve samples of three classes. Class means: 1.2 / 4 = 0.3, 1.8 / 3 = 0.6, 7.5 / 5 = 1.5 (above 1).
 # Mean of all: 10.5 / 12 = 0.875, so N_l = 6 (0.0 0.2 0.4 0.6 of class 0, 0.2 0.6 of class 1).

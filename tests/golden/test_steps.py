@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from erat.config import RunConfig
-from erat.data.base import CorruptedSet
 from erat.data.random import BatchRandom
+from erat.data.types import CorruptedSet
 from erat.defenses.base import Batch, Clock, LossTerms
 from erat.engine.trainer import Trainer
 from erat.models import Normalized

@@ -13,8 +13,8 @@ from torch import nn
 
 from erat.config import RunConfig
 from erat.corruption.base import Craft
-from erat.data.base import ImageSet
 from erat.data.fingerprint import Fingerprints
+from erat.data.types import ImageSet
 from erat.models import build_model
 from erat.registry import CORRUPTIONS
 

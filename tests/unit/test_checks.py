@@ -121,8 +121,8 @@ def test_another_instruction_set_repeats_the_quick_tests_only(run: Run, monkeypa
     _, started = run("--isa", "baseline", "-x")
     folders = ["tests/unit", "tests/golden", "tests/contract"]
     assert [words[-4:] for words in started] == [[*folders, "-x"]] * 2
-    _, started = run("--isa", "baseline", "tests/unit/test_apgd.py::test_x", "--slow")
-    assert [words[-1] for words in started] == ["tests/unit/test_apgd.py::test_x"] * 2
+    _, started = run("--isa", "baseline", "tests/unit/erat/attacks/test_apgd.py::test_x", "--slow")
+    assert [words[-1] for words in started] == ["tests/unit/erat/attacks/test_apgd.py::test_x"] * 2
     assert started[0][:2] == ["-m", "apart"]
 
 

@@ -1,0 +1,5 @@
+"""A robust classifier with the interface of scikit-learn."""
+
+from erat.classifier.estimator import ERATClassifier
+
+__all__ = ["ERATClassifier"]

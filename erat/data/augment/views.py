@@ -1,0 +1,158 @@
+"""The two views of an image: a weak one (flip, crop or erasing) and a strong one (AutoAugment).
+
+Source of the split into weak and strong: FixMatch and the paper's "Views"; of random erasing: Zhong et al., "Random
+Erasing Data Augmentation" (AAAI 2020). Every image of a batch has its own draw, and a batch is processed at once.
+Images are float32 NCHW in [0,1] on any device; they are never modified, and no gradient flows through a view.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from erat.data.augment import ops
+from erat.data.augment.policies import GEOMETRIC, OPERATIONS, SLOTS, UNCHANGED, draw_policy
+from erat.data.random import BatchRandom
+from erat.errors import unknown_name
+
+WEAK_KINDS = ("erase", "crop")
+
+# Random erasing: its probability, the erased share of the area and the aspect ratio (height over width), drawn
+# uniformly in its logarithm.
+ERASE_PROBABILITY = 0.5
+ERASE_SCALE = (0.02, 0.33)
+ERASE_RATIO = (0.3, 3.3)
+# A rectangle as long as the image is drawn again. Drawing this many per image in advance takes a fixed number of
+# draws; that none fits is all but impossible, and then nothing is erased.
+ERASE_TRIES = 10
+
+
+@torch.no_grad()
+def weak_view(images: Tensor, random: BatchRandom, *, kind: str, flip: bool, fill: float = 0.0) -> Tensor:
+    """A lightly changed copy of each image.
+
+    Args:
+        images: shape (N, C, H, W).
+        random: source of the per-image draws.
+        kind: "erase" for random erasing, "crop" for a random crop after zero padding by an eighth of the size.
+        flip: whether to mirror half of the images left to right first.
+        fill: value of erased pixels, in [0, 1].
+
+    Raises:
+        UserError: `kind` is neither of the two.
+    """
+    if kind not in WEAK_KINDS:
+        raise unknown_name("weak view", kind, WEAK_KINDS)
+    n = len(images)
+    flipped = random.bernoulli(0.5, n) if flip else torch.zeros(n, dtype=torch.bool)
+    images = images.detach()
+    return _crop(images, flipped, random) if kind == "crop" else _erase(images, flipped, random, fill)
+
+
+@torch.no_grad()
+def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
+    """AutoAugment with one policy draw per image.
+
+    The batch is sorted by operation, so that each operation finds its images side by side and is called once for them.
+    The order comes from draws on the CPU, so nothing waits for a device.
+
+    Args:
+        images: shape (N, C, H, W), C 1 or 3, on or off the 8-bit grid.
+        random: source of the per-image draws.
+        policy: "cifar10", "svhn", "imagenet" or "digits".
+
+    Raises:
+        UserError: there is no policy of that name.
+    """
+    n, _, height, width = images.shape
+    draws = draw_policy(random, n, policy, height, width)
+    views, place = images.detach(), torch.arange(n)  # row place[i] holds image i
+    for slot in range(SLOTS):
+        operations, order = draws.operations[:, slot].sort(stable=True)
+        views = views.index_select(0, _to_device(place[order], views.device))
+        _apply(views, operations, draws.magnitudes[order, slot], draws.matrices[order, slot])
+        place = order.argsort()
+    return views.index_select(0, _to_device(place, views.device))
+
+
+def _apply(views: Tensor, operations: Tensor, magnitudes: Tensor, matrices: Tensor) -> None:
+    """Apply to each image its operation, in place. All but the views lie on the CPU.
+
+    Args:
+        views: shape (N, C, H, W).
+        operations: int64, shape (N,), ascending, UNCHANGED for none.
+        magnitudes: float64, shape (N,).
+        matrices: float32, shape (N, 2, 3), of the geometric operations, which stand first.
+    """
+    sizes = torch.bincount(operations, minlength=UNCHANGED + 1).tolist()
+    magnitudes = _to_device(magnitudes.float(), views.device)
+    end = sum(sizes[: len(GEOMETRIC)])
+    if end:
+        views[:end] = ops.warp(views[:end], _to_device(matrices[:end], views.device))
+    for number in range(len(GEOMETRIC), UNCHANGED):
+        if sizes[number]:
+            start, end = end, end + sizes[number]
+            operation = ops.PHOTOMETRIC_FUNCTIONS[OPERATIONS[number]]
+            views[start:end] = operation(views[start:end], magnitudes[start:end])
+
+
+def _crop(images: Tensor, flipped: Tensor, random: BatchRandom) -> Tensor:
+    """A window of the image's own size at a random place of the zero-padded image, mirrored where `flipped`."""
+    n, channels, height, width = images.shape
+    pad_y, pad_x = height // 8, width // 8
+    top = random.randint(2 * pad_y + 1, n)
+    left = random.randint(2 * pad_x + 1, n)
+    columns = torch.arange(width)
+    # To mirror first and crop then, column j of the window is column W'-1-(left+j) of the padded image.
+    source_columns = left[:, None] + columns
+    source_columns = torch.where(flipped[:, None], width + 2 * pad_x - 1 - source_columns, source_columns)
+    source_rows = top[:, None] + torch.arange(height)
+    padded = pad(images, (pad_x, pad_x, pad_y, pad_y)).flatten(2)
+    rows, source_columns = _to_device(source_rows, images.device), _to_device(source_columns, images.device)
+    pixels = (rows[:, :, None] * (width + 2 * pad_x) + source_columns[:, None, :]).flatten(1)
+    return padded.gather(2, pixels[:, None].expand(-1, channels, -1)).view_as(images)
+
+
+def _erase(images: Tensor, flipped: Tensor, random: BatchRandom, fill: float) -> Tensor:
+    """The image, mirrored where `flipped`, with one random rectangle of it set to `fill` at times."""
+    n, _, height, width = images.shape
+    edges = _to_device(_rectangles(random, n, height, width), images.device)
+    top, bottom, left, right = edges[:, :, None].unbind(1)
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    in_rows = ((rows >= top) & (rows < bottom)).to(images.dtype)
+    in_columns = ((columns >= left) & (columns < right)).to(images.dtype)
+    erased = in_rows[:, None, :, None] * in_columns[:, None, None, :]
+    mirrored = torch.where(_to_device(flipped, images.device)[:, None, None, None], images.flip(-1), images)
+    # Products with 0 and 1 are exact, and faster than a choice per pixel.
+    views = mirrored.mul_(1 - erased)
+    return views.add_(erased, alpha=fill) if fill else views
+
+
+def _rectangles(random: BatchRandom, n: int, height: int, width: int) -> Tensor:
+    """Edges (top, bottom, left, right) of what to erase: int64 on the CPU, shape (n, 4); empty for "nothing"."""
+    chosen = random.bernoulli(ERASE_PROBABILITY, n)
+    share, log_ratio = random.rand(n, ERASE_TRIES, 2).unbind(-1)
+    area = (ERASE_SCALE[0] + (ERASE_SCALE[1] - ERASE_SCALE[0]) * share) * (height * width)
+    low, high = math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])
+    ratio = (low + (high - low) * log_ratio).exp()
+    tall = (area * ratio).sqrt().round().long()
+    wide = (area / ratio).sqrt().round().long()
+    fits = (tall < height) & (wide < width)
+    first = fits.long().argmax(dim=1, keepdim=True)
+    used = (chosen & fits.any(dim=1)).long()
+    tall, wide = tall.gather(1, first).squeeze(1), wide.gather(1, first).squeeze(1)
+    place_y, place_x = random.rand(n, 2).unbind(-1)
+    # Each of the size-tall+1 places is equally likely; the minimum guards against a product rounded up to the bound.
+    top = torch.minimum((place_y * (height - tall + 1)).long(), height - tall)
+    left = torch.minimum((place_x * (width - wide + 1)).long(), width - wide)
+    return torch.stack((top, top + tall * used, left, left + wide * used), dim=1)
+
+
+def _to_device(host: Tensor, device: torch.device) -> Tensor:
+    """`host` on `device`, without waiting: only from pinned memory is a copy to a GPU asynchronous."""
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)

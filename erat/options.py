@@ -1,0 +1,127 @@
+"""What options are made of: the base of every section of a configuration, and numbers within bounds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from erat.paths import user_path
+
+Norm = Literal["linf", "l2"]
+
+
+_FRACTION = re.compile(r"\s*([-+]?[\d.]+)\s*/\s*(\d+)\s*")
+
+
+def parse_fraction(value: object) -> object:
+    """Read "8/255" as a number; leave everything else to the field's own type."""
+    if isinstance(value, str) and (match := _FRACTION.fullmatch(value)):
+        try:
+            return float(match[1]) / int(match[2])
+        except (ValueError, ArithmeticError):
+            return value
+    return value
+
+
+MOST = 1e6  # no number of a configuration is larger; beyond it steps and weights leave what float32 can hold
+
+
+MOST_WORKERS = 4096
+
+
+MOST_EPOCHS = 100_000
+
+
+SEEDS = 2**63
+
+
+def _within_bounds(value: float) -> float:
+    """Refuse what is finite and still beyond every use; "finite" is said first where a number is not."""
+    if abs(value) > MOST:
+        raise PydanticCustomError("out_of_bounds", f"Input should be between -{MOST:g} and {MOST:g}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(parse_fraction), Field(allow_inf_nan=False), AfterValidator(_within_bounds)]
+
+
+Epoch = Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    """Which images."""
+
+    name: str = "cifar10"
+    root: str | None = Field(None, description="folder that holds the data set (not for mnist)")
+    fingerprint: str | None = Field(None, description="of the image set's content; filled in")
+    download: bool = Field(False, description="fetch a missing data set into data.root")
+    image_size: int | None = Field(None, ge=8, le=512, description="side in pixels after resizing; none: as stored")
+    limit: int | None = Field(None, ge=2, le=10**9, description="training images to keep, class-balanced; none: all")
+    test_fraction: Number = Field(0.2, gt=0, lt=1, description="share held out where a folder has no test part")
+    flip: bool | None = Field(None, description="mirror images in weak views; none: what suits the data set")
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: str | None) -> str | None:
+        """Workers run in folders of their own."""
+        return str(user_path(root, "data.root")) if root else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a defense's open keys are filled from.
+
+    Attributes:
+        data: name of the data set; epsilon, policy: customary for it.
+        norm: of the data corruption, none without one.
+        labels: kind of label corruption.
+    """
+
+    data: str
+    epsilon: Mapping[str, float]
+    policy: str
+    norm: Norm | None
+    labels: str
+
+
+class DefenseOptions(Section):
+    """What every defense is told; each defense adds its own keys."""
+
+    name: str
+    squeeze: Literal["none", "jpeg", "grayscale", "bits"] = Field(
+        "none", description="image preparation, once before training: JPEG, grey, or few grey levels (ISS)"
+    )
+    jpeg_quality: int = Field(10, ge=1, le=100)
+    bits: int = Field(2, ge=1, le=8, description="of each channel that squeeze=bits leaves")
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Values for the keys left open (none)."""
+        return {}
+
+    def check(self, workers: int) -> None:
+        """Refuse what does not go together.
+
+        Args:
+            workers: data-parallel workers of the run.
+
+        Raises:
+            UserError: what, got, allowed.
+        """

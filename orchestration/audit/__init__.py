@@ -1,0 +1,1 @@
+"""The audit of a data set of one's own: plan, execution, files, gallery."""

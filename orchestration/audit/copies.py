@@ -1,0 +1,119 @@
+"""Copies and near-copies in a set of one's own, by the names of the files, and whether they contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from erat.audit.copies import find_copies
+from erat.data.sources.collection import Collection, same_pictures
+from erat.data.types import ImageSet
+from erat.errors import shown
+
+FEW = 3  # names of a group that a sentence has
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One of several images that show the same picture.
+
+    Attributes:
+        label: given.
+        part: "" (to be split), "train", "test" or "trusted".
+        place: among all images, the trusted ones last.
+    """
+
+    name: str
+    label: str
+    part: str
+    place: int
+
+
+@dataclass(frozen=True)
+class CopyGroup:
+    """Images that show the same picture; near-copies if not all have the same pixels."""
+
+    exact: bool
+    copies: tuple[Copy, ...]
+
+    @property
+    def labels_differ(self) -> bool:
+        """Whether at least one of them must be wrong."""
+        return len({copy.label for copy in self.copies}) > 1
+
+    @property
+    def parts_differ(self) -> bool:
+        """Whether what is tested on, or trusted, is also trained on."""
+        return len({copy.part or "train" for copy in self.copies}) > 1
+
+    @property
+    def words(self) -> str:
+        """What there is to say of them."""
+        kind = "the same pixels" if self.exact else "nearly the same picture"
+        said = [kind, "under different labels" if self.labels_differ else f"labelled {self.copies[0].label}"]
+        if self.parts_differ:
+            said.append(f"in {' and '.join(sorted({copy.part or 'train' for copy in self.copies}))}")
+        return ", ".join(said)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        flags = {"exact": self.exact, "labels_differ": self.labels_differ, "parts_differ": self.parts_differ}
+        return flags | {"copies": [{"path": copy.name, "label": copy.label, "part": copy.part} for copy in self.copies]}
+
+
+def copy_groups(collection: Collection, checked: Collection | None) -> list[CopyGroup]:
+    """Groups of copies among all images, trusted ones too: different labels first, then across parts, then the rest."""
+    collections = [collection] if checked is None else [collection, checked]
+    pixels, labels = (torch.cat([getattr(one.images, name) for one in collections]) for name in ("images", "labels"))
+    images = ImageSet(pixels, labels, collection.images.class_names)
+    everything = [
+        (name, one.images.class_names[label], part)
+        for one in collections
+        for name, label, part in zip(one.names, one.images.labels.tolist(), one.parts, strict=True)
+    ]
+    groups = [
+        CopyGroup(found.exact, tuple(Copy(*everything[row], row) for row in found.rows))
+        for found in find_copies(images, same_pictures(images))
+    ]
+    return sorted(groups, key=lambda group: (not group.labels_differ, not group.parts_differ, not group.exact))
+
+
+def copy_lines(groups: Sequence[CopyGroup]) -> list[list[Any]]:
+    """A table with a head: one line per image, the groups numbered from 1."""
+    lines: list[list[Any]] = [["group", "kind", "path", "label", "part", "labels_differ", "parts_differ"]]
+    for number, group in enumerate(groups, start=1):
+        kind, flags = "same" if group.exact else "near", [int(group.labels_differ), int(group.parts_differ)]
+        lines += [[number, kind, copy.name, copy.label, copy.part, *flags] for copy in group.copies]
+    return lines
+
+
+def copy_sentences(groups: Sequence[CopyGroup]) -> list[str]:
+    """What is worth saying at once, with the names of the first group of each sort."""
+    sorts = [
+        ("under different labels", [group for group in groups if group.labels_differ]),
+        (
+            "in parts that should have nothing in common",
+            [group for group in groups if group.parts_differ and not group.labels_differ],
+        ),
+        (
+            "under one label each",
+            [group for group in groups if not group.parts_differ and not group.labels_differ],
+        ),
+    ]
+    return [_sentence(where, found) for where, found in sorts if found]
+
+
+def _sentence(where: str, groups: Sequence[CopyGroup]) -> str:
+    exact = sum(group.exact for group in groups)
+    kinds = [f"{exact} as exact copies"] if exact else []
+    kinds += [f"{len(groups) - exact} as near-copies"] if exact < len(groups) else []
+    first = groups[0].copies
+    names = ", ".join(f"{shown(copy.name)} ({shown(copy.label, 40)})" for copy in first[:FEW])
+    more = f" and {len(first) - FEW} more" if len(first) > FEW else ""
+    what = "1 picture is" if len(groups) == 1 else f"{len(groups)} pictures are"
+    return (
+        f"{what} there more than once {where} ({', '.join(kinds)}): {names}{more}{'; ...' if len(groups) > 1 else '.'}"
+    )

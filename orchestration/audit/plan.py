@@ -1,0 +1,230 @@
+"""How long an audit takes: its stages, what each of their epochs costs by a short calibration, and what is left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from erat.audit.audit import WAYS, Plan
+from erat.audit.crossfit import JUDGED, probabilities, train_on
+from erat.audit.robustness import APGD_STEPS, BLUR, JPEG, MOST_ATTACKED, NOISE, SHARES, attacked_classes
+from erat.audit.search import SCALES
+from erat.config import RunConfig, build
+from erat.data.types import ImageSet
+from erat.defenses.base import Defense
+from erat.engine.checkpoint import load
+from erat.engine.memory import MB, DataShape, predict
+from erat.engine.report import EpochReport
+from erat.errors import UserError
+from orchestration.report.notation import duration
+
+BATCHES = 6  # of the images that the calibration trains on
+STEPS = 3  # of an attack that is timed
+KEPT_LABELS = 0.6  # share of the labels that ERAT is taken to believe: its later epochs have so many steps
+ATTACKS, OTHERS = 2 * len(SHARES), 1 + len(NOISE) + len(BLUR) + len(JPEG)  # conditions of the robustness
+TRUST = 0.01  # share of an audit's expected time whose measurement has as much say as the calibration
+WRITING = 10.0  # seconds for the page and the exported classifier
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of an audit that takes long.
+
+    Attributes:
+        name: as it is shown.
+        kind: "robust", "plain" or "rest": stages of a kind are as much faster or slower than expected as each other.
+        seconds: expected of each epoch, or condition.
+    """
+
+    name: str
+    kind: str
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, measured on this machine.
+
+    Attributes:
+        warm, late: of a labelled image in an epoch of ERAT before and after it begins to select.
+        plain: of an image in an epoch of plain training.
+        look: of an image that is predicted.
+        attack: of an image attacked on one network.
+    """
+
+    warm: float
+    late: float
+    plain: float
+    look: float
+    attack: float
+
+
+def calibrate(plan: Plan) -> Costs:
+    """Train both ways on a few batches of the images, then look at and attack some of them."""
+    count = min(len(plan.images), BATCHES * plan.robust.train.batch_size)
+    chosen = plan.images.labels.argsort(stable=True)[torch.arange(count) * len(plan.images) // count]
+    few = plan.images.take(chosen)
+    selects = {"train.epochs": 4, "defense.warmup_epochs": 2}
+    trained, robust = _trained(plan.robust, few, selects)
+    _, plain = _trained(plan.plain, few, {"train.epochs": 2})
+    device = next(trained.parameters()).device
+    images = few.to(device)
+    look = _timed(lambda: probabilities(trained, images.images)) / count
+    some = images.take(torch.arange(min(count, 64), device=device))
+    norm, epsilon = "linf", 0.03  # the time depends on neither
+    attack = _timed(lambda: attacked_classes(trained, some, norm, epsilon, steps=STEPS)) / len(some)
+    # The first epoch also pays for what is done once.
+    return Costs(robust[1], min(robust[2:]), plain[1], look, attack * (APGD_STEPS + 1) / (STEPS + 1))
+
+
+def _trained(config: RunConfig, few: ImageSet, brief: dict[str, Any]) -> tuple[Defense, list[float]]:
+    """(a defense, seconds of a labelled image in each epoch)."""
+    values = {key: value for key, value in config.flat().items() if key != "preset"}
+    reports: list[EpochReport] = []
+    trainer = train_on(build(config.preset, values | brief, quiet=True), few, reports.append)
+    seconds = []
+    for report in reports:
+        labelled = round(report.labelled_fraction * len(few))
+        size = max(1, min(config.train.batch_size, labelled))
+        seconds.append(report.epoch_seconds / max(size, labelled // size * size))
+    return trainer.defense, seconds
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def stages(plan: Plan, costs: Costs, folder: Path, *, search: bool, trusted: int) -> list[Stage]:
+    """What is left to do, in order: all of it but what `folder` keeps.
+
+    Args:
+        trusted: number of images whose labels are known to be right.
+    """
+    count, folds = len(plan.images), plan.folds
+    inside = count * (folds - 1) // folds
+    outside = count - inside
+    todo: list[Stage] = []
+    if search and not (folder / "search.pt").exists():
+        judged = 2 * outside * costs.look
+        epochs = tuple(seconds + judged for seconds in _robust_epochs(plan.robust, costs, inside))
+        todo += [Stage(budget_name(scale), "robust", epochs) for scale in SCALES]
+    for number in range(folds):
+        if not (folder / f"fold-{number}.pt").exists():
+            todo += [
+                Stage(fold_name(plan, number, way), way, _judged_epochs(plan, way, costs, inside, outside))
+                for way in WAYS
+            ]
+    if not (folder / "robustness.pt").exists():
+        subjects = trusted or outside
+        looks, attacks = subjects * costs.look, min(subjects, MOST_ATTACKED) * costs.attack
+        conditions = [looks] + [attacks] * ATTACKS + [looks] * (OTHERS - 1)
+        todo.append(Stage(ROBUSTNESS, "rest", tuple(len(WAYS) * seconds for seconds in conditions)))
+    done = _epochs_done(folder / "all" / "checkpoint.pt")
+    if epochs := _robust_epochs(plan.robust, costs, count)[done:]:
+        todo.append(Stage(EVERYTHING, "robust", epochs))
+    return [*todo, Stage("writing", "rest", (WRITING,))]
+
+
+ROBUSTNESS, EVERYTHING = "robustness", "all images"
+
+
+def fold_name(plan: Plan, number: int, way: str) -> str:
+    """As it is shown: "fold 1 of 4, robust"."""
+    return f"fold {number + 1} of {plan.folds}, {way}"
+
+
+def budget_name(scale: float) -> str:
+    """As it is shown: "budgets x 0.5"."""
+    return f"budgets x {scale:g}"
+
+
+def _robust_epochs(config: RunConfig, costs: Costs, count: int) -> tuple[float, ...]:
+    epochs, warmup = config.train.epochs, int(config.flat().get("defense.warmup_epochs", 0))
+    selects = bool(config.flat().get("defense.selection", True))
+    late = costs.late * (KEPT_LABELS if selects else 1.0)
+    return tuple(count * (costs.warm if epoch < warmup else late) for epoch in range(epochs))
+
+
+def _judged_epochs(plan: Plan, way: str, costs: Costs, inside: int, outside: int) -> tuple[float, ...]:
+    """Each epoch's end costs two looks at the images held out, and in the judged ones a third."""
+    epochs = plan.config(way).train.epochs
+    training = _robust_epochs(plan.robust, costs, inside) if way == "robust" else (inside * costs.plain,) * epochs
+    first = epochs - math.ceil(JUDGED * epochs)
+    looks = [(2 if epoch < first else 3) * outside * costs.look for epoch in range(epochs)]
+    return tuple(seconds + look for seconds, look in zip(training, looks, strict=True))
+
+
+def _epochs_done(checkpoint: Path) -> int:
+    if not checkpoint.exists():
+        return 0
+    try:
+        return len(load(checkpoint, torch.device("cpu"))["history"])
+    except (UserError, LookupError, TypeError):
+        return 0  # the training itself says what is wrong with it
+
+
+class TimeLeft:
+    """What is left of an audit, corrected by how long its stages have taken so far.
+
+    Args:
+        todo: stages in order; with one alone there is nothing left but to write.
+        clock: seconds.
+    """
+
+    def __init__(self, todo: Sequence[Stage], clock: Callable[[], float] = time.monotonic) -> None:
+        self._stages = {stage.name: stage for stage in todo}
+        self._done = dict.fromkeys(self._stages, 0)
+        self._expected, self._took = dict[str, float](), dict[str, float]()
+        self._clock, self._last = clock, clock()
+
+    def __call__(self, name: str, done: int, total: int) -> str:
+        """Note that a stage is so far, and say what is left of all of them; nothing of a stage that is not known."""
+        if name not in self._stages:
+            return ""
+        stage, now = self._stages[name], self._clock()
+        units = len(stage.seconds) - (total - done)  # of a training that goes on, the first epochs are not among them
+        passed = sum(stage.seconds[self._done[name] : units])
+        self._expected[stage.kind] = self._expected.get(stage.kind, 0.0) + passed
+        self._took[stage.kind] = self._took.get(stage.kind, 0.0) + now - self._last
+        self._done[name], self._last = units, now
+        return f"about {duration(self.seconds)} left in all"
+
+    @property
+    def seconds(self) -> float:
+        """Expected until the end."""
+        return sum(
+            self._pace(stage.kind) * sum(stage.seconds[self._done[name] :]) for name, stage in self._stages.items()
+        )
+
+    def _pace(self, kind: str) -> float:
+        """How many times as long as expected it takes; of a kind that has hardly begun, as all others together.
+
+        What has been measured counts as `TRUST` of the whole does before it: one short step says little of all others.
+        """
+        doubt = TRUST * sum(sum(stage.seconds) for stage in self._stages.values())
+        if doubt == 0:
+            return 1.0
+        overall = (sum(self._took.values()) + doubt) / (sum(self._expected.values()) + doubt)
+        return (self._took.get(kind, 0.0) + doubt * overall) / (self._expected.get(kind, 0.0) + doubt)
+
+
+def memory(plan: Plan) -> float | None:
+    """MB of tensors at the worst moment, with the images; none if it cannot be told."""
+    images = plan.images
+    count = len(images)
+    outside = count - count * (plan.folds - 1) // plan.folds
+    shape = DataShape(count, outside, outside, images.channels, images.size, images.num_classes)
+    said = 2 * len(WAYS) * math.ceil(JUDGED * plan.robust.train.epochs) * count * images.num_classes * 8
+    try:
+        most = predict(plan.robust, shape).total  # plain training needs less
+    except Exception:  # that it is not known keeps nobody from an audit
+        return None
+    return (most + images.images.nbytes + said) / MB

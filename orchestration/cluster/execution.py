@@ -1,0 +1,207 @@
+"""How a run executes on Ray: as a Tune trial in one worker, or on several data-parallel workers of Ray Train."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import ray.exceptions
+import ray.train
+from ray import tune
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from erat.config import RunConfig
+from erat.engine.report import EpochReport
+from erat.errors import is_storage_fault, storage_words
+from orchestration.cluster.session import node_workspace
+from orchestration.run.directory import ENDS, RunResult, keep_result, read_metrics, read_result, summarise
+from orchestration.run.execute import execute_run
+from orchestration.run.preemption import training
+from orchestration.storage.workspace import Workspace
+
+# A data-parallel trial's driver only waits for its workers. It takes this sliver of a core, and each worker leaves
+# one, so that driver and workers fit together on a machine with exactly the workers' cores.
+SLIVER = 0.01
+
+
+STORAGE_FAULT = "storage_fault"  # in a report: the storage cannot be written; the trial goes on once it can
+
+
+def trainable(resources: Mapping[str, float], workers: int) -> Any:
+    """The function that Tune calls for each trial, with what it needs."""
+    if workers == 1:
+        return tune.with_resources(_tune_trial, {k: v for k, v in resources.items() if v})
+    return tune.with_resources(_tune_parallel_trial, {"CPU": SLIVER})
+
+
+def _report(history: Sequence[EpochReport]) -> dict[str, Any]:
+    """What Tune may see of a run so far. No test accuracy: what it does not know, it cannot choose by."""
+    best = max(report.val_accuracy for report in history)
+    return _figures(history[-1].epoch, history[-1].val_accuracy, best)
+
+
+def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | None) -> dict[str, Any]:
+    return {"val_accuracy": val_accuracy, "best_val_accuracy": best_val_accuracy, "epoch": epoch}
+
+
+def _asked_to_stop(workspace: Workspace, cell: str, stop_request: str) -> bool:
+    """Whether the driver has left this file in the cell's folder."""
+    workspace.fetch(cell, stop_request)
+    return (workspace.run_directory(cell) / stop_request).exists()
+
+
+def _tune_trial(parameters: dict[str, Any]) -> None:
+    """One cell in a Tune worker. `tune.report` returns when the scheduler has seen the epoch."""
+    config = RunConfig.model_validate_json(parameters["config"])
+    workspace, cell = node_workspace(config, parameters["workspace"]), config.digest()
+
+    def on_epoch(history: Sequence[EpochReport]) -> bool:
+        tune.report(_report(history))
+        return not _asked_to_stop(workspace, cell, parameters["stop_request"])
+
+    with training():
+        _report_end(lambda: execute_run(config, workspace, on_epoch=on_epoch))
+
+
+def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
+    """One cell on several data-parallel workers, driven from a Tune trial."""
+    config, workspace = RunConfig.model_validate_json(parameters["config"]), Workspace(Path(parameters["workspace"]))
+    _report_end(lambda: run_parallel(config, workspace, parameters["stop_request"], [TuneReportCallback()]))
+
+
+def _report_end(run: Callable[[], RunResult]) -> None:
+    """Run, and report once more: a trial without any report (a cell that another sweep had finished, one that failed
+    at once) ends the whole sweep. How the trial ended Tune need not know, the driver reads it from the cell's folder;
+    but for a storage that cannot be written, where nothing can be left to read.
+    """
+    try:
+        result = run()
+    except OSError as error:
+        if not is_storage_fault(error):
+            raise
+        tune.report(_figures(0, None, None) | {STORAGE_FAULT: f"{storage_words(error)} (on {socket.gethostname()})"})
+        return
+    tune.report(_figures(result.epochs, result.val_accuracy, result.best_val_accuracy))
+
+
+def run_parallel(
+    config: RunConfig, workspace: Workspace, stop_request: str, callbacks: list[Any] | None = None
+) -> RunResult:
+    """Train one cell on `train.workers` workers through Ray Train and return its result, failed or not.
+
+    Args:
+        workspace: the driver's.
+        wish: the run stops after the epoch in which a file of this name appears in the cell's folder.
+        callbacks: of Ray Train, told of each report.
+
+    Raises:
+        OSError: what the workers write to is full, read-only or away.
+    """
+    workers, fewest = config.train.workers, config.resources.min_workers or config.train.workers
+    per_worker = {"CPU": config.resources.cpu - SLIVER} | (
+        {"GPU": config.resources.gpu} if config.resources.gpu else {}
+    )
+    workspace, cell = workspace.sharing(config.storage.path), config.digest()
+    shared = workspace.storage
+    trainer = TorchTrainer(
+        _parallel_worker,
+        train_loop_config={
+            "config": config.model_dump_json(),
+            "workspace": str(workspace.root),
+            "stop_request": stop_request,
+        },
+        torch_config=_OnTheNodesNetwork(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers if fewest == workers else (fewest, workers),  # type: ignore[arg-type]
+            use_gpu=config.resources.gpu > 0,
+            resources_per_worker=per_worker,
+        ),
+        run_config=ray.train.RunConfig(
+            # A name of its own each time: a run of the same name would be taken up from Ray's state, not from ours.
+            name=f"{cell}-{time.time_ns()}",
+            storage_path=str(workspace.ray / "train") if shared is None else shared.for_ray()[1],
+            storage_filesystem=None if shared is None else shared.for_ray()[0],
+            failure_config=ray.train.FailureConfig(max_failures=1, controller_failure_limit=2),  # type: ignore[call-arg]
+            callbacks=callbacks or [],
+        ),
+    )
+    error: str | None = None
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as failure:
+        error = _what_failed(failure)
+    workspace.fetch(cell, *ENDS, "metrics.jsonl")
+    result = read_result(workspace.run_directory(cell))
+    if result is None and error is not None:
+        result = summarise(cell, "failed", read_metrics(workspace.run_directory(cell)))
+        result.error = error
+        keep_result(workspace, result)
+    return result or RunResult(cell, "failed", error="the workers died and left no result")
+
+
+def _what_failed(failure: ray.train.TrainingFailedError) -> str | None:
+    """One line of the first worker that failed of itself; none if they only died.
+
+    Raises:
+        OSError: a worker could not write.
+    """
+    for error in getattr(failure, "worker_failures", {}).values():
+        cause = getattr(error, "_base_exc", error)
+        cause = getattr(cause, "cause", None) or cause
+        if is_storage_fault(cause):
+            raise cause
+        if not isinstance(cause, ray.exceptions.RayError):
+            return f"{type(cause).__name__}: {cause}".splitlines()[0]
+    controller = getattr(failure, "controller_failure", None)
+    return None if controller is None else str(controller).splitlines()[0]
+
+
+def _choose_interface(apart: bool) -> None:
+    """Have gloo talk through the network on which Ray knows this node, unless the environment names one.
+
+    By itself it takes the address that the machine's name has, which on many machines is one of the loopback.
+
+    Args:
+        apart: the workers have several addresses; else the loopback will do, and nobody outside hears of them.
+    """
+    here = ray.util.get_node_ip_address() if apart else "127.0.0.1"
+    for name, addresses in psutil.net_if_addrs().items():
+        if here in [entry.address for entry in addresses]:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Ray Train's own, on that network."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        addresses = set(worker_group.execute(ray.util.get_node_ip_address))
+        worker_group.execute(_choose_interface, len(addresses) > 1)
+        super().on_start(worker_group, backend_config)
+
+
+class _OnTheNodesNetwork(TorchConfig):
+    """The process group of a data-parallel trial."""
+
+    @property
+    def backend_cls(self) -> Any:
+        return _Backend
+
+
+def _parallel_worker(parameters: dict[str, Any]) -> None:
+    """What each data-parallel worker runs. Ray Train has set up the process group."""
+    config = RunConfig.model_validate_json(parameters["config"])
+    workspace, cell = node_workspace(config, parameters["workspace"]), config.digest()
+
+    def on_epoch(history: Sequence[EpochReport]) -> bool:
+        ray.train.report(_report(history))
+        return not _asked_to_stop(workspace, cell, parameters["stop_request"])
+
+    with training():
+        execute_run(config, workspace, on_epoch=on_epoch)

@@ -1,0 +1,153 @@
+"""What a node of a cluster has and sees. `look` runs on the node, `problem` compares what it found with this machine.
+
+Imports little: a task that looks must not load torch on every node first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from erat.errors import StorageError, UserError
+from orchestration.storage.workspace import Workspace
+
+PACKAGES = ("torch", "torchvision", "ray", "numpy", "pydantic", "mlxtend")  # what a worker's numbers depend on
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a node has and sees.
+
+    Attributes:
+        versions: of Python, of PACKAGES and of the project's own code.
+        disk_free_gb: where its temporary files lie.
+        blind: why it does not see what the driver wrote, in one line; none: it does.
+    """
+
+    host: str
+    versions: dict[str, str]
+    disk_free_gb: float
+    blind: str | None = None
+
+
+@dataclass
+class Node:
+    """A node, as Ray knows it, and what it sees; none if it did not answer, and why."""
+
+    address: str
+    resources: dict[str, float] = field(default_factory=dict)
+    sight: Sight | None = None
+    silent: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Its address, and its host's name if that is known."""
+        return self.address if self.sight is None else f"{self.address} ({self.sight.host})"
+
+    @property
+    def devices(self) -> str:
+        """Its cores and GPUs, with the kind of these where Ray knows it."""
+        kinds = [kind.removeprefix("accelerator_type:") for kind in self.resources if kind.startswith("accelerator_")]
+        counted = [f"{self.resources[kind]:g} {kind}" for kind in ("CPU", "GPU") if self.resources.get(kind)]
+        return ", ".join([*counted, *kinds])
+
+
+def versions() -> dict[str, str]:
+    """Of everything on which a result may depend."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return {"python": platform.python_version()} | found | {"this project's code": _code_digest()}
+
+
+def _code_digest() -> str:
+    digest = hashlib.sha256()
+    top = Path(__file__).parents[2]
+    for file in sorted(file for folder in ("erat", "orchestration") for file in (top / folder).rglob("*.py")):
+        digest.update(f"{file.relative_to(top)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+@contextmanager
+def token(workspace: Workspace) -> Iterator[str]:
+    """A file that every node must see, there while the block runs; its name and content.
+
+    Raises:
+        UserError: this machine cannot write it.
+    """
+    word = uuid.uuid4().hex
+    try:
+        if workspace.storage is None:
+            try:
+                _probe(workspace.root, word).write_text(word)
+            except OSError as error:
+                raise UserError(f"cannot write ERAT_HOME={workspace.root}: {error.strerror}") from error
+        else:
+            workspace.storage.write(f"probes/{word}", word.encode())
+        yield word
+        if workspace.storage is not None:
+            for name in workspace.storage.names("probes"):
+                if name.startswith(word):
+                    workspace.storage.remove(f"probes/{name}")
+    except StorageError as error:
+        raise UserError(str(error.strerror)) from error
+    finally:
+        with suppress(OSError):  # a place that cannot be written holds nothing to be removed
+            _probe(workspace.root, word).unlink(missing_ok=True)
+
+
+def _probe(folder: Path, word: str) -> Path:
+    return folder / f".probe-{word}"
+
+
+def look(root: str, place: str | None, word: str) -> Sight:
+    """What this machine has, and whether it sees the token and can write beside it."""
+    free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
+    return Sight(socket.gethostname(), versions(), round(free, 1), _blind(Workspace(Path(root)).sharing(place), word))
+
+
+def _blind(workspace: Workspace, word: str) -> str | None:
+    try:
+        if workspace.storage is not None:
+            if workspace.storage.read(f"probes/{word}") != word.encode():
+                return (
+                    f"does not see what was written to storage.path={workspace.place}: "
+                    "name a place that all nodes share"
+                )
+            workspace.storage.write(f"probes/{word}-{uuid.uuid4().hex}", b"")
+            return None
+        if not _probe(workspace.root, word).exists():
+            return f"does not see ERAT_HOME={workspace.root}: share that folder with all nodes, or set storage.path"
+        own = _probe(workspace.root, f"{word}-{os.getpid()}")
+        own.write_text("")
+        own.unlink()
+    except (StorageError, UserError) as error:
+        return f"cannot use the storage: {getattr(error, 'strerror', None) or error}"
+    except OSError as error:
+        return f"cannot write ERAT_HOME={workspace.root}: {error.strerror}"
+    return None
+
+
+def problem(node: Node) -> str | None:
+    """What keeps a node from training for this driver, in one line; none if nothing does."""
+    if node.sight is None:
+        return f"node {node.name} {node.silent}"
+    if node.sight.blind is not None:
+        return f"node {node.name} {node.sight.blind}"
+    for name, mine in versions().items():
+        if (theirs := node.sight.versions.get(name)) != mine:
+            return f"node {node.name} has {name} {theirs}, this machine {mine}: they must be the same"
+    return None

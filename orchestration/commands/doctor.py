@@ -1,0 +1,125 @@
+"""`doctor`: what this machine and cluster can do, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+
+from erat.config import build
+from erat.data.loading import load
+from erat.errors import UserError
+from orchestration.cluster.nodes import Node, problem, token
+from orchestration.storage.workspace import Workspace
+from orchestration.tracking.store import own_database, tracking_uri, without_password
+from orchestration.tracking.tracker import Tracker
+
+PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pydantic", "mlxtend")
+LOW_DISK_GB, LOW_MEMORY_GB = 5, 4
+
+
+def check(workspace: Workspace, address: str | None, console: Console) -> dict[str, Any]:
+    """Look at everything a run needs; "ok" says whether all of it is there. With an address, on every node."""
+    findings: dict[str, Any] = {"python": platform.python_version(), "ok": True}
+    for name, probe in _probes(workspace, address, console).items():
+        try:
+            value, warning = probe()
+        except UserError as error:
+            value, warning = None, str(error)
+            findings["ok"] = False
+        findings[name] = value
+        mark = "[yellow]![/yellow]" if warning else "[green]ok[/green]"
+        console.print(f"{mark:>4} {name}: ", end="")
+        console.print(f"{value if value is not None else ''} {warning}".strip(), markup=False)
+    return findings
+
+
+Probe = Callable[[], tuple[Any, str]]  # (what was found, a warning or "")
+
+
+def _probes(workspace: Workspace, address: str | None, console: Console) -> dict[str, Probe]:
+    return {
+        "packages": _packages,
+        "cores": lambda: (os.cpu_count(), ""),
+        "memory_gb": _memory,
+        "disk_free_gb": lambda: _disk(workspace),
+        "cuda": _cuda,
+        "embedded_data": _embedded_data,
+        "tracking": lambda: _tracking(workspace),
+        "storage": lambda: _storage(workspace),
+        "ray": lambda: _ray(workspace, address, console),
+    }
+
+
+def _packages() -> tuple[Any, str]:
+    installed = {found.name.lower(): found.version for found in metadata.distributions()}
+    missing = [name for name in PACKAGES if name not in installed]
+    return {name: installed.get(name) for name in PACKAGES}, f"missing: {', '.join(missing)}" if missing else ""
+
+
+def _memory() -> tuple[float, str]:
+    free = psutil.virtual_memory().available / 1e9
+    return round(free, 1), f"less than {LOW_MEMORY_GB} GB free: run one trial at a time" if free < LOW_MEMORY_GB else ""
+
+
+def _disk(workspace: Workspace) -> tuple[float, str]:
+    free = shutil.disk_usage(workspace.root).free / 1e9
+    return round(free, 1), f"less than {LOW_DISK_GB} GB free at {workspace.root}" if free < LOW_DISK_GB else ""
+
+
+def _cuda() -> tuple[Any, str]:
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return names, "" if names else "no GPU: the demo preset needs none, the paper preset would take weeks"
+
+
+def _embedded_data() -> tuple[str, str]:
+    train, test = load(build("demo").data)
+    return f"mnist, {len(train)} training and {len(test)} test images", ""
+
+
+def _storage(workspace: Workspace) -> tuple[str, str]:
+    """What cells and crafted sets are shared through, tried from this machine."""
+    with token(workspace):
+        return workspace.place or str(workspace.root), ""
+
+
+def _tracking(workspace: Workspace) -> tuple[str, str]:
+    """The store, opened; one that cannot be written is only read."""
+    if own_database(workspace) is not None and not os.access(workspace.root, os.W_OK):
+        return without_password(tracking_uri(workspace)), "is read-only: `ui` shows it, no run can be added"
+    return Tracker.open(workspace).uri, ""
+
+
+def _ray(workspace: Workspace, address: str | None, console: Console) -> tuple[Any, str]:
+    from orchestration.cluster import session
+
+    with session.connection(address):
+        found = session.description()
+        if address is None:
+            return found, ""
+        nodes = session.survey(workspace)
+    found["nodes"] = [_node(node, console) for node in nodes]
+    problems = [said for said in map(problem, nodes) if said is not None]
+    if problems:
+        raise UserError("; ".join(problems))
+    small = [node.name for node in nodes if node.sight and node.sight.disk_free_gb < LOW_DISK_GB]
+    return found, f"less than {LOW_DISK_GB} GB free on {', '.join(small)}" if small else ""
+
+
+def _node(node: Node, console: Console) -> dict[str, Any]:
+    """One line for a person, and the same as a mapping."""
+    if node.sight is None:
+        return {"node": node.name, "silent": node.silent}
+    shown = ", ".join(f"{name} {version}" for name, version in node.sight.versions.items())
+    console.print(f"   node {node.name}: {node.devices}; {node.sight.disk_free_gb:g} GB free; {shown}", markup=False)
+    return {"node": node.name, "devices": node.devices, "blind": node.sight.blind} | {
+        "disk_free_gb": node.sight.disk_free_gb,
+        "versions": node.sight.versions,
+    }

@@ -1,0 +1,320 @@
+"""What a person is shown besides the live table: plans, states, results. Each also returns what `--json` prints."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from erat.config import RunConfig
+from erat.engine.memory import MB
+from erat.errors import UserError
+from orchestration.crafting.sets import distinct_sets, missing_sets, set_name
+from orchestration.report.grid import grid_table
+from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
+from orchestration.report.notation import accuracy, defense_name, duration
+from orchestration.report.summary import best, paste_command, summary_table
+from orchestration.run.heartbeat import heard, is_driven
+from orchestration.storage.workspace import Workspace
+from orchestration.study import estimate
+from orchestration.study.ledger import Ledger
+from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
+from orchestration.study.status import rows_of, spec_of
+from orchestration.tracking.store import tracking_uri
+from orchestration.tracking.tracker import compare_hint
+
+WATCH_SECONDS = 2.0
+MOST_ROWS = 60  # of a list of trials
+
+if TYPE_CHECKING:
+    from orchestration.search.launch import StudyEnd
+
+
+def show_sweep(end: StudyEnd, console: Console) -> None:
+    """The end of a sweep: table, best setting, where everything lies."""
+    driver, rows = end.driver, end.driver.all_rows()
+    searched = bool(driver.spec.space.parameters)
+    if searched:
+        console.print(summary_table(rows, driver.spec.space.columns))
+    elif is_matrix(rows):
+        console.print(*matrix_view(rows), *summary_sentences(rows), sep="\n")
+    else:
+        console.print(grid_table(rows))
+    console.print(f"preset {driver.spec.preset} · {validation_words(driver.spec.base)}")
+    chosen = best(rows)
+    if chosen is not None:
+        command = paste_command(chosen, driver.spec.preset, driver.spec.overrides)
+        console.print(f"\nbest setting (trial {chosen.number}); to run it again or build on it:")
+        console.print(f"  {command}", markup=False)
+    console.print("\nwhere everything lies:")
+    for path in end.files:
+        console.print(f"  {path}", markup=False)
+    console.print(f"  a page of all this: python orchestrate.py report {driver.name}", markup=False)
+    console.print(f"  MLflow: {driver.tracker.uri}", markup=False)
+    console.print("    python orchestrate.py ui, then search for " + compare_hint(driver.name), markup=False)
+    console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
+
+
+def validation_words(config: RunConfig) -> str:
+    """What the validation images are, and what to beware of."""
+    share = f"{config.val.fraction:.0%} of the training images"
+    if config.val.trusted:
+        return f"validation: {share}, split off before corruption, trusted (clean images and labels)"
+    words = f"validation: {share}, corrupted like the rest"
+    if config.val.objective == "clean" and config.corruption.data != "none":
+        words += "; under a poison plain accuracy misleads: val.objective=perturbed judges on attacked images"
+    return words
+
+
+def show_run(row: TrialRow, workspace: Workspace, console: Console) -> None:
+    """The end of one training."""
+    if row.status in FINISHED:
+        console.print(
+            f"{row.status}: clean test accuracy {accuracy(row.final_test_accuracy)} in the last epoch, "
+            f"{accuracy(row.best_val_test_accuracy)} in the best by validation ({duration(row.seconds)} of training)"
+        )
+    console.print(f"everything of this run: {workspace.run_directory(row.cell)}", markup=False)
+
+
+def crafted(manifest: dict[str, Any], console: Console) -> dict[str, Any]:
+    """A crafted set's manifest: the image part with the label part's noise beside it."""
+    images, labels = manifest["images"], manifest["labels"]
+    shown = (
+        "path",
+        "kind",
+        "norm",
+        "epsilon",
+        "max_norm",
+        "mean_norm",
+        "share",
+        "poisoned_share",
+        "source",
+        "checksum",
+    )
+    content = {key: images.get(key) for key in shown}
+    content |= {key: labels.get(key) for key in ("noise_rate", "transition")}
+    content |= {"labels": labels.get("kind"), "labels_path": labels.get("path"), "labels_checksum": labels["checksum"]}
+    for key, value in content.items():
+        if key != "transition":
+            console.print(f"{key:>16}  {value}", markup=False)
+    return content
+
+
+def plan_sweep(
+    name: str, spec: StudySpec, trials: int, workspace: Workspace, ledger: Ledger, console: Console
+) -> dict[str, Any]:
+    """What a sweep would run."""
+    space = spec.space
+    overrides: list[dict[str, Any]] = [*space.baselines, *space.scaled_points(spec.base.data.name)[:trials]]
+    known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
+    overrides += [known[number].params for number in sorted(known) if number >= len(overrides)]
+    to_propose = max(0, trials + len(space.baselines) - len(overrides))
+    configs = [spec.config(entry) for entry in overrides]
+    console.print(f"sweep {name}: {space.about} · preset {spec.preset}", markup=False)
+    slots = estimate.local_slots(spec.base)
+    content = plan(configs, workspace, ledger, console, slots=slots, sweep=name, like_base=to_propose, spec=spec)
+    return {"name": name} | content
+
+
+def plan(
+    configs: Sequence[RunConfig],
+    workspace: Workspace,
+    ledger: Ledger,
+    console: Console,
+    *,
+    slots: int,
+    sweep: str | None = None,
+    like_base: int = 0,
+    spec: StudySpec | None = None,
+) -> dict[str, Any]:
+    """What these cells, and `like_base` more of `spec` that are yet to be proposed, would cost."""
+    outcomes = [ledger.outcome(config.digest(), sweep) for config in configs]
+    todo = [config for config, outcome in zip(configs, outcomes, strict=True) if outcome is None]
+    todo += [spec.base] * like_base if spec is not None else []
+    missing = missing_sets(todo, workspace)
+    sets = plan_sets(configs, missing, console)
+    content: dict[str, Any] = {
+        "cells": len(configs) + like_base,
+        "done": sum(outcome is not None and outcome.status in FINISHED for outcome in outcomes),
+        "failed": sum(outcome is not None and outcome.status == "failed" for outcome in outcomes),
+        "to_do": len(todo),
+        "to_be_proposed": like_base,
+    } | sets
+    workers = max((config.train.workers for config in todo), default=1)
+    history, by_defense = estimate.History(ledger, {sweep: spec} if sweep and spec else None), dict[str, float]()
+    for config in todo:
+        name = defense_name(config.flat())
+        by_defense[name] = by_defense.get(name, 0.0) + history.seconds(config)
+    seconds = sum(by_defense.values())
+    content |= {"device_hours": seconds * workers / 3600, "wall_seconds": seconds / slots, "slots": slots}
+    content["device_hours_by_defense"] = {name: part * workers / 3600 for name, part in by_defense.items()}
+    content["memory_mb"], memory_words = _memory(todo)
+    content["disk_needed_gb"] = _disk(todo, missing)
+    content["disk_free_gb"] = shutil.disk_usage(workspace.root).free / 1e9
+    console.print(
+        f"  cells: {content['cells']} ({content['done']} done, {content['failed']} failed, {len(todo)} to do, "
+        f"{like_base} of these yet to be proposed)"
+    )
+    console.print(
+        f"  estimate: {duration(seconds)} of training in all, about {duration(seconds / slots)} with "
+        f"{slots} at a time; {seconds * workers / 3600:.2f} device hours"
+    )
+    if len(by_defense) > 1:
+        parts = ", ".join(f"{name} {part * workers / 3600:.2f}" for name, part in by_defense.items())
+        console.print(f"  device hours by defense: {parts}", markup=False)
+    console.print(f"  memory: {memory_words}", markup=False)
+    needed = "not known" if content["disk_needed_gb"] is None else f"about {content['disk_needed_gb']:.3g} GB"
+    short = " TOO LITTLE:" if (content["disk_needed_gb"] or 0) > content["disk_free_gb"] else ""
+    console.print(
+        f"  disk:{short} {needed} needed, {content['disk_free_gb']:.1f} GB free at {workspace.root}", markup=False
+    )
+    return content
+
+
+def _disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> float | None:
+    """GB; that it is not known keeps no one from running."""
+    try:
+        return estimate.disk(configs, sets) / 1e9
+    except Exception:
+        return None
+
+
+def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
+    """MB of the run that needs most, and the words for it. That it is not known keeps no one from running."""
+    if not configs:
+        return None, "none, nothing is left to do"
+    try:
+        most = max((estimate.memory(config) for config in configs), key=lambda memory: memory.total)
+    except Exception as error:
+        reason = str(error).splitlines() or [type(error).__name__]
+        return None, f"not known ({reason[0]})"
+    unit, name, digits = (1024 * MB, "GB", 1) if most.total >= 1024 * MB else (MB, "MB", 0)
+    network, data, working, total = (
+        f"{size / unit:.{digits}f}" for size in (most.network, most.data, most.working, most.total)
+    )
+    what = "a step" if most.working == most.step else "scoring"
+    words = (
+        f"about {total} {name} of tensors per worker (network and optimizer {network}, data {data}, {what} {working})"
+    )
+    return most.megabytes, words
+
+
+def plan_sets(configs: Sequence[RunConfig], lacking: Sequence[RunConfig], console: Console) -> dict[str, Any]:
+    """How many crafted sets these need, and which the store lacks."""
+    needed, missing = len(distinct_sets(configs)), [set_name(config) for config in lacking]
+    shown = f" ({', '.join(missing)})" if 0 < len(missing) <= 8 else ""
+    console.print(f"  crafted sets: {needed} needed, {len(missing)} to craft{shown}", markup=False)
+    return {"crafted_sets": needed, "crafted_sets_missing": len(missing)}
+
+
+def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
+    """Every sweep in the ledger."""
+    ledger = Ledger(workspace.ledger)
+    table = Table("sweep", "space", "preset", "trials", "done", "stopped", "running", "failed", "left", box=None)
+    content = []
+    for name in ledger.studies:
+        try:
+            spec = spec_of(ledger, name)
+        except UserError as error:
+            warnings.warn(f"sweep {name} is left out: {error}", stacklevel=2)
+            continue
+        rows, total = rows_of(workspace, ledger, name, spec)
+        counts = counts_of(rows, total)
+        content.append({"name": name, "space": spec.space.name, "preset": spec.preset, "trials": total} | counts)
+        table.add_row(*(str(value) for value in content[-1].values()))
+        if not spec.identified:
+            content[-1]["note"] = BEFORE_IDENTITY
+    if content:
+        console.print(table)
+        for marked in [entry["name"] for entry in content if "note" in entry]:
+            console.print(f"{marked}: {BEFORE_IDENTITY}", markup=False)
+    else:
+        console.print("no sweep yet; begin with: python orchestrate.py sweep --space budgets")
+    return content
+
+
+def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any]:
+    """One sweep, trial by trial.
+
+    Raises:
+        UserError: no such sweep.
+    """
+    ledger = Ledger(workspace.ledger)
+    spec = spec_of(ledger, name)
+    rows, total = rows_of(workspace, ledger, name, spec)
+    counts = counts_of(rows, total)
+    if not spec.space.parameters and is_matrix(rows):
+        console.print(*matrix_view(rows), sep="\n")
+        shown = _worth_showing([row for row in rows if row.status not in FINISHED])
+    else:
+        shown = _worth_showing(rows)
+        if len(shown) < len(rows):
+            console.print(f"{len(rows) - len(shown)} more are not listed")
+    if shown:
+        console.print(summary_table(shown, spec.space.columns))
+    console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
+    if not spec.identified:
+        console.print(f"{BEFORE_IDENTITY}: these figures are of images that nobody can name now", markup=False)
+    console.print(f"MLflow: {tracking_uri(workspace)}", markup=False)
+    heard_of = {row.number: age for row in rows if (age := _heard(workspace, row)) is not None}
+    if heard_of:
+        beats = ", ".join(f"trial {number} {duration(age)} ago" for number, age in heard_of.items())
+        console.print(f"last heard of: {beats}", markup=False)
+    if counts["failed"] and spec.identified:
+        console.print(f"try the failed ones again with: python orchestrate.py retry {name}")
+    if counts["left"] and spec.identified:
+        console.print(f"go on with: python orchestrate.py resume {name}")
+    runs = [
+        {"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch}
+        | ({"heard_seconds": heard_of[row.number]} if row.number in heard_of else {})
+        for row in rows
+    ]
+    note = {} if spec.identified else {"note": BEFORE_IDENTITY}
+    return {"name": name, "trials": total} | counts | note | {"runs": runs}
+
+
+def _heard(workspace: Workspace, row: TrialRow) -> float | None:
+    return heard(workspace.run_directory(row.cell)) if row.status == "running" else None
+
+
+def watch(workspace: Workspace, name: str, console: Console) -> dict[str, Any]:
+    """`of_sweep` again and again, until nothing runs under this name; what it said last.
+
+    Raises:
+        UserError: no such sweep.
+    """
+    try:
+        while True:
+            with console.capture() as capture:
+                content = of_sweep(workspace, name, console)
+            if console.is_terminal:
+                console.clear()
+            console.print(Text.from_ansi(capture.get()))
+            if not is_driven(workspace, name):
+                return content
+            time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return content
+
+
+def _worth_showing(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """All of a few; of many those that are not finished, and the last finished ones."""
+    if len(rows) <= MOST_ROWS:
+        return list(rows)
+    open_rows = [row for row in rows if row.status not in FINISHED][:MOST_ROWS]
+    room = MOST_ROWS - len(open_rows)
+    ended = [row for row in rows if row.status in FINISHED]
+    return sorted([*open_rows, *ended[len(ended) - room :]], key=lambda row: row.number)
+
+
+def counts_of(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
+    """How many trials are in which state, and how many are left to do."""
+    counts = {status: sum(row.status == status for row in rows) for status in ("done", "stopped", "running", "failed")}
+    return counts | {"left": total - counts["done"] - counts["stopped"] - counts["failed"]}

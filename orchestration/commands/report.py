@@ -1,0 +1,199 @@
+"""`report`: what the ledger and the cells' folders say of a sweep, finished or not, as one file to read or to paste."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from erat.errors import UserError, unknown_name
+from erat.files import write_atomic
+from erat.paths import user_path
+from orchestration.commands.overview import validation_words
+from orchestration.report.detail import Pool, detail_of, read_environment, read_selection
+from orchestration.report.grid import grid_markdown
+from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
+from orchestration.report.notation import baseline_name, duration
+from orchestration.report.page import Epochs, Subject, html_page
+from orchestration.report.summary import csv_text, markdown, paste_command
+from orchestration.run.directory import read_metrics
+from orchestration.storage.forms import Selection
+from orchestration.storage.workspace import Workspace
+from orchestration.study.ledger import Ledger
+from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
+from orchestration.study.status import not_begun, rows_of, spec_of
+from orchestration.tracking.store import tracking_uri
+from orchestration.tracking.tracker import compare_hint
+
+SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
+
+
+def write_report(workspace: Workspace, name: str, form: str, out: str | None) -> Path:
+    """Write the report of a sweep; the file.
+
+    Args:
+        form: html, csv, latex or md.
+        out: the file to write; by default one in the sweep's report folder.
+
+    Raises:
+        UserError: no such sweep or format, or a file that cannot be written.
+    """
+    if form not in SUFFIXES:
+        raise unknown_name("format", form, SUFFIXES)
+    ledger = Ledger(workspace.ledger)
+    spec = spec_of(ledger, name)
+    rows, _ = rows_of(workspace, ledger, name, spec)
+    rows = sorted([*rows, *not_begun(spec, ledger.studies[name].trials, rows)], key=lambda row: row.number)
+    text = (
+        _page(workspace, ledger, name, spec, rows) if form == "html" else _marked(_text(spec, rows, form), spec, form)
+    )
+    path = user_path(out, "--out") if out else workspace.report(name) / f"report.{SUFFIXES[form]}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, text.encode())
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written: {error.strerror}") from error
+    return path.resolve()
+
+
+def _text(spec: StudySpec, rows: Sequence[TrialRow], form: str) -> str:
+    from orchestration.report.latex import grid_latex, matrix_latex, summary_latex
+
+    columns = spec.space.columns
+    if spec.space.parameters or not rows:
+        makers = {"csv": csv_text, "md": markdown, "latex": summary_latex}
+        return makers[form](rows, columns)
+    if is_matrix(rows):
+        return {"csv": matrix_csv, "md": matrix_markdown, "latex": matrix_latex}[form](rows)
+    return csv_text(rows, columns) if form == "csv" else {"md": grid_markdown, "latex": grid_latex}[form](rows)
+
+
+def _marked(text: str, spec: StudySpec, form: str) -> str:
+    """The table of a sweep of which nobody can say what its images were, with these words."""
+    if spec.identified:
+        return text
+    if form == "csv":
+        head, *lines = csv.reader(io.StringIO(text))
+        marked = io.StringIO()
+        csv.writer(marked, lineterminator="\n").writerows(
+            [[*head, "note"], *([*line, BEFORE_IDENTITY] for line in lines)]
+        )
+        return marked.getvalue()
+    return f"% {BEFORE_IDENTITY}\n{text}" if form == "latex" else f"{text}\n{BEFORE_IDENTITY}\n"
+
+
+def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[TrialRow]) -> str:
+    searched = bool(spec.space.parameters)
+    figures: list[tuple[str, str]] = []
+    if searched:
+        from orchestration.report.study import search_figures
+
+        figures = search_figures(spec.space.name, rows, spec.space.distributions(spec.base.data.name))
+    return html_page(
+        Subject(
+            name=name,
+            about=spec.space.about,
+            rows=rows,
+            facts=_facts(workspace, ledger, name, spec, rows),
+            counts=_counts(rows, ledger.studies[name].trials + len(spec.space.baselines)),
+            columns=spec.space.columns,
+            searched=searched,
+            search=compare_hint(name),
+            detail=partial(_detail, workspace, ledger, name, spec),
+            figures=figures,
+            curves={} if searched else _curves(workspace, rows),
+            selection={} if searched else _selections(workspace, rows),
+        )
+    )
+
+
+def _detail(
+    workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, row: TrialRow, pool: Pool
+) -> dict[str, Any]:
+    outcome = ledger.outcome(row.cell, name)
+    command = paste_command(row, spec.preset, spec.overrides_for(row.params))
+    return detail_of(row, workspace.run_directory(row.cell), outcome.result if outcome else {}, command, pool)
+
+
+def _curves(workspace: Workspace, rows: Sequence[TrialRow]) -> Epochs:
+    return {
+        row.cell: [entry["test_accuracy"] for entry in read_metrics(workspace.run_directory(row.cell))]
+        for row in rows
+        if row.status in FINISHED
+    }
+
+
+def _selections(workspace: Workspace, rows: Sequence[TrialRow]) -> dict[str, Selection]:
+    """What each ERAT selected, where it ran without rebalancing too: else there is nothing to compare it with."""
+    names = {row.cell: baseline_name(row) for row in rows if row.status in FINISHED}
+    if not {"ERAT", "ERAT w/o RB"} <= set(names.values()):
+        return {}
+    found = {
+        cell: read_selection(workspace.run_directory(cell))
+        for cell, name in names.items()
+        if name in ("ERAT", "ERAT w/o RB")
+    }
+    return {cell: content for cell, content in found.items() if content and content["epochs"]}
+
+
+def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
+    """How many are in which state; the last is what nobody has begun."""
+    counts = {state: sum(row.status == state for row in rows) for state in ("done", "stopped", "failed", "running")}
+    counts["interrupted"] = sum(row.status == "queued" and row.epoch > 0 for row in rows)
+    return counts | {"not begun": max(total, len(rows)) - sum(counts.values())}
+
+
+def _facts(
+    workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: Sequence[TrialRow]
+) -> list[tuple[str, str]]:
+    """What was run, when, where and with which code."""
+    base, images = spec.base, sorted(set(spec.images.values()))
+    seeds = sorted({row.config["train.seed"] for row in rows if "train.seed" in row.config})
+    shown = ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{seeds[0]} to {seeds[-1]} ({len(seeds)})"
+    outcomes = [outcome for row in rows if (outcome := ledger.outcome(row.cell, name)) is not None]
+    ends = [outcome.time for outcome in outcomes if outcome.time is not None]
+    dates = [("begun", ledger.studies[name].began), ("last run ended", max(ends, default=None))]
+    given = ", ".join(f"{key}={value}" for key, value in spec.overrides.items())
+    memory = max((outcome.result.get("peak_memory_mb") or 0 for outcome in outcomes), default=0)
+    facts = [
+        ("preset", spec.preset + (f", with {given}" if given else "")),
+        ("data set, backbone", f"{base.data.name}, {base.model.name}"),
+        ("images", ", ".join(f"fingerprint {found}" for found in images) if spec.identified else BEFORE_IDENTITY),
+        ("schedule", f"{base.train.epochs} epochs, batches of {base.train.batch_size}"),
+        ("seeds of training", shown),
+        *((words, _date(moment)) for words, moment in dates if moment is not None),
+        ("training in all", duration(sum(row.seconds for row in rows))),
+        ("most memory of a run", f"{memory:.0f} MB" if memory else ""),
+        *_machines(workspace, rows),
+        ("validation", validation_words(base).removeprefix("validation: ")),
+        ("MLflow", tracking_uri(workspace)),
+        ("MLflow, search runs for", compare_hint(name)),
+    ]
+    return [(words, text) for words, text in facts if text]
+
+
+def _date(moment: float) -> str:
+    return datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def _machines(workspace: Workspace, rows: Sequence[TrialRow], most: int = 400) -> list[tuple[str, str]]:
+    """Commits and devices of the finished runs, of the first ones where there are very many."""
+    commits: Counter[str] = Counter()
+    devices: Counter[str] = Counter()
+    for row in [row for row in rows if row.status in FINISHED][:most]:
+        environment = read_environment(workspace.run_directory(row.cell))
+        if environment:
+            commit = str(environment.get("git_commit") or "unknown")[:12]
+            commits[commit + (" with changes" if environment.get("git_dirty") else "")] += 1
+            devices[str(environment.get("device"))] += 1
+
+    def words(counter: Counter[str]) -> str:
+        return ", ".join(f"{name} ({count})" if len(counter) > 1 else name for name, count in counter.most_common())
+
+    return [("git commit", words(commits)), ("device", words(devices))]

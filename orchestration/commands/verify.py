@@ -1,0 +1,72 @@
+"""`craft --verify`: does each corruption bite? Plain cross-entropy on every corrupted set, as a list of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from erat.config import RunConfig
+from erat.errors import UserError
+from erat.registry import CORRUPTIONS
+from orchestration.study.spaces import SearchSpace
+from orchestration.study.spec import StudySpec, unfilled
+
+# The paper's order (Table I).
+PAPER_ORDER = ("l2c", "up", "aa", "ap", "uap", "uhp", "urp")
+
+
+def kinds_of(overrides: Mapping[str, Any]) -> list[str]:
+    """The data corruptions that `corruption.data` names ("up,uap"); all of them where it is left open.
+
+    Raises:
+        UserError: an unknown one.
+    """
+    wanted = overrides.get("corruption.data")
+    if wanted is None:
+        known = CORRUPTIONS.names()
+        return [*(kind for kind in PAPER_ORDER if kind in known), *(kind for kind in known if kind not in PAPER_ORDER)]
+    kinds = [word.strip() for word in str(wanted).split(",")]
+    for kind in kinds:
+        if kind != "none":
+            CORRUPTIONS[kind]
+    return kinds
+
+
+def specification(
+    preset: str,
+    overrides: Mapping[str, Any],
+    labels: Sequence[str],
+    seeds: Sequence[int],
+    fill: Callable[[RunConfig], RunConfig] = unfilled,
+) -> StudySpec:
+    """The runs: (no data corruption and every kind) x label noise x seeds, all with plain cross-entropy.
+
+    Args:
+        labels: "none", or a kind of noise with its rate ("symmetric:0.6").
+        seeds: each is the seed of a corruption and of the training on it.
+        fill: as of `StudySpec`.
+
+    Raises:
+        UserError: an unknown kind, label noise or rate.
+    """
+    base = {key: value for key, value in overrides.items() if key not in ("corruption.data", "corruption.labels")}
+    baselines = [
+        {"corruption.data": kind, **noise, "train.seed": seed, "corruption.seed": seed}
+        for kind in dict.fromkeys(["none", *kinds_of(overrides)])
+        for noise in map(_noise, labels)
+        for seed in seeds
+    ]
+    space = SearchSpace(
+        name="verify", about="plain training (CE) on each corrupted set", baselines=baselines, proposals=0
+    )
+    return StudySpec(space, preset, base | {"defense.name": "ce"}, fill)
+
+
+def _noise(words: str) -> dict[str, Any]:
+    kind, _, rate = words.partition(":")
+    if kind == "none":
+        return {"corruption.labels": "none"}
+    try:
+        return {"corruption.labels": kind} | ({"corruption.rate": float(rate)} if rate else {})
+    except ValueError:
+        raise UserError(f"--labels must be none or KIND:RATE, such as symmetric:0.6, got {words!r}") from None

@@ -1,0 +1,119 @@
+"""Corrupted sets ahead of training: crafted here, or as Ray tasks beside the runs that have theirs already."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from erat.config import RunConfig, build, content_digest
+from erat.corruption.pipeline import corrupted_set
+from erat.corruption.store import Store
+from erat.data.types import CorruptedSet
+from orchestration.crafting.sets import _set_key, by_images, missing_sets, placed, set_name
+from orchestration.report.crafting import CraftView, craft_view
+from orchestration.run.execute import threads
+from orchestration.storage.workspace import Workspace
+
+
+def _tasks(missing: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """What a cluster crafts: sets that belong together, each where it is to be crafted."""
+    return [[placed(config) for config in group] for group in by_images(missing)]
+
+
+def _store(config: RunConfig, workspace: Workspace) -> Store:
+    return workspace.sharing(config.storage.path).store()
+
+
+def craft_here(config: RunConfig, workspace: Workspace) -> CorruptedSet:
+    """The corrupted set of a configuration, crafted in this process if the store lacks it."""
+    with craft_view() as view, threads(config):
+        return corrupted_set(config, _store(config, workspace), partial(view.show, set_name(config)))
+
+
+def craft_on_cluster(configs: Sequence[RunConfig], workspace: Workspace, address: str) -> None:
+    """Craft what these need and the store lacks on the cluster at `address`, side by side as far as its resources go.
+
+    Raises:
+        UserError: from a task, as it was raised there.
+    """
+    from orchestration.cluster import crafting, session
+
+    groups = _tasks(missing_sets(configs, workspace))
+    if not groups:
+        return
+    with session.connection(address), craft_view() as view:
+        session.check_nodes(workspace.sharing(configs[0].storage.path))
+        crafting.craft_sets(
+            groups, workspace, lambda index, *progress: view.show(set_name(groups[index][0]), *progress)
+        )
+
+
+class Crafting:
+    """Sets that Ray crafts while the runs whose sets are there are trained.
+
+    Args:
+        missing: one configuration per set.
+        workspace: whose store they are crafted into.
+    """
+
+    def __init__(self, missing: Sequence[RunConfig], workspace: Workspace) -> None:
+        self._groups, self._workspace = _tasks(missing), workspace
+        self._waiting = set(range(len(self._groups)))
+        self._error: BaseException | None = None
+
+    @contextmanager
+    def running(self, view: CraftView) -> Iterator[None]:
+        """Craft for the time of the block, on the cluster that is connected; what is not done at its end is left."""
+        if not self._groups:
+            yield
+            return
+        over = threading.Event()
+        thread = threading.Thread(target=self._craft, args=(view, over.is_set), name="crafting", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _craft(self, view: CraftView, given_up: Callable[[], bool]) -> None:
+        from orchestration.cluster import crafting
+
+        def told(index: int, what: str, done: int, total: int) -> None:
+            view.show(set_name(self._groups[index][0]), what, done, total)
+
+        try:
+            crafting.craft_sets(self._groups, self._workspace, told, self._waiting.discard, given_up)
+        except BaseException as error:  # raised where the next run is asked for
+            self._error = error
+
+    def gate(self, baselines: Sequence[RunConfig], points: Sequence[RunConfig]) -> Callable[[int], bool]:
+        """Whether the run of this number may begin: a baseline when its set is there, a search when its points' are.
+
+        The gate raises what crafting raised.
+        """
+        groups = {_set_key(config): index for index, group in enumerate(self._groups) for config in group}
+        own = [groups.get(_set_key(config)) for config in baselines]
+        searched = {groups.get(_set_key(config)) for config in points}
+
+        def ready(number: int) -> bool:
+            if self._error is not None:
+                raise self._error
+            return own[number] not in self._waiting if number < len(own) else not searched & self._waiting
+
+        return ready
+
+
+def preview(configs: Sequence[RunConfig], workspace: Workspace) -> Path:
+    """Craft these sets, of the same images, and draw a sheet of what was done to them; its path."""
+    from orchestration.report.sheet import Band, preview_sheet
+
+    shared = {k: v for k, v in configs[0].flat().items() if k.split(".")[0] in ("data", "val")}
+    clean = build(configs[0].preset, shared | {"corruption.data": "none", "corruption.labels": "none"})
+    images = craft_here(clean, workspace).train
+    bands = [Band(set_name(config), images, craft_here(config, workspace)) for config in configs]
+    digest = content_digest([config.identity() for config in configs])
+    return preview_sheet(bands, workspace.report(f"preview-{digest[:6]}") / "preview.png")

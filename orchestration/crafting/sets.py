@@ -1,0 +1,64 @@
+"""Which corrupted sets runs need, which of them the store lacks, and what a person calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from math import prod
+
+from erat.config import RunConfig, content_digest
+from erat.corruption.pipeline import stored_parts
+from erat.engine.memory import data_shape
+from orchestration.storage.workspace import Workspace
+
+SMALL_SET = 5_000_000  # pixel values of all images: 25,000 digits of 14 x 14, 1,600 images of CIFAR-10
+
+
+def distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """One configuration per corrupted set that these need, of which each may take another share."""
+    return list({_set_key(config): config for config in configs}.values())
+
+
+def missing_sets(configs: Sequence[RunConfig], workspace: Workspace) -> list[RunConfig]:
+    """Of the sets that these need, those that the store lacks or has damaged (of which it warns)."""
+    sets = distinct_sets(configs)
+    sound = cache(
+        lambda path, part: json.loads(part) in workspace.sharing(path).store()
+    )  # what several share is read once
+    return [
+        config
+        for config, parts in zip(sets, stored_parts(sets), strict=True)
+        if not all(sound(config.storage.path, json.dumps(part)) for part in parts if part is not None)
+    ]
+
+
+def by_images(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Sets with the same poisoned images and other labels belong together: a second task would wait for the first."""
+    groups: dict[object, list[RunConfig]] = {}
+    for config, (images, _) in zip(configs, stored_parts(configs), strict=True):
+        groups.setdefault(_set_key(config) if images is None else content_digest(images), []).append(config)
+    return list(groups.values())
+
+
+def placed(config: RunConfig) -> RunConfig:
+    """The same set, to be crafted on the processor if it is small: the devices are then left to the runs."""
+    shape = data_shape(config)
+    if config.resources.gpu == 0 or (shape.train + shape.val) * prod(shape.image) > SMALL_SET:
+        return config
+    on_cpu = {"gpu": 0.0, "device": "cpu"}
+    return config.model_copy(update={"resources": config.resources.model_copy(update=on_cpu)})
+
+
+def set_name(config: RunConfig) -> str:
+    """What a person calls a corrupted set: "uhp l2 1.25", "up linf 0.1 seed 3"."""
+    options = config.corruption
+    if options.data == "none":
+        return f"{options.labels} labels"
+    seed = f" seed {options.seed}" if options.seed else ""
+    return f"{options.data} {options.norm} {options.epsilon:.3g}{seed}"
+
+
+def _set_key(config: RunConfig) -> tuple[object, ...]:
+    """What two runs on one corrupted set share."""
+    return config.data, config.val, config.corruption.model_copy(update={"share": 1.0})

@@ -1,0 +1,273 @@
+"""A sweep as it runs: a live table on a terminal, plain lines anywhere else. All of it goes to standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from math import inf
+from types import TracebackType
+from typing import IO, Any
+
+from rich import box
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestration.report.crafting import CraftBars, CraftLines, CraftView
+from orchestration.report.notation import MISSING, accuracy, baseline_name, duration, header, origin, value
+from orchestration.report.progress import Change, Progress
+from orchestration.report.summary import STATUS_STYLES, best
+from orchestration.study.rows import TrialRow
+from orchestration.terminal import Terminal, one_line
+
+QUIET_SECONDS = 5.0  # plain lines: at most one epoch line per trial in this time
+_BAR = 8
+_FRAME = 8  # lines that are not trials: title, header with three rules, what is hidden, footer, one to spare
+
+
+class LiveView:
+    """Shows a sweep while it runs; a context manager.
+
+    Args:
+        title: one line that names the sweep.
+        columns: the searched dotted keys.
+        total: trials of the sweep.
+        stream: where to; standard error if None. No terminal, NO_COLOR or CI: plain lines.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        columns: Sequence[str],
+        total: int,
+        stream: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        stream = sys.stderr if stream is None else stream
+        self._progress = Progress(total, clock)
+        self._view = (_Terminal if takes_a_table(stream) else _PlainLines)(
+            title, columns, self._progress, stream, clock
+        )
+
+    def __enter__(self) -> LiveView:
+        self._view.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # After a clean end the summary table follows and says the same; after an interruption this is all there is.
+        self._view.stop(keep=kind is not None)
+        ended, counts = self._progress.ended_of_total(), self._progress.counts()
+        self._view.note(f"{ended} in {duration(self._progress.elapsed)}: {counts}")
+
+    def update(self, rows: Sequence[TrialRow]) -> None:
+        """Show these rows: all trials known so far. To be called on every event, from one thread."""
+        self._view.show(self._progress.update(rows))
+
+    def note(self, text: str) -> None:
+        """Print a line above the table."""
+        self._view.note(text)
+
+    @property
+    def crafting(self) -> CraftView:
+        """Where to tell, from any thread, how far the sets are that are crafted meanwhile."""
+        return self._view.crafting
+
+
+def takes_a_table(stream: IO[str]) -> bool:
+    """Whether a table that redraws itself, with the paper's symbols, is readable there."""
+    if os.environ.get("NO_COLOR") or os.environ.get("CI") or os.environ.get("TERM") == "dumb":
+        return False
+    return stream.isatty() and "utf" in (getattr(stream, "encoding", None) or "utf-8").lower()
+
+
+class _PlainLines:
+    """One line per event, in ASCII, for logs and pipes."""
+
+    def __init__(
+        self, title: str, columns: Sequence[str], progress: Progress, stream: IO[str], clock: Callable[[], float]
+    ) -> None:
+        self._title, self._columns, self._progress, self._stream, self._clock = title, columns, progress, stream, clock
+        self.crafting: CraftView = CraftLines(stream)
+        self._told: dict[int, float] = {}  # trial -> when its last epoch line was written
+
+    def start(self) -> None:
+        self.note(self._title)
+
+    def stop(self, keep: bool) -> None:
+        """Lines stay where they are."""
+
+    def note(self, text: str) -> None:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(one_line(text).encode(encoding, "replace").decode(encoding) + "\n")
+        self._stream.flush()
+
+    def show(self, changes: Sequence[Change]) -> None:
+        for old, row in changes:
+            if row.status != (old.status if old else "queued"):
+                self._line(row, self._status(row))
+            if row.status == "running" and row.epoch > (old.epoch if old else 0) and self._due(row.number):
+                left = self._progress.trial_left(row)
+                ending = "" if left is None else f" left {duration(left)}"
+                self._line(row, f"epoch {row.epoch}/{row.epochs} val {accuracy(row.val_accuracy)}{ending}")
+
+    def _due(self, number: int) -> bool:
+        now = self._clock()
+        if now - self._told.get(number, -inf) < QUIET_SECONDS:
+            return False
+        self._told[number] = now
+        return True
+
+    def _line(self, row: TrialRow, text: str) -> None:
+        self.note(f"[{self._progress.ended}/{self._progress.total}] trial {row.number} {text}")
+
+    def _status(self, row: TrialRow) -> str:
+        if row.status == "queued":
+            return "queued again"
+        if row.status == "running":
+            return f"running {self._settings(row)} ({row.source})"
+        if row.status == "failed":
+            return f"failed after {duration(row.seconds)}: {_reason(row)}"
+        at = f" at epoch {row.epoch}/{row.epochs}" if row.status == "stopped" else ""
+        measured = f"best val {accuracy(row.best_val_accuracy)} test {accuracy(row.final_test_accuracy)}"
+        left = self._progress.left()
+        ending = f", sweep left {duration(left)}" if left else ""
+        return f"{row.status}{at} {measured} in {duration(row.seconds)}{ending}"
+
+    def _settings(self, row: TrialRow) -> str:
+        if not any(key in row.params for key in self._columns):
+            return baseline_name(row)
+        pairs = ((header(key, ascii_only=True), value(key, row.params.get(key))) for key in self._columns)
+        return " ".join(f"{name}={setting}" for name, setting in pairs)
+
+
+def _reason(row: TrialRow) -> str:
+    """The last line of a trial's error, where Python puts what went wrong."""
+    lines = (row.error or "").strip().splitlines()
+    return lines[-1] if lines else "no message"
+
+
+class _Terminal:
+    """A table that redraws itself in place and never grows taller than the terminal."""
+
+    def __init__(
+        self, title: str, columns: Sequence[str], progress: Progress, stream: IO[str], clock: Callable[[], float]
+    ) -> None:
+        self._title, self._columns, self._progress = title, columns, progress
+        self._console = Terminal(file=stream, force_terminal=True)
+        self._bars = CraftBars(self._console)
+        self.crafting: CraftView = self._bars
+        self._live = Live(
+            get_renderable=self._frame,
+            console=self._console,
+            refresh_per_second=2,  # what counts down between events: elapsed time and time left
+            vertical_overflow="crop",
+            # What others print would tear the table apart. Standard output is left alone where it is not this
+            # terminal: there it holds results.
+            redirect_stdout=sys.stdout.isatty(),
+        )
+
+    def start(self) -> None:
+        self._live.start(refresh=True)
+
+    def stop(self, keep: bool) -> None:
+        self._live.transient = not keep
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        self._console.print(Text(text))
+
+    def show(self, changes: Sequence[Change]) -> None:
+        for old, row in changes:
+            if row.status == "failed" and (old is None or old.status != "failed"):
+                self._console.print(Text(f"trial {row.number} failed: {_reason(row)}", style="red"))
+        self._live.refresh()
+
+    def _frame(self) -> Group:
+        bars = self._bars.lines()
+        rows = visible(self._progress, max(1, self._console.height - _FRAME - len(bars)))
+        shown = {row.number for row in rows}
+        hidden = [row for row in self._progress.rows if row.number not in shown]
+        lines: list[Any] = [_one_line(f" {self._title}", "bold"), *bars, self._fitting_table(rows)]
+        if hidden:
+            counts = [(sum(row.status == status for row in hidden), status) for status in STATUS_STYLES]
+            words = ", ".join(f"{number} {status}" for number, status in counts if number)
+            lines.append(_one_line(f" … not shown: {words}", "dim"))
+        lines.append(_one_line(" " + self._footer(), "bold"))
+        return Group(*lines)
+
+    def _footer(self) -> str:
+        left = self._progress.left()
+        parts = ["time left not known yet" if left is None else f"{duration(left)} left"]
+        leader = best(self._progress.rows)
+        if leader is not None:
+            parts.append(f"best val {accuracy(leader.best_val_accuracy)} (trial {leader.number})")
+        return " · ".join([self._progress.ended_of_total(), *parts, self._progress.counts()])
+
+    def _fitting_table(self, rows: Sequence[TrialRow]) -> Table:
+        """The widest table that the terminal takes: the bar goes first, the searched values go last."""
+        without: set[str] = set()
+        for drop in ("", "bar", "source", "time", "best", "settings"):
+            without.add(drop)
+            table = self._table(rows, without)
+            # Asked with no limit to its width, since a table's own measure stops at the terminal's.
+            wanted = self._console.measure(table, options=self._console.options.update(max_width=1000)).maximum
+            if wanted <= self._console.width:
+                break
+        return table
+
+    def _table(self, rows: Sequence[TrialRow], without: set[str]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        names = [name for name in ("#", "source", "status") if name not in without]
+        names += [header(key) for key in self._columns if "settings" not in without]
+        names += [name for name in ("epoch", "val", "best", "time", "left") if name not in without]
+        for name in names:
+            left = name in ("source", "status", "epoch")
+            table.add_column(Text(name), justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+        leader = best(self._progress.rows)
+        for row in rows:
+            table.add_row(*self._cells(row, row is leader, without), style="dim" if row.status == "queued" else None)
+        return table
+
+    def _cells(self, row: TrialRow, leads: bool, without: set[str]) -> list[Text]:
+        age = self._progress.age(row)
+        running = row.status == "running"
+        settings = {key: Text(value(key, row.params.get(key))) for key in self._columns}
+        epoch = f"{row.epoch:>{len(str(row.epochs))}}/{row.epochs}" if row.epochs else MISSING
+        cells = {
+            "#": Text(f"★ {row.number}" if leads else str(row.number), style="bold" if leads else ""),
+            "source": Text(origin(row)),
+            "status": Text(row.status, style=STATUS_STYLES.get(row.status, "")),
+            **({} if "settings" in without else settings),
+            "epoch": Text(epoch) if "bar" in without else Text.assemble(epoch, " ", *_bar(row)),
+            "val": Text(accuracy(row.val_accuracy)),
+            "best": Text(accuracy(row.best_val_accuracy), style="bold" if leads else ""),
+            "time": Text(duration(row.seconds + age) if row.seconds or running else MISSING),
+            "left": Text(duration(self._progress.trial_left(row)) if running else ""),
+        }
+        return [cell for name, cell in cells.items() if name not in without]
+
+
+def visible(progress: Progress, room: int) -> list[TrialRow]:
+    """The rows to show where not all fit: running ones, the best, the newest that ended, then the next in the queue."""
+    rows = {row.number: row for row in progress.rows}
+    leader = best(list(rows.values()))
+    order = [number for number, row in rows.items() if row.status == "running"]
+    order += [leader.number] if leader else []
+    order += progress.newest_ended()
+    order += [number for number, row in rows.items() if row.status == "queued"]
+    return [rows[number] for number in sorted(list(dict.fromkeys(order))[:room])]
+
+
+def _bar(row: TrialRow) -> list[tuple[str, str]]:
+    done = round(_BAR * min(1.0, row.epoch / row.epochs)) if row.epochs else 0
+    return [("━" * done, STATUS_STYLES.get(row.status, "")), ("╌" * (_BAR - done), "dim")]
+
+
+def _one_line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")

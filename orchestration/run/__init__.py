@@ -1,0 +1,1 @@
+"""One run, without Ray: execution, directory, retries, preemption, heartbeat."""

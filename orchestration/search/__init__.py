@@ -1,0 +1,1 @@
+"""What is tried next: the queue, Ray Tune and Optuna, the driver."""

@@ -1,0 +1,228 @@
+"""Bringing a sweep or a run to life: the store, the tracker, Ray and the view, in the order in which each can fail."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from erat.config import RunConfig
+from erat.errors import UserError
+from erat.files import write_atomic
+from orchestration.crafting.jobs import Crafting, craft_here
+from orchestration.crafting.sets import missing_sets
+from orchestration.report.live import LiveView
+from orchestration.run.directory import ENDS, STATE, RunResult, read_metrics, summarise
+from orchestration.run.execute import execute_run
+from orchestration.run.heartbeat import driving
+from orchestration.search.driver import StudyDriver, track_end, write_report
+from orchestration.storage.workspace import Workspace
+from orchestration.study import estimate
+from orchestration.study.ledger import Ledger, Outcome
+from orchestration.study.rows import TrialRow
+from orchestration.study.spec import StudySpec, register, unfilled
+from orchestration.tracking.tracker import Tracker
+
+POLL_SECONDS = 0.5
+
+
+@dataclass
+class StudyEnd:
+    """What a sweep left behind."""
+
+    driver: StudyDriver
+    files: list[str]
+    wall_seconds: float
+
+
+def run_study(
+    name: str,
+    spec: StudySpec,
+    trials: int,
+    workspace: Workspace,
+    ledger: Ledger,
+    *,
+    address: str | None = None,
+    at_most: int | None = None,
+) -> StudyEnd:
+    """Run what is left of a sweep and write its report, with `at_most` trials side by side (none: as many as fit).
+
+    Raises:
+        UserError: the data, the store, the tracking server or the cluster cannot be had, or another process runs this
+            sweep; nothing was trained.
+        KeyboardInterrupt: passed on, with all that finished on record.
+    """
+    # Ray's parts load slowly: only verbs that need them pay.
+    from orchestration.cluster import session
+    from orchestration.search import tune
+
+    started = time.monotonic()
+    if spec.fill is unfilled:
+        spec = replace(spec, fill=workspace.fingerprints())
+    workspace = workspace.sharing(spec.base.storage.path)
+    resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}
+    workers, fewest = spec.base.train.workers, spec.base.resources.min_workers
+    if address is not None:
+        session.check_reachable(address)
+    sampler = tune.OptunaSampler(
+        spec.space.distributions(spec.base.data.name),
+        seed=spec.base.train.seed,
+        startup_trials=max(1, len(spec.space.points)),
+    )
+    with ExitStack() as stack:
+        stack.enter_context(driving(workspace, name))
+        # Ray's start takes seconds, mostly of waiting, in which MLflow's store is opened.
+        opening = stack.enter_context(ThreadPoolExecutor(1)).submit(Tracker.open, workspace)
+        baselines, points = spec.planned(trials)
+        to_do = [config for config in [*baselines, *points] if ledger.outcome(config.digest(), name) is None]
+        crafting = Crafting(missing_sets(to_do, workspace), workspace)
+        stack.enter_context(session.connection(address))
+        if address is not None:
+            session.check_nodes(workspace)
+        tracker = opening.result()
+        fit = session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
+        slots = min(fit, at_most or fit)
+        register(ledger, name, spec, trials)
+        parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
+        # A search begins with its points, and runs its few baselines where a slot is idle.
+        work_of = _work_of if not spec.space.parameters else None
+        ready = crafting.gate(baselines, points)
+        driver = StudyDriver(
+            name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready
+        )
+        title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
+        with LiveView(title, spec.space.columns, driver.queue.size) as view:
+            driver.view = view.update
+            try:
+                with crafting.running(view.crafting):
+                    tune.run(
+                        driver,
+                        name=name,
+                        storage=workspace.ray,
+                        resources=resources,
+                        workers=workers,
+                        slots=slots,
+                        ahead=workers == 1 and slots == fit,
+                    )
+            except BaseException as error:
+                driver.interrupted()
+                if isinstance(error, UserError):
+                    ledger.withdraw(name)  # to be asked for again under the same name, without the mistake
+                view.update(driver.all_rows())
+                tracker.finish(parent, "interrupted", {})
+                raise
+            view.update(driver.all_rows())  # those, too, that were finished before and made no event
+        files = write_report(driver)
+        failed = any(row.status == "failed" for row in driver.all_rows())
+        seconds = time.monotonic() - started
+        tracker.finish_parent(
+            parent, summary={"wall_seconds": seconds}, artifacts=workspace.report(name), ok=not failed
+        )
+        _send_all(tracker)
+    return StudyEnd(driver, files, seconds)
+
+
+def _send_all(tracker: Tracker) -> None:
+    if left := tracker.flush():
+        warnings.warn(f"{left} entries for MLflow are kept, and sent by the next sweep, resume or train", stacklevel=2)
+
+
+def _work_of(config: RunConfig) -> float:
+    """How long a run is; 0 where that cannot be told, which keeps nobody from running."""
+    try:
+        return estimate.work(config)
+    except Exception:
+        return 0.0
+
+
+def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, address: str | None, force: bool) -> TrialRow:
+    """Train one cell and record it; a finished one is only shown, unless forced.
+
+    Raises:
+        UserError: as `run_study`.
+    """
+    config = workspace.fingerprints()(config)
+    cell = config.digest()
+    row = TrialRow(0, cell, {}, source="train", epochs=config.train.epochs, config=config.flat())
+    known = ledger.outcome(cell)
+    if known is not None and known.status == "done" and not force:
+        row.take_in(known.result)
+        return row
+    workspace = workspace.sharing(config.storage.path)
+    folder = workspace.run_directory(cell)
+    if address is not None:
+        from orchestration.cluster import session
+
+        session.check_reachable(address)
+    tracker = Tracker.open(workspace)
+    craft_here(config, workspace)
+    if force:
+        for file in (*STATE, *ENDS):
+            (folder / file).unlink(missing_ok=True)
+        workspace.send(cell, *STATE, *ENDS)
+    run = tracker.start_run(cell, row.config, parent=None, sweep=None, source="train")
+    title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
+    with LiveView(title, [], 1) as view:
+
+        def on_epoch() -> None:
+            workspace.fetch(cell, "metrics.jsonl")
+            rows = read_metrics(folder)
+            for entry in rows:
+                tracker.log_epoch(run, entry, entry["epoch"])
+            row.take_in(asdict(summarise(cell, "running", rows)))
+            view.update([row])
+
+        on_epoch()
+        try:
+            result = _train_here_or_on_ray(config, workspace, on_epoch, address)
+        except BaseException:
+            tracker.finish(run, "interrupted", {})
+            raise
+        workspace.fetch(cell, *ENDS, *workspace.names(cell, "artifacts"))
+        outcome = Outcome(result.status, asdict(result) | {"mlflow_run_id": run}, result.error)
+        row.take_in(outcome.result)
+        view.update([row])
+    track_end(tracker, run, outcome, folder)
+    _send_all(tracker)
+    ledger.finish(cell, outcome.status, outcome.result, sweep=None, error=outcome.error)
+    return row
+
+
+def _train_here_or_on_ray(
+    config: RunConfig, workspace: Workspace, on_epoch: Callable[[], None], address: str | None
+) -> RunResult:
+    """One worker trains in this process; several go through Ray Train."""
+
+    def listen(history: Any) -> bool:
+        on_epoch()
+        return True
+
+    if config.train.workers == 1 and address is None:
+        return execute_run(config, workspace.on_this_node(), on_epoch=listen)
+    from orchestration.cluster import execution, session
+
+    with session.connection(address):
+        if address is not None:
+            session.check_nodes(workspace)
+        resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
+        patience = session.JOIN_SECONDS if address else 0
+        session.slots(resources, config.train.workers, config.resources.min_workers, patience=patience)
+        cell, stop_request = config.digest(), "stop-train"
+        (workspace.run_directory(cell) / stop_request).unlink(missing_ok=True)
+        workspace.send(cell, stop_request)
+        # Ray Train's controller is a process of its own and calls nobody back here: the cell's folder is read instead.
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(execution.run_parallel, config, workspace, stop_request)
+            try:
+                while not wait([running], timeout=POLL_SECONDS).done:
+                    on_epoch()
+            except BaseException:
+                # The workers end after this epoch; the pool waits for them.
+                write_atomic(workspace.run_directory(cell) / stop_request, b"")
+                workspace.send(cell, stop_request)
+                raise
+            return running.result()

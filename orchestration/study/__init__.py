@@ -1,0 +1,3 @@
+"""What is to run and what ran: specification, spaces, grids, ledger, status."""
+
+MOST_TRIALS = 100_000  # of one search

@@ -1,0 +1,245 @@
+"""Data corruptions: their budgets, what makes each what it is, and rounding to 8 bit without leaving the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from erat.attacks.norms import l2_norm
+from erat.corruption import up
+from erat.corruption.base import Craft, norms_of, quantize
+from erat.corruption.classwise import descend
+from erat.data.types import ImageSet
+from erat.models import build_model
+from erat.registry import CORRUPTIONS
+
+K = 4
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The few images are learnt before UP's perturbation has grown."""
+    monkeypatch.setattr(up, "STOP_ERROR", -1.0)
+
+
+def again(order: Craft, **changes: Any) -> Craft:
+    """The same order with its random numbers from the start."""
+    return replace(order, generator=torch.Generator().manual_seed(0), **changes)
+
+
+def norms(delta: Tensor, norm: str) -> Tensor:
+    return l2_norm(delta) if norm == "l2" else delta.abs().flatten(1).amax(1)
+
+
+def per_class(delta: Tensor, labels: Tensor) -> Tensor:
+    """One row per class, after a check that all its images wear the same."""
+    for k in range(K):
+        assert bool((delta[labels == k] == delta[labels == k][:1]).all())
+    return torch.stack([delta[labels == k][0] for k in range(K)])
+
+
+# --- what holds of every kind ----------------------------------------------------------------------------------------
+
+
+def granularities() -> list[tuple[str, str]]:
+    return [(kind, granularity) for kind in CORRUPTIONS.names() for granularity in CORRUPTIONS[kind].granularities]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 1.0)])
+@pytest.mark.parametrize(("kind", "granularity"), granularities())
+def test_every_kind_keeps_its_budget_and_its_input(
+    order: Craft, kind: str, granularity: str, norm: str, epsilon: float
+) -> None:
+    assert norm in CORRUPTIONS[kind].norms
+    before = order.images.clone()
+    delta = CORRUPTIONS[kind].perturb(again(order, norm=norm, epsilon=epsilon, granularity=granularity))
+    assert delta.shape == order.images.shape
+    assert not delta.requires_grad
+    assert norms(delta, norm).max() <= epsilon * (1 + 1e-5)
+    assert norms(delta, norm).max() > 0.5 * epsilon, "a budget is there to be used"
+    assert torch.equal(order.images, before)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("kind", "granularity"), granularities())
+def test_every_kind_is_decided_by_its_generator(order: Craft, kind: str, granularity: str) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = CORRUPTIONS[kind].perturb(again(order, granularity=granularity))
+    assert torch.equal(torch.get_rng_state(), before), "and leaves torch's own alone"
+    torch.manual_seed(2)
+    assert torch.equal(first, CORRUPTIONS[kind].perturb(again(order, granularity=granularity)))
+    other = replace(order, granularity=granularity, generator=torch.Generator().manual_seed(1))
+    same = torch.equal(first, CORRUPTIONS[kind].perturb(other))
+    assert same is (kind == "ap"), "AP alone draws nothing"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", [kind for kind in CORRUPTIONS.names() if "class" in CORRUPTIONS[kind].granularities])
+def test_class_wise_means_one_perturbation_per_class(order: Craft, kind: str) -> None:
+    rows = per_class(CORRUPTIONS[kind].perturb(order), order.labels)
+    distances = torch.cdist(rows.flatten(1), rows.flatten(1))
+    assert distances[~torch.eye(K, dtype=torch.bool)].min() > 0.1
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_source_network_is_asked_for_where_it_is_used_and_left_as_it_was(order: Craft, source: nn.Module) -> None:
+    before = {name: value.clone() for name, value in source.state_dict().items()}
+    asked: list[int] = []
+
+    def ask() -> nn.Module:
+        asked.append(1)
+        return source
+
+    for kind, times in (("urp", 0), ("up", 0), ("l2c", 0), ("uhp", 1), ("uap", 1), ("ap", 1), ("aa", 1)):
+        asked.clear()
+        CORRUPTIONS[kind].perturb(again(order, source=ask))
+        assert len(asked) == times
+    assert all(torch.equal(before[name], value) for name, value in source.state_dict().items())
+    assert not source.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in source.parameters())
+
+
+# --- URP -------------------------------------------------------------------------------------------------------------
+
+
+def test_urp_has_norm_epsilon_exactly_under_l2_and_fills_the_cube_under_linf(order: Craft) -> None:
+    rows = per_class(CORRUPTIONS["urp"].perturb(again(order, epsilon=0.7)), order.labels)
+    torch.testing.assert_close(l2_norm(rows), torch.full((K,), 0.7), rtol=1e-6, atol=0)
+    cube = per_class(CORRUPTIONS["urp"].perturb(again(order, norm="linf", epsilon=0.7)), order.labels)
+    assert cube.abs().max() <= 0.7
+    assert cube.std().item() == pytest.approx(0.7 / 3**0.5, rel=0.1)
+
+
+# --- UP --------------------------------------------------------------------------------------------------------------
+
+
+def loss_after(images: Tensor, labels: Tensor, steps: int) -> float:
+    """Train loss of a fresh network, of other weights than the crafting one's."""
+    trained = build_model("small", K, 1, 8, [0.5], [0.25], seed=77)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(trained(images), labels).backward()
+        optimizer.step()
+    return F.cross_entropy(trained(images), labels).item()
+
+
+@pytest.mark.parametrize("granularity", ["class", "sample"])
+def test_up_makes_images_easy_to_fit(make_images: Callable[..., ImageSet], order: Craft, granularity: str) -> None:
+    """On images of pure noise nothing but the perturbation tells the classes apart."""
+    noise = make_images(60, seed=1, signal=0.0).images.float() / 255
+    delta = CORRUPTIONS["up"].perturb(again(order, images=noise, norm="linf", epsilon=0.1, granularity=granularity))
+    clean = loss_after(noise, order.labels, 15)
+    poisoned = loss_after((noise + delta).clamp(0, 1), order.labels, 15)
+    assert poisoned < 0.5 * clean
+
+
+def test_up_stops_at_one_percent_of_train_error(order: Craft, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that are learnt at once need few rounds; with a threshold that nothing reaches, all are made."""
+    told: list[int] = []
+    watched = replace(order, progress=lambda what, done, total: told.append(done))
+    CORRUPTIONS["up"].perturb(again(watched, options=CORRUPTIONS["up"].defaults))
+    assert len(told) < 10
+    monkeypatch.setattr(up, "STOP_ERROR", -1.0)
+    told.clear()
+    CORRUPTIONS["up"].perturb(again(watched, options={"steps": 12}))
+    assert told == list(range(1, 13))
+
+
+# --- UHP and UAP -----------------------------------------------------------------------------------------------------
+
+
+def test_uhp_makes_the_source_network_say_the_class(order: Craft, source: nn.Module) -> None:
+    vectors = per_class(
+        CORRUPTIONS["uhp"].perturb(again(order, epsilon=2.5, options=CORRUPTIONS["uhp"].defaults)), order.labels
+    )
+    for k in range(K):
+        answers = source((order.images + vectors[k]).clamp(0, 1)).argmax(1)
+        assert (answers == k).float().mean() > 0.9, "whatever the image shows"
+
+
+def test_uap_gives_each_class_the_next_one_s_vector(order: Craft) -> None:
+    uhp = per_class(CORRUPTIONS["uhp"].perturb(again(order)), order.labels)
+    uap = per_class(CORRUPTIONS["uap"].perturb(again(order)), order.labels)
+    assert torch.equal(uap, uhp.roll(-1, dims=0))
+
+
+def test_a_step_descends_by_the_mean_over_each_class_and_leaves_absent_ones(source: nn.Module, order: Craft) -> None:
+    from erat.attacks.pgd import Budget
+
+    delta = 0.01 * torch.randn(K, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    budget = Budget.of("linf", 0.1, delta)
+    images, labels = order.images[:9], torch.tensor([0, 0, 0, 0, 0, 1, 1, 3, 3])
+    moved = descend(source, images, labels, delta, budget, budget.epsilon / 10)
+    assert torch.equal(moved[2], delta[2])
+    for k in (0, 1, 3):
+        mine = labels == k
+        point = delta[k].clone().requires_grad_(True)
+        loss = F.cross_entropy(source((images[mine] + point).clamp(0, 1)), labels[mine])
+        (grad,) = torch.autograd.grad(loss, point)
+        torch.testing.assert_close(moved[k], delta[k] - 0.01 * grad.sign())
+    under_l2 = descend(source, images, labels, delta, Budget.of("l2", 1.0, delta), torch.full((K,), 0.2))
+    torch.testing.assert_close(l2_norm(under_l2 - delta)[[0, 1, 3]], torch.full((3,), 0.2))
+
+
+# --- 8 bit -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 8 / 255, 0.5 / 255, 0.9 / 255, 1 / 255, 0.03, 0.3, 0.0])
+def test_rounding_never_exceeds_an_linf_budget(epsilon: float) -> None:
+    """0.1 is 25.5 grey levels: rounded to the nearest, 26 would be too many."""
+    draw = torch.Generator().manual_seed(0)
+    clean = torch.randint(0, 256, (50, 3, 8, 8), generator=draw).to(torch.uint8)
+    delta = (2 * torch.rand(clean.shape, generator=draw) - 1).sign() * epsilon
+    moved = quantize(clean, delta, "linf", epsilon)
+    assert moved.dtype == torch.uint8
+    reached = (moved.int() - clean.int()).abs().max().item()
+    assert reached <= epsilon * 255 + 1e-6
+    assert reached == int(epsilon * 255 + 1e-6), "and uses what fits"
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.5, 0.77, 3.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rounding_never_exceeds_an_l2_budget(epsilon: float, channels: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    clean = torch.randint(0, 256, (200, channels, 16, 16), generator=draw).to(torch.uint8)
+    direction = torch.randn(clean.shape, generator=draw)
+    moved = quantize(clean, epsilon * direction / l2_norm(direction).view(-1, 1, 1, 1), "l2", epsilon)
+    reached = (moved.double() - clean.double()).div(255).flatten(1).norm(dim=1)
+    assert reached.max() <= epsilon + 1e-6
+    if epsilon >= 0.5:
+        assert reached.max() > 0.9 * epsilon
+
+
+def test_rounding_is_to_nearest_and_clips() -> None:
+    clean = torch.tensor([100, 100, 100, 250, 3], dtype=torch.uint8).view(1, 1, 1, 5)
+    delta = torch.tensor([1.6, -1.6, 0.4, 9.0, -9.0]).view(1, 1, 1, 5) / 255
+    assert quantize(clean, delta, "linf", 0.1).flatten().tolist() == [102, 98, 100, 255, 0]
+
+
+def test_truncation_is_the_last_resort() -> None:
+    """0.9 grey levels under l_inf: 0.99 ** 50 of it still rounds to 1."""
+    clean = torch.full((1, 1, 1, 2), 100, dtype=torch.uint8)
+    delta = torch.tensor([0.9, -0.9]).view(1, 1, 1, 2) / 255
+    assert torch.equal(quantize(clean, delta, "linf", 0.9 / 255), clean)
+
+
+def test_only_images_over_their_budget_are_shrunk() -> None:
+    clean = torch.full((2, 1, 1, 2), 100, dtype=torch.uint8)
+    delta = torch.tensor([[25.5, 10.0], [25.4, 10.4]]).view(2, 1, 1, 2) / 255
+    moved = quantize(clean, delta, "linf", 0.1).flatten(1).tolist()
+    assert moved == [[125, 110], [125, 110]]
+
+
+def test_norms_of_grey_level_differences() -> None:
+    difference = torch.tensor([[3, -4], [0, 255]], dtype=torch.int16).view(2, 1, 1, 2)
+    torch.testing.assert_close(norms_of(difference, "l2"), torch.tensor([5 / 255, 1.0]))
+    torch.testing.assert_close(norms_of(difference, "linf"), torch.tensor([4 / 255, 1.0]))

@@ -1,0 +1,275 @@
+"""Plans and states: what is counted, and that looking changes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from rich.console import Console
+
+from erat.config import RunConfig, build
+from erat.engine.memory import MB, MemoryEstimate
+from erat.errors import UserError
+from orchestration.commands import overview
+from orchestration.storage.workspace import Workspace
+from orchestration.study import estimate
+from orchestration.study.ledger import Ledger
+from orchestration.study.rows import TrialRow
+from orchestration.study.spaces import parse_space
+from orchestration.study.spec import StudySpec, register
+
+ETA = "defense.eta"
+TINY = {"data.limit": 200, "train.epochs": 4, "corruption.data": "urp"}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120, color_system=None)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def spec(overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    content = {
+        "name": "mine",
+        "about": "a test",
+        "parameters": {ETA: {"low": 0, "high": 1}},
+        "points": [{ETA: 0.1}, {ETA: 0.2}, {ETA: 0.3}, {ETA: 0.4}],
+        "baselines": [{"defense.name": "ce"}],
+    }
+    return StudySpec(parse_space(content, "mine.yaml"), "demo", TINY | dict(overrides or {}))
+
+
+def propose(ledger: Ledger, made: StudySpec, number: int, params: dict[str, Any], source: str) -> str:
+    cell = made.config(params).digest()
+    ledger.append("proposed", sweep="a", number=number, params=params, source=source, cell=cell)
+    return cell
+
+
+def result(status: str, **fields: Any) -> dict[str, Any]:
+    figures = {"val_accuracy": 0.5, "best_val_accuracy": 0.6, "final_test_accuracy": 0.5, "best_val_test_accuracy": 0.5}
+    return {"status": status, "epochs": 4, "train_seconds": 3.0, "val_history": [0.6, 0.5], **figures, **fields}
+
+
+@pytest.fixture
+def ledger(workspace: Workspace) -> Ledger:
+    """Of six trials five are known: one done, one failed, one stopped, one interrupted, one not begun."""
+    made, ledger = spec(), Ledger(workspace.ledger)
+    register(ledger, "a", made, 5)
+    cells = [
+        propose(ledger, made, 0, {"defense.name": "ce"}, "baseline"),
+        *(propose(ledger, made, number, {ETA: number / 10}, "paper") for number in (1, 2, 3, 4)),
+    ]
+    ledger.finish(cells[0], "done", result("done"), sweep="a", error=None)
+    ledger.finish(cells[1], "failed", result("failed", epochs=1), sweep="a", error="boom")
+    ledger.finish(cells[2], "stopped", result("stopped", epochs=2), sweep="a", error=None)
+    workspace.run_directory(cells[3]).mkdir(parents=True)
+    row = {"epoch": 1, "val_accuracy": 0.3, "test_accuracy": 0.2, "epoch_seconds": 1.0}
+    (workspace.run_directory(cells[3]) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    return ledger
+
+
+class TestStatus:
+    def test_no_sweep_yet_says_how_to_begin(self, workspace: Workspace, console: Console) -> None:
+        assert overview.of_all(workspace, console) == []
+        assert "python orchestrate.py sweep --space" in said(console)
+        assert not workspace.ledger.exists()
+
+    def test_every_sweep_is_counted(self, workspace: Workspace, ledger: Ledger, console: Console) -> None:
+        register(ledger, "b", spec({"train.epochs": 2}), 7)
+        first, second = overview.of_all(workspace, console)
+        assert first == {
+            "name": "a",
+            "space": "mine",
+            "preset": "demo",
+            "trials": 6,
+            "done": 1,
+            "stopped": 1,
+            "running": 0,
+            "failed": 1,
+            "left": 3,
+        }
+        assert (second["name"], second["trials"], second["left"]) == ("b", 8, 8)
+
+    def test_one_sweep_trial_by_trial(self, workspace: Workspace, ledger: Ledger, console: Console) -> None:
+        content = overview.of_sweep(workspace, "a", console)
+        states = [(run["number"], run["status"], run["epoch"]) for run in content["runs"]]
+        assert states == [(0, "done", 4), (1, "failed", 1), (2, "stopped", 2), (3, "queued", 1), (4, "queued", 0)]
+        assert {key: content[key] for key in ("trials", "done", "stopped", "failed", "left")} == {
+            "trials": 6,
+            "done": 1,
+            "stopped": 1,
+            "failed": 1,
+            "left": 3,
+        }
+        text = said(console)
+        assert "retry a" in text
+        assert "resume a" in text
+
+    def test_a_trial_whose_cell_is_held_is_running(
+        self, workspace: Workspace, ledger: Ledger, console: Console
+    ) -> None:
+        cell = ledger.studies["a"].proposals[3].cell
+        with FileLock(workspace.run_directory(cell) / ".lock"):
+            content = overview.of_sweep(workspace, "a", console)
+        assert content["runs"][3] == {"number": 3, "cell": cell, "status": "running", "epoch": 1}
+        assert (content["running"], content["left"]) == (1, 3)
+
+    def test_a_finished_sweep_offers_nothing_more(self, workspace: Workspace, console: Console) -> None:
+        made, ledger = spec(), Ledger(workspace.ledger)
+        register(ledger, "a", made, 0)
+        cell = propose(ledger, made, 0, {"defense.name": "ce"}, "baseline")
+        ledger.finish(cell, "done", result("done"), sweep="a", error=None)
+        assert overview.of_sweep(workspace, "a", console)["left"] == 0
+        assert "resume" not in said(console)
+        assert "retry" not in said(console)
+
+    def test_an_unknown_sweep_names_the_near_ones(self, workspace: Workspace, ledger: Ledger, console: Console) -> None:
+        register(ledger, "budgets", spec(), 1)
+        with pytest.raises(UserError, match="unknown sweep 'budget': did you mean budgets"):
+            overview.of_sweep(workspace, "budget", console)
+
+
+class TestPlan:
+    @pytest.fixture(autouse=True)
+    def _one_second_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(estimate.History, "seconds", lambda self, config: float(config.train.epochs))
+
+    def test_a_fresh_sweep(self, workspace: Workspace, console: Console) -> None:
+        content = overview.plan_sweep("a", spec(), 6, workspace, Ledger(workspace.ledger), console)
+        counts = {key: content[key] for key in ("name", "cells", "done", "failed", "to_do", "to_be_proposed")}
+        assert counts == {"name": "a", "cells": 7, "done": 0, "failed": 0, "to_do": 7, "to_be_proposed": 2}
+        assert (content["crafted_sets"], content["crafted_sets_missing"]) == (1, 1)
+        assert content["device_hours"] == pytest.approx(7 * 4 / 3600)
+        assert content["wall_seconds"] == pytest.approx(7 * 4 / content["slots"])
+        assert content["disk_free_gb"] > 0
+        assert not workspace.ledger.exists()
+        assert "preset demo" in said(console)
+
+    def test_one_that_has_begun(self, workspace: Workspace, ledger: Ledger, console: Console) -> None:
+        before = workspace.ledger.read_bytes()
+        content = overview.plan_sweep("a", spec(), 5, workspace, ledger, console)
+        counts = {key: content[key] for key in ("cells", "done", "failed", "to_do", "to_be_proposed")}
+        assert counts == {"cells": 6, "done": 2, "failed": 1, "to_do": 3, "to_be_proposed": 1}
+        assert workspace.ledger.read_bytes() == before
+
+    def test_what_was_proposed_is_not_to_be_proposed(
+        self, workspace: Workspace, ledger: Ledger, console: Console
+    ) -> None:
+        propose(ledger, spec(), 5, {ETA: 0.77}, "optuna")
+        content = overview.plan_sweep("a", spec(), 6, workspace, ledger, console)
+        assert (content["cells"], content["to_be_proposed"]) == (7, 1)
+
+    def test_fewer_trials_than_points(self, workspace: Workspace, console: Console) -> None:
+        content = overview.plan_sweep("a", spec(), 2, workspace, Ledger(workspace.ledger), console)
+        assert (content["cells"], content["to_be_proposed"]) == (3, 0)
+
+    def test_workers_are_devices(self, workspace: Workspace, console: Console) -> None:
+        configs = [build("demo", TINY | {"train.workers": 2})]
+        content = overview.plan(configs, workspace, Ledger(workspace.ledger), console, slots=1)
+        assert content["device_hours"] == pytest.approx(2 * 4 / 3600)
+        assert content["wall_seconds"] == 4
+
+    def test_each_crafted_set_counts_once(self, workspace: Workspace, console: Console) -> None:
+        configs = [
+            build("demo", TINY | {"corruption.rate": rate, "train.seed": seed})
+            for rate in (0.2, 0.4)
+            for seed in (0, 1)
+        ]
+        content = overview.plan(configs, workspace, Ledger(workspace.ledger), console, slots=1)
+        assert (content["crafted_sets"], content["crafted_sets_missing"]) == (2, 2)
+
+
+class TestMemory:
+    """What the run that needs most is said to need."""
+
+    @pytest.fixture(autouse=True)
+    def _one_second_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(estimate.History, "seconds", lambda self, config: float(config.train.epochs))
+
+    def planned(self, workspace: Workspace, console: Console, *overrides: dict[str, Any]) -> dict[str, Any]:
+        configs = [build("demo", TINY | entry) for entry in overrides]
+        return overview.plan(configs, workspace, Ledger(workspace.ledger), console, slots=1)
+
+    def test_it_is_that_of_the_largest_run(self, workspace: Workspace, console: Console) -> None:
+        small, large = {"train.batch_size": 16}, {"train.batch_size": 64}
+        content = self.planned(workspace, console, small, large, small)
+        assert content["memory_mb"] == estimate.memory(build("demo", TINY | large)).megabytes
+        assert content["memory_mb"] > estimate.memory(build("demo", TINY | small)).megabytes
+        words = f"memory: about {content['memory_mb']:.0f} MB of tensors per worker (network and optimizer 0, data 0, "
+        assert words in said(console)
+
+    @pytest.mark.parametrize(
+        ("scoring", "words"),
+        [
+            (0, "about 1.4 GB of tensors per worker (network and optimizer 0.3, data 0.2, a step 0.9)"),
+            (1800 * MB, "about 2.4 GB of tensors per worker (network and optimizer 0.3, data 0.2, scoring 1.9)"),
+        ],
+    )
+    def test_what_the_most_goes_to(
+        self, scoring: int, words: str, workspace: Workspace, console: Console, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        memory = MemoryEstimate(150 * MB, MB, 150 * MB, 150 * MB, 200 * MB, 920 * MB, scoring)
+        monkeypatch.setattr(estimate, "memory", lambda config: memory)
+        assert self.planned(workspace, console, {})["memory_mb"] == memory.total / MB
+        assert f"  memory: {words}\n" in said(console)
+
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [(UserError("no such size"), "no such size"), (RuntimeError("two\nlines"), "two"), (KeyError(), "KeyError")],
+    )
+    def test_a_plan_does_not_fail_over_it(
+        self, error: Exception, reason: str, workspace: Workspace, console: Console, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(config: RunConfig) -> MemoryEstimate:
+            raise error
+
+        monkeypatch.setattr(estimate, "memory", fail)
+        content = self.planned(workspace, console, {})
+        assert content["memory_mb"] is None
+        assert content["to_do"] == 1
+        assert f"memory: not known ({reason})" in said(console)
+
+    def test_nothing_to_do_needs_none(self, workspace: Workspace, console: Console) -> None:
+        assert self.planned(workspace, console)["memory_mb"] is None
+        assert "memory: none" in said(console)
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("overrides", "words"),
+        [
+            ({}, "trusted (clean images and labels)"),
+            ({"val.trusted": False}, "plain accuracy misleads"),
+            ({"val.trusted": False, "val.objective": "perturbed"}, "corrupted like the rest"),
+        ],
+    )
+    def test_which_validation_it_was_is_said(self, overrides: dict[str, Any], words: str) -> None:
+        text = overview.validation_words(build("demo", overrides))
+        assert words in text
+        assert ("misleads" in text) == (words == "plain accuracy misleads")
+
+    def test_without_a_poison_plain_accuracy_is_no_matter(self) -> None:
+        clean = {"val.trusted": False, "corruption.data": "none"}
+        assert "misleads" not in overview.validation_words(build("demo", clean))
+
+    def test_a_run_ends_with_its_accuracies_and_its_folder(self, workspace: Workspace, console: Console) -> None:
+        config: RunConfig = build("demo")
+        row = TrialRow(0, config.digest(), {}, status="done", final_test_accuracy=0.9512, best_val_test_accuracy=0.96)
+        overview.show_run(row, workspace, console)
+        assert "0.951" in said(console)
+        assert "0.960" in said(console)
+        assert str(workspace.run_directory(config.digest())) in said(console).replace("\n", "")

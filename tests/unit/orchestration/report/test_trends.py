@@ -1,0 +1,195 @@
+"""Accuracy over what a grid varies, the paper's Figures 2 to 8: which panels, lines and places there are, and drawn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from orchestration.commands.report import write_report
+from orchestration.report import trend_svg
+from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of, varied
+from orchestration.storage.workspace import Workspace
+from orchestration.study.grids import load_grid, specification
+from orchestration.study.rows import TrialRow
+from orchestration.study.spec import StudySpec
+from tests.synthetic import write_home
+
+Finished = Callable[..., list[TrialRow]]
+
+
+def grid(name: str, **options: Any) -> StudySpec:
+    return specification(load_grid(name), "demo", {}, **options)
+
+
+def rows_of(spec: StudySpec, reached: Callable[[dict[str, Any]], float] = lambda config: 0.5) -> list[TrialRow]:
+    rows = []
+    for number, entry in enumerate(spec.space.baselines):
+        config = spec.config(entry)
+        row = TrialRow(number, config.digest(), dict(entry), source="baseline", status="done", config=config.flat())
+        row.final_test_accuracy = reached(config.flat())
+        row.epoch, row.epochs, row.seconds = 16, 16, 32.0
+        rows.append(row)
+    return rows
+
+
+def test_figure_3_has_a_panel_a_poison_and_noise_with_budgets_ascending() -> None:
+    rows = rows_of(grid("figure3"), lambda config: config["corruption.epsilon"] / 10)
+    trends = trends_of(rows[::-1])
+    assert {trend.title for trend in trends} == {
+        f"mnist, {noise} 0.6 label noise, {kind}" for noise in ("instance", "symmetric") for kind in ("UP", "UHP")
+    }
+    up = next(trend for trend in trends if trend.title.endswith("symmetric 0.6 label noise, UP"))
+    assert (up.axis, up.ordered, up.ticks) == ("budget of the poison, ε'", True, ["0.025", "0.05", "0.1", "0.2"])
+    assert len(up.lines) == 8
+    assert [cell.mean for cell in up.lines["ERAT"]] == pytest.approx([0.25, 0.5, 1.0, 2.0])
+
+
+def test_in_figure_4_no_noise_is_where_each_kind_begins() -> None:
+    rows = rows_of(grid("figure4"), lambda config: config["corruption.rate"])
+    trends = trends_of(rows)
+    assert len(trends) == 4
+    for trend in trends:
+        assert trend.axis == "noise rate"
+        assert trend.ticks == ["0", "0.2", "0.4", "0.6", "0.8"]
+        assert [cell.mean for cell in trend.lines["CE"]] == pytest.approx([0, 20, 40, 60, 80])
+
+
+@pytest.mark.parametrize(
+    ("name", "axis", "ticks"),
+    [
+        ("figure5", "defense budgets ε∞ and ε2", 8),
+        ("figure6", "η", 6),
+        ("figure7", "λ", 7),
+    ],
+)
+def test_the_settings_of_a_search_space(name: str, axis: str, ticks: int) -> None:
+    trends = trends_of(rows_of(grid(name)))
+    assert [(trend.axis, trend.ordered) for trend in trends] == [(axis, True)] * 4
+    assert all(len(trend.ticks) == len(set(trend.ticks)) >= ticks for trend in trends)
+    assert all(list(trend.lines) == ["ERAT"] for trend in trends)
+
+
+def test_networks_are_no_numbers() -> None:
+    trend = trends_of(rows_of(grid("figure8")))[0]
+    assert not trend.ordered
+    assert trend.ticks == ["VGG11", "VGG16", "ResNet18", "ResNet50", "WRN-28-10", "ViT-B/16"]
+    assert list(trend.lines) == ["DivideMix", "UNICON", "ERAT"]
+
+
+@pytest.mark.parametrize("name", ["table3", "table6", "rq5", "figure2"])
+def test_tables_vary_nothing_more(name: str) -> None:
+    assert trends_of(rows_of(grid(name))) == []
+
+
+def test_two_things_at_once_are_no_trend() -> None:
+    rows = rows_of(grid("figure6"))
+    others = rows_of(grid("figure6"))
+    for row in others:
+        row.params, row.config = row.params | {"defense.lambda_u": 5.0}, row.config | {"defense.lambda_u": 5.0}
+    assert varied(rows) == ["defense.eta"]
+    assert varied([*rows, *others]) == []
+
+
+def test_seeds_are_the_spread_and_a_missing_run_is_missing() -> None:
+    rows = rows_of(
+        grid("figure6", seeds=(0, 1), only={"corruption": ["up"], "noise": ["symmetric"]}),
+        lambda config: 0.5 + 0.1 * config["train.seed"],
+    )
+    rows[0].status = rows[1].status = "failed"
+    (trend,) = trends_of(rows)
+    cells = trend.lines["ERAT"]
+    missing = [index for index, cell in enumerate(cells) if cell.mean is None]
+    assert len(missing) == 1
+    assert {round(cell.mean or 0, 6) for cell in cells} == {0, 55}
+    assert {round(cell.spread or 0, 3) for cell in cells if cell.mean} == {7.071}
+
+
+# --- Figure 2 and RQ5 -------------------------------------------------------------------------------------------------
+
+
+def selection(last: list[int]) -> dict[str, Any]:
+    warmup = {"epoch": 1, "labelled_per_class": [10, 20], "correct_per_class": [6, 6]}
+    first = {"epoch": 2, "labelled_per_class": [2, 15], "correct_per_class": [2, 5]}
+    end = {"epoch": 3, "labelled_per_class": last, "correct_per_class": [4, 3]}
+    return {"classes": ["a", "b"], "epochs": [warmup, first, end]}
+
+
+def test_figure_2_compares_the_first_and_the_last_selection() -> None:
+    rows = rows_of(grid("figure2"))
+    without, with_ = rows
+    found = selections_of(rows, {without.cell: selection([4, 9]), with_.cell: selection([6, 6])})
+    assert [chosen.title.rpartition(": ")[2] for chosen in found] == ["first selection", "last epoch"]
+    assert found[0].stacks["ERAT"] == [(2, 0), (5, 10)], "what the warm-up takes is no selection"
+    assert found[1].stacks == {"ERAT w/o RB": [(4, 0), (3, 6)], "ERAT": [(4, 2), (3, 3)]}
+
+
+def test_one_way_of_selecting_alone_is_compared_with_nothing() -> None:
+    (row,) = rows_of(grid("figure2", only={"defense": ["erat"]}))
+    assert selections_of([row], {row.cell: selection([6, 6])}) == []
+
+
+def test_time_is_per_epoch_and_of_finished_runs() -> None:
+    rows = rows_of(grid("rq5", seeds=(0, 1)))
+    rows[0].seconds = 64.0
+    rows[1].status = "failed"
+    assert seconds_per_epoch(rows) == {"ERAT": [4.0], "ERAT w/o Uni": [2.0, 2.0]}
+
+
+# --- drawn ------------------------------------------------------------------------------------------------------------
+
+
+def test_points_stand_at_their_settings_and_gaps_are_left_out() -> None:
+    line = trend_svg.Curve("ERAT", [0.0, None, 50.0, 100.0], [None, None, 5.0, None])
+    drawn = ElementTree.fromstring(trend_svg.trend([line], "t", ["CE", "ERAT"], ["1", "2", "3", "4"], "η"))
+    circles = [(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in drawn.iter("circle")]
+    assert len(circles) == 3
+    assert circles[1][0] - circles[0][0] == pytest.approx(2 * (circles[2][0] - circles[1][0]), abs=0.2)
+    assert circles[0][1] - circles[1][1] == pytest.approx(circles[1][1] - circles[2][1], abs=0.2)
+    assert "1 0.0, 3 50.0, 4 100.0" in (drawn.findtext("desc") or "")
+    assert len([line for line in drawn.iter("line") if "c1" in (line.get("class") or "")]) == 1, "one has a spread"
+
+
+def test_columns_are_as_high_as_their_values() -> None:
+    drawn = ElementTree.fromstring(trend_svg.columns({"vgg": {"CE": 20.0, "ERAT": 80.0}}, "t", ["CE", "ERAT"]))
+    heights = [float(r.get("height", 0)) for r in drawn.iter("rect") if float(r.get("height", 0)) != 10]
+    assert heights[1] == pytest.approx(4 * heights[0])
+
+
+def test_a_selection_is_stacked() -> None:
+    stacks = {"ERAT w/o RB": [(10.0, 30.0)], "ERAT": [(20.0, 0.0)]}
+    drawn = ElementTree.fromstring(trend_svg.selection(["a"], stacks, "t"))
+    bars = [r for r in drawn.iter("rect") if float(r.get("width", 0)) != 10]
+    tops = [(round(float(r.get("y", 0))), round(float(r.get("height", 0)))) for r in bars]
+    right, wrong = tops[0], tops[1]
+    assert wrong[0] + wrong[1] == pytest.approx(right[0], abs=1), "wrong labels stand on right ones"
+    assert wrong[1] == pytest.approx(3 * right[1], abs=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "heading", "figures"),
+    [
+        ("figure2", "Which labels are believed, by class", 2),
+        ("figure3", "Accuracy over budget of the poison, ε&#39;", 4),
+        ("figure4", "Accuracy over noise rate", 4),
+        ("figure8", "Accuracy over network", 4),
+        ("rq5", "Seconds of an epoch", 1),
+    ],
+)
+def test_they_stand_on_the_page(name: str, heading: str, figures: int, workspace: Workspace) -> None:
+    spec = grid(name)
+    write_home(workspace, "mine", spec, [(entry, "baseline", "done") for entry in spec.space.baselines])
+    page = write_report(workspace, "mine", "html", None).read_text()
+    section = page[page.index(f"<h3>{heading}</h3>") :]
+    section = section[: section.index("<h3>", 5) if "<h3>" in section[5:] else section.index("</section>")]
+    assert section.count("<figure>") == figures
+    for drawn in re.findall(r"<svg .*?</svg>", section, re.DOTALL):
+        ElementTree.fromstring(drawn)
+
+
+@pytest.fixture
+def workspace(tmp_path: Any) -> Workspace:
+    return Workspace(tmp_path)

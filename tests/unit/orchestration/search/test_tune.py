@@ -1,0 +1,391 @@
+"""Optuna behind Tune's searcher interface: the same proposals however often the sweep was cut. Needs no cluster."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from erat.errors import UserError
+from orchestration.run.retries import Retry
+from orchestration.search.queue import Trial
+from orchestration.search.tune import (
+    METRIC,
+    SAY_AFTER,
+    Held,
+    OptunaSampler,
+    Progress,
+    QueueScheduler,
+    QueueSearcher,
+    SeededPerTrial,
+    _what_a_listener_raised,
+)
+from orchestration.study.ledger import Outcome
+from orchestration.study.spaces import ten_digits
+
+RANGES = {
+    "defense.epsilon_inf": FloatDistribution(0.0125, 0.3, log=True),
+    "defense.eta": FloatDistribution(0.0, 1.0),
+}
+POINTS = [
+    {"defense.epsilon_inf": 0.1, "defense.eta": 0.2},
+    {"defense.epsilon_inf": 0.2, "defense.eta": 0.9},
+    {"defense.epsilon_inf": 0.05, "defense.eta": 0.5},
+]
+GENERATION = 2
+
+
+def sampler(seed: int = 0, points: Sequence[Mapping[str, float]] = POINTS) -> OptunaSampler:
+    made = OptunaSampler(RANGES, seed=seed, startup_trials=len(points))
+    for point in points:
+        made.enqueue(point)
+    return made
+
+
+def outcome(params: Mapping[str, float], number: int) -> Outcome:
+    """How a trial ends, as a function of its values: most are done, some stopped, some failed."""
+    reached = 1 - (params["defense.eta"] - 0.4) ** 2 - abs(math.log(params["defense.epsilon_inf"] / 0.1)) / 5
+    status = "failed" if number % 7 == 6 else "stopped" if number > 2 and reached < 0.9 else "done"
+    history = [0.4 * reached, 0.8 * reached] + ([reached] if status == "done" else [])
+    return Outcome(status, {"best_val_accuracy": max(history), "val_history": history})
+
+
+def sweep(made: OptunaSampler, total: int, known: Sequence[Mapping[str, float]] = ()) -> list[dict[str, Any]]:
+    """All values of a sweep: the points, then generations; those in `known` are kept from an earlier session."""
+    tried = [made.suggest(str(number)) for number in range(len(POINTS))]
+    for number, params in enumerate(tried):
+        made.tell(str(number), outcome(params, number))
+    while len(tried) < total:
+        numbers = range(len(tried), min(len(tried) + GENERATION, total))
+        for number in numbers:
+            if number < len(known):
+                made.enqueue(known[number])
+            tried.append(made.suggest(str(number)))
+        for number in numbers:
+            made.tell(str(number), outcome(tried[number], number))
+    return tried
+
+
+class TestProposals:
+    def test_points_come_first_and_in_order(self) -> None:
+        made = sampler()
+        assert [made.suggest(str(number)) for number in range(3)] == POINTS
+
+    def test_the_same_seed_and_outcomes_give_the_same_proposals(self) -> None:
+        assert sweep(sampler(), 13) == sweep(sampler(), 13)
+
+    def test_another_seed_gives_others(self) -> None:
+        one, other = sweep(sampler(0), 9), sweep(sampler(1), 9)
+        assert one[:3] == other[:3] == POINTS
+        assert all(a != b for a, b in zip(one[3:], other[3:], strict=True))
+
+    def test_other_outcomes_give_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = sweep(sampler(), 9)
+        flat = Outcome("done", {"best_val_accuracy": 0.5, "val_history": [0.5]})
+        monkeypatch.setitem(globals(), "outcome", lambda params, number: flat)
+        assert sweep(sampler(), 9)[3:] != one[3:]
+
+    @pytest.mark.parametrize("known", range(4, 17))
+    def test_a_sweep_cut_anywhere_goes_on_with_the_same_proposals(self, known: int) -> None:
+        """To the last digit: a value that differs in the eleventh would make another run, and others after it."""
+        whole = sweep(sampler(), 17)
+        assert sweep(sampler(), 17, whole[:known]) == whole
+
+    def test_more_trials_are_what_a_longer_sweep_would_have_had(self) -> None:
+        assert sweep(sampler(), 9) == sweep(sampler(), 15)[:9]
+
+    def test_two_proposals_of_one_generation_differ(self) -> None:
+        tried = sweep(sampler(), 9)
+        assert len({tuple(params.values()) for params in tried}) == 9
+
+    def test_proposals_lie_in_their_ranges_with_ten_digits(self) -> None:
+        for params in sweep(sampler(), 40)[3:]:
+            for key, value in params.items():
+                assert RANGES[key].low <= value <= RANGES[key].high
+                assert value == ten_digits(value)
+
+    def test_without_points_the_first_are_random(self) -> None:
+        made = OptunaSampler(RANGES, seed=0, startup_trials=1)
+        assert made.suggest("0") != made.suggest("1")
+
+    def test_the_sampler_does_not_care_how_often_it_was_asked(self) -> None:
+        asked, fresh = (SeededPerTrial(seed=3, startup_trials=2) for _ in range(2))
+        eta = RANGES["defense.eta"]
+        study = SimpleNamespace(_get_trials=lambda **options: [], direction=None)
+        for number in range(5):
+            asked.sample_independent(study, SimpleNamespace(number=number), "defense.eta", eta)
+        again = [s.sample_independent(study, SimpleNamespace(number=7), "defense.eta", eta) for s in (asked, fresh)]
+        assert again[0] == again[1]
+
+
+class TestTelling:
+    """What the study holds of a trial afterwards. Nothing may stay running: it would be forgotten by the sampler."""
+
+    def told(self, outcome: Outcome) -> Any:
+        made = sampler()
+        made.suggest("0")
+        made.tell("0", outcome)
+        return made._study.trials[0]
+
+    def test_done(self) -> None:
+        trial = self.told(Outcome("done", {"best_val_accuracy": 0.75, "val_history": [0.75, 0.5]}))
+        assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.75)
+
+    def test_stopped_is_pruned_with_its_curve(self) -> None:
+        trial = self.told(Outcome("stopped", {"best_val_accuracy": 0.4, "val_history": [0.1, 0.4, 0.3]}))
+        assert trial.state is TrialState.PRUNED
+        assert trial.intermediate_values == {1: 0.1, 2: 0.4, 3: 0.3}
+
+    def test_failed(self) -> None:
+        assert self.told(Outcome("failed", {"best_val_accuracy": 0.9, "val_history": [0.9]})).state is TrialState.FAIL
+
+    @pytest.mark.parametrize("reached", [math.nan, math.inf, None])
+    def test_a_value_that_is_no_number_is_a_failure(self, reached: float | None) -> None:
+        trial = self.told(Outcome("done", {"best_val_accuracy": reached, "val_history": []}))
+        assert trial.state is TrialState.FAIL
+
+    def test_after_a_failure_proposals_go_on(self) -> None:
+        made = sampler()
+        for number in range(3):
+            made.suggest(str(number))
+            made.tell(str(number), Outcome("failed", {"best_val_accuracy": None, "val_history": []}, "boom"))
+        assert made.suggest("3").keys() == RANGES.keys()
+
+
+class FakeDriver:
+    """Three trials, the last of which waits until the others have ended."""
+
+    def __init__(self) -> None:
+        self.queue: Any = self
+        self.ends: dict[int, Outcome] = {}
+        self.stops_asked: list[tuple[int, int]] = []
+        self.idle: list[bool] = []
+        self.verdicts: list[Retry] = []
+        self.words: list[tuple[int, str]] = []
+        self.made = 0
+
+    @property
+    def exhausted(self) -> bool:
+        return self.made == 3
+
+    def next(self, *, idle: bool) -> Trial | None:
+        self.idle.append(idle)
+        if self.exhausted or (self.made == 2 and len(self.ends) < 2):
+            return None
+        self.made += 1
+        return Trial(self.made - 1, "paper", {}, "cell")
+
+    def complete(self, number: int, outcome: Outcome) -> None:
+        self.ends[number] = outcome
+
+    def stops(self, number: int, epoch: int, best_val_accuracy: float) -> bool:
+        return best_val_accuracy < 0.5
+
+    def trial_parameters(self, trial: Trial) -> dict[str, Any]:
+        return {"number": trial.number}
+
+    def started(self, number: int) -> None: ...
+
+    def epoch(self, number: int) -> None: ...
+
+    def ended(self, number: int) -> Outcome | Retry:
+        return self.verdicts.pop(0) if self.verdicts else Outcome("done", {"number": number})
+
+    def heard(self, number: int, words: str) -> None:
+        self.words.append((number, words))
+
+    def stop(self, number: int, epoch: int) -> None:
+        self.stops_asked.append((number, epoch))
+
+
+class TestTuneSide:
+    def test_waiting_and_the_end_are_told_apart(self) -> None:
+        driver = FakeDriver()
+        search = QueueSearcher(driver, slots=1, ahead=True)
+        assert [search.suggest(name) for name in "ab"] == [{"number": 0}, {"number": 1}]
+        assert search.suggest("c") is None
+        search.on_trial_complete("b")
+        search.on_trial_complete("a", error=True)
+        assert driver.ends[1].result == {"number": 1}
+        assert search.suggest("c") == {"number": 2}
+        assert search.suggest("d") is None, "the last may have to run again"
+        search.on_trial_complete("c")
+        assert search.suggest("d") == Searcher.FINISHED
+        assert driver.idle == [True, False, False, True, False, True]
+
+    def test_a_trial_that_is_to_run_again_comes_first_and_ends_once(self) -> None:
+        driver = FakeDriver()
+        search = QueueSearcher(driver, slots=2, ahead=True)
+        assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
+        driver.verdicts = [Retry(fewer=False, reason="the worker died after epoch 3")]
+        search.on_trial_complete("a", error=True)
+        assert not driver.ends
+        assert search.suggest("c") == {"number": 0}
+        search.on_trial_complete("c")
+        search.on_trial_complete("b")
+        assert [search.suggest("d"), sorted(driver.ends)] == [{"number": 2}, [0, 1]]
+
+    def test_after_a_want_of_memory_fewer_run_side_by_side(self) -> None:
+        driver = FakeDriver()
+        search = QueueSearcher(driver, slots=2, ahead=True)
+        assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
+        driver.verdicts = [Retry(fewer=True, reason="out of memory")]
+        search.on_trial_complete("a", error=True)
+        assert search.suggest("c") is None, "the other one still runs"
+        search.on_trial_complete("b")
+        assert search.suggest("c") == {"number": 0}
+        assert search.suggest("d") is None
+        search.on_trial_complete("c")
+        assert search.suggest("d") == {"number": 2}
+
+    def test_a_storage_that_cannot_be_written_ends_the_search_and_no_trial(self) -> None:
+        driver = FakeDriver()
+        search = QueueSearcher(driver, slots=1, ahead=True)
+        search.suggest("a")
+        search.on_trial_complete("a", {"storage_fault": "the disk is full (on a)"})
+        search.on_trial_complete("a", error=True)
+        assert search.suggest("b") is None
+        with pytest.raises(UserError, match=r"the disk is full \(on a\); nothing finished is lost"):
+            search.held()
+        assert not driver.ends
+
+    def test_what_the_driver_raises_ends_the_search_and_no_trial(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tune takes what a searcher raises at a trial's end for the trial's own fault, and runs it again."""
+        driver = FakeDriver()
+        search = QueueSearcher(driver, slots=1, ahead=True)
+        search.suggest("a")
+
+        def full(number: int) -> Outcome:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(driver, "ended", full)
+        search.on_trial_complete("a")
+        progress = Progress(driver, search.held, lambda: "")
+        with pytest.raises(OSError, match="No space left"):
+            progress.on_step_end(1, [])
+        assert not driver.ends
+
+    def test_what_ray_says_of_a_death_reaches_the_driver(self) -> None:
+        driver = FakeDriver()
+        trial: Any = SimpleNamespace(config={"number": 1}, get_error=lambda: RuntimeError("the node died"))
+        QueueScheduler(driver).on_trial_error(None, trial)
+        assert driver.words == [(1, "the node died")]
+
+    def test_no_more_trials_are_begun_than_have_room(self) -> None:
+        """Data-parallel trials ask Tune for next to nothing: without this all would start and none get its workers."""
+        search = QueueSearcher(FakeDriver(), slots=1, ahead=False)
+        assert search.suggest("a") == {"number": 0}
+        assert search.suggest("b") is None
+        search.on_trial_complete("a")
+        assert search.suggest("b") == {"number": 1}
+
+    def test_a_stop_is_a_request_and_never_kills(self) -> None:
+        driver = FakeDriver()
+        scheduler = QueueScheduler(driver)
+        trial: Any = SimpleNamespace(config={"number": 1})
+        results = [{"epoch": 2, "best_val_accuracy": value} for value in (0.6, 0.4)]
+        decisions = [scheduler.on_trial_result(None, trial, result) for result in results]
+        assert decisions == [TrialScheduler.CONTINUE] * 2
+        assert driver.stops_asked == [(1, 2)]
+
+    def test_tune_sees_validation_accuracy_alone(self) -> None:
+        assert METRIC == "val_accuracy"
+        assert QueueSearcher(FakeDriver(), slots=1, ahead=False).metric == METRIC
+
+    def test_the_driver_neither_is_copied_nor_travels(self) -> None:
+        driver = FakeDriver()
+        held = Held(driver)
+        assert copy.deepcopy(held)() is driver
+        with pytest.raises(AssertionError, match="does not travel"):
+            pickle.loads(pickle.dumps(held))()
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class TestNoRoom:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        made = Clock()
+        monkeypatch.setattr("orchestration.search.tune.time.monotonic", made)
+        return made
+
+    def progress(self, waiting: int = 1) -> Progress:
+        return Progress(FakeDriver(), lambda: waiting, lambda: "a trial needs 1 CPU, free are 0 of 2 CPU", patience=100)
+
+    def test_it_is_said_once_and_then_given_up(self, clock: Clock) -> None:
+        progress = self.progress()
+        progress.on_step_end(1, [])
+        clock.now = SAY_AFTER
+        with pytest.warns(UserWarning, match=r"no trial could start yet: a trial needs 1 CPU, free are 0 of 2 CPU"):
+            progress.on_step_end(2, [])
+        clock.now = 99
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            progress.on_step_end(3, [])
+        clock.now = 100
+        with pytest.raises(UserError, match=r"no trial could start for 100 s: a trial needs 1 CPU"):
+            progress.on_step_end(4, [])
+
+    def test_a_trial_that_runs_or_none_that_waits_is_no_want(self, clock: Clock) -> None:
+        progress, idle = self.progress(), self.progress(waiting=0)
+        trial: Any = SimpleNamespace(trial_id="a", config={"number": 1})
+        progress.on_trial_start(1, [], trial)
+        for clock.now in (0, 50, 150, 300):
+            progress.on_step_end(1, [])
+            idle.on_step_end(1, [])
+        progress.on_trial_complete(2, [], trial)
+        progress.on_step_end(2, [])
+        clock.now = 390
+        with pytest.warns(UserWarning, match="no trial could start yet"):
+            progress.on_step_end(3, [])
+        progress.on_trial_start(4, [], trial)
+        progress.on_step_end(4, [])
+        progress.on_trial_error(5, [], trial)
+        clock.now = 450
+        progress.on_step_end(5, [])
+
+    def test_it_is_saved_without_what_it_listens_to(self) -> None:
+        assert pickle.loads(pickle.dumps(self.progress()))._waiting is None
+
+
+class TestWhatAListenerRaised:
+    """Tune turns whatever its searcher and callbacks raise into an error of its own, text and all."""
+
+    @staticmethod
+    def wrapped(raiser: Callable[[], None]) -> tune.TuneError:
+        try:
+            try:
+                try:
+                    raiser()
+                except Exception as error:
+                    raise KeyError("while handling it") from error
+            except Exception as error:
+                raise tune.TuneError(str(error))  # noqa: B904 - as Tune does
+        except tune.TuneError as error:
+            return error
+
+    @pytest.mark.parametrize("error", [UserError("eta must be in [0, 1]"), OSError(28, "No space left on device")])
+    def test_what_a_person_can_mend_is_found(self, error: Exception) -> None:
+        def raiser() -> None:
+            raise error
+
+        assert _what_a_listener_raised(self.wrapped(raiser)) is error
+
+    def test_a_fault_of_the_program_stays_tune_s(self) -> None:
+        assert _what_a_listener_raised(self.wrapped(lambda: [][0])) is None

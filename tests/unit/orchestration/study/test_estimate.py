@@ -1,0 +1,154 @@
+"""How long a run will take: from runs of its sort, or from a few steps on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from erat.config import RunConfig
+from orchestration.run.execute import execute_run
+from orchestration.storage.workspace import Workspace
+from orchestration.study import estimate
+from orchestration.study.ledger import Ledger
+from orchestration.study.spaces import SearchSpace
+from orchestration.study.spec import StudySpec
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def workspace(tmp_path: Any) -> Workspace:
+    return Workspace(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _calibration_says_1000(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "_calibrated", lambda config: 1000.0)
+
+
+def ran(config: RunConfig, workspace: Workspace, *epoch_seconds: float) -> None:
+    """A run in the ledger, whose epochs took so long; of none it never ended."""
+    ledger, cell = Ledger(workspace.ledger), config.digest()
+    if "a" not in ledger.studies:
+        spec = StudySpec(SearchSpace(name="a", about="", baselines=[{}], proposals=0), "demo", {})
+        ledger.append("sweep", name="a", spec=spec.content(), trials=9)
+    number, params = len(ledger.studies["a"].proposals), config.flat()
+    ledger.append("proposed", sweep="a", number=number, params=params, source="paper", cell=cell)
+    if epoch_seconds:
+        figures = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
+        result = {"epochs": len(epoch_seconds), "train_seconds": sum(epoch_seconds)} | dict.fromkeys(figures, 0.5)
+        ledger.finish(cell, "done", result, sweep="a", error=None)
+
+
+def seconds(config: RunConfig, workspace: Workspace) -> float:
+    return estimate.History(Ledger(workspace.ledger)).seconds(config)
+
+
+class TestFromHistory:
+    def test_epochs_times_the_median_of_what_an_epoch_took(self, make_config: Make, workspace: Workspace) -> None:
+        for seed, took in enumerate([(1.0, 3.0), (4.0, 4.0), (90.0, 90.0)]):
+            ran(make_config({"train.seed": seed}), workspace, *took)
+        assert seconds(make_config({"train.seed": 7}), workspace) == 3 * 4.0
+
+    def test_without_history_it_is_calibrated(self, make_config: Make, workspace: Workspace) -> None:
+        assert seconds(make_config(), workspace) == 3 * 1000.0
+
+    def test_a_run_that_never_ended_an_epoch_says_nothing(self, make_config: Make, workspace: Workspace) -> None:
+        ran(make_config({"train.seed": 1}), workspace)
+        assert seconds(make_config(), workspace) == 3 * 1000.0
+
+    @pytest.mark.parametrize(
+        "same",
+        [
+            {"train.seed": 3},
+            {"defense.eta": 0.9},
+            {"defense.epsilon_2": 0.3},
+            {"corruption.data": "urp"},
+            {"corruption.labels": "symmetric"},
+        ],
+    )
+    def test_what_costs_nothing_does_not_tell_runs_apart(
+        self, same: dict[str, Any], make_config: Make, workspace: Workspace
+    ) -> None:
+        ran(make_config(), workspace, 2.0)
+        assert seconds(make_config(same), workspace) == 3 * 2.0
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"defense.steps": 1},
+            {"defense.adversarial": False},
+            {"defense.name": "ce"},
+            {"model.name": "resnet18"},
+            {"data.limit": 500},
+            {"data.image_size": 14},
+            {"train.batch_size": 32},
+        ],
+    )
+    def test_what_costs_does(self, other: dict[str, Any], make_config: Make, workspace: Workspace) -> None:
+        ran(make_config(), workspace, 2.0)
+        assert seconds(make_config(other), workspace) == 3 * 1000.0
+
+
+@pytest.mark.parametrize(
+    ("cpu", "workers", "cores", "slots"), [(1, 1, 8, 8), (2, 1, 8, 4), (1, 2, 8, 4), (3, 2, 8, 1), (16, 1, 8, 1)]
+)
+def test_trials_side_by_side(
+    cpu: int, workers: int, cores: int, slots: int, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    config = make_config({"resources.cpu": cpu, "train.workers": workers, "train.batch_size": 12})
+    assert estimate.local_slots(config) == slots
+
+
+class TestCalibration:
+    CALIBRATED = estimate._calibrated
+
+    @pytest.fixture(autouse=True)
+    def _for_real(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(estimate, "_calibrated", type(self).CALIBRATED)
+
+    def test_it_measures_a_few_steps_and_once_for_runs_of_one_sort(
+        self, make_config: Make, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[int] = []
+        trainer = estimate.Trainer
+
+        def counting(config: RunConfig, data: Any) -> Any:
+            sizes.append(len(data.train))
+            return trainer(config, data)
+
+        monkeypatch.setattr(estimate, "Trainer", counting)
+        tiny = {"data.limit": 400, "defense.steps": 1}
+        times = [seconds(make_config(tiny | {"train.seed": seed}), workspace) for seed in (0, 4)]
+        assert 0 < times[0] == times[1] < 60
+        assert len(sizes) == 1
+        assert 16 * estimate.CALIBRATION_STEPS <= sizes[0] <= 32 * estimate.CALIBRATION_STEPS
+
+    def test_nothing_is_written(self, make_config: Make, workspace: Workspace) -> None:
+        seconds(make_config({"data.limit": 200, "defense.steps": 1}), workspace)
+        assert list(workspace.root.iterdir()) == []
+
+
+def test_work_tells_long_runs_from_short_ones(make_config: Make) -> None:
+    """By counted operations: ERAT makes 23 and 24 passes where CE makes 3; the first layer's differ a little."""
+    ce, erat, at = (estimate.work(make_config({"defense.name": name})) for name in ("ce", "erat", "at"))
+    assert ce < at < erat
+    assert erat / ce == pytest.approx((23 + 24) / 3, rel=0.15)
+    assert estimate.work(make_config({"defense.name": "ce", "train.epochs": 6})) == 2 * ce
+
+
+class TestDisk:
+    def test_a_run_and_its_set_take_about_what_was_said(self, make_config: Make, workspace: Workspace) -> None:
+        config = make_config({"data.limit": 300, "corruption.data": "urp", "data.image_size": 14, "train.epochs": 1})
+        said = estimate.disk([config], [config])
+        execute_run(config, workspace)
+        model = workspace.run_directory(config.digest()) / "artifacts" / "model.pt"
+        took = sum(file.stat().st_size for file in workspace.root.rglob("*") if file.is_file()) + model.stat().st_size
+        assert took == pytest.approx(said - estimate.RECORD_BYTES, rel=0.1), "MLflow copies the model"
+
+    def test_nothing_to_do_takes_nothing(self) -> None:
+        assert estimate.disk([], []) == 0

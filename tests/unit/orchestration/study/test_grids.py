@@ -1,0 +1,267 @@
+"""Grids as cells, and finished cells as the paper's tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erat.errors import UserError
+from orchestration.report.matrix import line_name, matrix_csv, matrix_markdown, matrix_tables, summary_sentences
+from orchestration.report.published import published
+from orchestration.study.grids import grid_names, load_grid, parse_choice, specification
+from orchestration.study.rows import TrialRow
+
+
+def cells(grid: str, preset: str = "demo", **choice: Any) -> list[dict[str, Any]]:
+    overrides = choice.pop("overrides", {})
+    return specification(load_grid(grid), preset, overrides, **choice).space.baselines
+
+
+@pytest.mark.parametrize(
+    ("grid", "count"),
+    [
+        *[("table1", 12), ("table2", 8), ("table3", 168), ("table4", 168), ("table5", 168), ("table6", 189)],
+        # Two noises on two poisons: four budgets of the poison; no noise and four rates; the paper's own points.
+        *[("figure2", 2), ("figure3", 4 * 4 * 8), ("figure4", (1 + 2 * 4) * 2 * 8), ("rq5", 2)],
+        *[("figure5", 4 * 8), ("figure6", 4 * 6), ("figure7", 4 * 7), ("figure8", 4 * 6 * 3)],
+    ],
+)
+def test_a_grid_has_the_cells_of_the_paper_s_table(grid: str, count: int) -> None:
+    assert len(cells(grid)) == count
+    assert len(cells(grid, seeds=(0, 1, 2))) == 3 * count
+
+
+def test_every_grid_is_known_by_its_name_and_every_cell_is_another_run() -> None:
+    assert grid_names() == [*(f"figure{n}" for n in range(2, 9)), "rq5", *(f"table{n}" for n in range(1, 7))]
+    for name in grid_names():
+        assert load_grid(name).name == name
+        spec = specification(load_grid(name), "demo", {})
+        digests = [spec.config(cell).digest() for cell in spec.space.baselines]
+        assert len(set(digests)) == len(digests)
+
+
+def test_tables_share_the_runs_that_they_have_in_common() -> None:
+    third, sixth = (specification(load_grid(name), "demo", {}) for name in ("table3", "table6"))
+    shared = {third.config(cell).digest() for cell in third.space.baselines} & {
+        sixth.config(cell).digest() for cell in sixth.space.baselines
+    }
+    assert len(shared) == 21, "ERAT on seven corruptions under three noises"
+
+
+def test_at_paper_scale_a_table_names_its_data_set() -> None:
+    spec = specification(load_grid("table4"), "paper", {})
+    assert spec.base.data.name == "cifar100"
+    assert len(cells("table2", "paper")) == 24
+    assert {cell["data.name"] for cell in cells("table2", "paper")} == {"cifar10", "cifar100", "tiny-imagenet"}
+
+
+def test_a_poison_s_budget_is_a_multiple_of_the_tables() -> None:
+    budgets = {cell.get("corruption.epsilon") for cell in cells("figure3", "paper", only={"corruption": ["uhp"]})}
+    assert budgets == {0.125, 0.25, None, 1.0}
+    assert {cell.get("corruption.epsilon") for cell in cells("figure3", only={"corruption": ["uhp"]})} == {
+        0.3125,
+        0.625,
+        None,
+        2.5,
+    }
+
+
+def test_a_figure_s_middle_is_the_table_s_run() -> None:
+    table = specification(load_grid("table3"), "paper", {})
+    known = {table.config(cell).digest() for cell in table.space.baselines}
+    for name, shared in {"figure3": 32, "figure4": 32, "figure5": 4, "figure6": 4, "figure7": 4}.items():
+        spec = specification(load_grid(name), "paper", {})
+        assert len(known & {spec.config(cell).digest() for cell in spec.space.baselines}) == shared, name
+
+
+def test_only_and_skip() -> None:
+    chosen = cells("table3", only={"defense": ["erat", "ce"], "corruption": ["up"]})
+    assert [cell["defense.name"] for cell in chosen] == ["ce", "erat"] * 3, "in the order of the grid"
+    rest = cells("table3", skip={"noise": ["instance", "symmetric"], "defense": ["mspl"]})
+    assert len(rest) == 7 * 7
+    assert {cell["corruption.rate"] for cell in rest} == {0.4}
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"only": {"defence": ["erat"]}}, "--only defence: unknown axis 'defence': did you mean defense?"),
+        ({"skip": {"defense": ["erta"]}}, "--skip defense=erta: unknown point 'erta': did you mean erat?"),
+        ({"skip": {"noise": ["instance", "symmetric", "asymmetric"]}}, "--only and --skip leave no cell"),
+        ({"only": {"defense.name": ["erta"]}}, "--only defense.name=erta: unknown value 'erta': did you mean erat?"),
+        ({"only": {"train.lr": ["0.1"]}}, "--only train.lr: no axis of this grid sets it"),
+        ({"overrides": {"corruption.data": "up"}}, "corruption.data is what the grid table3 varies"),
+    ],
+)
+def test_a_wrong_choice_is_one_line(choice: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        cells("table3", **choice)
+    assert str(caught.value).startswith(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_dotted_keys_choose_beside_axes() -> None:
+    whole = cells("table3")
+    chosen = cells("table3", only={"defense": ["erat", "ce"], "corruption.data": ["up", "uhp"]})
+    assert {(cell["defense.name"], cell["corruption.data"]) for cell in chosen} == {
+        (defense, poison) for defense in ("erat", "ce") for poison in ("up", "uhp")
+    }
+    both = cells("table3", only={"corruption.data": ["up"]}, skip={"corruption.data": ["uhp"]})
+    assert {cell["corruption.data"] for cell in both} == {"up"}, "what is not there any more need not be skipped"
+    skipped = cells("table3", skip={"corruption.data": ["up"]})
+    assert len(skipped) == sum(cell["corruption.data"] != "up" for cell in whole) < len(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("axes: {a: {one: {corruption.epsilno: 1}}}", "unknown key 'corruption.epsilno': did you mean corruption.eps"),
+        ("axes: {a: {one: {times: abc}}}", "times must be a number in [0, 1000], got 'abc'"),
+        ("axes: {a: []}", "axis 'a' must have at least one point, got none"),
+        ("axes: {a: {one: 3}}", "axes.a"),
+        ("axes: 3", "axes: input should be a valid dict"),
+        ("axes: {a: {one: {train.lr: 1}}}\npaper: {train.rl: 1}", "unknown key 'train.rl'"),
+        (
+            "axes:\n" + "".join(f"  a{n}: {{x: {{train.lr: 1}}, y: {{train.lr: 2}}}}\n" for n in range(60)),
+            "a grid must have at most 200,000 cells, got 1,152,921,504,606,846,976",
+        ),
+    ],
+)
+def test_a_wrong_grid_is_one_line_at_once(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"name: mine\nabout: x\n{text}\n")
+    with pytest.raises(UserError) as caught:
+        cells(str(file))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_choices_are_words_of_axis_and_names() -> None:
+    assert parse_choice("--only", ["defense=erat,ce noise=none"]) == {"defense": ["erat", "ce"], "noise": ["none"]}
+    assert parse_choice("--only", None) == {}
+    assert parse_choice("--only", ["defense=erat,ce noise=none", "defense=ce"]) == {
+        "defense": ["ce"],
+        "noise": ["none"],
+    }
+    assert parse_choice("--skip", ["defense=erat", "defense=ce"]) == {"defense": ["erat", "ce"]}
+    with pytest.raises(UserError, match="--only must not be empty"):
+        parse_choice("--only", [""])
+    with pytest.raises(UserError, match="--only defense leaves nothing: erat and ce share no name"):
+        parse_choice("--only", ["defense=erat", "defense=ce"])
+    with pytest.raises(UserError, match=r"--only must be AXIS=NAME,NAME .*, got 'erat'"):
+        parse_choice("--only", ["erat"])
+
+
+def test_a_grid_of_one_s_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: mine\nabout: budgets of a poison\naxes:\n  defense: [ce, erat]\n"
+        "  budget: {small: {corruption.epsilon: 0.5}, large: {corruption.epsilon: 2}}\n"
+    )
+    assert [cell["corruption.epsilon"] for cell in cells(str(file))] == [0.5, 2, 0.5, 2]
+    file.write_text("name: mine\nabout: x\naxes: {defense: [ce, eart]}\n")
+    with pytest.raises(UserError, match="unknown defense 'eart': did you mean"):
+        cells(str(file))
+    file.write_text("name: mine\nabout: x\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: axes: field required"):
+        cells(str(file))
+    with pytest.raises(UserError, match="unknown grid 'tabel3': did you mean table3"):
+        load_grid("tabel3")
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def row(defense: str, corruption: str, accuracy: float | None, *, noise: str = "symmetric", **more: Any) -> TrialRow:
+    config = {
+        "data.name": "mnist",
+        "defense.name": defense,
+        "corruption.data": corruption,
+        "corruption.labels": noise,
+        "corruption.rate": 0.6,
+    }
+    status = "failed" if accuracy is None else "done"
+    return TrialRow(0, f"{defense}{corruption}", {}, status=status, final_test_accuracy=accuracy, config=config | more)
+
+
+ROWS = [
+    row("ce", "up", 0.30),
+    row("ce", "uhp", 0.40),
+    row("at", "up", 0.951),
+    row("at", "uhp", None),
+    row("erat", "up", 0.9514),
+    row("erat", "uhp", 0.90),
+]
+
+
+def test_best_and_second_best_of_each_column_are_marked_and_ties_share_a_place() -> None:
+    lines = matrix_markdown(ROWS).splitlines()
+    assert lines[0] == "**mnist, symmetric 0.6 label noise**"
+    assert lines[2] == "| defense | UP | UHP | mean |"
+    assert lines[4] == "| CE | <u>30.0</u> | <u>40.0</u> | <u>35.0</u> |"
+    assert lines[5] == "| AT | **95.1** | - | - |"
+    assert lines[6] == "| ERAT | **95.1** | **90.0** | **92.6** |"
+
+
+def test_seeds_make_a_mean_and_a_spread_and_a_missing_one_is_said() -> None:
+    rows = [row("erat", "up", value) for value in (0.9, 0.92, None)] + [row("ce", "up", 0.2)]
+    (table,) = matrix_tables(rows)
+    assert table.cells["ERAT"]["UP"].text() == "91.0 ± 1.4 (2 of 3)"
+
+
+def test_the_paper_s_figure_stands_beside_ours_where_the_data_set_is_the_paper_s() -> None:
+    rows = [row(name, "up", 0.5, **{"data.name": "cifar10"}) for name in ("ce", "dividemix", "erat_no_at")]
+    rows[2].config |= {"defense.name": "erat", "defense.adversarial": False}
+    printed = {
+        cell.method: cell.test_accuracy
+        for cell in published()
+        if (cell.dataset, cell.label_noise, cell.data_corruption) == ("cifar10", "symmetric", "UP")
+    }
+    text = matrix_markdown(rows)
+    for method in ("CE", "DivideMix", "ERAT w/o AT"):
+        assert f"| {method} | **50.0 [{printed[method]:.1f}]**" in text
+    records = list(csv.DictReader(io.StringIO(matrix_csv(rows))))
+    assert float(records[0]["difference"]) == pytest.approx(50 - printed["CE"], abs=0.01)
+
+
+def test_in_words_who_wins_and_how_surely() -> None:
+    kinds = ("l2c", "up", "aa", "ap", "uap", "uhp", "urp")
+    rows = [row("ce", kind, 0.2 + 0.01 * i) for i, kind in enumerate(kinds)]
+    rows += [row("erat", kind, 0.9 + 0.001 * i) for i, kind in enumerate(kinds)]
+    words = summary_sentences(rows)
+    assert words[0] == "Mean over 7 cells: ERAT 90.3, CE 23.0."
+    assert words[1] == "ERAT is best in 7 of 7 cells, and in the mean 67.3 points ahead of CE."
+    assert words[2].endswith("CE p = 0.016.")
+
+
+def test_unfinished_cells_enter_no_mean() -> None:
+    assert summary_sentences(ROWS)[0] == "Mean over 2 cells: ERAT 92.6, CE 35.0."
+    records = list(csv.DictReader(io.StringIO(matrix_csv(ROWS))))
+    missing = next(record for record in records if record["defense"] == "AT" and record["corruption"] == "UHP")
+    assert (missing["planned"], missing["done"], missing["mean"]) == ("1", "0", "")
+
+
+def test_whatever_else_tells_runs_apart_stands_beside_the_name() -> None:
+    rows = [row("erat", "up", 0.9), row("erat", "up", 0.8), row("unicon", "up", 0.7), row("erat", "up", 0.6)]
+    for entry, more in zip(
+        rows,
+        ({"defense.eta": 0.3}, {"corruption.epsilon": 0.05}, {"model.name": "vgg16"}, {"defense.norms": "linf"}),
+        strict=True,
+    ):
+        entry.params |= more
+        entry.config |= more
+    (table,) = matrix_tables(rows)
+    assert table.defenses == ["ERAT, η 0.3", "ERAT", "UNICON, vgg16", "ERAT∞"]
+    assert table.corruptions == ["UP", "UP 0.05"]
+
+
+def test_a_variant_is_called_by_its_title_however_its_run_was_asked_for() -> None:
+    asked = row("erat", "up", 0.9, **{"defense.norms": "linf"})
+    asked.params |= {"defense.name": "erat_inf", "corruption.data": "up"}
+    bare = replace(asked, config={})
+    assert [line_name(entry) for entry in (asked, bare)] == ["ERAT∞", "ERAT∞"]

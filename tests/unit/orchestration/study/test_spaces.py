@@ -1,0 +1,207 @@
+"""Search spaces: the shipped ones say what the paper says, and a bad file is refused in one line."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from erat.config import build
+from erat.errors import UserError
+from orchestration.study.spaces import FOLDER, SearchSpace, load_space, parse_space, ten_digits
+
+INF, TWO = "defense.epsilon_inf", "defense.epsilon_2"
+SHIPPED = ("budgets", "eta", "lambda", "joint")
+PAIRS = [(1, 0.1), (2, 0.2), (4, 0.3), (6, 0.4), (8, 0.5), (12, 0.6), (16, 0.7), (24, 0.8)]  # Fig. 5: k/255, l_2
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """A good space's YAML, changed; None drops a key."""
+    good = {
+        "name": "mine",
+        "about": "a test",
+        "parameters": {"defense.eta": {"low": 0, "high": 1}},
+        "points": [{"defense.eta": 0.1}],
+    }
+    return {key: value for key, value in (good | changes).items() if value is not None}
+
+
+def test_a_list_of_runs_searches_nothing() -> None:
+    """Its columns are the keys that the runs set, in the order in which they turn up."""
+    runs = [{"defense.name": "ce"}, {"defense.name": "erat", "train.seed": 1}]
+    space = parse_space(content(parameters=None, points=None, baselines=runs, proposals=0), "here")
+    assert space.columns == ["defense.name", "train.seed"]
+    assert space.examples("mnist") == []
+    assert parse_space(content(), "here").columns == ["defense.eta"]
+
+
+def refusal(text: str, folder: Path) -> str:
+    """What is said of a file that holds this text."""
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_space(str(path))
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(str(path), "FILE")
+
+
+class TestShipped:
+    @pytest.mark.parametrize("name", SHIPPED)
+    def test_it_is_called_as_its_file_and_every_setting_makes_a_run(self, name: str) -> None:
+        space = load_space(name)
+        assert space.name == name
+        assert space.about
+        for preset in ("demo", "paper"):
+            data = build(preset).data.name
+            for overrides in [*space.baselines, *space.examples(data)]:
+                build(preset, overrides)
+
+    @pytest.mark.parametrize("name", SHIPPED)
+    @pytest.mark.parametrize("data", ["cifar10", "mnist"])
+    def test_its_points_lie_in_its_ranges(self, name: str, data: str) -> None:
+        space = load_space(name)
+        ranges = space.distributions(data)
+        for point in space.scaled_points(data):
+            assert point.keys() == ranges.keys()
+            assert all(ranges[key].low <= value <= ranges[key].high for key, value in point.items()), point
+
+    def test_budgets_are_the_paper_s_eight_pairs(self) -> None:
+        points = load_space("budgets").scaled_points("cifar10")
+        assert [(Fraction(p[INF]).limit_denominator(255), p[TWO]) for p in points] == [
+            (Fraction(k, 255), l2) for k, l2 in PAIRS
+        ]
+
+    def test_budgets_follow_what_is_customary_for_mnist(self) -> None:
+        """8/255 and 0.5 are the reference pair, for which MNIST has 0.1 and 1.0."""
+        points = load_space("budgets").scaled_points("mnist")
+        assert points[4] == {INF: 0.1, TWO: 1.0}
+        for point, (k, l2) in zip(points, PAIRS, strict=True):
+            assert point[INF] == pytest.approx(0.1 * k / 8, rel=1e-9)
+            assert point[TWO] == pytest.approx(1.0 * l2 / 0.5, rel=1e-9)
+
+    def test_ranges_follow_too(self) -> None:
+        cifar, mnist = (load_space("budgets").distributions(name) for name in ("cifar10", "mnist"))
+        assert (mnist[INF].low, mnist[INF].high) == pytest.approx((0.1 / 8, 0.3))
+        assert (cifar[INF].low, cifar[INF].high) == pytest.approx((1 / 255, 24 / 255))
+        assert (mnist[TWO].low, mnist[TWO].high) == pytest.approx((0.2, 1.6))
+        assert mnist[INF].log
+        assert not mnist[TWO].log
+
+    @pytest.mark.parametrize(
+        ("name", "key", "values"),
+        [
+            ("eta", "defense.eta", [0, 0.1, 0.3, 0.5, 0.7, 1]),
+            ("lambda", "defense.lambda_u", [0, 5, 10, 15, 25, 30, 50]),
+        ],
+    )
+    def test_what_is_no_budget_is_the_same_everywhere(self, name: str, key: str, values: list[float]) -> None:
+        for data in ("cifar10", "mnist"):
+            assert [point[key] for point in load_space(name).scaled_points(data)] == values
+
+    def test_joint_starts_from_the_paper_s_default(self) -> None:
+        assert load_space("joint").scaled_points("cifar10")[0] == {
+            INF: 8 / 255,
+            TWO: 0.5,
+            "defense.eta": 0.1,
+            "defense.lambda_u": 25,
+        }
+
+
+class TestReading:
+    def test_fractions_are_numbers(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text(yaml.safe_dump(content(parameters={INF: {"low": "1/255", "high": "8/255"}}, points=None)))
+        assert load_space(str(path)).parameters[INF].high == 8 / 255
+
+    def test_what_the_ledger_keeps_reads_back_the_same(self) -> None:
+        for name in SHIPPED:
+            space = load_space(name)
+            assert parse_space(space.model_dump(mode="json"), "the ledger") == space
+
+    def test_numbers_keep_ten_digits_so_that_they_can_be_pasted(self) -> None:
+        for point in load_space("budgets").scaled_points("mnist"):
+            assert all(len(repr(value).replace(".", "").lstrip("0")) <= 10 for value in point.values()), point
+        assert ten_digits(1 / 3) == 0.3333333333
+
+    def test_examples_show_what_whole_numbers_would_hide(self) -> None:
+        space = SearchSpace.model_validate(content(parameters={"defense.steps": {"low": 1, "high": 10}}, points=[]))
+        assert any(not example["defense.steps"].is_integer() for example in space.examples("mnist"))
+
+
+class TestRefusals:
+    """One line each, with what is wrong, where, and what is allowed."""
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"paramters": {}}, ["unknown key 'paramters'", "did you mean parameters", "proposals"]),
+            ({"parameters": None}, ["parameters must name what is searched", "baselines"]),
+            ({"parameters": {}, "baselines": [{"defense.name": "ce"}]}, ["parameters must name", "proposals: 0"]),
+            ({"parameters": {}, "proposals": 0}, ["parameters must name", "baselines"]),
+            ({"parameters": {"defense.etta": {"low": 0, "high": 1}}}, ["'defense.etta'", "did you mean defense.eta"]),
+            ({"parameters": {"defence.eta": {"low": 0, "high": 1}}}, ["'defence.eta'", "did you mean defense.eta"]),
+            ({"parameters": {"nothing": {"low": 0, "high": 1}}}, ["'nothing'", "allowed"]),
+            ({"parameters": {"defense.eta": {"low": 0, "hi": 1}}}, ["defense.eta.hi"]),
+            ({"parameters": {"defense.eta": {"low": 0}}}, ["defense.eta.high", "required"]),
+            ({"parameters": {"defense.eta": 0.5}}, ["parameters.defense.eta", "0.5"]),
+            ({"parameters": {"defense.eta": {"low": 1, "high": 0}}}, ["low must be below high", "1", "0"]),
+            ({"parameters": {"defense.eta": {"low": 1, "high": 1}}}, ["low must be below high"]),
+            ({"parameters": {INF: {"low": -0.1, "high": 1}}, "points": None}, [INF, "0 or more", "-0.1"]),
+            ({"parameters": {INF: {"low": "-1/255", "high": 1}}, "points": None}, [INF, "0 or more"]),
+            ({"parameters": {"defense.eta": {"low": 0, "high": 1, "log": True}}}, ["defense.eta", "above 0"]),
+            ({"parameters": {"defense.eta": {"low": 0, "high": ".inf"}}}, ["defense.eta.high", "inf"]),
+            ({"parameters": {"defense.eta": {"low": 0, "high": "much"}}}, ["defense.eta.high", "much"]),
+            ({"parameters": {INF: {"low": 0, "high": 1, "unit": "l3"}}, "points": None}, ["unit", "l3", "linf"]),
+            ({"points": [{}]}, ["a point must give defense.eta"]),
+            ({"points": [{"defense.eta": 0.1, "defense.lambda_u": 5}]}, ["a point must give", "defense.lambda_u"]),
+            ({"points": [{"defense.lambda_u": 5}]}, ["a point must give defense.eta", "defense.lambda_u"]),
+            ({"points": [{"defense.eta": "high"}]}, ["points.0.defense.eta", "high"]),
+            ({"points": {"defense.eta": 0.1}}, ["points", "list"]),
+            ({"proposals": -1}, ["proposals", "-1"]),
+            ({"generation": 0}, ["generation", "0"]),
+            ({"grace": 1.5}, ["grace", "1.5"]),
+            ({"name": None}, ["name", "required"]),
+        ],
+    )
+    def test_a_bad_setting(self, changes: dict[str, Any], words: list[str], tmp_path: Path) -> None:
+        said = refusal(yaml.safe_dump(content(**changes)), tmp_path)
+        assert said.startswith("FILE: ")
+        assert all(word in said for word in words), said
+
+    @pytest.mark.parametrize("text", ["parameters: [", "a: b: c", "\t- x", "name: 'unfinished"])
+    def test_broken_yaml(self, text: str, tmp_path: Path) -> None:
+        assert refusal(text, tmp_path).startswith("FILE is not valid YAML: ")
+
+    @pytest.mark.parametrize(("text", "kind"), [("", "NoneType"), ("- a\n- b\n", "list"), ("just words", "str")])
+    def test_yaml_that_is_no_mapping(self, text: str, kind: str, tmp_path: Path) -> None:
+        assert refusal(text, tmp_path) == f"FILE must hold a mapping, got {kind}"
+
+    def test_a_file_that_is_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_bytes(b"\xff\xfe\x00name")
+        with pytest.raises(UserError, match="not valid YAML"):
+            load_space(str(path))
+
+    def test_an_unknown_space_names_the_near_ones_and_all(self) -> None:
+        with pytest.raises(UserError) as caught:
+            load_space("budget")
+        said = str(caught.value)
+        assert "did you mean budgets?" in said
+        assert all(name in said for name in SHIPPED)
+        assert "\n" not in said
+
+    @pytest.mark.parametrize("name", ["nowhere/mine.yaml", "mine.yml"])
+    def test_a_path_that_does_not_exist(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UserError, match=f"file {name} does not exist"):
+            load_space(name)
+
+    def test_a_name_does_not_lead_out_of_the_folder(self) -> None:
+        with pytest.raises(UserError):
+            load_space("../pyproject")
+
+    def test_the_folder_is_the_project_s(self) -> None:
+        assert {f"{name}.yaml" for name in SHIPPED} <= {file.name for file in FOLDER.iterdir()}
