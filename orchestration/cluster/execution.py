@@ -20,8 +20,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from erat.config import RunConfig
 from erat.engine.report import EpochReport
 from erat.errors import is_storage_fault, storage_words
+from erat.result import RunResult, summarise
 from orchestration.cluster.session import node_workspace
-from orchestration.run.directory import ENDS, RunResult, keep_result, read_metrics, read_result, summarise
+from orchestration.run.directory import ENDS, keep_result, read_metrics, read_result
 from orchestration.run.execute import execute_run
 from orchestration.run.preemption import training
 from orchestration.storage.workspace import Workspace

@@ -7,14 +7,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
 from erat.engine.report import EpochReport
 from erat.files import previous, write_atomic
 from erat.records import DamagedError, read_json, read_rows, read_words
+from erat.result import RunResult
 from orchestration.storage.forms import EPOCH_ROW, RESULT, lacks, warn_damaged
 from orchestration.storage.workspace import CHECKPOINT, Workspace
 
@@ -23,33 +23,6 @@ PREVIOUS, MOVING = previous(Path(CHECKPOINT)).name, (CHECKPOINT, "metrics.jsonl"
 
 
 STATE, ENDS = (*MOVING, PREVIOUS), ("result.json", "error.txt", "left.txt")
-
-
-@dataclass
-class RunResult:
-    """How a cell ended. Accuracies in [0, 1]; none where the run did not get so far.
-
-    Attributes:
-        status: "done", "stopped" (early, on request) or "failed".
-        val_accuracy: of the last epoch; best_val_accuracy: the largest.
-        final_test_accuracy: clean test accuracy of the last epoch, the primary figure.
-        best_val_test_accuracy: clean test accuracy of the epoch with the best validation accuracy.
-        train_seconds: of training alone, over all restarts.
-    """
-
-    cell: str
-    status: str
-    epochs: int = 0
-    val_accuracy: float | None = None
-    best_val_accuracy: float | None = None
-    final_test_accuracy: float | None = None
-    best_val_test_accuracy: float | None = None
-    train_seconds: float = 0.0
-    peak_memory_mb: float = 0.0
-    noise_rate: float | None = None
-    checksum: str | None = None
-    error: str | None = None
-    val_history: list[float] = field(default_factory=list)
 
 
 def keep_result(workspace: Workspace, result: RunResult) -> None:
@@ -120,24 +93,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if damage is not None:
         warn_damaged(file, damage, f"{whole} epochs of it count")
     return cast("list[dict[str, Any]]", rows[:whole])
-
-
-def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> RunResult:
-    """The result that a run's epochs amount to."""
-    if not rows:
-        return RunResult(cell, status)
-    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equals
-    return RunResult(
-        cell,
-        status,
-        epochs=len(rows),
-        val_accuracy=rows[-1]["val_accuracy"],
-        best_val_accuracy=best["val_accuracy"],
-        final_test_accuracy=rows[-1]["test_accuracy"],
-        best_val_test_accuracy=best["test_accuracy"],
-        train_seconds=sum(row["epoch_seconds"] for row in rows),
-        val_history=[row["val_accuracy"] for row in rows],
-    )
 
 
 def _write_metrics(folder: Path, history: list[EpochReport]) -> None:

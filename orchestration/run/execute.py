@@ -31,20 +31,11 @@ from erat.engine.trainer import Trainer, choose_device
 from erat.engine.underway import Interrupted
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from erat.files import write_atomic
-from orchestration.run.directory import (
-    ENDS,
-    MOVING,
-    STATE,
-    RunResult,
-    _write_metrics,
-    keep_result,
-    read_metrics,
-    read_result,
-    summarise,
-)
+from erat.result import RunResult, summarise
+from orchestration.run.directory import ENDS, MOVING, STATE, _write_metrics, keep_result, read_metrics, read_result
 from orchestration.run.environment import environment
 from orchestration.run.heartbeat import at_work
-from orchestration.run.preemption import asked
+from orchestration.run.preemption import requested
 from orchestration.run.retries import OUT_OF_MEMORY
 from orchestration.storage.workspace import Workspace
 
@@ -125,7 +116,7 @@ def _train(
         data = corrupted_set(config, workspace.store(), progress)
         if choose_device(config).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        trainer = Trainer(config, data, ranks, folder, told_to_leave=asked)
+        trainer = Trainer(config, data, ranks, folder, told_to_leave=requested)
         if ranks.first:  # a row of an epoch that the checkpoint does not have is of one that will be trained again
             _write_metrics(folder, trainer.history)
         status = "done"

@@ -61,6 +61,6 @@ def training() -> Iterator[None]:
         _training.clear()
 
 
-def asked() -> bool:
+def requested() -> bool:
     """Whether this process was told to leave."""
     return _asked.is_set()

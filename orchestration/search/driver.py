@@ -12,18 +12,11 @@ from typing import Any
 from erat.config import RunConfig
 from erat.files import write_atomic
 from erat.records import read_words
+from erat.result import RunResult, summarise
 from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
 from orchestration.report.summary import best, csv_text, markdown
-from orchestration.run.directory import (
-    ENDS,
-    RunResult,
-    read_departure,
-    read_metrics,
-    read_refusal,
-    read_result,
-    summarise,
-)
+from orchestration.run.directory import ENDS, read_departure, read_metrics, read_refusal, read_result
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler, Trial
 from orchestration.storage.workspace import Workspace

@@ -13,10 +13,11 @@ from typing import Any
 from erat.config import RunConfig
 from erat.errors import UserError
 from erat.files import write_atomic
+from erat.result import RunResult, summarise
 from orchestration.crafting.jobs import Crafting, craft_here
 from orchestration.crafting.sets import missing_sets
 from orchestration.report.live import LiveView
-from orchestration.run.directory import ENDS, STATE, RunResult, read_metrics, summarise
+from orchestration.run.directory import ENDS, STATE, read_metrics
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import driving
 from orchestration.search.driver import StudyDriver, track_end, write_report

@@ -1,4 +1,4 @@
-"""Ray Tune and Optuna, bound to a sweep's generations. With cluster.py the only module that imports ray."""
+"""Ray Tune and Optuna, bound to the queue of a study."""
 
 from __future__ import annotations
 

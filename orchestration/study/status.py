@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from erat.errors import unknown_name
-from orchestration.run.directory import read_metrics, summarise
+from erat.result import summarise
+from orchestration.run.directory import read_metrics
 from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger

@@ -29,7 +29,8 @@ from erat.engine.report import EpochReport
 from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.errors import UserError
-from orchestration.run.directory import RunResult, read_departure, read_metrics, read_refusal, read_result, summarise
+from erat.result import RunResult, summarise
+from orchestration.run.directory import read_departure, read_metrics, read_refusal, read_result
 from orchestration.run.environment import environment
 from orchestration.run.execute import execute_run, threads
 from orchestration.run.heartbeat import is_running

@@ -12,9 +12,9 @@ import pytest
 
 CODE = """
 import signal, sys, time
-from orchestration import leaving
+from orchestration.run import preemption
 before = signal.signal
-leaving.prepare()
+preemption.prepare()
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))  # as Ray does, later
 assert signal.signal is before
 def told():
@@ -23,11 +23,11 @@ def told():
     while time.monotonic() < end:
         time.sleep(0.05)
     print("batch", flush=True)
-    if leaving.asked():
+    if preemption.requested():
         sys.exit(1)
     print("went on", flush=True)
 if {trains}:
-    with leaving.training():
+    with preemption.training():
         told()
 else:
     told()

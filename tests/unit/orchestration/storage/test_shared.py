@@ -17,8 +17,9 @@ from erat.config import RunConfig, build
 from erat.engine.checkpoint import load
 from erat.errors import StorageError, UserError, is_storage_fault
 from erat.files import _replacing, write_atomic
+from erat.result import RunResult
 from orchestration.cluster.progress import CraftProgress
-from orchestration.run.directory import RunResult, read_metrics, read_result
+from orchestration.run.directory import read_metrics, read_result
 from orchestration.run.execute import execute_run
 from orchestration.storage.shared import Storage, node_folder, storage_at
 from orchestration.storage.workspace import Workspace
