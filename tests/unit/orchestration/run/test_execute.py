@@ -219,7 +219,7 @@ class TestGoingOn:
         self, asks: int, config: RunConfig, workspace: Workspace, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         answers = chain(repeat(False, asks), repeat(True))
-        monkeypatch.setattr("orchestration.run.execute.asked", partial(next, answers))
+        monkeypatch.setattr("orchestration.run.execute.requested", partial(next, answers))
         folder = workspace.run_directory(config.digest())
         with pytest.raises(Interrupted):
             execute_run(config, workspace)
