@@ -1,7 +1,8 @@
-"""The audit of a set of one's own, from its images and given labels to what is probably wrong with it.
+"""Audits an image set: from its images and given labels to the labels that are probably wrong.
 
-Fold by fold (`examine`), each of which may be kept and read again, and then all together (`conclude`). Two networks
-are trained on every fold's complement, by ERAT and by plain cross-entropy; both judge the fold that they have not seen.
+The work goes fold by fold (`examine`), and a fold's result may be saved and read again; `conclude` then combines all
+folds. Two networks are trained on every fold's complement, one by ERAT and one by plain cross-entropy; both judge the
+fold that they have not seen.
 """
 
 from __future__ import annotations
@@ -40,19 +41,23 @@ from erat.errors import UserError
 from erat.seeding import derive, generator
 
 WAYS = ("robust", "plain")
-FAR_LESS = 0.6  # what adversarial training has learnt of the given labels, as a share of what plain training has
+# Adversarial training counts as far behind if it has learnt less than this share of what plain training has learnt.
+FAR_LESS = 0.6
 
 OnEpoch = Callable[[str, EpochReport], None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done: both configurations, and which images are judged together.
+    """The plan of an audit: both configurations, and which images are judged together.
 
     Attributes:
-        fold: int64 (N,).
+        robust, plain: the configurations of ERAT and of plain cross-entropy.
+        images: the N images with their given labels.
+        fold: the fold of each image, int64 (N,).
         copies: groups of rows that show the same picture.
-        judged: bool (N,); false where a class has one picture alone, of which no network can have learnt the class.
+        judged: bool (N,); false where a class has a single picture: a network that has not seen that picture cannot
+            know the class.
     """
 
     robust: RunConfig
@@ -67,7 +72,7 @@ class Plan:
         return int(self.fold.max()) + 1
 
     def config(self, way: str) -> RunConfig:
-        """Of "robust" or "plain" training."""
+        """Return the configuration of "robust" or "plain" training."""
         return self.robust if way == "robust" else self.plain
 
 
@@ -75,7 +80,8 @@ def plan(images: ImageSet, robust: RunConfig, plain: RunConfig, folds: int) -> P
     """Deal the images into folds.
 
     Raises:
-        UserError: fewer than two classes with two pictures each; more folds than images, or fewer than two.
+        UserError: there are fewer than two classes with two pictures each, fewer than two folds, or more folds than
+            images.
     """
     copies = same_pictures(images)
     fold = deal(images.labels, folds, copies, generator(robust.train.seed, "audit-folds"))
@@ -91,10 +97,12 @@ def plan(images: ImageSet, robust: RunConfig, plain: RunConfig, folds: int) -> P
 
 
 def examine(plan: Plan, number: int, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
-    """Train both ways without fold `number` and judge it: tensors and plain values only, to be kept.
+    """Train both ways without fold `number` and let both networks judge it.
 
-    "robust" and "plain" hold softmax outputs (E, M, K); "washed" the classes (M,) that each gives washed pictures;
-    "networks" the weights, of the first fold alone.
+    Returns:
+        Tensors and plain values only, so that they can be saved: "robust" and "plain" hold softmax outputs (E, M, K)
+        of the M images of the fold; "washed" the classes (M,) that each network predicts for the washed pictures;
+        "networks" the weights, for the first fold only.
     """
     held_out = plan.fold == number
     part: dict[str, Any] = {"washed": {}, "networks": {}}
@@ -108,11 +116,11 @@ def examine(plan: Plan, number: int, on_epoch: OnEpoch | None = None) -> dict[st
 
 
 def _silent(way: str, report: EpochReport) -> None:
-    """Nobody wants to know."""
+    """Ignore the report of an epoch."""
 
 
 def classes_of(defense: Defense, pictures: Tensor) -> Tensor:
-    """Predicted classes int64 (N,), on the CPU, of uint8 images."""
+    """Return the classes that are predicted for uint8 images, int64 (N,), on the CPU."""
     device = next(defense.parameters()).device
     with frozen(defense), torch.no_grad():
         return torch.cat([defense.predict(to_float(part.to(device))).argmax(1).cpu() for part in pictures.split(1000)])
@@ -120,19 +128,21 @@ def classes_of(defense: Defense, pictures: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. All of N images, in the order of the images.
+    """The findings of an audit, for all N images in their order.
 
     Attributes:
-        probs: float64 (N, K), both trainings' joint opinion, averaged over the judged epochs.
-        alone: whether plain training had no say in it: the images are poisoned, and it meets the given labels far more
-            often than adversarial training does.
+        probs: float64 (N, K), the joint opinion of both trainings, averaged over the judged epochs.
         quality: float64 (N,), in [0, 1], small where the given label is probably wrong.
-        suggested, probability: the likeliest class, int64 (N,), and how likely it is.
-        issue: bool (N,), the labels that are probably wrong.
+        suggested, probability: the likeliest class, int64 (N,), and its probability.
+        issue: bool (N,), true where the label is probably wrong.
+        noise: the estimated label noise.
+        poisoning: the result of both tests for a perturbation.
+        alone: whether plain training was left out of the opinion, because the images are poisoned and plain training
+            agrees with the given labels far more often than adversarial training does.
         conflicts: groups of rows that show the same picture under different labels.
-        agreement: "robust" and "plain" -> share of the images held out that get their given label.
-        learnt: the same above chance.
-        believed: ... that get the label which the audit believes.
+        agreement: "robust" and "plain" -> share of the held-out images that are predicted as their given label.
+        believed: "robust" and "plain" -> share that are predicted as the label that the audit believes.
+        learnt: "robust" and "plain" -> agreement with the given labels above chance.
     """
 
     plan: Plan
@@ -151,18 +161,18 @@ class Audit:
 
     @property
     def disagree(self) -> bool:
-        """Whether adversarial training has learnt the given labels far less than plain training has."""
+        """Return whether adversarial training has learnt the given labels far less than plain training has."""
         return self.learnt["robust"] < FAR_LESS * self.learnt["plain"]
 
     @property
     def believed_labels(self) -> Tensor:
-        """The given labels, and the suggested ones where an issue is seen; int64 (N,)."""
+        """Return the given labels, replaced by the suggested ones where there is an issue; int64 (N,)."""
         return torch.where(self.issue, self.suggested, self.plan.images.labels)
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What an opinion, float64 (E, N, K), amounts to; see `Audit`."""
+    """The conclusions from an opinion, float64 (E, N, K); see `Audit` for the attributes."""
 
     probs: Tensor
     quality: Tensor
@@ -181,7 +191,11 @@ class _Verdict:
 
 
 def conclude(plan: Plan, parts: Sequence[Mapping[str, Any]]) -> Audit:
-    """What the folds' judgements amount to. `parts` are those of `examine`, in order."""
+    """Combine the judgements of all folds into one audit.
+
+    Args:
+        parts: what `examine` returned for each fold, in the order of the folds.
+    """
     images, labels, numbered = plan.images, plan.images.labels, range(len(parts))
     by_way = {way: merge({k: parts[k][way] for k in numbered}, plan.fold) for way in WAYS}
     predicted = {way: by_way[way].mean.argmax(1) for way in WAYS}
@@ -194,7 +208,7 @@ def conclude(plan: Plan, parts: Sequence[Mapping[str, Any]]) -> Audit:
     poisoning = poison_test(images, verdict.believed, plan.judged & ~verdict.issue, predicted, after_wash)
     alone = poisoning.poisoned and learnt["robust"] < FAR_LESS * learnt["plain"]
     if alone:
-        # What plain training knows of these labels it reads off the perturbation, which may follow wrong labels too.
+        # Plain training has learnt these labels from the perturbation, which may have been made for wrong labels too.
         verdict = _Verdict.of(by_way["robust"].probs.double(), plan)
     return Audit(
         plan=plan,
@@ -214,7 +228,7 @@ def conclude(plan: Plan, parts: Sequence[Mapping[str, Any]]) -> Audit:
 
 
 def conflicts(copies: Sequence[Sequence[int]], labels: Tensor) -> list[list[int]]:
-    """Return the groups of rows that show one picture under different labels, int64 (N,)."""
+    """Return the groups of rows (of `copies`) that show one picture under different labels (int64 (N,))."""
     return [list(group) for group in copies if len(set(labels[list(group)].tolist())) > 1]
 
 
@@ -225,9 +239,12 @@ def hold_up(
     trusted: ImageSet | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Hold]:
-    """Robustness of the first fold's networks, as `examine` keeps them, on images that neither has seen.
+    """Measure the robustness of the first fold's networks on images that neither of them has seen.
 
-    Those are the trusted ones, or else the first fold's, as far as no issue is seen with their labels.
+    Args:
+        networks: their weights, as `examine` returns them for the first fold.
+        trusted: images to measure on; none: the images of the first fold whose labels show no issue.
+        progress: called with the number of conditions done and of all conditions.
     """
     inside = plan.images.take((plan.fold != 0).nonzero().squeeze(1))
     defenses = {way: rebuild(plan.config(way), inside, networks[way]) for way in WAYS}

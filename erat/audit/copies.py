@@ -1,8 +1,8 @@
-"""Which images show the same picture: exact copies, and near-copies such as a picture stored again at lower quality.
+"""Finds images that show the same picture: exact copies, and near-copies such as a picture saved at lower quality.
 
 Two images are near-copies if what they show at 16 x 16 pixels is nearly the same, whatever its brightness and contrast.
-Images without any detail are left out, since nothing tells one from another. Every image is compared with every other
-in large matrix products: the time grows with the square of their number (`MOST_COMPARED` bounds it).
+Images without any detail are left out, since nothing distinguishes one from another. Every image is compared with every
+other in large matrix products, so the time grows with the square of their number (`MOST_COMPARED` bounds it).
 
 Shape suffixes: N images, C channels, H rows, W columns, D values of a description.
 """
@@ -23,12 +23,13 @@ from erat.audit.settings import is_ink
 from erat.data.types import ImageSet
 
 SIDE = 16
-PLAIN = 8.0  # standard deviation in levels of 255, below which a picture has no detail to go by
-# Correlation from which two pictures are one. Scans and drawings of the same thing are more alike than photographs.
+PLAIN = 8.0  # standard deviation in levels of 255, below which a picture has no detail to compare
+# Correlation from which two pictures count as one. Different scans and drawings of one kind of thing are more alike
+# than different photographs, so they need the higher threshold.
 ALIKE_INK, ALIKE = 0.995, 0.985
-MOST_COMPARED = 100_000  # images; of more, exact copies alone are found
-CHUNK = 512  # images compared with all at once
-MOST_LINKS = 20  # earlier images that one is tied to; more would add nothing to its group
+MOST_COMPARED = 100_000  # images; in a larger set only exact copies are found
+CHUNK = 512  # images compared with all others at once
+MOST_LINKS = 20  # earlier images that one image is linked to; more would add nothing to its group
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Copies:
     """Images that show one picture.
 
     Attributes:
-        rows: two or more, ascending.
-        exact: all have the same pixels.
+        rows: two or more rows of the set, ascending.
+        exact: whether all have the same pixels.
     """
 
     rows: tuple[int, ...]
@@ -45,7 +46,7 @@ class Copies:
 
 
 def find_copies(images: ImageSet, exact: Sequence[Sequence[int]]) -> list[Copies]:
-    """Groups of exact copies and of near-copies, in the order of their first image; no image is in two groups.
+    """Return the groups of exact copies and near-copies, in the order of their first image; no image is in two groups.
 
     Args:
         exact: groups of rows that have the same pixels (`erat.data.sources.collection.same_pictures`).
@@ -68,7 +69,7 @@ def find_copies(images: ImageSet, exact: Sequence[Sequence[int]]) -> list[Copies
 
 
 def _links(images: ImageSet) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """Pairs (later row, earlier row) of near-copies, int64 (P, 2); of each image at most `MOST_LINKS`."""
+    """Return pairs (later row, earlier row) of near-copies, int64 (P, 2), at most `MOST_LINKS` for each later row."""
     alike = ALIKE_INK if is_ink(images) else ALIKE
     grey_ND, coloured_ND, detailed = _descriptions(images)
     rows = detailed.nonzero().squeeze(1)
@@ -89,7 +90,11 @@ def _links(images: ImageSet) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
 
 
 def _descriptions(images: ImageSet) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit vectors of what each image shows, grey and in colour, float32 (N, D); whether it has detail, bool (N,)."""
+    """Describe each image by unit vectors.
+
+    Returns:
+        (of its grey values, float32 (N, D); of its colours, float32 (N, D); whether it has detail, bool (N,)).
+    """
     grey, coloured, detailed = [], [], []
     for part in images.images.split(1000):
         pixels = part.float()
@@ -105,7 +110,7 @@ def _descriptions(images: ImageSet) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _levelled(pixels_NCHW: Tensor) -> Tensor:
-    """Each channel without its mean and its slope, float32 (N, C * H * W): any two smooth skies share these."""
+    """Return each channel without its mean and slope, which any two smooth skies share; float32 (N, C * H * W)."""
     side = pixels_NCHW.shape[-1]
     ramp = torch.linspace(-1, 1, side)
     planes = torch.stack([torch.ones(side, side), ramp.expand(side, side), ramp[:, None].expand(side, side)])

@@ -1,6 +1,6 @@
-"""Out-of-fold predictions: each image is judged by a network trained without it, averaged over epochs.
+"""Makes out-of-fold predictions: each image is judged by a network trained without it, averaged over epochs.
 
-A network that has been trained on a wrong label comes to agree with it; one that has not seen the image cannot.
+A network that is trained on a wrong label comes to agree with that label; a network that has not seen the image cannot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from erat.engine.evaluation import map_images
 from erat.engine.report import EpochReport
 from erat.engine.trainer import Trainer
 
-JUDGED = 0.5  # the last share of the epochs, over which predictions are averaged: early ones know too little
+JUDGED = 0.5  # predictions are averaged over this last share of the epochs: earlier networks have learnt too little
 
 OnEpoch = Callable[[EpochReport], None]
 
@@ -29,10 +29,11 @@ OnEpoch = Callable[[EpochReport], None]
 def train_on(
     config: RunConfig, images: ImageSet, on_epoch: OnEpoch = lambda report: None, folder: Path | None = None
 ) -> Trainer:
-    """Train a defense on all of `images`, given labels; there is nothing to validate it on.
+    """Train a defense on all of `images` with their given labels; no images are left for validation.
 
     Args:
-        folder: where its checkpoint lies, from which it goes on; none: no checkpoints.
+        on_epoch: called with the report of each epoch.
+        folder: the folder of its checkpoint, from which training resumes; none: no checkpoints.
     """
     trainer = _trainer(config, images, images.take(torch.arange(1)), folder)
     for report in trainer.run():
@@ -43,11 +44,16 @@ def train_on(
 def judge(
     config: RunConfig, images: ImageSet, held_out: Tensor, on_epoch: OnEpoch = lambda report: None
 ) -> tuple[Tensor, Defense]:
-    """(softmax outputs float32 (E, M, K) of the judged epochs, the trained defense) for the images held out.
+    """Train a defense without the held-out images and predict their classes.
 
     Args:
         images: all images with their given labels.
-        held_out: bool (N,), of which M are true: those that training does not see.
+        held_out: bool (N,), true for the M images that training does not see.
+        on_epoch: called with the report of each epoch.
+
+    Returns:
+        (softmax outputs for the held-out images in each of the E judged epochs, float32 (E, M, K); the trained
+        defense).
     """
     outside = images.take(held_out.nonzero().squeeze(1))
     trainer = _trainer(config, images.take((~held_out).nonzero().squeeze(1)), outside)
@@ -61,41 +67,44 @@ def judge(
 
 
 def rebuild(config: RunConfig, images: ImageSet, state: Mapping[str, Tensor]) -> Defense:
-    """The defense that was trained on `images`, from its weights."""
+    """Build the defense that was trained on `images` and load its weights."""
     defense = _trainer(config, images, images.take(torch.arange(1))).defense
     defense.load_state_dict(dict(state))
     return defense
 
 
 def probabilities(defense: Defense, images: Tensor) -> Tensor:
-    """Softmax outputs, float32 (N, K), of uint8 NCHW images."""
+    """Return the softmax outputs, float32 (N, K), for uint8 NCHW images."""
     with frozen(defense), torch.no_grad():
         return map_images(images, lambda batch: defense.predict(batch).float().softmax(1))
 
 
 def _trainer(config: RunConfig, train: ImageSet, val: ImageSet, folder: Path | None = None) -> Trainer:
-    """The true labels are not known: what the trainer reports of them is of no use here."""
+    """Build a trainer that takes the given labels for the true ones.
+
+    The true labels are not known here, so what the trainer reports about them has no meaning.
+    """
     return Trainer(config, CorruptedSet(train, train.labels, val, val), folder=folder)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What one way of training says of all images, each from outside its fold.
+    """The out-of-fold predictions of one way of training for all images.
 
     Attributes:
-        probs: float32 (E, N, K), of the judged epochs.
+        probs: softmax outputs in the judged epochs, float32 (E, N, K).
     """
 
     probs: Tensor
 
     @property
     def mean(self) -> Tensor:
-        """Averaged over epochs, float64 (N, K)."""
+        """Return the predictions averaged over epochs, float64 (N, K)."""
         return self.probs.double().mean(0)
 
 
 def merge(parts: Mapping[int, Tensor], fold: Tensor) -> Judgement:
-    """The folds' predictions (E, M, K), put back into the order of the images."""
+    """Put the predictions of all folds, (E, M, K) for each, back into the order of the images."""
     first = next(iter(parts.values()))
     probs = first.new_empty(first.shape[0], len(fold), first.shape[2])
     for number, part in parts.items():

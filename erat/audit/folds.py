@@ -1,4 +1,4 @@
-"""Folds for out-of-fold judgement: every image is judged by networks that have seen neither it nor a copy of it."""
+"""Deals folds for out-of-fold predictions: no network judges an image if it has seen that image or a copy of it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from erat.errors import UserError
 
 
 def deal(labels: Tensor, folds: int, copies: Sequence[Sequence[int]], generator: torch.Generator) -> Tensor:
-    """The fold of each image, int64 (N,), values 0..folds-1: each class is spread evenly, copies stay together.
+    """Return the fold of each image, int64 (N,), in 0..folds-1: each class is spread evenly, copies stay together.
 
     Args:
-        labels: given, int64 (N,).
-        folds: at least 2.
+        labels: the given labels, int64 (N,).
+        folds: how many folds, at least 2.
         copies: groups of rows with the same picture.
-        generator: of the draw.
+        generator: the generator of the random order.
 
     Raises:
-        UserError: fewer than two folds, or more than images.
+        UserError: there are fewer than two folds, or more folds than images.
     """
     if not 2 <= folds <= len(labels):
         raise UserError(f"folds must be in [2, {len(labels)}] for {len(labels)} images, got {folds}")
@@ -31,6 +31,6 @@ def deal(labels: Tensor, folds: int, copies: Sequence[Sequence[int]], generator:
     order = order[leader[order] == order]  # one of each picture, in a random order
     order = order[torch.argsort(labels[order], stable=True)]
     fold = torch.full_like(leader, -1)
-    # Round and round over all classes, so that small classes do not all begin in the first fold.
+    # The count runs on from class to class, so that small classes do not all begin in the first fold.
     fold[order] = torch.arange(len(order)) % folds
     return fold[leader]

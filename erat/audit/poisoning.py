@@ -1,13 +1,15 @@
-"""Do the images carry a perturbation that stands for their class? Two tests, each with a threshold of its own.
+"""Tests whether the images carry a perturbation that encodes their class. Two tests, each with its own threshold.
 
-- Accuracy gap: how much more plain training loses than adversarial training when the images that it judges are washed,
-  to two bits a channel: too few for what a perturbation within the customary budgets writes, enough for what a person
-  sees (Liu et al., "Image Shortcut Squeezing", ICML 2023). Who has learnt a perturbation instead of the object falls;
-  adversarial training cannot have learnt one.
+- Accuracy gap: the images that the networks judge are washed, that is, reduced to two bits a channel. That is too
+  coarse for a perturbation within the customary budgets, and fine enough for what a person sees (Liu et al., "Image
+  Shortcut Squeezing", ICML 2023). The gap is how much more accuracy plain training loses than adversarial training: a
+  network that has learnt a perturbation instead of the object loses accuracy, and adversarial training cannot have
+  learnt one.
 - Separability: how well a linear rule, the nearest class mean, tells classes by the images' fine residual in flat
-  places, where objects have little, less how well it does on images shifted by one pixel. A perturbation stands on its
-  pixels, and what images of a class share of it survives the mean (that such perturbations are linearly separable:
-  Yu et al., "Availability Attacks Create Shortcuts", KDD 2022); what objects leave there survives the shift as well.
+  places, where objects leave little, minus how well it does so on images shifted by one pixel. A perturbation is bound
+  to its pixels, and the part of it that the images of a class share survives averaging (such perturbations are linearly
+  separable: Yu et al., "Availability Attacks Create Shortcuts", KDD 2022); what objects leave there survives the shift
+  as well, and so cancels out.
 """
 
 from __future__ import annotations
@@ -25,18 +27,18 @@ from erat.data.types import ImageSet, to_float
 from erat.engine.evaluation import accuracy
 
 BITS = 2
-SIGMA = 0.7  # of the blur that leaves the residual, in pixels
-FLAT = 0.2  # range of a pixel's surroundings, 3 x 3, below which they are flat
+SIGMA = 0.7  # standard deviation, in pixels, of the blur that is subtracted to get the residual
+FLAT = 0.2  # range of values in the 3 x 3 pixels around a pixel, below which they count as flat
 SHIFTS = ((0, 1), (1, 0), (0, -1), (-1, 0))
-# Set so that no clean set of docs/audit.md is taken for poisoned; its table says how many sets that were.
+# Chosen so that no clean set of docs/audit.md is taken for poisoned; the table there says how many sets those are.
 GAP_THRESHOLD = 0.10
 SEPARABILITY_THRESHOLD = 0.35
-FEW = 100  # images, below which both figures are mostly chance
+FEW = 100  # number of images below which both figures are mostly chance
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One test's figure and where it begins to count."""
+    """The figure of one test, and the threshold above which it counts."""
 
     name: str
     value: float
@@ -49,13 +51,15 @@ class Measure:
 
 @dataclass(frozen=True)
 class PoisonTest:
-    """What the tests say.
+    """The results of both tests.
 
     Attributes:
-        gap: accuracy, in [-1, 1], that plain training loses to washing, less what adversarial training loses, if any.
-        separability: accuracy of the linear rule on the pixel less that beside it, as a share of what is above chance.
-        images: how many were looked at; the tests say little of few.
-        accuracy: ("plain" or "robust", "as it is" or "washed") -> accuracy, in [0, 1].
+        gap: the accuracy, in [-1, 1], that plain training loses to washing, minus the loss of adversarial training, if
+            any.
+        separability: the accuracy of the linear rule on the pixel minus its accuracy one pixel beside, as a share of
+            what lies above chance.
+        images: how many images were tested; the tests say little about few images.
+        accuracy: "plain" or "robust" -> "as it is" or "washed" -> accuracy, in [0, 1].
     """
 
     gap: Measure
@@ -65,12 +69,12 @@ class PoisonTest:
 
     @property
     def poisoned(self) -> bool:
-        """Whether either test finds a perturbation."""
+        """Return whether either test finds a perturbation; false for fewer than `FEW` images."""
         return self.images >= FEW and (self.gap.found or self.separability.found)
 
 
 def washed(images: Tensor) -> Tensor:
-    """uint8 images with `BITS` bits a channel left."""
+    """Return uint8 images that are reduced to `BITS` bits a channel."""
     return squeeze(images, "bits", bits=BITS)
 
 
@@ -81,13 +85,13 @@ def poison_test(
     predicted: Mapping[str, Tensor],
     after_wash: Mapping[str, Tensor],
 ) -> PoisonTest:
-    """Both tests on the images whose labels are sure.
+    """Run both tests on the images whose labels are sure.
 
     Args:
         believed: int64 (N,), labels that are probably right.
-        sure: bool (N,), the images to look at.
-        predicted, after_wash: "plain" and "robust" -> out-of-fold classes, int64 (N,), of images as they are and of
-            washed ones.
+        sure: bool (N,), the images to test.
+        predicted, after_wash: "plain" and "robust" -> the out-of-fold classes, int64 (N,), of the unchanged images and
+            of the washed images.
     """
     labels = believed[sure]
     if len(labels) == 0:
@@ -113,11 +117,11 @@ def poison_test(
 
 
 def separability(images: Tensor, labels: Tensor, num_classes: int) -> float:
-    """How much better the nearest class-mean residual tells classes on the pixel than one pixel beside it.
+    """Return how much better the nearest class-mean residual tells classes on the pixel than one pixel beside it.
 
-    Means are taken over every other image of a class and tried on the rest, and the other way round; beside means one
-    up, down, left or right, whichever is best. As a share of what is above chance, so that 1 is the most for images
-    whose classes nothing else tells.
+    Means are taken over every other image of a class and tried on the rest, and the other way round; "beside" is one
+    pixel up, down, left or right, whichever gives the best accuracy. The difference is a share of what lies above
+    chance, so the most is 1, for images whose classes cannot be told in any other way.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -137,7 +141,7 @@ def separability(images: Tensor, labels: Tensor, num_classes: int) -> float:
 
 
 def _nearest(known: Tensor, tried: Tensor, labels: Tensor, side: Tensor, num_classes: int) -> int:
-    """How many rows of `tried` outside `side` lie nearest to their class's mean of `known` inside it."""
+    """Count the rows of `tried` outside `side` that are nearest to the mean of their class in `known` inside it."""
     means = torch.zeros(num_classes, known.shape[1]).index_add_(0, labels[side], known[side])
     counts = torch.bincount(labels[side], minlength=num_classes)
     means = means / counts.clamp_min(1)[:, None]
@@ -147,7 +151,7 @@ def _nearest(known: Tensor, tried: Tensor, labels: Tensor, side: Tensor, num_cla
 
 
 def flat_residual(images: Tensor) -> Tensor:
-    """What a slight blur takes away, float32 (N, C, H, W), where the surroundings are flat; 0 elsewhere."""
+    """Return what a slight blur removes where the surroundings are flat, and 0 elsewhere; float32 (N, C, H, W)."""
     pixels = to_float(images)
     most = F.max_pool2d(pixels, 3, stride=1, padding=1)
     least = -F.max_pool2d(-pixels, 3, stride=1, padding=1)
@@ -155,7 +159,7 @@ def flat_residual(images: Tensor) -> Tensor:
 
 
 def _alternating(labels: Tensor) -> Tensor:
-    """bool (N,): of each class, every other image."""
+    """Return a mask that is true for every other image of each class, bool (N,)."""
     order = torch.argsort(labels, stable=True)
     half = torch.zeros_like(labels, dtype=torch.bool)
     sizes = torch.bincount(labels)

@@ -1,4 +1,4 @@
-"""Whose labels are probably wrong, and what the noise is like: functions of out-of-fold predictions.
+"""Finds labels that are probably wrong and estimates the label noise, both from out-of-fold predictions.
 
 Shape suffixes: N images, K classes, E epochs.
 """
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from erat.selection import scores
 
-CUT_OFF = 0.7  # of the score, in [0, 2]: between the classes of a doubtful image there is nothing to choose
+# Scores, in [0, 2], must exceed this: below it an image is merely doubtful, with nothing to choose between its classes.
+CUT_OFF = 0.7
 
 
 def power(probs: Tensor, exponent: float) -> Tensor:
-    """Distributions raised to a power and normalised again, (..., K): above 1 surer, below 1 less sure."""
+    """Raise distributions (..., K) to a power and normalise them again: above 1 surer, below 1 less sure."""
     raised = probs.double().clamp_min(1e-8) ** exponent
     return raised / raised.sum(-1, keepdim=True)
 
 
 def as_sure_as(probs_NK: Tensor, confidence: float) -> Tensor:
-    """The predictions with one exponent for all, such that the mean of their largest probability is `confidence`.
+    """Raise all predictions to one exponent, such that the mean of their largest probability is `confidence`.
 
     No image's likeliest class changes. `confidence` is reached as nearly as exponents in [1/50, 50] allow.
     """
@@ -38,16 +39,17 @@ def as_sure_as(probs_NK: Tensor, confidence: float) -> Tensor:
 
 
 def joint_opinion(robust_ENK: Tensor, plain_ENK: Tensor, labels_N: Tensor) -> Tensor:
-    """Both trainings' predictions together, float64 (E, N, K), epoch by epoch from the last.
+    """Combine the predictions of both trainings, float64 (E, N, K), epoch by epoch.
 
-    Adversarial training is deaf to perturbations and sure of itself; plain training sees fine detail (and may see the
-    class in a perturbation), but fitted to noisy labels it is never sure. Made equally sure they complement each other.
-    Each has a say in proportion to the odds at which it meets the given labels by more than chance: wrong labels lower
-    them for both alike, and where labels are right a training that has failed has no say.
+    Adversarial training ignores perturbations and makes confident predictions; plain training sees fine detail (and may
+    see the class in a perturbation), but it is never confident once fitted to noisy labels. Made equally confident,
+    they complement each other. The weight of each is proportional to the odds at which it agrees with the given labels
+    by more than chance: wrong labels lower these odds for both alike, and where the labels are right, a training that
+    has failed gets no weight.
 
     Args:
-        robust_ENK, plain_ENK: out-of-fold softmax outputs, of as many epochs each.
-        labels_N: given.
+        robust_ENK, plain_ENK: out-of-fold softmax outputs of the same E epochs.
+        labels_N: the given labels.
     """
     robust_say, plain_say = (_odds(probs.double().mean(0), labels_N) for probs in (robust_ENK, plain_ENK))
     share = robust_say / (robust_say + plain_say) if robust_say + plain_say > 0 else 0.5
@@ -64,23 +66,23 @@ def _odds(probs_NK: Tensor, labels_N: Tensor) -> float:
 
 
 def above_chance(probs_NK: Tensor, labels_N: Tensor) -> float:
-    """How often the likeliest class is the given label, less the share of the commonest label; at least 0."""
+    """Return how often the likeliest class is the given label, minus the commonest label's share; never below 0."""
     chance = float(torch.bincount(labels_N).max()) / len(labels_N)
     return max(0.0, float((probs_NK.argmax(1) == labels_N).double().mean()) - chance)
 
 
 def mean_scores(probs_ENK: Tensor, labels_N: Tensor) -> Tensor:
-    """Eq. 1 of each epoch's prediction, averaged over epochs, float64 (N,), in [0, 2]."""
+    """Return the scores (Eq. 1) of each epoch's predictions, averaged over epochs, float64 (N,), in [0, 2]."""
     return torch.stack([scores(probs.double(), labels_N) for probs in probs_ENK]).mean(0)
 
 
 def label_quality(scores_N: Tensor) -> Tensor:
-    """1 - S/2, in [0, 1]: 1 where the networks are sure of the given label, 0 where they are sure of another."""
+    """Return 1 - S/2, in [0, 1]: 1 where the networks are sure of the given label, 0 where they are sure of another."""
     return 1 - scores_N / 2
 
 
 def suggestions(probs_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(likeliest class, int64 (N,), the given one where nothing is likelier; its probability, (N,))."""
+    """Return (the likeliest class, int64 (N,), or the given one where none is likelier; its probability, (N,))."""
     probability, predicted = probs_NK.max(1)
     given = probs_NK.gather(1, labels_N[:, None]).squeeze(1)
     return torch.where(given >= probability, labels_N, predicted), probability
@@ -88,12 +90,12 @@ def suggestions(probs_NK: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Noise:
-    """What the label noise amounts to, estimated.
+    """An estimate of the label noise.
 
     Attributes:
         rate: share of wrong labels, in [0, 1].
-        transition: float64 (K, K), row k the distribution of given labels among images of class k.
-        given, estimated: int64 (K,), images that wear each label, and that seem to show each class.
+        transition: float64 (K, K); row k is the distribution of given labels among images of class k.
+        given, estimated: int64 (K,), the number of images that have each label, and that seem to show each class.
     """
 
     rate: float
@@ -103,7 +105,13 @@ class Noise:
 
 
 def estimate_noise(believed_N: Tensor, labels_N: Tensor, num_classes: int) -> Noise:
-    """From the classes that the images are believed to show, which are the given ones where no issue is seen."""
+    """Estimate the label noise from the classes that the images are believed to show.
+
+    Args:
+        believed_N: int64 (N,), the given label where there is no issue, else the suggested class.
+        labels_N: int64 (N,), the given labels.
+        num_classes: K.
+    """
     counts = torch.bincount(believed_N * num_classes + labels_N, minlength=num_classes**2).view(num_classes, -1)
     sizes = counts.sum(1, keepdim=True)
     transition = torch.where(sizes > 0, counts / sizes.clamp_min(1), torch.eye(num_classes, dtype=torch.float64))
@@ -112,5 +120,5 @@ def estimate_noise(believed_N: Tensor, labels_N: Tensor, num_classes: int) -> No
 
 
 def issues(probs_NK: Tensor, scores_N: Tensor, labels_N: Tensor) -> Tensor:
-    """The labels that are probably wrong, bool (N,): another class is likelier, and the score is above `CUT_OFF`."""
+    """Mark labels that are probably wrong, bool (N,): another class is likelier, and the score is above `CUT_OFF`."""
     return (probs_NK.argmax(1) != labels_N) & (scores_N > CUT_OFF)

@@ -1,6 +1,7 @@
-"""How well trained networks hold up: accuracy under attack at several budgets, and under common corruptions.
+"""Measures how robust trained networks are: accuracy under attack at several budgets, and under common corruptions.
 
-Each network is attacked by itself (white box), so that figures of two networks are of two attacks of the same strength.
+Each network is attacked with its own gradients (white box), so the figures of two networks come from attacks of equal
+strength.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from erat.losses import label_loss
 from erat.seeding import generator
 
 APGD_STEPS = 30
-SHARES = (0.25, 0.5, 1.0, 2.0)  # of the customary budget
-MOST_ATTACKED = 500  # images; the standard error is below 2.3 points then
+SHARES = (0.25, 0.5, 1.0, 2.0)  # budgets, as shares of the customary budget
+MOST_ATTACKED = 500  # images; the standard error of an accuracy is then below 2.3 points
 
 # Severities 1, 3 and 5 of CIFAR-10-C: Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common
 # Corruptions and Perturbations", ICLR 2019. Noise: standard deviation; blur: sigma in pixels; JPEG: quality.
@@ -36,9 +37,9 @@ class Hold:
 
     Attributes:
         kind: "none", "linf", "l2", "noise", "blur" or "jpeg".
-        strength: epsilon, standard deviation, sigma or quality; 0 for none.
-        accuracy: network's name -> accuracy.
-        images: how many.
+        strength: epsilon, standard deviation, sigma or quality; 0 for "none".
+        accuracy: name of the network -> accuracy.
+        images: the number of images.
     """
 
     kind: str
@@ -54,16 +55,18 @@ def robustness(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Hold]:
-    """Each network on clean, attacked and corrupted images that it was not trained on.
+    """Measure the accuracy of each network on clean, attacked and corrupted images that it was not trained on.
 
     Args:
         defenses: name -> trained defense.
-        images: with labels that are believed to be right; at most `MOST_ATTACKED` of them, from all over, are attacked.
-        epsilon: customary budget per norm, pixel units of 1.0.
-        seed: of the noise.
+        images: images whose labels are believed to be right; at most `MOST_ATTACKED` of them, evenly spaced, are
+            attacked.
+        epsilon: the customary budget for each norm, in pixel units of 1.0.
+        seed: the seed of the noise.
+        progress: called with the number of conditions done and of all conditions.
     """
     few = min(len(images), MOST_ATTACKED)
-    # Evenly spaced: the files of a folder come class by class.
+    # Evenly spaced, because the files of a folder come class by class.
     attacked = images.take(torch.arange(few, device=images.labels.device) * len(images) // few)
     conditions: list[tuple[str, float]] = [("none", 0.0)]
     conditions += [(norm, share * epsilon[norm]) for norm in ("linf", "l2") for share in SHARES]
@@ -89,7 +92,7 @@ def _accuracy(defense: Defense, images: ImageSet, kind: str, strength: float, se
 
 
 def attacked_classes(defense: Defense, images: ImageSet, norm: str, epsilon: float, steps: int = APGD_STEPS) -> Tensor:
-    """Predicted classes int64 (N,) at the points of largest cross-entropy that APGD comes by."""
+    """Return the classes, int64 (N,), predicted at the points of largest cross-entropy that APGD finds."""
     rows = []
     with frozen(defense):
         for part in _parts(len(images), ATTACK_BATCH):
@@ -101,7 +104,13 @@ def attacked_classes(defense: Defense, images: ImageSet, norm: str, epsilon: flo
 
 
 def corrupt(images: Tensor, kind: str, strength: float, seed: int = 0) -> Tensor:
-    """uint8 images as floats in [0, 1], commonly corrupted; "none" leaves them."""
+    """Convert uint8 images to floats in [0, 1] and apply a common corruption.
+
+    Args:
+        kind: "none" (no corruption), "noise", "blur" or "jpeg".
+        strength: standard deviation, sigma in pixels, or quality.
+        seed: the seed of the noise.
+    """
     if kind == "jpeg":
         return to_float(squeeze(images, "jpeg", quality=int(strength)))
     pixels = to_float(images)
@@ -115,7 +124,7 @@ def corrupt(images: Tensor, kind: str, strength: float, seed: int = 0) -> Tensor
 
 
 def blurred(pixels_NCHW: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of standard deviation `sigma` in pixels."""
+    """Blur images (N, C, H, W) with a Gaussian of standard deviation `sigma` in pixels."""
     from torchvision.transforms.functional import gaussian_blur  # type: ignore[import-untyped,unused-ignore]
 
     side = 2 * min(max(1, round(2 * sigma)), (pixels_NCHW.shape[-1] - 1) // 2) + 1

@@ -1,4 +1,4 @@
-"""A search for the budgets that suit a set of one's own, on validation data."""
+"""Searches for the perturbation budgets that suit an image set, by accuracy on validation images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from erat.data.types import ImageSet
 from erat.engine.evaluation import accuracy, attacked_predictions
 from erat.engine.report import EpochReport
 
-SCALES = (0.25, 0.5, 1.0, 2.0)  # of the customary budgets; the paper's Fig. 5 spans as much
+SCALES = (0.25, 0.5, 1.0, 2.0)  # factors on the customary budgets; the paper's Fig. 5 spans the same range
 
 
 def search_budgets(
@@ -24,13 +24,16 @@ def search_budgets(
     trusted: ImageSet | None,
     on_epoch: Callable[[float, EpochReport], None],
 ) -> dict[float, float]:
-    """Scale of the budgets -> validation accuracy, in [0, 1].
+    """Return the validation accuracy, in [0, 1], for each scale of the budgets.
 
-    Validation is on the trusted images. Without any it is on the images held out, by their given labels, and attacked
-    within the customary budgets: as they are, a network that has learnt a poison would do best.
+    The trusted images serve for validation. Without any, the held-out images serve, with their given labels and under
+    attack within the customary budgets: without the attack, a network that has learnt a poison would do best.
 
     Args:
         held_out: bool (N,), images that no network of the search is trained on.
+        overrides: dotted keys of the configuration, kept at every scale.
+        trusted: images whose labels are known to be right, or none.
+        on_epoch: called with the scale and the report of each epoch.
     """
     reached = {}
     for scale in SCALES:

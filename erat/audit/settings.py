@@ -1,4 +1,4 @@
-"""Sensible settings for a set of one's own, by its size: of ERAT, and of plain training beside it."""
+"""Chooses settings that suit an image set's size: for ERAT, and for the plain training that it is compared with."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from erat.data.fingerprint import DIGITS
 from erat.data.types import ImageSet
 from erat.variants import expand
 
-# Customary budgets, and the number of values of an image that the l_2 one is meant for.
+# Customary budgets, and the number of values in an image for which the l_2 budget is meant.
 _PHOTOGRAPHS = {"linf": 8 / 255, "l2": 0.5, "values": 3 * 32 * 32}
 _INK = {"linf": 0.1, "l2": 1.0, "values": 14 * 14}
-INK_NEAR, INK_SHARE = 0.3, 0.7  # ink on paper: so near to black or white is so large a share of all pixels
-STEPS = 900  # that a schedule should have at least; short of data, images come by more often
+INK_NEAR, INK_SHARE = 0.3, 0.7  # ink on paper: more than this share of all pixels lies this near to black or white
+STEPS = 900  # the fewest optimizer steps of a schedule; a small set gets more epochs for it
 # One step of PGD from where the last one ended: half the time, at no cost in accuracy (docs/speed.md).
 QUICK: dict[str, Any] = {
     "defense.steps": 1,
@@ -24,32 +24,35 @@ QUICK: dict[str, Any] = {
     "defense.consistency": False,
 }
 LEAST_EPOCHS, MOST_EPOCHS = 16, 60
-LARGE = 48  # pixels a side, from which the small network sees too little at once
+LARGE = 48  # pixels a side, from which the receptive field of the small network is too small
 
 
 def is_ink(images: ImageSet) -> bool:
-    """Whether the images look like grey scans or drawings: mostly black or white. Those bear larger budgets."""
+    """Return whether the images look like grey scans or drawings, mostly black or white, which bear larger budgets."""
     levels = images.images
     near = ((levels < round(255 * INK_NEAR)) | (levels > round(255 * (1 - INK_NEAR)))).sum()
     return images.channels == 1 and int(near) > INK_SHARE * levels.numel()
 
 
 def customary_budgets(images: ImageSet) -> dict[str, float]:
-    """epsilon per norm, pixel units of 1.0: l_2 grows with the root of the number of values, l_inf does not."""
+    """Return epsilon for each norm, in pixel units of 1.0.
+
+    The l_2 budget grows with the square root of the number of values in an image; the l_inf budget does not.
+    """
     known = _INK if is_ink(images) else _PHOTOGRAPHS
     values = images.channels * images.size**2
     return {"linf": known["linf"], "l2": known["l2"] * math.sqrt(values / known["values"])}
 
 
 def robust_settings(images: ImageSet, overrides: Mapping[str, Any] | None = None, *, scale: float = 1.0) -> RunConfig:
-    """ERAT's configuration for `images`.
+    """Build ERAT's configuration for `images`.
 
     Args:
-        overrides: dotted keys, which are taken as they are.
-        scale: of the customary budgets.
+        overrides: dotted keys, which are used unchanged.
+        scale: factor on the customary budgets.
 
     Raises:
-        UserError: as `erat.config.build`.
+        UserError: `erat.config.build` refuses a key or a value.
     """
     given = expand(overrides or {})
     batch = _whole(given, "train.batch_size", 64 if len(images) >= 1000 else 16)
@@ -59,7 +62,7 @@ def robust_settings(images: ImageSet, overrides: Mapping[str, Any] | None = None
     values: dict[str, Any] = {
         "data.name": "folder",
         "data.fingerprint": images.fingerprint[:DIGITS],
-        # Of scans and drawings the mirror image is often another thing, of photographs hardly ever.
+        # The mirror image of a scan or a drawing often shows another thing, that of a photograph hardly ever does.
         "data.flip": not is_ink(images),
         "corruption.data": "none",
         "corruption.labels": "none",
@@ -83,12 +86,15 @@ def robust_settings(images: ImageSet, overrides: Mapping[str, Any] | None = None
 
 
 def _whole(given: Mapping[str, Any], key: str, default: int) -> int:
-    """A given number that others follow from; what is no such number is refused later, with all keys."""
+    """Return a given positive whole number, from which other settings follow, or else the default.
+
+    Any other value is refused later, when all keys are checked.
+    """
     value = given.get(key)
     return value if isinstance(value, int) and value > 0 else default
 
 
 def plain_settings(robust: RunConfig) -> RunConfig:
-    """Cross-entropy on the same network, epochs and batches: what the audit compares with."""
+    """Build the configuration that the audit compares with: cross-entropy with the same network, epochs and batches."""
     kept = {key: value for key, value in robust.flat().items() if not key.startswith("defense.") and key != "preset"}
     return build(robust.preset, kept | {"defense.name": "ce"}, quiet=True)
