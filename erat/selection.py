@@ -1,6 +1,6 @@
-"""Sample selection as pure functions of tensors: Eqs. 1-5 of the paper, and what UNICON measures.
+"""Selects samples, as pure functions of tensors: Eqs. 1-5 of the paper, and the divergence that UNICON uses.
 
-Shape suffixes: N training samples, K classes. Scores: small means that the network agrees with the given label.
+Shape suffixes: N training samples, K classes. A small score means that the network agrees with the given label.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from torch import Tensor
 
 
 def scores(probs_NK: Tensor, labels_N: Tensor, kind: str = "l2") -> Tensor:
-    """How much the network disagrees with the given labels, shape (N,).
+    """Return how much the network disagrees with the given labels, shape (N,).
 
-    "l2" (Eq. 1): squared distance of the prediction to the one-hot label, in [0, 2]. It also asks that the mass on
-    other labels be spread thin. "ce": cross-entropy, which sees only the given label (ablation "w/ CE").
+    Args:
+        kind: "l2" (Eq. 1) is the squared distance between the prediction and the one-hot label, in [0, 2]; it also
+            grows if the remaining probability gathers on few other labels. "ce" is the cross-entropy, which depends on
+            the given label only (ablation "w/ CE").
     """
     given = probs_NK.gather(1, labels_N[:, None]).squeeze(1)
     if kind == "ce":
@@ -22,19 +24,19 @@ def scores(probs_NK: Tensor, labels_N: Tensor, kind: str = "l2") -> Tensor:
 
 
 def raw_count(scores_N: Tensor) -> int:
-    """N_l: how many samples score at or below the mean (Eq. 2). Never 0 for a non-empty set."""
-    # In float64 and against the least score: rounding must not put the mean of equal scores below each of them.
+    """Return N_l, the number of samples that score at or below the mean (Eq. 2); never 0 for a non-empty set."""
+    # Float64, and never less than the least score: rounding must not put the mean of equal scores below all of them.
     values = scores_N.double()
     return int((values <= values.mean().clamp_min(values.min())).sum())
 
 
 def class_scores(scores_N: Tensor, labels_N: Tensor, previous_N: Tensor, num_classes: int) -> Tensor:
-    """S_k (Eq. 3): mean score of each class over the previous epoch's labelled set, float64, shape (K,).
+    """Return S_k (Eq. 3), the mean score of each class over the previous epoch's labelled set, float64, shape (K,).
+
+    A class with no labelled sample gets the mean over the whole labelled set, which neither favours nor hurts it.
 
     Args:
         previous_N: bool, the previous labelled set (all true the first time).
-
-    A class with no labelled sample gets the mean over the whole labelled set, which favours it neither way.
     """
     values, labels = scores_N[previous_N].double(), labels_N[previous_N]
     total = torch.zeros(num_classes, dtype=torch.float64, device=values.device).index_add_(0, labels, values)
@@ -43,13 +45,13 @@ def class_scores(scores_N: Tensor, labels_N: Tensor, previous_N: Tensor, num_cla
 
 
 def class_rates(class_scores_K: Tensor, eta: float, *, largest: float = 2.0, literal: bool = False) -> Tensor:
-    """R_k (Eq. 4): the share of the labelled set that each class is given, sums to 1, shape (K,).
+    """Return R_k (Eq. 4), the share of the labelled set that each class gets, shape (K,); the shares sum to 1.
 
     Args:
         eta: 0 gives every class the same share; 1 follows the class scores fully.
-        largest: the largest score possible (2 for Eq. 1).
-        literal: the paper's 1 - S_k, clamped at 0, in place of 1 - S_k / largest. It turns negative as soon as
-            S_k > 1, and a negative number has no power 0.1.
+        largest: the largest possible score (2 for Eq. 1).
+        literal: use the paper's 1 - S_k, clamped at 0, in place of 1 - S_k / largest. The paper's term is negative
+            as soon as S_k > 1, and a negative number cannot be raised to the power 0.1.
     """
     trust = 1 - class_scores_K.double() / (1.0 if literal else largest)
     weight = trust.clamp_min(0) ** eta
@@ -58,10 +60,11 @@ def class_rates(class_scores_K: Tensor, eta: float, *, largest: float = 2.0, lit
 
 
 def quotas(raw: int, rates_K: Tensor, class_sizes_K: Tensor) -> Tensor:
-    """d_k = N_l * R_k (Eq. 5) as whole numbers, int64, shape (K,).
+    """Return d_k = N_l * R_k (Eq. 5) as whole numbers, int64, shape (K,).
 
-    Rounded by largest remainder (ties to the lower class), so that they sum to `raw` before the cap; then capped at
-    the class's size. What a cap frees is given to nobody: it would pour into the class that noise has flooded.
+    They are rounded by largest remainder (ties to the lower class), so that they sum to `raw`, and then capped at
+    the size of the class. No other class gets what a cap frees: most of it would go to the class that the label noise
+    has made too large.
     """
     exact = raw * rates_K.double()
     whole = exact.floor()
@@ -72,7 +75,7 @@ def quotas(raw: int, rates_K: Tensor, class_sizes_K: Tensor) -> Tensor:
 
 
 def smallest_per_class(scores_N: Tensor, labels_N: Tensor, quotas_K: Tensor) -> Tensor:
-    """The labelled set: in each class its d_k smallest scores, as a bool mask of shape (N,). Ties go to the first."""
+    """Return the labelled set, a bool mask of shape (N,): the d_k smallest scores of each class, ties to the first."""
     by_score = torch.argsort(scores_N, stable=True)
     by_class = by_score[torch.argsort(labels_N[by_score], stable=True)]
     sizes = torch.bincount(labels_N, minlength=len(quotas_K))
@@ -95,10 +98,13 @@ def select(
     largest: float = 2.0,
     literal_rate: bool = False,
 ) -> Tensor:
-    """The labelled set of one epoch (Eqs. 2-5), as a bool mask of shape (N,); the rest loses its labels.
+    """Return the labelled set of one epoch (Eqs. 2-5), a bool mask of shape (N,); the other samples lose their labels.
 
     Args:
-        rebalance: false keeps every score at or below the mean (ablation "w/o RB", which eta = 1 is not).
+        scores_N: as from `scores`.
+        previous_N: bool, the previous labelled set.
+        eta, largest, literal_rate: see `class_rates`.
+        rebalance: false keeps every score at or below the mean (ablation "w/o RB", which differs from eta = 1).
     """
     raw = raw_count(scores_N)
     if not rebalance:
@@ -112,7 +118,10 @@ def select(
 
 
 def agreement(mask_N: Tensor, given_N: Tensor, true_N: Tensor) -> tuple[float, float]:
-    """(precision, recall) of a labelled set: how much of it is labelled right; how much of the right is in it."""
+    """Return (precision, recall) of a labelled set, in [0, 1].
+
+    Precision is the share of the set with right labels; recall is the share of all right labels that the set holds.
+    """
     right = (given_N == true_N).float()
     chosen = mask_N.float()
     both = float((right * chosen).sum())
@@ -120,10 +129,10 @@ def agreement(mask_N: Tensor, given_N: Tensor, true_N: Tensor) -> tuple[float, f
 
 
 def divergence(probs_NK: Tensor, labels_N: Tensor, base: str = "2") -> Tensor:
-    """Jensen-Shannon divergence between each prediction and its one-hot label, shape (N,): UNICON's measure.
+    """Return the Jensen-Shannon divergence between each prediction and its one-hot label, shape (N,) (UNICON).
 
     Args:
-        base: of the logarithm: "2" (the divergence is then in [0, 1]) or "e".
+        base: base of the logarithm: "2" (the divergence is then in [0, 1]) or "e".
 
     Source: Karim et al., "UNICON: Combating Label Noise Through Uniform Selection and Contrastive Learning", CVPR 2022.
     """
@@ -139,6 +148,11 @@ def divergence(probs_NK: Tensor, labels_N: Tensor, base: str = "2") -> Tensor:
 
 
 def divergence_cutoff(values_N: Tensor, high: float, filtering: float) -> float:
-    """Below it a divergence counts as a right label (UNICON): the mean, and less than that where the mean is high."""
+    """Return the divergence below which a label counts as right (UNICON): the mean, or less where the mean is high.
+
+    Args:
+        high: the mean above which the cut-off is lowered.
+        filtering: divides the distance from the mean to the least value, by which the cut-off is then lowered.
+    """
     mean = float(values_N.mean())
     return mean - (mean - float(values_N.min())) / filtering if mean > high else mean

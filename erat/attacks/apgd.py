@@ -1,7 +1,7 @@
-"""APGD: projected gradient ascent that finds its own step sizes.
+"""Implements APGD, projected gradient ascent that finds its own step sizes.
 
 Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks"
-(ICML 2020), Algorithm 1. Unlike `pgd` it keeps the best point, moves with momentum, and halves an image's step where
+(ICML 2020), Algorithm 1. Unlike `pgd` it keeps the best point, moves with momentum, and halves an image's step when
 its loss has stopped rising.
 """
 
@@ -16,7 +16,7 @@ from erat.attacks.norms import per_image
 from erat.attacks.pgd import Budget, Objective
 
 MOMENTUM = 0.75  # alpha: the weight of the new step against the last move
-RISES = 0.75  # rho: a step is halved where fewer than this share of steps raised the loss
+RISES = 0.75  # rho: the step size is halved if fewer than this share of steps raised the loss
 
 
 def apgd(
@@ -28,20 +28,20 @@ def apgd(
     steps: int,
     start_NCHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """For each image, the point of largest `objective` that the ascent came by.
+    """Find for each image the point of largest `objective` on the path of the ascent.
 
-    `steps + 1` forward and input-gradient passes are made: one at the start, one after each step.
+    This takes `steps + 1` forward and input-gradient passes: one at the start and one after each step.
 
     Args:
-        network: images to logits, in eval mode (see `frozen`).
+        network: maps images to logits, in eval mode (see `frozen`).
         images_NCHW: float in [0, 1].
-        objective: called with the logits of each point; one number per image.
+        objective: called with the logits of each point; returns one number per image.
         budget: norm and epsilon per image.
-        steps: N_iter.
+        steps: N_iter, the number of steps.
         start_NCHW: perturbation to start from; none: zero.
 
     Returns:
-        (images, shape (N, C, H, W), detached, in [0, 1]; their objective, shape (N,)).
+        (the perturbed images, shape (N, C, H, W), detached, in [0, 1]; their objective, shape (N,)).
     """
     images = images_NCHW.detach()
 
@@ -66,7 +66,8 @@ def apgd(
         best, best_grad = _choose(better, (point, grad), (best, best_grad))
         best_value = torch.where(better, value, best_value)
         if step in reviews:
-            # Conditions 1 and 2: few steps rose, or neither the step size nor the best has changed since last time.
+            # Conditions 1 and 2: few steps raised the loss, or neither the step size nor the best has changed since
+            # the last review.
             halve = (rises < RISES * (step - reviewed)) | (~halved_then & (best_then >= best_value))
             length = torch.where(halve, length / 2, length)
             point, grad = _choose(halve, (best, best_grad), (point, grad))
@@ -75,7 +76,10 @@ def apgd(
 
 
 def checkpoints(steps: int) -> set[int]:
-    """The numbers of steps after which step sizes are reviewed: 0.22 of all, then at intervals that shrink to 0.06."""
+    """Return the step numbers after which step sizes are reviewed.
+
+    The first comes after 0.22 of all steps; the intervals then shrink by 0.03 of all steps down to 0.06.
+    """
     found, at, interval = set(), 0, max(int(0.22 * steps), 1)
     while (at := at + interval) <= steps:
         found.add(at)
@@ -84,13 +88,13 @@ def checkpoints(steps: int) -> set[int]:
 
 
 def _choose(mask: Tensor, if_true: tuple[Tensor, Tensor], if_false: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Each image's row of both tensors from the first pair where `mask`, else from the second."""
+    """Take each image's row of both tensors from the first pair where `mask` is true, else from the second."""
     rows = per_image(mask)
     return torch.where(rows, if_true[0], if_false[0]), torch.where(rows, if_true[1], if_false[1])
 
 
 def _gradient(network: Callable[[Tensor], Tensor], point: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
-    """(gradient, shape (N, C, H, W); objective, shape (N,)) at the images `point`."""
+    """Return (the gradient, shape (N, C, H, W); the objective, shape (N,)) at the images `point`."""
     point = point.detach().requires_grad_(True)
     value = objective(network(point))
     (grad,) = torch.autograd.grad(value.sum(), point)

@@ -1,4 +1,7 @@
-"""The one projected-gradient loop: every attack and every crafted perturbation of this project runs through it."""
+"""Provides the projected-gradient loop with a fixed step size, which attacks and crafted perturbations share.
+
+`erat.attacks.apgd`, which finds its own step sizes, uses the same budgets.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from erat.attacks.norms import l2_project, l2_step, linf_project, linf_step, per
 if TYPE_CHECKING:
     from erat.data.random import BatchRandom
 
-Objective = Callable[[Tensor], Tensor]  # logits (N, K) of the perturbed images -> loss to raise, one number per image
+Objective = Callable[[Tensor], Tensor]  # logits (N, K) of the perturbed images -> loss to raise, shape (N,)
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Budget:
 
     Attributes:
         epsilon: shape (N,), pixel units of 1.0.
-        linf: shape (N,), bool: l_inf where true, l_2 where false; or one bool for all images, which spares the
-            other norm's arithmetic.
+        linf: bool, shape (N,): l_inf where true, l_2 where false; or one bool for all images, which saves the
+            arithmetic of the other norm.
     """
 
     epsilon: Tensor
@@ -33,25 +36,25 @@ class Budget:
 
     @classmethod
     def of(cls, norm: str, epsilon: float, images: Tensor) -> Budget:
-        """The same norm ("linf" or "l2") and budget for every image."""
+        """Give every image the same norm ("linf" or "l2") and budget (in pixel units of 1.0)."""
         return cls(torch.full((len(images),), epsilon, device=images.device), norm == "linf")
 
     def choose(self, linf_value: Callable[[], Tensor], l2_value: Callable[[], Tensor]) -> Tensor:
-        """Each image's row from the value of its own norm."""
+        """Take each image's row from the value for its own norm; only values that are needed are computed."""
         if isinstance(self.linf, bool):
             return linf_value() if self.linf else l2_value()
         return torch.where(per_image(self.linf), linf_value(), l2_value())
 
     def direction(self, grad_NCHW: Tensor) -> Tensor:
-        """Steepest ascent of unit norm."""
+        """Return the direction of steepest ascent, of unit norm."""
         return self.choose(lambda: linf_step(grad_NCHW), lambda: l2_step(grad_NCHW))
 
     def project(self, delta_NCHW: Tensor) -> Tensor:
-        """The nearest perturbation within the budget."""
+        """Return the nearest perturbation within the budget."""
         return self.choose(lambda: linf_project(delta_NCHW, self.epsilon), lambda: l2_project(delta_NCHW, self.epsilon))
 
     def draw(self, images_NCHW: Tensor, random: BatchRandom) -> Tensor:
-        """A random start: uniform in the l_inf ball; under l_2 a uniform direction times a uniform radius."""
+        """Draw a random start: uniform in the l_inf ball; under l_2 a uniform direction times a uniform radius."""
         (count, *shape), device = images_NCHW.shape, images_NCHW.device
         size = per_image(self.epsilon)
         return self.choose(
@@ -62,9 +65,10 @@ class Budget:
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[nn.Module]:
-    """Eval-mode statistics and no weight gradients inside; every flag is as before afterwards.
+    """Put the network into eval mode without weight gradients inside the block, and restore every flag afterwards.
 
-    Weights are frozen, not merely left out of `autograd.grad`: a compiled network skips their gradients only then.
+    Weights are frozen, not merely left out of `autograd.grad`, because a compiled network skips their gradients only
+    if they are frozen.
     """
     training = [(module, module.training) for module in network.modules()]
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -92,16 +96,16 @@ def pgd(
 ) -> Tensor:
     """Move each image uphill on `objective` inside its budget and inside [0, 1] (Eq. 10, as ascent).
 
-    The gradient is that of the sum over images, so no image's step depends on its neighbours (eval-mode statistics
-    provided, see `frozen`). Exactly `steps` forward passes and `steps` input-gradient passes are made.
+    The gradient is that of the sum over images, so no image's step depends on its neighbours (provided that the network
+    uses eval-mode statistics, see `frozen`). Exactly `steps` forward passes and `steps` input-gradient passes are made.
 
     Args:
-        network: images to logits.
+        network: maps images to logits.
         images_NCHW: float in [0, 1].
-        objective: called once per step with the logits; the first call sees the start point.
+        objective: called once per step with the logits; the first call gets those of the start point.
         budget: norm and epsilon per image.
-        steps: T.
-        step_size: shape (N,), length of a step in the image's norm.
+        steps: T, the number of steps.
+        step_size: shape (N,), the length of a step in the image's norm.
         start_NCHW: perturbation to start from; none: zero.
 
     Returns:
