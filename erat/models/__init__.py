@@ -1,4 +1,4 @@
-"""The networks, by the names in `erat.registry.BACKBONES`, and the one function that makes them ready for training."""
+"""Builds networks by their names in `erat.registry.BACKBONES`, ready for training."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def build_model(
     std: Tensor | Sequence[float],
     seed: int,
 ) -> nn.Module:
-    """A new network on the CPU that takes images in [0, 1]: (B, C, H, W) -> logits (B, K).
+    """Build a network on the CPU that takes images in [0, 1]: (B, C, H, W) -> logits (B, K).
 
-    The weights depend on `seed` alone, and no global random generator is moved.
+    The weights depend only on `seed`, and the global random generators keep their state.
 
     Args:
         name: one of `BACKBONES.names()`.
@@ -33,11 +33,11 @@ def build_model(
         image_size: height and width of the images in pixels.
         mean: C values, the mean of each channel of images in [0, 1].
         std: C positive values, the standard deviation of each channel.
-        seed: of the initial weights.
+        seed: the seed of the initial weights.
 
     Raises:
-        UserError: no such backbone, or one that cannot take images of this size.
-        ValueError: `mean` or `std` does not fit the channels.
+        UserError: there is no such backbone, or it cannot take images of this size.
+        ValueError: `mean` or `std` does not have one value per channel.
     """
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"mean and std must hold {channels} numbers (one per channel), got {len(mean)} and {len(std)}")

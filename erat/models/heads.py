@@ -1,4 +1,4 @@
-"""A network cut before its last linear layer, so that other heads can stand on its features."""
+"""Cuts a network before its last linear layer, so that other heads can use its features."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 
 def cut_head(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
-    """The network as a map to its features (B, F), and the linear layer (F -> K) that stood last; `network` is changed.
+    """Remove the last linear layer from `network`, which is changed in place.
+
+    Returns:
+        (the network, which now maps images to features (B, F); the removed linear layer, F -> K).
 
     Raises:
-        ValueError: it has no linear layer.
+        ValueError: the network has no linear layer.
     """
     linear = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
@@ -26,9 +29,9 @@ class Projecting(nn.Module):
     """A classifier with projection heads beside its last layer (the two-layer heads of SimCLR).
 
     Args:
-        network: to logits (B, K); it is taken apart.
-        heads: number of projections.
-        width: D, of each.
+        network: maps images to logits (B, K); its last layer is removed from it.
+        heads: number of projection heads.
+        width: D, the width of each projection.
     """
 
     def __init__(self, network: nn.Module, heads: int, width: int = 128) -> None:
@@ -40,7 +43,7 @@ class Projecting(nn.Module):
         )
 
     def forward(self, images: Tensor, project: bool = False) -> Tensor | tuple[Tensor, Sequence[Tensor]]:
-        """Logits (B, K); with `project` also the projections of each head, (B, D) and of unit length."""
+        """Return the logits (B, K); with `project` also each head's projections, (B, D), of unit length."""
         features = self.features(images)
         logits: Tensor = self.classifier(features)
         if not project:

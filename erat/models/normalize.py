@@ -1,4 +1,4 @@
-"""Normalisation as the first layer of a network, so that everything outside it works on plain pixels.
+"""Makes normalisation the first layer of a network, so that everything outside it works on plain pixels.
 
 Shape suffixes: B batch, C channels, H rows, W columns, K classes.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Normalized(nn.Module):
-    """A network behind the map (images - mean) / std.
+    """A network that first maps images to (images - mean) / std.
 
     A budget such as 8/255 is a distance between images in [0, 1]. Because the division by `std` is part of the
     network, the gradient that reaches the caller is taken in these pixel units too, and no attack has to rescale it.
@@ -23,7 +23,7 @@ class Normalized(nn.Module):
         std: C positive values, the standard deviation of each channel.
 
     Raises:
-        ValueError: `mean` and `std` are not two lists of C numbers each, or a deviation is not positive.
+        ValueError: `mean` and `std` do not hold C numbers each, or a standard deviation is not positive.
     """
 
     mean: Tensor  # (1, C, 1, 1)
@@ -39,16 +39,16 @@ class Normalized(nn.Module):
         if not bool((std_C > 0).all()):
             raise ValueError(f"std must be positive in every channel, got {std_C.tolist()}")
         self.network = network
-        # Buffers and not constants: they follow .to(device) and stand in the checkpoint beside the weights they fit.
+        # Buffers, not constants: they follow .to(device) and are in the checkpoint with the weights that fit them.
         self.register_buffer("mean", mean_C.reshape(1, -1, 1, 1))
         self.register_buffer("std", std_C.reshape(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) with values in [0, 1] -> logits (B, K)."""
+        """Map images (B, C, H, W) with values in [0, 1] to logits (B, K)."""
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
 
 
 def _per_channel(values: Tensor | Sequence[float]) -> Tensor:
-    """A float32 copy of `values` that shares no memory with the caller's tensor, shape (C,)."""
+    """Return a float32 copy of `values`, shape (C,), that shares no memory with the caller's tensor."""
     return torch.as_tensor(values, dtype=torch.float32).detach().clone()

@@ -1,5 +1,5 @@
-"""Residual networks whose norm and ReLU come before each convolution: He, Zhang, Ren, Sun, "Identity Mappings in Deep
-Residual Networks", ECCV 2016. DivideMix and UNICON were published with the 18-layer one.
+"""Defines residual networks with batch norm and ReLU before each convolution: He, Zhang, Ren, Sun, "Identity Mappings
+in Deep Residual Networks", ECCV 2016. DivideMix and UNICON were published with the network of 18 layers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from erat.models.wideresnet import WideBlock
 class PreActResNet18(nn.Module):
     """A stem of 64 channels and four stages of two blocks: (B, C, H, W) -> (B, K), 11.17 M weights at K = 10, C = 3.
 
-    Images above 32 px enter with stride 2, as in `resnet`.
+    The stem has stride 2 for images above 32 px, as in `resnet`.
     """
 
     def __init__(self, num_classes: int, channels: int, image_size: int) -> None:
@@ -31,7 +31,7 @@ class PreActResNet18(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, K)."""
+        """Map images (B, C, H, W) to logits (B, K)."""
         features = F.relu(self.norm(self.blocks(self.stem(images))))
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits

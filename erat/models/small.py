@@ -1,6 +1,7 @@
-"""A network of about 61,000 weights that trains on one processor core: for tests, demos and debugging.
+"""Builds a network of about 61,000 weights that trains on one processor core, for tests, demos and debugging.
 
-No paper: a plain stack of convolutions, as small as one can be that still learns digits and ten-class photographs.
+It comes from no paper: it is a plain stack of convolutions, as small as can be while it still learns digits and
+photographs of ten classes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ WIDTHS = (16, 32, 64, 64)
 
 
 def small(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """Four 3x3 convolutions with batch norm and ReLU, two of them of stride 2, then average pool and one linear layer.
+    """Build four 3x3 convolutions with batch norm and ReLU, two of stride 2, then average pooling and a linear layer.
 
     Args:
         num_classes: K.
@@ -23,11 +24,11 @@ def small(num_classes: int, channels: int, image_size: int) -> nn.Module:
     Returns:
         A module (B, C, H, W) -> (B, K).
     """
-    # Halving at once saves three quarters of the work; images of 16 px or less first need their full detail.
+    # Halving at the first layer saves three quarters of the work; images of 16 px or less need their full detail there.
     strides = (2, 1, 2, 1) if image_size > 16 else (1, 2, 1, 2)
     layers: list[nn.Module] = []
     for (inputs, outputs), stride in zip(pairwise((channels, *WIDTHS)), strides, strict=True):
-        # The batch norm that follows would take any bias away again.
+        # No bias, because the batch norm that follows would remove it again.
         convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]

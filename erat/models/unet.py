@@ -1,7 +1,8 @@
-"""U-Net: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation" (MICCAI 2015).
+"""Defines U-Net: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation" (MICCAI
+2015).
 
-Here it maps an image to a perturbation of the same size (L2C). Sizes need not be powers of two: what comes up is
-brought to the size of what it meets.
+Here it maps an image to a perturbation of the same size (L2C). Sizes need not be powers of two: on the way up, features
+are resized to fit the features of the skip connection.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ DOUBLINGS = 3  # of the channels on the way down: 64-128-256-512 at the paper's 
 
 
 class UNet(nn.Module):
-    """Images (B, C, H, W) -> values in (-1, 1) of the same shape.
+    """A network that maps images (B, C, H, W) to values in (-1, 1) of the same shape.
 
     Args:
         channels: C.
-        width: channels at full resolution; each of the three halvings doubles them.
+        width: the number of channels at full resolution; each of the three halvings doubles it.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -31,10 +32,10 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(width, channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] -> tanh of the last layer."""
+        """Map images in [0, 1] to the tanh of the last layer."""
         features, skipped = images, []
         for level, block in enumerate(self.down):
-            # ceil_mode keeps a pixel where an odd size is halved, so that 7 px end as 1 and not as none.
+            # ceil_mode rounds up when an odd size is halved, so that three halvings turn 7 px into 1 px, not into none.
             features = block(F.max_pool2d(features, 2, ceil_mode=True) if level else features)
             skipped.append(features)
         skipped.pop()
@@ -46,7 +47,7 @@ class UNet(nn.Module):
 
 
 def _double(inputs: int, outputs: int) -> nn.Module:
-    """Two 3x3 convolutions with batch norm and ReLU."""
+    """Build two 3x3 convolutions with batch norm and ReLU."""
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
         layers += [nn.Conv2d(channels, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]

@@ -1,8 +1,8 @@
-"""Plain deep stacks of 3x3 convolutions: Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
-Recognition", ICLR 2015, with batch norm after each convolution (Ioffe, Szegedy, ICML 2015).
+"""Builds plain deep stacks of 3x3 convolutions: Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale
+Image Recognition", ICLR 2015, with batch norm after each convolution (Ioffe, Szegedy, ICML 2015).
 
-The three fully connected layers of the paper fit 224 px images and hold nine tenths of its weights; as is customary
-for small images, one linear layer on the pooled features stands in their place.
+The three fully connected layers of the paper fit images of 224 px and hold nine tenths of its weights; as is customary
+for small images, one linear layer on the pooled features replaces them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torchvision.models.vgg import cfgs, make_layers  # type: ignore[import-unty
 
 
 def vgg11(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """8 convolutions (the paper's A), 9.23 M weights at K = 10, C = 3: (B, C, H, W) -> (B, K), any image size."""
+    """Build 8 convolutions (the paper's A), 9.23 M weights at K = 10, C = 3: (B, C, H, W) -> (B, K), any image size."""
     return _vgg("A", num_classes, channels)
 
 
 def vgg16(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """13 convolutions (the paper's D), 14.73 M weights at K = 10, C = 3: (B, C, H, W) -> (B, K), any image size."""
+    """Build 13 convolutions (the paper's D), 14.73 M weights at K = 10, C = 3: (B, C, H, W) -> (B, K), of any size."""
     return _vgg("D", num_classes, channels)
 
 
@@ -30,10 +30,10 @@ def _vgg(letter: str, num_classes: int, channels: int) -> nn.Module:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.MaxPool2d):
-            # Five halvings that round down turn 28 px into none (28, 14, 7, 3, 1, 0). Rounding up ends at 1, and is
-            # the same thing wherever the size is a multiple of 32.
+            # Five halvings that round down leave nothing of 28 px (28, 14, 7, 3, 1, 0). Rounding up ends at 1 px, and
+            # makes no difference if the size is a multiple of 32.
             module.ceil_mode = True
         elif isinstance(module, nn.ReLU):
-            # An activation that overwrites its input also overwrites what a hook on the layer before it has kept.
+            # An in-place activation would also overwrite the output that a hook on the layer before it has saved.
             module.inplace = False
     return nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes))

@@ -1,5 +1,5 @@
-"""Vision transformer: Dosovitskiy et al., "An Image Is Worth 16x16 Words: Transformers for Image Recognition at Scale",
-ICLR 2021, in its base size. The encoder is torchvision's.
+"""Builds a vision transformer of the base size: Dosovitskiy et al., "An Image Is Worth 16x16 Words: Transformers for
+Image Recognition at Scale", ICLR 2021. The encoder is torchvision's.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ WIDTH = 768
 
 
 def vit_b16(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """12 layers of width 768 with 12 heads, 86.57 M weights at 224 px, K = 1000, C = 3: (B, C, H, W) -> (B, K).
+    """Build 12 layers of width 768 with 12 heads, 86.57 M weights at 224 px, K = 1000, C = 3: (B, C, H, W) -> (B, K).
 
-    The 16 of the name is the patch of 224 px images; smaller images have smaller patches, see `patch_size`.
+    The 16 in the name is the patch size for images of 224 px; smaller images have smaller patches, see `patch_size`.
 
     Raises:
-        UserError: the image size has no fitting patch.
+        UserError: no patch size fits the image size.
     """
     patch = patch_size(image_size)
     network: nn.Module = VisionTransformer(
@@ -33,13 +33,13 @@ def vit_b16(num_classes: int, channels: int, image_size: int) -> nn.Module:
         num_classes=num_classes,
     )
     projection = nn.Conv2d(channels, WIDTH, patch, stride=patch)
-    # Each token is a linear map of one patch with no ReLU behind it, so its variance is kept with 1 / fan-in.
+    # Each token is a linear map of one patch with no ReLU after it, so weights of variance 1 / fan-in keep the variance.
     nn.init.trunc_normal_(projection.weight, std=sqrt(1 / (channels * patch * patch)))
     assert projection.bias is not None
     nn.init.zeros_(projection.bias)
     network.conv_proj = projection
-    # torchvision starts the last layer at zero. Until its first update such a network passes no gradient to the
-    # images, and no perturbation could be crafted on it; small random weights are what the other layers have.
+    # torchvision initialises the last layer with zeros. Until its first update such a network passes no gradient to the
+    # images, so that no perturbation could be crafted on it; these small random weights are those of the other layers.
     head = nn.Linear(WIDTH, num_classes)
     nn.init.trunc_normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
@@ -48,12 +48,12 @@ def vit_b16(num_classes: int, channels: int, image_size: int) -> nn.Module:
 
 
 def patch_size(image_size: int) -> int:
-    """The side in pixels of a square patch: the largest up to 16 that cuts the image into 7 to 32 patches a side.
+    """Return the side of a square patch in pixels: the largest up to 16 that gives 7 to 32 patches a side.
 
-    28 and 32 px -> 4, 64 px -> 8, 224 px -> 16.
+    Images of 28 and 32 px have patches of 4 px, images of 64 px of 8, images of 224 px of 16.
 
     Raises:
-        UserError: no such patch.
+        UserError: there is no such patch size.
     """
     for per_side in range(7, 33):
         if image_size % per_side == 0 and image_size // per_side <= 16:

@@ -1,4 +1,4 @@
-"""Wide residual networks: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016.
+"""Defines wide residual networks: Zagoruyko, Komodakis, "Wide Residual Networks", BMVC 2016.
 
 Batch norm and ReLU come before each convolution (He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016).
 The optional dropout of the paper is left out.
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 
 def wideresnet28_10(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """28 layers, ten times the width, 36.48 M weights at K = 10, C = 3: (B, C, H, W) -> (B, K).
+    """Build 28 layers of ten times the width, 36.48 M weights at K = 10, C = 3: (B, C, H, W) -> (B, K).
 
-    Images above 32 px enter with stride 2 (a choice of ours, as in `resnet`; the paper has none that large for this
-    form), which quarters the work of a network that is dear already.
+    The stem has stride 2 for images above 32 px, which quarters the work of an already expensive network. This is our
+    choice, as in `resnet`; the paper has no images that large for this network.
     """
     return WideResNet(num_classes, channels, depth=28, widen=10, stem_stride=1 if image_size <= 32 else 2)
 
@@ -32,7 +32,7 @@ class WideResNet(nn.Module):
 
     def __init__(self, num_classes: int, channels: int, depth: int, widen: int, stem_stride: int) -> None:
         super().__init__()
-        # n blocks of two convolutions in each of three stages, a stem and three shortcuts.
+        # The depth counts n blocks of two convolutions in each of three stages, a stem and three shortcuts.
         assert depth % 6 == 4, f"depth must be 6n + 4, got {depth}"
         blocks: list[nn.Module] = []
         inputs = 16
@@ -46,7 +46,7 @@ class WideResNet(nn.Module):
         self.head = nn.Linear(inputs, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, K)."""
+        """Map images (B, C, H, W) to logits (B, K)."""
         features = F.relu(self.norm(self.blocks(self.stem(images))))
         logits: Tensor = self.head(features.mean(dim=(2, 3)))
         return logits
@@ -56,9 +56,9 @@ class WideBlock(nn.Module):
     """Two pre-activated 3x3 convolutions beside a shortcut.
 
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
-        stride: of the first convolution and of the shortcut.
+        inputs: number of input channels.
+        outputs: number of output channels.
+        stride: stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -70,10 +70,10 @@ class WideBlock(nn.Module):
         self.shortcut = None if inputs == outputs and stride == 1 else _convolution(inputs, outputs, 1, stride)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
+        """Map features (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         activated = F.relu(self.norm1(features))
         residual: Tensor = self.conv2(F.relu(self.norm2(self.conv1(activated))))
-        # Where the shape stays, the untouched features pass; where it changes, the projection reads the activated ones.
+        # If the shape is kept, the shortcut passes the features unchanged; if not, it projects the activated features.
         passed: Tensor = features if self.shortcut is None else self.shortcut(activated)
         return passed + residual
 
