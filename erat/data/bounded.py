@@ -1,4 +1,4 @@
-"""Readers of tables and arrays that nobody can vouch for: what a file claims is checked before memory is spent."""
+"""Reads untrusted tables and arrays: the sizes that a file claims are checked before memory is allocated for them."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from numpy.typing import NDArray
 
 from erat.errors import UserError, shown
 
-MOST_ROWS = 20_000_000  # images of one table: a line of a list for each is held
+MOST_ROWS = 20_000_000  # images of one table, because a list in memory holds one entry for each
 MOST_LINE = 2**20  # characters of one line of a text file
-MOST_HEADER = 10_000  # bytes of the header of an array, as numpy has it
+MOST_HEADER = 10_000  # bytes of the header of an array, which is numpy's own limit
 
 
 @cache
 def room() -> int:
-    """Return how many bytes of arrays and images are taken from one file: half of the machine's memory."""
+    """Return how many bytes of arrays and images may be read from one file: half of the machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def within_room(amount: int, path: Path) -> None:
-    """Check an amount of bytes that `path` claims.
+    """Check the number of bytes that `path` claims to hold.
 
     Raises:
-        UserError: it is more than `room`.
+        UserError: `amount` exceeds `room`.
     """
     if amount > room():
         raise UserError(f"{path} must hold at most {room()} bytes of images and labels, got {amount}")
 
 
 def within_rows(count: int, path: Path) -> None:
-    """Check a number of images that `path` claims.
+    """Check the number of images that `path` claims to hold.
 
     Raises:
-        UserError: it is more than `MOST_ROWS`.
+        UserError: `count` exceeds `MOST_ROWS`.
     """
     if count > MOST_ROWS:
         raise UserError(f"{path} must name at most {MOST_ROWS} images, got {count}")
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file, ends included; bytes that are no UTF-8 are kept as lone surrogates.
+    """Yield the lines of a text file with their line ends; bytes that are not UTF-8 are kept as lone surrogates.
 
     Raises:
         UserError: a line is longer than `MOST_LINE` characters.
@@ -62,10 +62,13 @@ def lines_of(path: Path) -> Iterator[str]:
 
 
 def npz_arrays(path: Path, wanted: Iterable[str]) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Return those arrays of a .npz file that are `wanted` and there, and the names of all.
+    """Read arrays from a .npz file.
+
+    Returns:
+        (the arrays that are `wanted` and present, by name; the names of all arrays in the file).
 
     Raises:
-        UserError: no such archive, arrays of Python objects, or more bytes than there is room for.
+        UserError: the file is not such an archive, an array holds Python objects, or the arrays exceed `room`.
     """
     wanted = list(wanted)
     try:
@@ -74,21 +77,24 @@ def npz_arrays(path: Path, wanted: Iterable[str]) -> tuple[dict[str, NDArray[Any
             inside = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             found = {}
             for name in wanted:
-                if name in inside:  # what was checked is what is read: `numpy.load` also takes an entry called `images`
+                if name in inside:  # read the entry that was checked: `numpy.load` would also take one called `images`
                     with archive.open(f"{name}.npy") as file:
                         found[name] = npy.read_array(file, allow_pickle=False, max_header_size=MOST_HEADER)
             return found, inside
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # damaged, encrypted or renamed archives are answered with nearly every kind of exception
+    except Exception as error:
+        # Damaged, encrypted or renamed archives raise nearly every kind of exception.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"data.root must be a readable .npz file, got {path}: {reason}") from error
 
 
 def _check(archive: zipfile.ZipFile, wanted: set[str], path: Path) -> None:
-    """What the headers claim, which is all that is read of them here."""
+    """Check what the headers of the wanted arrays claim; nothing but the headers is read here.
+
+    Raises:
+        UserError: two arrays share a name, an array holds Python objects or less than it claims, or they are too large.
+    """
     entries = [info for info in archive.infolist() if info.filename in wanted]
     if len(entries) > len({info.filename for info in entries}):
         raise UserError(f"data.root must be a readable .npz file, got {path}: it holds two arrays of one name")
@@ -107,24 +113,24 @@ def _check(archive: zipfile.ZipFile, wanted: set[str], path: Path) -> None:
                 )
             claimed += bytes_
             within_room(claimed, path)
-            # Of images the first side counts; labels and names are taken one by one, in whatever shape they come.
+            # The first side of an image array counts the images; labels and names are read one by one in any shape.
             images = info.filename.endswith("images.npy")
             within_rows(shape[0] if images and shape else math.prod(shape), path)
 
 
 def parquet_columns(path: Path) -> list[str]:
     """Return the names of the columns of a Parquet file."""
-    import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]  # here, for its second of loading
+    import pyarrow.parquet  # type: ignore[import-untyped,unused-ignore]  # here, because it takes a second to load
 
     with pyarrow.parquet.ParquetFile(path) as file:
         return list(file.schema_arrow.names)
 
 
 def parquet_rows(path: Path, names: Iterable[str]) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a Parquet file with these columns; of a struct only its fields `bytes` and `path`.
+    """Yield the rows of a Parquet file with the named columns; from a struct only its fields `bytes` and `path`.
 
     Raises:
-        UserError: more rows or bytes than there is room for, or columns of lists.
+        UserError: there are too many rows or bytes, or a column holds lists.
     """
     import pyarrow.parquet
 
@@ -136,7 +142,8 @@ def parquet_rows(path: Path, names: Iterable[str]) -> Iterator[Mapping[str, Any]
         within_room(sum(c.total_uncompressed_size for c in columns if c.path_in_schema in leaves), path)
         texts = {c.path_in_schema for c in columns if c.physical_type == "BYTE_ARRAY"}
     taken = 0
-    # A value that many rows share is held once, until rows are made of it: each is counted before the next one is made.
+    # The dictionary holds a value that many rows share only once, but each row then gets its own copy. The copies are
+    # therefore counted row by row, before the next row is made.
     with pyarrow.parquet.ParquetFile(path, read_dictionary=sorted(texts & set(leaves))) as file:
         for batch in file.iter_batches(batch_size=1024, columns=leaves):
             for number in range(batch.num_rows):
@@ -147,7 +154,11 @@ def parquet_rows(path: Path, names: Iterable[str]) -> Iterator[Mapping[str, Any]
 
 
 def _leaves(schema: Any, names: Iterable[str], rows: int, path: Path) -> list[str]:
-    """Columns as Parquet has them, `image.bytes`; those that would take more than a value a row are refused."""
+    """Return the names of the leaf columns as Parquet writes them, such as `image.bytes`.
+
+    Raises:
+        UserError: a column holds more than one value per row, or its values exceed `room`.
+    """
     from pyarrow import types
 
     kinds: dict[str, Any] = {}

@@ -1,7 +1,8 @@
-"""The fingerprint of an image set: 16 hex digits of its content, the same wherever it lies, part of a run's identity.
+"""Computes the fingerprint of an image set: 16 hex digits of its content, part of a run's identity.
 
-It is of the set as its source has it, before `data.limit` and `data.image_size`, which are keys of their own. Of one's
-own files it covers their bytes, so that nothing need be decoded; of any other set the arrays that were loaded.
+The fingerprint does not depend on where the set is stored. It covers the set as its source provides it, before
+`data.limit` and `data.image_size`, which are keys of their own. For a user's own files it covers their bytes, so that
+nothing need be decoded; for any other set it covers the loaded arrays.
 """
 
 from __future__ import annotations
@@ -31,24 +32,25 @@ if TYPE_CHECKING:
 Parts = tuple[ImageSet, ImageSet, ImageSet | None]
 
 DIGITS = 16
-VERSION = 1  # of how the content is read; raise it with any change after which the same files give another fingerprint
-SETTLED_NS = 2_000_000_000  # a file that changed so lately may change again without its times showing it
+# The version of how the content is read; increase it with any change that gives the same files another fingerprint.
+VERSION = 1
+SETTLED_NS = 2_000_000_000  # a file that changed this recently may change again without a change of its times
 NO_FILE = "no readable file"
-# What does not decide the content that a source has.
+# Keys of the configuration that do not change the content of a source.
 _NOT_CONTENT = {"fingerprint", "limit", "flip", "download"}
 _Page = TypeAdapter(dict[str, str])
 
 
-# --- of what was read ------------------------------------------------------------------------------------------------
+# --- fingerprints of loaded content ----------------------------------------------------------------------------------
 
 
 def read_parts(source: ImageSource, config: DataConfig) -> Parts:
-    """Return (train, test, images whose labels are trusted or none) as the source has them. Raises as its `load`."""
+    """Return (train, test, images with trusted labels or none) from the source; raises the errors of its `load`."""
     return source.load_parts(config) if isinstance(source, TrustingSource) else (*source.load(config), None)
 
 
 def of_arrays(parts: Parts) -> str:
-    """Return the fingerprint of loaded sets: of images, labels, class names and which part is which."""
+    """Return the fingerprint of loaded sets: of their images, labels and class names, and of their part."""
     return _shortened([None if part is None else part.fingerprint for part in parts])
 
 
@@ -56,20 +58,20 @@ def of_items(items: Iterable[tuple[str, str, str]], classes: Sequence[str]) -> s
     """Return the fingerprint of listed images, in their order.
 
     Args:
-        items: (part, label, `digest_of` the image) of each.
-        classes: names, in their order.
+        items: (part, label, `digest_of` the image) for each image.
+        classes: the names of the classes, in their order.
     """
     return _shortened([list(classes), [list(item) for item in items]])
 
 
 def digest_of(source: Source) -> str:
-    """Return a digest of one image's bytes or pixels; a constant for what is no file that would be decoded."""
+    """Return a digest of one image's bytes or pixels, or `NO_FILE` for anything that would not be decoded."""
     if isinstance(source, np.ndarray):
         return array_digest(source.shape, hashlib.sha256(source.tobytes()).hexdigest())
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     try:
-        # A pipe would never end, and a larger file is not decoded either.
+        # Reading a pipe would never end, and a larger file is not decoded either.
         if not source.is_file() or source.stat().st_size > MOST_FILE:
             return NO_FILE
         with source.open("rb") as file:
@@ -79,15 +81,18 @@ def digest_of(source: Source) -> str:
 
 
 def array_digest(shape: Sequence[int], digest: str) -> str:
-    """Return the digest of pixels of this shape, whose bytes have that digest."""
+    """Return the digest of pixels from their shape and the digest of their bytes."""
     return f"{'x'.join(map(str, shape))} {digest}"
 
 
 def require(config: DataConfig, found: str) -> None:
-    """Check that what was read is what the run was planned with; nothing to do where no fingerprint is said.
+    """Check that the images are those that the run was planned with, if its configuration names a fingerprint.
+
+    Args:
+        found: the fingerprint of the images that were read.
 
     Raises:
-        UserError: it is another set.
+        UserError: the fingerprints differ.
     """
     if config.fingerprint not in (None, found):
         where = f"data.name={config.name}" if config.root is None else f"data.root={config.root}"
@@ -101,43 +106,43 @@ def _shortened(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:DIGITS]
 
 
-# --- of what lies there, without reading it again --------------------------------------------------------------------
+# --- fingerprints of stored content, without reading it again --------------------------------------------------------
 
 
 @runtime_checkable
 class ListedSource(ImageSource, Protocol):
-    """A place that tells the fingerprint of its content without decoding it, and checks it when it reads."""
+    """A source that computes the fingerprint of its content without decoding it, and checks it when it reads."""
 
     def fingerprint(self, config: DataConfig, cache: Cache) -> str:
-        """Return the fingerprint. Raises as `load`."""
+        """Return the fingerprint; raises the errors of `load`."""
         ...
 
 
 @runtime_checkable
 class FiledSource(ImageSource, Protocol):
-    """A place that knows all files that it reads: while none of them changes, their arrays need not be loaded."""
+    """A source that knows all files that it reads: while none of them changes, their arrays need not be loaded."""
 
     def files(self, config: DataConfig) -> list[Path]:
-        """Return the files; none while some are missing."""
+        """Return all files, or an empty list while any of them is missing."""
         ...
 
 
 class Page(dict[str, str]):
-    """What is known of the files of one place: stamp -> digest of the content."""
+    """The known digests of the files of one place: `stamp_of` a file -> digest of its content."""
 
     def __init__(self, known: dict[str, str]) -> None:
         super().__init__()
         self.known = known
 
     def look(self, stamp: str | None) -> str | None:
-        """Return what was found out of a file in this state; it is kept."""
+        """Return the known digest of a file in this state, or none; a known digest stays on the page."""
         found = None if stamp is None else self.known.get(stamp)
         if stamp is not None and found is not None:
             self[stamp] = found
         return found
 
     def digests(self, paths: Sequence[Path]) -> list[str]:
-        """Return `digest_of` each file; only those are read that are not known in their present state."""
+        """Return `digest_of` each file; only files whose present state is not known are read."""
         stamps = [stamp_of([path]) for path in paths]
         found = [self.look(stamp) for stamp in stamps]
         unknown = [row for row, digest in enumerate(found) if digest is None]
@@ -150,10 +155,10 @@ class Page(dict[str, str]):
 
 
 class Cache:
-    """What was found out of files, kept in a folder as long as their paths, sizes and times stay as they are.
+    """A cache of file digests in a folder; an entry holds while the file's path, size and times do not change.
 
     Args:
-        folder: where it lies; none: nothing is kept. One that cannot be read or written is as good as none.
+        folder: the folder of the cache; none, or one that cannot be read or written: nothing is cached.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -161,7 +166,7 @@ class Cache:
 
     @contextmanager
     def page(self, place: Path) -> Iterator[Page]:
-        """Yield what is known of the files at `place`; what was looked up or added in the block is kept after it."""
+        """Yield the known digests of the files at `place`; save those that were looked up or added in the block."""
         page = Page(self._read(place))
         yield page
         if self.folder is None or dict(page) == page.known:
@@ -173,7 +178,7 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             part.write_text(text)
             part.replace(path)
-        except OSError:  # read-only or full: it is found out again next time
+        except OSError:  # read-only or full: the digests are computed again next time
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 
@@ -193,7 +198,11 @@ class Cache:
 
 
 def stamp_of(paths: Sequence[Path]) -> str | None:
-    """Return what changes whenever one of these files does; none where that cannot be told yet, or one is missing."""
+    """Return a stamp that changes whenever one of these files changes.
+
+    Returns:
+        The stamp, or none if a file is missing or has changed so recently that its times may not show another change.
+    """
     parts, now = [], time.time_ns()
     for path in paths:
         try:
@@ -208,7 +217,11 @@ def stamp_of(paths: Sequence[Path]) -> str | None:
 
 
 def fingerprint_of(config: DataConfig, cache: Cache) -> str:
-    """Return the fingerprint of the set that a configuration names. Raises UserError as its source's `load`."""
+    """Return the fingerprint of the image set that a configuration names.
+
+    Raises:
+        UserError: the `load` of its source would fail.
+    """
     source = DATASETS[config.name]
     config = config.model_copy(update={"fingerprint": None})
     if isinstance(source, ListedSource):
@@ -226,15 +239,15 @@ def fingerprint_of(config: DataConfig, cache: Cache) -> str:
 
 
 def place_of(config: DataConfig) -> str:
-    """Return which set a configuration names, whatever its content: name, root and how it is read, as JSON."""
+    """Return the name and root of a configuration's image set and how it is read, as JSON, whatever its content."""
     return config.model_dump_json(exclude=_NOT_CONTENT)
 
 
 class Fingerprints:
-    """Fills in `data.fingerprint`; each set is looked at once.
+    """Fills in `data.fingerprint`; the fingerprint of each set is computed once.
 
     Args:
-        cache: of what is known of files.
+        cache: the cache of file digests.
         known: `place_of` a set -> its fingerprint.
     """
 
@@ -244,10 +257,10 @@ class Fingerprints:
     def __call__(self, config: RunConfig) -> RunConfig:
         """Return the configuration with its image set's fingerprint.
 
-        A set that is the same everywhere has it already, and is checked when it is loaded.
+        The configuration of a set that is the same everywhere has its fingerprint already; loading the set checks it.
 
         Raises:
-            UserError: the images cannot be had, or are not those of a fingerprint that was given.
+            UserError: the images cannot be read, or do not have the fingerprint that was given.
         """
         data = config.data
         if DATASETS[data.name].facts.fingerprint is not None:
@@ -260,7 +273,7 @@ class Fingerprints:
 
 
 class Recalled:
-    """Fills in `data.fingerprint` from what was written down; a set that is not among it stays without.
+    """Fills in `data.fingerprint` from a record; a set that is not in the record gets no fingerprint.
 
     Args:
         known: `place_of` a set -> its fingerprint.
@@ -270,11 +283,11 @@ class Recalled:
         self._known = known
 
     def __call__(self, config: RunConfig) -> RunConfig:
-        """Return the configuration with the fingerprint that its image set had."""
+        """Return the configuration with the recorded fingerprint of its image set, if there is one."""
         found = self._known.get(place_of(config.data))
         return config if found is None else with_fingerprint(config, found)
 
 
 def with_fingerprint(config: RunConfig, fingerprint: str) -> RunConfig:
-    """Return the configuration on the image set with this fingerprint."""
+    """Return the configuration with this fingerprint of its image set."""
     return config.model_copy(update={"data": config.data.model_copy(update={"fingerprint": fingerprint})})

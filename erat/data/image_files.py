@@ -1,4 +1,4 @@
-"""Image files of any kind as square 8-bit arrays: finding them, decoding them, stacking them.
+"""Reads image files of any kind as square 8-bit arrays: finds them, decodes them, stacks them.
 
 Shape suffixes: N images, C channels, H rows, W columns.
 """
@@ -24,29 +24,29 @@ from torch import Tensor
 
 from erat.errors import UserError
 
-# Named, because Pillow would start another program for some others (PostScript).
+# An explicit list, because Pillow would start another program for some other formats (PostScript).
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
-READERS = min(8, os.cpu_count() or 1)  # Pillow decodes outside Python's lock
-BACKGROUND = "white"  # what shows through transparent pixels
-MOST_PIXELS = 100_000_000  # of one image, as it is decoded
+READERS = min(8, os.cpu_count() or 1)  # threads; Pillow decodes without holding Python's lock
+BACKGROUND = "white"  # shows through transparent pixels
+MOST_PIXELS = 100_000_000  # pixels of one decoded image
 MOST_FILE = 2**28  # bytes of one file
-LARGE_FILE = 2**25  # bytes from which files are read one at a time
-MOST_MEMORY = 3 * 2**29  # bytes in which all readers together decode: a small file may claim a huge image
-# Bytes a pixel that decoding and converting take at their height, by Pillow's mode, as measured; WebP takes more.
+LARGE_FILE = 2**25  # bytes above which files are read one at a time
+MOST_MEMORY = 3 * 2**29  # bytes that all readers may use together to decode: a small file may claim a huge image
+# Bytes per pixel at the peak of decoding and converting, by Pillow's mode, as measured; WebP takes more.
 _PIXEL_BYTES = {"1": 2, "L": 2, "RGB": 8, "P": 11, "CMYK": 12, "RGBA": 12, "I": 13, "F": 13, "I;16": 8}
 _PIXEL_BYTES_OTHERS, _PIXEL_BYTES_WEBP, _PIXEL_BYTES_PROGRESSIVE = 17, 12, 8
 
-_PIECE = 2**20  # values that are converted at a time
+_PIECE = 2**20  # number of values that are converted at a time
 
 Source = Path | bytes | NDArray[Any]
 
 
 class Decoded(NamedTuple):
-    """One readable file.
+    """A decoded image.
 
     Attributes:
-        pixels: uint8, (H, W) if the file is grey, (H, W, 3) if it has colour.
-        position: a number in [0, 1) that depends on the file's bytes alone.
+        pixels: uint8, (H, W) if the image is grey, (H, W, 3) if it has colour.
+        position: a number in [0, 1) that depends on the bytes of the file alone.
         digest: SHA-256 (hex) of these bytes.
     """
 
@@ -56,14 +56,14 @@ class Decoded(NamedTuple):
 
 
 class _Memory:
-    """Bytes that several threads share: who wants more than is left waits."""
+    """An amount of bytes that several threads share: a thread that asks for more than is left waits."""
 
     def __init__(self, most: int) -> None:
         self.most, self._used, self._changed = most, 0, threading.Condition()
 
     @contextmanager
     def taking(self, amount: int) -> Iterator[None]:
-        """Hold `amount` bytes, at most `most`. A thread that holds some must not ask for more."""
+        """Hold `amount` bytes, at most `most`, inside the block; a thread that holds some must not ask for more."""
         with self._changed:
             self._changed.wait_for(lambda: self._used + amount <= self.most)
             self._used += amount
@@ -79,7 +79,7 @@ _MEMORY, _LARGE = _Memory(MOST_MEMORY), threading.Lock()
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """The folders directly inside, links followed, hidden ones left out, sorted by name.
+    """List the folders directly inside `folder`, sorted by name; links are followed, hidden folders are left out.
 
     Raises:
         UserError: `folder` cannot be listed.
@@ -88,9 +88,9 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def visible_files(folder: Path, outside: Iterable[Path] = ()) -> list[Path]:
-    """All files at any depth, hidden ones left out, sorted by path; broken links are listed too.
+    """List all files at any depth, sorted by path, without hidden ones; broken links are listed too.
 
-    Links are followed, but each real folder is entered once and those in `outside` never, so that loops end.
+    Links are followed, but each real folder is entered only once, and those in `outside` never, so that loops end.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -126,36 +126,39 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def read_all(paths: Sequence[Path], size: int) -> list[Decoded | None]:
-    """Every file as size x size pixels, in order; None for one that is no readable image."""
+    """Decode every file as size x size pixels, in order; None for a file that is not a readable image."""
     return [None if isinstance(image, str) else image for image in decode_all(paths, size)]
 
 
 def decode_all(sources: Sequence[Source], size: int) -> list[Decoded | str]:
-    """Every image as size x size pixels, in order; for one that cannot be read, why."""
+    """Decode every image as size x size pixels, in order; the reason, as text, for one that cannot be read."""
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(partial(decode, size=size), sources))
 
 
 def read_one(path: Path, size: int) -> Decoded | None:
-    """One file as `decode` reads it; None if broken."""
+    """Decode one file (see `decode`); return None if it cannot be read."""
     image = decode(path, size)
     return None if isinstance(image, str) else image
 
 
 def decode(source: Source, size: int) -> Decoded | str:
-    """One image, upright: short side resized to `size` (bilinear, antialiased), centre cut out; a reason if broken.
+    """Decode one image, upright, with its short side resized to `size` (bilinear, antialiased) and its centre cut out.
 
     Threads that decode at the same time share `MOST_MEMORY` bytes.
 
     Args:
-        source: a file, a file's bytes, or pixels: (H, W) or (H, W, 3), of a type that Pillow takes.
+        source: a file, the bytes of a file, or pixels: (H, W) or (H, W, 3), of a type that Pillow accepts.
+
+    Returns:
+        The decoded image, or the reason, as text, if it cannot be read.
     """
     content = b""
     try:
         if isinstance(source, np.ndarray):
             if source.shape[0] * source.shape[1] > MOST_PIXELS:
                 raise _RefusedError(f"{source.shape} values, more than {MOST_PIXELS / 1e6:.0f} million pixels")
-            with _MEMORY.taking(min(MOST_MEMORY, 3 * source.nbytes)):  # its bytes, Pillow's image, one of 8 bit
+            with _MEMORY.taking(min(MOST_MEMORY, 3 * source.nbytes)):  # the bytes, Pillow's image, the 8-bit image
                 content = source.tobytes()
                 square = _square(to_eight_bit(Image.fromarray(source)), size)
         else:
@@ -167,7 +170,7 @@ def decode(source: Source, size: int) -> Decoded | str:
         return "no image of a known format" if content else "empty file"
     except _RefusedError as error:
         return str(error)
-    except Exception as error:  # Pillow's decoders answer damaged data with nearly every kind of exception
+    except Exception as error:  # for damaged data, Pillow's decoders raise nearly every kind of exception
         return f"cannot be decoded: {' '.join(str(error).split())[:120] or type(error).__name__}"
     digest = hashlib.sha256(content)
     position = int.from_bytes(digest.digest()[:4], "big") / 2**32
@@ -175,11 +178,15 @@ def decode(source: Source, size: int) -> Decoded | str:
 
 
 class _RefusedError(Exception):
-    """Something that is not decoded, for what it is or for its size."""
+    """An image or file is not decoded because of its kind or its size."""
 
 
 def _file_size(path: Path) -> int:
-    """Bytes of a regular file; a broken link, or a pipe, which would never end, is none."""
+    """Return the size of a regular file in bytes.
+
+    Raises:
+        _RefusedError: it is too large, a broken link, or no regular file, such as a pipe, which would never end.
+    """
     if not path.is_file():
         raise _RefusedError("no such file" if not path.exists() else "no regular file")
     if (length := path.stat().st_size) > MOST_FILE:
@@ -196,10 +203,10 @@ def _read(path: Path, length: int) -> bytes:
 
 
 def _decoded(content: bytes, size: int) -> Image.Image:
-    """size x size pixels, upright, of a file's bytes; only the first frame of many is decoded."""
+    """Decode the bytes of a file as size x size pixels, upright; of several frames only the first is decoded."""
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         whole = image.width * image.height
-        image.draft(None, (2 * size, 2 * size))  # a JPEG photograph need not be decoded in full
+        image.draft(None, (2 * size, 2 * size))  # a JPEG photograph need not be decoded at full size
         if image.width * image.height > MOST_PIXELS:
             raise _RefusedError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS / 1e6:.0f} million")
         if (needed := _needed(image, whole)) > MOST_MEMORY:
@@ -213,10 +220,10 @@ def _decoded(content: bytes, size: int) -> Image.Image:
 
 
 def _needed(image: Image.Image, whole: int) -> int:
-    """Bytes to decode and convert it.
+    """Return the bytes that decoding and converting an image take.
 
     Args:
-        whole: its pixels in the file, of which a draft decodes fewer; but a progressive JPEG is read in full first.
+        whole: the number of pixels in the file. A draft decodes fewer, but a progressive JPEG is first read in full.
     """
     each = _PIXEL_BYTES.get(image.mode, _PIXEL_BYTES_OTHERS)
     if "transparency" in image.info:
@@ -227,12 +234,12 @@ def _needed(image: Image.Image, whole: int) -> int:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    # fit() cuts the centre square out first and resizes it, which is the same and safe for very long images.
+    # fit() first cuts out the centre square and then resizes it, which gives the same and is safe for very long images.
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as "L" (grey) or "RGB"; transparent pixels show white, deeper greys are scaled to 0-255."""
+    """Convert any Pillow mode to "L" (grey) or "RGB"; transparent pixels turn white, deep greys are scaled to 8 bits."""
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(scale_deep(np.asarray(image)))
     grey = image.mode in ("1", "L", "LA", "La")
@@ -248,9 +255,10 @@ def to_eight_bit(image: Image.Image) -> Image.Image:
 
 
 def scale_deep(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Greys of 16 or 32 bit, or floats, as uint8 of the same shape.
+    """Convert greys of 16 or 32 bits, or floats, to uint8 of the same shape.
 
-    Integers above 255 are on the 16-bit scale; floats are on [0, 1] if none lies above 1, else on [0, 255].
+    32-bit integers are taken to be on the 16-bit scale if any is above 255; floats are taken to be in [0, 1] if none
+    is above 1, else in [0, 255].
     """
     pieces = np.array_split(values, max(1, min(len(values), values.size // _PIECE)))
     most = max((np.nan_to_num(piece.astype(np.float64)).max() for piece in pieces if piece.size), default=0.0)
@@ -259,7 +267,7 @@ def scale_deep(values: NDArray[Any]) -> NDArray[np.uint8]:
     else:
         scale = 1 / 257 if values.dtype.itemsize == 2 or most > 255 else 1.0
     scaled = np.empty(values.shape, dtype=np.uint8)
-    # In pieces: in double precision the whole would take many times its memory.
+    # In pieces, because the whole array in double precision would take many times its memory.
     for piece, out in zip(pieces, np.array_split(scaled, len(pieces)), strict=True):
         out[...] = np.clip(np.rint(np.nan_to_num(piece.astype(np.float64)) * scale), 0, 255)
     return scaled
@@ -271,7 +279,7 @@ def _without_colour(image: Image.Image) -> bool:
 
 
 def stack(pixels: Sequence[NDArray[np.uint8]], channels: int) -> Tensor:
-    """Equally sized (H, W) and (H, W, 3) arrays as uint8 (N, C, H, W); a grey one is repeated where C is 3."""
+    """Stack (H, W) and (H, W, 3) arrays of equal size into uint8 (N, C, H, W); a grey one is repeated if C is 3."""
     size = pixels[0].shape[0]
     images_NCHW = np.empty((len(pixels), channels, size, size), dtype=np.uint8)
     for i, array in enumerate(pixels):

@@ -1,6 +1,6 @@
-"""Where one's own images lie and what they are said to show: class folders, a table (CSV, Parquet) or arrays (.npz).
+"""Lists a user's own images with their given labels, from class folders, a table (CSV, Parquet) or arrays (.npz).
 
-Nothing is decoded here but arrays, and nothing is ever written.
+Only arrays are decoded here, and nothing is ever written.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from erat.errors import UserError, shown
 CONTENT = "CLASS folders, or train/CLASS and test/CLASS folders"
 TABLES = (".csv", ".parquet", ".npz")
 ARRAYS = (*(f"{part}{what}" for part in ("", "test_", "trusted_") for what in ("images", "labels")), "class_names")
-PARTS = ("", "train", "test", "trusted")  # "": to be split into train and test
+PARTS = ("", "train", "test", "trusted")  # "": the images are to be split into train and test
 
 
 class Item(NamedTuple):
     """An image before it is decoded.
 
     Attributes:
-        name: what a person would call it: its path below the root, or its row.
-        label: of `PARTS`' one that it belongs to, see there.
+        name: the name for a person: its path below the root, or its row.
+        label: the name of its class.
+        part: the one of `PARTS` to which it belongs.
+        source: the file, or what it holds.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Item(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """Something that was named and is not used, and why."""
+    """An entry that is not used, and the reason."""
 
     name: str
     reason: str
@@ -53,10 +55,13 @@ class Skipped(NamedTuple):
 
 @dataclass
 class Listing:
-    """Everything that a root names, in a fixed order.
+    """All images at a root, in a fixed order.
 
     Attributes:
-        side: of the arrays in pixels, where the images are such; none for files.
+        items: the images.
+        classes: the names of the classes, in their order.
+        skipped: entries that are not used.
+        side: the shorter side of the images in pixels if they are arrays; none for files.
     """
 
     items: list[Item]
@@ -66,10 +71,10 @@ class Listing:
 
 
 def list_images(root: Path) -> Listing:
-    """What lies at `root`: a folder of class folders, or a .csv, .parquet or .npz file.
+    """List the images at `root`: a folder of class folders, or a .csv, .parquet or .npz file.
 
     Raises:
-        UserError: nothing of that sort is there; fewer than two classes; a damaged table.
+        UserError: there is none of these at `root`, it has fewer than two classes, or the table is damaged.
     """
     if root.is_dir():
         return _class_folders(root)
@@ -113,7 +118,7 @@ def _items(root: Path, folder: Path, names: Sequence[str], part: str) -> Iterato
 
 
 def _layout(root: Path) -> tuple[Path, Path | None, Path | None]:
-    """The folders of training, of test and of trusted classes; no test folder if the one set is to be split."""
+    """Return the folders of (training, test, trusted) classes; no test folder if one set is to be split."""
     inside = {path.name: path for path in visible_folders(root)}
     if "train" not in inside or not visible_folders(inside["train"]):
         return root, None, None  # a class may well be called "train"
@@ -130,7 +135,7 @@ def _layout(root: Path) -> tuple[Path, Path | None, Path | None]:
 
 
 def _class_names(root: Path) -> list[str]:
-    """Sorted names of the class folders; links back to `root` or above it are none."""
+    """Return the sorted names of the class folders; links back to `root` or above it are not among them."""
     above = {root.resolve(), *root.resolve().parents}
     names = [path.name for path in visible_folders(root) if path.resolve() not in above]
     if len(names) < 2:
@@ -143,14 +148,14 @@ def _class_names(root: Path) -> list[str]:
 
 
 def _csv(path: Path) -> Listing:
-    """Columns path and label, and part if there is one; paths are relative to the file's own folder."""
+    """Read the columns path and label, and part if there is one; paths are relative to the folder of the file."""
     listed: list[tuple[str, Any, str, Source | None]] = []
     try:
-        # Names of files may be any bytes: what is no UTF-8 is kept as it is, and finds its file again.
+        # File names may be any bytes; bytes that are not UTF-8 are kept unchanged, so that the file is found.
         reader = csv.reader(lines_of(path))
         columns = next(reader, [])
         _require(columns, ("path", "label"), path)
-        # The last one of a name counts.
+        # Of several columns with one name the last counts.
         at = {name: number for number, name in enumerate(columns)}
         for row in filter(None, reader):
             name, label, part = (_cell(row, at.get(key)) for key in ("path", "label", "part"))
@@ -166,7 +171,7 @@ def _cell(row: Sequence[str], at: int | None) -> str:
 
 
 def _below(table: Path, name: str) -> Path:
-    """The file that a table names, spaces around it as written if there is such a file."""
+    """Return the file that a table names, with the spaces around the name only if such a file exists."""
     if name != name.strip():
         with suppress(OSError, ValueError):
             if (exact := table.parent / name).is_file():
@@ -176,8 +181,8 @@ def _below(table: Path, name: str) -> Path:
 
 
 def _parquet(path: Path) -> Listing:
-    """A column image (a file's bytes, or a struct with `bytes`) or path, a column label, and part if there is one."""
-    import pyarrow  # type: ignore[import-untyped,unused-ignore]  # here, for its second of loading
+    """Read a column image (bytes of a file, or a struct with `bytes`) or path, a column label, and part if present."""
+    import pyarrow  # type: ignore[import-untyped,unused-ignore]  # here, because it takes a second to load
 
     listed: list[tuple[str, Any, str, Source | None]] = []
     try:
@@ -205,12 +210,12 @@ def _parquet(path: Path) -> Listing:
 
 
 def _given(label: Any) -> Any:
-    """The label of a row; none, as NaN is, is an empty one."""
+    """Return the label of a row; a missing label (None or NaN) is empty text."""
     return "" if label is None or (isinstance(label, float) and math.isnan(label)) else label
 
 
 def _table(path: Path, rows: Sequence[tuple[str, Any, str, Source | None]]) -> Listing:
-    """Rows of (name, label, part, source); one that says too little is skipped."""
+    """Make a listing of rows (name, label, part, source); a row without path, label or image is skipped."""
     items: list[Item] = []
     skipped: list[Skipped] = []
     for number, (name, label, part, source) in enumerate(rows, start=1):
@@ -225,7 +230,7 @@ def _table(path: Path, rows: Sequence[tuple[str, Any, str, Source | None]]) -> L
             skipped.append(Skipped(name, "no image"))
         else:
             items.append(Item(name, word, part, source))
-    # Where some rows name a part, "train" among them, those without one are for training too.
+    # If there is a test part, rows without a part are for training; if not, all training rows are to be split.
     if any(item.part == "test" for item in items):
         items = [item._replace(part=item.part or "train") for item in items]
     else:
@@ -234,7 +239,7 @@ def _table(path: Path, rows: Sequence[tuple[str, Any, str, Source | None]]) -> L
 
 
 def _ordered(labels: set[str]) -> tuple[str, ...]:
-    """By number where all are whole numbers, else by name."""
+    """Sort labels by number if all are whole numbers, else by name."""
     numbers = all(re.fullmatch(r"-?\d{1,18}", label) for label in labels)
     return tuple(sorted(labels, key=int) if numbers else sorted(labels))
 
@@ -250,9 +255,10 @@ def _require(columns: Sequence[str], wanted: Sequence[str], path: Path, more: st
 
 
 def _npz(path: Path) -> Listing:
-    """Arrays images (N, H, W), (N, H, W, C) or (N, C, H, W) and labels (N,), of numbers or words.
+    """Read arrays: images (N, H, W), (N, H, W, C) or (N, C, H, W), and labels (N,), numbers or words.
 
-    `test_images` and `test_labels`, `trusted_images` and `trusted_labels` are those parts; `class_names` names numbers.
+    `test_images` and `test_labels`, `trusted_images` and `trusted_labels` hold those parts; `class_names` gives names
+    to labels that are numbers.
     """
     arrays, inside = npz_arrays(path, ARRAYS)
     _require(inside, ("images", "labels"), path)
@@ -277,7 +283,7 @@ def _npz(path: Path) -> Listing:
 
 
 def _labels(array: NDArray[Any], path: Path) -> NDArray[Any]:
-    """Numbers or words, (N,)."""
+    """Return labels, numbers or words, as an array (N,); raise UserError for other types and for NaN or infinity."""
     if array.dtype.kind not in "biufUS":
         raise UserError(f"{path}: labels must be numbers or words, got {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -294,7 +300,7 @@ def _class_word(label: Any, names: Sequence[str], path: Path) -> str:
 
 
 def _as_images(array: NDArray[Any], path: Path) -> NDArray[np.uint8]:
-    """uint8, (N, H, W) or (N, H, W, 3)."""
+    """Convert images to uint8, (N, H, W) or (N, H, W, 3); raise UserError for other shapes or types."""
     if array.ndim == 4 and array.shape[-1] not in (1, 3) and array.shape[1] in (1, 3):
         array = array.transpose(0, 2, 3, 1)
     if array.ndim == 4 and array.shape[-1] == 1:

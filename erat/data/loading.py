@@ -1,4 +1,4 @@
-"""From a configuration to a train and a test set: source, size, limit, validation split."""
+"""Loads the training and test set that a configuration names: source, size, limit, validation split."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from erat.options import DataConfig
 
 RESIZE_CHUNK = 4096  # images that are held as float32 at a time
-LIMIT_SEED = 0  # `data.limit` names a data set, the same for every run seed
+LIMIT_SEED = 0  # fixed, because `data.limit` defines a data set, which must be the same for every seed of a run
 
 
 def load(config: DataConfig) -> tuple[ImageSet, ImageSet]:
-    """The (train, test) sets that a configuration names, at the size it asks for.
+    """Load the (train, test) sets that a configuration names, at the size that it asks for.
 
     Args:
-        config: `name` picks the source, `limit` thins the training set, `image_size` resizes both.
+        config: `name` chooses the source, `limit` reduces the training set, `image_size` resizes both.
 
     Raises:
-        UserError: unknown source; files missing; fewer than two classes; a limit or size out of range; other images
-            than those of `config.fingerprint`.
+        UserError: the source is unknown, files are missing, there are fewer than two classes, the limit or the size is
+            out of range, or the images do not have the fingerprint `config.fingerprint`.
     """
     train, test, _ = load_parts(config)
     return train, test
 
 
 def load_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet | None]:
-    """(train, test, images whose labels are trusted; none where the source has none). As `load` otherwise."""
+    """Load (train, test, images with trusted labels or none if the source has none); see `load`."""
     source = DATASETS[config.name]
     train, test, trusted = parts = read_parts(source, config)
     if config.fingerprint is not None and not isinstance(source, ListedSource):
@@ -57,9 +57,9 @@ def load_parts(config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet | None]
 
 
 def limit_balanced(images: ImageSet, limit: int) -> ImageSet:
-    """At most `limit` images, as equally many of each class as there are, in their old order.
+    """Take at most `limit` images in their old order, with class sizes as equal as possible.
 
-    A smaller limit's images are among a larger one's.
+    The images of a smaller limit are among those of a larger limit.
 
     Raises:
         UserError: `limit` is below the number of classes.
@@ -76,7 +76,7 @@ def limit_balanced(images: ImageSet, limit: int) -> ImageSet:
 
 
 def _level(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
-    """Class counts that sum to `total` <= sum(sizes), at most `sizes`, and otherwise as equal as they can be."""
+    """Return class counts, none above its `sizes`, that sum to `total` <= sum(sizes) and are as equal as possible."""
     level = 0
     while np.minimum(sizes, level + 1).sum() <= total:
         level += 1
@@ -87,9 +87,9 @@ def _level(sizes: NDArray[np.int64], total: int) -> NDArray[np.int64]:
 
 
 def resize(images: ImageSet, size: int) -> ImageSet:
-    """The same set at size x size pixels, rounded to 8 bit.
+    """Resize a set to size x size pixels, rounded to 8 bits.
 
-    Shrinking averages areas, so that a whole factor is exactly mean pooling; growing interpolates bilinearly.
+    Shrinking averages areas, so that a whole factor is exactly mean pooling; enlarging interpolates bilinearly.
 
     Raises:
         UserError: `size` is not positive.
@@ -115,12 +115,13 @@ def split_validation(train: ImageSet, fraction: float, seed: int) -> tuple[Tenso
     """Divide a training set into a training and a validation part.
 
     The validation part has round(fraction * N) images, shared among classes by largest remainder; each class keeps
-    at least one training image, so that tiny classes may leave it smaller. One's own images (those with `positions`)
-    are divided by their content instead, each held out with probability `fraction`: added files move none of the old.
+    at least one training image, so that the part may be smaller if there are tiny classes. A user's own images (those
+    with `positions`) are divided by their content instead, each held out with probability `fraction`, so that added
+    files do not move any of the others.
 
     Args:
         fraction: share of the images to hold out, in [0, 1).
-        seed: of the draw; the global generators are not touched.
+        seed: the seed of the draw; the global generators are not used.
 
     Returns:
         (train, validation) indices, int64, sorted, disjoint, together all of `train`.
@@ -148,7 +149,7 @@ def split_validation(train: ImageSet, fraction: float, seed: int) -> tuple[Tenso
 
 
 def _split_by_content(train: ImageSet, positions: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    # Drawn anew from each position: which images are for testing was decided by the positions themselves.
+    # Derived anew from each position, because the positions themselves have decided which images are for testing.
     places = np.array([derive(seed, "validation", position) / 2**63 for position in positions.tolist()])
     held_out, labels = places < fraction, _labels_numpy(train)
     for k in range(train.num_classes):
@@ -167,5 +168,5 @@ def _labels_numpy(images: ImageSet) -> NDArray[np.int64]:
 
 
 def _indices(indices: NDArray[np.int64], images: ImageSet) -> Tensor:
-    """Sorted indices on the device that the set lives on."""
+    """Return sorted indices on the device of the set."""
     return torch.from_numpy(np.sort(indices)).to(images.labels.device)

@@ -1,8 +1,8 @@
-"""Random draws that belong to the global batch, whatever the number of data-parallel workers.
+"""Makes random draws for the global batch, whatever the number of data-parallel workers.
 
-A batch of W*n images on one worker and W batches of n images on W workers must see the same flips, crops and
-policies, or a run could not be compared with the same run on more devices. Every worker therefore draws for all W*n
-images from an identically seeded generator and keeps the rows of its own n.
+A batch of W*n images on one worker and W batches of n images on W workers must get the same flips, crops and
+policies; otherwise a run could not be compared with the same run on more devices. Every worker therefore draws for all
+W*n images from an identically seeded generator and keeps the rows of its own n images.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 class BatchRandom:
     """A random source whose rows are split over the workers.
 
-    All draws are made and returned on the CPU: their values are then known to the host, so that images can be grouped
-    by operation without waiting for a device. The caller moves what the device needs.
+    All draws are made and returned on the CPU: the host then knows their values, so that images can be grouped by
+    operation without waiting for a device. The caller moves to the device what it needs there.
 
     Args:
-        generator: a CPU generator, seeded alike on all workers; its state stays alike as long as all workers make the
-            same calls with the same n.
+        generator: a CPU generator with the same seed on all workers; its state stays the same on all as long as all
+            workers make the same calls with the same n.
         rank: this worker's number, 0..workers-1.
-        workers: how many workers share the global batch in equal parts.
-        groups: sizes of the groups that a batch of this worker is made of, see `grouped`.
+        workers: the number of workers that share the global batch in equal parts.
+        groups: sizes of the groups that make up a batch of this worker, see `grouped`.
     """
 
     def __init__(
@@ -36,31 +36,32 @@ class BatchRandom:
         self._groups = groups
 
     def grouped(self, *sizes: int) -> BatchRandom:
-        """The same source for batches that stack groups: `sizes[0]` labelled rows, then `sizes[1]` unlabelled, ...
+        """Return the same source for batches that stack groups: `sizes[0]` labelled rows, `sizes[1]` unlabelled, ...
 
-        One worker's batch has all labelled rows first; so must the draws of W workers together, or row 40 would be a
-        labelled image here and an unlabelled one there. A draw of a multiple of the sizes' sum repeats the groups.
+        The batch of a single worker has all labelled rows first. The draws of W workers together must have the same
+        order, or one row would belong to a labelled image on one worker and to an unlabelled one on W workers. A draw
+        of a multiple of the sum of `sizes` repeats the groups.
         """
         return BatchRandom(self._generator, self._rank, self._workers, sizes)
 
     def rand(self, n: int, *shape: int) -> Tensor:
-        """Uniform in [0, 1): float32, shape (n, *shape)."""
+        """Draw uniformly from [0, 1): float32, shape (n, *shape)."""
         return self._own_rows(n, torch.rand(self._workers * n, *shape, generator=self._generator))
 
     def randn(self, n: int, *shape: int) -> Tensor:
-        """Standard normal: float32, shape (n, *shape)."""
+        """Draw from the standard normal distribution: float32, shape (n, *shape)."""
         return self._own_rows(n, torch.randn(self._workers * n, *shape, generator=self._generator))
 
     def randint(self, high: int, n: int, *shape: int) -> Tensor:
-        """Uniform over 0..high-1: int64, shape (n, *shape)."""
+        """Draw uniformly from 0..high-1: int64, shape (n, *shape)."""
         return self._own_rows(n, torch.randint(high, (self._workers * n, *shape), generator=self._generator))
 
     def bernoulli(self, p: float, n: int) -> Tensor:
-        """True with probability p, never for p = 0 and always for p = 1: bool, shape (n,)."""
+        """Draw true with probability p, never for p = 0 and always for p = 1: bool, shape (n,)."""
         return self.rand(n) < p
 
     def shared(self, *shape: int) -> Tensor:
-        """Uniform in [0, 1), the same on every worker: float32, shape `shape`."""
+        """Draw uniformly from [0, 1), the same on every worker: float32, shape `shape`."""
         return torch.rand(shape, generator=self._generator)
 
     def _own_rows(self, n: int, global_rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""CSV that a spreadsheet shows and does not run: a cell like `=HYPERLINK(...)` gets an apostrophe, which readers drop.
+"""Writes CSV that no spreadsheet executes: a cell such as `=HYPERLINK(...)` gets an apostrophe, which readers drop.
 
-OWASP's advice against "CSV injection". Reading gives back every text that was written, apostrophes included.
+This is OWASP's advice against "CSV injection". Reading restores every text that was written, apostrophes included.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# What makes a spreadsheet take a cell for a formula, in ASCII and in full width; a plain number is none.
+# First characters, in ASCII and in full width, that make a spreadsheet read a cell as a formula unless it is a number.
 _FORMULA = re.compile("[=+\\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
 def guarded(value: Any) -> Any:
-    """Return what to write for `value`: a text that would be a formula with an apostrophe in front, all else as is.
+    """Return what to write for `value`: an apostrophe before a text that would be a formula, else `value` unchanged.
 
-    A text that begins with an apostrophe gets another one where `unguarded` would otherwise take the first away.
+    A text that begins with an apostrophe gets another one if `unguarded` would otherwise remove the first.
     """
     if not isinstance(value, str) or _NUMBER.fullmatch(value):
         return value
@@ -27,7 +27,7 @@ def guarded(value: Any) -> Any:
 
 
 def unguarded(text: str) -> str:
-    """Return the text that `guarded` was given."""
+    """Return the text from which `guarded` made `text`."""
     return text[1:] if _doubtful(text) else text
 
 

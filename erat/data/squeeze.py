@@ -1,7 +1,8 @@
-"""Image shortcut squeezing: images reduced until a poison drawn into them no longer pays.
+"""Implements image shortcut squeezing: reduces images until a poison in them is no longer useful for training.
 
 Source: Liu, Zhao, Larson, "Image Shortcut Squeezing: Countering Perturbative Availability Poisons with Compression",
-ICML 2023. Which of the three helps depends on the poison: grey against colours, few levels or JPEG against textures.
+ICML 2023. Which of the three reductions helps depends on the poison: grey against colours, few levels or JPEG against
+textures.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from torch import Tensor
 
 
 def squeeze(images_NCHW: Tensor, kind: str, *, quality: int = 10, bits: int = 2) -> Tensor:
-    """Reduced copies of uint8 images of 1 or 3 channels, same shape and device.
+    """Reduce uint8 images of 1 or 3 channels; the result has the same shape and device.
 
     Args:
-        kind: "jpeg" (coded at `quality`, 1 to 100, and decoded), "grayscale" (which leaves images of one channel as
-            they are), "bits" (2^bits evenly spread levels a channel) or "none".
+        kind: "jpeg" (encode at `quality` and decode), "grayscale" (leaves images of one channel unchanged), "bits"
+            (2^bits evenly spaced levels a channel) or "none" (unchanged).
+        quality: JPEG quality, 1 to 100.
+        bits: bits a channel.
     """
     if kind == "jpeg":
         return torch.stack([_through_jpeg(image, quality) for image in images_NCHW.cpu()]).to(images_NCHW.device)
     if kind == "grayscale" and images_NCHW.shape[1] == 3:
-        # Here: torchvision takes a second to load.
+        # Imported here, because torchvision takes a second to load.
         from torchvision.transforms.functional import rgb_to_grayscale  # type: ignore[import-untyped,unused-ignore]
 
         grey: Tensor = rgb_to_grayscale(images_NCHW, num_output_channels=3)

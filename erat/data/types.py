@@ -1,4 +1,4 @@
-"""The one image-set type, and what a source of image sets must offer.
+"""Defines the image-set type and the protocol of a source of image sets.
 
 Shape suffixes: N images, C channels, H rows, W columns.
 """
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with one label each, held as 8-bit integers so that a whole set fits on the device; not to be changed.
+    """Images with one label each, as 8-bit integers so that a whole set fits on the device; must not be modified.
 
     Attributes:
         images: uint8, shape (N, C, H, W), values 0-255.
         labels: int64, shape (N,), values 0..K-1.
         class_names: K names.
-        rows: int64, shape (N,), on the CPU, where each image stands in the set as it was read; none: in that order.
-        positions: float64, shape (N,), on the CPU, a number in [0, 1) by each file's content alone, where images are
-            one's own: splits that go by it move no image when others are added.
+        rows: int64, shape (N,), on the CPU, the row of each image in the set as it was read; none: the same order.
+        positions: float64, shape (N,), on the CPU, for a user's own images only: a number in [0, 1) that depends on
+            the content of the file alone. Splits by this number do not move an image when others are added.
     """
 
     images: Tensor
@@ -54,12 +54,12 @@ class ImageSet:
 
     @property
     def size(self) -> int:
-        """Height (= width) of the images in pixels."""
+        """Return the height (= width) of the images in pixels."""
         return int(self.images.shape[-1])
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over class names, shape, labels and pixels: equal exactly if the sets are."""
+        """Return the SHA-256 (hex) of class names, shape, labels and pixels: equal exactly if the sets are equal."""
         digest = hashlib.sha256()
         digest.update(repr((self.class_names, tuple(self.images.shape))).encode())
         for tensor in (self.labels, self.images):
@@ -67,32 +67,33 @@ class ImageSet:
         return digest.hexdigest()
 
     def take(self, indices: Tensor) -> ImageSet:
-        """The images at `indices` (int64), in that order."""
+        """Return the images at `indices` (int64), in that order."""
         rows = indices.cpu() if self.rows is None else self.rows[indices.cpu()]
         positions = None if self.positions is None else self.positions[indices.cpu()]
         images, labels = self.images[indices], self.labels[indices]
         return replace(self, images=images, labels=labels, rows=rows, positions=positions)
 
     def to(self, device: torch.device) -> ImageSet:
-        """The same set with its tensors on `device`."""
+        """Return the same set with images and labels on `device`."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 pixels 0-255 as float32 in [0, 1]."""
-    return images.float().div_(255)  # in place: large batches are written once
+    """Convert uint8 pixels 0-255 to float32 in [0, 1]."""
+    return images.float().div_(255)  # in place, so that a large batch is written only once
 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What is known of a data set before a single image is read.
+    """Facts about a data set that are known before any image is read.
 
     Attributes:
-        epsilon: customary corruption budget in pixel units of 1.0 per norm ("linf", "l2").
+        epsilon: the customary corruption budget for each norm ("linf", "l2"), in pixel units of 1.0.
         flip: whether a mirrored image still shows its class (true for photographs, false for digits).
         policy: the AutoAugment policy that suits it ("cifar10", "svhn", "imagenet", "digits").
-        similar: class k -> the class that asymmetric noise turns it into (absent: stays); None: k -> k+1 mod K.
-        fingerprint: of the content (`erat.data.fingerprint`) where that is the same everywhere; None: to be found out.
+        similar: class k -> the class that asymmetric noise turns it into (absent: it stays); None: k -> k+1 mod K.
+        fingerprint: the fingerprint of the content (`erat.data.fingerprint`) if it is the same everywhere; None: it is
+            computed.
     """
 
     epsilon: dict[str, float]
@@ -104,14 +105,14 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class CorruptedSet:
-    """What a run trains on and is judged by.
+    """The images on which a run trains and by which it is evaluated.
 
     Attributes:
         train: poisoned images with the given (noisy) labels.
         true_labels: int64, shape (N,), of the training images; for diagnostics only, never for training.
-        val: the part split off before corruption; corrupted too unless the configuration trusts it.
-        test: clean.
-        manifest: where the corruption came from (data and label parts, checksums, realised noise rate).
+        val: the validation part, split off before corruption; corrupted too unless the configuration trusts it.
+        test: clean test images.
+        manifest: the origin of the corruption (data and label parts, checksums, realised noise rate).
     """
 
     train: ImageSet
@@ -122,23 +123,23 @@ class CorruptedSet:
 
 
 class ImageSource(Protocol):
-    """A place that image sets come from."""
+    """A source of image sets."""
 
     facts: SourceFacts
 
     def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
-        """Read (train, test), not resized.
+        """Read (train, test) at their original size.
 
         Raises:
-            UserError: the files are missing or unreadable; the message says where they belong.
+            UserError: the files are missing or unreadable; the message says where to put them.
         """
         ...
 
 
 @runtime_checkable
 class TrustingSource(ImageSource, Protocol):
-    """A place that may also hold images whose labels somebody has checked."""
+    """A source that may also hold images whose labels somebody has checked."""
 
     def load_parts(self, config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet | None]:
-        """(train, test, trusted or none), not resized. Raises as `load`."""
+        """Read (train, test, trusted or none) at their original size; raises the errors of `load`."""
         ...

@@ -1,1 +1,1 @@
-"""Augmentation: operations, policies, views."""
+"""Augments images: operations, policies, views."""

@@ -1,11 +1,12 @@
-"""The AutoAugment policies as data, and the draw of one policy per image.
+"""Holds the AutoAugment policies as data, and draws one sub-policy per image.
 
 Source: Cubuk et al., "AutoAugment: Learning Augmentation Strategies from Data" (CVPR 2019), appendix, with the
-magnitude ranges of the torchvision implementation. A published policy has 25 sub-policies; a sub-policy is two steps,
-each an operation, its probability and its magnitude index 0..9 (None: the operation has no magnitude).
+magnitude ranges of the torchvision implementation. A published policy has 25 sub-policies; a sub-policy has two steps,
+each of an operation, its probability and its magnitude index 0..9 (None: the operation has no magnitude).
 
-"digits" is this project's own: the published policies are half photometric, which does nothing to ink on a blank page
-or turns it into its negative. On validation data it is ahead of "cifar10" and "svhn" for MNIST.
+"digits" is this project's own: half of the operations of the published policies are photometric, and these either do
+nothing to ink on a blank page or turn it into its negative. On validation data it is better than "cifar10" and "svhn"
+for MNIST.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from erat.errors import unknown_name
 
 Step = tuple[str, float, int | None]
 
-# Operations by their function in augment_ops; the position is the operation's number. The geometric ones stand first
-# so that images sorted by number have them side by side and one resampling call serves all five.
+# Operations by the name of their function in `ops`; the position is the number of the operation. The geometric ones
+# come first, so that images sorted by number have them side by side and one resampling call serves all five.
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 PHOTOMETRIC = (
     "brightness",
@@ -39,7 +40,7 @@ PHOTOMETRIC = (
 OPERATIONS = GEOMETRIC + PHOTOMETRIC
 UNCHANGED = len(OPERATIONS)  # the number that stands for "this step was not applied"
 
-# Magnitudes whose sign is drawn: a shear goes left or right, a brightness up or down.
+# Operations whose magnitude gets a random sign: a shear goes left or right, brightness goes up or down.
 SIGNED = frozenset(GEOMETRIC) | {"brightness", "color", "contrast", "sharpness"}
 
 SLOTS = 2
@@ -139,13 +140,13 @@ POLICIES: dict[str, tuple[tuple[Step, Step], ...]] = {
 
 
 class PolicyDraws(NamedTuple):
-    """What happens to each of n images, on the CPU.
+    """The operations that were drawn for each of n images, on the CPU.
 
     Attributes:
-        subpolicy: int64, shape (n,), which of the policy's sub-policies was drawn.
-        operations: int64, shape (n, SLOTS), number of the operation to apply, UNCHANGED for none.
-        magnitudes: float64, shape (n, SLOTS), with sign; 0 where the operation has no magnitude.
-        matrices: float32, shape (n, SLOTS, 2, 3), of the geometric operations; of others without meaning.
+        subpolicy: int64, shape (n,), the number of the sub-policy that was drawn.
+        operations: int64, shape (n, SLOTS), the number of the operation to apply, UNCHANGED for none.
+        magnitudes: float64, shape (n, SLOTS), with sign; 0 if the operation has no magnitude.
+        matrices: float32, shape (n, SLOTS, 2, 3), for the geometric operations; without meaning for the others.
     """
 
     subpolicy: Tensor
@@ -155,11 +156,11 @@ class PolicyDraws(NamedTuple):
 
 
 def draw_policy(random: BatchRandom, n: int, policy: str, height: int, width: int) -> PolicyDraws:
-    """One independent draw per image: its sub-policy, and per step whether it applies and with which sign.
+    """Draw independently for each image its sub-policy, and for each step whether it applies and with which sign.
 
     Args:
-        random: the source of the draws; always three calls, whatever they turn out to be.
-        n: how many images.
+        random: the source of the draws; it is called exactly three times, whatever it returns.
+        n: the number of images.
         policy: a key of POLICIES.
         height, width: size of the images in pixels, the unit of a translation.
 
@@ -181,10 +182,11 @@ def draw_policy(random: BatchRandom, n: int, policy: str, height: int, width: in
 
 
 def magnitude_space(operation: str, height: int, width: int) -> Tensor:
-    """The magnitudes that index 0..9 stands for: float64, shape (LEVELS,).
+    """Return the magnitudes for the indices 0..9: float64, shape (LEVELS,).
 
-    Shears in pixels per pixel, translations in pixels, rotations in degrees, the four enhancements as the distance of
-    their factor from 1, posterize in bits kept, solarize as the threshold in [0, 1]; all zero where there is none.
+    Shears are in pixels per pixel, translations in pixels, rotations in degrees; the magnitude of the four enhancements
+    is the distance of their factor from 1, that of posterize the number of bits kept, that of solarize the threshold in
+    [0, 1]. Operations without a magnitude get zeros.
     """
     index = torch.arange(LEVELS, dtype=torch.float64)
     share = index / (LEVELS - 1)
@@ -212,8 +214,9 @@ class _PolicyTable(NamedTuple):
 
     Attributes:
         operation, probability: shape (sub-policies, SLOTS).
-        magnitude: shape (2, sub-policies, SLOTS), as it stands and with its other sign, if it has one.
-        matrix: shape (2, sub-policies, SLOTS, 2, 3), of these. To look one up is several times faster than to make it.
+        magnitude: shape (2, sub-policies, SLOTS), unchanged and with the other sign if the sign is drawn.
+        matrix: shape (2, sub-policies, SLOTS, 2, 3), for these magnitudes. Looking a matrix up is several times faster
+            than computing it.
     """
 
     operation: Tensor

@@ -1,8 +1,8 @@
-"""The two views of an image: a weak one (flip, crop or erasing) and a strong one (AutoAugment).
+"""Makes the two views of an image: a weak one (flip, crop or erasing) and a strong one (AutoAugment).
 
-Source of the split into weak and strong: FixMatch and the paper's "Views"; of random erasing: Zhong et al., "Random
-Erasing Data Augmentation" (AAAI 2020). Every image of a batch has its own draw, and a batch is processed at once.
-Images are float32 NCHW in [0,1] on any device; they are never modified, and no gradient flows through a view.
+The split into weak and strong views follows FixMatch and the paper's "Views"; random erasing follows Zhong et al.,
+"Random Erasing Data Augmentation" (AAAI 2020). Every image of a batch has its own draw, and a batch is processed at
+once. Images are float32 NCHW in [0,1] on any device; they are never modified, and no gradient flows through a view.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from erat.errors import unknown_name
 
 WEAK_KINDS = ("erase", "crop")
 
-# Random erasing: its probability, the erased share of the area and the aspect ratio (height over width), drawn
-# uniformly in its logarithm.
+# Random erasing: its probability, the range of the erased share of the area, and the range of the aspect ratio (height
+# over width), whose logarithm is drawn uniformly.
 ERASE_PROBABILITY = 0.5
 ERASE_SCALE = (0.02, 0.33)
 ERASE_RATIO = (0.3, 3.3)
-# A rectangle as long as the image is drawn again. Drawing this many per image in advance takes a fixed number of
-# draws; that none fits is all but impossible, and then nothing is erased.
+# A rectangle as high or wide as the image does not fit, and another draw is used. This many are drawn in advance for
+# each image, so that the number of draws is fixed. It is all but impossible that none fits; then nothing is erased.
 ERASE_TRIES = 10
 
 
 @torch.no_grad()
 def weak_view(images: Tensor, random: BatchRandom, *, kind: str, flip: bool, fill: float = 0.0) -> Tensor:
-    """A lightly changed copy of each image.
+    """Return a lightly changed copy of each image.
 
     Args:
         images: shape (N, C, H, W).
-        random: source of the per-image draws.
+        random: source of the draws for each image.
         kind: "erase" for random erasing, "crop" for a random crop after zero padding by an eighth of the size.
-        flip: whether to mirror half of the images left to right first.
+        flip: whether to mirror each image left to right first with a probability of one half.
         fill: value of erased pixels, in [0, 1].
 
     Raises:
@@ -54,14 +54,14 @@ def weak_view(images: Tensor, random: BatchRandom, *, kind: str, flip: bool, fil
 
 @torch.no_grad()
 def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
-    """AutoAugment with one policy draw per image.
+    """Apply AutoAugment with a sub-policy drawn for each image.
 
-    The batch is sorted by operation, so that each operation finds its images side by side and is called once for them.
+    The batch is sorted by operation, so that the images of an operation lie side by side and one call serves them.
     The order comes from draws on the CPU, so nothing waits for a device.
 
     Args:
         images: shape (N, C, H, W), C 1 or 3, on or off the 8-bit grid.
-        random: source of the per-image draws.
+        random: source of the draws for each image.
         policy: "cifar10", "svhn", "imagenet" or "digits".
 
     Raises:
@@ -79,13 +79,13 @@ def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
 
 
 def _apply(views: Tensor, operations: Tensor, magnitudes: Tensor, matrices: Tensor) -> None:
-    """Apply to each image its operation, in place. All but the views lie on the CPU.
+    """Apply to each image its operation, in place. All arguments but the views are on the CPU.
 
     Args:
         views: shape (N, C, H, W).
         operations: int64, shape (N,), ascending, UNCHANGED for none.
         magnitudes: float64, shape (N,).
-        matrices: float32, shape (N, 2, 3), of the geometric operations, which stand first.
+        matrices: float32, shape (N, 2, 3), for the geometric operations, which come first.
     """
     sizes = torch.bincount(operations, minlength=UNCHANGED + 1).tolist()
     magnitudes = _to_device(magnitudes.float(), views.device)
@@ -100,13 +100,13 @@ def _apply(views: Tensor, operations: Tensor, magnitudes: Tensor, matrices: Tens
 
 
 def _crop(images: Tensor, flipped: Tensor, random: BatchRandom) -> Tensor:
-    """A window of the image's own size at a random place of the zero-padded image, mirrored where `flipped`."""
+    """Cut a window of the image's size at a random place out of the zero-padded image, mirrored where `flipped`."""
     n, channels, height, width = images.shape
     pad_y, pad_x = height // 8, width // 8
     top = random.randint(2 * pad_y + 1, n)
     left = random.randint(2 * pad_x + 1, n)
     columns = torch.arange(width)
-    # To mirror first and crop then, column j of the window is column W'-1-(left+j) of the padded image.
+    # The image is mirrored before it is cropped: column j of the window is column W'-1-(left+j) of the padded image.
     source_columns = left[:, None] + columns
     source_columns = torch.where(flipped[:, None], width + 2 * pad_x - 1 - source_columns, source_columns)
     source_rows = top[:, None] + torch.arange(height)
@@ -117,7 +117,7 @@ def _crop(images: Tensor, flipped: Tensor, random: BatchRandom) -> Tensor:
 
 
 def _erase(images: Tensor, flipped: Tensor, random: BatchRandom, fill: float) -> Tensor:
-    """The image, mirrored where `flipped`, with one random rectangle of it set to `fill` at times."""
+    """Mirror the image where `flipped` and, with `ERASE_PROBABILITY`, set one random rectangle of it to `fill`."""
     n, _, height, width = images.shape
     edges = _to_device(_rectangles(random, n, height, width), images.device)
     top, bottom, left, right = edges[:, :, None].unbind(1)
@@ -126,13 +126,16 @@ def _erase(images: Tensor, flipped: Tensor, random: BatchRandom, fill: float) ->
     in_columns = ((columns >= left) & (columns < right)).to(images.dtype)
     erased = in_rows[:, None, :, None] * in_columns[:, None, None, :]
     mirrored = torch.where(_to_device(flipped, images.device)[:, None, None, None], images.flip(-1), images)
-    # Products with 0 and 1 are exact, and faster than a choice per pixel.
+    # Multiplying by 0 or 1 is exact, and faster than a choice per pixel.
     views = mirrored.mul_(1 - erased)
     return views.add_(erased, alpha=fill) if fill else views
 
 
 def _rectangles(random: BatchRandom, n: int, height: int, width: int) -> Tensor:
-    """Edges (top, bottom, left, right) of what to erase: int64 on the CPU, shape (n, 4); empty for "nothing"."""
+    """Draw the edges (top, bottom, left, right) of the rectangles to erase: int64 on the CPU, shape (n, 4).
+
+    Where nothing is erased, the rectangle is empty.
+    """
     chosen = random.bernoulli(ERASE_PROBABILITY, n)
     share, log_ratio = random.rand(n, ERASE_TRIES, 2).unbind(-1)
     area = (ERASE_SCALE[0] + (ERASE_SCALE[1] - ERASE_SCALE[0]) * share) * (height * width)
@@ -145,14 +148,14 @@ def _rectangles(random: BatchRandom, n: int, height: int, width: int) -> Tensor:
     used = (chosen & fits.any(dim=1)).long()
     tall, wide = tall.gather(1, first).squeeze(1), wide.gather(1, first).squeeze(1)
     place_y, place_x = random.rand(n, 2).unbind(-1)
-    # Each of the size-tall+1 places is equally likely; the minimum guards against a product rounded up to the bound.
+    # Each of the height-tall+1 places is equally likely; the minimum guards against a product rounded up to the bound.
     top = torch.minimum((place_y * (height - tall + 1)).long(), height - tall)
     left = torch.minimum((place_x * (width - wide + 1)).long(), width - wide)
     return torch.stack((top, top + tall * used, left, left + wide * used), dim=1)
 
 
 def _to_device(host: Tensor, device: torch.device) -> Tensor:
-    """`host` on `device`, without waiting: only from pinned memory is a copy to a GPU asynchronous."""
+    """Copy `host` to `device` without waiting; a copy to a GPU is asynchronous only from pinned memory."""
     if device.type == "cuda":
         host = host.pin_memory()
     return host.to(device, non_blocking=True)
