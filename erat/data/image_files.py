@@ -239,7 +239,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to "L" (grey) or "RGB"; transparent pixels turn white, deep greys are scaled to 8 bits."""
+    """Convert any Pillow mode to "L" (grey) or "RGB": transparent pixels turn white, deep greys are scaled to 0-255."""
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(scale_deep(np.asarray(image)))
     grey = image.mode in ("1", "L", "LA", "La")

@@ -1,6 +1,6 @@
-"""Defines U-Net: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation" (MICCAI
-2015).
+"""Defines U-Net.
 
+Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation" (MICCAI 2015).
 Here it maps an image to a perturbation of the same size (L2C). Sizes need not be powers of two: on the way up, features
 are resized to fit the features of the skip connection.
 """

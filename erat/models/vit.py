@@ -33,7 +33,7 @@ def vit_b16(num_classes: int, channels: int, image_size: int) -> nn.Module:
         num_classes=num_classes,
     )
     projection = nn.Conv2d(channels, WIDTH, patch, stride=patch)
-    # Each token is a linear map of one patch with no ReLU after it, so weights of variance 1 / fan-in keep the variance.
+    # A token is a linear map of one patch with no ReLU after it, so weights of variance 1 / fan-in keep the variance.
     nn.init.trunc_normal_(projection.weight, std=sqrt(1 / (channels * patch * patch)))
     assert projection.bias is not None
     nn.init.zeros_(projection.bias)
