@@ -1,4 +1,4 @@
-"""A robust classifier with the interface of scikit-learn."""
+"""Provides a robust classifier with the interface of scikit-learn."""
 
 from erat.classifier.estimator import ERATClassifier
 

@@ -1,4 +1,4 @@
-"""ERAT with the habits of scikit-learn: arrays in, labels out, on one CPU or GPU. No Ray, no MLflow, no files.
+"""Provides ERAT with the interface of scikit-learn: arrays in, labels out, on one CPU or GPU, without Ray or MLflow.
 
 >>> from erat.classifier.estimator import ERATClassifier
 >>> model = ERATClassifier(folds=4, random_state=0)
@@ -30,36 +30,39 @@ from erat.errors import UserError
 
 
 class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unused-ignore]
-    """An image classifier that holds up where training labels and images cannot be trusted.
+    """An image classifier for training labels and images that cannot be trusted.
+
+    A fitted classifier can be pickled and copied, and be loaded on machines without its device. `save` writes a file
+    that `load` reads without running code from it; unpickling may run code.
 
     Args:
-        folds: with 2 or more, `fit` also judges every label by networks trained without it, which takes as many
-            trainings more; with 0 there is none of what it finds (`score_` to `audit_`).
-        epochs, batch_size, lr: of every training; none: by the size of the set.
-        model: name of the network; none: by the size of the images.
-        epsilon_inf, epsilon_2: budgets in pixel units of 1.0; none: customary ones for the images.
-        eta: 0 gives every class the same share of the labelled set (Eq. 4).
-        flip: whether a mirrored image keeps its class; none: of colour images.
-        image_size: side in pixels that images are resized to; none: as they are.
+        folds: with 2 or more, `fit` also judges every label by networks trained without it. This takes two further
+            trainings per fold, one of ERAT and one of plain cross-entropy. With 0, there are no findings (`score_` to
+            `audit_`).
+        epochs, batch_size, lr: settings of every training; none: chosen by the size of the set.
+        model: name of the network; none: chosen by the size of the images.
+        epsilon_inf, epsilon_2: budgets in pixel units of 1.0; none: the customary budgets for the images.
+        eta: 0 gives every class the same share of the labelled set (Eq. 4), 1 follows the class scores.
+        flip: whether a mirrored image keeps its class; none: yes, unless the images look like scans or drawings.
+        image_size: side in pixels to which images are resized; none: they keep their size.
         device: "auto", "cpu" or "cuda".
-        random_state: seed of everything: an integer, a numpy RandomState to draw it from, or none: another each time.
-        settings: further dotted keys of a configuration, {"defense.steps": 3}.
+        random_state: seed of all random draws: an integer, a numpy RandomState from which it is drawn, or none for
+            another seed each time.
+        settings: further dotted keys of a configuration, such as {"defense.steps": 3}.
 
     Attributes:
         classes_: the K labels, sorted.
-        defense_: the trained ERAT; of a copy, to predict with: what training remembered of each image is left out.
+        defense_: the trained ERAT. In a copied or loaded classifier it can predict only, because what training
+            remembered about each image is left out.
         selected_: bool (N,), the training images whose labels it believed in the last epoch.
         score_: float64 (N,), in [0, 2], the paper's score (Eq. 1) of each training label, large where the label is
-            probably wrong: of networks trained without the image, averaged over epochs.
-        label_quality_: float64 (N,), in [0, 1], the same as 1 - score_ / 2.
-        label_issues_: bool (N,), the labels that are probably wrong.
+            probably wrong; from networks trained without the image, averaged over epochs.
+        label_quality_: float64 (N,), in [0, 1], equal to 1 - score_ / 2.
+        label_issues_: bool (N,), true where the label is probably wrong.
         suggested_labels_: (N,), the likeliest label of each training image.
-        audit_: all findings (`erat.audit.audit.Audit`). Of a classifier that was loaded, `audit_.plan.images` has the
-            labels and no pixels.
+        audit_: all findings (`erat.audit.audit.Audit`). In a loaded classifier, `audit_.plan.images` has the labels
+            but no pixels.
         n_features_in_: number of values of an image.
-
-    A fitted classifier can be pickled and copied, and read by machines without its device. `save` writes a file that
-    `load` reads without running code, which unpickling does.
     """
 
     def __init__(
@@ -98,11 +101,14 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
 
         Args:
             X: (N, H, W) or (N, H, W, 1 or 3); integers in 0-255, uint16 in 0-65535, floats in [0, 1], or bool.
-            y: (N,) or (N, 1), labels of any kind that sorts.
+            y: (N,) or (N, 1), labels of any type that can be sorted.
+
+        Returns:
+            The classifier itself.
 
         Raises:
-            UserError: shapes that do not fit, a scale that cannot be told, missing values, fewer than two classes, or a
-                parameter out of range.
+            UserError: the shapes do not fit, the scale of the images cannot be told, values are missing, there are
+                fewer than two classes, or a parameter is out of range.
         """
         if self.folds != 0 and self.folds < 2:
             raise UserError(f"folds must be 0 or at least 2, got {self.folds}")
@@ -127,11 +133,11 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Class probabilities (N, K), columns as in `classes_`.
+        """Return class probabilities (N, K), with columns in the order of `classes_`.
 
         Raises:
-            NotFittedError: before `fit`.
-            UserError: images of another shape than those of `fit`.
+            NotFittedError: `fit` has not been called.
+            UserError: the images have another shape than those of `fit`.
         """
         self._check_is_fitted()
         pixels, _ = pixels_of(X, self.image_size, self._kind)
@@ -142,7 +148,7 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
         return probs
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """The likeliest label of each image, (N,). Raises as `predict_proba`."""
+        """Return the likeliest label of each image, (N,); raises the errors of `predict_proba`."""
         likeliest = self.predict_proba(X).argmax(1)
         labels: NDArray[Any] = self.classes_[likeliest]
         return labels
@@ -150,12 +156,12 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
     def save(self, path: str | Path) -> None:
         """Write the fitted classifier to one file, in the safetensors format: weights and findings, no pickle.
 
-        The networks, the settings, `selected_` and all of `audit_` go along, and no pixel of a training image. A
+        The file holds the networks, the settings, `selected_` and all of `audit_`, but no pixel of a training image. A
         `random_state` that is a RandomState is saved as none.
 
         Raises:
-            NotFittedError: before `fit`.
-            UserError: labels or settings that are neither text, numbers nor truth values.
+            NotFittedError: `fit` has not been called.
+            UserError: a label or a setting is neither text nor a number nor a truth value.
         """
         self._check_is_fitted()
         kept = Kept.of(self._config, self._shape, len(self.classes_), self.defense_)
@@ -165,10 +171,10 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
 
     @classmethod
     def load(cls, path: str | Path) -> ERATClassifier:
-        """Read what `save` wrote; the file may come from anybody, no code in it is run.
+        """Read a classifier that `save` wrote. The file need not be trusted: no code in it is run.
 
         Raises:
-            UserError: no such file, or one that is damaged, too large, or of another kind.
+            UserError: the file is missing, damaged, too large or of another kind.
         """
         saved = read_saved(Path(path), tuple(cls().get_params(deep=False)))
         model = cls(**saved.params)
@@ -183,7 +189,7 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         if "defense_" in state:
-            # A trained defense holds functions of this process, and may lie on a device that others lack.
+            # A trained defense holds functions of this process, and may be on a device that other machines lack.
             state["defense_"] = Kept.of(self._config, self._shape, len(self.classes_), self.defense_)
         return state
 
@@ -193,7 +199,7 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
         super().__setstate__(state | rebuilt)
 
     def __sklearn_tags__(self) -> Any:
-        """What scikit-learn (1.6 and newer) may give it: arrays of images, not tables."""
+        """Tell scikit-learn (1.6 and newer) that the input is arrays of images, not tables."""
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
@@ -212,7 +218,7 @@ class ERATClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc,unuse
         self.suggested_labels_: NDArray[Any] = classes[audit.suggested.numpy()]
 
     def _forget(self) -> None:
-        """What an earlier `fit` learnt and this one may not."""
+        """Delete all attributes that an earlier `fit` set, because this `fit` may not set all of them."""
         for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, name)
 

@@ -1,4 +1,4 @@
-"""What `ERATClassifier` is given, as the tensors that it trains on: arrays of images, labels of any kind, a seed."""
+"""Converts the input of `ERATClassifier` (arrays of images, labels of any kind, a seed) to what it trains on."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from erat.data.loading import resize
 from erat.data.types import ImageSet
 from erat.errors import UserError
 
-DEEP = 2**14  # largest value below which images of 16 bits are rather of fewer, and would turn out dark
+# If no value of 16-bit images reaches this, they probably hold fewer bits and would turn out dark.
+DEEP = 2**14
 
 
 def seed_of(random_state: Any) -> int:
-    """The seed that a `random_state` stands for: an integer itself, none or a RandomState a draw.
+    """Return the seed for a `random_state`: an integer itself; for none or a RandomState, a random draw.
 
     Raises:
-        UserError: something else.
+        UserError: `random_state` is none of these.
     """
     if isinstance(random_state, numbers.Integral):
         return int(random_state)
@@ -36,16 +37,16 @@ def seed_of(random_state: Any) -> int:
 
 
 def pixels_of(X: ArrayLike, image_size: int | None, known: np.dtype[Any] | None) -> tuple[Tensor, np.dtype[Any]]:
-    """(images as uint8 (N, C, H, W), the type of the values given).
+    """Convert images to (uint8 (N, C, H, W), the type of the given values).
 
     Args:
         X: (N, H, W) or (N, H, W, 1 or 3); booleans, integers in 0-255, 16-bit integers, or floats in [0, 1].
-        image_size: side in pixels that they are resized to; none: as they are.
-        known: type of the images that the classifier was fitted on. Of that type too dark a batch is only dark; of
-            another it may be on another scale, and is refused.
+        image_size: side in pixels to which they are resized; none: they keep their size.
+        known: the type of the images on which the classifier was fitted. A very dark batch of the same type is
+            accepted; one of another type may be on another scale, and is refused.
 
     Raises:
-        UserError: of another shape, type or range, or on a scale that cannot be told.
+        UserError: the images have another shape, type or range, or their scale cannot be told.
     """
     try:
         array = np.asarray(X)
@@ -66,7 +67,14 @@ def pixels_of(X: ArrayLike, image_size: int | None, known: np.dtype[Any] | None)
 
 
 def _levels(array: NDArray[Any], *, sure: bool) -> NDArray[np.uint8]:
-    """The values as levels from 0 to 255, of the same shape."""
+    """Convert values to levels from 0 to 255, of the same shape.
+
+    Args:
+        sure: whether the scale is known, so that very dark images are accepted.
+
+    Raises:
+        UserError: the type or range is not allowed, or the scale cannot be told.
+    """
     kind = array.dtype.kind
     if kind == "b":
         return array.astype(np.uint8) * np.uint8(255)
@@ -97,13 +105,15 @@ def _levels(array: NDArray[Any], *, sure: bool) -> NDArray[np.uint8]:
 
 
 def labels_of(y: ArrayLike, count: int) -> tuple[NDArray[Any], Tensor]:
-    """(the K labels, sorted; the place of each image's label among them, int64 (count,)).
+    """Return (the K labels, sorted; the index of each image's label among them, int64 (count,)).
 
     Args:
-        y: (count,), or (count, 1), which scikit-learn's DataConversionWarning is given for.
+        y: (count,), or (count, 1), for which scikit-learn's DataConversionWarning is given.
+        count: the number of images.
 
     Raises:
-        UserError: one label too few or many, missing labels, numbers that are no classes, or fewer than two classes.
+        UserError: there is not one label per image, labels are missing, cannot be sorted or are no classes, or there
+            are fewer than two classes.
     """
     if y is None:
         raise UserError("y must have one label per image: requires y to be passed, but the target y is None")
@@ -130,5 +140,5 @@ def labels_of(y: ArrayLike, count: int) -> tuple[NDArray[Any], Tensor]:
 
 
 def _is_missing(label: Any) -> bool:
-    """None, NaN, NaT or pandas' NA, which is neither equal nor unequal to itself."""
+    """Return whether a label is None, NaN, NaT or pandas' NA, which is neither equal nor unequal to itself."""
     return label is None or type(label).__name__ == "NAType" or bool(label != label)

@@ -1,4 +1,4 @@
-"""A fitted `ERATClassifier` as plain values and tensors: for pickle, and for a file that runs no code when it is read.
+"""Stores a fitted `ERATClassifier` as plain values and tensors, for pickle and for a file that is read without code.
 
 Shape suffixes: N training images, K classes.
 """
@@ -29,15 +29,17 @@ from erat.errors import UserError
 
 KIND = "erat-classifier"
 NETWORK, AUDIT = "network.", "audit."
-TEXT = ("str", "object")  # types of labels that are text; numbers and truth values go by numpy's names
+TEXT = ("str", "object")  # types of text labels; the types of numbers and truth values have numpy's names
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a classifier predicts with, in a form that any process can read.
+    """The parts of a classifier that it needs to predict, in a form that any process can read.
 
     Attributes:
+        config: the configuration with which it was trained.
         shape: (C, H, W) of the images.
+        classes: K.
         weights: state of the networks, on the CPU.
     """
 
@@ -48,16 +50,19 @@ class Kept:
 
     @classmethod
     def of(cls, config: RunConfig, shape: tuple[int, int, int], classes: int, defense: Defense) -> Kept:
-        """Take the weights of a trained defense."""
+        """Copy the weights of a trained defense."""
         state = defense.networks.state_dict()
-        # numpy's arrays: torch's own pickles remember the device.
+        # Numpy arrays, because the pickles of torch tensors remember the device.
         return cls(config, shape, classes, {name: value.detach().cpu().numpy().copy() for name, value in state.items()})
 
     def rebuilt(self, device: str) -> Defense:
-        """Return the defense, on a GPU where `device` ("auto", "cpu", "cuda") wants one and there is one.
+        """Build the defense and load its weights.
+
+        Args:
+            device: "cpu", or "auto" or "cuda", which put it on a GPU if there is one.
 
         Raises:
-            UserError: the weights are those of other networks.
+            UserError: the weights do not fit the networks.
         """
         weights = {name: torch.from_numpy(array.copy()) for name, array in self.weights.items()}
         try:
@@ -72,13 +77,15 @@ class Kept:
 
 @dataclass(frozen=True)
 class Saved:
-    """All that `ERATClassifier.save` writes.
+    """Everything that `ERATClassifier.save` writes.
 
     Attributes:
-        params: of the constructor.
-        classes: (K,).
+        params: the parameters of the constructor.
+        kept: what the classifier needs to predict.
+        classes: the labels, (K,).
         kind: type of the images' values.
-        selected: bool (N,).
+        selected: bool (N,), the training images whose labels were believed in the last epoch.
+        audit: the findings, or none.
     """
 
     params: dict[str, Any]
@@ -90,7 +97,7 @@ class Saved:
 
 
 class _Audit(BaseModel):
-    """An audit's plain values; its tensors lie beside them."""
+    """The plain values of an audit; its tensors are stored separately."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
@@ -103,7 +110,7 @@ class _Audit(BaseModel):
 
 
 class _Content(BaseModel):
-    """The plain values of the file. The bounds are those of what can be built in a machine's memory."""
+    """The plain values of the file, with bounds such that the classifier can be built in a machine's memory."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -118,10 +125,10 @@ class _Content(BaseModel):
 
 
 def write_saved(path: Path, saved: Saved) -> None:
-    """Write the file.
+    """Write a classifier to a file.
 
     Raises:
-        UserError: labels or parameters that are no plain values.
+        UserError: a label or a parameter is not a plain value.
     """
     tensors = {f"{NETWORK}{name}": torch.from_numpy(array) for name, array in saved.kept.weights.items()}
     tensors["selected"] = torch.from_numpy(saved.selected)
@@ -145,19 +152,19 @@ def write_saved(path: Path, saved: Saved) -> None:
 
 
 def read_saved(path: Path, params: tuple[str, ...]) -> Saved:
-    """Read the file.
+    """Read a classifier from a file.
 
     Args:
-        params: names that the constructor has.
+        params: the names of the constructor's parameters.
 
     Raises:
-        UserError: it is no such file, or its parts do not fit each other.
+        UserError: the file is missing or holds no classifier, or its parts do not fit each other.
     """
     values, tensors = read_archive(path, KIND)
     try:
         content = _Content.model_validate(values)
         return _assembled(content, tensors, params)
-    except Exception as error:  # the parts are anybody's: what does not fit fails in many ways
+    except Exception as error:  # the file is not trusted, and parts that do not fit raise many kinds of exception
         line = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is no saved classifier: {line or type(error).__name__}") from error
 
@@ -183,7 +190,7 @@ def _assembled(content: _Content, tensors: Mapping[str, Tensor], params: tuple[s
 
 
 def _plain(value: Any) -> Any:
-    """A parameter or label for JSON; what is not plain is refused where it is written."""
+    """Convert a parameter or label to a plain value for JSON; a value that stays not plain is refused on writing."""
     if isinstance(value, np.random.RandomState):
         return None
     if isinstance(value, Mapping):
@@ -192,7 +199,7 @@ def _plain(value: Any) -> Any:
 
 
 def _labels(labels: list[Any], kind: str) -> NDArray[Any] | None:
-    """The labels as an array of this type; none where they are not of it."""
+    """Return the labels as an array of the type `kind`, or none if they are not of this type."""
     if kind in TEXT:
         if not all(isinstance(label, str) for label in labels):
             return None
@@ -238,10 +245,11 @@ def _audit_values(audit: Audit) -> dict[str, Any]:
 
 
 def _audit(content: _Content, values: _Audit, tensors: Mapping[str, Tensor], count: int) -> Audit:
-    """The audit, each tensor of the type, shape and range that it must have.
+    """Build the audit from its parts, checking the type, shape and range of each tensor.
 
     Raises:
-        ValueError, KeyError: one is not.
+        ValueError: a tensor has another type, shape or range.
+        KeyError: a tensor is missing.
     """
     classes = len(content.classes)
 
