@@ -1,4 +1,4 @@
-"""AT: adversarial training. Cross-entropy on perturbed images alone, attacked in the norm of the poison.
+"""Defines AT, adversarial training: cross-entropy on perturbed images only, attacked in the norm of the poison.
 
 Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018; as a defense against
 poisons, Tao et al., "Better Safe Than Sorry: Preventing Delusive Adversaries with Adversarial Training", NeurIPS 2021.

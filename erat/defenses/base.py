@@ -1,7 +1,7 @@
-"""The protocol between a defense and the trainer.
+"""Defines the protocol between a defense and the trainer.
 
-A defense says what to learn from (`plan_epoch`), what it costs (`loss`) and how it answers (`predict`). The trainer
-owns every update: it alone calls backward, steps the optimizer, casts precision, saves and seeds.
+A defense decides on which samples to train (`plan_epoch`), with which loss (`loss`), and how to predict (`predict`).
+The trainer owns every update: it alone calls backward, steps the optimizer, casts precision, saves and seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands. `epoch` counts from 0; `step` counts inside the epoch."""
+    """The progress of training: `epoch` counts from 0, `step` from 0 inside the epoch, of `steps` in all."""
 
     epoch: int
     step: int = 0
@@ -30,13 +30,13 @@ class Clock:
 
     @property
     def time(self) -> float:
-        """Epochs done, with fraction."""
+        """Return the number of epochs done, with the fraction of the present one."""
         return self.epoch + self.step / self.steps
 
 
 @dataclass(frozen=True)
 class Update:
-    """One gradient step on some of the networks (all of them: none named)."""
+    """A gradient step on the named networks, or on all if none is named."""
 
     name: str = "all"
     networks: tuple[str, ...] = ()
@@ -44,13 +44,16 @@ class Update:
 
 @dataclass(frozen=True)
 class Phase:
-    """A pass of the trainer: which samples keep their labels, which lost them, what each step updates.
+    """A pass of the trainer: which samples keep their labels, which have lost them, and what each step updates.
 
-    An epoch follows `labelled`; `unlabelled` (none, or int64 indices) cycles beside it.
+    The length of the pass is that of `labelled`; `unlabelled` is repeated as often as needed.
 
     Attributes:
-        turns: the updates of each step; the steps take turns, step s makes those of `turns[s % len(turns)]`.
-        late: once those before it have trained, the defense is asked anew for this one (`Defense.late_phase`).
+        labelled: int64 indices of the samples with labels.
+        unlabelled: int64 indices of the samples without labels, or none.
+        name: passed to `Defense.loss` with each batch.
+        turns: the updates of each step, in turn: step s makes those of `turns[s % len(turns)]`.
+        late: whether the defense replaces this phase once the phases before it have trained (`Defense.late_phase`).
     """
 
     labelled: Tensor
@@ -61,7 +64,7 @@ class Phase:
 
     @property
     def updates(self) -> tuple[Update, ...]:
-        """Every sort of update that its steps make."""
+        """Return every different update that the steps of this phase make."""
         return tuple(dict.fromkeys(update for turn in self.turns for update in turn))
 
 
@@ -70,8 +73,9 @@ class EpochPlan:
     """The phases of one epoch, in order.
 
     Attributes:
-        selected: the labelled set, if this defense made one: bool (N,), on the CPU.
-        predicted: the class that the networks gave each sample then: int64 (N,), on the CPU.
+        phases: the passes of the trainer.
+        selected: the labelled set, if this defense selects one: bool (N,), on the CPU.
+        predicted: the class that the networks predicted for each sample when they selected: int64 (N,), on the CPU.
     """
 
     phases: tuple[Phase, ...]
@@ -80,7 +84,7 @@ class EpochPlan:
 
 
 class TrainingData(Protocol):
-    """The training set as a defense sees it: given labels only; the true ones stay with the trainer."""
+    """The training set as a defense sees it, with the given labels only; the trainer keeps the true ones."""
 
     labels: Tensor
     num_classes: int
@@ -88,21 +92,22 @@ class TrainingData(Protocol):
     def __len__(self) -> int: ...
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """`function` over all images (float, [0, 1]) in large batches, rows in order, without gradients.
+        """Apply `function` to all images (float, [0, 1]) in large batches without gradients; keep the order of rows.
 
-        Networks are in eval mode meanwhile. Sharded over data-parallel workers; every worker gets all rows.
+        Networks are in eval mode meanwhile. The work is shared among data-parallel workers; every worker gets all rows.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples on this worker.
+    """The samples of one step on this worker.
 
     Attributes:
         images, labels, indices: labelled samples; float (B, C, H, W) in [0, 1], int64 (B,), int64 (B,).
-        unlabelled, unlabelled_indices: the same without labels; of length 0 when there are none.
-        random: draws of this step, one row per sample of the global batch.
+        unlabelled, unlabelled_indices: the same without labels; of length 0 if there are none.
+        random: source of the draws of this step, one row per sample of the global batch.
+        phase, update: the names of the phase and of the update to which this step belongs.
     """
 
     images: Tensor
@@ -146,14 +151,15 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Task:
-    """What a defense may know of the data before training.
+    """What a defense may know about the data before training.
 
     Attributes:
-        num_samples: training images.
-        num_classes, flip: of the images; flip says whether a mirrored image keeps its class.
-        build: call with a seed offset for a freshly initialised network; two-network defenses call it twice.
+        num_samples: number of training images.
+        num_classes: number of classes.
+        flip: whether a mirrored image keeps its class.
+        build: returns a newly initialised network for a seed offset; defenses with two networks call it twice.
         image_shape: (C, H, W) of the images.
-        backbone: name of what `build` builds.
+        backbone: name of the network that `build` builds.
     """
 
     num_samples: int
@@ -165,10 +171,10 @@ class Task:
 
 
 class Defense(nn.Module):
-    """Base of all defenses. State that must survive a resume is a buffer or lies in `networks`; what holds only until
-    the next `plan_epoch` may be a buffer that is not persistent.
+    """Base of all defenses.
 
-    Subclasses set `Options`, and build `self.networks` from `task.build`.
+    Subclasses set `Options` and build `self.networks` with `task.build`. State that must survive a resume is a buffer
+    or in `networks`; state that is needed only until the next `plan_epoch` may be a buffer that is not persistent.
     """
 
     Options: ClassVar[type[DefenseOptions]]
@@ -180,26 +186,27 @@ class Defense(nn.Module):
         self._preparation = (options.squeeze, options.jpeg_quality, options.bits)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Training images (uint8, NCHW) as this defense wants them, once, before training."""
+        """Convert the training images (uint8, NCHW) as this defense needs them; called once, before training."""
         kind, quality, bits = self._preparation
         return squeeze(images, kind, quality=quality, bits=bits)
 
     def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
-        """What to train on in this epoch. Called once per epoch on every worker, with the same result on each.
+        """Plan on which samples to train in this epoch.
 
-        Here: all samples with their given labels, in one phase, every network at once.
+        It is called once per epoch on every worker and must return the same on each. The base class plans one phase
+        that trains every network on all samples with their given labels.
         """
         return EpochPlan((Phase(torch.arange(len(data))),))
 
     def late_phase(self, data: TrainingData) -> Phase:
-        """What runs in place of the plan's phase that is `late`, now that those before it have trained."""
+        """Return the phase that replaces a `late` phase of the plan, once the phases before it have trained."""
         raise NotImplementedError
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
-        """The loss of one update. No backward here; `.grad` and `training` are left as found."""
+        """Return the loss of one update; must not call backward, and must leave `.grad` and `training` unchanged."""
         raise NotImplementedError
 
     def predict(self, images: Tensor) -> Tensor:
-        """Logits (B, K) for float images in [0, 1]. Ensembles hide here."""
+        """Return logits (B, K) for float images in [0, 1]; an ensemble combines its networks here."""
         network: Tensor = self.networks["main"](images)
         return network

@@ -1,7 +1,7 @@
-"""CE: plain cross-entropy on weak views. The baseline that both corruptions break.
+"""Defines CE, plain cross-entropy on weak views: the baseline that both corruptions break.
 
-Its parts can be exchanged: adversarial images (see `at`), squeezed ones (see `iss`), strong views of which the worst
-counts (UEraser), and ELR's loss.
+Options change its parts: adversarial images (see `at`), squeezed images (see `iss`), the worst of several strong views
+(UEraser), and the loss of ELR.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class CrossEntropyOptions(PerturbationOptions, ViewOptions):
 
 
 class CrossEntropy(Defense):
-    """Every sample keeps its given label.
+    """Plain training, in which every sample keeps its given label.
 
-    State, with ELR alone: `targets`, float32 (N, K), the running average of what the network said of each sample.
+    State, with ELR only: `targets`, float32 (N, K), the running average of the predictions for each sample.
     """
 
     Options: ClassVar[type[DefenseOptions]] = CrossEntropyOptions
@@ -67,7 +67,7 @@ class CrossEntropy(Defense):
         return terms
 
     def _early_learning(self, logits: Tensor, indices: Tensor) -> Tensor:
-        """log(1 - <p, t>), which grows as the network leaves what it said before.
+        """Return the mean of log(1 - <p, t>), which grows as the predictions p depart from earlier predictions t.
 
         Source: Liu et al., "Early-Learning Regularization Prevents Memorization of Noisy Labels", NeurIPS 2020.
         """

@@ -1,8 +1,7 @@
-"""DAT: two classifiers disagree as much as they can, and the features learn to leave them nothing to disagree on.
+"""Defines DAT: two classifiers learn to disagree as much as they can, and the features learn to make them agree.
 
 Source: Qu, Mo, Niu, "DAT: Training Deep Networks Robust to Label-Noise by Matching the Feature Distributions",
-CVPR 2021.
-Not adversarial training on images, in spite of the name.
+CVPR 2021. In spite of its name, it is not adversarial training on images.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from erat.losses import cross_entropy
 from erat.models.heads import cut_head
 from erat.options import Number
 
-# Every other step fits all three parts to the given labels. The steps between fit the head alone, then let the rival
-# leave it, then let the features bring both together again: three updates, each of other weights.
+# Every other step fits all three parts to the given labels. The steps between make three updates, each of different
+# weights: they fit the head alone, then move the rival away from it, then let the features bring both together again.
 FIT = Update("fit", ("features", "head", "rival"))
 HEAD, RIVAL, FEATURES = Update("head", ("head",)), Update("rival", ("rival",)), Update("features", ("features",))
 
@@ -43,7 +42,7 @@ class DATOptions(PerturbationOptions, ViewOptions):
 
 
 class DAT(Defense):
-    """One feature network, two heads; the first head answers."""
+    """A defense with one feature network and two heads, of which the first one predicts."""
 
     Options = DATOptions
 
@@ -80,13 +79,13 @@ class DAT(Defense):
         if batch.update in ("rival", "features"):
             weight = -self.options.alpha if batch.update == "rival" else self.options.beta
             logits = self.networks["head"](features), self.networks["rival"](features)
-            # One name for both: they pull at the same thing.
+            # One name for both updates, because they move the same quantity in opposite directions.
             terms.add("discrepancy", discrepancy(*logits, published=self.options.discrepancy == "published"), weight)
         return terms
 
 
 class _Answer(nn.Module):
-    """Features and head as one network, to be attacked."""
+    """The features and the head as one network, which can be attacked."""
 
     def __init__(self, features: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -102,11 +101,13 @@ def _head(num_classes: int) -> nn.Module:
 
 
 def discrepancy(first_NK: Tensor, second_NK: Tensor, *, published: bool = False) -> Tensor:
-    """Symmetric relative entropy of two predictions plus their entropies, from logits: least where both are sure.
+    """Return the symmetric relative entropy of two predictions plus their entropies, from logits.
+
+    It is least if both predictions agree and are certain.
 
     Args:
-        published: as in the published code, which takes the softmax of a softmax, sums the divergence over the batch
-            and averages the entropies over batch and classes.
+        published: compute it as the published code does, which takes the softmax of a softmax, sums the divergence over
+            the batch and averages the entropies over batch and classes.
     """
     p, q = first_NK.float().softmax(1), second_NK.float().softmax(1)
     if published:

@@ -1,7 +1,8 @@
-"""DivideMix: a mixture of two Gaussians splits the data, two networks learn from each other's split by MixMatch.
+"""Defines DivideMix: a mixture of two Gaussians splits the data, and two networks swap splits and learn by MixMatch.
 
 Source: Li, Socher, Hoi, "DivideMix: Learning with Noisy Labels as Semi-supervised Learning", ICLR 2020. As in the
-published code both splits are made before either network trains; `splits=in_turn` makes the second one after.
+published code, both splits are made before either network trains; `splits=in_turn` makes the second split after the
+first network has trained.
 """
 
 from __future__ import annotations
@@ -26,6 +27,6 @@ class DivideMixOptions(MixMatchOptions):
 
 
 class DivideMix(MixMatch):
-    """MixMatch over the split of a mixture model."""
+    """MixMatch with the split of a mixture model."""
 
     Options = DivideMixOptions

@@ -1,4 +1,4 @@
-"""ERAT: hybrid adversarial training with class-rebalancing selection (Algorithm 1 of the paper).
+"""Defines ERAT: hybrid adversarial training with class-rebalancing selection (Algorithm 1 of the paper).
 
 The ablations of Table VI are one-field overrides of its options:
 
@@ -52,7 +52,10 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 
 
 class ERAT(Defense):
-    """One network; each epoch it selects whose labels to believe, each step it attacks itself and learns from it."""
+    """A defense with one network, which trains on the labels that it believes and on images that it perturbs itself.
+
+    It selects the labels to believe in each epoch, and perturbs the images by attacking itself in each step.
+    """
 
     Options = ERATOptions
 
@@ -74,7 +77,7 @@ class ERAT(Defense):
             return EpochPlan((Phase(everything),))
         mask, predicted = self.selector.labelled.cpu(), None
         if (clock.epoch - self.options.warmup_epochs) % self.options.select_every == 0:
-            # From un-augmented images and an eval-mode network.
+            # The scores come from un-augmented images and a network in eval mode.
             probs = data.map(lambda images: self.networks["main"](images).softmax(1))
             mask, predicted = self.selector([probs], data.labels).mask.cpu(), probs.argmax(1).cpu()
         return EpochPlan((Phase(everything[mask], everything[~mask]),), selected=mask, predicted=predicted)
@@ -88,7 +91,7 @@ class ERAT(Defense):
         return self._semi_supervised_loss(batch, weight)
 
     def _warmup_loss(self, batch: Batch) -> LossTerms:
-        """Eq. 9: cross-entropy of the given labels on strong(x) and strong(x_adv), all data."""
+        """Return the loss of Eq. 9: cross-entropy of the given labels on strong(x) and strong(x_adv), for all data."""
         network, images, copies = self.networks["main"], batch.images, 1
         random = batch.random.grouped(len(images))
         if self.options.adversarial:
@@ -105,7 +108,7 @@ class ERAT(Defense):
         return terms
 
     def _semi_supervised_loss(self, batch: Batch, lambda_u: float) -> LossTerms:
-        """Eq. 8: three cross-entropies on labelled samples, three squared errors on unlabelled ones."""
+        """Return the loss of Eq. 8: three cross-entropies on labelled samples, three squared errors on the others."""
         network, labelled, unlabelled = self.networks["main"], len(batch.images), len(batch.unlabelled)
         random = batch.random.grouped(labelled, unlabelled)
         pseudo = self._pseudo_labels(batch)
@@ -125,7 +128,7 @@ class ERAT(Defense):
         for name, part in zip(names, logits.split(list(names.values())), strict=True):
             if len(part) == 0:
                 continue
-            # Rows of a view: (labelled, unlabelled), once per norm that the images were attacked under.
+            # The rows of a view are (labelled, unlabelled), once for each norm in which the images were attacked.
             by_group = part.view(-1, labelled + unlabelled, part.shape[1])
             copies = len(by_group)
             terms.add(
@@ -141,7 +144,7 @@ class ERAT(Defense):
 
     @torch.no_grad()
     def _pseudo_labels(self, batch: Batch) -> Tensor:
-        """p(weak(x_u)) of the current network: soft, unsharpened, no gradient; shape (U, K)."""
+        """Return p(weak(x_u)) of the current network: soft, not sharpened, without gradient; shape (U, K)."""
         if len(batch.unlabelled) == 0:
             return batch.images.new_zeros(0, self.task.num_classes)
         with frozen(self.networks["main"]) as network, record_function("pseudo-labels"):

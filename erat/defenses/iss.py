@@ -1,7 +1,7 @@
-"""ISS: image shortcut squeezing. Cross-entropy on images that were compressed once, before training.
+"""Defines ISS, image shortcut squeezing: cross-entropy on images that were compressed once, before training.
 
 Source: Liu, Zhao, Larson, "Image Shortcut Squeezing: Countering Perturbative Availability Poisons with Compression",
-ICML 2023. Test images stay as they are.
+ICML 2023. Test images are not compressed.
 """
 
 from __future__ import annotations

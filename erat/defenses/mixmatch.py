@@ -1,4 +1,4 @@
-"""Two networks that select for each other and learn by MixMatch: what DivideMix and UNICON share.
+"""Defines what DivideMix and UNICON share: two networks that select for each other and learn by MixMatch.
 
 Sources: Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Learning", NeurIPS 2019; Li, Socher, Hoi,
 "DivideMix", ICLR 2020.
@@ -22,8 +22,8 @@ from erat.losses import cross_entropy, prior_penalty, ramp, sharpen, soft_cross_
 from erat.options import MOST_EPOCHS, Number, Setting
 
 NETWORKS = ("main", "peer")
-# Partners of mixup are drawn among so many samples, not in the whole batch: they are then the same for every number of
-# data-parallel workers whose shares of a full batch are multiples of it.
+# Partners of mixup are drawn within blocks of this many samples, not in the whole batch. They are then the same for
+# every number of data-parallel workers whose shares of a full batch are multiples of it.
 MIX_BLOCK = 8
 
 
@@ -46,7 +46,7 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     )
 
     def default_lambda_u(self, setting: Setting) -> float:
-        """`lambda_u` where it is left open."""
+        """Return the value of `lambda_u` for a configuration that does not set it."""
         raise NotImplementedError
 
     def fill(self, setting: Setting) -> dict[str, Any]:
@@ -58,7 +58,10 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 
 
 class MixMatch(Defense):
-    """Base of both. Not part of a checkpoint: `trust`, float32 (2, N), how far each network believes the labels."""
+    """Base of DivideMix and UNICON.
+
+    State that is not part of a checkpoint: `trust`, float32 (2, N), in [0, 1], how far each network trusts each label.
+    """
 
     trust: Tensor
 
@@ -72,11 +75,11 @@ class MixMatch(Defense):
         self.register_buffer("trust", torch.ones(len(NETWORKS), task.num_samples), persistent=False)
 
     def build(self, task: Task, place: int) -> nn.Module:
-        """Network number `place`."""
+        """Build network number `place`."""
         return task.build(place)
 
     def predict(self, images: Tensor) -> Tensor:
-        """The sum of both networks' logits."""
+        """Return the sum of the logits of both networks, (B, K)."""
         return sum((network(images) for network in self.networks.values()), start=images.new_zeros(()))
 
     # -- once per epoch -------------------------------------------------------------------------------------------
@@ -91,11 +94,11 @@ class MixMatch(Defense):
         return EpochPlan(phases, selected=first.mask.cpu(), predicted=probs.mean(1).argmax(1).cpu())
 
     def _probabilities(self, data: TrainingData) -> Tensor:
-        """Of both networks on un-augmented images, shape (N, 2, K)."""
+        """Return the probabilities of both networks for un-augmented images, shape (N, 2, K)."""
         return data.map(lambda images: torch.stack([self.networks[name](images).softmax(1) for name in NETWORKS], 1))
 
     def _split(self, place: int, probs: Tensor, labels: Tensor) -> Split:
-        """The split that network number `place` learns from."""
+        """Make the split from which network number `place` learns."""
         judge = 1 - place if self.options.exchange == "crossed" else place
         voices = [probs[:, judge]] if self.options.exchange == "crossed" else [*probs.unbind(1)]
         split: Split = self.selectors[judge](voices, labels)
@@ -120,7 +123,7 @@ class MixMatch(Defense):
         return self._mixed_loss(batch, place, weight)
 
     def _warmup_loss(self, batch: Batch) -> LossTerms:
-        """Cross-entropy of the given labels on weak views, which a penalty keeps from becoming confident."""
+        """Return the cross-entropy of the given labels on weak views and, if set, a penalty for being confident."""
         network = self.networks[batch.update]
         images = self.views.weak(batch.images, batch.random)
         if self.options.adversarial:
@@ -134,7 +137,10 @@ class MixMatch(Defense):
         return terms
 
     def _mixed_loss(self, batch: Batch, place: int, lambda_u: float) -> LossTerms:
-        """MixMatch on two views of each sample. Rows: labelled, labelled, unlabelled, unlabelled."""
+        """Return the loss of MixMatch on two views of each sample.
+
+        The rows of a batch are: labelled, labelled again, unlabelled, unlabelled again.
+        """
         network, labelled, unlabelled = self.networks[batch.update], len(batch.images), len(batch.unlabelled)
         sizes = (labelled, labelled, unlabelled, unlabelled)
         random = batch.random.grouped(*sizes)
@@ -151,7 +157,7 @@ class MixMatch(Defense):
         mixed, mixed_targets = self._mixup(views, targets, random, sizes * (len(views) // sum(sizes)))
         logits = network(mixed)
         terms = LossTerms()
-        # By place, not by a mask, whose size a device would have to tell first.
+        # Groups are found by position, not by a mask, because the host would have to wait for the size of a mask.
         by_group, by_target = (rows.view(-1, sum(sizes), rows.shape[1]) for rows in (logits, mixed_targets))
         first = 2 * labelled
         terms.add(
@@ -166,14 +172,14 @@ class MixMatch(Defense):
         return terms
 
     def _add_terms(self, terms: LossTerms, network: nn.Module, unlabelled_views: Tensor) -> None:
-        """More terms of a subclass. `unlabelled_views`: both views of the unlabelled samples, (2U, C, H, W)."""
+        """Add the terms of a subclass. `unlabelled_views` are both views of the unlabelled samples, (2U, C, H, W)."""
 
     @torch.no_grad()
     def _targets(self, batch: Batch, place: int, views: Tensor) -> Tensor:
-        """Sharpened soft labels of all rows: refined ones for labelled samples, guessed ones for the others.
+        """Return sharpened soft labels for all rows: refined ones for labelled samples, guessed ones for the others.
 
-        The network that learns guesses in training mode, as in the published code: its batch norm's running statistics
-        then know images that are not mixed, by which it is scored and tested.
+        The network that learns makes its guesses in training mode, as in the published code, so that the running
+        statistics of its batch norm include images that are not mixed, on which it is scored and tested.
         """
         labelled = len(batch.images)
         own, other = (self.networks[name] for name in (NETWORKS[place], NETWORKS[1 - place]))
@@ -191,8 +197,8 @@ class MixMatch(Defense):
     def _mixup(
         self, images: Tensor, targets: Tensor, random: BatchRandom, sizes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """Each row mixed with another one, of which it keeps the larger part."""
-        from scipy.special import betaincinv  # here: half a second to load
+        """Mix each row with another row of its block; each row keeps the larger share of itself."""
+        from scipy.special import betaincinv  # imported here, because it takes half a second to load
 
         alpha = self.options.mixup_alpha
         share = float(betaincinv(alpha, alpha, float(random.shared())))
@@ -207,7 +213,7 @@ def _turns(name: str) -> tuple[tuple[Update, ...], ...]:
 
 
 def _partners(random: BatchRandom, sizes: tuple[int, ...]) -> Tensor:
-    """A permutation of the rows of groups of `sizes`, which stays among the rows of MIX_BLOCK neighbours, int64."""
+    """Draw a permutation of the rows of groups of `sizes` that moves rows only within blocks of MIX_BLOCK, int64."""
     block = torch.cat([torch.arange(size) // MIX_BLOCK for size in sizes])
     in_order = block.argsort(stable=True)
     partner = torch.empty_like(in_order)

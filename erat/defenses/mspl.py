@@ -1,9 +1,9 @@
-"""MSPL, reconstructed: prototypes over a Siamese pair, selection by global and class-wise error.
+"""Reconstructs MSPL: prototypes over a Siamese pair, and selection by global and class-wise error.
 
-Only the paper's abstract is public. This reconstruction takes from it two projection heads over a pair of views (weak
-and adversarial), class prototypes, an adversarial contrastive term, selection by the error's distribution over all
-samples and over each class, pseudo-labels, and that the kind of corruption is known (the attack has the poison's norm).
-Everything else is ours; tables call it a reconstruction.
+Only the abstract of the paper is public. This reconstruction takes from it two projection heads over a pair of views
+(weak and adversarial), class prototypes, an adversarial contrastive term, selection by the distribution of the error
+over all samples and over each class, pseudo-labels, and the assumption that the kind of corruption is known (the attack
+uses the norm of the poison). Everything else is our choice; tables call it a reconstruction.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 
 
 class MSPL(Defense):
-    """One network, two projection heads. State: `prototypes`, float32 (H, K, D), 0 until a class is met."""
+    """A defense with one network and two projection heads.
+
+    State: `prototypes`, float32 (H, K, D), 0 for a class of which no sample has been seen.
+    """
 
     Options = MSPLOptions
     prototypes: Tensor
@@ -101,20 +104,21 @@ class MSPL(Defense):
         if not self.options.adversarial:
             return self.views.strong(plain, random, self.networks["main"], labels)
         indices = torch.cat([batch.indices, batch.unlabelled_indices])
-        # One attack an image: with both norms and without uniform sampling the first of the two counts.
+        # One attack per image is used: with both norms and without uniform sampling, the first one.
         moved: Tensor = self.perturber(self.networks["main"], images, labels, random, indices)
         return moved[: len(images)]
 
     def _answer(self, images: Tensor) -> Tensor:
-        """Mean of the classifier's and the prototypes' probabilities, (B, K)."""
+        """Return the mean of the probabilities of the classifier and of the prototypes of each head, (B, K)."""
         logits, projected = self.networks["main"](images, project=True)
         by_prototype = [self._similarity(z, head).softmax(1) for head, z in enumerate(projected)]
         answer: Tensor = torch.stack([logits.float().softmax(1), *by_prototype]).mean(0)
         return answer
 
     def _similarity(self, projected: Tensor, head: int) -> Tensor:
-        """Logits of the prototypes, (B, K)."""
-        # Several workers average their prototypes after an epoch, and a mean of unit vectors is shorter than they are.
+        """Return the logits of the prototypes, (B, K)."""
+        # Normalised, because several workers average their prototypes after an epoch, and a mean of unit vectors is
+        # shorter than they are.
         logits: Tensor = projected @ normalize(self.prototypes[head], dim=1).T / self.options.prototype_temperature
         return logits
 
@@ -131,6 +135,6 @@ class MSPL(Defense):
 
 
 def _of_both_views(rows: Tensor, labelled: int) -> tuple[Tensor, Tensor]:
-    """(labelled, unlabelled) rows of a tensor that stacks two views of a batch, each with its labelled rows first."""
+    """Return the (labelled, unlabelled) rows of two stacked views of a batch, each with its labelled rows first."""
     by_view = rows.view(2, len(rows) // 2, rows.shape[1])
     return by_view[:, :labelled].flatten(0, 1), by_view[:, labelled:].flatten(0, 1)

@@ -1,8 +1,8 @@
-"""The perturber of a defense: how a batch is attacked by the network that learns from it.
+"""Perturbs a batch by an attack on the network that learns from it.
 
-With `norms=both` and the consistency term it is ERAT's surrogate poison (Eqs. 6, 7, 10); with one norm, a random start
-and cross-entropy alone it is adversarial training (Madry et al., "Towards Deep Learning Models Resistant to Adversarial
-Attacks", ICLR 2018).
+With `norms=both` and the consistency term this is ERAT's surrogate poison (Eqs. 6, 7, 10); with one norm, a random
+start and cross-entropy only it is adversarial training (Madry et al., "Towards Deep Learning Models Resistant to
+Adversarial Attacks", ICLR 2018).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PerturbationOptions(DefenseOptions):
         "ball", description="l_2: normalised step, projection on the ball; literal: the paper's sign and clip"
     )
     consistency: bool = Field(False, description="whether Eq. 6's distance from p(x) is raised beside cross-entropy")
-    # Beyond the paper: cheaper perturbations, each with its price in docs/speed.md
+    # Beyond the paper: cheaper perturbations; docs/speed.md says what each costs in accuracy.
     warm_start: bool = Field(False, description="beyond the paper: PGD goes on from the image's last perturbation")
     pgd_precision: Literal["fp32", "bf16"] = Field("fp32", description="beyond the paper: precision of PGD's passes")
     pgd_scale: Number = Field(1.0, gt=0, le=1, description="beyond the paper: PGD on images shrunk to this share")
@@ -65,9 +65,9 @@ class PerturbationOptions(DefenseOptions):
 
 
 class Perturber(nn.Module):
-    """One PGD run for a whole batch, each image under a norm of its own.
+    """A module that attacks a whole batch by one PGD run, each image in its own norm.
 
-    State, with `warm_start` alone: `last_delta`, float16 (N, C, H, W), where each training image was moved last.
+    State, with `warm_start` only: `last_delta`, float16 (N, C, H, W), the last perturbation of each training image.
     """
 
     last_delta: Tensor
@@ -81,13 +81,14 @@ class Perturber(nn.Module):
     def forward(
         self, network: nn.Module, images: Tensor, labels: Tensor, random: BatchRandom, indices: Tensor | None = None
     ) -> Tensor:
-        """Adversarial images, shape (B, C, H, W); with `uniform=false` (norms * B, C, H, W), norm by norm.
+        """Return adversarial images, shape (B, C, H, W); with `uniform=false` (norms * B, C, H, W), norm by norm.
 
         Args:
-            network: attacked in eval mode with its weights frozen.
+            network: the network to attack, in eval mode with its weights frozen.
             images: float (B, C, H, W) in [0, 1].
-            labels: int64 (B,), given or hard pseudo-labels.
-            indices: int64 (B,), the images' places in the training set; asked for by `warm_start`.
+            labels: int64 (B,), given labels or hard pseudo-labels.
+            random: source of the draws of norms and starts.
+            indices: int64 (B,), the rows of the images in the training set; needed by `warm_start`.
         """
         with record_function("perturb"):
             return self._perturb(network, images, labels, random, indices)
@@ -128,7 +129,7 @@ class Perturber(nn.Module):
             logits = logits.float()
             if not self.options.consistency:
                 return label_loss(labels, logits)
-            # delta starts at 0, so the first forward pass is the clean prediction: it is never computed twice.
+            # delta starts at 0, so the first forward pass gives the clean prediction, which need not be computed apart.
             if not clean:
                 clean.append(logits.detach().softmax(1))
             return perturbation_objective(logits, clean[0], labels)
@@ -139,10 +140,10 @@ class Perturber(nn.Module):
     def _attack_shrunk(
         self, network: nn.Module, images: Tensor, labels: Tensor, budget: Budget, start: Tensor | None
     ) -> Tensor:
-        """Beyond the paper: PGD on shrunk images, whose perturbation is spread over the pixels that each stands for."""
+        """Attack shrunk images (beyond the paper); each pixel's perturbation goes to all pixels that it stands for."""
         side = images.shape[-1]
         small_side = max(1, round(side * self.options.pgd_scale))
-        # A pixel that is written into n x n pixels has n times the l_2 norm there, and the same l_inf norm.
+        # A pixel that is copied to n x n pixels has n times the l_2 norm there, and the same l_inf norm.
         ratio = small_side / side
         if isinstance(budget.linf, bool):
             small_epsilon = budget.epsilon if budget.linf else budget.epsilon * ratio
@@ -161,7 +162,7 @@ class Perturber(nn.Module):
         if isinstance(linf, bool):
             budget = Budget.of("linf" if linf else "l2", options.epsilon_inf if linf else options.epsilon_2, images)
         else:
-            # From numbers, not tensors made of them: a copy to a GPU would be waited for.
+            # From plain numbers, because tensors made of them would have to be copied to a GPU, which waits.
             epsilon = torch.where(linf, options.epsilon_inf, options.epsilon_2).to(images.dtype)
             budget = Budget(epsilon, linf)
         # The paper's Eq. 10 as written treats l_2 like l_inf: sign step, then clip to +-epsilon_2.

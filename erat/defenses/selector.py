@@ -1,6 +1,7 @@
-"""The selector of a defense: whose labels are believed in the coming epoch, and how much.
+"""Selects for a defense which labels are believed in the coming epoch, and how far.
 
-Four papers, one interface: class probabilities in, a labelled set and a trust in each label out.
+The rules of four papers share one interface: class probabilities go in, a labelled set and a trust in each label come
+out.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ class SelectorOptions(DefenseOptions):
 
 @dataclass(frozen=True)
 class Split:
-    """What a selector decided.
+    """The decision of a selector.
 
     Attributes:
         mask: bool (N,), the labelled set.
-        trust: float32 (N,) in [0, 1], how much of a given label co-refinement keeps.
-        repeats: how many more times sample 0 stands in the labelled set.
+        trust: float32 (N,) in [0, 1], the share of a given label that co-refinement keeps.
+        repeats: how many additional times sample 0 is in the labelled set.
     """
 
     mask: Tensor
@@ -60,7 +61,7 @@ class Split:
     repeats: int = 0
 
     def indices(self) -> tuple[Tensor, Tensor]:
-        """(labelled, unlabelled), int64 on the CPU."""
+        """Return the indices of (labelled, unlabelled) samples, int64 on the CPU."""
         everything, mask = torch.arange(len(self.mask)), self.mask.cpu()
         labelled, rest = everything[mask], everything[~mask]
         if self.repeats:
@@ -70,9 +71,9 @@ class Split:
 
 
 class Selector(nn.Module):
-    """The configured rule, with what it remembers.
+    """The configured rule and its state.
 
-    State: `labelled`, bool (N,): the previous labelled set, D'_l of Eq. 3.
+    State: `labelled`, bool (N,), the previous labelled set, D'_l of Eq. 3.
     """
 
     labelled: Tensor
@@ -83,11 +84,13 @@ class Selector(nn.Module):
         self.register_buffer("labelled", torch.ones(task.num_samples, dtype=torch.bool))
 
     def forward(self, probs: Sequence[Tensor], labels: Tensor) -> Split:
-        """This epoch's split. Asked a second time in an epoch, `rebalance` takes the first answer for the last epoch's.
+        """Make the split of this epoch.
+
+        A second call in an epoch makes `rebalance` take the result of the first for that of the previous epoch.
 
         Args:
-            probs: of each network that has a say, softmax outputs of shape (N, K).
-            labels: given, int64 (N,).
+            probs: softmax outputs, shape (N, K), of each network that takes part in the decision.
+            labels: the given labels, int64 (N,).
         """
         mean = torch.stack(list(probs)).mean(0) if len(probs) > 1 else probs[0]
         split: Split = getattr(self, f"_{self.options.selector}")(mean, labels)
@@ -95,9 +98,9 @@ class Selector(nn.Module):
         return split
 
     def _rebalance(self, probs: Tensor, labels: Tensor) -> Split:
-        """ERAT, Eqs. 1-5."""
+        """Select by ERAT's rule, Eqs. 1-5."""
         values = scores(probs, labels, self.options.score)
-        # Cross-entropy has no bound of its own: its largest value present takes the place of 2.
+        # Cross-entropy has no upper bound, so its largest present value is used in place of 2.
         largest = 2.0 if self.options.score == "l2" else float(values.max().clamp_min(1e-12))
         mask = select(
             values,
@@ -112,13 +115,13 @@ class Selector(nn.Module):
         return Split(mask, (1 - values / largest).clamp(0, 1).float())
 
     def _mixture(self, probs: Tensor, labels: Tensor) -> Split:
-        """DivideMix: the posterior of the Gaussian with the smaller mean, fitted to the losses."""
+        """Select by DivideMix's rule: the posterior of the Gaussian with the smaller mean, fitted to the losses."""
         posterior = clean_posterior(scores(probs, labels, "ce"))
         mask = _at_least(posterior > self.options.threshold, -posterior, probs.shape[1])
         return Split(mask, posterior)
 
     def _jsd(self, probs: Tensor, labels: Tensor) -> Split:
-        """UNICON: the same number of least divergence from every class."""
+        """Select by UNICON's rule: from every class the same number of samples, those of least divergence."""
         count, classes = len(labels), probs.shape[1]
         values = divergence(probs, labels, base=self.options.jsd_log)
         below = values < divergence_cutoff(values, self.options.jsd_high, self.options.jsd_filter)
@@ -126,13 +129,13 @@ class Selector(nn.Module):
         sizes = torch.bincount(labels, minlength=classes)
         equal = torch.full((classes,), 1 / classes, dtype=torch.float64, device=probs.device)
         mask = smallest_per_class(values, labels, quotas(wanted, equal, sizes))
-        # A label that diverges by less than half is kept whole.
+        # A label with a divergence below one half is kept in full.
         trust = torch.where(values < 0.5, 1.0, 1 - values).clamp(0, 1)
         repeats = min(wanted, count) - int(mask.sum()) if self.options.quota == "published" else 0
         return Split(mask, trust.float(), repeats)
 
     def _errors(self, probs: Tensor, labels: Tensor) -> Split:
-        """MSPL (reconstructed): an error below the mean of all, or below the mean of its class."""
+        """Select by MSPL's rule (reconstructed): errors below the mean of all samples or of their class."""
         values, classes = scores(probs, labels, "ce"), probs.shape[1]
         of_class = class_scores(values, labels, torch.ones_like(labels, dtype=torch.bool), classes)[labels]
         below = (values < values.mean()) | (values < of_class)
@@ -140,14 +143,14 @@ class Selector(nn.Module):
 
 
 def clean_posterior(losses_N: Tensor) -> Tensor:
-    """The probability that each label is right, float32, shape (N,): DivideMix's co-divide.
+    """Return the probability that each label is right, float32, shape (N,) (the co-divide of DivideMix).
 
-    The losses, scaled to [0, 1], are taken for draws from two Gaussians, of which the one with the smaller mean is that
-    of the right labels. Equal losses tell nothing, and all labels are believed.
+    The losses, scaled to [0, 1], are modelled as draws from two Gaussians, of which the one with the smaller mean
+    belongs to the right labels. If all losses are equal, all labels are believed.
 
     Source: Li, Socher, Hoi, "DivideMix: Learning with Noisy Labels as Semi-supervised Learning", ICLR 2020.
     """
-    # Here, for its seconds of loading: most defenses have no use for it.
+    # Imported here, because it takes seconds to load and most defenses do not use it.
     from sklearn.mixture import GaussianMixture  # type: ignore[import-untyped,unused-ignore]
 
     values = losses_N.double().cpu()
@@ -156,14 +159,14 @@ def clean_posterior(losses_N: Tensor) -> Tensor:
         return torch.ones_like(losses_N, dtype=torch.float32)
     scaled = ((values - values.min()) / span).numpy()[:, None]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that ten iterations do not converge is meant so
+        warnings.simplefilter("ignore")  # ten iterations are not meant to converge
         mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=0).fit(scaled)
     posterior = mixture.predict_proba(scaled)[:, mixture.means_.argmin()]
     return torch.from_numpy(posterior).float().to(losses_N.device)
 
 
 def _at_least(mask: Tensor, values: Tensor, count: int) -> Tensor:
-    """`mask`, or the `count` smallest values where it has fewer: there is always something to learn from."""
+    """Return `mask`, or the `count` smallest values if it has fewer, so that the labelled set is never too small."""
     if int(mask.sum()) >= min(count, len(mask)):
         return mask
     fallback = torch.zeros_like(mask)

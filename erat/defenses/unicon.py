@@ -1,9 +1,9 @@
-"""UNICON: the same share of every class is selected, and a contrastive loss helps where labels were dropped.
+"""Defines UNICON: the same share of every class is selected, and samples without labels have a contrastive loss.
 
 Source: Karim et al., "UNICON: Combating Label Noise Through Uniform Selection and Contrastive Learning", CVPR 2022.
-Other than the published code: the divergence's logarithm has base 2, as its cut-off of 0.7 supposes (`jsd_log=e`); a
-class smaller than its quota gives what it has (`quota=published`); both networks' splits are made before either trains
-(`splits=in_turn`).
+It departs from the published code in three points; the option in brackets restores the code's behaviour. The logarithm
+of the divergence has base 2, as the cut-off of 0.7 supposes (`jsd_log=e`); a class smaller than its quota gives all
+that it has (`quota=published`); the splits of both networks are made before either trains (`splits=in_turn`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class UniconOptions(MixMatchOptions):
 
 
 class Unicon(MixMatch):
-    """MixMatch over a uniform selection, with SimCLR on the unlabelled samples."""
+    """MixMatch with a uniform selection, and with SimCLR on the unlabelled samples."""
 
     Options = UniconOptions
     options: UniconOptions

@@ -1,4 +1,4 @@
-"""Which views of its images a defense trains on."""
+"""Makes the views of images on which a defense trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from erat.options import DefenseOptions, Setting
 
 
 class ViewOptions(DefenseOptions):
-    """Keys of a defense that looks at its images through random views."""
+    """Keys of a defense that trains on random views of its images."""
 
     weak: Literal["erase", "crop", "none"] = Field("crop", description="weak views: flip plus this")
     strong: bool = Field(False, description="AutoAugment where the defense trains")
@@ -40,23 +40,23 @@ class ViewOptions(DefenseOptions):
 
 
 class Views:
-    """The two views of a batch. Every image has its own draw; no gradient flows through a view."""
+    """Makes the two views of a batch. Every image has its own draw; no gradient flows through a view."""
 
     def __init__(self, options: ViewOptions, task: Task) -> None:
         self._options, self._flip = options, task.flip
 
     def weak(self, images: Tensor, random: BatchRandom) -> Tensor:
-        """Flip plus crop or erasing, shape as `images` (B, C, H, W)."""
+        """Return weak views (flip plus crop or erasing) of images (B, C, H, W), same shape."""
         if self._options.weak == "none":
             return images
         return weak_view(images, random, kind=self._options.weak, flip=self._flip)
 
     def strong(self, images: Tensor, random: BatchRandom, network: nn.Module, labels: Tensor) -> Tensor:
-        """AutoAugment, or a weak view where the options have no strong ones.
+        """Return strong views (AutoAugment) of images (B, C, H, W), or weak ones if the options have no strong views.
 
-        With `worst_of` above 1, of several draws the one on which `network`'s cross-entropy for `labels` (int64, (B,))
-        is highest. Source: Qin et al., "Learning the Unlearnable: Adversarial Augmentations Suppress Unlearnable
-        Example Attacks" (2023), with AutoAugment in the place of its augmentations.
+        With `worst_of` above 1, each image gets the one of several draws on which the cross-entropy of `network` for
+        `labels` (int64, (B,)) is highest. Source: Qin et al., "Learning the Unlearnable: Adversarial Augmentations
+        Suppress Unlearnable Example Attacks" (2023), with AutoAugment in place of its augmentations.
         """
         options = self._options
         if not options.strong:
