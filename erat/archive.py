@@ -1,6 +1,6 @@
-"""One file of tensors and plain values that is read without running anything: the safetensors format.
+"""Stores tensors and plain values in one safetensors file, which can be read without running code.
 
-The plain values are JSON text in the file's header, and beside it stands a checksum of all that the file holds.
+The plain values are JSON text in the header of the file, with a checksum of everything that the file holds.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from torch import Tensor
 from erat.errors import UserError
 from erat.files import write_atomic
 
-MOST_BYTES = 2**33  # of a file that is read: it is held in memory
+MOST_BYTES = 2**33  # bytes of a file that is read, because it is held in memory
 
 
 def write_archive(path: Path, kind: str, content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors and JSON-like values in one move: a crash leaves the old file or the new one.
+    """Write tensors and JSON-like values atomically: a crash leaves the old file or the new one.
 
     Args:
-        kind: what the file is, in a word, so that no other kind of file is taken for it.
+        kind: a word for the kind of file, so that another kind is not mistaken for it.
+        content: the plain values.
+        tensors: name -> tensor, on any device.
 
     Raises:
         UserError: a value in `content` is not JSON-like.
@@ -40,10 +42,10 @@ def write_archive(path: Path, kind: str, content: Mapping[str, Any], tensors: Ma
 
 
 def read_archive(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read what `write_archive` wrote: (plain values, tensors on the CPU). Runs no code of the file.
+    """Read a file that `write_archive` wrote, without running code: (plain values, tensors on the CPU).
 
     Raises:
-        UserError: there is no such file, it is too large or damaged, holds a name twice, or is of another kind.
+        UserError: the file is missing, too large or damaged, holds a name twice, or is of another kind.
     """
     try:
         if not path.is_file():  # a pipe or a device would never end
@@ -62,7 +64,7 @@ def read_archive(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tenso
         return json.loads(header["content"]), tensors
     except UserError:
         raise
-    except Exception as error:  # a reader meets anything in a file that nobody can vouch for
+    except Exception as error:  # the file is not trusted, and may make a reader raise anything
         raise UserError(f"{path} cannot be read as a file of kind {kind}: {_line(error)}") from error
 
 
@@ -75,7 +77,11 @@ def _header(data: bytes) -> dict[str, str]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a mapping. Two readers may choose different ones of two values with one name."""
+    """Return the pairs as a mapping; refuse a repeated name, because two readers may choose different values for it.
+
+    Raises:
+        ValueError: a name is repeated.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name stands twice in its header")

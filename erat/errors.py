@@ -1,4 +1,4 @@
-"""The errors that a person can mend: each message is one line that says what, got and allowed."""
+"""Defines errors that a user can correct: each message is one line that says what, got and allowed."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Wrong input. The command line prints the message alone and exits with status 2."""
+    """The input is wrong. The command line prints only the message and exits with status 2."""
 
 
 class TrainingFailedError(RuntimeError):
-    """A run that started well cannot go on (its loss left the finite numbers, say)."""
+    """A run that started correctly cannot continue, for example because its loss is not finite."""
 
 
-# What a full, read-only or closed place says of itself.
+# The error numbers of storage that is full, read-only or closed.
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class StorageError(OSError):
-    """A place that runs write to cannot be written or read now. A run that meets it has not failed."""
+    """Storage that runs use cannot be written or read now. A run that meets this error has not failed."""
 
 
 class StoreError(StorageError, UserError):
-    """The store of crafted sets is full, read-only or closed: for a person to mend, and no failure of a run."""
+    """The store of crafted sets is full, read-only or closed, which a person must correct; no run has failed."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 def is_storage_fault(error: BaseException) -> bool:
-    """Whether it is the place written to that is at fault, so that the same work may go on once that is mended."""
+    """Return whether the storage caused an error, so that the same work can go on once the storage is repaired."""
     return isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in _STORAGE)
 
 
 def storage_words(error: OSError) -> str:
-    """Which place, and what is wrong with it."""
+    """Return the storage that caused an error and what is wrong with it, as text."""
     return (
         str(error.strerror) if isinstance(error, StorageError) else f"{error.filename or 'storage'}: {error.strerror}"
     )
 
 
 class _Brief(reprlib.Repr):
-    """Standard `reprlib`, which never walks deep or far into a value, and numbers too long for Python to write."""
+    """The standard `reprlib`, which reads only the start of a value, also for numbers too long for Python to write."""
 
     def repr_int(self, x: int, level: int) -> str:
         if x.bit_length() > _WRITABLE_BITS:
@@ -70,17 +70,17 @@ def shown(value: object, most: int = 80) -> str:
 
 
 def unknown_name(what: str, got: str, allowed: Iterable[str]) -> UserError:
-    """An error for a name that is not among `allowed`, with the near matches first."""
+    """Return the error for a name that is not among `allowed`; its message suggests near matches first."""
     names = sorted(allowed)
     near = get_close_matches(got[:_COMPARED], names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return UserError(f"unknown {what} {shown(got)}: {hint}allowed: {_listed(names)}")
 
 
-_COMPARED = 100  # characters of a name in which near matches are looked for
+_COMPARED = 100  # characters of a name that are compared to find near matches
 
 
 def _listed(names: Sequence[str], most: int = 40) -> str:
-    """Names with commas between them; of very many the first."""
+    """Join names with commas; of more than `most` names only the first are listed."""
     listed = ", ".join(names[:most])
     return f"{listed} and {len(names) - most} more" if len(names) > most else listed

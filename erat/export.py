@@ -1,9 +1,10 @@
-"""A trained classifier as a program of its own, in one file that needs no pickle and can be loaded without running it.
+"""Exports a trained classifier as a stand-alone program, in one file that can be loaded without pickle or foreign code.
 
-The file is what `torch.export.save` writes (a graph, for `torch.export.load` and other programs), and beside it two
-entries of this package's own: what network it is, and its weights as plain bytes. `load_program` reads these two alone.
+The file is what `torch.export.save` writes (a graph, for `torch.export.load` and other programs) with two further
+entries of this package: a description of the network, and its weights as plain bytes. `load_program` reads only these
+two.
 
-The program takes float32 images (N, C, H, W) in [0, 1], any N, and gives class probabilities (N, K).
+The program takes float32 images (N, C, H, W) in [0, 1], any N, and returns class probabilities (N, K).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from erat.registry import BACKBONES, DEFENSES
 from erat.seeding import seeded
 
 DESCRIPTION, WEIGHTS = "classifier.json", "classifier.bin"
-# What an export holds, below its one folder. Everything else is refused, read or not.
+# The entries that an export may hold below its one folder. Any other is refused, even if it would not be read.
 ENTRIES = re.compile(
     rf"{re.escape(DESCRIPTION)}|{re.escape(WEIGHTS)}|archive_format|archive_version|byteorder|version"
     r"|\.data/version|\.data/serialization_id|\.format_version|\.storage_alignment|models/model\.json"
@@ -42,11 +43,15 @@ MOST_BYTES, MOST_ENTRIES, MOST_DESCRIPTION = 2**32, 20_000, 2**20
 
 
 class Description(BaseModel):
-    """What `load_program` builds before it fills in the weights.
+    """A description of the classifier that `load_program` builds before it fills in the weights.
 
     Attributes:
-        options: of the defense, with its name.
-        tensors: name, type and shape of each, in the order in which their bytes follow each other.
+        options: the options of the defense, with its name.
+        backbone: name of the network.
+        classes: K.
+        channels: C.
+        size: height and width of the images in pixels.
+        tensors: name, type and shape of each tensor, in the order of their bytes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -61,22 +66,22 @@ class Description(BaseModel):
 
 
 class Probabilities(nn.Module):
-    """What a defense answers, as probabilities; ensembles are inside."""
+    """A module that returns the predictions of a defense, which may be an ensemble, as probabilities."""
 
     def __init__(self, defense: Defense) -> None:
         super().__init__()
         self.defense = defense
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 (N, C, H, W) in [0, 1] -> float32 (N, K)."""
+        """Map images, float32 (N, C, H, W) in [0, 1], to class probabilities, float32 (N, K)."""
         return self.defense.predict(images).float().softmax(1)
 
 
 def exportable(defense: Defense) -> Probabilities:
-    """The module to export, on the CPU, in eval mode, without gradients; a copy: `defense` stays as it is.
+    """Return the module to export, on the CPU, in eval mode, without gradients; `defense` itself is not changed.
 
-    Only the networks go along. What else a defense remembers, such as its last labelled set and perturbations, is of
-    the training images, and nobody's business.
+    The module has only the networks. Everything else that a defense stores, such as its last labelled set and
+    perturbations, is about the training images and must not be given away.
     """
     copy = deepcopy(defense)
     for name, _ in [*copy.named_children(), *copy.named_buffers(recurse=False)]:
@@ -89,10 +94,11 @@ def exportable(defense: Defense) -> Probabilities:
 
 
 def export_program(defense: Defense, image_shape: Sequence[int], path: Path) -> None:
-    """Write `path` (.pt2), which `torch.export.load` and `load_program` read.
+    """Write a trained defense to `path` (.pt2), which `torch.export.load` and `load_program` can read.
 
     Args:
         image_shape: (C, H, W).
+        path: the file to write; a crash leaves the old file or the new one.
     """
     module, example = exportable(defense), torch.zeros(2, *image_shape)
     batch = torch.export.Dim("batch", min=1)
@@ -122,11 +128,11 @@ def export_program(defense: Defense, image_shape: Sequence[int], path: Path) -> 
 def load_program(path: Path) -> nn.Module:
     """Load an exported classifier, ready to be called with float32 images (N, C, H, W) in [0, 1].
 
-    Runs no code of the file: the network is built by this package from the description in the file, and filled with
-    the file's weights. The graph that the file also holds is for `torch.export.load`, which trusts what it reads.
+    No code in the file is run: this package builds the network from the description in the file and loads the weights
+    into it. The graph in the file is for `torch.export.load`, which trusts what it reads.
 
     Raises:
-        UserError: the file is missing, is no program that `export_program` wrote, or holds pickled or compiled code.
+        UserError: the file is missing, was not written by `export_program`, or holds pickled or compiled code.
     """
     try:
         entries = _entries(path)
@@ -146,13 +152,13 @@ def _table(state: Mapping[str, Tensor]) -> list[tuple[str, str, list[int]]]:
 
 
 def _rebuilt(description: Description, weights: bytes) -> nn.Module:
-    """The described classifier with these weights.
+    """Build the described classifier and load these weights into it.
 
     Raises:
-        UserError: no such defense or backbone, or weights that are not its own.
+        UserError: there is no such defense or backbone, or the weights do not fit it.
     """
     shape = (description.channels, description.size, description.size)
-    normal = [0.5] * description.channels, [0.5] * description.channels  # the weights bring their own
+    normal = [0.5] * description.channels, [0.5] * description.channels  # replaced by the loaded weights
     backbone, classes = description.backbone, description.classes
 
     def build(offset: int) -> nn.Module:
@@ -160,7 +166,7 @@ def _rebuilt(description: Description, weights: bytes) -> nn.Module:
 
     _ = BACKBONES[backbone]
     kind = DEFENSES[str(description.options.get("name"))]
-    with seeded(0):  # torch's global generator, which some parts draw from, stays where it is
+    with seeded(0):  # some parts draw from torch's global generator, whose state is kept
         defense = kind(
             kind.Options.model_validate(description.options), Task(1, classes, False, build, shape, backbone)
         )
@@ -189,9 +195,12 @@ def _rebuilt(description: Description, weights: bytes) -> nn.Module:
 
 
 def _entries(path: Path) -> dict[str, bytes]:
-    """The two entries that make a classifier, of an archive that holds nothing but what an export holds.
+    """Return the two entries that define a classifier, of an archive that holds nothing but the entries of an export.
 
-    The file is read once, so that what is checked is what is used.
+    The file is read once, so that the content that is checked is the content that is used.
+
+    Raises:
+        UserError: the archive holds anything else, or lacks one of the two.
     """
     content = _content(path)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -224,19 +233,19 @@ def _entries(path: Path) -> dict[str, bytes]:
 
 
 def _content(path: Path) -> bytes:
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would keep us waiting
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a pipe would block
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
             raise UserError(f"{path} cannot be read as an exported program: no file of at most {MOST_BYTES} bytes")
         content = file.read(status.st_size)
-    # Before a list is made of them.
+    # Counted before `zipfile` makes a list of them in memory.
     if content.count(b"PK\x01\x02") > MOST_ENTRIES:
         raise UserError(f"{path} must hold at most {MOST_ENTRIES} entries to be read as an exported program")
     return content
 
 
 def _asks_for_pickle(content: Any) -> bool:
-    """Whether a list of weights or constants names anything but tensors of plain bytes."""
+    """Return whether a list of weights or constants names anything but tensors of plain bytes."""
     if isinstance(content, Mapping):
         name = content.get("path_name", "tensor_0")
         plain = isinstance(name, str) and re.fullmatch(r"(weight|tensor)_\d{1,6}", name)

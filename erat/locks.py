@@ -1,6 +1,6 @@
-"""Lock files: held while something is written, waited for with patience, and probed without a trace.
+"""Provides lock files, which are held while something is written and can be tested without changing them.
 
-A lock is the kernel's, so it ends with the process that holds it: a file that is left behind locks nobody out.
+The kernel manages a lock, so the lock ends with the process that holds it: a file that is left behind locks nobody out.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from erat.errors import UserError, is_storage_fault, shown
 
-PATIENCE = 60.0  # seconds for what takes moments
-SAY_SECONDS = 10.0  # of waiting, until it is said for whom
+PATIENCE = 60.0  # seconds to wait for a lock that is usually held for moments
+SAY_SECONDS = 10.0  # seconds of waiting before a warning names the process that holds the lock
 
 
 class StillHeldError(UserError):
-    """Another process holds the lock for longer than one waits for it."""
+    """Another process has held the lock for longer than the caller waits, or is suspended while it holds it."""
 
 
 @contextmanager
 def held(path: Path, patience: float | None = PATIENCE) -> Iterator[None]:
-    """Hold a lock file while the block runs, after waiting for whoever holds it now.
+    """Hold a lock file while the block runs, after waiting for any process that holds it now.
 
     Args:
-        patience: seconds to wait; none: as long as the holder is at work, which may be hours.
+        patience: seconds to wait; none: as long as the other process works, which may be hours.
 
     Raises:
-        StillHeldError: another process holds it for longer, or is suspended while it does.
-        UserError: it cannot be locked.
+        StillHeldError: another process holds it for longer, or is suspended while it holds it.
+        UserError: the file cannot be locked.
         OSError: its folder is full, read-only or closed.
     """
     lock = take(path, patience)
@@ -46,7 +46,7 @@ def held(path: Path, patience: float | None = PATIENCE) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process of this machine holds a lock file. Nothing is made or changed."""
+    """Return whether a process on this machine holds a lock file, without creating or changing anything."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -61,7 +61,7 @@ def is_held(path: Path) -> bool:
 
 
 def take(path: Path, patience: float | None = PATIENCE) -> BaseFileLock:
-    """Hold a lock file until what this returns is released; as `held`."""
+    """Take a lock file and return the lock, which the caller must release; see `held` for arguments and errors."""
     lock, began, said = FileLock(path), time.monotonic(), False
     while True:
         waited = time.monotonic() - began
@@ -89,7 +89,7 @@ def take(path: Path, patience: float | None = PATIENCE) -> BaseFileLock:
 
 
 def _holder(path: Path) -> int | None:
-    """Return the process that holds a lock file, where the kernel tells."""
+    """Return the id of the process that holds a lock file, or none if the kernel does not tell."""
     try:
         inode = path.stat().st_ino
         locks = Path("/proc/locks").read_text()
@@ -102,7 +102,7 @@ def _holder(path: Path) -> int | None:
 
 
 def _named(process: int | None) -> str:
-    """Return a process as a person knows it."""
+    """Return a process's id and command line as text for a person."""
     try:
         command = Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
     except OSError:
@@ -113,7 +113,7 @@ def _named(process: int | None) -> str:
 
 
 def _is_stopped(process: int) -> bool:
-    """Whether a process is suspended (Ctrl-Z, SIGSTOP), and so will not let go by itself."""
+    """Return whether a process is suspended (Ctrl-Z, SIGSTOP), and so will not release a lock by itself."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""Paths that a person writes: `~` expanded, absolute, and refused where no file can have such a name."""
+"""Reads paths that a person writes: expands `~`, makes them absolute, and refuses names that no file can have."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from erat.errors import UserError, shown
 
-MOST_CHARACTERS = 4096  # Linux takes no longer path
+MOST_CHARACTERS = 4096  # Linux accepts no longer path
 MOST_OF_A_NAME = 255  # bytes, on every usual file system
 
 
 def user_path(text: str | Path, what: str) -> Path:
-    """Return the absolute path that `text` means; whether anything lies there is not looked at.
+    """Return the absolute path that `text` means, without checking whether it exists.
 
     Args:
-        what: the key or option that it was given as, for messages.
+        what: the key or option by which it was given, for messages.
 
     Raises:
-        UserError: no path can be so; what is wrong with it.
+        UserError: it cannot be a path; the message says what is wrong.
     """
     given = str(text)
     if "\0" in given:
@@ -37,10 +37,10 @@ def user_path(text: str | Path, what: str) -> Path:
 
 
 def require_text(given: str, what: str) -> None:
-    """Refuse bytes that are not UTF-8, which Python lets through in arguments, and which no JSON file can hold.
+    """Refuse bytes that are not UTF-8: Python lets them through in arguments, but no JSON file can hold them.
 
     Raises:
-        UserError: there are some.
+        UserError: `given` contains such bytes.
     """
     try:
         given.encode()

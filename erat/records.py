@@ -1,6 +1,6 @@
-"""Files that were stored earlier, read with suspicion: regular, of bounded size, UTF-8, and of the form asked for.
+"""Reads stored files without trusting them: a file must be regular, of bounded size, UTF-8, and of the expected form.
 
-Whoever reads says what a file must hold by a pydantic `TypeAdapter`; anything else is a `DamagedError` of one line.
+The caller states what a file must hold by a pydantic `TypeAdapter`; anything else is a `DamagedError` of one line.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pydantic import TypeAdapter, ValidationError
 
 from erat.errors import shown
 
-MOST_BYTES = 64 * 2**20  # of a JSON file, or of a line
+MOST_BYTES = 64 * 2**20  # bytes of one JSON file or of a file of lines
 MOST_WORDS = 2**16  # bytes of a text for a person
 _FLAGS = {"rb": os.O_RDONLY, "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND}
 T = TypeVar("T")
 
 
 class DamagedError(ValueError):
-    """A stored file does not hold what it must; the message says why, without the file's name."""
+    """A stored file does not hold what it must; the message gives the reason, without the name of the file."""
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """Read a regular file of at most `most` bytes.
 
     Raises:
-        DamagedError: a folder, a pipe or a device, or too large.
-        OSError: it is not there, or cannot be read.
+        DamagedError: the file is a folder, a pipe or a device, or is too large.
+        OSError: the file is missing or cannot be read.
     """
     with open_regular(path) as file:
         content = file.read(most + 1)
@@ -39,15 +39,18 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
-    """Open a regular file for bytes. A pipe, which would wait for its other end, and a device are refused.
+    """Open a regular file for bytes; refuse devices, and pipes, which would wait for their other end.
+
+    Args:
+        mode: "rb" to read, "a+b" to read and append.
 
     Raises:
         DamagedError: it is no regular file.
-        OSError: it is not there, or cannot be opened.
+        OSError: the file is missing or cannot be opened.
     """
     try:
         descriptor = os.open(path, _FLAGS[mode] | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except IsADirectoryError:  # to be written to; one to be read is opened
+    except IsADirectoryError:  # a folder opened for writing; one opened for reading is refused below
         raise DamagedError("it is not a regular file") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -56,13 +59,13 @@ def open_regular(path: Path, mode: str = "rb") -> BinaryIO:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add a line to a file, on the disk before this returns; of one that does not fit on it nothing stays.
+    """Append a line to a file; it is on the disk when this returns. If the disk is full, no part of the line is left.
 
-    A line that a crash tore is ended first: ours must not become part of it.
+    If a crash has left an incomplete last line, a line end comes first, so that the new line is not appended to it.
 
     Raises:
         DamagedError: it is no regular file.
-        OSError: it cannot be written; with the file's name.
+        OSError: the line cannot be written; the error has the name of the file.
     """
     with open_regular(path, "a+b") as file:
         end = file.seek(0, os.SEEK_END)
@@ -71,7 +74,7 @@ def append_line(path: Path, line: bytes) -> None:
             line = line if file.read(1) == b"\n" else b"\n" + line
         rest = memoryview(line + b"\n")
         try:
-            while rest:  # past the file's own buffer, which would try once more when it is closed
+            while rest:  # written directly, because the file object's buffer would try once more when it is closed
                 rest = rest[os.write(file.fileno(), rest) :]
             os.fsync(file.fileno())
         except OSError as error:
@@ -80,20 +83,23 @@ def append_line(path: Path, line: bytes) -> None:
 
 
 def read_json(path: Path, form: TypeAdapter[T], most: int = MOST_BYTES) -> T:
-    """Read one JSON value of a form.
+    """Read one JSON value of the given form.
 
     Raises:
-        DamagedError: the file holds something else; why.
-        OSError: it is not there, or cannot be read.
+        DamagedError: the file holds something else; the message gives the reason.
+        OSError: the file is missing or cannot be read.
     """
     return parse(read_bytes(path, most), form)
 
 
 def read_rows(path: Path, form: TypeAdapter[T], most: int = MOST_BYTES) -> tuple[list[T], str | None]:
-    """Read the lines of a file that are JSON of a form: (these, what is wrong with the first of the others or none).
+    """Read the lines of a file that are JSON values of the given form; other lines are skipped.
+
+    Returns:
+        (the values, what is wrong with the first other line or none).
 
     Raises:
-        OSError: it is not there, or cannot be read.
+        OSError: the file is missing or cannot be read.
     """
     rows: list[T] = []
     damage = None
@@ -111,10 +117,10 @@ def read_rows(path: Path, form: TypeAdapter[T], most: int = MOST_BYTES) -> tuple
 
 
 def parse(content: bytes, form: TypeAdapter[T]) -> T:
-    """Return the JSON value in `content`, which must be of a form.
+    """Return the JSON value in `content`, which must be of the given form.
 
     Raises:
-        DamagedError: it is something else; why, in one line.
+        DamagedError: it is something else; the message gives the reason in one line.
     """
     try:
         return form.validate_json(content)
@@ -123,7 +129,7 @@ def parse(content: bytes, form: TypeAdapter[T]) -> T:
 
 
 def why(error: ValidationError) -> str:
-    """Return the first thing that is wrong: where, what is expected, and what is there."""
+    """Return the first thing that is wrong as one line: its place, what is expected, and what is there."""
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))[:80]
     message = first["msg"][0].lower() + first["msg"][1:]
@@ -134,9 +140,9 @@ def why(error: ValidationError) -> str:
 
 
 def read_words(path: Path, most: int = MOST_WORDS) -> str | None:
-    """Return the end of a text for a person, at most `most` bytes of it; what is not UTF-8 shows as such.
+    """Return the end of a text for a person, at most `most` bytes; bytes that are not UTF-8 become replacement marks.
 
-    None where there is no such file, or it cannot be read.
+    The result is None if the file is missing or cannot be read.
     """
     try:
         with open_regular(path) as file:
