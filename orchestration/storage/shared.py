@@ -1,8 +1,9 @@
-"""Storage that every node of a cluster sees: a folder (local, NFS) or an object store, through pyarrow or fsspec.
+"""Provides storage that every node of a cluster sees: a folder (local, NFS) or an object store, by pyarrow or fsspec.
 
-With `storage.path` set, a worker trains in a folder of its own node and sends its files here, the driver fetches them,
-and crafted sets are shared the same way. Nobody locks anything here, and a file appears whole or not at all, so that
-an object store does as well as a disk. Credentials come from the environment of each node, never from the path.
+With `storage.path` set, a worker trains in a folder of its own node and sends its files to the storage, the driver
+fetches them from there, and crafted sets are shared in the same way. Nothing is locked, and a file appears complete or
+not at all, so that an object store serves as well as a disk. Credentials come from the environment of each node, never
+from the path.
 """
 
 from __future__ import annotations
@@ -29,34 +30,35 @@ if TYPE_CHECKING:
 
     import torch
 
-SEND_SECONDS = 30.0  # between two states of a crafting that are sent to the storage: what the death of a node may cost
+# Seconds between two states of a crafting that are sent to the storage, which is the work that a node's death may cost.
+SEND_SECONDS = 30.0
 
 
 class Storage:
-    """Files by name under one place. `storage_at` makes it.
+    """Files by name under one path or URL; `storage_at` creates it.
 
     Args:
-        place: the path or URL, as a person gave it.
-        filesystem: of pyarrow.
-        root: the place inside that filesystem.
+        place: the path or URL as the user gave it.
+        filesystem: a filesystem of pyarrow.
+        root: the path inside that filesystem.
     """
 
     def __init__(self, place: str, filesystem: Any, root: str) -> None:
         self.place = place
         self._files, self._root = filesystem, root.rstrip("/")
-        # An object appears when its upload ends; elsewhere a file is moved to its place.
+        # In an object store, an object appears when its upload ends; elsewhere, a finished file is moved into place.
         self._moves = filesystem.type_name not in ("s3", "gcs", "abfs")
 
     def write(self, name: str, content: bytes) -> None:
-        """Put `content` at `name`, whole or not at all.
+        """Write `content` to `name`, completely or not at all.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the storage cannot be written.
         """
         target = self._path(name)
         part = f"{target}.{os.getpid()}.part" if self._moves else target
         with self._told("written"):
-            if self._moves:  # where objects are, there are no folders
+            if self._moves:  # an object store has no folders
                 self._files.create_dir(target.rpartition("/")[0], recursive=True)
             try:
                 with self._files.open_output_stream(part) as stream:
@@ -69,10 +71,10 @@ class Storage:
                 raise
 
     def read(self, name: str) -> bytes | None:
-        """What lies at `name`, or none if nothing does.
+        """Return the content of `name`, or None if there is no such file.
 
         Raises:
-            StorageError: it cannot be told.
+            StorageError: the storage cannot be read.
         """
         with self._told("read"):
             try:
@@ -83,18 +85,26 @@ class Storage:
         return content
 
     def names(self, folder: str) -> list[str]:
-        """Names of all files under a folder, relative to it; none if it is not there."""
+        """Return the sorted names of all files under a folder, relative to it; an empty list if there is no folder.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
         from pyarrow import fs
 
         prefix = self._path(folder) + "/"
         with self._told("read"):
             found = self._files.get_file_info(fs.FileSelector(prefix, recursive=True, allow_not_found=True))
-        # fsspec gives absolute paths back where relative ones went in.
+        # fsspec returns absolute paths for relative ones.
         paths = [item.path.lstrip("/") for item in found if item.is_file]
         return sorted(path.removeprefix(prefix.lstrip("/")) for path in paths if not path.endswith(".part"))
 
     def remove(self, name: str) -> None:
-        """Take a file away; one that is not there is none to take."""
+        """Delete a file, if it exists.
+
+        Raises:
+            StorageError: the storage cannot be written.
+        """
         with self._told("written"):
             self._remove(self._path(name))
 
@@ -105,10 +115,13 @@ class Storage:
             return
 
     def send(self, file: Path, name: str, *, keep_previous: bool = False) -> None:
-        """Copy a file of this machine to `name`.
+        """Upload a file of this machine to `name`.
 
         Args:
-            keep_previous: what was at `name` stays as `previous_name(name)`.
+            keep_previous: keep the old content of `name` as `previous_name(name)`.
+
+        Raises:
+            StorageError: the storage cannot be written.
         """
         if keep_previous:
             self._keep(self._path(name), self._path(previous_name(name)))
@@ -118,11 +131,18 @@ class Storage:
         with self._told("written"), suppress(FileNotFoundError):
             if self._moves:
                 self._files.move(path, before)
-            elif self._files.get_file_info(path).is_file:  # an object cannot be moved, but the store copies it itself
+            elif self._files.get_file_info(path).is_file:  # an object cannot be moved, but the store can copy it
                 self._files.copy_file(path, before)
 
     def fetch(self, name: str, file: Path) -> bool:
-        """Copy `name` to a file of this machine, which goes if there is no such name; whether there is."""
+        """Download `name` to a local file, or delete the local file if `name` does not exist.
+
+        Returns:
+            Whether `name` exists.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
         content = self.read(name)
         if content is None:
             file.unlink(missing_ok=True)
@@ -131,7 +151,7 @@ class Storage:
         return True
 
     def for_ray(self) -> tuple[Any, str]:
-        """The filesystem, and a folder in it for Ray's own files."""
+        """Return the filesystem, and the path of a folder in it for Ray's own files."""
         return self._files, f"{self._root}/ray"
 
     def _path(self, name: str) -> str:
@@ -148,15 +168,15 @@ class Storage:
             raise StorageError(error.errno, f"the storage {self.place} cannot be {what}: {reason}") from error
 
 
-PATIENCE_SECONDS = 5  # of Google's client, whose last attempt may take as long again
+PATIENCE_SECONDS = 5  # time limit for retries of Google's client, whose last attempt may take as long again
 
 
 @cache
 def storage_at(place: str) -> Storage:
-    """The storage behind a path or URL; nothing is read or written yet.
+    """Return the storage for a path or URL, without reading or writing anything.
 
     Raises:
-        UserError: no such kind of storage, or credentials in the URL.
+        UserError: this kind of storage is not known or cannot be used, or the URL holds credentials.
     """
     from pyarrow import fs
 
@@ -180,19 +200,19 @@ def storage_at(place: str) -> Storage:
 
 
 def _with_patience(place: str) -> str:
-    """Google's client tries for a quarter of an hour to get credentials that are not there; a URL can say how long."""
+    """Limit the time in a Google URL for which the client tries to get credentials, a quarter of an hour by default."""
     if not place.startswith(("gs://", "gcs://")) or "retry_limit_seconds=" in place:
         return place
     return f"{place}{'&' if '?' in place else '?'}retry_limit_seconds={PATIENCE_SECONDS}"
 
 
 def previous_name(name: str) -> str:
-    """Where a storage keeps what was at `name` before."""
+    """Return the name under which a storage keeps the previous content of `name`."""
     return previous(Path(name)).as_posix()
 
 
 class SharedStore(Store):
-    """Crafted sets on this machine; what is missing is fetched from the storage, what is made is sent there."""
+    """A store of crafted sets on this machine: it downloads missing sets from the storage and uploads new ones."""
 
     def __init__(self, root: Path, storage: Storage) -> None:
         super().__init__(root)
@@ -205,7 +225,7 @@ class SharedStore(Store):
             files = self._storage.names(self._name(path))
             if "manifest.json" not in files:
                 raise
-        # The manifest makes an entry: it comes last here, and went last there.
+        # An entry exists once it has its manifest, which is therefore downloaded last, as it was uploaded last.
         for file in sorted(files, key=lambda name: name == "manifest.json"):
             self._storage.fetch(f"{self._name(path)}/{file}", path / file)
         return super()._read(path, parameters, expected)
@@ -231,10 +251,12 @@ class SharedStore(Store):
 
 
 class SharedScratch(Scratch):
-    """What a crafting goes on from, on whichever node that is. The storage is written less often than the disk.
+    """The saved state of a crafting, which can resume on any node. The storage is written less often than the disk.
 
     Args:
-        name: on the storage.
+        path: the local file, or none.
+        storage: the shared storage.
+        name: the name of the state on the storage.
     """
 
     def __init__(self, path: Path | None, storage: Storage, name: str) -> None:
@@ -257,10 +279,10 @@ class SharedScratch(Scratch):
 
 
 def node_folder(place: str) -> Path:
-    """Where processes of this machine keep what lies on a storage: a folder of this user alone.
+    """Return the folder in which processes of this machine keep files of a storage; only this user can enter it.
 
     Raises:
-        UserError: the folder is somebody else's.
+        UserError: the folder belongs to another user, or others can enter it.
     """
     top = Path(tempfile.gettempdir()) / f"erat-{os.getuid()}"
     top.mkdir(mode=0o700, exist_ok=True)
