@@ -1,1 +1,1 @@
-"""Ray: starting or joining it, what its nodes have, and how runs and crafting execute on it."""
+"""Uses Ray: starts or joins it, inspects its nodes, and executes runs and crafting on it."""

@@ -1,4 +1,4 @@
-"""Corrupted sets as Ray tasks."""
+"""Crafts corrupted sets as Ray tasks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ def craft_sets(
     """Craft the sets of each group, which share their images, as one Ray task.
 
     Args:
-        told: (index of the group, what, done, total), while the tasks run.
-        ended: told of each group whose sets are in the store.
-        given_up: asked again and again whether to wait no longer.
+        groups: configurations, one per set.
+        workspace: the workspace of the driver.
+        told: called with (index of the group, what is done, steps done, steps in all) while the tasks run.
+        ended: called with the index of each group whose sets are all in the store.
+        given_up: called repeatedly; returns whether to stop waiting.
 
     Raises:
-        UserError: no node has what a task needs; or from a task. The others end with the connection, and go on from
-            where they are when they are asked for again.
+        UserError: no node has the resources that a task needs, or a task failed. The other tasks end with the
+            connection to Ray, and resume from their saved state when they are started again.
     """
     task = ray.remote(_craft_task)
     running: dict[Any, int] = {}
@@ -59,13 +61,13 @@ def craft_sets(
                 said[index].remove()
                 ended(index)
     except ray.exceptions.RayTaskError as error:
-        # The other tasks are not cancelled: Ray aborts this process if one ends at that moment. They end with the
-        # connection.
+        # The other tasks are not cancelled, because Ray aborts this process if one ends at that moment. They end with
+        # the connection.
         raise error.cause if isinstance(error.cause, UserError | OSError) else error from None
 
 
 def _craft_task(configs: list[str], root: str) -> list[str]:
-    """Craft sets, one after the other, in a Ray worker; the warnings that it gave."""
+    """Craft sets, one after the other, in a Ray worker, and return the warnings."""
     wanted = [RunConfig.model_validate_json(config) for config in configs]
     workspace = node_workspace(wanted[0], root)
     said = CraftProgress(wanted[0], workspace)

@@ -1,4 +1,4 @@
-"""How a run executes on Ray: as a Tune trial in one worker, or on several data-parallel workers of Ray Train."""
+"""Executes a run on Ray: as a Tune trial in one worker, or on several data-parallel workers of Ray Train."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from orchestration.run.execute import execute_run
 from orchestration.run.preemption import training
 from orchestration.storage.workspace import Workspace
 
-# A data-parallel trial's driver only waits for its workers. It takes this sliver of a core, and each worker leaves
-# one, so that driver and workers fit together on a machine with exactly the workers' cores.
+# The driver of a data-parallel trial only waits for its workers. It takes this share of a core, and each worker takes
+# that much less, so that the driver and its workers together fit on a machine that has exactly the workers' cores.
 SLIVER = 0.01
 
 
-STORAGE_FAULT = "storage_fault"  # in a report: the storage cannot be written; the trial goes on once it can
+STORAGE_FAULT = "storage_fault"  # key of a report: the storage cannot be written; the trial resumes once it can
 
 
 def trainable(resources: Mapping[str, float], workers: int) -> Any:
-    """The function that Tune calls for each trial, with what it needs."""
+    """Return the function that Tune calls for each trial, with the resources that it needs."""
     if workers == 1:
         return tune.with_resources(_tune_trial, {k: v for k, v in resources.items() if v})
     return tune.with_resources(_tune_parallel_trial, {"CPU": SLIVER})
 
 
 def _report(history: Sequence[EpochReport]) -> dict[str, Any]:
-    """What Tune may see of a run so far. No test accuracy: what it does not know, it cannot choose by."""
+    """Return the figures of a run that Tune may see, without the test accuracy, by which nothing must be chosen."""
     best = max(report.val_accuracy for report in history)
     return _figures(history[-1].epoch, history[-1].val_accuracy, best)
 
@@ -53,13 +53,13 @@ def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | 
 
 
 def _asked_to_stop(workspace: Workspace, cell: str, stop_request: str) -> bool:
-    """Whether the driver has left this file in the cell's folder."""
+    """Return whether the driver has put the stop request into the directory of the run."""
     workspace.fetch(cell, stop_request)
     return (workspace.run_directory(cell) / stop_request).exists()
 
 
 def _tune_trial(parameters: dict[str, Any]) -> None:
-    """One cell in a Tune worker. `tune.report` returns when the scheduler has seen the epoch."""
+    """Execute one run in a Tune worker. `tune.report` returns when the scheduler has seen the epoch."""
     config = RunConfig.model_validate_json(parameters["config"])
     workspace, cell = node_workspace(config, parameters["workspace"]), config.digest()
 
@@ -72,15 +72,17 @@ def _tune_trial(parameters: dict[str, Any]) -> None:
 
 
 def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
-    """One cell on several data-parallel workers, driven from a Tune trial."""
+    """Execute one run on several data-parallel workers, from a Tune trial."""
     config, workspace = RunConfig.model_validate_json(parameters["config"]), Workspace(Path(parameters["workspace"]))
     _report_end(lambda: run_parallel(config, workspace, parameters["stop_request"], [TuneReportCallback()]))
 
 
 def _report_end(run: Callable[[], RunResult]) -> None:
-    """Run, and report once more: a trial without any report (a cell that another sweep had finished, one that failed
-    at once) ends the whole sweep. How the trial ended Tune need not know, the driver reads it from the cell's folder;
-    but for a storage that cannot be written, where nothing can be left to read.
+    """Execute a run and report once more at its end.
+
+    A trial without any report (of a run that another study had finished, or that failed at once) would end the whole
+    study. Tune need not know how the trial ended, because the driver reads that from the directory of the run. The one
+    exception is a storage that cannot be written, where the run can leave nothing to read.
     """
     try:
         result = run()
@@ -95,15 +97,15 @@ def _report_end(run: Callable[[], RunResult]) -> None:
 def run_parallel(
     config: RunConfig, workspace: Workspace, stop_request: str, callbacks: list[Any] | None = None
 ) -> RunResult:
-    """Train one cell on `train.workers` workers through Ray Train and return its result, failed or not.
+    """Execute one run on `train.workers` workers through Ray Train and return its result, even if it failed.
 
     Args:
-        workspace: the driver's.
-        wish: the run stops after the epoch in which a file of this name appears in the cell's folder.
-        callbacks: of Ray Train, told of each report.
+        workspace: the workspace of the driver.
+        stop_request: the run stops after the epoch in which a file of this name appears in its directory.
+        callbacks: callbacks of Ray Train, called with each report.
 
     Raises:
-        OSError: what the workers write to is full, read-only or away.
+        OSError: the storage that the workers write to is full, read-only or unreachable.
     """
     workers, fewest = config.train.workers, config.resources.min_workers or config.train.workers
     per_worker = {"CPU": config.resources.cpu - SLIVER} | (
@@ -125,7 +127,7 @@ def run_parallel(
             resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(
-            # A name of its own each time: a run of the same name would be taken up from Ray's state, not from ours.
+            # A new name each time, because Ray would resume a run of the same name from Ray's state, not from ours.
             name=f"{cell}-{time.time_ns()}",
             storage_path=str(workspace.ray / "train") if shared is None else shared.for_ray()[1],
             storage_filesystem=None if shared is None else shared.for_ray()[0],
@@ -148,7 +150,7 @@ def run_parallel(
 
 
 def _what_failed(failure: ray.train.TrainingFailedError) -> str | None:
-    """One line of the first worker that failed of itself; none if they only died.
+    """Return one line about the first worker that raised an error; none if workers only died.
 
     Raises:
         OSError: a worker could not write.
@@ -165,12 +167,12 @@ def _what_failed(failure: ray.train.TrainingFailedError) -> str | None:
 
 
 def _choose_interface(apart: bool) -> None:
-    """Have gloo talk through the network on which Ray knows this node, unless the environment names one.
+    """Make gloo use the network on which Ray knows this node, unless the environment names an interface.
 
-    By itself it takes the address that the machine's name has, which on many machines is one of the loopback.
+    By itself, gloo uses the address to which the name of the machine resolves, often one of the loopback.
 
     Args:
-        apart: the workers have several addresses; else the loopback will do, and nobody outside hears of them.
+        apart: whether the workers have several addresses; if not, the loopback is used, which nobody outside can reach.
     """
     here = ray.util.get_node_ip_address() if apart else "127.0.0.1"
     for name, addresses in psutil.net_if_addrs().items():
@@ -179,7 +181,7 @@ def _choose_interface(apart: bool) -> None:
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-    """Ray Train's own, on that network."""
+    """The backend of Ray Train, with gloo on the network of `_choose_interface`."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         addresses = set(worker_group.execute(ray.util.get_node_ip_address))
@@ -188,7 +190,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 class _OnTheNodesNetwork(TorchConfig):
-    """The process group of a data-parallel trial."""
+    """The configuration of the process group of a data-parallel trial."""
 
     @property
     def backend_cls(self) -> Any:
@@ -196,7 +198,7 @@ class _OnTheNodesNetwork(TorchConfig):
 
 
 def _parallel_worker(parameters: dict[str, Any]) -> None:
-    """What each data-parallel worker runs. Ray Train has set up the process group."""
+    """Execute the share of one data-parallel worker, for which Ray Train has set up the process group."""
     config = RunConfig.model_validate_json(parameters["config"])
     workspace, cell = node_workspace(config, parameters["workspace"]), config.digest()
 

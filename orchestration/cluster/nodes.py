@@ -1,6 +1,6 @@
-"""What a node of a cluster has and sees. `look` runs on the node, `problem` compares what it found with this machine.
+"""Inspects the nodes of a cluster: `look` runs on a node, `problem` compares what it found with this machine.
 
-Imports little: a task that looks must not load torch on every node first.
+This module imports little, because a task that inspects a node must not load torch there first.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from pathlib import Path
 from erat.errors import StorageError, UserError
 from orchestration.storage.workspace import Workspace
 
-PACKAGES = ("torch", "torchvision", "ray", "numpy", "pydantic", "mlxtend")  # what a worker's numbers depend on
+PACKAGES = ("torch", "torchvision", "ray", "numpy", "pydantic", "mlxtend")  # a worker's results depend on them
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a node has and sees.
+    """What `look` has found on a node.
 
     Attributes:
-        versions: of Python, of PACKAGES and of the project's own code.
-        disk_free_gb: where its temporary files lie.
-        blind: why it does not see what the driver wrote, in one line; none: it does.
+        host: name of the node.
+        versions: versions of Python, of PACKAGES and of the project's own code.
+        disk_free_gb: free space for temporary files, in GB.
+        blind: why the node does not see what the driver wrote, in one line; none: it sees it.
     """
 
     host: str
@@ -42,7 +43,14 @@ class Sight:
 
 @dataclass
 class Node:
-    """A node, as Ray knows it, and what it sees; none if it did not answer, and why."""
+    """A node as Ray knows it, and what was found on it.
+
+    Attributes:
+        address: its address.
+        resources: resource -> amount, as Ray knows them.
+        sight: what was found; none if the node did not answer.
+        silent: why it did not answer; none if it did.
+    """
 
     address: str
     resources: dict[str, float] = field(default_factory=dict)
@@ -51,19 +59,19 @@ class Node:
 
     @property
     def name(self) -> str:
-        """Its address, and its host's name if that is known."""
+        """Return its address, and the name of its host if that is known."""
         return self.address if self.sight is None else f"{self.address} ({self.sight.host})"
 
     @property
     def devices(self) -> str:
-        """Its cores and GPUs, with the kind of these where Ray knows it."""
+        """Return its cores and GPUs as text, with the kind of GPU if Ray knows it."""
         kinds = [kind.removeprefix("accelerator_type:") for kind in self.resources if kind.startswith("accelerator_")]
         counted = [f"{self.resources[kind]:g} {kind}" for kind in ("CPU", "GPU") if self.resources.get(kind)]
         return ", ".join([*counted, *kinds])
 
 
 def versions() -> dict[str, str]:
-    """Of everything on which a result may depend."""
+    """Return the versions of everything on which a result may depend."""
     found = {}
     for name in PACKAGES:
         try:
@@ -83,7 +91,7 @@ def _code_digest() -> str:
 
 @contextmanager
 def token(workspace: Workspace) -> Iterator[str]:
-    """A file that every node must see, there while the block runs; its name and content.
+    """Provide a file that every node must see while the block runs; yield its word, both its name and its content.
 
     Raises:
         UserError: this machine cannot write it.
@@ -105,7 +113,7 @@ def token(workspace: Workspace) -> Iterator[str]:
     except StorageError as error:
         raise UserError(str(error.strerror)) from error
     finally:
-        with suppress(OSError):  # a place that cannot be written holds nothing to be removed
+        with suppress(OSError):  # a folder that cannot be written holds no file to delete
             _probe(workspace.root, word).unlink(missing_ok=True)
 
 
@@ -114,7 +122,13 @@ def _probe(folder: Path, word: str) -> Path:
 
 
 def look(root: str, place: str | None, word: str) -> Sight:
-    """What this machine has, and whether it sees the token and can write beside it."""
+    """Inspect this machine: what it has, and whether it sees the token and can write next to it.
+
+    Args:
+        root: the workspace of the driver.
+        place: the storage that the nodes share, or none.
+        word: the word of the `token`.
+    """
     free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
     return Sight(socket.gethostname(), versions(), round(free, 1), _blind(Workspace(Path(root)).sharing(place), word))
 
@@ -142,7 +156,7 @@ def _blind(workspace: Workspace, word: str) -> str | None:
 
 
 def problem(node: Node) -> str | None:
-    """What keeps a node from training for this driver, in one line; none if nothing does."""
+    """Return why a node cannot train for this driver, in one line; none if it can."""
     if node.sight is None:
         return f"node {node.name} {node.silent}"
     if node.sight.blind is not None:

@@ -1,4 +1,4 @@
-"""How far a crafting on a cluster is: a file, since a task calls nobody back, where every node sees it."""
+"""Reports the progress of a crafting on a cluster through a file that every node sees, as tasks have no callbacks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from erat.records import MOST_WORDS, DamagedError, parse, read_bytes
 from orchestration.storage.forms import PROGRESS
 from orchestration.storage.workspace import Workspace
 
-SECONDS = 0.5
-STORAGE_SECONDS = 5.0  # a storage is asked less often than a disk
+SECONDS = 0.5  # least time between two writes of the file
+STORAGE_SECONDS = 5.0  # the same for a storage, which is written and read less often than a disk
 
 
 class CraftProgress:
-    """Written by the task and read by the driver.
+    """The progress of one task, which the task writes and the driver reads.
 
     Args:
-        config: of the first set that the task crafts.
-        workspace: of the driver or of the task's node, with the storage that they share, if any.
+        config: the configuration of the first set that the task crafts.
+        workspace: the workspace of the driver or of the task's node, with the storage that they share, if any.
     """
 
     def __init__(self, config: RunConfig, workspace: Workspace) -> None:
@@ -32,7 +32,12 @@ class CraftProgress:
         self._last = -math.inf
 
     def write(self, what: str, done: int, total: int) -> None:
-        """From the task, as often as it likes."""
+        """Write the progress; the task may call this as often as it likes.
+
+        Args:
+            what: what is done.
+            done, total: steps done, and steps in all.
+        """
         if self._is_time() or done == total:
             content = json.dumps([what, done, total]).encode()
             if self._storage is None:
@@ -41,7 +46,7 @@ class CraftProgress:
                 self._storage.write(self._name, content)
 
     def read(self) -> tuple[str, int, int] | None:
-        """By the driver, as often as it likes; none if there is nothing new to be had."""
+        """Read (what, done, total); the driver may call this as often as it likes. None if there is nothing to read."""
         if self._storage is not None and not self._is_time():
             return None
         try:
@@ -51,7 +56,7 @@ class CraftProgress:
             return None
 
     def remove(self) -> None:
-        """Once the task is over."""
+        """Delete the file, once the task is over."""
         if self._storage is None:
             self._file.unlink(missing_ok=True)
         else:

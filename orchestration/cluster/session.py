@@ -1,4 +1,4 @@
-"""Ray itself: starting or joining it, what it has, and how a cell runs on it."""
+"""Connects to Ray: starts or joins it, and finds out what its nodes have."""
 
 from __future__ import annotations
 
@@ -28,18 +28,22 @@ from orchestration.storage.workspace import Workspace
 
 POLL_SECONDS = 0.5
 SURVEY_SECONDS = 60.0
-JOIN_SECONDS = 10.0  # that nodes of a cluster which was just started may take to join
+JOIN_SECONDS = 10.0  # how long the nodes of a cluster that has just been started may take to join
 
 
 @contextmanager
 def connection(address: str | None, *, cores: int | None = None) -> Iterator[None]:
-    """Ray for the time of the block: the cluster at `address`, or one of our own on this machine.
+    """Connect to Ray while the block runs: to the cluster at `address`, or to a new one on this machine.
+
+    Args:
+        address: the address of a cluster; none: start Ray on this machine.
+        cores: number of cores that a new Ray uses; none: all.
 
     Raises:
-        UserError: nothing answers at `address`.
+        UserError: no cluster answers at `address`, or Ray does not start here.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # how soon an epoch's figures arrive
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # so that the figures of an epoch arrive soon
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     options["runtime_env"] = {"worker_process_setup_hook": prepare}
     if address is None:
@@ -47,13 +51,13 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
             "num_cpus": cores,
             "address": "local",
             "include_dashboard": False,
-            "object_store_memory": 128 * 2**20,  # nothing large travels: sets are read from the store
+            "object_store_memory": 128 * 2**20,  # enough, because workers read the image sets from the store
         }
     else:
         check_reachable(address)
         options["address"] = address
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # Ray prints what befalls its processes; standard output is for results.
+    # Ray prints messages about its processes, and standard output is reserved for results.
     with redirect_stdout(sys.stderr), nullcontext() if address else _on_loopback():
         try:
             with _own_sigterm():
@@ -69,9 +73,9 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
 
 @contextmanager
 def _on_loopback() -> Iterator[None]:
-    """A Ray that is started meanwhile listens on 127.0.0.1 alone, as by itself it does only on Windows and macOS.
+    """Make a Ray that is started in the block listen on 127.0.0.1 only, which is its default on Windows and macOS only.
 
-    The switch for that is read when Ray is imported; the processes that it starts read it anew.
+    Ray reads the switch for this when it is imported; the processes that it starts read it again.
     """
     switch = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
     before = os.environ.get(switch), ray_constants.ENABLE_RAY_CLUSTER
@@ -87,7 +91,7 @@ def _on_loopback() -> Iterator[None]:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray's start puts its own end in the place of what the program does on SIGTERM; that is put back."""
+    """Restore the program's handler for SIGTERM after the block, because Ray replaces it by its own when it starts."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -97,10 +101,10 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def check_reachable(address: str) -> None:
-    """Ask the port before Ray does, which would retry for a minute.
+    """Try to connect to the port before Ray does, because Ray would retry for a minute.
 
     Raises:
-        UserError: not an address, or nobody there.
+        UserError: `address` is not an address, or nothing answers there.
     """
     if address in ("auto", "local"):
         return
@@ -123,15 +127,17 @@ def slots(
     patience: float = 0,
     what: str = "a trial",
 ) -> int:
-    """How many trials fit on the cluster side by side. A worker needs all that it needs on one node.
+    """Return how many trials fit on the cluster at the same time. All resources of a worker must be on one node.
 
     Args:
-        fewest: workers with which a trial makes do where it must; none: all.
-        patience: seconds to wait for nodes that have yet to join.
-        what: needs these resources, for a person.
+        resources: resource -> amount that each worker needs.
+        workers: number of workers of a trial.
+        fewest: number of workers with which a trial can do if it must; none: all.
+        patience: seconds to wait for nodes that have not joined yet.
+        what: what needs these resources, for the message.
 
     Raises:
-        UserError: not even one does.
+        UserError: not even one trial fits.
     """
     wanted = {kind: amount for kind, amount in resources.items() if amount}
     give_up = time.monotonic() + patience
@@ -151,7 +157,7 @@ def slots(
 
 
 def survey(workspace: Workspace) -> list[Node]:
-    """Every living node of the connected cluster, with what it has and sees."""
+    """Inspect every living node of the connected cluster; a node that does not answer is returned with the reason."""
     with token(workspace) as word:
         task = ray.remote(look)
         asked = []
@@ -169,17 +175,17 @@ def survey(workspace: Workspace) -> list[Node]:
             except ray.exceptions.GetTimeoutError:
                 node.silent = f"started no process within {SURVEY_SECONDS:.0f} s"
             except ray.exceptions.RayError as error:
-                # A module that is missing there is told at the end of a long text.
+                # The last line of a long text names a module that is missing there.
                 lines = [line for line in str(error).splitlines() if line.strip()]
                 node.silent = f"cannot run this project ({lines[-1].strip()[:200]}): install it there"
     return [node for node, _ in asked]
 
 
 def check_nodes(workspace: Workspace) -> None:
-    """Ask every node before anything is trained on it.
+    """Check every node before anything is trained on it.
 
     Raises:
-        UserError: one lacks the project or has another version of a package, or does not see the storage.
+        UserError: a node lacks the project, has another version of a package, or does not see the storage.
     """
     for node in survey(workspace):
         if (said := problem(node)) is not None:
@@ -187,7 +193,7 @@ def check_nodes(workspace: Workspace) -> None:
 
 
 def room(resources: Mapping[str, float], workers: int) -> str:
-    """What a trial needs and what is free, for a person who waits."""
+    """Return as text what a trial needs and what is free, for a person who waits."""
     have, free, nodes = ray.cluster_resources(), ray.available_resources(), [n for n in ray.nodes() if n["Alive"]]
     wanted = {kind: amount * workers for kind, amount in resources.items() if amount}
     need = ", ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
@@ -196,12 +202,12 @@ def room(resources: Mapping[str, float], workers: int) -> str:
 
 
 def node_workspace(config: RunConfig, root: str) -> Workspace:
-    """Where a process on whatever node works."""
+    """Return the workspace in which a process works, on any node."""
     return Workspace(Path(root)).sharing(config.storage.path).on_this_node()
 
 
 def description() -> dict[str, Any]:
-    """Nodes and resources of the cluster that is connected."""
+    """Return the version of Ray and the nodes and resources of the connected cluster."""
     resources = {kind: amount for kind, amount in ray.cluster_resources().items() if kind in ("CPU", "GPU")}
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return {"version": ray.__version__, "nodes": len(nodes), **resources}
