@@ -1,1 +1,1 @@
-"""Corrupted sets as jobs."""
+"""Crafts corrupted sets as jobs."""

@@ -1,4 +1,4 @@
-"""Corrupted sets ahead of training: crafted here, or as Ray tasks beside the runs that have theirs already."""
+"""Crafts corrupted sets ahead of training: in this process, or as Ray tasks beside runs whose sets are ready."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestration.storage.workspace import Workspace
 
 
 def _tasks(missing: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """What a cluster crafts: sets that belong together, each where it is to be crafted."""
+    """Return the tasks of a cluster: groups of sets that share images, each set with the device that crafts it."""
     return [[placed(config) for config in group] for group in by_images(missing)]
 
 
@@ -28,16 +28,18 @@ def _store(config: RunConfig, workspace: Workspace) -> Store:
 
 
 def craft_here(config: RunConfig, workspace: Workspace) -> CorruptedSet:
-    """The corrupted set of a configuration, crafted in this process if the store lacks it."""
+    """Return the corrupted set of a configuration, and craft it in this process if it is not in the store."""
     with craft_view() as view, threads(config):
         return corrupted_set(config, _store(config, workspace), partial(view.show, set_name(config)))
 
 
 def craft_on_cluster(configs: Sequence[RunConfig], workspace: Workspace, address: str) -> None:
-    """Craft what these need and the store lacks on the cluster at `address`, side by side as far as its resources go.
+    """Craft on the cluster at `address` the sets that these configurations need and the store lacks.
+
+    As many sets are crafted at the same time as the cluster has resources for.
 
     Raises:
-        UserError: from a task, as it was raised there.
+        UserError: no cluster answers, a node cannot craft, or a task has raised this error.
     """
     from orchestration.cluster import crafting, session
 
@@ -52,11 +54,11 @@ def craft_on_cluster(configs: Sequence[RunConfig], workspace: Workspace, address
 
 
 class Crafting:
-    """Sets that Ray crafts while the runs whose sets are there are trained.
+    """Crafts sets on Ray while runs whose sets are ready are trained.
 
     Args:
-        missing: one configuration per set.
-        workspace: whose store they are crafted into.
+        missing: one configuration for each set that the store lacks.
+        workspace: the workspace whose store gets the sets.
     """
 
     def __init__(self, missing: Sequence[RunConfig], workspace: Workspace) -> None:
@@ -66,7 +68,7 @@ class Crafting:
 
     @contextmanager
     def running(self, view: CraftView) -> Iterator[None]:
-        """Craft for the time of the block, on the cluster that is connected; what is not done at its end is left."""
+        """Craft on the connected cluster while the block runs; sets that are not done at its end are left undone."""
         if not self._groups:
             yield
             return
@@ -87,13 +89,18 @@ class Crafting:
 
         try:
             crafting.craft_sets(self._groups, self._workspace, told, self._waiting.discard, given_up)
-        except BaseException as error:  # raised where the next run is asked for
+        except BaseException as error:  # raised again by the gate when the next run is asked for
             self._error = error
 
     def gate(self, baselines: Sequence[RunConfig], points: Sequence[RunConfig]) -> Callable[[int], bool]:
-        """Whether the run of this number may begin: a baseline when its set is there, a search when its points' are.
+        """Return a gate, a function that says whether the run of a number may begin.
 
-        The gate raises what crafting raised.
+        A baseline may begin once its set is ready, any other run once the sets of all points are ready. The gate raises
+        any error that crafting has raised.
+
+        Args:
+            baselines: the configurations of the first runs, numbered from 0.
+            points: configurations that need every set that the search can ask for.
         """
         groups = {_set_key(config): index for index, group in enumerate(self._groups) for config in group}
         own = [groups.get(_set_key(config)) for config in baselines]
@@ -108,7 +115,11 @@ class Crafting:
 
 
 def preview(configs: Sequence[RunConfig], workspace: Workspace) -> Path:
-    """Craft these sets, of the same images, and draw a sheet of what was done to them; its path."""
+    """Craft these sets of the same images, and draw a sheet that shows what was done to the images.
+
+    Returns:
+        The path of the sheet (PNG).
+    """
     from orchestration.report.sheet import Band, preview_sheet
 
     shared = {k: v for k, v in configs[0].flat().items() if k.split(".")[0] in ("data", "val")}

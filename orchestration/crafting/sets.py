@@ -1,4 +1,4 @@
-"""Which corrupted sets runs need, which of them the store lacks, and what a person calls them."""
+"""Finds the corrupted sets that runs need and those that the store lacks, and names them for a person."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ SMALL_SET = 5_000_000  # pixel values of all images: 25,000 digits of 14 x 14, 1
 
 
 def distinct_sets(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """One configuration per corrupted set that these need, of which each may take another share."""
+    """Return one configuration for each corrupted set that these need; runs on one set may use different shares."""
     return list({_set_key(config): config for config in configs}.values())
 
 
 def missing_sets(configs: Sequence[RunConfig], workspace: Workspace) -> list[RunConfig]:
-    """Of the sets that these need, those that the store lacks or has damaged (of which it warns)."""
+    """Return one configuration for each set that these need and the store lacks, or holds damaged (with a warning)."""
     sets = distinct_sets(configs)
     sound = cache(
         lambda path, part: json.loads(part) in workspace.sharing(path).store()
-    )  # what several share is read once
+    )  # a part that several sets share is read once
     return [
         config
         for config, parts in zip(sets, stored_parts(sets), strict=True)
@@ -34,7 +34,7 @@ def missing_sets(configs: Sequence[RunConfig], workspace: Workspace) -> list[Run
 
 
 def by_images(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """Sets with the same poisoned images and other labels belong together: a second task would wait for the first."""
+    """Group sets that have the same poisoned images, because a second task for these would wait for the first."""
     groups: dict[object, list[RunConfig]] = {}
     for config, (images, _) in zip(configs, stored_parts(configs), strict=True):
         groups.setdefault(_set_key(config) if images is None else content_digest(images), []).append(config)
@@ -42,7 +42,7 @@ def by_images(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
 
 def placed(config: RunConfig) -> RunConfig:
-    """The same set, to be crafted on the processor if it is small: the devices are then left to the runs."""
+    """Return the configuration, changed to craft a small set on the CPU, so that the GPUs are left to the runs."""
     shape = data_shape(config)
     if config.resources.gpu == 0 or (shape.train + shape.val) * prod(shape.image) > SMALL_SET:
         return config
@@ -51,7 +51,7 @@ def placed(config: RunConfig) -> RunConfig:
 
 
 def set_name(config: RunConfig) -> str:
-    """What a person calls a corrupted set: "uhp l2 1.25", "up linf 0.1 seed 3"."""
+    """Return the name of a corrupted set for a person, such as "uhp l2 1.25" or "up linf 0.1 seed 3"."""
     options = config.corruption
     if options.data == "none":
         return f"{options.labels} labels"
@@ -60,5 +60,5 @@ def set_name(config: RunConfig) -> str:
 
 
 def _set_key(config: RunConfig) -> tuple[object, ...]:
-    """What two runs on one corrupted set share."""
+    """Return the part of a configuration that is equal for two runs exactly if they use the same corrupted set."""
     return config.data, config.val, config.corruption.model_copy(update={"share": 1.0})
