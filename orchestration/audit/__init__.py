@@ -1,1 +1,1 @@
-"""The audit of a data set of one's own: plan, execution, files, gallery."""
+"""Audits a user's own data set: plan, execution, files, gallery."""

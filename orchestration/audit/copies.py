@@ -1,4 +1,4 @@
-"""Copies and near-copies in a set of one's own, by the names of the files, and whether they contradict each other."""
+"""Describes copies and near-copies in a user's own images by file name, and whether their labels contradict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from erat.data.sources.collection import Collection, same_pictures
 from erat.data.types import ImageSet
 from erat.errors import shown
 
-FEW = 3  # names of a group that a sentence has
+FEW = 3  # names of a group that a sentence lists
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,10 @@ class Copy:
     """One of several images that show the same picture.
 
     Attributes:
-        label: given.
+        name: the name of the image for a person.
+        label: its given label.
         part: "" (to be split), "train", "test" or "trusted".
-        place: among all images, the trusted ones last.
+        place: its row among all images, of which the trusted ones come last.
     """
 
     name: str
@@ -41,17 +42,17 @@ class CopyGroup:
 
     @property
     def labels_differ(self) -> bool:
-        """Whether at least one of them must be wrong."""
+        """Return whether the labels differ, so that at least one of them must be wrong."""
         return len({copy.label for copy in self.copies}) > 1
 
     @property
     def parts_differ(self) -> bool:
-        """Whether what is tested on, or trusted, is also trained on."""
+        """Return whether the copies are in different parts: a picture is both trained on and tested or trusted."""
         return len({copy.part or "train" for copy in self.copies}) > 1
 
     @property
     def words(self) -> str:
-        """What there is to say of them."""
+        """Return a description of the group for a person."""
         kind = "the same pixels" if self.exact else "nearly the same picture"
         said = [kind, "under different labels" if self.labels_differ else f"labelled {self.copies[0].label}"]
         if self.parts_differ:
@@ -59,13 +60,16 @@ class CopyGroup:
         return ", ".join(said)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the group as plain values for JSON."""
         flags = {"exact": self.exact, "labels_differ": self.labels_differ, "parts_differ": self.parts_differ}
         return flags | {"copies": [{"path": copy.name, "label": copy.label, "part": copy.part} for copy in self.copies]}
 
 
 def copy_groups(collection: Collection, checked: Collection | None) -> list[CopyGroup]:
-    """Groups of copies among all images, trusted ones too: different labels first, then across parts, then the rest."""
+    """Return the groups of copies among all images, trusted ones too.
+
+    Groups with different labels come first, then those across parts, then the others.
+    """
     collections = [collection] if checked is None else [collection, checked]
     pixels, labels = (torch.cat([getattr(one.images, name) for one in collections]) for name in ("images", "labels"))
     images = ImageSet(pixels, labels, collection.images.class_names)
@@ -82,7 +86,7 @@ def copy_groups(collection: Collection, checked: Collection | None) -> list[Copy
 
 
 def copy_lines(groups: Sequence[CopyGroup]) -> list[list[Any]]:
-    """A table with a head: one line per image, the groups numbered from 1."""
+    """Return a table with a head and one line per image; the groups are numbered from 1."""
     lines: list[list[Any]] = [["group", "kind", "path", "label", "part", "labels_differ", "parts_differ"]]
     for number, group in enumerate(groups, start=1):
         kind, flags = "same" if group.exact else "near", [int(group.labels_differ), int(group.parts_differ)]
@@ -91,7 +95,7 @@ def copy_lines(groups: Sequence[CopyGroup]) -> list[list[Any]]:
 
 
 def copy_sentences(groups: Sequence[CopyGroup]) -> list[str]:
-    """What is worth saying at once, with the names of the first group of each sort."""
+    """Return sentences about the groups, one for each sort of group, with the names in its first group."""
     sorts = [
         ("under different labels", [group for group in groups if group.labels_differ]),
         (

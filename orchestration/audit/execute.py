@@ -1,7 +1,7 @@
-"""The verb `audit`: from a folder to a classifier that holds up, and to what is wrong with the folder.
+"""Executes an audit: from a folder of images to a robust classifier, and to what is wrong with the folder.
 
-All that takes long is kept fold by fold in `ERAT_HOME/audits/KEY/`; the same command goes on after an interruption.
-The images are only read.
+Results that take long are saved fold by fold in `ERAT_HOME/audits/KEY/`, so that the same command resumes after an
+interruption. The images are only read.
 """
 
 from __future__ import annotations
@@ -55,14 +55,19 @@ SECTIONS = ("defense.", "model.", "train.", "resources.")
 
 @dataclass(frozen=True)
 class Findings:
-    """All that one audit found out.
+    """The findings of one audit.
 
     Attributes:
-        collection: what was audited; trusted images are not among it.
-        checked: the images whose labels are known to be right, or none.
-        defense: trained on everything, to be exported; `selected` bool (N,) is its last labelled set.
+        name: name of the report.
+        collection: the audited images, without the trusted ones.
+        checked: the trusted images, whose labels are known to be right, or none.
+        audit: the findings about the labels and the images.
+        holds: accuracies under attack and corruption.
+        defense: the defense that was trained on all images, to be exported.
+        selected: bool (N,), its last labelled set.
         searched: scale of the budgets -> validation accuracy; empty without a search.
-        copies: which images show the same picture, trusted ones too.
+        seconds: how long the audit has taken.
+        copies: groups of images that show the same picture, trusted ones too.
     """
 
     name: str
@@ -83,11 +88,15 @@ class Findings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An audit before anything of it is trained.
+    """An audit before its training.
 
     Attributes:
-        plans: scale of the budgets -> what is done; `first` is that of the customary ones.
-        folder: where what takes long is kept.
+        name, collection, checked: see `Findings`.
+        settings: dotted keys of the configuration.
+        plans: scale of the budgets -> plan of the audit.
+        first: the plan for the customary budgets.
+        folder: the folder for results that take long.
+        search: whether the scale of the budgets is to be searched for.
     """
 
     name: str
@@ -104,14 +113,14 @@ class Prepared:
         return None if self.checked is None else self.checked.images
 
     def stages(self) -> list[Stage]:
-        """What is left to do; nothing is timed where that is only to write."""
+        """Return the stages that are left to do; nothing is timed if only writing is left."""
         nothing = stages(self.first, Costs(0, 0, 0, 0, 0), self.folder, search=self.search, trusted=0)
         if len(nothing) == 1:
             return nothing
         trusted = 0 if self.checked is None else len(self.checked)
         try:
             costs = calibrate(self.first)
-        except TrainingFailedError:  # the training itself says so
+        except TrainingFailedError:  # the training itself will report this
             return nothing
         return stages(self.first, costs, self.folder, search=self.search, trusted=trusted)
 
@@ -119,7 +128,7 @@ class Prepared:
 def prepare(
     overrides: Mapping[str, Any], workspace: Workspace, *, folds: int = 4, search: bool = False, name: str | None = None
 ) -> Prepared:
-    """Read the images and deal them into folds; writes nothing. Arguments and errors are those of `run_audit`."""
+    """Read the images and deal them into folds, without writing anything; see `run_audit` for arguments and errors."""
     _check_keys(overrides)
     collection, checked = _read(overrides)
     images, trusted = collection.images, None if checked is None else checked.images
@@ -137,15 +146,17 @@ def prepare(
 def run_audit(
     overrides: Mapping[str, Any], workspace: Workspace, *, folds: int = 4, search: bool = False, name: str | None = None
 ) -> Findings:
-    """Read, judge fold by fold, conclude, train on everything.
+    """Read the images, judge them fold by fold, draw the conclusions, and train on all images.
 
     Args:
         overrides: dotted keys; `data.root` says where the images are.
+        workspace: the workspace, in which results that take long are saved.
+        folds: number of folds, at least 2.
         search: choose the scale of the budgets on validation data first.
-        name: of the report; none: after the folder.
+        name: name of the report; none: made from the name of the folder.
 
     Raises:
-        UserError: nothing to audit, or a key that an audit has no use for.
+        UserError: there is nothing to audit, or an audit has no use for a key.
     """
     started = time.monotonic()
     ready = prepare(overrides, workspace, folds=folds, search=search, name=name)
@@ -154,7 +165,7 @@ def run_audit(
     with craft_view(doing="audit") as shown, threads(first.robust):
         view = _Told(shown, TimeLeft(ready.stages()))
         searched = _search(first, ready.settings, trusted, folder, view) if search else {}
-        # The largest of equals, as the paper's Fig. 5 has too small budgets hurt more than too large ones.
+        # Of equally good scales the largest, because in the paper's Fig. 5 too small budgets hurt more than too large.
         chosen = ready.plans(max(searched, key=lambda scale: (searched[scale], scale))) if searched else first
         parts = [
             _kept(folder / f"fold-{k}.pt", partial(_fold, chosen, k, view), partial(_is_fold, chosen, k))
@@ -170,13 +181,13 @@ def run_audit(
 
 
 class _Told:
-    """A view that is also told how much time is left of the whole audit, from the first epoch on."""
+    """A view that also shows how much time is left of the whole audit, from the first epoch on."""
 
     def __init__(self, view: CraftView, left: TimeLeft) -> None:
         self._view, self._left = view, left
 
     def show(self, name: str, what: str, done: int, total: int, left: str = "") -> None:
-        """Show how far a stage is."""
+        """Show the progress of a stage."""
         self._view.show(name, what, done, total, left or self._left(name, done, total))
 
 
@@ -197,7 +208,7 @@ def _check_keys(overrides: Mapping[str, Any]) -> None:
 
 
 def _read(overrides: Mapping[str, Any]) -> tuple[Collection, Collection | None]:
-    """(what to audit, what is trusted or none)."""
+    """Read (the images to audit, the trusted images or none)."""
     reading = {key: value for key, value in overrides.items() if key.startswith("data.")}
     config = build("demo", {**reading, "data.name": "folder"}, quiet=True).data
     everything = read_collection(config)
@@ -219,11 +230,11 @@ def _stem(root: Path) -> str:
     return words.strip("-_")[:40] or "images"
 
 
-# --- what takes long -------------------------------------------------------------------------------------------------
+# --- work that takes long, saved in files ----------------------------------------------------------------------------
 
 
 def _kept(path: Path, make: Callable[[], dict[str, Any]], sound: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """What `make` returns, from `path` if it was made before. What is damaged or not `sound` is made again."""
+    """Return what `make` returns, read from `path` if saved before; what is damaged or not `sound` is made again."""
     if path.exists():
         try:
             content = load(path, torch.device("cpu"))
@@ -238,7 +249,7 @@ def _kept(path: Path, make: Callable[[], dict[str, Any]], sound: Callable[[dict[
 
 
 def _is_fold(plan: Plan, number: int, part: Mapping[str, Any]) -> bool:
-    """Whether a stored fold holds what `examine` returns of it."""
+    """Return whether a stored fold holds what `examine` returns for it; a missing or odd entry may also raise."""
     images, classes = int((plan.fold == number).sum()), plan.images.num_classes
     return all(
         part[way].dtype == torch.float32
@@ -253,7 +264,7 @@ def _is_fold(plan: Plan, number: int, part: Mapping[str, Any]) -> bool:
 
 def _fold(plan: Plan, number: int, view: CraftView) -> dict[str, Any]:
     def tell(way: str, report: EpochReport) -> None:
-        # A name for each way: a bar that has come to its end does not begin again.
+        # Each training has its own name, because a progress bar that has reached its end does not begin again.
         view.show(fold_name(plan, number, way), "epoch", report.epoch, plan.config(way).train.epochs)
 
     return examine(plan, number, tell)
@@ -290,7 +301,7 @@ def _holds(
 
 
 def _final(plan: Plan, folder: Path, view: CraftView) -> tuple[Defense, Tensor]:
-    """The defense that is trained on everything, and its last labelled set."""
+    """Train a defense on all images and return (the defense, its last labelled set, bool (N,))."""
     config = plan.robust
 
     def tell(report: EpochReport) -> None:

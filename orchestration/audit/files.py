@@ -1,4 +1,4 @@
-"""What an audit leaves in `ERAT_HOME/reports/NAME/`: lists, a page, figures, and the classifier in two forms."""
+"""Writes the results of an audit to `ERAT_HOME/reports/NAME/`: lists, a page, figures, and the classifier."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestration.storage.workspace import Workspace
 if TYPE_CHECKING:
     from orchestration.tracking.tracker import Tracker
 
-RELABEL = 0.9  # probability from which the cleaned list takes the suggested label; what is less sure is left out
+RELABEL = 0.9  # least probability at which the cleaned list takes a suggested label; less sure images are left out
 FILES = {
     "labels.csv": "every image with its quality, suggested label, fold, and whether its label is probably wrong",
     "cleaned.csv": f"a list to keep working with (data.root=cleaned.csv): labels that are probably wrong are replaced "
@@ -43,10 +43,10 @@ ARRAYS = ("cleaned.npz", "the cleaned images and labels as arrays, since these i
 
 
 def write_audit(findings: Findings, workspace: Workspace) -> tuple[Path, dict[str, Any]]:
-    """Write everything.
+    """Write all files of an audit.
 
     Returns:
-        (the page, what `--json` prints).
+        (the path of the page, what `--json` prints).
     """
     from orchestration.tracking.tracker import save_model
 
@@ -80,7 +80,7 @@ def write_audit(findings: Findings, workspace: Workspace) -> tuple[Path, dict[st
 
 
 def track_audit(findings: Findings, content: Mapping[str, Any], folder: Path, tracker: Tracker) -> str:
-    """Give MLflow an audit as one run: settings, figures, and everything that lies in its folder; the run's id."""
+    """Log an audit to MLflow as one run, with settings, figures and all files of its folder; return the run's id."""
     tags = {"root": content["root"], "defense": findings.plan.robust.defense.name}
     run = tracker.start_parent(findings.name, kind="audit", tags=tags, params=content["config"])
     poisoning = findings.audit.poisoning
@@ -106,7 +106,7 @@ def track_audit(findings: Findings, content: Mapping[str, Any], folder: Path, tr
 
 
 def summary(findings: Findings) -> dict[str, Any]:
-    """All figures, JSON-like."""
+    """Return all findings as JSON-like values."""
     audit, images = findings.audit, findings.plan.images
     names = findings.collection.names
     return {
@@ -140,7 +140,7 @@ def summary(findings: Findings) -> dict[str, Any]:
 
 
 def _labels(findings: Findings) -> list[list[Any]]:
-    """One line per image, the worst labels first."""
+    """Return a table with one line per image, the worst labels first."""
     audit, plan, names = findings.audit, findings.plan, findings.plan.images.class_names
     head = ["path", "label", "quality", "issue", "suggested", "probability", "judged", "selected", "fold", "part"]
     worst = worst_first(audit)
@@ -168,7 +168,7 @@ def _labels(findings: Findings) -> list[list[Any]]:
 
 
 def _kept(findings: Findings) -> tuple[list[int], list[str], list[str]]:
-    """(rows that stay, their labels, what became of them: "kept" or "relabelled")."""
+    """Return (the rows that stay in the cleaned list, their labels, whether each was "kept" or "relabelled")."""
     audit, names = findings.audit, findings.plan.images.class_names
     relabel = audit.issue & (audit.probability >= RELABEL)
     rows = (~audit.issue | relabel).nonzero().squeeze(1).tolist()
@@ -194,7 +194,7 @@ def _cleaned(findings: Findings) -> list[list[Any]]:
 
 
 def _write_csv(path: Path, lines: list[list[Any]]) -> None:
-    write_atomic(path, csv_text(lines).encode("utf-8", "surrogateescape"))  # names may be any bytes
+    write_atomic(path, csv_text(lines).encode("utf-8", "surrogateescape"))  # file names may be any bytes
 
 
 def _write_arrays(path: Path, findings: Findings) -> None:

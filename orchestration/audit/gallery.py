@@ -1,4 +1,4 @@
-"""An audit as one HTML file: the worst labels with their pictures, classes, transitions, poisoning, robustness."""
+"""Renders an audit as one HTML file: worst labels with their pictures, classes, transitions, poisoning, robustness."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 MOST_CARDS = 120
 THUMBNAIL = 96  # pixels a side
-MOST_CLASSES = 24  # of which a matrix and residuals are drawn whole
+MOST_CLASSES = 24  # classes up to which the matrix and the residuals are drawn
 MOST_PAIRS = 12
-MOST_GROUPS, MOST_NAMES, MOST_PICTURES = 60, 8, 4  # groups of copies; of each so many names and pictures
-FLOOD = 1.5  # times as many images wear a flooded class's label as seem to show it
+MOST_GROUPS, MOST_NAMES, MOST_PICTURES = 60, 8, 4  # groups of copies; names and pictures of each group
+FLOOD = 1.5  # a class is flooded if more than this many times as many images have its label as seem to show it
 
 
 def audit_page(findings: Findings, files: Sequence[tuple[str, str]]) -> str:
-    """The whole file.
+    """Return the whole HTML file.
 
     Args:
-        files: (name, words) of what lies beside the page.
+        files: (name, description) of each file in the folder of the page.
     """
     audit, plan = findings.audit, findings.plan
     cards = _cards(findings)
@@ -78,11 +78,11 @@ def _asset(name: str) -> str:
     return resources.files("orchestration.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
+# --- text ------------------------------------------------------------------------------------------------------------
 
 
 def sentences(findings: Findings) -> list[str]:
-    """What was found, the most important first."""
+    """Return the findings as sentences, the most important first."""
     audit, total = findings.audit, len(findings.plan.images)
     flooded = [row["name"] for row in class_rows(audit, findings.selected) if row["flooded"]]
     found = [
@@ -113,7 +113,7 @@ def sentences(findings: Findings) -> list[str]:
 
 
 def poison_verdict(test: PoisonTest) -> str:
-    """One sentence."""
+    """Return the result of the tests for a perturbation as one sentence."""
     if test.images < FEW:
         return f"Whether the images carry a perturbation cannot be told from {test.images} images with sure labels."
     if test.poisoned:
@@ -122,7 +122,7 @@ def poison_verdict(test: PoisonTest) -> str:
 
 
 def hold_words(hold: Hold) -> str:
-    """ "APGD, l_inf 8/255", "noise, deviation 0.08"."""
+    """Return the name of a condition for a person, such as "APGD, l_inf 0.0314" or "noise, standard deviation 0.08"."""
     if hold.kind == "none":
         return "as they are"
     if hold.kind in ("linf", "l2"):
@@ -174,7 +174,7 @@ def _method(findings: Findings) -> list[str]:
 
 
 def class_rows(audit: Audit, selected: Tensor) -> list[dict[str, Any]]:
-    """One class a line, in their order: how many wear its label, seem to show it, are issues, are kept."""
+    """Return one row per class: how many images have its label, seem to show it, are issues, and are believed."""
     images, noise = audit.plan.images, audit.noise
     issues = torch.bincount(images.labels[audit.issue], minlength=images.num_classes)
     kept = torch.bincount(images.labels[selected], minlength=images.num_classes)
@@ -222,7 +222,7 @@ def _pairs(audit: Audit) -> list[dict[str, Any]]:
 
 
 def worst_first(audit: Audit) -> Tensor:
-    """Rows of the issues, those of least quality first; int64."""
+    """Return the rows of the images with issues, those of least quality first; int64."""
     rows = audit.issue.nonzero().squeeze(1)
     return rows[audit.quality[rows].argsort(stable=True)]
 
@@ -245,7 +245,7 @@ def _cards(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _copies(findings: Findings) -> list[dict[str, Any]]:
-    """Groups of copies for the page, the large ones shortened."""
+    """Return the groups of copies for the page, with large groups shortened."""
     count = len(findings.collection)
 
     def picture(place: int) -> str:
@@ -269,16 +269,21 @@ def _copies(findings: Findings) -> list[dict[str, Any]]:
 
 
 def thumbnail(source: Source, pixels: Tensor) -> str:
-    """A data URI of the original, cut and shrunk; of what was read (uint8, (C, H, W)) where it is smaller."""
+    """Return a data URI of the original, cut and shrunk, or of `pixels` if the original is an array or cannot be read.
+
+    Args:
+        source: the original.
+        pixels: the image as it was read, uint8 (C, H, W).
+    """
     if not isinstance(source, np.ndarray):
         decoded = decode(source, THUMBNAIL)
-        if not isinstance(decoded, str):  # the file may have gone since
+        if not isinstance(decoded, str):  # the file may have been deleted since
             return _uri(decoded.pixels)
     return _uri(_enlarged(pixels))
 
 
 def _enlarged(pixels: Tensor) -> NDArray[np.uint8]:
-    """Small pictures as squares of whole pixels."""
+    """Enlarge small pictures by a whole factor and return them as (H, W) or (H, W, 3)."""
     times = max(1, THUMBNAIL // pixels.shape[-1])
     array: NDArray[np.uint8] = pixels.permute(1, 2, 0).numpy().repeat(times, 0).repeat(times, 1)
     return array[..., 0] if array.shape[-1] == 1 else array
@@ -312,7 +317,11 @@ def _poison(audit: Audit, few: bool) -> dict[str, Any]:
 
 
 def _residuals(audit: Audit) -> tuple[list[dict[str, str]], float]:
-    """Per class, the mean of the fine residual in flat places; grey is none."""
+    """Draw for each class the mean of the fine residual in flat places, minus that of all classes; grey means none.
+
+    Returns:
+        (the pictures with their names, the factor by which the residuals are enlarged).
+    """
     images, sure = audit.plan.images, audit.plan.judged & ~audit.issue
     means, names = [], []
     for k, name in enumerate(images.class_names):

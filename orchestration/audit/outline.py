@@ -1,4 +1,4 @@
-"""What an audit would do, before it does it: images, folds, copies, time, memory, and the files that it would write."""
+"""Outlines an audit before it starts: images, folds, copies, time, memory, and the files that it would write."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestration.storage.workspace import Workspace
 
 
 def outline(ready: Prepared, workspace: Workspace) -> dict[str, Any]:
-    """Everything that can be known ahead, as plain values. Trains on a few batches to time them; writes nothing."""
+    """Return all that can be known in advance as plain values; train on a few batches for times; write nothing."""
     plan, config = ready.first, ready.first.robust.flat()
     with threads(plan.robust):
         todo = ready.stages()
@@ -46,7 +46,7 @@ def outline(ready: Prepared, workspace: Workspace) -> dict[str, Any]:
 
 
 def show_outline(content: dict[str, Any], console: Console) -> None:
-    """Say it in a few lines."""
+    """Print an outline in a few lines."""
     need, skipped = content["memory_mb"], len(content["skipped"])
     left_out = f"; {skipped} entries could not be used" if skipped else ""
     trusted = f" and {content['trusted']} trusted ones" if content["trusted"] else ""

@@ -1,4 +1,4 @@
-"""How long an audit takes: its stages, what each of their epochs costs by a short calibration, and what is left."""
+"""Estimates how long an audit takes: its stages, the cost of their epochs by a short calibration, and the time left."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from erat.engine.report import EpochReport
 from erat.errors import UserError
 from orchestration.report.notation import duration
 
-BATCHES = 6  # of the images that the calibration trains on
-STEPS = 3  # of an attack that is timed
-KEPT_LABELS = 0.6  # share of the labels that ERAT is taken to believe: its later epochs have so many steps
-ATTACKS, OTHERS = 2 * len(SHARES), 1 + len(NOISE) + len(BLUR) + len(JPEG)  # conditions of the robustness
-TRUST = 0.01  # share of an audit's expected time whose measurement has as much say as the calibration
+BATCHES = 6  # number of batches on which the calibration trains
+STEPS = 3  # number of steps of the attack that is timed
+KEPT_LABELS = 0.6  # assumed share of labels that ERAT believes; its later epochs have this share of the steps
+ATTACKS, OTHERS = 2 * len(SHARES), 1 + len(NOISE) + len(BLUR) + len(JPEG)  # conditions of the robustness test
+TRUST = 0.01  # once this share of the expected time is measured, the measurement counts as much as the calibration
 WRITING = 10.0  # seconds for the page and the exported classifier
 
 
@@ -37,9 +37,10 @@ class Stage:
     """A part of an audit that takes long.
 
     Attributes:
-        name: as it is shown.
-        kind: "robust", "plain" or "rest": stages of a kind are as much faster or slower than expected as each other.
-        seconds: expected of each epoch, or condition.
+        name: the name that is shown.
+        kind: "robust", "plain" or "rest"; all stages of a kind are assumed to deviate from their expected time by the
+            same factor.
+        seconds: the expected time of each epoch, or of each condition.
     """
 
     name: str
@@ -49,13 +50,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, measured on this machine.
+    """Times in seconds, measured on this machine.
 
     Attributes:
-        warm, late: of a labelled image in an epoch of ERAT before and after it begins to select.
-        plain: of an image in an epoch of plain training.
-        look: of an image that is predicted.
-        attack: of an image attacked on one network.
+        warm, late: time per labelled image in an epoch of ERAT before and after it begins to select.
+        plain: time per image in an epoch of plain training.
+        look: time to predict an image.
+        attack: time to attack an image on one network.
     """
 
     warm: float
@@ -66,7 +67,7 @@ class Costs:
 
 
 def calibrate(plan: Plan) -> Costs:
-    """Train both ways on a few batches of the images, then look at and attack some of them."""
+    """Train both ways on a few batches of the images, predict and attack some of them, and return the times."""
     count = min(len(plan.images), BATCHES * plan.robust.train.batch_size)
     chosen = plan.images.labels.argsort(stable=True)[torch.arange(count) * len(plan.images) // count]
     few = plan.images.take(chosen)
@@ -79,12 +80,12 @@ def calibrate(plan: Plan) -> Costs:
     some = images.take(torch.arange(min(count, 64), device=device))
     norm, epsilon = "linf", 0.03  # the time depends on neither
     attack = _timed(lambda: attacked_classes(trained, some, norm, epsilon, steps=STEPS)) / len(some)
-    # The first epoch also pays for what is done once.
+    # The first epoch is left out, because it includes work that is done only once.
     return Costs(robust[1], min(robust[2:]), plain[1], look, attack * (APGD_STEPS + 1) / (STEPS + 1))
 
 
 def _trained(config: RunConfig, few: ImageSet, brief: dict[str, Any]) -> tuple[Defense, list[float]]:
-    """(a defense, seconds of a labelled image in each epoch)."""
+    """Train a defense briefly and return (the defense, the seconds per labelled image in each epoch)."""
     values = {key: value for key, value in config.flat().items() if key != "preset"}
     reports: list[EpochReport] = []
     trainer = train_on(build(config.preset, values | brief, quiet=True), few, reports.append)
@@ -103,9 +104,12 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def stages(plan: Plan, costs: Costs, folder: Path, *, search: bool, trusted: int) -> list[Stage]:
-    """What is left to do, in order: all of it but what `folder` keeps.
+    """Return the stages that are left to do, in order: all stages but those whose result is in `folder`.
 
     Args:
+        costs: times on this machine.
+        folder: the folder for results that take long.
+        search: whether the scale of the budgets is searched for.
         trusted: number of images whose labels are known to be right.
     """
     count, folds = len(plan.images), plan.folds
@@ -137,12 +141,12 @@ ROBUSTNESS, EVERYTHING = "robustness", "all images"
 
 
 def fold_name(plan: Plan, number: int, way: str) -> str:
-    """As it is shown: "fold 1 of 4, robust"."""
+    """Return the name of a stage that trains without a fold, such as "fold 1 of 4, robust"."""
     return f"fold {number + 1} of {plan.folds}, {way}"
 
 
 def budget_name(scale: float) -> str:
-    """As it is shown: "budgets x 0.5"."""
+    """Return the name of a stage that tries a scale of the budgets, such as "budgets x 0.5"."""
     return f"budgets x {scale:g}"
 
 
@@ -154,7 +158,7 @@ def _robust_epochs(config: RunConfig, costs: Costs, count: int) -> tuple[float, 
 
 
 def _judged_epochs(plan: Plan, way: str, costs: Costs, inside: int, outside: int) -> tuple[float, ...]:
-    """Each epoch's end costs two looks at the images held out, and in the judged ones a third."""
+    """Return the time of each epoch, with two predictions of the held-out images, or three in a judged epoch."""
     epochs = plan.config(way).train.epochs
     training = _robust_epochs(plan.robust, costs, inside) if way == "robust" else (inside * costs.plain,) * epochs
     first = epochs - math.ceil(JUDGED * epochs)
@@ -168,15 +172,15 @@ def _epochs_done(checkpoint: Path) -> int:
     try:
         return len(load(checkpoint, torch.device("cpu"))["history"])
     except (UserError, LookupError, TypeError):
-        return 0  # the training itself says what is wrong with it
+        return 0  # the training itself will report what is wrong with the checkpoint
 
 
 class TimeLeft:
-    """What is left of an audit, corrected by how long its stages have taken so far.
+    """The time that is left of an audit, corrected by how long its stages have taken so far.
 
     Args:
-        todo: stages in order; with one alone there is nothing left but to write.
-        clock: seconds.
+        todo: the stages in order; a single one means that only writing is left.
+        clock: returns a time in seconds.
     """
 
     def __init__(self, todo: Sequence[Stage], clock: Callable[[], float] = time.monotonic) -> None:
@@ -186,11 +190,16 @@ class TimeLeft:
         self._clock, self._last = clock, clock()
 
     def __call__(self, name: str, done: int, total: int) -> str:
-        """Note that a stage is so far, and say what is left of all of them; nothing of a stage that is not known."""
+        """Note the progress of a stage and return the time left in all, as text; empty for a stage that is not known.
+
+        Args:
+            name: the name of the stage.
+            done, total: epochs or conditions done, and in all.
+        """
         if name not in self._stages:
             return ""
         stage, now = self._stages[name], self._clock()
-        units = len(stage.seconds) - (total - done)  # of a training that goes on, the first epochs are not among them
+        units = len(stage.seconds) - (total - done)  # without the first epochs of a training that resumes
         passed = sum(stage.seconds[self._done[name] : units])
         self._expected[stage.kind] = self._expected.get(stage.kind, 0.0) + passed
         self._took[stage.kind] = self._took.get(stage.kind, 0.0) + now - self._last
@@ -199,15 +208,17 @@ class TimeLeft:
 
     @property
     def seconds(self) -> float:
-        """Expected until the end."""
+        """Return the expected time until the end."""
         return sum(
             self._pace(stage.kind) * sum(stage.seconds[self._done[name] :]) for name, stage in self._stages.items()
         )
 
     def _pace(self, kind: str) -> float:
-        """How many times as long as expected it takes; of a kind that has hardly begun, as all others together.
+        """Return the factor by which a kind of stage takes longer than expected.
 
-        What has been measured counts as `TRUST` of the whole does before it: one short step says little of all others.
+        The estimate begins at the factor for all kinds together and approaches the measured one as more is measured:
+        both have equal weight once `TRUST` of the expected time of the audit has passed, since one short step says
+        little about the others.
         """
         doubt = TRUST * sum(sum(stage.seconds) for stage in self._stages.values())
         if doubt == 0:
@@ -217,7 +228,7 @@ class TimeLeft:
 
 
 def memory(plan: Plan) -> float | None:
-    """MB of tensors at the worst moment, with the images; none if it cannot be told."""
+    """Return the MB of tensors at the worst moment, with the images; none if this cannot be predicted."""
     images = plan.images
     count = len(images)
     outside = count - count * (plan.folds - 1) // plan.folds
@@ -225,6 +236,6 @@ def memory(plan: Plan) -> float | None:
     said = 2 * len(WAYS) * math.ceil(JUDGED * plan.robust.train.epochs) * count * images.num_classes * 8
     try:
         most = predict(plan.robust, shape).total  # plain training needs less
-    except Exception:  # that it is not known keeps nobody from an audit
+    except Exception:  # an audit does not depend on this estimate
         return None
     return (most + images.images.nbytes + said) / MB
