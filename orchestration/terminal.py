@@ -1,4 +1,4 @@
-"""What reaches a terminal: text of file names, classes and messages without the control characters that command it."""
+"""Makes text from file names, classes and messages safe for a terminal, which would obey their control characters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.errors import MarkupError
 from rich.segment import Segment
 from rich.text import Text
 
-# C0 and C1 (ESC, CSI and the like) but tabs and line ends, and what turns the direction of writing round.
+# C0 and C1 (ESC, CSI and the like) but not tabs and line ends, and characters that reverse the direction of writing.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LINE_ENDS = re.compile("[\n\u2028\u2029]")
 
@@ -21,23 +21,23 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def harmless(text: str) -> str:
-    r"""Return `text` with control characters written out, ESC as \x1b; tabs and line ends stay."""
+    r"""Return `text` with control characters escaped, such as ESC as \x1b; tabs and line ends are kept."""
     return _COMMANDS.sub(_escaped, text)
 
 
 def one_line(text: object) -> str:
-    r"""Return what `harmless` returns, with line ends written out, too: \n."""
+    r"""Return `text` as `harmless` does, with line ends escaped too, as \n."""
     return _LINE_ENDS.sub(_escaped, harmless(str(text)))
 
 
 class Terminal(Console):
-    """A console that writes control characters out, whatever is printed: rich lets most of them through.
+    """A console that escapes control characters in all that is printed, because rich lets most of them through.
 
-    The colours and the cursor's movements are rich's own and come later, or are marked as such.
+    The sequences for colours and cursor movements come from rich itself; it adds them later or marks them as control.
     """
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """As rich's; a text that only looks like markup, such as a name `[/x]`, is taken as it is."""
+        """Render as rich does, but take a text that only looks like markup, such as a name `[/x]`, literally."""
         try:
             return super().render_str(text, **options)
         except MarkupError:
