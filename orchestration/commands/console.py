@@ -1,4 +1,4 @@
-"""How the command meets a person: standard error, exit statuses, warnings and errors of one line each."""
+"""Defines how the command line talks to a user: standard error, exit statuses, warnings and errors of one line each."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from erat.errors import TrainingFailedError, UserError, is_storage_fault, shown,
 from erat.records import read_words
 from orchestration.terminal import Terminal, one_line
 
-# Typer brings click's errors along, under its own roof in newer versions: what BadParameter derives from is one.
+# Typer includes click's errors, in newer versions under its own name; BadParameter derives from that class.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 EXIT_OK, EXIT_FAILED, EXIT_INPUT, EXIT_UNFORESEEN, EXIT_INTERRUPTED, EXIT_PIPE = 0, 1, 2, 70, 130, 141
-MOST_LINE = 1200  # characters of an error
-MOST_LOG = 2**20
+MOST_LINE = 1200  # characters of an error message
+MOST_LOG = 2**20  # characters of a traceback in a log
 
 err = Terminal(stderr=True, soft_wrap=True, highlight=False)
 
@@ -39,7 +39,7 @@ def stopped(how_to_go_on: str) -> typer.Exit:
 
 
 def show_failure(reason: str | None, log: Path) -> None:
-    """Why a run failed: its reason, and the end of its traceback."""
+    """Print why a run failed: the reason, and the end of its traceback from `log`."""
     err.print(f"  {one_line(reason)}", markup=False)
     if (words := read_words(log)) is not None:
         for line in words.splitlines()[-6:]:
@@ -48,7 +48,7 @@ def show_failure(reason: str | None, log: Path) -> None:
 
 
 def quiet() -> None:
-    """Leave standard error to what a person asked for."""
+    """Keep messages of other libraries out of standard error, and print warnings as one line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler
@@ -59,7 +59,7 @@ def quiet() -> None:
 
 
 def _show_own_warning(record: logging.LogRecord) -> bool:
-    """Print a warning as one line, without the place in the code that a user has no use for."""
+    """Print a warning as one line, without its place in the code, which does not help a user."""
     text = record.getMessage().strip().splitlines()[0]
     place, _, message = text.partition("Warning: ")
     err.print(f"warning: {one_line(message or place)}", style="yellow", markup=False)
@@ -67,10 +67,10 @@ def _show_own_warning(record: logging.LogRecord) -> bool:
 
 
 class OnceCommand(typer.core.TyperCommand):
-    """A verb that refuses an option of one value which is given twice, where click would take the last in silence."""
+    """A verb that refuses an option with one value that is given twice; click would silently use the last value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As click's; the order in which it met the options tells which came twice."""
+        """Parse as click does, but refuse an option that occurs twice in the order in which click found the options."""
         met = self.make_parser(ctx).parse_args(args=list(args))[2]
         for option in met:
             single = option.param_type_name == "option" and not (option.multiple or option.is_flag)  # type: ignore[attr-defined]
@@ -79,7 +79,7 @@ class OnceCommand(typer.core.TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """As click's, which would end with the status of a failed run where a pipe is closed."""
+        """Invoke as click does, but let a closed pipe pass, for which click would exit as if a run had failed."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:
@@ -87,21 +87,21 @@ class OnceCommand(typer.core.TyperCommand):
 
 
 class _ClosedPipeError(Exception):
-    """A pipe or socket that was written to is closed at the other end."""
+    """A pipe or socket was written to after its other end had been closed."""
 
 
 def guarded(run: Callable[[], Any]) -> int:
-    """Return the exit status of `run`; whatever goes wrong becomes one line.
+    """Call `run` and return its exit status; print any error as one line.
 
-    What a person can mend says so in its own words. Anything else is a mistake of the program: its traceback goes into
-    a file that the line names.
+    An error that a user can correct is printed with its own message. Any other error is a bug of the program: its
+    traceback goes into a file that the line names.
     """
     try:
         returned = run()
     except UserError as error:
         return _refused(str(error), EXIT_INPUT)
     except _UsageError as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # the command alone: its help is on the screen already
+        if type(error).__name__ == "NoArgsIsHelpError":  # the command without arguments, whose help has been printed
             return EXIT_INPUT
         words = " ".join(error.format_message().split())  # type: ignore[attr-defined]
         return _refused(words, EXIT_INPUT)
@@ -124,17 +124,17 @@ def guarded(run: Callable[[], Any]) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether whoever read our output has enough, as `head` has."""
+    """Return whether the reader of standard output has closed it, as `head` does once it has enough."""
     try:
         watched = select.poll()
         watched.register(sys.stdout.fileno(), 0)
-        return bool(watched.poll(0))  # nothing is waited for but an error or the other end's going
+        return bool(watched.poll(0))  # with no events, poll reports only errors and a closed other end
     except (OSError, ValueError):
         return False
 
 
 def _drop_output() -> None:
-    """Let what is left to be written go nowhere, or Python would fail over it once more when it ends."""
+    """Discard the output that is left to be written, because Python would fail to write it once more when it exits."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -146,7 +146,7 @@ def _refused(words: str, status: int) -> int:
 
 
 def _log_file(error: BaseException) -> Path | str:
-    """Write what happened into `ERAT_HOME/logs`, or where that cannot be written among the temporary files."""
+    """Write the error to a file in `ERAT_HOME/logs`, or in the folder for temporary files, and return its path."""
     command = " ".join(map(shown, sys.argv))
     trace = "".join(traceback.format_exception(error))
     content = f"{command}\nPython {sys.version}\n\n{trace[:MOST_LOG]}"

@@ -1,4 +1,4 @@
-"""`doctor`: what this machine and cluster can do, and what is missing."""
+"""Implements `doctor`: reports what this machine and cluster can do, and what is missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ LOW_DISK_GB, LOW_MEMORY_GB = 5, 4
 
 
 def check(workspace: Workspace, address: str | None, console: Console) -> dict[str, Any]:
-    """Look at everything a run needs; "ok" says whether all of it is there. With an address, on every node."""
+    """Check everything that a run needs, on every node if an address is given, and print a line for each.
+
+    Returns:
+        The findings; "ok" says whether everything is there.
+    """
     findings: dict[str, Any] = {"python": platform.python_version(), "ok": True}
     for name, probe in _probes(workspace, address, console).items():
         try:
@@ -85,13 +89,13 @@ def _embedded_data() -> tuple[str, str]:
 
 
 def _storage(workspace: Workspace) -> tuple[str, str]:
-    """What cells and crafted sets are shared through, tried from this machine."""
+    """Test from this machine the storage through which nodes share runs and crafted sets."""
     with token(workspace):
         return workspace.place or str(workspace.root), ""
 
 
 def _tracking(workspace: Workspace) -> tuple[str, str]:
-    """The store, opened; one that cannot be written is only read."""
+    """Open the tracking store and return its URI; a store that cannot be written is only named, with a warning."""
     if own_database(workspace) is not None and not os.access(workspace.root, os.W_OK):
         return without_password(tracking_uri(workspace)), "is read-only: `ui` shows it, no run can be added"
     return Tracker.open(workspace).uri, ""
@@ -114,7 +118,7 @@ def _ray(workspace: Workspace, address: str | None, console: Console) -> tuple[A
 
 
 def _node(node: Node, console: Console) -> dict[str, Any]:
-    """One line for a person, and the same as a mapping."""
+    """Print one line about a node, and return the same as a mapping."""
     if node.sight is None:
         return {"node": node.name, "silent": node.silent}
     shown = ", ".join(f"{name} {version}" for name, version in node.sight.versions.items())

@@ -1,4 +1,4 @@
-"""`train --profile`: where a step's time goes, as a table on one screen and a trace for a viewer."""
+"""Implements `train --profile`: measures where the time of a step goes, as a table and as a trace for a viewer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,21 @@ from orchestration.run.execute import threads
 from orchestration.storage.workspace import Workspace
 
 WARM_STEPS, STEPS = 2, 5
-# What the trainer and the defenses mark, outermost first; "loss" holds those under it.
+# The parts that the trainer and the defenses mark; "loss" includes all of LOSS_PARTS.
 STEP_PARTS = ("batch", "loss", "backward", "update")
 LOSS_PARTS = ("pseudo-labels", "perturb", "strong views", "student")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Milliseconds of a step by part, of the loss's own parts among them; the files."""
+    """The profile of a step.
+
+    Attributes:
+        step: milliseconds of a step.
+        parts: milliseconds of each part of a step.
+        loss_parts: milliseconds of each part of the loss.
+        files: the files that were written.
+    """
 
     step: float
     parts: dict[str, float]
@@ -36,7 +43,7 @@ class Profile:
     files: list[Path]
 
     def rows(self) -> list[tuple[str, float, float]]:
-        """(part, milliseconds, share of the step)."""
+        """Return (part, milliseconds, share of the step) for each part, those of the loss indented below it."""
         named: list[tuple[str, float]] = []
         for part, spent in self.parts.items():
             named.append((part, spent))
@@ -48,9 +55,12 @@ class Profile:
 
 
 def run_profile(config: RunConfig, workspace: Workspace) -> Profile:
-    """Some steps of the phase after warm-up, under torch's profiler.
+    """Profile some steps of the phase after warm-up with torch's profiler, and write the files.
 
-    The network is fresh, which no step's time depends on; the set is the run's own.
+    The network is newly initialised, which does not change the time of a step; the image set is that of the run.
+
+    Raises:
+        UserError: the set makes too few steps.
     """
     keys = {"defense.warmup_epochs": 0} if "defense.warmup_epochs" in config.flat() else {}
     config = build(config.preset, config.flat() | keys, quiet=True)
@@ -74,7 +84,7 @@ def run_profile(config: RunConfig, workspace: Workspace) -> Profile:
 
 
 def _steps(trainer: Trainer, epochs: int) -> Iterator[Any]:
-    """The steps of one epoch after another: of a small set one epoch has too few."""
+    """Yield the steps of one epoch after another, because one epoch of a small set has too few."""
     for epoch in range(epochs):
         clock = Clock(epoch)
         yield from trainer.steps(trainer.plan(clock), clock)
@@ -101,7 +111,7 @@ def _summary(profiler: Any, steps: int, folder: Path) -> Profile:
 
 
 def profile_table(result: Profile) -> Table:
-    """For the terminal."""
+    """Return the profile as a table for the terminal."""
     table = Table("part of a step", "ms", "share", box=None)
     for name, value, share in result.rows():
         table.add_row(name, f"{value:.2f}", f"{share:.1%}")

@@ -1,4 +1,4 @@
-"""`craft --verify`: does each corruption bite? Plain cross-entropy on every corrupted set, as a list of runs."""
+"""Implements `craft --verify`: tests by plain training on every corrupted set whether each corruption has an effect."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PAPER_ORDER = ("l2c", "up", "aa", "ap", "uap", "uhp", "urp")
 
 
 def kinds_of(overrides: Mapping[str, Any]) -> list[str]:
-    """The data corruptions that `corruption.data` names ("up,uap"); all of them where it is left open.
+    """Return the data corruptions that `corruption.data` names ("up,uap"), or all of them if it is not set.
 
     Raises:
-        UserError: an unknown one.
+        UserError: a name is not known.
     """
     wanted = overrides.get("corruption.data")
     if wanted is None:
@@ -39,15 +39,17 @@ def specification(
     seeds: Sequence[int],
     fill: Callable[[RunConfig], RunConfig] = unfilled,
 ) -> StudySpec:
-    """The runs: (no data corruption and every kind) x label noise x seeds, all with plain cross-entropy.
+    """Return the study of all runs: (no data corruption and every kind) x label noise x seeds, with cross-entropy.
 
     Args:
+        preset: name of the preset.
+        overrides: dotted keys of all runs.
         labels: "none", or a kind of noise with its rate ("symmetric:0.6").
         seeds: each is the seed of a corruption and of the training on it.
-        fill: as of `StudySpec`.
+        fill: see `StudySpec`.
 
     Raises:
-        UserError: an unknown kind, label noise or rate.
+        UserError: a kind of corruption, a kind of label noise or a rate is not allowed.
     """
     base = {key: value for key, value in overrides.items() if key not in ("corruption.data", "corruption.labels")}
     baselines = [
