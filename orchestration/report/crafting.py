@@ -1,4 +1,4 @@
-"""How far each set is while it is crafted: a bar on a terminal, a line now and then elsewhere."""
+"""Shows the progress of sets that are crafted: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ QUIET_SECONDS = 5.0  # plain lines: at most one per set in this time
 
 
 class CraftView(Protocol):
-    """Told how far each set is; nothing is shown of a set that was there already.
+    """A view of the progress of sets; a set that was in the store already is not shown.
 
-    `left` says how much time is left, where the caller knows better than what this stage's own pace tells.
+    `left` says how much time is left, if the caller knows better than the speed of the present stage tells.
     """
 
     def show(self, name: str, what: str, done: int, total: int, left: str = "") -> None: ...
@@ -28,7 +28,12 @@ class CraftView(Protocol):
 
 @contextmanager
 def craft_view(stream: IO[str] | None = None, doing: str = "crafting") -> Iterator[CraftView]:
-    """A bar per set on a terminal, plain lines elsewhere; on standard error if no stream is given."""
+    """Provide a view: a bar per set on a terminal, plain lines elsewhere.
+
+    Args:
+        stream: where to print; None: standard error.
+        doing: the word for what is done, at the beginning of each line.
+    """
     console = Terminal(file=stream, stderr=stream is None)
     if not console.is_terminal:
         yield CraftLines(sys.stderr if stream is None else stream, doing)
@@ -39,10 +44,11 @@ def craft_view(stream: IO[str] | None = None, doing: str = "crafting") -> Iterat
 
 
 class CraftBars:
-    """One bar per set and stage of it: a source network, then the perturbations. May be told from any thread.
+    """A view with one bar per set and stage (a source network, then the perturbations); any thread may call it.
 
     Args:
         console: where `progress` redraws itself, if it is started.
+        doing: the word for what is done, at the beginning of each line.
     """
 
     def __init__(self, console: Console, doing: str = "crafting") -> None:
@@ -56,7 +62,7 @@ class CraftBars:
         self._tasks: dict[tuple[str, int], TaskID] = {}
 
     def show(self, name: str, what: str, done: int, total: int, left: str = "") -> None:
-        """Move a bar; a stage that is over takes its bar away."""
+        """Move a bar; hide the bar of a stage that has ended."""
         key = (name, total)
         if key not in self._tasks:
             self._tasks[key] = self.progress.add_task(name, total=total, completed=done - 1)
@@ -65,24 +71,24 @@ class CraftBars:
         self.progress.update(self._tasks[key], completed=done, description=words, visible=not finished or total == 1)
 
     def lines(self) -> list[RenderableType]:
-        """The bars of what is not over, one line each, for a display that redraws itself."""
+        """Return the bars of stages that have not ended, one line each, for a display that redraws itself."""
         moving = [task for task in self.progress.tasks if task.visible and not task.finished]
         return [self.progress.make_tasks_table([task]) for task in moving]
 
 
 class CraftLines:
-    """At most one line per set in some seconds; the first and the last of each stage always."""
+    """A view with at most one line per set in `QUIET_SECONDS`, and always the first and the last line of each stage."""
 
     def __init__(self, stream: IO[str], doing: str = "crafting") -> None:
         self._stream, self._doing = stream, doing
-        self._began: dict[tuple[str, int], tuple[float, int]] = {}  # set and stage -> when, and where it stood then
+        self._began: dict[tuple[str, int], tuple[float, int]] = {}  # set and stage -> (start, steps done then)
         self._told: dict[str, float] = {}
         self._last: dict[str, tuple[str, int, int]] = {}
 
     def show(self, name: str, what: str, done: int, total: int, left: str = "") -> None:
         """Write a line, if one is due."""
         if self._last.get(name) == (what, done, total):
-            return  # a Ray task's last word is read at every look until it has ended
+            return  # the last report of a Ray task is read again and again until the task has ended
         self._last[name] = (what, done, total)
         now = time.monotonic()
         new = (name, total) not in self._began

@@ -1,4 +1,4 @@
-"""Where the paper contradicts itself: shown as footnotes wherever one of its figures is."""
+"""Lists the contradictions of the paper, which are shown as footnotes wherever one of its figures is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Erratum:
     """One contradiction.
 
     Attributes:
-        text: in a sentence or two.
-        dataset: whose tables it concerns; none: it stands under every page with figures of the paper.
+        text: its description in a sentence or two.
+        dataset: the data set whose tables it concerns; none: it is shown on every page with figures of the paper.
         noises: kinds of label noise that it concerns; empty: all.
-        cells: (defense, corruption) pairs that get the mark; empty: the table's title gets it.
+        cells: (defense, corruption) pairs that get the mark; empty: the title of the table gets it.
     """
 
     text: str
@@ -23,7 +23,7 @@ class Erratum:
     cells: tuple[tuple[str, str], ...] = ()
 
     def concerns(self, dataset: str, noise: str) -> bool:
-        """Whether it belongs to the table of this data set and kind of label noise."""
+        """Return whether it belongs to the table of this data set and kind of label noise."""
         return self.dataset == dataset and (not self.noises or noise in self.noises)
 
 
@@ -75,27 +75,27 @@ RECONSTRUCTION = "MSPL is a reconstruction: only its paper's abstract is public.
 
 
 class Footnotes:
-    """Numbers footnotes in the order in which they are first met."""
+    """Numbers footnotes in the order of their first use."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def mark(self, text: str) -> int:
-        """The number of this footnote, from 1."""
+        """Return the number of this footnote, from 1."""
         if text not in self.texts:
             self.texts.append(text)
         return self.texts.index(text) + 1
 
     def of_cell(self, dataset: str, noise: str, defense: str, corruption: str) -> list[int]:
-        """Marks of one published figure."""
+        """Return the footnotes of one published figure."""
         found = (e for e in ERRATA if e.concerns(dataset, noise) and (defense, corruption) in e.cells)
         return [self.mark(erratum.text) for erratum in found]
 
     def of_table(self, dataset: str, noise: str) -> list[int]:
-        """Marks of a table's title."""
+        """Return the footnotes of a table's title."""
         found = (e for e in ERRATA if e.concerns(dataset, noise) and not e.cells)
         return [self.mark(erratum.text) for erratum in found]
 
     def general(self) -> Iterable[int]:
-        """Marks of what concerns all figures of the paper."""
+        """Return the footnotes that concern all figures of the paper."""
         return [self.mark(erratum.text) for erratum in ERRATA if erratum.dataset is None]

@@ -1,4 +1,4 @@
-"""A sweep as it runs: a live table on a terminal, plain lines anywhere else. All of it goes to standard error."""
+"""Shows a study while it runs: a live table on a terminal, plain lines elsewhere, both on standard error."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from orchestration.report.summary import STATUS_STYLES, best
 from orchestration.study.rows import TrialRow
 from orchestration.terminal import Terminal, one_line
 
-QUIET_SECONDS = 5.0  # plain lines: at most one epoch line per trial in this time
-_BAR = 8
-_FRAME = 8  # lines that are not trials: title, header with three rules, what is hidden, footer, one to spare
+QUIET_SECONDS = 5.0  # plain lines: at most one line about an epoch per trial in this time
+_BAR = 8  # characters of a bar
+_FRAME = 8  # lines that are not trials: title, header with three rules, number of hidden trials, footer, one to spare
 
 
 class LiveView:
-    """Shows a sweep while it runs; a context manager.
+    """Shows a study while it runs; a context manager.
 
     Args:
-        title: one line that names the sweep.
+        title: one line that names the study.
         columns: the searched dotted keys.
-        total: trials of the sweep.
-        stream: where to; standard error if None. No terminal, NO_COLOR or CI: plain lines.
-        clock: seconds that never go back.
+        total: number of trials of the study.
+        stream: where to print; None: standard error. If it is no terminal, or NO_COLOR or CI is set: plain lines.
+        clock: returns seconds that never decrease.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # After a clean end the summary table follows and says the same; after an interruption this is all there is.
+        # After a normal end the summary table follows and says the same; after an interruption nothing else follows.
         self._view.stop(keep=kind is not None)
         ended, counts = self._progress.ended_of_total(), self._progress.counts()
         self._view.note(f"{ended} in {duration(self._progress.elapsed)}: {counts}")
 
     def update(self, rows: Sequence[TrialRow]) -> None:
-        """Show these rows: all trials known so far. To be called on every event, from one thread."""
+        """Show these rows, all trials known so far; must be called on every event, from one thread."""
         self._view.show(self._progress.update(rows))
 
     def note(self, text: str) -> None:
@@ -75,19 +75,19 @@ class LiveView:
 
     @property
     def crafting(self) -> CraftView:
-        """Where to tell, from any thread, how far the sets are that are crafted meanwhile."""
+        """Return the view that shows the progress of sets that are crafted meanwhile; any thread may call it."""
         return self._view.crafting
 
 
 def takes_a_table(stream: IO[str]) -> bool:
-    """Whether a table that redraws itself, with the paper's symbols, is readable there."""
+    """Return whether a stream can show a table that redraws itself and contains the paper's symbols."""
     if os.environ.get("NO_COLOR") or os.environ.get("CI") or os.environ.get("TERM") == "dumb":
         return False
     return stream.isatty() and "utf" in (getattr(stream, "encoding", None) or "utf-8").lower()
 
 
 class _PlainLines:
-    """One line per event, in ASCII, for logs and pipes."""
+    """A view that prints one line per event, in ASCII, for logs and pipes."""
 
     def __init__(
         self, title: str, columns: Sequence[str], progress: Progress, stream: IO[str], clock: Callable[[], float]
@@ -100,7 +100,7 @@ class _PlainLines:
         self.note(self._title)
 
     def stop(self, keep: bool) -> None:
-        """Lines stay where they are."""
+        """Do nothing, because printed lines stay."""
 
     def note(self, text: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
@@ -147,13 +147,13 @@ class _PlainLines:
 
 
 def _reason(row: TrialRow) -> str:
-    """The last line of a trial's error, where Python puts what went wrong."""
+    """Return the last line of a trial's error, in which Python says what went wrong."""
     lines = (row.error or "").strip().splitlines()
     return lines[-1] if lines else "no message"
 
 
 class _Terminal:
-    """A table that redraws itself in place and never grows taller than the terminal."""
+    """A view with a table that redraws itself in place and is never taller than the terminal."""
 
     def __init__(
         self, title: str, columns: Sequence[str], progress: Progress, stream: IO[str], clock: Callable[[], float]
@@ -165,10 +165,10 @@ class _Terminal:
         self._live = Live(
             get_renderable=self._frame,
             console=self._console,
-            refresh_per_second=2,  # what counts down between events: elapsed time and time left
+            refresh_per_second=2,  # because elapsed time and time left change between events
             vertical_overflow="crop",
-            # What others print would tear the table apart. Standard output is left alone where it is not this
-            # terminal: there it holds results.
+            # Other output on this terminal would break the table. Standard output is not redirected if it is not this
+            # terminal, because it then holds results.
             redirect_stdout=sys.stdout.isatty(),
         )
 
@@ -210,12 +210,12 @@ class _Terminal:
         return " · ".join([self._progress.ended_of_total(), *parts, self._progress.counts()])
 
     def _fitting_table(self, rows: Sequence[TrialRow]) -> Table:
-        """The widest table that the terminal takes: the bar goes first, the searched values go last."""
+        """Return the widest table that fits the terminal; the bar is dropped first, the searched values last."""
         without: set[str] = set()
         for drop in ("", "bar", "source", "time", "best", "settings"):
             without.add(drop)
             table = self._table(rows, without)
-            # Asked with no limit to its width, since a table's own measure stops at the terminal's.
+            # Measured with hardly any limit to its width, since a table's own measure stops at that of the terminal.
             wanted = self._console.measure(table, options=self._console.options.update(max_width=1000)).maximum
             if wanted <= self._console.width:
                 break
@@ -254,7 +254,11 @@ class _Terminal:
 
 
 def visible(progress: Progress, room: int) -> list[TrialRow]:
-    """The rows to show where not all fit: running ones, the best, the newest that ended, then the next in the queue."""
+    """Return the rows to show if not all fit: running ones, the best, the newest that ended, then the next queued ones.
+
+    Args:
+        room: the number of rows that fit.
+    """
     rows = {row.number: row for row in progress.rows}
     leader = best(list(rows.values()))
     order = [number for number, row in rows.items() if row.status == "running"]

@@ -1,4 +1,4 @@
-"""What the figures are made of: colours, trials as marks, baselines, axes, files. No pyplot, hence no global state."""
+"""Draws the parts of figures: colours, trials as marks, baselines, axes, files. Without pyplot, so no global state."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from matplotlib.ticker import NullLocator
 from orchestration.report.notation import baseline_name, tested, validated
 from orchestration.study.rows import FINISHED, TrialRow
 
-# Okabe and Ito's colours, told apart under the common forms of colour blindness.
+# The colours of Okabe and Ito, which can be told apart with the common forms of colour blindness.
 PAPER, OPTUNA, RING, MUTED = "#0072B2", "#E69F00", "#D55E00", "#595959"
 BASELINES = ("#000000", "#009E73", "#CC79A7", "#56B4E9")
 DASHES = ((5, 2), (2, 1.5), (6, 2, 1, 2), (1, 1))
 STYLE: Any = {  # typed by matplotlib as a dictionary with 300 literal keys
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture everywhere, and it has ⅛ and ∞
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so pictures are the same everywhere; it has ⅛ and ∞
     "font.size": 10.5,
-    "text.parse_math": False,  # a class called "$x" is no mathematics
+    "text.parse_math": False,  # a class may be called "$x", which is not mathematics
     "axes.titlesize": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -36,22 +36,22 @@ Accuracy = Callable[[TrialRow], float | None]
 
 
 def finished(rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """The trials of the space that ended with an accuracy, baselines left out."""
+    """Return the trials of the space that ended with an accuracy, without baselines."""
     ended = [row for row in rows if row.status in FINISHED and row.source != "baseline"]
     return [row for row in ended if tested(row) is not None or validated(row) is not None]
 
 
 def references(rows: Sequence[TrialRow], baselines: Sequence[TrialRow]) -> list[TrialRow]:
-    """The baselines with a test accuracy, those that stand among the trials included, each once."""
+    """Return the baselines with a test accuracy, including those among the trials, each once."""
     named = {row.cell: row for row in [*baselines, *(row for row in rows if row.source == "baseline")]}
     return [row for row in named.values() if row.status in FINISHED and tested(row) is not None]
 
 
 def draw_trials(axes: Axes, rows: Sequence[TrialRow], position: Position) -> None:
-    """Test accuracy as large marks, validation accuracy as small ones; the paper's settings are joined by lines."""
+    """Draw test accuracy as large marks and validation accuracy as small ones; lines join the paper's settings."""
     paper = sorted((row for row in rows if row.source == "paper"), key=position)
     others = [row for row in rows if row.source != "paper"]
-    joined = [row for row in paper if row.status == "done"]  # a stopped trial would dent the line by being young
+    joined = [row for row in paper if row.status == "done"]  # a trial that was stopped early would dent the line
     thin: dict[str, Any] = {"lw": 0.9, "ls": (0, (4, 2))}
     axes.plot(*_points(joined, position, tested), color=PAPER, zorder=2, lw=2)
     axes.plot(*_points(joined, position, validated), color=PAPER, zorder=2, **thin)
@@ -63,7 +63,7 @@ def draw_trials(axes: Axes, rows: Sequence[TrialRow], position: Position) -> Non
 
 
 def draw_marks(axes: Axes, rows: Sequence[TrialRow], x: Position, y: Accuracy, what: str = "") -> None:
-    """One large mark a trial: circles for the paper's settings, stars for proposals, hollow where it stopped early."""
+    """Draw one large mark per trial: circles for the paper's settings, stars for proposals, hollow if stopped early."""
     for from_paper, colour, marker, size, name in (
         (True, PAPER, "o", 48, "paper's settings"),
         (False, OPTUNA, "*", 120, "Optuna's proposals"),
@@ -97,14 +97,14 @@ def frame(
 ) -> None:
     """Choose the y axis by the core trials and draw the baselines as dashed lines.
 
-    What lies far below the core (a trial stopped in its first epochs, plain training under a poison) is named
-    instead of shown: it would flatten the curve that the figure is about.
+    Trials and baselines far below the core (a trial stopped in its first epochs, plain training under a poison) are
+    named instead of shown, because they would flatten the curve that the figure is about.
 
     Args:
-        trials: all that was drawn.
-        core: those that have to be seen.
-        accuracies: what was drawn of each.
-        baselines: what `references` found; their test accuracy is drawn.
+        trials: all trials that were drawn.
+        core: the trials that must be visible.
+        accuracies: the accuracies that were drawn of each trial.
+        baselines: the result of `references`; their test accuracy is drawn.
     """
 
     def heights(rows: Sequence[TrialRow]) -> list[float]:
@@ -131,7 +131,7 @@ def frame(
 
 
 def legend(figure: Figure, columns: int) -> None:
-    """One entry per name, under all axes, where it hides no mark."""
+    """Draw a legend with one entry per name below all axes, where it hides no mark."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -140,20 +140,24 @@ def legend(figure: Figure, columns: int) -> None:
 
 
 def colour_scale(heights: Sequence[float]) -> tuple[Normalize, bool]:
-    """Colours over the accuracies, and whether some lie below: one collapsed trial must not turn the rest alike."""
+    """Return the range of the colours over accuracies, and whether some accuracies lie below it.
+
+    The range leaves out accuracies far below the others, because a single failed trial would otherwise give all others
+    the same colour.
+    """
     low, high = min(heights), max(heights)
     floor = max(low, high - max(4 * (high - median(heights)), 2.0))
     return Normalize(floor, max(high, floor + 0.5)), floor > low
 
 
 def ticks(axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:
-    """These ticks on the x axis and no others."""
+    """Set these ticks on the x axis and no others."""
     axes.set_xticks(places, labels)
     axes.xaxis.set_minor_locator(NullLocator())
 
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:
-    """Write the figure as PNG and SVG into the folder `out`, which is made."""
+    """Write the figure as PNG and SVG into the folder `out`, which is created if needed; return both paths."""
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"{name}.png", out / f"{name}.svg"]
     figure.savefig(paths[0], dpi=150)

@@ -1,4 +1,4 @@
-"""How names and numbers read, the same in the live table, the tables and the figures."""
+"""Writes names and numbers in the same way for the live table, the tables and the figures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHORT = {
     "train.seed": "seed",
 }
 _ASCII = {EPSILON_INF: "eps_inf", EPSILON_2: "eps_2", "defense.eta": "eta", "defense.lambda_u": "lambda"}
-_DEFENSES = {"dividemix": "DivideMix"}  # all others in capitals
+_DEFENSES = {"dividemix": "DivideMix"}  # all others are written in capitals
 _NETWORKS = {
     "vgg11": "VGG11",
     "vgg16": "VGG16",
@@ -32,16 +32,16 @@ _NETWORKS = {
     "wideresnet28_10": "WRN-28-10",
     "vit_b16": "ViT-B/16",
 }
-_AT = {"linf": "AT∞", "l2": "AT2"}  # where a table sets adversarial training's norm and does not leave it to the poison
+_AT = {"linf": "AT∞", "l2": "AT2"}  # for tables that set the norm of AT and do not take it from the poison
 
 
 def header(key: str, ascii_only: bool = False) -> str:
-    """The paper's symbol of a searched key, or the key itself where the paper has none."""
+    """Return the paper's symbol of a searched key, or a short name or the key itself if the paper has none."""
     return (_ASCII if ascii_only else _SYMBOLS).get(key, _SHORT.get(key, key))
 
 
 def value(key: str, number: Any) -> str:
-    """A setting as a person writes it: three digits, an l_inf budget as k/255 where it is one."""
+    """Return a setting as a person writes it: with three digits, or as k/255 if it is such an l_inf budget."""
     if number is None:
         return MISSING
     if isinstance(number, bool):
@@ -50,19 +50,19 @@ def value(key: str, number: Any) -> str:
         return _NETWORKS.get(str(number), str(number)) if key == "model.name" else str(number)
     text = f"{number:.3g}"
     if key != EPSILON_INF or not math.isfinite(number) or float(text) == number:
-        return text  # 0.2 is 51/255 too, and says less that way
+        return text  # 0.2 is also 51/255, but is clearer as 0.2
     levels = round(number * 255)
     return f"{levels}/255" if levels and abs(number - levels / 255) <= 1e-6 else text
 
 
 def accuracy(share: float | None) -> str:
-    """Three digits after the point, or a dash for what was not measured."""
+    """Return an accuracy with three digits after the point, or a dash if it was not measured."""
     number = finite(share)
     return MISSING if number is None else f"{number:.3f}"
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as m:ss or h:mm:ss."""
+    """Return seconds as m:ss or h:mm:ss, or a dash if there are none."""
     number = finite(seconds)
     if number is None:
         return MISSING
@@ -72,26 +72,27 @@ def duration(seconds: float | None) -> str:
 
 
 def finite(number: float | None) -> float | None:
-    """The number, unless it is missing, NaN or infinite."""
+    """Return the number, or None if it is missing, NaN or infinite."""
     return float(number) if number is not None and math.isfinite(number) else None
 
 
 def searched_keys(rows: Iterable[TrialRow]) -> list[str]:
-    """The dotted keys that the rows differ in, in the order of their first appearance."""
+    """Return the dotted keys that were set for any row, in the order of their first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row.params))
 
 
 def baseline_name(row: TrialRow) -> str:
-    """What tables call a run's defense."""
+    """Return the name of a run's defense in tables."""
     settings = row.config | expand(row.params)
     return defense_name(settings, row.params) if "defense.name" in settings else f"run {row.cell[:8]}"
 
 
 def defense_name(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> str:
-    """What tables call the defense of a flat configuration: "CE", "ERAT w/o AT", "AT+UNICON", …
+    """Return the name in tables for the defense of a flat configuration: "CE", "ERAT w/o AT", "AT+UNICON", …
 
     Args:
-        chosen: what was set for this run alone; a norm that AT was given, and did not take from the poison, is named.
+        settings: the flat configuration.
+        chosen: keys that were set for this run only; a norm of AT that was set, not taken from the poison, is named.
     """
     name = str(settings["defense.name"])
     plain = _DEFENSES.get(name, name.upper())
@@ -101,28 +102,28 @@ def defense_name(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None =
 
 
 def named(key: str, row: TrialRow) -> bool:
-    """Whether the name of a run's defense says this setting already: `defense.norms` of ERAT∞."""
+    """Return whether the name of a run's defense includes this setting, as ERAT∞ includes `defense.norms`."""
     settings = row.config | expand(row.params)
     without = [{name: value for name, value in part.items() if name != key} for part in (settings, row.params)]
     return "defense.name" in without[0] and defense_name(settings, row.params) != defense_name(*without)
 
 
 def origin(row: TrialRow) -> str:
-    """Where a trial's settings come from, in a word or two; of a baseline, its name."""
+    """Return the source of a trial's settings in a word or two; for a baseline, its name."""
     return baseline_name(row) if row.source == "baseline" else row.source
 
 
 def percent(share: float | None) -> float | None:
-    """An accuracy in percent, as the paper has it; None where it is missing or not a number."""
+    """Return an accuracy in percent, as the paper does; None if it is missing or not a number."""
     number = finite(share)
     return None if number is None else 100 * number
 
 
 def tested(row: TrialRow) -> float | None:
-    """The paper's primary figure: clean test accuracy of the last epoch, in percent."""
+    """Return the paper's primary figure, the clean test accuracy of the last epoch, in percent."""
     return percent(row.final_test_accuracy)
 
 
 def validated(row: TrialRow) -> float | None:
-    """What the choice is made by: validation accuracy of the best epoch, in percent."""
+    """Return the figure by which trials are chosen, the validation accuracy of the best epoch, in percent."""
     return percent(row.best_val_accuracy)

@@ -1,4 +1,4 @@
-"""The state of a running sweep: what changed, what is left, and how long it still takes."""
+"""Tracks the state of a running study: what has changed, what is left, and how long it will still take."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from orchestration.study.rows import FINISHED, TrialRow
 
-Change = tuple[TrialRow | None, TrialRow]  # what a row was, None where it is new, and what it is
+Change = tuple[TrialRow | None, TrialRow]  # (the old row, or None if it is new; the present row)
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A row as it was reported, and when that state of it was first seen."""
+    """A row as it was reported, and the time at which this state was first seen."""
 
     row: TrialRow
     at: float
@@ -23,8 +23,8 @@ class Progress:
     """The rows as last reported, their age, the counts and the time left.
 
     Args:
-        total: trials of the sweep; more than that may come.
-        clock: seconds that never go back.
+        total: the expected number of trials of the study; there may be more.
+        clock: returns seconds that never decrease.
     """
 
     def __init__(self, total: int, clock: Callable[[], float]) -> None:
@@ -33,9 +33,9 @@ class Progress:
         self._seen: dict[int, _Seen] = {}
 
     def update(self, rows: Sequence[TrialRow]) -> list[Change]:
-        """Take the rows in; return those that changed, each with what it was before."""
+        """Take the present rows; return those that have changed, each with its old state."""
         now, before = self._clock(), self._seen
-        # Copies, in a new dictionary that replaces the old one whole: the refreshing thread may be reading it.
+        # Copies, in a new dictionary that replaces the old one at once: the refreshing thread may be reading the old.
         seen = {row.number: _Seen(replace(row), now) for row in sorted(rows, key=lambda row: row.number)}
         changes: list[Change] = []
         for number, new in seen.items():
@@ -68,37 +68,38 @@ class Progress:
         return self.count(*FINISHED, "failed")
 
     def age(self, row: TrialRow) -> float:
-        """Seconds since a running row was last heard of; 0 for the others, whose time stands still."""
+        """Return the seconds since a running row last changed; 0 for other rows, whose time does not go on."""
         return self._clock() - self._seen[row.number].at if row.status == "running" else 0.0
 
     def newest_ended(self) -> list[int]:
-        """Numbers of the trials that ended, the latest first."""
+        """Return the numbers of the trials that have ended, the latest first."""
         ended = [seen for seen in self._seen.values() if seen.row.status in (*FINISHED, "failed")]
         return [seen.row.number for seen in sorted(ended, key=lambda seen: (seen.at, seen.row.number), reverse=True)]
 
     def trial_left(self, row: TrialRow) -> float | None:
-        """Seconds until a running trial ends."""
+        """Return the seconds until a running trial ends, or None if nothing has been measured."""
         return _trial_left(row, self.age(row), seconds_per_epoch(self.rows, row.source == "baseline"))
 
     def left(self) -> float | None:
-        """Seconds until the sweep ends, or None before anything was measured."""
+        """Return the seconds until the study ends, or None if nothing has been measured."""
         ages = {row.number: self.age(row) for row in self.rows}
         return sweep_left(self.rows, ages, self.total, self._slots)
 
     def ended_of_total(self) -> str:
-        """How far the sweep is: "3/10 trials"."""
+        """Return how many trials have ended, such as "3/10 trials"."""
         return f"{self.ended}/{self.total} trials"
 
     def counts(self) -> str:
-        """How many trials stand where: "2 done, 1 failed, 1 running"."""
+        """Return the number of trials in each state, such as "2 done, 1 failed, 1 running"."""
         counted = [(self.count(status), status) for status in ("done", "stopped", "failed", "running")]
         return ", ".join(f"{number} {status}" for number, status in counted if number) or "none started"
 
 
 def seconds_per_epoch(rows: Sequence[TrialRow], baseline: bool = False) -> float | None:
-    """Mean cost of an epoch; of baselines alone or of the others alone (plain training is several times cheaper).
+    """Return the mean seconds of an epoch, for baselines only or for the other trials only.
 
-    Falls back on all rows while that kind has not finished an epoch.
+    The two are kept apart because plain training is several times cheaper. While no trial of the kind has finished an
+    epoch, all rows are used; None if no row has.
     """
     measured = [row for row in rows if row.epoch > 0 and row.seconds > 0]
     kind = [row for row in measured if (row.source == "baseline") == baseline] or measured
@@ -107,7 +108,7 @@ def seconds_per_epoch(rows: Sequence[TrialRow], baseline: bool = False) -> float
 
 
 def _trial_left(row: TrialRow, age: float, rate: float | None) -> float | None:
-    """Seconds until a running trial ends, `age` seconds after the row was last heard of."""
+    """Return the seconds until a running trial ends, `age` seconds after its row last changed."""
     if row.seconds_left is not None:
         return max(0.0, row.seconds_left - age)
     if rate is None or not row.epochs:
@@ -116,13 +117,13 @@ def _trial_left(row: TrialRow, age: float, rate: float | None) -> float | None:
 
 
 def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, slots: int) -> float | None:
-    """Seconds until the last trial ends, or None before anything was measured.
+    """Return the seconds until the last trial ends, or None if nothing has been measured.
 
     Args:
         rows: all trials known so far; those up to `total` that are not among them are still to be proposed.
-        ages: seconds since each running row was last heard of, by number.
-        total: trials of the sweep.
-        slots: trials that run at once.
+        ages: seconds since each running row last changed, by number.
+        total: number of trials of the study.
+        slots: number of trials that run at the same time.
     """
     rates = {kind: seconds_per_epoch(rows, kind) for kind in (False, True)}
     ends: list[float] = []
@@ -134,7 +135,7 @@ def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, 
             ends.append(left)
     waiting = [row for row in rows if row.status == "queued"]
     lengths = [(row.epochs or _usual_epochs(rows), row.source == "baseline") for row in waiting]
-    all_planned = all(row.source == "baseline" for row in rows)  # a list of runs, and no search
+    all_planned = all(row.source == "baseline" for row in rows)  # a list of runs without a search
     lengths += [(_usual_epochs(rows), all_planned)] * (total - len(rows))
     ends += [0.0] * (slots - len(ends))
     heapq.heapify(ends)
@@ -142,12 +143,12 @@ def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, 
         rate = rates[kind]
         if rate is None:
             return None
-        heapq.heapreplace(ends, ends[0] + epochs * rate)  # the slot that is free first takes the next trial
+        heapq.heapreplace(ends, ends[0] + epochs * rate)  # the next trial takes the slot that is free first
     return max(ends, default=0.0)
 
 
 def _usual_epochs(rows: Sequence[TrialRow]) -> float:
-    """What a trial of this sweep takes; shorter than its schedule where trials are stopped early."""
+    """Return the mean number of epochs of a trial, which is below its schedule if trials are stopped early."""
     searched = [row for row in rows if row.source != "baseline"] or rows
     taken = [row.epoch for row in searched if row.status in FINISHED and row.epoch]
     return sum(taken) / len(taken) if taken else float(max((row.epochs for row in searched), default=0))

@@ -1,6 +1,6 @@
-"""The accuracies that the paper prints in its Tables I-VI, as data.
+"""Reads the accuracies that the paper prints in its Tables I-VI, as data.
 
-Cells are as printed, contradictions included: UP with asymmetric noise is 75.16 in Table III and 75.31 in Table VI.
+Cells are as printed, including contradictions: UP with asymmetric noise is 75.16 in Table III and 75.31 in Table VI.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class PublishedAccuracy:
         dataset: "cifar10", "cifar100" or "tiny-imagenet".
         label_noise: "none", "symmetric", "asymmetric" or "instance".
         noise_rate: share of wrong labels in [0, 1].
-        method: as the paper writes it: "ERAT w/o AT", "AT_inf", …
+        method: name of the method in the paper: "ERAT w/o AT", "AT_inf", …
         data_corruption: "none", "L2C", "UP", "AA", "AP", "UAP", "UHP" or "URP".
-        norm: of the poison: "linf" or "l2"; None without poison.
+        norm: norm of the poison, "linf" or "l2"; None without poison.
         epsilon: budget of the poison in pixel units of 1.0; 0 without poison.
-        test_accuracy: in percent, as printed.
+        test_accuracy: accuracy in percent, as printed.
     """
 
     table: str
@@ -39,13 +39,13 @@ class PublishedAccuracy:
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """What names the cell: no two rows share it."""
+        """Return the key of the cell, which no two cells share."""
         return self.table, self.dataset, self.label_noise, self.method, self.data_corruption
 
 
 @cache
 def published() -> tuple[PublishedAccuracy, ...]:
-    """All 729 cells, in the order of the file."""
+    """Read all 729 cells, in the order of the file."""
     with resources.files(__package__).joinpath("published.csv").open(encoding="utf-8") as file:
         return tuple(_parse(record) for record in csv.DictReader(file))
 
@@ -56,7 +56,7 @@ def _by_key() -> dict[tuple[str, str, str, str, str], PublishedAccuracy]:
 
 
 def find(table: str, dataset: str, label_noise: str, method: str, data_corruption: str) -> PublishedAccuracy | None:
-    """The named cell, or None where the paper prints none."""
+    """Return the named cell, or None if the paper prints no such cell."""
     return _by_key().get((table, dataset, label_noise, method, data_corruption))
 
 

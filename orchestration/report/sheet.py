@@ -1,4 +1,4 @@
-"""`craft --preview`: corruptions to look at. Clean, perturbation, corrupted; and which class is labelled as which."""
+"""Draws the sheet of `craft --preview`: clean images, perturbations, corrupted images, and how classes are labelled."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from orchestration.report import marks
 
 MOST_CLASSES = 10
 IMAGES_PER_CLASS = 2
-ANNOTATED_CLASSES = 12  # up to so many, the heat map has its numbers written in
+ANNOTATED_CLASSES = 12  # the heat map shows its numbers for up to this many classes
 CELL_INCHES, LABEL_INCHES = 0.42, 0.9
 
 
 @dataclass(frozen=True)
 class Band:
-    """One corruption's part of the sheet: `data` was made from `clean`, image by image."""
+    """The part of a sheet for one corruption; `data` was made from `clean`, image by image."""
 
     name: str
     clean: ImageSet
@@ -38,7 +38,11 @@ def preview_sheet(bands: Sequence[Band], path: Path) -> Path:
     """Write the sheet as a PNG.
 
     Args:
-        bands: at least one, of the same images; the first one's label noise becomes the heat map.
+        bands: at least one band, all of the same images; the heat map shows the label noise of the first.
+        path: where to write it.
+
+    Returns:
+        `path`.
     """
     first = bands[0]
     columns = len(_chosen(first.clean))
@@ -54,7 +58,7 @@ def preview_sheet(bands: Sequence[Band], path: Path) -> Path:
 
 
 def _chosen(images: ImageSet) -> Tensor:
-    """Indices of the first images of each class, of classes spread evenly where there are many."""
+    """Return the indices of the first images of each class, or of evenly spread classes if there are many."""
     classes = np.unique(np.linspace(0, images.num_classes - 1, min(images.num_classes, MOST_CLASSES)).round())
     rows = [torch.nonzero(images.labels == int(k)).squeeze(1)[:IMAGES_PER_CLASS] for k in classes]
     return torch.cat(rows)
@@ -79,7 +83,7 @@ def _draw_band(axes: Axes, band: Band) -> None:
 
 
 def _mosaic(pictures: Tensor, columns: int) -> NDArray[Any]:
-    """Images (3 * columns, C, H, W) as three lines of one picture, a white pixel apart; (H', W') or (H', W', 3)."""
+    """Join images (3 * columns, C, H, W) to a picture of three lines, a white pixel apart; (H', W') or (H', W', 3)."""
     padded = torch.nn.functional.pad(pictures, (0, 1, 0, 1), value=1.0)
     lines = [torch.cat(list(line), dim=2) for line in padded.split(columns)]
     whole: NDArray[Any] = torch.cat(lines, dim=1).permute(1, 2, 0).clamp(0, 1).numpy()
@@ -91,7 +95,7 @@ def _grey(pictures: Tensor) -> dict[str, Any]:
 
 
 def _draw_transition(axes: Axes, labels: dict[str, Any], names: Sequence[str]) -> None:
-    """Row: true class; column: given label; shade: share of the class."""
+    """Draw the heat map of the labels: rows are true classes, columns given labels, shades the share of the class."""
     matrix = np.array(labels["transition"])
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= ANNOTATED_CLASSES:

@@ -1,4 +1,4 @@
-"""Figures of a page as inline SVG: colours come from the page's style sheet, so they suit light, dark and paper."""
+"""Draws the figures of a page as inline SVG; their colours come from its style sheet, for light, dark and print."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from statistics import mean, quantiles
 
 from orchestration.report.matrix import MatrixTable
 
-# Dark to light at an even pace, so that the order survives in grey and under colour blindness: 0 to 100 %.
+# From dark (0 %) to light (100 %) in even steps, so that the order is kept in grey and with colour blindness.
 _STOPS = ((22, 33, 62), (35, 70, 122), (47, 126, 163), (79, 179, 165), (165, 220, 174), (238, 250, 209))
-MOST_DOTS = 80  # more cells than that are shown by their quartiles alone
+MOST_DOTS = 80  # more values than this are shown by their quartiles only
 COLOURS = 8
 
 
@@ -27,7 +27,7 @@ def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") 
 
 
 def colour(share: float) -> tuple[str, str]:
-    """Fill for an accuracy in [0, 1], and the ink that reads on it."""
+    """Return the fill colour for an accuracy in [0, 1], and a text colour that is legible on it."""
     place = min(max(share, 0.0), 1.0) * (len(_STOPS) - 1)
     index = min(int(place), len(_STOPS) - 2)
     low, high, part = _STOPS[index], _STOPS[index + 1], place - index
@@ -37,7 +37,7 @@ def colour(share: float) -> tuple[str, str]:
 
 
 def heat_map(table: MatrixTable) -> str:
-    """Defense x data corruption; a missing cell stays empty."""
+    """Draw the heat map of a table, defense x data corruption; a missing cell stays empty."""
     cell_w, cell_h, left, top = 62, 30, 12 + 7.2 * max(map(len, table.defenses)), 26
     width, height = left + cell_w * len(table.corruptions) + 4, top + cell_h * len(table.defenses) + 4
     known = [
@@ -66,7 +66,7 @@ def heat_map(table: MatrixTable) -> str:
 
 
 def colour_bar() -> str:
-    """The legend of the heat maps."""
+    """Draw the legend of the heat maps."""
     stops = "".join(
         f'<stop offset="{i / (len(_STOPS) - 1):.2f}" stop-color="#{r:02x}{g:02x}{b:02x}"/>'
         for i, (r, g, b) in enumerate(_STOPS)
@@ -82,10 +82,12 @@ def colour_bar() -> str:
 
 
 def bars(values: Mapping[str, Sequence[float]], title: str, most: float = 100.0) -> str:
-    """A bar per name: mean over its cells, dots for the cells (or their quartiles), whiskers to the extremes.
+    """Draw a bar per name: the mean of its values, dots for the values (or their quartiles), whiskers to the extremes.
 
     Args:
-        most: where the axis ends.
+        values: name -> values, in percent or on the scale of `most`.
+        title: the title, for screen readers.
+        most: the end of the axis.
     """
     known = {name: list(cells) for name, cells in values.items() if cells}
     left, plot, line_h, top = 12 + 7.2 * max(map(len, known), default=1), 480.0, 34, 8
@@ -128,7 +130,7 @@ def _short(number: float) -> str:
 
 
 def importance(shares: Mapping[str, float]) -> str:
-    """A bar per key: its share of what the settings explain."""
+    """Draw a bar per key: its share of the variation that the settings explain."""
     left, plot, line_h = 16 + 7.2 * max(map(len, shares), default=1), 360.0, 30
     words = "; ".join(f"{name} {share:.2f}" for name, share in shares.items())
     parts = [open_(left + plot + 60, line_h * len(shares) + 6, "Importance of the searched settings", words)]
@@ -145,12 +147,12 @@ def importance(shares: Mapping[str, float]) -> str:
 def parallel(
     axes: Mapping[str, Sequence[float]], labels: Mapping[str, tuple[str, str]], heights: Sequence[float]
 ) -> str:
-    """Parallel coordinates: a line a trial through its settings to its accuracy, coloured by it.
+    """Draw parallel coordinates: a line per trial through its settings to its accuracy, which sets its colour.
 
     Args:
-        axes: name -> each trial's place from 0 (bottom) to 1.
-        labels: name -> words at the bottom and the top of its axis.
-        heights: each trial's accuracy as a place from 0 to 1.
+        axes: name -> position of each trial from 0 (bottom) to 1.
+        labels: name -> text at the bottom and the top of its axis.
+        heights: accuracy of each trial as a position from 0 to 1.
     """
     names = list(axes)
     gap, top, plot_h = 130.0, 34.0, 220.0

@@ -1,4 +1,4 @@
-"""Curves, trends and grouped columns as inline SVG: accuracy over epochs and over settings, and what was selected."""
+"""Draws curves, trends and grouped columns as inline SVG: accuracy over epochs and settings, and selected samples."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from math import ceil
 from orchestration.report.svg import COLOURS, open_, text
 
 _DASHES = ("", "6 3", "2 2")
-_LEFT, _TOP, _WIDTH, _HEIGHT = 34.0, 10.0, 400.0, 230.0  # of the field that is drawn into
+_LEFT, _TOP, _WIDTH, _HEIGHT = 34.0, 10.0, 400.0, 230.0  # position and size of the plot area
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line through accuracies in percent, one a place; none where there is none yet.
+    """A line through accuracies.
 
     Attributes:
+        name: name of the line.
+        values: the accuracy at each place in percent, None if there is none yet.
         spreads: standard deviation over seeds at each place, or none.
     """
 
@@ -27,15 +29,17 @@ class Curve:
 
     @property
     def last(self) -> int:
-        """The last place that has a value."""
+        """Return the last place that has a value."""
         return max(place for place, value in enumerate(self.values) if value is not None)
 
 
 def curves(lines: Sequence[Curve], title: str, names: Sequence[str]) -> str:
-    """Accuracy over epochs, a line a name with the name at its end.
+    """Draw accuracy over epochs, with a line for each name and the name at its end.
 
     Args:
-        names: all names of the page in their order: a name has one colour in all figures.
+        lines: the lines to draw.
+        title: the title, for screen readers.
+        names: all names of the page in their order, so that a name has one colour in all figures.
     """
     epochs = max((len(line.values) for line in lines), default=1)
     step = max(1, round(epochs / 5))
@@ -44,7 +48,7 @@ def curves(lines: Sequence[Curve], title: str, names: Sequence[str]) -> str:
 
 
 def trend(lines: Sequence[Curve], title: str, names: Sequence[str], ticks: Sequence[str], axis: str) -> str:
-    """Accuracy over the settings `ticks`, evenly spaced: points joined by a line a name, whiskers for the seeds."""
+    """Draw accuracy over evenly spaced settings `ticks`: a line through points per name, whiskers for the seeds."""
     return _plot(lines, title, names, dict(enumerate(ticks)), axis, len(ticks), marked=True)
 
 
@@ -96,7 +100,7 @@ def _words(line: Curve, ticks: Mapping[int, str], marked: bool) -> str:
 
 
 def columns(groups: Mapping[str, Mapping[str, float]], title: str, names: Sequence[str]) -> str:
-    """Upright bars in groups, in percent: a group a setting, in it a bar a name; the legend above."""
+    """Draw upright bars in percent: a group per setting with a bar per name, and a legend below."""
     shown = [name for name in names if any(name in group for group in groups.values())]
     words = "; ".join(
         f"{setting}: " + ", ".join(f"{name} {value:.1f}" for name, value in group.items())
@@ -116,10 +120,12 @@ def columns(groups: Mapping[str, Mapping[str, float]], title: str, names: Sequen
 
 
 def selection(classes: Sequence[str], stacks: Mapping[str, Sequence[tuple[float, float]]], title: str) -> str:
-    """Two bars a class: what each of two ways of selecting took of it, rightly (below) and wrongly labelled (above).
+    """Draw bars for each class: the samples that each way of selecting took, with right (below) and wrong labels.
 
     Args:
-        stacks: name -> per class (samples whose label is right, samples whose label is wrong).
+        classes: the names of the classes.
+        stacks: name of the way -> for each class (samples whose label is right, samples whose label is wrong).
+        title: the title, for screen readers.
     """
     tallest = max((right + wrong for stack in stacks.values() for right, wrong in stack), default=1) or 1
     tallest = 5 * ceil(tallest / 5)
@@ -180,7 +186,11 @@ def _y(percent: float) -> float:
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """The places moved as little as keeps labels from lying on each other."""
+    """Return the positions, moved as little as needed so that labels do not overlap.
+
+    Args:
+        gap: the least distance between two positions.
+    """
     order = sorted(range(len(places)), key=lambda index: places[index])
     moved = list(places)
     for _ in range(60):
