@@ -1,7 +1,7 @@
-"""Whether this container can do its work; exit status 0 or 1, and one line. The image's health check.
+"""Checks whether this container can do its work: exit status 0 or 1, and one line. The health check of the image.
 
-ERAT_HOME can be written; with RAY_HEAD (HOST:PORT, set where a Ray node runs) that node's head answers; with HEALTH_URL
-(set where a server runs) that page is there.
+ERAT_HOME must be writable; with RAY_HEAD (HOST:PORT, set in the container of a Ray node) the head must answer; with
+HEALTH_URL (set in the container of a server) that page must answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def main() -> str | None:
-    """What is wrong, or none."""
+    """Return what is wrong, or None."""
     try:
         with tempfile.TemporaryFile(dir=os.environ.get("ERAT_HOME", "/data")) as file:
             file.write(b"x")
@@ -29,7 +29,7 @@ def main() -> str | None:
             return f"no Ray head answers at {head}"
     if url := os.environ.get("HEALTH_URL"):
         try:
-            # A proxy of the environment must not be asked for this container's own page.
+            # Without a proxy of the environment, because the page is this container's own.
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10).close()
         except OSError as error:
             return f"{url}: {error}"

@@ -1,7 +1,7 @@
-"""Makes docker/lock/ anew from the environment that the tests ran in: `python docker/lock.py`.
+"""Regenerates docker/lock/ from the environment in which the tests ran: `python docker/lock.py`.
 
-Locked are the project's dependencies and its `cluster` extra, as installed here, with the SHA-256 of the wheel that pip
-would take for each on this kind of machine (CPython 3.11 on x86-64 Linux, as the images have it).
+It locks the project's dependencies and its `cluster` extra in the versions that are installed here, with the SHA-256 of
+the wheel that pip would take for each on this kind of machine (CPython 3.11 on x86-64 Linux, as in the images).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 HEAD = "# Made by docker/lock.py from the versions that the tests ran with. "
-CUDA = ("torch", "torchvision", "triton")  # and what begins with these:
+CUDA = ("torch", "torchvision", "triton")  # and all packages that begin with these prefixes:
 CUDA_PREFIXES = ("nvidia-", "cuda-")
 
 
 def closure(requirements: list[str]) -> dict[str, str]:
-    """Name and installed version of all that these need."""
+    """Return the installed version of every package that these requirements need, directly or not, by name."""
     waiting = [Requirement(line) for line in requirements]
     seen: set[tuple[str, frozenset[str]]] = set()
     versions = {}
@@ -44,7 +44,7 @@ def closure(requirements: list[str]) -> dict[str, str]:
 
 
 def hashes(versions: dict[str, str]) -> dict[str, str]:
-    """The SHA-256 of each package's wheel, as pip would take it."""
+    """Return the SHA-256 of the wheel that pip would take for each package, by name."""
     with tempfile.TemporaryDirectory() as folder:
         wanted, report = Path(folder, "wanted.txt"), Path(folder, "report.json")
         wanted.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
@@ -58,7 +58,7 @@ def hashes(versions: dict[str, str]) -> dict[str, str]:
 
 
 def write(versions: dict[str, str], digests: dict[str, str]) -> None:
-    """The three files."""
+    """Write the three files of docker/lock/."""
 
     def lines(names: list[str]) -> str:
         return "".join(f"{name}=={versions[name]} --hash=sha256:{digests[name]}\n" for name in names)
