@@ -1,4 +1,4 @@
-"""Run all checks in one go: style, types, tests. `python -m tests --help` says how, from the repository's root."""
+"""Runs all checks: style, types, tests. Call `python -m tests --help` in the root of the repository for its options."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STYLE = (
     [sys.executable, "-m", "ruff", "format", "--check", "."],
 )
 TYPES = [sys.executable, "-m", "mypy"]
-QUICK = ("tests/unit", "tests/golden", "tests/contract")  # what is repeated under another instruction set
-WORKER_BYTES = 2.5e9  # of memory that a process came to which ran all quick tests
-NO_TESTS = 5  # pytest's exit status where nothing was selected
+QUICK = ("tests/unit", "tests/golden", "tests/contract")  # the tests that are repeated with another instruction set
+WORKER_BYTES = 2.5e9  # memory of a process that ran all quick tests
+NO_TESTS = 5  # pytest's exit status if no test was selected
 
 
 def main(arguments: list[str]) -> int:
-    """Run every check, even after one failed, so that a person sees all there is to mend. Returns the worst status."""
+    """Run every check, even after one has failed, so that all problems are seen; return the worst status."""
     options, words = _parser().parse_known_args(arguments)
     marks = options.m if options.m is not None else "" if options.slow else "not slow"
     began = time.monotonic()
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _everything(marks: str, words: Sequence[str], folder: Path) -> list[int]:
-    """Run the style checks, and mypy beside the tests that run one at a time: these leave a core free."""
+    """Run the style checks, then the tests, with mypy beside the tests that run one at a time and leave a core free."""
     codes = [_status(subprocess.run(command, check=False).returncode) for command in STYLE]
     with (folder / "mypy").open("w+") as said, subprocess.Popen(TYPES, stdout=said, stderr=said) as types:
         codes += _tests(marks, words, folder, os.environ)
@@ -72,7 +72,7 @@ def _everything(marks: str, words: Sequence[str], folder: Path) -> list[int]:
 
 
 def _tests(marks: str, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> list[int]:
-    """Run what starts Ray or servers one at a time, then the rest on all cores, a file's tests on the same one."""
+    """Run tests that start Ray or servers one at a time, then the others on all cores, those of a file on one core."""
     workers = min(len(os.sched_getaffinity(0)), int(psutil.virtual_memory().available / WORKER_BYTES))
     spread = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
     codes = []
@@ -81,12 +81,12 @@ def _tests(marks: str, words: Sequence[str], folder: Path, environment: Mapping[
         command = [sys.executable, "-m", "pytest", "-m", chosen, *own, *words]
         report = f"--junit-xml={folder / part}.xml"
         codes.append(_status(subprocess.run([*command, report], check=False, env=environment).returncode))
-    # One of the two may have nothing to do.
+    # One of the two may have no tests to run.
     return [code for code in codes if code != NO_TESTS] or [NO_TESTS]
 
 
 def _another(name: str) -> dict[str, str] | None:
-    """Return the environment of an older instruction set, or none where this machine has no newer one."""
+    """Return the environment for an older instruction set, or None if it changes nothing on this machine."""
     environment = limited_to(name)
     own, limited = kernels(unlimited()), kernels(environment)
     print(f"This machine: {own}\nThese tests: {limited}", flush=True)
@@ -97,12 +97,12 @@ def _another(name: str) -> dict[str, str] | None:
 
 
 def _status(code: int) -> int:
-    """Return an exit status as a shell would: 128 and the signal's number for what a signal ended."""
+    """Return an exit status as a shell does: 128 plus the number of the signal, for a process that a signal ended."""
     return code if code >= 0 else 128 - code
 
 
 def _closing_line(folder: Path, seconds: float) -> str:
-    """Return the sum of what pytest's runs came to, in the form of pytest's own last line."""
+    """Return the summed results of pytest's runs, in the form of pytest's own last line."""
     counts: Counter[str] = Counter()
     for file in folder.glob("*.xml"):
         for suite in ElementTree.parse(file).getroot().iter("testsuite"):

@@ -1,11 +1,11 @@
-"""A matrix of the demo under random kills, against the same matrix undisturbed: `python -m tests.chaos --seed 0`.
+"""Compares a matrix of the demo under random kills with the same matrix undisturbed: `python -m tests.chaos --seed 0`.
 
-A Ray cluster of a head and two nodes, MLflow's server (on PostgreSQL where that is installed) and the driver are
-processes of their own. One after the other is killed as a power cut would: a trial's worker, a Ray node (another takes
-its place), the driver (the same command is given again), the tracking server (started again some seconds later). At the
-end each cell must be there once, with the numbers of the undisturbed run to the last bit, in the ledger and in MLflow.
+A Ray cluster of a head and two nodes, MLflow's server (on PostgreSQL if that is installed) and the driver run as
+separate processes. One after another is killed, as a power cut would: the worker of a trial, a Ray node (another one
+replaces it), the driver (the same command is started again), the tracking server (started again some seconds later). At
+the end the ledger and MLflow must have each run once, with the numbers of the undisturbed run to the last bit.
 
-Prints the table of kills and the comparison as Markdown, and ends with status 0 if all is as it must be.
+The output is the table of kills and the comparison, as Markdown; the exit status is 0 if everything is as it must be.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.servers import TrackingServer, postgres, postgres_programs
 ROOT = Path(__file__).parents[1]
 NAME = "chaos"
 EPOCHS = 16
-# Every sort of step in little time: plain, adversarial and selecting, two networks; four seeds each.
+# Every kind of step in little time: plain, adversarial, selecting, and two networks, with three seeds each.
 CELLS = [{"defense.name": name, "train.seed": seed} for seed in range(3) for name in ("ce", "at", "erat", "dividemix")]
 BASE = {
     "data.limit": 300,
@@ -48,12 +48,12 @@ BASE = {
     "train.epochs": EPOCHS,
     "train.batch_size": 32,
 }
-WHAT = {"trial worker": 14, "Ray node": 5, "driver": 6, "tracking server": 5}  # how often of 30
+WHAT = {"trial worker": 14, "Ray node": 5, "driver": 6, "tracking server": 5}  # how often, of 30 kills
 
 
 @dataclass
 class Kill:
-    """What was killed when, in seconds since the start, and how far the matrix was."""
+    """A kill: its time in seconds since the start, what was killed, and the runs ended and epochs done by then."""
 
     second: float
     what: str
@@ -62,7 +62,7 @@ class Kill:
 
 
 class Stage:
-    """All processes of a run, and the home that they share."""
+    """All processes of the study, and the workspace that they share."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.workspace = Workspace(folder / "home")
@@ -72,7 +72,7 @@ class Stage:
         store = f"sqlite:///{folder}/server.db"
         self.store = "SQLite"
         if postgres_programs() is not None:
-            # In a folder of its own, which another user may enter.
+            # In a separate folder, which another user may enter.
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)))
             place.chmod(0o755)
             store, self.store = stack.enter_context(postgres(place / "database")), "PostgreSQL"
@@ -91,7 +91,7 @@ class Stage:
         return self.cluster.add_node(num_cpus=1, object_store_memory=128 * 2**20)
 
     def start_driver(self) -> None:
-        """The command, the same each time."""
+        """Start the command, which is the same each time."""
         words = [f"{key}={value}" for key, value in BASE.items()]
         self.driver = subprocess.Popen(
             [
@@ -106,7 +106,7 @@ class Stage:
         )
 
     def progress(self) -> tuple[int, int]:
-        """(cells that have ended, epochs of all cells)."""
+        """Return (the number of runs that have ended, the epochs done in all runs)."""
         ledger = Ledger(self.workspace.ledger)
         cells = [p.cell for p in ledger.studies[NAME].proposals.values()] if NAME in ledger.studies else []
         ended = sum(ledger.outcome(cell) is not None for cell in cells)
@@ -115,7 +115,7 @@ class Stage:
     # -- kills --------------------------------------------------------------------------------------------------------
 
     def kill_worker(self, draw: random.Random) -> bool:
-        """One that trains, if there is any."""
+        """Kill a process that trains, and return whether there was one."""
         found = []
         for node in self.nodes:
             try:
@@ -129,14 +129,14 @@ class Stage:
         return True
 
     def kill_node(self, draw: random.Random) -> bool:
-        """A node with all its processes; an empty one joins."""
+        """Kill a node with all its processes, and add a new node."""
         number = draw.randrange(len(self.nodes))
         self.cluster.remove_node(self.nodes[number], allow_graceful=False)
         self.nodes[number] = self._add_node()
         return True
 
     def kill_driver(self, draw: random.Random | None = None) -> bool:
-        """The command, if it runs."""
+        """Kill the command, and return whether it was running."""
         if self.driver is None or self.driver.poll() is not None:
             return False
         self.driver.send_signal(signal.SIGKILL)
@@ -144,7 +144,7 @@ class Stage:
         return True
 
     def kill_server(self, draw: random.Random) -> bool:
-        """MLflow's server; back after some seconds."""
+        """Kill MLflow's server, and start it again after some seconds."""
         self.server.kill()
         time.sleep(draw.uniform(2, 6))
         self.server.start()
@@ -152,7 +152,13 @@ class Stage:
 
 
 def disturbed(stage: Stage, draw: random.Random, kills: int, limit: float) -> list[Kill]:
-    """Run the matrix to its end, killing something now and then; what was killed."""
+    """Run the matrix until it ends, with random kills, and return the kills.
+
+    Args:
+        draw: source of the random choices and times.
+        kills: number of kills to make.
+        limit: seconds after which the study is given up.
+    """
     ways: dict[str, Callable[[random.Random], bool]] = {
         "trial worker": stage.kill_worker,
         "Ray node": stage.kill_node,
@@ -172,7 +178,7 @@ def disturbed(stage: Stage, draw: random.Random, kills: int, limit: float) -> li
             stage.start_driver()
             continue
         ended, epochs = stage.progress()
-        # Something must have been reached since the last kill, or it would strike before anything runs.
+        # An epoch must have ended since the last kill; otherwise the next kill would come before anything runs.
         if order and epochs > last_epochs and ways[order[-1]](draw):
             done.append(Kill(time.monotonic() - began, order.pop(), ended, epochs))
             last_epochs = epochs
@@ -181,7 +187,7 @@ def disturbed(stage: Stage, draw: random.Random, kills: int, limit: float) -> li
 
 
 def undisturbed(folder: Path) -> dict[str, Any]:
-    """Each cell's numbers, from a run of its own without Ray."""
+    """Execute each run without Ray, and return its numbers by its digest."""
     from erat.config import build
     from orchestration.run.execute import execute_run
 
@@ -199,7 +205,7 @@ def _numbers(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def faults(stage: Stage, control: dict[str, Any]) -> list[str]:
-    """What is not as in the undisturbed run; nothing, if all went well."""
+    """Return the differences from the undisturbed runs, as text; an empty list if there are none."""
     found = []
     events = [json.loads(line) for line in stage.workspace.ledger.read_text().splitlines()]
     endings = Counter(event["cell"] for event in events if event["event"] in ("done", "failed", "stopped"))
@@ -234,7 +240,7 @@ def _faults_of_tracking(stage: Stage, control: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """Exit status."""
+    """Run the study and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
     parser.add_argument("--kills", type=int, default=30)

@@ -1,4 +1,4 @@
-"""What many tests share: threads, a small learnable image set, a small run configuration, a set without files."""
+"""Provides what many tests share: threads, a small learnable image set, a small configuration, a set without files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """End-to-end tests start Ray or servers, all of them."""
+    """Mark all end-to-end tests as `apart`, because they start Ray or servers."""
     for item in items:
         if ROOT / "e2e" in item.path.parents:
             item.add_marker("apart")
@@ -41,15 +41,15 @@ SMALL_RUN: dict[str, Any] = {
     "defense.ramp_epochs": 1,
     "train.epochs": 3,
     "train.batch_size": 16,
-    # What execute_run sets for the time of a run; left out where it is the default, so that commands stay short.
+    # The threads that execute_run sets during a run; left out if they are the default, so that commands stay short.
     **({} if THREADS == 1 else {"resources.cpu": THREADS}),
 }
 
 
 def images(count: int, *, classes: int = 4, size: int = 8, seed: int = 0, signal: float = 60.0) -> ImageSet:
-    """Grey images of `classes` fixed patterns under noise; the labels go round: 0, 1, 2, ...
+    """Make grey images of `classes` fixed patterns with noise; the labels repeat 0, 1, 2, ...
 
-    The patterns are the same for every seed, so that sets of several seeds make a train and a test part.
+    The patterns are the same for every seed, so that sets of different seeds can be a train and a test part.
     """
     patterns = torch.randn(classes, 1, size, size, generator=torch.Generator().manual_seed(99))
     noise = torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(seed))
@@ -59,7 +59,7 @@ def images(count: int, *, classes: int = 4, size: int = 8, seed: int = 0, signal
 
 
 def corrupted(train: int = 64, *, wrong: float = 0.25, **options: Any) -> CorruptedSet:
-    """A small training set, the first `wrong` of which wear the next class's label, with clean val and test parts."""
+    """Make a small training set with clean val and test parts; its first share `wrong` has the next class's label."""
     clean = images(train, seed=1, **options)
     given = clean.labels.clone()
     flipped = round(wrong * train)
@@ -73,7 +73,7 @@ def corrupted(train: int = 64, *, wrong: float = 0.25, **options: Any) -> Corrup
 
 
 def small_config(overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """The demo preset cut down to three epochs of small batches on 8 x 8 pixels, uncorrupted."""
+    """Build the demo preset with only three epochs of small batches on 8 x 8 pixels, without corruption."""
     wanted = dict(overrides or {})
     keys = known_keys(str(wanted.get("defense.name", "erat")))
     return build("demo", {key: value for key, value in SMALL_RUN.items() if key in keys} | wanted)
@@ -81,25 +81,25 @@ def small_config(overrides: Mapping[str, Any] | None = None) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def make_images() -> Callable[..., ImageSet]:
-    """See `images`."""
+    """Return `images`."""
     return images
 
 
 @pytest.fixture(scope="session")
 def make_data() -> Callable[..., CorruptedSet]:
-    """See `corrupted`."""
+    """Return `corrupted`."""
     return corrupted
 
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., RunConfig]:
-    """See `small_config`."""
+    """Return `small_config`."""
     return small_config
 
 
 @pytest.fixture
 def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Registry[Any], str, Any], None]]:
-    """`register(DEFENSES, "mine", MyDefense)`, undone after the test."""
+    """Return a function to call as `register(DEFENSES, "mine", MyDefense)`; undo its calls after the test."""
 
     def add(registry: Registry[Any], name: str, part: Any) -> None:
         monkeypatch.setattr(registry, "_targets", dict(registry._targets))
@@ -122,7 +122,7 @@ class ToySource:
 
 @pytest.fixture
 def toy(register: Callable[..., None]) -> ToySource:
-    """A data set called "toy", there for one test."""
+    """Register a data set called "toy" for one test."""
     source = ToySource()
     register(DATASETS, "toy", source)
     return source

@@ -1,6 +1,7 @@
-"""Which arithmetic kernels torch takes on this processor, and how to make it take those of an older one.
+"""Finds out which arithmetic kernels torch uses on this processor, and makes it use those of an older processor.
 
-Sums are rounded in the order in which a kernel adds, so a test may hold on one processor and fail on the next.
+How a sum is rounded depends on the order in which a kernel adds, so a test may pass on one processor and fail on
+another.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-# Environment variables under which torch's own loops (ATen), oneDNN's convolutions and MKL's matrix products leave
-# newer instructions alone. A variable of a library that is not there, as oneDNN's and MKL's on Arm, does nothing.
+# Environment variables that keep torch's own loops (ATen), oneDNN's convolutions and MKL's matrix products from newer
+# instructions. A variable for a library that is not there, such as oneDNN and MKL on Arm, has no effect.
 SETS: dict[str, dict[str, str]] = {
-    # SSE4.1 on x86-64, NEON without SVE on Arm: what every machine that torch runs on has.
+    # SSE4.1 on x86-64, NEON without SVE on Arm: every machine on which torch runs has these.
     "baseline": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
 }
@@ -38,7 +39,7 @@ def unlimited() -> dict[str, str]:
 
 
 def kernels(environment: Mapping[str, str]) -> str:
-    """Return what the libraries themselves say they use in a process with this environment, in one line."""
+    """Return which kernels the libraries say they use in a process with this environment, in one line."""
     talkative = {**environment, "ONEDNN_VERBOSE": "1", "MKL_VERBOSE": "1"}
     done = subprocess.run([sys.executable, "-c", _PROBE], env=talkative, capture_output=True, text=True, check=True)
     patterns = {"ATen": r"^ATen: (.+)$", "oneDNN": r"info,cpu,isa:(.+)$", "MKL": r"\b(CNR:\w+)"}

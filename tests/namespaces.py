@@ -1,10 +1,10 @@
-"""Machines of a cluster on one machine: network namespaces with addresses of their own, closed to the outside.
+"""Simulates the machines of a cluster on one machine by network namespaces, each with its own address.
 
-A program runs itself in private namespaces (`enter`). Its network there has no way out: a bridge, the hub, at
-10.77.0.1, and what `hosts` adds, each a network namespace at 10.77.0.2, 10.77.0.3, ... All of it, and every process
-that was started inside, goes with the program, however that ends: the kernel sees to it, since they share a namespace
-of processes. Linux, with the programs `ip` (iproute2), `unshare` and `nsenter` (util-linux), as root or where users may
-make namespaces.
+A program restarts itself in private namespaces (`enter`). Its network there has no connection to the outside: it has a
+bridge, the hub, at 10.77.0.1, and the hosts of `hosts`, network namespaces at 10.77.0.2, 10.77.0.3, and so on. When the
+program ends, for any reason, the kernel removes all of them and ends every process that was started inside, since they
+share a process namespace. This needs Linux with the programs `ip` (iproute2), `unshare` and `nsenter` (util-linux), and
+either root or the right of users to create namespaces.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 HUB = "10.77.0.1"
-INTERFACE = "eth0"  # of a host, beside its `lo`
+INTERFACE = "eth0"  # name of a host's interface, besides `lo`
 _INSIDE = "ERAT_IN_NAMESPACES"
 _CLONE_NEWNET = 0x40000000
 
 
 def problem() -> str | None:
-    """Why this machine cannot make them, in one line; none if it can. What is tried leaves nothing behind."""
+    """Return why this machine cannot create such namespaces, in one line, or None; the attempt leaves no traces."""
     if missing := [name for name in ("ip", "unshare", "nsenter") if shutil.which(name) is None]:
         return f"no program {missing[0]}"
     for kind in ("bridge", "veth"):
@@ -38,26 +38,26 @@ def problem() -> str | None:
 
 
 def private(words: Sequence[str]) -> list[str]:
-    """A command line that runs another one in private namespaces of network, mounts and processes."""
+    """Return a command line that runs `words` in private namespaces of network, mounts and processes."""
     as_root = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     return ["unshare", *as_root, "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *words]
 
 
 def run(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a program in there to its end."""
+    """Run a program in private namespaces until it ends."""
     return subprocess.run(private(words), env=os.environ | {_INSIDE: "1"}, capture_output=True, text=True, check=False)
 
 
 def inside() -> bool:
-    """Whether this program runs in there."""
+    """Return whether this program runs in private namespaces."""
     return _INSIDE in os.environ
 
 
 def enter(words: Sequence[str]) -> None:
-    """Become a program that runs in there; return at once if this one already does."""
+    """Replace this program by `words` in private namespaces; return at once if it already runs in them."""
     if not inside():
         os.execvpe("unshare", private(words), os.environ | {_INSIDE: "1"})
-    # A namespace's first process hears no signal that it has no answer to.
+    # The first process of a process namespace gets no signal for which it has no handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
@@ -66,7 +66,8 @@ class Host:
     """A network namespace with one address.
 
     Attributes:
-        holder: process that keeps it.
+        address: its address.
+        holder: id of a process that keeps the namespace alive.
     """
 
     address: str
@@ -77,12 +78,12 @@ class Host:
         return f"/proc/{self.holder}/ns/net"
 
     def words(self, *words: str) -> list[str]:
-        """A command line that runs another one there."""
+        """Return a command line that runs `words` on this host."""
         return ["nsenter", f"--net={self._network}", "--", *words]
 
     def join(self) -> None:
-        """Put this thread, and what it starts from now on, there."""
-        libc = ctypes.CDLL(None, use_errno=True)  # os.setns came with Python 3.12
+        """Move this thread, and all processes that it starts from now on, to this host."""
+        libc = ctypes.CDLL(None, use_errno=True)  # os.setns exists since Python 3.12 only
         with open(self._network) as network:
             if libc.setns(network.fileno(), _CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), f"setns({self._network}): {os.strerror(ctypes.get_errno())}")
@@ -90,10 +91,13 @@ class Host:
 
 @contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
-    """So many hosts around the hub, which this process is on.
+    """Create hosts that are connected to the hub, on which this process runs.
+
+    Args:
+        count: the number of hosts.
 
     Raises:
-        RuntimeError: called outside, where it would change the machine's own network.
+        RuntimeError: the program is not in private namespaces, so this would change the machine's own network.
     """
     if not inside():
         raise RuntimeError("hosts are made inside private namespaces: call `enter` first")
@@ -117,7 +121,7 @@ def _host(number: int, stack: ExitStack) -> Host:
             raise RuntimeError(f"no network namespace for {host.address}")
         time.sleep(0.01)
     _ip(f"link add host{number} type veth peer name {INTERFACE} netns {holder.pid}")
-    stack.callback(_ip, f"link del host{number}")  # the kernel would, some time after the holder's end
+    stack.callback(_ip, f"link del host{number}")  # the kernel does so too, but some time after the holder has ended
     _ip(f"link set host{number} master hub up")
     for line in ("link set lo up", f"addr add {host.address}/24 dev {INTERFACE}", f"link set {INTERFACE} up"):
         subprocess.run(host.words("ip", *line.split()), check=True)

@@ -1,8 +1,8 @@
-"""Networks that compute in float64, for tests of numbers that no processor's rounding may turn.
+"""Makes networks compute in float64, for tests of numbers that must not depend on the rounding of a processor.
 
-A network with ReLU jumps in its gradient where a unit's input is zero. In float32 some unit often comes within rounding
-of that, and then two processors, or one batch and the same batch in two halves, take different ways. In float64 the
-room for it is a billion times smaller.
+The gradient of a network with ReLU jumps where the input of a unit is zero. In float32 some unit is often within
+rounding error of zero, and then two processors, or a batch and the same batch in two halves, give different gradients.
+In float64 this range is about a billion times smaller.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Builder = Callable[[int, int, int], nn.Module]
 
 
 class InDouble(nn.Module):
-    """A network in float64 between float32 images, (B, C, H, W), and float32 logits, (B, K)."""
+    """A network in float64 that takes float32 images, (B, C, H, W), and returns float32 logits, (B, K)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

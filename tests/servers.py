@@ -1,4 +1,4 @@
-"""Servers that tests start by hand, with the settings of docker/compose.yaml: PostgreSQL, and MLflow's on top of it."""
+"""Starts servers for tests with the settings of docker/compose.yaml: PostgreSQL, MLflow's server on it, S3."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 def postgres_programs() -> Path | None:
-    """The folder of PostgreSQL's own programs, or none without it."""
+    """Return the folder of PostgreSQL's programs, or None if it is not installed."""
     if found := shutil.which("initdb"):
         return Path(found).resolve().parent
     newest = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -37,11 +37,11 @@ def postgres_programs() -> Path | None:
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
-    """A fresh database on 127.0.0.1 while the block runs; its URI, with a password, as in compose.yaml."""
+    """Run a new database on 127.0.0.1 during the block, with a password as in compose.yaml, and yield its URI."""
     programs, port = postgres_programs(), free_port()
     assert programs is not None, "PostgreSQL is not installed"
     folder.mkdir(parents=True)
-    # It refuses to run as root.
+    # PostgreSQL refuses to run as root.
     user = "postgres" if os.getuid() == 0 else None
     if user:
         shutil.chown(folder, user)
@@ -75,9 +75,9 @@ class TrackingServer:
 
     Args:
         store: URI of the database.
-        folder: for artifacts and the log.
-        workers: processes that answer.
-        environment: variables beside this process's own.
+        folder: the folder for artifacts and the log.
+        workers: number of processes that answer requests.
+        environment: environment variables in addition to those of this process.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TrackingServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until its page answers."""
+        """Start the server, and wait until it answers."""
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         environment |= self._environment
         self._process = subprocess.Popen(
@@ -113,13 +113,13 @@ class TrackingServer:
         raise RuntimeError(f"MLflow's server did not start: {Path(self._log.name).read_text()[-500:]}")
 
     def arguments(self) -> list[list[str]]:
-        """Command lines of the server and of every process that it started, as a list of processes shows them."""
+        """Return the command lines of the server and of all processes that it started, as a process list shows them."""
         assert self._process is not None
         server = psutil.Process(self._process.pid)
         return [process.cmdline() for process in (server, *server.children(recursive=True))]
 
     def kill(self) -> None:
-        """End it and its workers as a power cut would."""
+        """Kill the server and its workers, as a power cut would."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -138,12 +138,12 @@ def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def s3_server(address: str = "127.0.0.1") -> Iterator[str]:
-    """The URL of a folder in a bucket, on an S3 server of this machine; the credentials are in the environment."""
+    """Run an S3 server and yield the URL of a folder in a bucket; the credentials are in the environment."""
     server_of = pytest.importorskip("moto.server")
     import boto3
 
     server = server_of.ThreadedMotoServer(address, port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs a line for each request
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:

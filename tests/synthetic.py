@@ -1,4 +1,4 @@
-"""Homes full of runs that never ran: ledger and cells' folders as a sweep leaves them, written in seconds."""
+"""Writes in seconds workspaces full of runs that never ran: ledger and run directories as a study leaves them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ def write_home(
     runs: Iterable[tuple[Mapping[str, Any], str, str]],
     trials: int = 0,
 ) -> list[str]:
-    """Enter a sweep and its runs.
+    """Write a study and its runs into a workspace.
 
     Args:
+        workspace: the workspace.
+        name: name of the study.
+        spec: its specification.
         runs: for each run its settings, its source, and its state: done, failed, interrupted or proposed.
-        trials: that are to be searched.
+        trials: number of trials to be searched.
 
     Returns:
-        The digests of the cells, in the order of the runs.
+        The digests of the runs, in their order.
     """
     events = [{"event": "sweep", "time": 1.7e9, "name": name, "spec": spec.content(), "trials": trials}]
     templates: dict[str, Path] = {}
@@ -85,7 +88,7 @@ def _result(cell: str, state: str, level: float, error: str | None) -> dict[str,
 
 
 def _epochs(level: float) -> Sequence[dict[str, Any]]:
-    """Rows of metrics.jsonl, as long as real ones."""
+    """Return rows of metrics.jsonl that are as long as real ones."""
     per_class = {
         f"{part}_per_class": [150 + k for k in range(10)] for part in ("labelled", "correct", "wrong", "caught")
     }

@@ -1,4 +1,4 @@
-"""How many threads torch has in a test process: ERAT_TEST_THREADS, one unless it is set."""
+"""Sets how many threads torch has in a test process: ERAT_TEST_THREADS, or one if that is not set."""
 
 from __future__ import annotations
 

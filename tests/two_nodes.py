@@ -1,11 +1,12 @@
-"""Two Ray nodes against one worker: `python -m tests.two_nodes --seeds 0,1,2,3,4 --out two_nodes.jsonl`.
+"""Compares two Ray nodes with one worker: `python -m tests.two_nodes --seeds 0,1,2,3,4 --out two_nodes.jsonl`.
 
-Two nodes of one core, each in a network namespace with an address and a temporary folder of its own, and a head without
-cores are given an S3 server to share (tests/namespaces.py; where namespaces cannot be made, all have the machine's own
-address, and the output says so). ERAT and DivideMix are trained by the real command on a network with batch
-normalisation, for each seed by two workers, one on each node, by one, and by one whose sums are rounded otherwise. What
-two train must be what one does, within the tolerances of tests/two_nodes_report.py. Prints Markdown; ends with status 0
-if all of them hold. With the same file it goes on where it was. KEY=VALUE changes the runs.
+The cluster is a head without cores and two nodes with one core each. Each node is in a network namespace with its own
+address and its own temporary folder, and all share an S3 server (tests/namespaces.py; if namespaces cannot be created,
+all have the machine's own address, and the output says so). The real command trains ERAT and DivideMix on a network
+with batch normalisation: for each seed on two workers, one on each node, on one worker, and on one worker whose sums
+are rounded differently. Two workers must give the same as one, within the tolerances of tests/two_nodes_report.py. The
+output is Markdown; the exit status is 0 if all tolerances hold. With the same file, the study resumes. KEY=VALUE
+changes the runs.
 """
 
 from __future__ import annotations
@@ -50,31 +51,32 @@ BASE = {
     "corruption.data": "urp",
     "corruption.labels": "symmetric",
     "corruption.rate": 0.4,
-    "defense.warmup_epochs": 5,  # a network that has learnt less selects by chance, and DivideMix then goes astray
+    "defense.warmup_epochs": 5,  # a network that has learnt less selects by chance, and DivideMix then fails
     "train.epochs": 10,
     "train.batch_size": 64,
 }
-# How each seed is trained. In `rounded otherwise` the memory of images is laid out by channels last, which changes the
-# order of sums and nothing else.
+# How each seed is trained. `rounded otherwise` stores images in the channels-last layout, which changes only the order
+# of sums.
 ARMS = {
     "two nodes": {"train.workers": 2},
     "one worker": {"train.workers": 1},
     "rounded otherwise": {"train.workers": 1, "train.channels_last": True},
 }
-# Both sorts of step, each as the first one, from the same weights: the ramp would begin at no weight.
+# Both kinds of step, each as the first step, from the same weights. Without a ramp, because it would begin at weight 0.
 STEPS = {"warm-up": {}, "after it": {"defense.warmup_epochs": 0, "defense.ramp_epochs": 0}}
-MEMORY = 128 * 2**20  # of each node's object store
-WORKER = "RayTrainWorker"  # in the title of a process that trains
+MEMORY = 128 * 2**20  # bytes of the object store of each node
+WORKER = "RayTrainWorker"  # part of the title of a process that trains
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A cluster that runs.
+    """A running cluster.
 
     Attributes:
-        address: of its head.
-        storage: what its nodes share.
-        hosts: the network namespaces of its two nodes; none: all is on the machine's own address.
+        folder: the folder for its files.
+        address: address of its head.
+        storage: URL of the storage that its nodes share.
+        hosts: the network namespaces of its two nodes; empty: everything has the machine's own address.
     """
 
     folder: Path
@@ -84,18 +86,18 @@ class Stage:
 
     @property
     def workspace(self) -> Workspace:
-        """The driver's."""
+        """Return the workspace of the driver."""
         return Workspace(self.folder / "home").sharing(self.storage)
 
     @property
     def tracking(self) -> str:
-        """Where its MLflow runs go, whatever this process's environment says."""
+        """Return the tracking store for its MLflow runs, whatever the environment of this process says."""
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
 
 @contextmanager
 def in_namespaces(folder: Path) -> Iterator[Stage]:
-    """Two nodes with addresses of their own. Their processes end with the namespace of processes that they are in."""
+    """Run a cluster of two nodes with their own addresses. Its processes end with their process namespace."""
     with ExitStack() as stack:
         hosts = stack.enter_context(namespaces.hosts(2))
         storage = stack.enter_context(s3_server(namespaces.HUB))
@@ -110,7 +112,12 @@ def in_namespaces(folder: Path) -> Iterator[Stage]:
 
 
 def _start_ray(folder: Path, there: Sequence[str], *words: str) -> None:
-    """`ray start`, with a temporary folder of its own."""
+    """Call `ray start` with a temporary folder for this node alone.
+
+    Args:
+        there: beginning of a command line that runs another one on a host; empty: here.
+        words: arguments of `ray start`.
+    """
     folder.mkdir()
     ray = str(Path(sys.executable).with_name("ray"))
     done = subprocess.run(
@@ -126,7 +133,7 @@ def _start_ray(folder: Path, there: Sequence[str], *words: str) -> None:
 
 @contextmanager
 def on_one_address(folder: Path) -> Iterator[Stage]:
-    """Two nodes that differ by their folders alone."""
+    """Run a cluster of two nodes that differ only in their folders."""
     from ray.cluster_utils import Cluster
 
     with s3_server() as storage:
@@ -144,7 +151,11 @@ def on_one_address(folder: Path) -> Iterator[Stage]:
 
 @contextmanager
 def cluster(loopback: bool) -> Iterator[Stage]:
-    """In network namespaces where they can be made: this program then begins again inside of them."""
+    """Run a cluster, in network namespaces if they can be created; this program then starts again inside them.
+
+    Args:
+        loopback: do not use namespaces.
+    """
     why = "asked for" if loopback else None if namespaces.inside() else namespaces.problem()
     if why is None:
         namespaces.enter([sys.executable, "-m", "tests.two_nodes", *sys.argv[1:]])
@@ -159,10 +170,10 @@ def cluster(loopback: bool) -> Iterator[Stage]:
 
 
 def trained(stage: Stage, arm: str, wanted: dict[str, Any]) -> Row:
-    """One run by the command, and what became of it.
+    """Train one run with the command and return its figures.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: the run failed.
     """
     words = [*(f"{key}={value}" for key, value in wanted.items()), f"storage.path={stage.storage}"]
     said, log = stage.folder / "said", stage.folder / "log"
@@ -207,7 +218,7 @@ def trained(stage: Stage, arm: str, wanted: dict[str, Any]) -> Row:
 
 
 def nodes_that_train(address: str) -> tuple[str, ...]:
-    """For each training process of this cluster the address and the identity of its node, as its raylet has them."""
+    """Return the address and the id of the node of each training process of this cluster, from its raylet."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -222,7 +233,10 @@ def nodes_that_train(address: str) -> tuple[str, ...]:
 
 
 def believed(workspace: Workspace, cell: str) -> Tensor:
-    """Which samples another epoch would take as labelled (DivideMix's first network), bool (N,), by the checkpoint."""
+    """Return the samples that a further epoch would take as labelled, bool (N,), from the checkpoint of a run.
+
+    For DivideMix, these are the samples of the first network.
+    """
     workspace.fetch(cell, "config.json", "checkpoint.pt")
     config = load_config(workspace.run_directory(cell) / "config.json")
     trainer = Trainer(config, corrupted_set(config, workspace.store()), folder=workspace.run_directory(cell))
@@ -235,7 +249,7 @@ def believed(workspace: Workspace, cell: str) -> Tensor:
 
 
 def gradients(stage: Stage, base: dict[str, Any]) -> Iterator[Row]:
-    """The first steps' gradients of two processes, one in each namespace, against one process."""
+    """Compare the gradients of the first steps in two processes, one in each namespace, with those in one process."""
     one, two = first_steps(base, 1), first_steps(base, 2)
     data = corrupted_set(next(iter(one.values())), Workspace(stage.folder / "home").store())
     place = stage.folder / "gradients"
@@ -255,7 +269,7 @@ def gradients(stage: Stage, base: dict[str, Any]) -> Iterator[Row]:
 
 
 def first_steps(base: dict[str, Any], workers: int) -> dict[tuple[str, str], RunConfig]:
-    """By defense and sort of step: a run that begins with it."""
+    """Return for each defense and kind of step a run that begins with this step."""
     own = base | {"train.workers": workers}
     return {
         (defense, step): build("demo", own | more | {"defense.name": defense}, quiet=True)
@@ -265,14 +279,14 @@ def first_steps(base: dict[str, Any], workers: int) -> dict[tuple[str, str], Run
 
 
 def first_gradients(config: RunConfig, data: CorruptedSet) -> list[Tensor]:
-    """What the first update steps along, averaged over workers, for each parameter that it moves."""
+    """Return the gradient of the first update, averaged over workers, for each parameter that it changes."""
     trainer, clock = Trainer(config, data, Ranks.current()), Clock(0)
     next(trainer.steps(trainer.plan(clock), clock))
     return [p.grad for p in trainer.defense.networks.parameters() if p.grad is not None]
 
 
 def _work(rank: int, folder: Path, hosts: list[namespaces.Host]) -> None:
-    """What each of the two processes does."""
+    """Compute the first gradients in one of the two processes, and write them to a file."""
     meeting, interface = None, "lo"
     if hosts:
         hosts[rank].join()
@@ -287,7 +301,11 @@ def _work(rank: int, folder: Path, hosts: list[namespaces.Host]) -> None:
 
 
 def study(stage: Stage, base: dict[str, Any], missing: list[tuple[str, dict[str, Any]]]) -> Iterator[Row]:
-    """The gradients, then every run that is missing, given with its arm."""
+    """Compute the gradients, then train every missing run.
+
+    Args:
+        missing: (arm, keys) of each run.
+    """
     yield from gradients(stage, base)
     for number, (arm, wanted) in enumerate(missing, start=1):
         words = f"{wanted['defense.name']}, seed {wanted['train.seed']}, {arm}"
@@ -302,7 +320,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def main() -> int:
-    """Exit status."""
+    """Run the study and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=_seeds, default="0,1,2,3,4", help="of training, with commas")
     parser.add_argument("--out", type=Path, help="file of JSON lines to add to, and to go on from")
@@ -323,7 +341,7 @@ def main() -> int:
         steps = {config.digest() for config in first_steps(base, 1).values()}
     except UserError as error:
         parser.error(str(error))
-    # Of each the last line counts: the gradients are computed again whenever the study goes on.
+    # The last line about a run or a step counts, because the gradients are computed again whenever the study resumes.
     lines = options.out.read_text().splitlines() if options.out is not None and options.out.exists() else []
     known = {("run", cell) for cell in runs} | {("gradients", cell) for cell in steps}
     rows = {key: row for row in map(json.loads, lines) if (key := (row["what"], row["cell"])) in known}

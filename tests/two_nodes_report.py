@@ -1,8 +1,8 @@
-"""What `tests.two_nodes` found, as Markdown, and whether it is within the tolerances, which are all here.
+"""Reports the results of `tests.two_nodes` as Markdown, and whether they are within the tolerances, which are all here.
 
-Rounding turns sign steps and selections, and from there each run goes a way of its own. How far that leads is seen in
-a third arm: one worker whose sums are made in another order (`train.channels_last`). Two nodes must lie beside one
-worker in the mean over seeds, and no further from it in each than that arm does, within the factors below.
+Rounding changes sign steps and selections, after which two runs diverge. A third arm shows how far: one worker that
+adds in another order (`train.channels_last`). In the mean over seeds, two nodes must agree with one worker; for each
+seed, they must not differ more from it than the third arm does, within the factors below.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from scipy.stats import t as student
 
 Row = dict[str, Any]
 
-CONFIDENCE = 0.99  # of the interval around a mean difference that must hold 0, unless the mean is below the floor
-SIZE = 3.0  # times the root mean square of the third arm's differences, plus the floor: what those of two nodes may be
-POINT = 0.01  # the floor, for accuracies, precision and noise caught, and for the training loss
-SAME = 0.02  # the floor for samples that two runs judge alike; below the third arm by more than AT_MOST is too much
-AT_MOST = 0.10
-FIRST = 1e-3  # of the first epoch's training loss, in every seed
-# Of the largest number in a parameter's gradient. ERAT's attack takes sign steps; DivideMix's prior penalty after the
-# warm-up is of each worker's own share (tests/unit/erat/engine/test_parallel_defenses.py).
+CONFIDENCE = 0.99  # of the interval around a mean difference that must contain 0, unless the mean is below the floor
+SIZE = 3.0  # the differences of two nodes may be this many times those of the third arm (root mean square), plus floor
+POINT = 0.01  # the floor for accuracies, precision and noise caught, and for the training loss
+SAME = 0.02  # the floor for the share of samples that two runs judge alike
+AT_MOST = 0.10  # the most by which that share may lie below that of the third arm
+FIRST = 1e-3  # relative tolerance for the training loss of the first epoch, in every seed
+# Relative to the largest number in the gradient of a parameter. ERAT's attack takes sign steps; the prior penalty of
+# DivideMix after the warm-up is computed from each worker's own share
+# (tests/unit/erat/engine/test_parallel_defenses.py).
 GRADIENT = {
     ("erat", "warm-up"): 1e-2,
     ("erat", "after it"): 1e-2,
@@ -38,7 +39,7 @@ ARMS = ("one worker", "two nodes", "rounded otherwise")
 
 
 class Seed(NamedTuple):
-    """The runs of one seed, one of each arm."""
+    """The runs of one seed, one for each arm."""
 
     one: Row
     two: Row
@@ -50,7 +51,7 @@ Part = tuple[list[str], bool]  # lines, and whether the tolerances hold
 
 
 def report(rows: Sequence[Row]) -> tuple[str, bool]:
-    """The tables, and whether every tolerance holds. Seeds that lack one of their runs are left out."""
+    """Return (the tables, whether every tolerance holds). Seeds that lack one of their runs are left out."""
     runs = [row for row in rows if row["what"] == "run"]
     seeds = {defense: _seeds(runs, defense) for defense in dict.fromkeys(run["defense"] for run in runs)}
     parts = [part(seeds) for part in (_figures, _selections, _losses)]
@@ -70,24 +71,24 @@ def _seeds(runs: Iterable[Row], defense: str) -> list[Seed]:
 
 
 def shift(differences: Sequence[float]) -> tuple[float, float]:
-    """Their mean, and its standard error; of a single one that is 0."""
+    """Return (the mean of the differences, its standard error, which is 0 for a single difference)."""
     count = len(differences)
     return fmean(differences), stdev(differences) / count**0.5 if count > 1 else 0.0
 
 
 def slack(differences: Sequence[float], floor: float) -> float:
-    """How far the mean may lie from 0: the floor, or half the interval that Student's distribution gives."""
+    """Return how far the mean may be from 0: half of Student's confidence interval, or the floor if that is larger."""
     half = student.ppf(0.5 + CONFIDENCE / 2, len(differences) - 1) if len(differences) > 1 else 0.0
     return max(floor, float(half) * shift(differences)[1])
 
 
 def size(differences: Sequence[float]) -> float:
-    """Their root mean square."""
+    """Return the root mean square of the differences."""
     return math.sqrt(fmean(d * d for d in differences))
 
 
 def alike(two: Sequence[float], other: Sequence[float], floor: float) -> bool:
-    """Whether two nodes' differences from one worker are none in the mean, and of the third arm's size."""
+    """Return whether the differences of two nodes from one worker are 0 in the mean and as small as the third arm's."""
     return abs(shift(two)[0]) <= slack(two, floor) and size(two) <= SIZE * size(other) + floor
 
 
@@ -138,7 +139,7 @@ def _selections(seeds: Seeds) -> Part:
 
 
 def agreement(one: Row, two: Row) -> float:
-    """Share of the samples of which both believe the label, or neither."""
+    """Return the share of the samples whose label both runs believe, or neither does."""
     return float((_mask(one) == _mask(two)).mean())
 
 
@@ -178,7 +179,7 @@ def _off(one: Row, run: Row) -> list[float]:
 
 
 def _places(runs: Sequence[Row]) -> Part:
-    """Where the workers were."""
+    """Report where the workers were."""
     apart = [len(set(run["nodes"])) == 2 for run in runs if run["arm"] == "two nodes"]
     where = sorted({node.split()[0] for run in runs for node in run["nodes"]})
     how = "network namespaces" if all(run["namespaces"] for run in runs) else "NOT all in network namespaces"

@@ -1,4 +1,4 @@
-"""Two data-parallel processes for tests: what they meet at, and a network on which two do what one does."""
+"""Runs two data-parallel processes for tests, and provides networks on which two processes compute what one does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 def smooth(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """Without batch statistics, which two workers would each take over half a batch."""
+    """Build a network without batch statistics, which each of two workers would compute from half a batch."""
     return nn.Sequential(
         nn.Conv2d(channels, 8, 3, padding=1),
         nn.Tanh(),
@@ -47,7 +47,7 @@ OWN_MODELS = {
 
 @contextmanager
 def own_models_are_known() -> Iterator[None]:
-    """`model.name=smooth` and the others of `OWN_MODELS` inside."""
+    """Register `model.name=smooth` and the other networks of `OWN_MODELS` during the block."""
     for name, build in OWN_MODELS.items():
         BACKBONES.add(name, build)
     try:
@@ -59,11 +59,13 @@ def own_models_are_known() -> Iterator[None]:
 
 @contextmanager
 def joined(rank: int, folder: Path, meeting: str | None = None, interface: str = "lo") -> Iterator[CorruptedSet]:
-    """In each of the two processes: the process group, and the data.
+    """Join the process group in one of the two processes, and yield the data.
 
     Args:
-        meeting: URL at which they find each other; none: a file in the folder.
-        interface: of the network, through which they talk.
+        rank: number of this process, 0 or 1.
+        folder: the folder of `on_two_workers`.
+        meeting: URL at which the processes find each other; none: a file in the folder.
+        interface: the network interface through which they communicate.
     """
     torch.set_num_threads(THREADS)
     if interface in [name for _, name in socket.if_nameindex()]:
@@ -79,8 +81,9 @@ def joined(rank: int, folder: Path, meeting: str | None = None, interface: str =
 def on_two_workers(
     work: Callable[..., None], folder: Path, data: CorruptedSet, configs: Mapping[str, RunConfig], *more: Any
 ) -> list[Record]:
-    """What `work(rank, folder, *more)` wrote to RANK.pt in `folder`, where it finds the configurations as NAME.json,
-    and the data.
+    """Run `work(rank, folder, *more)` in two processes and return what each wrote to RANK.pt in `folder`.
+
+    `work` finds the configurations in `folder` as NAME.json, and the data as data.pt.
     """
     torch.save(data, folder / "data.pt")
     for name, config in configs.items():
