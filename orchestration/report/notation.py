@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from erat.variants import expand, title_of
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 MISSING = "-"
 EPSILON_INF, EPSILON_2 = "defense.epsilon_inf", "defense.epsilon_2"
@@ -76,12 +76,12 @@ def finite(number: float | None) -> float | None:
     return float(number) if number is not None and math.isfinite(number) else None
 
 
-def searched_keys(rows: Iterable[TrialRow]) -> list[str]:
+def searched_keys(rows: Iterable[Trial]) -> list[str]:
     """Return the dotted keys that were set for any row, in the order of their first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row.params))
 
 
-def baseline_name(row: TrialRow) -> str:
+def baseline_name(row: Trial) -> str:
     """Return the name of a run's defense in tables."""
     settings = row.config | expand(row.params)
     return defense_name(settings, row.params) if "defense.name" in settings else f"run {row.cell[:8]}"
@@ -101,14 +101,14 @@ def defense_name(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None =
     return title_of(settings) or plain
 
 
-def named(key: str, row: TrialRow) -> bool:
+def named(key: str, row: Trial) -> bool:
     """Return whether the name of a run's defense includes this setting, as ERAT∞ includes `defense.norms`."""
     settings = row.config | expand(row.params)
     without = [{name: value for name, value in part.items() if name != key} for part in (settings, row.params)]
     return "defense.name" in without[0] and defense_name(settings, row.params) != defense_name(*without)
 
 
-def origin(row: TrialRow) -> str:
+def origin(row: Trial) -> str:
     """Return the source of a trial's settings in a word or two; for a baseline, its name."""
     return baseline_name(row) if row.source == "baseline" else row.source
 
@@ -119,11 +119,11 @@ def percent(share: float | None) -> float | None:
     return None if number is None else 100 * number
 
 
-def tested(row: TrialRow) -> float | None:
+def tested(row: Trial) -> float | None:
     """Return the paper's primary figure, the clean test accuracy of the last epoch, in percent."""
     return percent(row.final_test_accuracy)
 
 
-def validated(row: TrialRow) -> float | None:
+def validated(row: Trial) -> float | None:
     """Return the figure by which trials are chosen, the validation accuracy of the best epoch, in percent."""
     return percent(row.best_val_accuracy)

@@ -6,16 +6,16 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.trial import FINISHED, Trial
 
-Change = tuple[TrialRow | None, TrialRow]  # (the old row, or None if it is new; the present row)
+Change = tuple[Trial | None, Trial]  # (the old row, or None if it is new; the present row)
 
 
 @dataclass(frozen=True)
 class _Seen:
     """A row as it was reported, and the time at which this state was first seen."""
 
-    row: TrialRow
+    row: Trial
     at: float
 
 
@@ -32,7 +32,7 @@ class Progress:
         self._started = clock()
         self._seen: dict[int, _Seen] = {}
 
-    def update(self, rows: Sequence[TrialRow]) -> list[Change]:
+    def update(self, rows: Sequence[Trial]) -> list[Change]:
         """Take the present rows; return those that have changed, each with its old state."""
         now, before = self._clock(), self._seen
         # Copies, in a new dictionary that replaces the old one at once: the refreshing thread may be reading the old.
@@ -49,7 +49,7 @@ class Progress:
         return changes
 
     @property
-    def rows(self) -> list[TrialRow]:
+    def rows(self) -> list[Trial]:
         return [seen.row for seen in self._seen.values()]
 
     @property
@@ -67,7 +67,7 @@ class Progress:
     def ended(self) -> int:
         return self.count(*FINISHED, "failed")
 
-    def age(self, row: TrialRow) -> float:
+    def age(self, row: Trial) -> float:
         """Return the seconds since a running row last changed; 0 for other rows, whose time does not go on."""
         return self._clock() - self._seen[row.number].at if row.status == "running" else 0.0
 
@@ -76,7 +76,7 @@ class Progress:
         ended = [seen for seen in self._seen.values() if seen.row.status in (*FINISHED, "failed")]
         return [seen.row.number for seen in sorted(ended, key=lambda seen: (seen.at, seen.row.number), reverse=True)]
 
-    def trial_left(self, row: TrialRow) -> float | None:
+    def trial_left(self, row: Trial) -> float | None:
         """Return the seconds until a running trial ends, or None if nothing has been measured."""
         return _trial_left(row, self.age(row), seconds_per_epoch(self.rows, row.source == "baseline"))
 
@@ -95,7 +95,7 @@ class Progress:
         return ", ".join(f"{number} {status}" for number, status in counted if number) or "none started"
 
 
-def seconds_per_epoch(rows: Sequence[TrialRow], baseline: bool = False) -> float | None:
+def seconds_per_epoch(rows: Sequence[Trial], baseline: bool = False) -> float | None:
     """Return the mean seconds of an epoch, for baselines only or for the other trials only.
 
     The two are kept apart because plain training is several times cheaper. While no trial of the kind has finished an
@@ -107,7 +107,7 @@ def seconds_per_epoch(rows: Sequence[TrialRow], baseline: bool = False) -> float
     return sum(row.seconds for row in kind) / epochs if epochs else None
 
 
-def _trial_left(row: TrialRow, age: float, rate: float | None) -> float | None:
+def _trial_left(row: Trial, age: float, rate: float | None) -> float | None:
     """Return the seconds until a running trial ends, `age` seconds after its row last changed."""
     if row.seconds_left is not None:
         return max(0.0, row.seconds_left - age)
@@ -116,7 +116,7 @@ def _trial_left(row: TrialRow, age: float, rate: float | None) -> float | None:
     return max(0.0, (row.epochs - row.epoch) * rate - age)
 
 
-def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, slots: int) -> float | None:
+def sweep_left(rows: Sequence[Trial], ages: Mapping[int, float], total: int, slots: int) -> float | None:
     """Return the seconds until the last trial ends, or None if nothing has been measured.
 
     Args:
@@ -147,7 +147,7 @@ def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, 
     return max(ends, default=0.0)
 
 
-def _usual_epochs(rows: Sequence[TrialRow]) -> float:
+def _usual_epochs(rows: Sequence[Trial]) -> float:
     """Return the mean number of epochs of a trial, which is below its schedule if trials are stopped early."""
     searched = [row for row in rows if row.source != "baseline"] or rows
     taken = [row.epoch for row in searched if row.status in FINISHED and row.epoch]
