@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from orchestration.report.notation import baseline_name, tested, validated
-from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.trial import FINISHED, Trial
 
 # Okabe and Ito's colours, told apart under the common forms of colour blindness.
 PAPER, OPTUNA, RING, MUTED = "#0072B2", "#E69F00", "#D55E00", "#595959"
@@ -31,23 +31,23 @@ STYLE: Any = {  # typed by matplotlib as a dictionary with 300 literal keys
     "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and restyled
     "svg.hashsalt": "erat",  # the same data give the same file
 }
-Position = Callable[[TrialRow], float]
-Accuracy = Callable[[TrialRow], float | None]
+Position = Callable[[Trial], float]
+Accuracy = Callable[[Trial], float | None]
 
 
-def finished(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def finished(rows: Sequence[Trial]) -> list[Trial]:
     """The trials of the space that ended with an accuracy, baselines left out."""
     ended = [row for row in rows if row.status in FINISHED and row.source != "baseline"]
     return [row for row in ended if tested(row) is not None or validated(row) is not None]
 
 
-def references(rows: Sequence[TrialRow], baselines: Sequence[TrialRow]) -> list[TrialRow]:
+def references(rows: Sequence[Trial], baselines: Sequence[Trial]) -> list[Trial]:
     """The baselines with a test accuracy, those that stand among the trials included, each once."""
     named = {row.cell: row for row in [*baselines, *(row for row in rows if row.source == "baseline")]}
     return [row for row in named.values() if row.status in FINISHED and tested(row) is not None]
 
 
-def draw_trials(axes: Axes, rows: Sequence[TrialRow], position: Position) -> None:
+def draw_trials(axes: Axes, rows: Sequence[Trial], position: Position) -> None:
     """Test accuracy as large marks, validation accuracy as small ones; the paper's settings are joined by lines."""
     paper = sorted((row for row in rows if row.source == "paper"), key=position)
     others = [row for row in rows if row.source != "paper"]
@@ -62,7 +62,7 @@ def draw_trials(axes: Axes, rows: Sequence[TrialRow], position: Position) -> Non
             axes.scatter(x, y, s=14, color=colour, lw=0, zorder=3, label="validation, best epoch")
 
 
-def draw_marks(axes: Axes, rows: Sequence[TrialRow], x: Position, y: Accuracy, what: str = "") -> None:
+def draw_marks(axes: Axes, rows: Sequence[Trial], x: Position, y: Accuracy, what: str = "") -> None:
     """One large mark a trial: circles for the paper's settings, stars for proposals, hollow where it stopped early."""
     for from_paper, colour, marker, size, name in (
         (True, PAPER, "o", 48, "paper's settings"),
@@ -76,7 +76,7 @@ def draw_marks(axes: Axes, rows: Sequence[TrialRow], x: Position, y: Accuracy, w
                 axes.scatter(xs, ys, marker=marker, s=size, zorder=5, **style)
 
 
-def _points(rows: Sequence[TrialRow], x: Position, y: Accuracy) -> tuple[list[float], list[float]]:
+def _points(rows: Sequence[Trial], x: Position, y: Accuracy) -> tuple[list[float], list[float]]:
     known = [(x(row), height) for row in rows if (height := y(row)) is not None]
     return [place for place, _ in known], [height for _, height in known]
 
@@ -90,10 +90,10 @@ def ring(axes: Axes, x: float, y: float) -> None:
 
 def frame(
     axes: Axes,
-    trials: Sequence[TrialRow],
-    core: Sequence[TrialRow],
+    trials: Sequence[Trial],
+    core: Sequence[Trial],
     accuracies: Sequence[Accuracy],
-    baselines: Sequence[TrialRow] = (),
+    baselines: Sequence[Trial] = (),
 ) -> None:
     """Choose the y axis by the core trials and draw the baselines as dashed lines.
 
@@ -107,7 +107,7 @@ def frame(
         baselines: what `references` found; their test accuracy is drawn.
     """
 
-    def heights(rows: Sequence[TrialRow]) -> list[float]:
+    def heights(rows: Sequence[Trial]) -> list[float]:
         return [height for row in rows for accuracy in accuracies if (height := accuracy(row)) is not None]
 
     inner = heights(core) or heights(trials)

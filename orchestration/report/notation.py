@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from erat.variants import expand, title_of
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 MISSING = "-"
 EPSILON_INF, EPSILON_2 = "defense.epsilon_inf", "defense.epsilon_2"
@@ -76,12 +76,12 @@ def finite(number: float | None) -> float | None:
     return float(number) if number is not None and math.isfinite(number) else None
 
 
-def searched_keys(rows: Iterable[TrialRow]) -> list[str]:
+def searched_keys(rows: Iterable[Trial]) -> list[str]:
     """The dotted keys that the rows differ in, in the order of their first appearance."""
     return list(dict.fromkeys(key for row in rows for key in row.params))
 
 
-def baseline_name(row: TrialRow) -> str:
+def baseline_name(row: Trial) -> str:
     """What tables call a run's defense."""
     settings = row.config | expand(row.params)
     return defense_name(settings, row.params) if "defense.name" in settings else f"run {row.cell[:8]}"
@@ -100,14 +100,14 @@ def defense_name(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None =
     return title_of(settings) or plain
 
 
-def named(key: str, row: TrialRow) -> bool:
+def named(key: str, row: Trial) -> bool:
     """Whether the name of a run's defense says this setting already: `defense.norms` of ERAT∞."""
     settings = row.config | expand(row.params)
     without = [{name: value for name, value in part.items() if name != key} for part in (settings, row.params)]
     return "defense.name" in without[0] and defense_name(settings, row.params) != defense_name(*without)
 
 
-def origin(row: TrialRow) -> str:
+def origin(row: Trial) -> str:
     """Where a trial's settings come from, in a word or two; of a baseline, its name."""
     return baseline_name(row) if row.source == "baseline" else row.source
 
@@ -118,11 +118,11 @@ def percent(share: float | None) -> float | None:
     return None if number is None else 100 * number
 
 
-def tested(row: TrialRow) -> float | None:
+def tested(row: Trial) -> float | None:
     """The paper's primary figure: clean test accuracy of the last epoch, in percent."""
     return percent(row.final_test_accuracy)
 
 
-def validated(row: TrialRow) -> float | None:
+def validated(row: Trial) -> float | None:
     """What the choice is made by: validation accuracy of the best epoch, in percent."""
     return percent(row.best_val_accuracy)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.trial import FINISHED, Trial
 
-Change = tuple[TrialRow | None, TrialRow]  # what a row was, None where it is new, and what it is
+Change = tuple[Trial | None, Trial]  # what a row was, None where it is new, and what it is
 
 
 @dataclass(frozen=True)
 class _Seen:
     """A row as it was reported, and when that state of it was first seen."""
 
-    row: TrialRow
+    row: Trial
     at: float
 
 
@@ -32,11 +32,11 @@ class Progress:
         self._started = clock()
         self._seen: dict[int, _Seen] = {}
 
-    def update(self, rows: Sequence[TrialRow]) -> list[Change]:
+    def update(self, rows: Sequence[Trial]) -> list[Change]:
         """Take the rows in; return those that changed, each with what it was before."""
         now, before = self._clock(), self._seen
-        # Copies, in a new dictionary that replaces the old one whole: the refreshing thread may be reading it.
-        seen = {row.number: _Seen(replace(row), now) for row in sorted(rows, key=lambda row: row.number)}
+        # A new dictionary that replaces the old one whole: the refreshing thread may be reading that.
+        seen = {row.number: _Seen(row, now) for row in sorted(rows, key=lambda row: row.number)}
         changes: list[Change] = []
         for number, new in seen.items():
             old = before.get(number)
@@ -49,7 +49,7 @@ class Progress:
         return changes
 
     @property
-    def rows(self) -> list[TrialRow]:
+    def rows(self) -> list[Trial]:
         return [seen.row for seen in self._seen.values()]
 
     @property
@@ -67,7 +67,7 @@ class Progress:
     def ended(self) -> int:
         return self.count(*FINISHED, "failed")
 
-    def age(self, row: TrialRow) -> float:
+    def age(self, row: Trial) -> float:
         """Seconds since a running row was last heard of; 0 for the others, whose time stands still."""
         return self._clock() - self._seen[row.number].at if row.status == "running" else 0.0
 
@@ -76,7 +76,7 @@ class Progress:
         ended = [seen for seen in self._seen.values() if seen.row.status in (*FINISHED, "failed")]
         return [seen.row.number for seen in sorted(ended, key=lambda seen: (seen.at, seen.row.number), reverse=True)]
 
-    def trial_left(self, row: TrialRow) -> float | None:
+    def trial_left(self, row: Trial) -> float | None:
         """Seconds until a running trial ends."""
         return _trial_left(row, self.age(row), seconds_per_epoch(self.rows, row.source == "baseline"))
 
@@ -95,7 +95,7 @@ class Progress:
         return ", ".join(f"{number} {status}" for number, status in counted if number) or "none started"
 
 
-def seconds_per_epoch(rows: Sequence[TrialRow], baseline: bool = False) -> float | None:
+def seconds_per_epoch(rows: Sequence[Trial], baseline: bool = False) -> float | None:
     """Mean cost of an epoch; of baselines alone or of the others alone (plain training is several times cheaper).
 
     Falls back on all rows while that kind has not finished an epoch.
@@ -106,7 +106,7 @@ def seconds_per_epoch(rows: Sequence[TrialRow], baseline: bool = False) -> float
     return sum(row.seconds for row in kind) / epochs if epochs else None
 
 
-def _trial_left(row: TrialRow, age: float, rate: float | None) -> float | None:
+def _trial_left(row: Trial, age: float, rate: float | None) -> float | None:
     """Seconds until a running trial ends, `age` seconds after the row was last heard of."""
     if row.seconds_left is not None:
         return max(0.0, row.seconds_left - age)
@@ -115,7 +115,7 @@ def _trial_left(row: TrialRow, age: float, rate: float | None) -> float | None:
     return max(0.0, (row.epochs - row.epoch) * rate - age)
 
 
-def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, slots: int) -> float | None:
+def sweep_left(rows: Sequence[Trial], ages: Mapping[int, float], total: int, slots: int) -> float | None:
     """Seconds until the last trial ends, or None before anything was measured.
 
     Args:
@@ -146,7 +146,7 @@ def sweep_left(rows: Sequence[TrialRow], ages: Mapping[int, float], total: int, 
     return max(ends, default=0.0)
 
 
-def _usual_epochs(rows: Sequence[TrialRow]) -> float:
+def _usual_epochs(rows: Sequence[Trial]) -> float:
     """What a trial of this sweep takes; shorter than its schedule where trials are stopped early."""
     searched = [row for row in rows if row.source != "baseline"] or rows
     taken = [row.epoch for row in searched if row.status in FINISHED and row.epoch]

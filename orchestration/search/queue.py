@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Protocol
 
-from orchestration.study.ledger import Outcome, Proposal
+from erat.result import RunResult
 from orchestration.study.spaces import SearchSpace
+from orchestration.study.trial import Trial
 
 
 class Sampler(Protocol):
@@ -27,23 +28,12 @@ class Sampler(Protocol):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None: ...
 
-    def tell(self, trial_id: str, outcome: Outcome) -> None: ...
-
-
-@dataclass
-class Trial:
-    """One run of a sweep: `overrides` are its dotted keys on top of the sweep's own."""
-
-    number: int
-    source: str  # "baseline", "paper" or "optuna"
-    overrides: dict[str, Any]
-    cell: str
-    outcome: Outcome | None = None
+    def tell(self, trial_id: str, result: RunResult) -> None: ...
 
 
 @dataclass
 class Queue:
-    """The trials of one sweep, by their numbers.
+    """The trials of one sweep, by their numbers, and how each stands.
 
     Args:
         space: what is searched.
@@ -51,8 +41,7 @@ class Queue:
         total: search trials in all (points and proposals); baselines come on top.
         proposer: asked for what is not fixed.
         known: proposals that an earlier session of this sweep made; they are kept.
-        cell_of: overrides -> digest of the run.
-        outcome_of: digest -> how it ended in this sweep, or none.
+        trial_of: number, source and overrides -> the trial, with its result if it has ended in this sweep already.
         on_proposed: told of each new trial.
         patience_epochs: epochs before a proposal may be stopped.
         epochs: the last epoch, after which there is nothing to stop.
@@ -66,9 +55,8 @@ class Queue:
     points: list[dict[str, float]]
     total: int
     sampler: Sampler
-    known: Mapping[int, Proposal]
-    cell_of: Callable[[Mapping[str, Any]], str]
-    outcome_of: Callable[[str], Outcome | None]
+    known: Mapping[int, Trial]
+    trial_of: Callable[[int, str, dict[str, Any]], Trial]
     on_proposed: Callable[[Trial], None]
     patience_epochs: int
     epochs: int
@@ -121,13 +109,15 @@ class Queue:
         while (number := self._next_number(idle)) is not None:
             self.trials[number] = trial = self._make(number)
             self.on_proposed(trial)
-            if trial.outcome is None:
+            if not trial.ended:
                 return trial
         return None
 
-    def complete(self, number: int, outcome: Outcome) -> None:
-        """Record how a trial ended."""
-        self.trials[number].outcome = outcome
+    def record(self, number: int, result: RunResult, mlflow_run_id: str | None = None) -> Trial:
+        """Record how far a trial is, or how it ended; and its run in MLflow, where that is new."""
+        known = self.trials[number]
+        self.trials[number] = replace(known, result=result, mlflow_run_id=mlflow_run_id or known.mlflow_run_id)
+        return self.trials[number]
 
     def stops(self, number: int, epoch: int, best_val_accuracy: float) -> bool:
         """The median rule: stop a proposal whose best so far is below the median of what earlier generations had.
@@ -140,8 +130,7 @@ class Queue:
         reference = [
             max(history[:epoch])
             for earlier in map(self.trials.__getitem__, range(self.begin, self.start_of(number)))
-            if earlier.outcome is not None and earlier.outcome.status == "done"
-            if (history := earlier.outcome.result.get("val_history"))
+            if earlier.status == "done" and (history := earlier.so_far.val_history)
         ]
         return bool(reference) and best_val_accuracy < median(reference)
 
@@ -157,23 +146,21 @@ class Queue:
 
     def _all_ended(self, before: int) -> bool:
         """Whether the search's trials before this number have ended; if so, Optuna then knows of them, in order."""
-        outcomes = [self.trials[number].outcome for number in range(self._told, before)]
-        ended = [outcome for outcome in outcomes if outcome is not None]
-        if len(ended) < len(outcomes):
+        trials = [self.trials[number] for number in range(self._told, before)]
+        if not all(trial.ended for trial in trials):
             return False
-        for number, outcome in enumerate(ended, start=self._told):
-            self.sampler.tell(str(number), outcome)
+        for trial in trials:
+            self.sampler.tell(str(trial.number), trial.so_far)
         self._told = max(self._told, before)
         return True
 
     def _make(self, number: int) -> Trial:
         if number < self.begin:
-            source, overrides = "baseline", dict(self.space.baselines[number])
+            source, params = "baseline", dict(self.space.baselines[number])
         else:
             # The paper's points were enqueued ahead; of what an earlier session proposed, the values are kept.
             source = "paper" if number < self.first else "optuna"
             if source == "optuna" and number in self.known:
                 self.sampler.enqueue(self.known[number].params)
-            overrides = self.sampler.suggest(str(number)) or {}
-        cell = self.cell_of(overrides)
-        return Trial(number, source, overrides, cell, self.outcome_of(cell))
+            params = self.sampler.suggest(str(number)) or {}
+        return self.trial_of(number, source, params)

@@ -15,9 +15,9 @@ from erat.data.fingerprint import Recalled, place_of
 from erat.errors import UserError
 from erat.records import why
 from orchestration.storage.forms import SPECIFICATION
-from orchestration.study.ledger import Ledger, Proposal, StudyRecord
-from orchestration.study.rows import FINISHED
+from orchestration.study.ledger import Ledger, StudyRecord
 from orchestration.study.spaces import SearchSpace, parse_space
+from orchestration.study.trial import FINISHED, Trial
 
 BEFORE_IDENTITY = "made before the data were part of the identity"
 
@@ -78,16 +78,21 @@ class StudySpec:
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
         return {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
 
-    def proposals(self, sweep: StudyRecord) -> dict[int, Proposal]:
+    def trial(self, number: int, source: str, params: dict[str, Any]) -> Trial:
+        """A trial that nobody has begun."""
+        config = self.config(params)
+        return Trial(number, config.digest(), params, source, config.flat())
+
+    def proposals(self, sweep: StudyRecord) -> dict[int, Trial]:
         """The trials of a sweep in the ledger, by number; those that this specification cannot make are warned of."""
         known = {}
-        for number, proposal in sorted(sweep.proposals.items()):
+        for number, trial in sorted(sweep.proposals.items()):
             try:
-                self.config(proposal.params)
+                self.config(trial.params)
             except UserError as error:
                 warnings.warn(f"trial {number} of {sweep.name} in the ledger is passed over: {error}", stacklevel=2)
             else:
-                known[number] = proposal
+                known[number] = trial
         return known
 
     def planned(self, trials: int) -> tuple[list[RunConfig], list[RunConfig]]:

@@ -51,7 +51,7 @@ def _tune_and_bare(cells: int, repeats: int) -> Pairs:
             spec = _spec([next(seeds) for _ in range(cells)])
             driver = _driver(f"sweep-{number}", spec, workspace, ledger, tracker)
             through_tune = timed(partial(_search, driver))
-            assert all(row.status == "done" for row in driver.all_rows()), driver.all_rows()
+            assert all(row.status == "done" for row in driver.trials), driver.trials
             pairs.append((through_tune, timed(partial(_bare, spec, bare))))
     return pairs[1:]
 

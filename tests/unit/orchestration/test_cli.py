@@ -20,6 +20,7 @@ import typer
 
 from erat.config import build
 from erat.errors import TrainingFailedError, UserError
+from erat.result import RunResult
 from orchestration import cli
 from orchestration.commands import console
 from orchestration.search import launch
@@ -651,8 +652,8 @@ class TestSweepVerbs:
         for number in range(5):
             ledger.append("proposed", sweep="mine", number=number, params={}, source="paper", cell=f"c{number}")
         for number, status in ends.items():
-            ledger.finish(f"c{number}", status, DONE | {"status": status}, sweep="mine", error=None)
-        ledger.finish("other", "failed", {"status": "failed"}, sweep="other", error="boom")
+            ledger.finish(RunResult.of(DONE | {"cell": f"c{number}", "status": status}), sweep="mine")
+        ledger.finish(RunResult("other", "failed", error="boom"), sweep="other")
         assert self.called(command, "retry", "mine")[:3] == ("mine", known, 7)
         after = Ledger(workspace.ledger)
         outcomes = {number: after.outcome(f"c{number}", "mine") for number in range(5)}

@@ -102,7 +102,7 @@ def finished(spec: StudySpec, config: RunConfig, tmp_path: Path) -> Workspace:
     cell = config.digest()
     ledger.append("proposed", sweep="s", number=0, params={"defense.name": "ce"}, source="baseline", cell=cell)
     result = execute_run(config, workspace)
-    ledger.finish(cell, "done", vars(result), sweep="s", error=None)
+    ledger.finish(result, sweep="s")
     return workspace
 
 

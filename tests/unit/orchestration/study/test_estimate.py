@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from erat.config import RunConfig
+from erat.result import RunResult
 from orchestration.run.execute import execute_run
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
@@ -39,8 +40,8 @@ def ran(config: RunConfig, workspace: Workspace, *epoch_seconds: float) -> None:
     ledger.append("proposed", sweep="a", number=number, params=params, source="paper", cell=cell)
     if epoch_seconds:
         figures = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
-        result = {"epochs": len(epoch_seconds), "train_seconds": sum(epoch_seconds)} | dict.fromkeys(figures, 0.5)
-        ledger.finish(cell, "done", result, sweep="a", error=None)
+        took = {"epochs": len(epoch_seconds), "train_seconds": sum(epoch_seconds)} | dict.fromkeys(figures, 0.5)
+        ledger.finish(RunResult.of(took | {"cell": cell, "status": "done"}), sweep="a")
 
 
 def seconds(config: RunConfig, workspace: Workspace) -> float:
