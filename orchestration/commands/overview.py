@@ -15,10 +15,11 @@ from rich.text import Text
 from erat.config import RunConfig
 from erat.engine.memory import MB
 from erat.errors import UserError
+from erat.variants import defense_name
 from orchestration.crafting.sets import distinct_sets, missing_sets, set_name
 from orchestration.report.grid import grid_table
-from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
-from orchestration.report.notation import accuracy, defense_name, duration
+from orchestration.report.matrix import matrix_view, summary_sentences
+from orchestration.report.notation import accuracy, duration
 from orchestration.report.summary import best, paste_command, summary_table
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
@@ -40,10 +41,9 @@ if TYPE_CHECKING:
 def show_sweep(end: StudyEnd, console: Console) -> None:
     """The end of a sweep: table, best setting, where everything lies."""
     driver, rows = end.driver, end.driver.trials
-    searched = bool(driver.spec.space.parameters)
-    if searched:
+    if driver.spec.kind == "search":
         console.print(summary_table(rows, driver.spec.space.columns))
-    elif is_matrix(rows):
+    elif driver.spec.kind == "matrix":
         console.print(*matrix_view(rows), *summary_sentences(rows), sep="\n")
     else:
         console.print(grid_table(rows))
@@ -111,13 +111,12 @@ def plan_sweep(
     name: str, spec: StudySpec, trials: int, workspace: Workspace, ledger: Ledger, console: Console
 ) -> dict[str, Any]:
     """What a sweep would run."""
-    space = spec.space
-    overrides: list[dict[str, Any]] = [*space.baselines, *space.scaled_points(spec.base.data.name)[:trials]]
+    overrides = [params for _, params in spec.known_ahead(trials)]
     known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
     overrides += [known[number].params for number in sorted(known) if number >= len(overrides)]
-    to_propose = max(0, trials + len(space.baselines) - len(overrides))
+    to_propose = max(0, spec.size(trials) - len(overrides))
     configs = [spec.config(entry) for entry in overrides]
-    console.print(f"sweep {name}: {space.about} · preset {spec.preset}", markup=False)
+    console.print(f"sweep {name}: {spec.space.about} · preset {spec.preset}", markup=False)
     slots = estimate.local_slots(spec.base)
     content = plan(configs, workspace, ledger, console, slots=slots, sweep=name, like_base=to_propose, spec=spec)
     return {"name": name} | content
@@ -250,7 +249,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     spec = spec_of(ledger, name)
     rows, total = trials_of(workspace, ledger, name, spec)
     counts = counts_of(rows, total)
-    if not spec.space.parameters and is_matrix(rows):
+    if spec.kind == "matrix" and rows:
         console.print(*matrix_view(rows), sep="\n")
         shown = _worth_showing([row for row in rows if row.status not in FINISHED])
     else:

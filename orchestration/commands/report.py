@@ -17,7 +17,7 @@ from erat.paths import user_path
 from orchestration.commands.overview import validation_words
 from orchestration.report.detail import Pool, detail_of, read_environment, read_selection
 from orchestration.report.grid import grid_markdown
-from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
+from orchestration.report.matrix import matrix_csv, matrix_markdown
 from orchestration.report.notation import baseline_name, duration
 from orchestration.report.page import Epochs, Subject, html_page
 from orchestration.report.summary import csv_text, markdown, paste_command
@@ -66,10 +66,10 @@ def _text(spec: StudySpec, rows: Sequence[Trial], form: str) -> str:
     from orchestration.report.latex import grid_latex, matrix_latex, summary_latex
 
     columns = spec.space.columns
-    if spec.space.parameters or not rows:
+    if spec.kind == "search":
         makers = {"csv": csv_text, "md": markdown, "latex": summary_latex}
         return makers[form](rows, columns)
-    if is_matrix(rows):
+    if spec.kind == "matrix":
         return {"csv": matrix_csv, "md": matrix_markdown, "latex": matrix_latex}[form](rows)
     return csv_text(rows, columns) if form == "csv" else {"md": grid_markdown, "latex": grid_latex}[form](rows)
 
@@ -89,7 +89,7 @@ def _marked(text: str, spec: StudySpec, form: str) -> str:
 
 
 def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[Trial]) -> str:
-    searched = bool(spec.space.parameters)
+    searched = spec.kind == "search"
     figures: list[tuple[str, str]] = []
     if searched:
         from orchestration.report.study import search_figures
@@ -101,7 +101,7 @@ def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows
             about=spec.space.about,
             rows=rows,
             facts=_facts(workspace, ledger, name, spec, rows),
-            counts=_counts(rows, ledger.studies[name].trials + len(spec.space.baselines)),
+            counts=_counts(rows, spec.size(ledger.studies[name].trials)),
             columns=spec.space.columns,
             searched=searched,
             search=compare_hint(name),

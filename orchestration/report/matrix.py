@@ -60,11 +60,6 @@ class MatrixTable:
         return self.rank(lambda name: self.cells[name][corruption].mean)
 
 
-def is_matrix(rows: Sequence[Trial]) -> bool:
-    """Whether these runs are of several defenses."""
-    return len({baseline_name(row) for row in rows}) > 1
-
-
 def line_name(row: Trial) -> str:
     """ "ERAT", "ERAT, η 0.1", "UNICON, vgg16": a run's defense, with what else it is told apart by."""
     others = [key for key in row.params if key not in (*_PLACED, "corruption.epsilon") and not named(key, row)]

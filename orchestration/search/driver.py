@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,9 +12,7 @@ from erat.config import RunConfig
 from erat.files import write_atomic
 from erat.records import read_words
 from erat.result import RunResult, summarise
-from orchestration.report.grid import grid_markdown
-from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
-from orchestration.report.summary import best, csv_text, markdown
+from orchestration.report.summary import best
 from orchestration.run.directory import ENDS, read_departure, read_metrics, read_refusal, read_result
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler
@@ -34,7 +31,7 @@ class StudyDriver:
 
     Args:
         view: shown the trials after every event.
-        work_of: how long a run is, so that the longest baselines begin first; none: in their order.
+        work_of: how long a run is, so that the longest listed ones begin first; none: in their order.
         ready: number of a trial -> whether it may begin.
         parent: the tracker's run of the sweep.
     """
@@ -212,9 +209,10 @@ def make_queue(
     known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
     epochs = spec.base.train.epochs
     return Queue(
-        space=spec.space,
-        points=spec.space.scaled_points(spec.base.data.name),
+        runs=spec.runs,
+        points=spec.points,
         total=total,
+        generation=spec.space.generation,
         sampler=sampler,
         known=known,
         trial_of=lambda *made: ledger.with_outcome(spec.trial(*made), name),
@@ -235,36 +233,6 @@ def track_end(tracker: Tracker, run_id: str, result: RunResult, folder: Path) ->
         folder / "artifacts" if result.status in FINISHED else None,
         result.error,
     )
-
-
-def write_report(driver: StudyDriver) -> list[str]:
-    """Tables and figures of a sweep into its report folder; their paths."""
-    # What draws loads slowly: only what draws pays.
-    from orchestration.report.figures import sweep_figure
-    from orchestration.report.grid_figure import grid_figure
-
-    folder = driver.workspace.report(driver.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, columns = driver.trials, driver.spec.space.columns
-    searched = [row for row in rows if row.source != "baseline"]
-    baselines = [row for row in rows if row.source == "baseline"]
-    documents = {
-        "summary.md": markdown(rows, columns),
-        "summary.csv": csv_text(rows, columns),
-        "spec.json": json.dumps(driver.spec.content(), indent=2, default=str),
-    }
-    for name, text in documents.items():
-        write_atomic(folder / name, text.encode())
-    if driver.spec.space.parameters:
-        figures = sweep_figure(driver.spec.space.name, searched, baselines, folder)
-    elif is_matrix(rows):
-        for name, text in {"matrix.md": matrix_markdown(rows), "matrix.csv": matrix_csv(rows)}.items():
-            write_atomic(folder / name, text.encode())
-        figures = [folder / "matrix.md", folder / "matrix.csv"]
-    else:
-        write_atomic(folder / "grid.md", grid_markdown(rows).encode())
-        figures = [folder / "grid.md", *grid_figure(rows, folder)]
-    return [str(folder / "summary.md"), str(folder / "summary.csv"), *map(str, figures)]
 
 
 def result_json(row: Trial) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from erat.files import write_atomic
 from erat.result import RunResult, summarise
 from orchestration.crafting.jobs import Crafting, craft_here
 from orchestration.crafting.sets import missing_sets
+from orchestration.report.files import write_files
 from orchestration.report.live import LiveView
 from orchestration.run.directory import ENDS, STATE, read_metrics
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import driving
-from orchestration.search.driver import StudyDriver, track_end, write_report
+from orchestration.search.driver import StudyDriver, track_end
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
@@ -72,7 +73,7 @@ def run_study(
     sampler = tune.OptunaSampler(
         spec.space.distributions(spec.base.data.name),
         seed=spec.base.train.seed,
-        startup_trials=max(1, len(spec.space.points)),
+        startup_trials=max(1, len(spec.points)),
     )
     with ExitStack() as stack:
         stack.enter_context(driving(workspace, name))
@@ -89,8 +90,8 @@ def run_study(
         slots = min(fit, at_most or fit)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
-        # A search begins with its points, and runs its few baselines where a slot is idle.
-        work_of = _work_of if not spec.space.parameters else None
+        # A search begins with its points, and runs its few listed runs where a slot is idle.
+        work_of = _work_of if spec.search is None else None
         ready = crafting.gate(baselines, points)
         driver = StudyDriver(
             name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready
@@ -117,7 +118,7 @@ def run_study(
                 tracker.finish(parent, "interrupted", {})
                 raise
             view.update(driver.trials)  # those, too, that were finished before and made no event
-        files = write_report(driver)
+        files = write_files(spec, driver.trials, workspace.report(name))
         failed = any(trial.status == "failed" for trial in driver.trials)
         seconds = time.monotonic() - started
         tracker.finish_parent(

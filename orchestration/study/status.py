@@ -40,12 +40,11 @@ def trials_of(
             state = "running" if is_running(folder) else "queued"
             trial = replace(trial, result=summarise(trial.cell, state, read_metrics(folder)))
         trials.append(trial)
-    return trials, sweep.trials + len(spec.space.baselines)
+    return trials, spec.size(sweep.trials)
 
 
 def not_begun(spec: StudySpec, total: int, trials: Sequence[Trial]) -> list[Trial]:
-    """The runs that are planned and known, but not proposed yet: baselines first, then the paper's points."""
-    points = spec.space.scaled_points(spec.base.data.name)[:total]
+    """The runs that are known ahead, but not proposed yet."""
     known = {trial.number for trial in trials}
-    planned = [("baseline", entry) for entry in spec.space.baselines] + [("paper", dict(point)) for point in points]
-    return [spec.trial(number, *entry) for number, entry in enumerate(planned) if number not in known]
+    planned = enumerate(spec.known_ahead(total))
+    return [spec.trial(number, *entry) for number, entry in planned if number not in known]

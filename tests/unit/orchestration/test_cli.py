@@ -583,10 +583,10 @@ class TestSweepVerbs:
 
     def test_a_matrix_is_called_as_its_grid(self, command: Command, workspace: Workspace) -> None:
         name, spec, trials, _ = self.called(command, "matrix", "--grid", "table1")
-        assert (name, len(spec.space.baselines), trials) == ("table1", 12, 0)
+        assert (name, len(spec.runs), trials) == ("table1", 12, 0)
         other, spec, *_ = self.called(command, "matrix", "--grid", "table1", "--only", "defense=at_2", "--seeds", "0,1")
         assert other.startswith("table1-")
-        assert [cell["train.seed"] for cell in spec.space.baselines] == [0, 1] * 6
+        assert [cell["train.seed"] for cell in spec.runs] == [0, 1] * 6
 
     def test_cancel_and_watch_know_what_runs(self, command: Command, known: StudySpec) -> None:
         assert command("cancel", "mine").err.splitlines()[-1] == (

@@ -43,7 +43,7 @@ def grid(preset: str = "demo", grid_name: str = "table3", **choice: Any) -> Stud
 
 def with_states(spec: StudySpec, states: dict[int, str]) -> list[tuple[dict[str, Any], str, str]]:
     """The spec's runs, done unless a state is given; "absent" ones are not proposed."""
-    runs = [(entry, "baseline", states.get(number, "done")) for number, entry in enumerate(spec.space.baselines)]
+    runs = [(entry, "baseline", states.get(number, "done")) for number, entry in enumerate(spec.runs)]
     return [run for run in runs if run[2] != "absent"]
 
 

@@ -28,7 +28,7 @@ def grid(name: str, **options: Any) -> StudySpec:
 
 
 def rows_of(spec: StudySpec, reached: Callable[[dict[str, Any]], float] = lambda config: 0.5) -> list[Trial]:
-    rows = [spec.trial(number, "baseline", entry) for number, entry in enumerate(spec.space.baselines)]
+    rows = [spec.trial(number, "baseline", entry) for number, entry in enumerate(spec.runs)]
     return [
         with_result(row, status="done", epochs=16, train_seconds=32.0, final_test_accuracy=reached(dict(row.config)))
         for row in rows
@@ -178,7 +178,7 @@ def test_a_selection_is_stacked() -> None:
 )
 def test_they_stand_on_the_page(name: str, heading: str, figures: int, workspace: Workspace) -> None:
     spec = grid(name)
-    write_home(workspace, "mine", spec, [(entry, "baseline", "done") for entry in spec.space.baselines])
+    write_home(workspace, "mine", spec, [(entry, "baseline", "done") for entry in spec.runs])
     page = write_report(workspace, "mine", "html", None).read_text()
     section = page[page.index(f"<h3>{heading}</h3>") :]
     section = section[: section.index("<h3>", 5) if "<h3>" in section[5:] else section.index("</section>")]

@@ -15,9 +15,10 @@ from erat.config import build
 from erat.errors import UserError
 from erat.result import RunResult
 from orchestration.cli import parse_overrides
+from orchestration.report.files import write_files
 from orchestration.report.summary import paste_command
 from orchestration.run.retries import DEATHS, Retry
-from orchestration.search.driver import StudyDriver, best_json, result_json, write_report
+from orchestration.search.driver import StudyDriver, best_json, result_json
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space, parse_space
@@ -97,6 +98,39 @@ class TestSpecification:
     def test_a_baseline_of_the_same_defense_keeps_it(self) -> None:
         config = spec(overrides={"defense.lambda_u": 5}).config({"defense.adversarial": False})
         assert config == build("demo", {"defense.lambda_u": 5, "defense.adversarial": False})
+
+
+class TestKind:
+    """What a study is: said once, and shown accordingly everywhere."""
+
+    def test_what_is_searched_beside_its_runs_is_a_search(self) -> None:
+        made = spec()
+        assert (made.kind, made.search, made.runs) == ("search", made.space, [{"defense.name": "ce"}])
+        assert made.points == [{ETA: 0.1}, {ETA: 0.7}]
+        assert made.known_ahead(1) == [("baseline", {"defense.name": "ce"}), ("paper", {ETA: 0.1})]
+        assert (made.size(0), made.size(5)) == (1, 6)
+
+    @pytest.mark.parametrize(
+        ("runs", "kind"),
+        [
+            ([{"defense.name": "ce"}, {"defense.name": "erat"}], "matrix"),
+            ([{}, {"defense.adversarial": False}], "matrix"),
+            ([{"defense.name": "at", "defense.norms": norm} for norm in ("linf", "l2")], "matrix"),
+            ([{"train.seed": seed} for seed in (0, 1)], "list"),
+            ([{"defense.name": "ce", "corruption.data": kind} for kind in ("none", "up")], "list"),
+            ([{"defense.name": "erat_inf"}, {"defense.norms": "linf"}], "list"),
+        ],
+        ids=["defenses", "ablation", "norms", "seeds", "corruptions", "one-defense-under-two-names"],
+    )
+    def test_listed_runs_of_several_defenses_are_a_matrix(self, runs: list[dict[str, Any]], kind: str) -> None:
+        made = StudySpec.listing("mine", "a test", runs, "demo", {})
+        assert (made.kind, made.search, made.runs, made.points) == (kind, None, runs, [])
+        assert StudySpec.of(json.loads(json.dumps(made.content()))).kind == kind
+
+    def test_the_ledger_has_a_list_in_the_form_that_it_always_had(self) -> None:
+        made = StudySpec.listing("mine", "a test", [{"train.seed": 1}], "demo", {})
+        fixed = {"parameters": {}, "points": [], "proposals": 0, "generation": 2, "grace": 0.5}
+        assert made.content()["space"] == {"name": "mine", "about": "a test", **fixed, "baselines": [{"train.seed": 1}]}
 
 
 class TestIdentity:
@@ -506,8 +540,8 @@ class TestResults:
             world.epochs(number, 0.1, 0.2, 0.3, 0.4)
             world.result(number, "done", epochs=4, best_val_accuracy=0.4, final_test_accuracy=0.3)
             world.end(number)
-        files = write_report(world.driver)
         folder = world.workspace.report("a")
+        files = write_files(world.spec, world.driver.trials, folder)
         assert all(Path(file).parent == folder for file in files)
         assert {"summary.md", "summary.csv", "spec.json"} <= {file.name for file in folder.iterdir()}
         assert any(file.endswith(".png") for file in files)

@@ -72,9 +72,10 @@ def queue(
         return Trial(number, cell, dict(params), source, result=ended.get(cell))
 
     made = Queue(
-        space=searched,
+        runs=searched.baselines,
         points=[{key: float(value) for key, value in point.items()} for point in searched.points],
         total=total,
+        generation=searched.generation,
         sampler=sampler,
         known=known or {},
         trial_of=trial_of,
@@ -349,9 +350,10 @@ class TestGoingOn:
 def test_of_a_list_of_runs_the_longest_begin_first_under_their_own_numbers() -> None:
     cells: list[dict[str, Any]] = [{"train.epochs": epochs} for epochs in (3, 9, 1, 9, 5)]
     made = Queue(
-        space=SearchSpace(name="list", about="", baselines=cells, proposals=0),
+        runs=cells,
         points=[],
         total=0,
+        generation=2,
         sampler=FakeProposer(),
         known={},
         trial_of=lambda number, source, params: Trial(number, cell_of(params), params, source),

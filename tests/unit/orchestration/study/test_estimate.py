@@ -14,7 +14,6 @@ from orchestration.run.execute import execute_run
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
-from orchestration.study.spaces import SearchSpace
 from orchestration.study.spec import StudySpec
 
 Make = Callable[..., RunConfig]
@@ -34,7 +33,7 @@ def ran(config: RunConfig, workspace: Workspace, *epoch_seconds: float) -> None:
     """A run in the ledger, whose epochs took so long; of none it never ended."""
     ledger, cell = Ledger(workspace.ledger), config.digest()
     if "a" not in ledger.studies:
-        spec = StudySpec(SearchSpace(name="a", about="", baselines=[{}], proposals=0), "demo", {})
+        spec = StudySpec.listing("a", "", [{}], "demo", {})
         ledger.append("sweep", name="a", spec=spec.content(), trials=9)
     number, params = len(ledger.studies["a"].proposals), config.flat()
     ledger.append("proposed", sweep="a", number=number, params=params, source="paper", cell=cell)

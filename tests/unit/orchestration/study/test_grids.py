@@ -20,7 +20,7 @@ from tests.trials import make_trial
 
 def cells(grid: str, preset: str = "demo", **choice: Any) -> list[dict[str, Any]]:
     overrides = choice.pop("overrides", {})
-    return specification(load_grid(grid), preset, overrides, **choice).space.baselines
+    return specification(load_grid(grid), preset, overrides, **choice).runs
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,13 @@ def test_every_grid_is_known_by_its_name_and_every_cell_is_another_run() -> None
     for name in grid_names():
         assert load_grid(name).name == name
         spec = specification(load_grid(name), "demo", {})
-        digests = [spec.config(cell).digest() for cell in spec.space.baselines]
+        digests = [spec.config(cell).digest() for cell in spec.runs]
         assert len(set(digests)) == len(digests)
 
 
 def test_tables_share_the_runs_that_they_have_in_common() -> None:
     third, sixth = (specification(load_grid(name), "demo", {}) for name in ("table3", "table6"))
-    shared = {third.config(cell).digest() for cell in third.space.baselines} & {
-        sixth.config(cell).digest() for cell in sixth.space.baselines
-    }
+    shared = {third.config(cell).digest() for cell in third.runs} & {sixth.config(cell).digest() for cell in sixth.runs}
     assert len(shared) == 21, "ERAT on seven corruptions under three noises"
 
 
@@ -74,10 +72,10 @@ def test_a_poison_s_budget_is_a_multiple_of_the_tables() -> None:
 
 def test_a_figure_s_middle_is_the_table_s_run() -> None:
     table = specification(load_grid("table3"), "paper", {})
-    known = {table.config(cell).digest() for cell in table.space.baselines}
+    known = {table.config(cell).digest() for cell in table.runs}
     for name, shared in {"figure3": 32, "figure4": 32, "figure5": 4, "figure6": 4, "figure7": 4}.items():
         spec = specification(load_grid(name), "paper", {})
-        assert len(known & {spec.config(cell).digest() for cell in spec.space.baselines}) == shared, name
+        assert len(known & {spec.config(cell).digest() for cell in spec.runs}) == shared, name
 
 
 def test_only_and_skip() -> None:

@@ -49,7 +49,7 @@ def study(workspace: Workspace, root: Path | str, baselines: list[dict[str, Any]
 def finish(ledger: Ledger, made: StudySpec, numbers: tuple[int, ...]) -> None:
     """As if these runs of sweep "s" were done."""
     for number in numbers:
-        params = made.space.baselines[number]
+        params = made.runs[number]
         cell = made.config(params).digest()
         ledger.append("proposed", sweep="s", number=number, params=params, source="baseline", cell=cell)
         ledger.finish(RunResult(cell, "done", 1, 0.5, 0.5, 0.5, 0.5, train_seconds=1.0), sweep="s")
@@ -62,7 +62,7 @@ def test_the_images_are_part_of_what_a_study_is(workspace: Workspace, tmp_path: 
     one, other = (study(workspace, arrays(tmp_path / f"{seed}.npz", seed)) for seed in (0, 1))
     moved = study(workspace, shutil.copy(tmp_path / "0.npz", tmp_path / "moved.npz"))
     assert one.identity() == moved.identity() != other.identity()
-    cells = [[made.config(run).digest() for run in made.space.baselines] for made in (one, moved, other)]
+    cells = [[made.config(run).digest() for run in made.runs] for made in (one, moved, other)]
     assert cells[0] == cells[1]
     assert not set(cells[0]) & set(cells[2])
 
@@ -181,7 +181,7 @@ def test_old_ledgers_are_read(workspace: Workspace, old: Ledger) -> None:
 def test_digits_of_before_go_on(workspace: Workspace, old: Ledger) -> None:
     made = reopened(old, "digits", workspace.fingerprints())
     assert made.identified
-    [cell] = [made.config(run).digest() for run in made.space.baselines]
+    [cell] = [made.config(run).digest() for run in made.runs]
     assert cell == old.studies["digits"].proposals[0].cell
     assert old.outcome(cell) is not None
     register(old, "digits", made, 0)
