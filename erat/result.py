@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+R = TypeVar("R", bound="RunResult")
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a cell ended. Accuracies in [0, 1]; none where the run did not get so far.
+    """How a run ended, or how far it is. Accuracies in [0, 1]; none where the run did not get so far.
 
     Attributes:
-        status: "done", "stopped" (early, on request) or "failed".
+        cell: digest of the run's configuration.
+        status: "done", "stopped" (early, on request) or "failed"; of a run that has not ended "running" or "queued".
+        epochs: done.
         val_accuracy: of the last epoch; best_val_accuracy: the largest.
         final_test_accuracy: clean test accuracy of the last epoch, the primary figure.
         best_val_test_accuracy: clean test accuracy of the epoch with the best validation accuracy.
         train_seconds: of training alone, over all restarts.
+        error: why it failed, in one line.
+        val_history: validation accuracy after each epoch.
     """
 
     cell: str
@@ -33,9 +39,14 @@ class RunResult:
     error: str | None = None
     val_history: list[float] = field(default_factory=list)
 
+    @classmethod
+    def of(cls: type[R], content: Mapping[str, Any]) -> R:
+        """Read back what was stored under the names of the fields; others are passed over."""
+        return cls(**{entry.name: content[entry.name] for entry in fields(cls) if entry.name in content})
+
 
 def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> RunResult:
-    """The result that a run's epochs amount to."""
+    """Return the result that a run's epochs amount to."""
     if not rows:
         return RunResult(cell, status)
     best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equals

@@ -50,6 +50,10 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
+_TITLES = {"dividemix": "DivideMix"}  # all others in capitals
+_AT = {"linf": "AT∞", "l2": "AT2"}  # where a table sets adversarial training's norm and does not leave it to the poison
+
+
 def defense_names() -> list[str]:
     """All that `defense.name` takes."""
     return [*DEFENSES.names(), *VARIANTS]
@@ -91,3 +95,16 @@ def title_of(settings: Mapping[str, Any]) -> str | None:
         and all(settings.get(f"defense.{key}") == value for key, value in variant.options.items())
     ]
     return ", ".join(found) or None
+
+
+def defense_name(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> str:
+    """Return what tables call the defense of a flat configuration: "CE", "ERAT w/o AT", "AT+UNICON", …
+
+    Args:
+        chosen: what was set for this run alone; a norm that AT was given, and did not take from the poison, is named.
+    """
+    name = str(settings["defense.name"])
+    plain = _TITLES.get(name, name.upper())
+    if name == "at":
+        plain = _AT.get(str((chosen or {}).get("defense.norms")), plain)
+    return title_of(settings) or plain

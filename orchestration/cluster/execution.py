@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,7 @@ def run_parallel(
     workspace.fetch(cell, *ENDS, "metrics.jsonl")
     result = read_result(workspace.run_directory(cell))
     if result is None and error is not None:
-        result = summarise(cell, "failed", read_metrics(workspace.run_directory(cell)))
-        result.error = error
+        result = replace(summarise(cell, "failed", read_metrics(workspace.run_directory(cell))), error=error)
         keep_result(workspace, result)
     return result or RunResult(cell, "failed", error="the workers died and left no result")
 

@@ -15,18 +15,19 @@ from rich.text import Text
 from erat.config import RunConfig
 from erat.engine.memory import MB
 from erat.errors import UserError
+from erat.variants import defense_name
 from orchestration.crafting.sets import distinct_sets, missing_sets, set_name
 from orchestration.report.grid import grid_table
-from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
-from orchestration.report.notation import accuracy, defense_name, duration
+from orchestration.report.matrix import matrix_view, summary_sentences
+from orchestration.report.notation import accuracy, duration
 from orchestration.report.summary import best, paste_command, summary_table
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
-from orchestration.study.rows import FINISHED, TrialRow
 from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
-from orchestration.study.status import rows_of, spec_of
+from orchestration.study.status import spec_of, trials_of
+from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri
 from orchestration.tracking.tracker import compare_hint
 
@@ -39,11 +40,10 @@ if TYPE_CHECKING:
 
 def show_sweep(end: StudyEnd, console: Console) -> None:
     """The end of a sweep: table, best setting, where everything lies."""
-    driver, rows = end.driver, end.driver.all_rows()
-    searched = bool(driver.spec.space.parameters)
-    if searched:
+    driver, rows = end.driver, end.driver.trials
+    if driver.spec.kind == "search":
         console.print(summary_table(rows, driver.spec.space.columns))
-    elif is_matrix(rows):
+    elif driver.spec.kind == "matrix":
         console.print(*matrix_view(rows), *summary_sentences(rows), sep="\n")
     else:
         console.print(grid_table(rows))
@@ -73,7 +73,7 @@ def validation_words(config: RunConfig) -> str:
     return words
 
 
-def show_run(row: TrialRow, workspace: Workspace, console: Console) -> None:
+def show_run(row: Trial, workspace: Workspace, console: Console) -> None:
     """The end of one training."""
     if row.status in FINISHED:
         console.print(
@@ -111,13 +111,12 @@ def plan_sweep(
     name: str, spec: StudySpec, trials: int, workspace: Workspace, ledger: Ledger, console: Console
 ) -> dict[str, Any]:
     """What a sweep would run."""
-    space = spec.space
-    overrides: list[dict[str, Any]] = [*space.baselines, *space.scaled_points(spec.base.data.name)[:trials]]
+    overrides = [params for _, params in spec.known_ahead(trials)]
     known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
     overrides += [known[number].params for number in sorted(known) if number >= len(overrides)]
-    to_propose = max(0, trials + len(space.baselines) - len(overrides))
+    to_propose = max(0, spec.size(trials) - len(overrides))
     configs = [spec.config(entry) for entry in overrides]
-    console.print(f"sweep {name}: {space.about} · preset {spec.preset}", markup=False)
+    console.print(f"sweep {name}: {spec.space.about} · preset {spec.preset}", markup=False)
     slots = estimate.local_slots(spec.base)
     content = plan(configs, workspace, ledger, console, slots=slots, sweep=name, like_base=to_propose, spec=spec)
     return {"name": name} | content
@@ -225,7 +224,7 @@ def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
         except UserError as error:
             warnings.warn(f"sweep {name} is left out: {error}", stacklevel=2)
             continue
-        rows, total = rows_of(workspace, ledger, name, spec)
+        rows, total = trials_of(workspace, ledger, name, spec)
         counts = counts_of(rows, total)
         content.append({"name": name, "space": spec.space.name, "preset": spec.preset, "trials": total} | counts)
         table.add_row(*(str(value) for value in content[-1].values()))
@@ -248,9 +247,9 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     """
     ledger = Ledger(workspace.ledger)
     spec = spec_of(ledger, name)
-    rows, total = rows_of(workspace, ledger, name, spec)
+    rows, total = trials_of(workspace, ledger, name, spec)
     counts = counts_of(rows, total)
-    if not spec.space.parameters and is_matrix(rows):
+    if spec.kind == "matrix" and rows:
         console.print(*matrix_view(rows), sep="\n")
         shown = _worth_showing([row for row in rows if row.status not in FINISHED])
     else:
@@ -280,7 +279,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     return {"name": name, "trials": total} | counts | note | {"runs": runs}
 
 
-def _heard(workspace: Workspace, row: TrialRow) -> float | None:
+def _heard(workspace: Workspace, row: Trial) -> float | None:
     return heard(workspace.run_directory(row.cell)) if row.status == "running" else None
 
 
@@ -304,7 +303,7 @@ def watch(workspace: Workspace, name: str, console: Console) -> dict[str, Any]:
         return content
 
 
-def _worth_showing(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def _worth_showing(rows: Sequence[Trial]) -> list[Trial]:
     """All of a few; of many those that are not finished, and the last finished ones."""
     if len(rows) <= MOST_ROWS:
         return list(rows)
@@ -314,7 +313,7 @@ def _worth_showing(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return sorted([*open_rows, *ended[len(ended) - room :]], key=lambda row: row.number)
 
 
-def counts_of(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
+def counts_of(rows: Sequence[Trial], total: int) -> dict[str, int]:
     """How many trials are in which state, and how many are left to do."""
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "stopped", "running", "failed")}
     return counts | {"left": total - counts["done"] - counts["stopped"] - counts["failed"]}

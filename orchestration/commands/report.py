@@ -17,7 +17,7 @@ from erat.paths import user_path
 from orchestration.commands.overview import validation_words
 from orchestration.report.detail import Pool, detail_of, read_environment, read_selection
 from orchestration.report.grid import grid_markdown
-from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
+from orchestration.report.matrix import matrix_csv, matrix_markdown
 from orchestration.report.notation import baseline_name, duration
 from orchestration.report.page import Epochs, Subject, html_page
 from orchestration.report.summary import csv_text, markdown, paste_command
@@ -25,9 +25,9 @@ from orchestration.run.directory import read_metrics
 from orchestration.storage.forms import Selection
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
-from orchestration.study.rows import FINISHED, TrialRow
 from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
-from orchestration.study.status import not_begun, rows_of, spec_of
+from orchestration.study.status import not_begun, spec_of, trials_of
+from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri
 from orchestration.tracking.tracker import compare_hint
 
@@ -48,7 +48,7 @@ def write_report(workspace: Workspace, name: str, form: str, out: str | None) ->
         raise unknown_name("format", form, SUFFIXES)
     ledger = Ledger(workspace.ledger)
     spec = spec_of(ledger, name)
-    rows, _ = rows_of(workspace, ledger, name, spec)
+    rows, _ = trials_of(workspace, ledger, name, spec)
     rows = sorted([*rows, *not_begun(spec, ledger.studies[name].trials, rows)], key=lambda row: row.number)
     text = (
         _page(workspace, ledger, name, spec, rows) if form == "html" else _marked(_text(spec, rows, form), spec, form)
@@ -62,14 +62,14 @@ def write_report(workspace: Workspace, name: str, form: str, out: str | None) ->
     return path.resolve()
 
 
-def _text(spec: StudySpec, rows: Sequence[TrialRow], form: str) -> str:
+def _text(spec: StudySpec, rows: Sequence[Trial], form: str) -> str:
     from orchestration.report.latex import grid_latex, matrix_latex, summary_latex
 
     columns = spec.space.columns
-    if spec.space.parameters or not rows:
+    if spec.kind == "search":
         makers = {"csv": csv_text, "md": markdown, "latex": summary_latex}
         return makers[form](rows, columns)
-    if is_matrix(rows):
+    if spec.kind == "matrix":
         return {"csv": matrix_csv, "md": matrix_markdown, "latex": matrix_latex}[form](rows)
     return csv_text(rows, columns) if form == "csv" else {"md": grid_markdown, "latex": grid_latex}[form](rows)
 
@@ -88,8 +88,8 @@ def _marked(text: str, spec: StudySpec, form: str) -> str:
     return f"% {BEFORE_IDENTITY}\n{text}" if form == "latex" else f"{text}\n{BEFORE_IDENTITY}\n"
 
 
-def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[TrialRow]) -> str:
-    searched = bool(spec.space.parameters)
+def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[Trial]) -> str:
+    searched = spec.kind == "search"
     figures: list[tuple[str, str]] = []
     if searched:
         from orchestration.report.study import search_figures
@@ -101,7 +101,7 @@ def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows
             about=spec.space.about,
             rows=rows,
             facts=_facts(workspace, ledger, name, spec, rows),
-            counts=_counts(rows, ledger.studies[name].trials + len(spec.space.baselines)),
+            counts=_counts(rows, spec.size(ledger.studies[name].trials)),
             columns=spec.space.columns,
             searched=searched,
             search=compare_hint(name),
@@ -113,15 +113,12 @@ def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows
     )
 
 
-def _detail(
-    workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, row: TrialRow, pool: Pool
-) -> dict[str, Any]:
-    outcome = ledger.outcome(row.cell, name)
+def _detail(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, row: Trial, pool: Pool) -> dict[str, Any]:
     command = paste_command(row, spec.preset, spec.overrides_for(row.params))
-    return detail_of(row, workspace.run_directory(row.cell), outcome.result if outcome else {}, command, pool)
+    return detail_of(row, workspace.run_directory(row.cell), command, pool)
 
 
-def _curves(workspace: Workspace, rows: Sequence[TrialRow]) -> Epochs:
+def _curves(workspace: Workspace, rows: Sequence[Trial]) -> Epochs:
     return {
         row.cell: [entry["test_accuracy"] for entry in read_metrics(workspace.run_directory(row.cell))]
         for row in rows
@@ -129,7 +126,7 @@ def _curves(workspace: Workspace, rows: Sequence[TrialRow]) -> Epochs:
     }
 
 
-def _selections(workspace: Workspace, rows: Sequence[TrialRow]) -> dict[str, Selection]:
+def _selections(workspace: Workspace, rows: Sequence[Trial]) -> dict[str, Selection]:
     """What each ERAT selected, where it ran without rebalancing too: else there is nothing to compare it with."""
     names = {row.cell: baseline_name(row) for row in rows if row.status in FINISHED}
     if not {"ERAT", "ERAT w/o RB"} <= set(names.values()):
@@ -142,7 +139,7 @@ def _selections(workspace: Workspace, rows: Sequence[TrialRow]) -> dict[str, Sel
     return {cell: content for cell, content in found.items() if content and content["epochs"]}
 
 
-def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
+def _counts(rows: Sequence[Trial], total: int) -> dict[str, int]:
     """How many are in which state; the last is what nobody has begun."""
     counts = {state: sum(row.status == state for row in rows) for state in ("done", "stopped", "failed", "running")}
     counts["interrupted"] = sum(row.status == "queued" and row.epoch > 0 for row in rows)
@@ -150,7 +147,7 @@ def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
 
 
 def _facts(
-    workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: Sequence[TrialRow]
+    workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: Sequence[Trial]
 ) -> list[tuple[str, str]]:
     """What was run, when, where and with which code."""
     base, images = spec.base, sorted(set(spec.images.values()))
@@ -160,7 +157,7 @@ def _facts(
     ends = [outcome.time for outcome in outcomes if outcome.time is not None]
     dates = [("begun", ledger.studies[name].began), ("last run ended", max(ends, default=None))]
     given = ", ".join(f"{key}={value}" for key, value in spec.overrides.items())
-    memory = max((outcome.result.get("peak_memory_mb") or 0 for outcome in outcomes), default=0)
+    memory = max((outcome.peak_memory_mb for outcome in outcomes), default=0)
     facts = [
         ("preset", spec.preset + (f", with {given}" if given else "")),
         ("data set, backbone", f"{base.data.name}, {base.model.name}"),
@@ -182,7 +179,7 @@ def _date(moment: float) -> str:
     return datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
-def _machines(workspace: Workspace, rows: Sequence[TrialRow], most: int = 400) -> list[tuple[str, str]]:
+def _machines(workspace: Workspace, rows: Sequence[Trial], most: int = 400) -> list[tuple[str, str]]:
     """Commits and devices of the finished runs, of the first ones where there are very many."""
     commits: Counter[str] = Counter()
     devices: Counter[str] = Counter()

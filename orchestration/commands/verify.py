@@ -8,7 +8,6 @@ from typing import Any
 from erat.config import RunConfig
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS
-from orchestration.study.spaces import SearchSpace
 from orchestration.study.spec import StudySpec, unfilled
 
 # The paper's order (Table I).
@@ -52,16 +51,14 @@ def specification(
         UserError: a kind of corruption, a kind of label noise or a rate is not allowed.
     """
     base = {key: value for key, value in overrides.items() if key not in ("corruption.data", "corruption.labels")}
-    baselines = [
+    runs = [
         {"corruption.data": kind, **noise, "train.seed": seed, "corruption.seed": seed}
         for kind in dict.fromkeys(["none", *kinds_of(overrides)])
         for noise in map(_noise, labels)
         for seed in seeds
     ]
-    space = SearchSpace(
-        name="verify", about="plain training (CE) on each corrupted set", baselines=baselines, proposals=0
-    )
-    return StudySpec(space, preset, base | {"defense.name": "ce"}, fill)
+    about = "plain training (CE) on each corrupted set"
+    return StudySpec.listing("verify", about, runs, preset, base | {"defense.name": "ce"}, fill)
 
 
 def _noise(words: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isclose, log
 
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, value
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 MARGIN = 2.0  # points below the best from which on a setting counts as hurting
 # Fig. 5 of the paper: multiples of the reference l_inf budget, and the multiples of the l_2 one that go with them.
@@ -32,7 +32,7 @@ class BudgetAxis:
     reference: float | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[TrialRow]) -> BudgetAxis:
+    def of(cls, rows: Sequence[Trial]) -> BudgetAxis:
         """The axis for these rows: the paper's pairs among them, or some of their budgets where there are none."""
         paper = sorted({pair(row) for row in rows if row.source == "paper" and pair(row)[0] > 0})
         if len({eps_inf for eps_inf, _ in paper}) < 2:
@@ -73,7 +73,7 @@ def log_ticks(key: str, numbers: Iterable[float]) -> list[float]:
     return rungs[first : last + 1]
 
 
-def pair(row: TrialRow) -> tuple[float, float]:
+def pair(row: Trial) -> tuple[float, float]:
     """(eps_inf, eps_2) of a trial; 0 for a budget that it does not have."""
     return float(row.params.get(EPSILON_INF) or 0.0), float(row.params.get(EPSILON_2) or 0.0)
 

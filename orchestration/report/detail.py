@@ -23,7 +23,7 @@ from orchestration.storage.forms import (
     Selection,
     warn_damaged,
 )
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 FEW_CLASSES = 20  # up to so many, the whole confusion matrix is kept; beyond, what is confused most
 MOST_PAIRS = 30
@@ -69,15 +69,14 @@ def _read(path: Path, form: TypeAdapter[T]) -> T | None:
     return None
 
 
-def detail_of(row: TrialRow, folder: Path, result: Mapping[str, Any], command: str, pool: Pool) -> dict[str, Any]:
+def detail_of(row: Trial, folder: Path, command: str, pool: Pool) -> dict[str, Any]:
     """The packed content of a cell's drill-down.
 
     Args:
         folder: the cell's; what is not there is left out.
-        result: its entry in the ledger.
         command: the shell line that runs it again.
     """
-    epochs, artifacts = read_metrics(folder), folder / "artifacts"
+    epochs, artifacts, result = read_metrics(folder), folder / "artifacts", row.so_far
     content = {
         "n": row.number,
         "id": row.cell,
@@ -89,9 +88,9 @@ def detail_of(row: TrialRow, folder: Path, result: Mapping[str, Any], command: s
         "acc": [_short(row.final_test_accuracy), _short(row.best_val_test_accuracy)],
         "config": [pool.add([name, section]) for name, section in _sections(row.config).items()],
         "seconds": _short(row.seconds),
-        "mb": round(result.get("peak_memory_mb") or 0) or None,
-        "noise": _short(result.get("noise_rate")),
-        "sum": result.get("checksum"),
+        "mb": round(result.peak_memory_mb) or None,
+        "noise": _short(result.noise_rate),
+        "sum": result.checksum,
         "run": row.mlflow_run_id,
         "cmd": command,
     }

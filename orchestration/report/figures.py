@@ -17,7 +17,7 @@ from orchestration.report import marks
 from orchestration.report.budgets import MARGIN, BudgetAxis, hurting, log_ticks, pair
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, header, searched_keys, tested, validated, value
 from orchestration.report.summary import best
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 _LINEAR = ("defense.eta", "defense.lambda_u", EPSILON_2)  # searched evenly over a range that starts at or near 0
 # The paper's own setting and its finding, per key that it studies alone.
@@ -27,7 +27,7 @@ _FINDINGS = {
 }
 
 
-def sweep_figure(space_name: str, rows: Sequence[TrialRow], baselines: Sequence[TrialRow], out: Path) -> list[Path]:
+def sweep_figure(space_name: str, rows: Sequence[Trial], baselines: Sequence[Trial], out: Path) -> list[Path]:
     """The figure that suits the searched keys.
 
     Args:
@@ -52,9 +52,7 @@ def sweep_figure(space_name: str, rows: Sequence[TrialRow], baselines: Sequence[
 
 
 @matplotlib.rc_context(marks.STYLE)
-def budget_figure(
-    rows: Sequence[TrialRow], baselines: Sequence[TrialRow], out: Path, name: str = "budgets"
-) -> list[Path]:
+def budget_figure(rows: Sequence[Trial], baselines: Sequence[Trial], out: Path, name: str = "budgets") -> list[Path]:
     """Left: accuracy over the paper's eight pairs of Fig. 5. Right: both budgets as a plane.
 
     Returns:
@@ -72,8 +70,8 @@ def budget_figure(
     return marks.save(figure, out, name)
 
 
-def _draw_budgets(axes: Axes, trials: Sequence[TrialRow], baselines: Sequence[TrialRow], axis: BudgetAxis) -> None:
-    def position(row: TrialRow) -> float:
+def _draw_budgets(axes: Axes, trials: Sequence[Trial], baselines: Sequence[Trial], axis: BudgetAxis) -> None:
+    def position(row: Trial) -> float:
         return axis.position(pair(row)[0])
 
     marks.draw_trials(axes, trials, position)
@@ -111,7 +109,7 @@ def _shade(axes: Axes, curve: Sequence[tuple[float, float]]) -> str:
     return f"Here: {which} cost{'' if len(ends) > 1 else 's'} more than {MARGIN:g} points (shaded)."
 
 
-def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[TrialRow], axis: BudgetAxis) -> None:
+def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[Trial], axis: BudgetAxis) -> None:
     """Both budgets of every trial, coloured by the validation accuracy that the choice is made by."""
     seen = [(row, height) for row in trials if (height := validated(row)) is not None and min(pair(row)) > 0]
     axes.set_title("Both budgets", loc="left")
@@ -134,13 +132,13 @@ def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[TrialRow], axis: Bu
     figure.colorbar(colours, ax=axes, label="best validation accuracy (%)", extend="min" if below else "neither")
 
 
-def _shown(row: TrialRow) -> float | None:
+def _shown(row: Trial) -> float | None:
     """Test accuracy, or validation accuracy where no test was made; in percent."""
     height = tested(row)
     return validated(row) if height is None else height
 
 
-def _frame(axes: Axes, trials: Sequence[TrialRow], baselines: Sequence[TrialRow]) -> None:
+def _frame(axes: Axes, trials: Sequence[Trial], baselines: Sequence[Trial]) -> None:
     """Fit the y axis to the paper's points and the best trial, or to all full trials where the paper's are missing."""
     full = [row for row in trials if row.status == "done"]
     chosen = best(trials)
@@ -149,7 +147,7 @@ def _frame(axes: Axes, trials: Sequence[TrialRow], baselines: Sequence[TrialRow]
     marks.frame(axes, trials, core, (tested, validated), baselines)
 
 
-def _ring_best(axes: Axes, trials: Sequence[TrialRow], x: marks.Position, y: marks.Accuracy) -> None:
+def _ring_best(axes: Axes, trials: Sequence[Trial], x: marks.Position, y: marks.Accuracy) -> None:
     chosen = best(trials)
     if chosen is not None and (height := y(chosen)) is not None:
         marks.ring(axes, x(chosen), height)
@@ -161,21 +159,21 @@ def _ring_best(axes: Axes, trials: Sequence[TrialRow], x: marks.Position, y: mar
 class Scale:
     """An x axis for the values of one key: numbers as they are, anything else as equally spaced names."""
 
-    def __init__(self, rows: Sequence[TrialRow], key: str) -> None:
+    def __init__(self, rows: Sequence[Trial], key: str) -> None:
         self.key = key
         found = [row.params[key] for row in rows if row.params.get(key) is not None]
         self.numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in found)
         self.names = [] if self.numeric else sorted({value(key, v) for v in found})
         self.log = bool(found) and self.numeric and key not in _LINEAR and 0 < 20 * min(found) <= max(found)
 
-    def position(self, row: TrialRow) -> float:
+    def position(self, row: Trial) -> float:
         """Where the row stands; NaN, which is not drawn, if it has no such value."""
         setting = row.params.get(self.key)
         if setting is None:
             return nan
         return float(setting) if self.numeric else float(self.names.index(value(self.key, setting)))
 
-    def apply(self, axes: Axes, rows: Sequence[TrialRow]) -> None:
+    def apply(self, axes: Axes, rows: Sequence[Trial]) -> None:
         """Label the axis."""
         axes.set_xlabel(header(self.key))
         if self.names:
@@ -188,7 +186,7 @@ class Scale:
 
 @matplotlib.rc_context(marks.STYLE)
 def line_figure(
-    rows: Sequence[TrialRow], key: str, baselines: Sequence[TrialRow], out: Path, name: str | None = None
+    rows: Sequence[Trial], key: str, baselines: Sequence[Trial], out: Path, name: str | None = None
 ) -> list[Path]:
     """Accuracy over one searched key; the files are named after it unless `name` is given."""
     trials = [row for row in marks.finished(rows) if row.params.get(key) is not None]
@@ -213,7 +211,7 @@ def line_figure(
 
 
 @matplotlib.rc_context(marks.STYLE)
-def joint_figure(rows: Sequence[TrialRow], keys: Sequence[str], out: Path, name: str = "joint") -> list[Path]:
+def joint_figure(rows: Sequence[Trial], keys: Sequence[str], out: Path, name: str = "joint") -> list[Path]:
     """Validation accuracy over each of several keys that were searched together, one panel a key."""
     trials = [row for row in marks.finished(rows) if validated(row) is not None]
     if not trials or not keys:

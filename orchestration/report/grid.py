@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestration.report.notation import MISSING, baseline_name, tested
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 CAPTION = (
     "clean test accuracy of the last epoch in percent: mean ± standard deviation (seeds); test accuracy chooses nothing"
@@ -52,9 +52,9 @@ class Grid:
     cells: dict[str, dict[str, Cell]]
 
     @classmethod
-    def of(cls, rows: Sequence[TrialRow]) -> Grid:
+    def of(cls, rows: Sequence[Trial]) -> Grid:
         """Lines are defenses on data corruptions, columns are label noises."""
-        found: dict[str, dict[str, list[TrialRow]]] = {}
+        found: dict[str, dict[str, list[Trial]]] = {}
         for row in rows:
             found.setdefault(_line(row), {}).setdefault(column_name(row), []).append(row)
         columns = list(dict.fromkeys(column for line in found.values() for column in line))
@@ -84,26 +84,26 @@ class Grid:
         return [["data corruption", *self.columns], *body]
 
 
-def _line(row: TrialRow) -> str:
+def _line(row: Trial) -> str:
     settings = row.config
     kind, norm, epsilon = (settings.get(f"corruption.{key}") for key in ("data", "norm", "epsilon"))
     budget = "" if kind == "none" else f" {norm} {epsilon:.3g}"
     return f"{baseline_name(row)} on {kind}{budget}"
 
 
-def column_name(row: TrialRow) -> str:
+def column_name(row: Trial) -> str:
     """The label noise of a run: "symmetric 0.6", "none"."""
     labels, rate = row.config.get("corruption.labels", "none"), row.config.get("corruption.rate")
     return f"{labels} {rate:g}" if rate and labels != "none" else str(labels)
 
 
-def cell_of(rows: Sequence[TrialRow]) -> Cell:
+def cell_of(rows: Sequence[Trial]) -> Cell:
     """What these runs, the seeds of one setting, reached."""
     reached = [tested(row) for row in rows if row.status == "done"]
     return Cell(tuple(value for value in reached if value is not None), len(rows))
 
 
-def grid_table(rows: Sequence[TrialRow]) -> Table:
+def grid_table(rows: Sequence[Trial]) -> Table:
     """For the terminal."""
     heading, *body = Grid.of(rows).texts()
     caption = Text(f"{CAPTION}; behind it the change against the first line in points")
@@ -115,7 +115,7 @@ def grid_table(rows: Sequence[TrialRow]) -> Table:
     return table
 
 
-def grid_markdown(rows: Sequence[TrialRow]) -> str:
+def grid_markdown(rows: Sequence[Trial]) -> str:
     """For a README or an issue."""
     heading, *body = Grid.of(rows).texts()
     rule = [":--", *["--:"] * (len(heading) - 1)]

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from orchestration.report import marks
 from orchestration.report.grid import Grid
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 
 @matplotlib.rc_context(marks.STYLE)
-def grid_figure(rows: Sequence[TrialRow], out: Path) -> list[Path]:
+def grid_figure(rows: Sequence[Trial], out: Path) -> list[Path]:
     """A bar per cell with the seeds as dots, grouped by line; the files written, none if no run ended."""
     grid = Grid.of(rows)
     if not any(cell.values for line in grid.cells.values() for cell in line.values()):

@@ -10,7 +10,7 @@ from orchestration.report.matrix import CAPTION
 from orchestration.report.notation import MISSING
 from orchestration.report.sections import CellView, TableView, groups_of
 from orchestration.report.summary import best, caption, headings, ranked, texts_of
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -41,7 +41,7 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(char, char) for char in text)
 
 
-def matrix_latex(rows: Sequence[TrialRow]) -> str:
+def matrix_latex(rows: Sequence[Trial]) -> str:
     """One table per data set and label noise: mean ± std, the paper's in brackets, best bold, second underlined."""
     notes, tables = Footnotes(), []
     for group in groups_of(rows, notes):
@@ -72,14 +72,14 @@ def _marked(text: str, rank: int | None) -> str:
     return {0: f"\\textbf{{{words}}}", 1: f"\\underline{{{words}}}"}.get(-1 if rank is None else rank, words)
 
 
-def grid_latex(rows: Sequence[TrialRow]) -> str:
+def grid_latex(rows: Sequence[Trial]) -> str:
     """Runs of one defense: data corruption x label noise."""
     heading, *body = Grid.of(rows).texts()
     lines = [[escape(word) for word in line] for line in body]
     return f"{_PREAMBLE}\n{tabular(CAPTION, heading, lines)}\n"
 
 
-def summary_latex(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
+def summary_latex(rows: Sequence[Trial], columns: Sequence[str]) -> str:
     """A search, best validation accuracy first."""
     chosen = best(rows)
     body = [

@@ -14,7 +14,7 @@ from erat.data.spreadsheets import csv_text
 from orchestration.report.grid import Cell, cell_of, column_name
 from orchestration.report.notation import MISSING, baseline_name, header, named, value
 from orchestration.report.published import published
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 CAPTION = (
     "Clean test accuracy of the last epoch in percent (where there are several seeds: ± standard deviation, and how "
@@ -25,7 +25,7 @@ _STYLES = {0: "bold", 1: "underline", None: ""}
 _PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}  # as our tables write them
 # What makes a run's place in the tables, and its seed.
 _PLACED = ("data.name", "corruption.data", "corruption.labels", "corruption.rate", "defense.name", "train.seed")
-LineName = Callable[[TrialRow], str]
+LineName = Callable[[Trial], str]
 Setting = tuple[str, str]  # data set, label noise
 
 
@@ -60,12 +60,7 @@ class MatrixTable:
         return self.rank(lambda name: self.cells[name][corruption].mean)
 
 
-def is_matrix(rows: Sequence[TrialRow]) -> bool:
-    """Whether these runs are of several defenses."""
-    return len({baseline_name(row) for row in rows}) > 1
-
-
-def line_name(row: TrialRow) -> str:
+def line_name(row: Trial) -> str:
     """ "ERAT", "ERAT, η 0.1", "UNICON, vgg16": a run's defense, with what else it is told apart by."""
     others = [key for key in row.params if key not in (*_PLACED, "corruption.epsilon") and not named(key, row)]
     words = [
@@ -75,13 +70,13 @@ def line_name(row: TrialRow) -> str:
     return ", ".join([baseline_name(row), *words])
 
 
-def matrix_tables(rows: Sequence[TrialRow], line: LineName = line_name) -> list[MatrixTable]:
+def matrix_tables(rows: Sequence[Trial], line: LineName = line_name) -> list[MatrixTable]:
     """The tables that these rows fill, in the order of the rows. An unfinished run is missing from its cell.
 
     Args:
         line: the line of a table that a run belongs to; `baseline_name` where what else varies is kept apart otherwise.
     """
-    found: dict[Setting, dict[str, dict[str, list[TrialRow]]]] = {}
+    found: dict[Setting, dict[str, dict[str, list[Trial]]]] = {}
     for row in rows:
         setting = str(row.config.get("data.name")), column_name(row)
         by_defense = found.setdefault(setting, {})
@@ -89,7 +84,7 @@ def matrix_tables(rows: Sequence[TrialRow], line: LineName = line_name) -> list[
     return [_table(setting, by_defense) for setting, by_defense in found.items()]
 
 
-def _table(setting: Setting, by_defense: dict[str, dict[str, list[TrialRow]]]) -> MatrixTable:
+def _table(setting: Setting, by_defense: dict[str, dict[str, list[Trial]]]) -> MatrixTable:
     corruptions = list(dict.fromkeys(name for members in by_defense.values() for name in members))
     cells = {
         defense: {name: cell_of(members.get(name, [])) for name in corruptions}
@@ -105,7 +100,7 @@ def _table(setting: Setting, by_defense: dict[str, dict[str, list[TrialRow]]]) -
     return MatrixTable(dataset, noise, list(by_defense), corruptions, cells, paper)
 
 
-def corruption_name(row: TrialRow) -> str:
+def corruption_name(row: Trial) -> str:
     """The data corruption of a run as the paper writes it."""
     kind = str(row.config.get("corruption.data", "none"))
     if kind == "none":
@@ -138,7 +133,7 @@ def _words(table: MatrixTable, defense: str, corruption: str) -> str:
     return text if printed is None else f"{text} [{printed:.1f}]"
 
 
-def matrix_markdown(rows: Sequence[TrialRow]) -> str:
+def matrix_markdown(rows: Sequence[Trial]) -> str:
     """All tables, then who wins where."""
     parts = []
     for table in matrix_tables(rows):
@@ -155,7 +150,7 @@ def _marked(text: str, rank: int | None) -> str:
     return {0: f"**{text}**", 1: f"<u>{text}</u>"}.get(-1 if rank is None else rank, text)
 
 
-def matrix_view(rows: Sequence[TrialRow]) -> list[Table]:
+def matrix_view(rows: Sequence[Trial]) -> list[Table]:
     """The tables for the terminal."""
     views = []
     for table in matrix_tables(rows):
@@ -168,7 +163,7 @@ def matrix_view(rows: Sequence[TrialRow]) -> list[Table]:
     return views
 
 
-def matrix_csv(rows: Sequence[TrialRow]) -> str:
+def matrix_csv(rows: Sequence[Trial]) -> str:
     """Every cell a line, with all its seeds."""
     lines: list[list[object]] = []
     for table in matrix_tables(rows):
@@ -188,7 +183,7 @@ def matrix_csv(rows: Sequence[TrialRow]) -> str:
 # --- who wins --------------------------------------------------------------------------------------------------------
 
 
-def summary_sentences(rows: Sequence[TrialRow], line: LineName = line_name) -> list[str]:
+def summary_sentences(rows: Sequence[Trial], line: LineName = line_name) -> list[str]:
     """Plain words: who has the highest mean, how often it is best, and what a paired test over the cells says."""
     tables = matrix_tables(rows, line)
     means = {name: values for name in _names(tables) if (values := _over_cells(tables, name))}

@@ -20,10 +20,10 @@ from orchestration.report.notation import baseline_name, duration
 from orchestration.report.sections import Group, TableView, groups_of, missing_rows, place_of, reason
 from orchestration.report.summary import best, caption, headings, ranked, texts_of
 from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of
-from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.trial import FINISHED, Trial
 
 MOST_BYTES = 3_400_000  # of what is kept of single runs; with tables and figures a page stays below 5 MB
-Detail = Callable[[TrialRow, Pool], dict[str, Any]]
+Detail = Callable[[Trial, Pool], dict[str, Any]]
 Epochs = Mapping[str, Sequence[float]]  # cell -> test accuracy after each epoch, in [0, 1]
 
 
@@ -45,7 +45,7 @@ class Subject:
 
     name: str
     about: str
-    rows: list[TrialRow]
+    rows: list[Trial]
     facts: list[tuple[str, str]]
     counts: dict[str, int]
     columns: list[str]
@@ -106,7 +106,7 @@ def _search(subject: Subject) -> dict[str, Any] | None:
     return {"heading": headings(subject.columns), "lines": lines, "caption": caption(subject.rows)}
 
 
-def _kept(subject: Subject) -> tuple[list[TrialRow], str]:
+def _kept(subject: Subject) -> tuple[list[Trial], str]:
     """The runs whose drill-downs fit, and their data as JSON that is safe inside a script element.
 
     Failed runs first, then the first seeds: what is left out is the repetition.

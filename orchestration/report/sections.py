@@ -10,7 +10,7 @@ from orchestration.report.errata import RECONSTRUCTION, Footnotes
 from orchestration.report.grid import Cell, column_name
 from orchestration.report.matrix import MatrixTable, corruption_name, matrix_tables, summary_sentences
 from orchestration.report.notation import baseline_name, header, value
-from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.trial import FINISHED, Trial
 
 # What tables and their lines and columns are made of; a key beside these that varies makes groups of tables.
 _AXES = ("defense.name", "data.name", "corruption.data", "corruption.labels", "corruption.rate")
@@ -22,7 +22,7 @@ Place = tuple[str, str, str, str]  # data set, label noise, defense, data corrup
 class CellView:
     """One cell of a table. `rank` is 0 for the best of its column, 1 for the second best."""
 
-    runs: list[TrialRow]
+    runs: list[Trial]
     last: Cell
     best: Cell | None = None
     rank: int | None = None
@@ -65,12 +65,12 @@ class Group:
     """Tables that differ in data set and label noise alone."""
 
     title: str  # what sets the group apart; empty where there is one group
-    rows: list[TrialRow]
+    rows: list[Trial]
     tables: list[TableView]
     sentences: list[str]
 
 
-def reason(row: TrialRow) -> str:
+def reason(row: Trial) -> str:
     """Why a run has no result: "failed", "running 4/10", "not begun", …"""
     if row.status == "running":
         return f"running {row.epoch}/{row.epochs}"
@@ -79,10 +79,10 @@ def reason(row: TrialRow) -> str:
     return row.status
 
 
-def groups_of(rows: Sequence[TrialRow], notes: Footnotes) -> list[Group]:
+def groups_of(rows: Sequence[Trial], notes: Footnotes) -> list[Group]:
     """The groups in the order of the rows."""
     keys = _extra_keys(rows)
-    found: dict[str, list[TrialRow]] = {}
+    found: dict[str, list[Trial]] = {}
     for row in rows:
         title = ", ".join(f"{header(key)} {value(key, row.config.get(key))}" for key in keys)
         found.setdefault(title, []).append(row)
@@ -92,7 +92,7 @@ def groups_of(rows: Sequence[TrialRow], notes: Footnotes) -> list[Group]:
     ]
 
 
-def _extra_keys(rows: Sequence[TrialRow]) -> list[str]:
+def _extra_keys(rows: Sequence[Trial]) -> list[str]:
     """What was set run by run, is no axis or seed, and does not follow from the axes."""
     values: dict[str, dict[tuple[str, ...], set[str]]] = {}
     for row in rows:
@@ -103,25 +103,26 @@ def _extra_keys(rows: Sequence[TrialRow]) -> list[str]:
     return [key for key, by_axes in values.items() if any(len(seen) > 1 for seen in by_axes.values())]
 
 
-def place_of(row: TrialRow) -> Place:
+def place_of(row: Trial) -> Place:
     """The cell of the tables that a run belongs to."""
     return str(row.config.get("data.name")), column_name(row), baseline_name(row), corruption_name(row)
 
 
-def by_validation(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def by_validation(rows: Sequence[Trial]) -> list[Trial]:
     """The same runs, judged by the epoch that was best by validation."""
-    return [replace(row, final_test_accuracy=row.best_val_test_accuracy) for row in rows]
+    results = [replace(row.so_far, final_test_accuracy=row.best_val_test_accuracy) for row in rows]
+    return [replace(row, result=result) for row, result in zip(rows, results, strict=True)]
 
 
-def _tables(rows: Sequence[TrialRow], notes: Footnotes) -> list[TableView]:
-    runs: dict[Place, list[TrialRow]] = {}
+def _tables(rows: Sequence[Trial], notes: Footnotes) -> list[TableView]:
+    runs: dict[Place, list[Trial]] = {}
     for row in rows:
         runs.setdefault(place_of(row), []).append(row)
     pairs = zip(matrix_tables(rows, baseline_name), matrix_tables(by_validation(rows), baseline_name), strict=True)
     return [_table(last, best, runs, notes) for last, best in pairs]
 
 
-def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[TrialRow]], notes: Footnotes) -> TableView:
+def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[Trial]], notes: Footnotes) -> TableView:
     kind = last.noise.split(" ")[0]
     columns = []
     for corruption in last.corruptions:
@@ -163,7 +164,7 @@ def _complete(tables: Sequence[MatrixTable]) -> set[tuple[str, str, str]]:
     }
 
 
-def _sentences(rows: Sequence[TrialRow]) -> list[str]:
+def _sentences(rows: Sequence[Trial]) -> list[str]:
     """`summary_sentences` over the columns that all defenses have finished: no mean is of an easier choice of cells."""
     tables = matrix_tables(rows, baseline_name)
     complete, columns = _complete(tables), sum(len(table.corruptions) for table in tables)
@@ -181,7 +182,7 @@ def _sentences(rows: Sequence[TrialRow]) -> list[str]:
     return words
 
 
-def _winners(rows: Sequence[TrialRow]) -> list[str]:
+def _winners(rows: Sequence[Trial]) -> list[str]:
     """Who is best on which data corruptions, a sentence a table."""
     sentences = []
     for table in matrix_tables(rows, baseline_name):
@@ -197,9 +198,9 @@ def _winners(rows: Sequence[TrialRow]) -> list[str]:
     return sentences
 
 
-def missing_rows(rows: Sequence[TrialRow]) -> list[tuple[str, list[TrialRow]]]:
+def missing_rows(rows: Sequence[Trial]) -> list[tuple[str, list[Trial]]]:
     """The runs without a result, by state: failed ones first, each with its own words."""
-    states: dict[str, list[TrialRow]] = {name: [] for name in ("failed", "running", "interrupted", "not begun")}
+    states: dict[str, list[Trial]] = {name: [] for name in ("failed", "running", "interrupted", "not begun")}
     for row in rows:
         if row.status not in FINISHED:
             words = reason(row)

@@ -18,13 +18,13 @@ from optuna.distributions import FloatDistribution
 from orchestration.report import marks, svg
 from orchestration.report.figures import sweep_figure
 from orchestration.report.notation import header, validated, value
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 ENOUGH = 6  # trials from which on the figures say more than the table
 Ranges = Mapping[str, FloatDistribution]
 
 
-def search_figures(name: str, rows: Sequence[TrialRow], ranges: Ranges) -> list[tuple[str, str]]:
+def search_figures(name: str, rows: Sequence[Trial], ranges: Ranges) -> list[tuple[str, str]]:
     """(caption, SVG) of every figure that the finished trials are enough for."""
     found = []
     searched, baselines = ([row for row in rows if (row.source == "baseline") is kind] for kind in (False, True))
@@ -52,7 +52,7 @@ def search_figures(name: str, rows: Sequence[TrialRow], ranges: Ranges) -> list[
     return found
 
 
-def study_of(trials: Sequence[TrialRow], ranges: Ranges) -> optuna.Study:
+def study_of(trials: Sequence[Trial], ranges: Ranges) -> optuna.Study:
     """The trials as Optuna's own; a range is widened to hold the paper's points."""
     wide = {}
     for key, range_ in ranges.items():
@@ -70,7 +70,7 @@ def study_of(trials: Sequence[TrialRow], ranges: Ranges) -> optuna.Study:
     return study
 
 
-def importances(trials: Sequence[TrialRow], ranges: Ranges) -> dict[str, float]:
+def importances(trials: Sequence[Trial], ranges: Ranges) -> dict[str, float]:
     """Key -> share, largest first; empty where all accuracies are alike."""
     if len({row.best_val_accuracy for row in trials}) < 2:
         return {}
@@ -83,7 +83,7 @@ def importances(trials: Sequence[TrialRow], ranges: Ranges) -> dict[str, float]:
         optuna.logging.set_verbosity(before)
 
 
-def _parallel(trials: Sequence[TrialRow], ranges: Ranges) -> str:
+def _parallel(trials: Sequence[Trial], ranges: Ranges) -> str:
     axes: dict[str, list[float]] = {}
     labels: dict[str, tuple[str, str]] = {}
     for key, range_ in ranges.items():
@@ -102,7 +102,7 @@ def _parallel(trials: Sequence[TrialRow], ranges: Ranges) -> str:
 
 
 @matplotlib.rc_context(marks.STYLE)
-def _contour(trials: Sequence[TrialRow], first: str, second: str, ranges: Ranges) -> str:
+def _contour(trials: Sequence[Trial], first: str, second: str, ranges: Ranges) -> str:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     places, even = [], []  # in the settings' units, and as they lie on the axes: neighbours are neighbours to the eye

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from erat.data import spreadsheets
 from orchestration.report.notation import MISSING, accuracy, duration, finite, header, origin, value
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 STATUS_STYLES = {"queued": "dim", "running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red"}
 _CHOICE = "★ chosen by validation accuracy (best epoch); test accuracy is for the record and chooses nothing."
@@ -31,7 +31,7 @@ _CSV_FIELDS = (
 )
 
 
-def best(rows: Sequence[TrialRow]) -> TrialRow | None:
+def best(rows: Sequence[Trial]) -> Trial | None:
     """The setting to take: largest `best_val_accuracy`, ties to the lower number.
 
     A trial that a scheduler stopped is eligible only where no trial is done. A baseline never is: it is not a
@@ -44,18 +44,18 @@ def best(rows: Sequence[TrialRow]) -> TrialRow | None:
     return None
 
 
-def _rank(row: TrialRow) -> tuple[int, float, int]:
+def _rank(row: Trial) -> tuple[int, float, int]:
     """Sort key: measured before unmeasured, then the better validation accuracy, then the lower number."""
     found = finite(row.best_val_accuracy)
     return (1, 0.0, row.number) if found is None else (0, -found, row.number)
 
 
-def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def ranked(rows: Sequence[Trial]) -> list[Trial]:
     """Best validation accuracy first; what has none comes last."""
     return sorted(rows, key=_rank)
 
 
-def caption(rows: Sequence[TrialRow]) -> str:
+def caption(rows: Sequence[Trial]) -> str:
     """How the choice was made, and what the validation images were if the configurations say it."""
     said = {(row.config["val.trusted"], row.config.get("val.objective")) for row in rows if "val.trusted" in row.config}
     if len(said) != 1:
@@ -66,7 +66,7 @@ def caption(rows: Sequence[TrialRow]) -> str:
     return f"{_CHOICE} Validation: {kind}{attacked} (val.trusted={str(bool(trusted)).lower()})."
 
 
-def summary_table(rows: Sequence[TrialRow], columns: Sequence[str]) -> Table:
+def summary_table(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
     """All trials, best validation accuracy first.
 
     Args:
@@ -93,7 +93,7 @@ def headings(columns: Sequence[str]) -> list[str]:
     return ["#", "source", *map(header, columns), *accuracies, "epochs", "status", "time"]
 
 
-def texts_of(row: TrialRow, columns: Sequence[str], chosen: bool) -> list[str]:
+def texts_of(row: Trial, columns: Sequence[str], chosen: bool) -> list[str]:
     """One trial as the words of a line of the table."""
     return [
         f"★ {row.number}" if chosen else str(row.number),
@@ -108,7 +108,7 @@ def texts_of(row: TrialRow, columns: Sequence[str], chosen: bool) -> list[str]:
     ]
 
 
-def markdown(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
+def markdown(rows: Sequence[Trial], columns: Sequence[str]) -> str:
     """The same table for a README or an issue."""
     chosen = best(rows)
     names = headings(columns)
@@ -118,7 +118,7 @@ def markdown(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
     return f"{table}\n\n{caption(rows)}\n"
 
 
-def csv_text(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
+def csv_text(rows: Sequence[Trial], columns: Sequence[str]) -> str:
     """Everything about each trial, unrounded, under dotted keys; empty where nothing was measured."""
     lines: list[list[Any]] = [["number", "cell", "source", "status", *columns, *_CSV_FIELDS]]
     for row in ranked(rows):
@@ -127,7 +127,7 @@ def csv_text(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
     return spreadsheets.csv_text(lines, "\n")
 
 
-def paste_command(row: TrialRow, preset: str, overrides: Mapping[str, Any]) -> str:
+def paste_command(row: Trial, preset: str, overrides: Mapping[str, Any]) -> str:
     """The shell line that runs this trial's configuration again.
 
     Args:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,8 +62,7 @@ def read_result(folder: Path) -> RunResult | None:
         return None
     except (FileNotFoundError, NotADirectoryError):
         return None
-    known = {entry.name for entry in fields(RunResult)}
-    return RunResult(**{key: value for key, value in found.items() if key in known})  # type: ignore[arg-type]
+    return RunResult.of(found)
 
 
 def read_refusal(folder: Path) -> str | None:

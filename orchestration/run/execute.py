@@ -12,7 +12,7 @@ import resource
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
 
@@ -151,19 +151,21 @@ def _train(
         shared = isinstance(error, TrainingFailedError) or ranks.workers == 1
         if not ranks.first and not shared:
             raise
-        result = summarise(cell, "failed", read_metrics(folder))
-        result.error = _reason(error)
-        result.peak_memory_mb = _peak_memory_mb(config)
+        reached = summarise(cell, "failed", read_metrics(folder))
+        result = replace(reached, error=_reason(error), peak_memory_mb=_peak_memory_mb(config))
         if ranks.first:
             write_atomic(folder / "error.txt", traceback.format_exc().encode())
         if not shared:
             keep_result(workspace, result)
             raise
         return result
-    result.peak_memory_mb = _peak_memory_mb(config)
-    result.noise_rate = data.manifest["labels"].get("noise_rate")
-    result.checksum = data.manifest["images"].get("checksum")
-    return result
+    labels, images = data.manifest["labels"], data.manifest["images"]
+    return replace(
+        result,
+        peak_memory_mb=_peak_memory_mb(config),
+        noise_rate=labels.get("noise_rate"),
+        checksum=images.get("checksum"),
+    )
 
 
 def _reason(error: Exception) -> str:

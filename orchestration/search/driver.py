@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,14 @@ from erat.config import RunConfig
 from erat.files import write_atomic
 from erat.records import read_words
 from erat.result import RunResult, summarise
-from orchestration.report.grid import grid_markdown
-from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
-from orchestration.report.summary import best, csv_text, markdown
+from orchestration.report.summary import best
 from orchestration.run.directory import ENDS, read_departure, read_metrics, read_refusal, read_result
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
-from orchestration.search.queue import Queue, Sampler, Trial
+from orchestration.search.queue import Queue, Sampler
 from orchestration.storage.workspace import Workspace
-from orchestration.study.ledger import Ledger, Outcome
-from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec
+from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.tracker import Tracker
 
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
@@ -33,8 +30,8 @@ class StudyDriver:
     """Listens to a running sweep and keeps ledger, tracker and view up to date.
 
     Args:
-        view: shown the rows after every event.
-        work_of: how long a run is, so that the longest baselines begin first; none: in their order.
+        view: shown the trials after every event.
+        work_of: how long a run is, so that the longest listed ones begin first; none: in their order.
         ready: number of a trial -> whether it may begin.
         parent: the tracker's run of the sweep.
     """
@@ -47,10 +44,9 @@ class StudyDriver:
     tracker: Tracker
     parent: str
     sampler: Sampler
-    view: Callable[[list[TrialRow]], None] = lambda rows: None
+    view: Callable[[list[Trial]], None] = lambda trials: None
     work_of: Callable[[RunConfig], float] | None = None
     ready: Callable[[int], bool] = lambda number: True
-    rows: dict[int, TrialRow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.queue = make_queue(
@@ -63,7 +59,7 @@ class StudyDriver:
 
     def trial_parameters(self, trial: Trial) -> dict[str, Any]:
         """What a worker is given."""
-        config = self.spec.config(trial.overrides)
+        config = self.spec.config(trial.params)
         self.workspace.prepare(trial.cell)
         return {
             "number": trial.number,
@@ -75,130 +71,121 @@ class StudyDriver:
 
     def started(self, number: int) -> None:
         """A trial begins, or goes on from its checkpoint."""
-        row = self.rows[number]
-        row.status = "running"
-        self._track_start(row)
-        self.epoch(number)
+        self._track_start(number)
+        self._epoch(number, "running")
 
     def epoch(self, number: int) -> None:
         """An epoch ended: take in what the cell's folder says."""
-        row = self.rows[number]
-        self.workspace.fetch(row.cell, "metrics.jsonl")
-        metrics = read_metrics(self.workspace.run_directory(row.cell))
-        row.take_in(asdict(summarise(row.cell, row.status, metrics)))
+        self._epoch(number, self.queue.trials[number].status)
+
+    def _epoch(self, number: int, status: str) -> None:
+        cell = self.queue.trials[number].cell
+        self.workspace.fetch(cell, "metrics.jsonl")
+        metrics = read_metrics(self.workspace.run_directory(cell))
+        self.queue.record(number, summarise(cell, status, metrics))
         for entry in metrics:
             self.tracker.log_epoch(self._runs[number], entry, entry["epoch"])
-        self.view(self.all_rows())
+        self.view(self.trials)
 
     def stop(self, number: int, epoch: int) -> None:
         """Ask a trial to stop after this epoch; its later ones, if it had begun any, do not count."""
-        path = self._stop_file(self.rows[number].cell)
+        cell = self.queue.trials[number].cell
+        path = self._stop_file(cell)
         if not path.exists():
             write_atomic(path, str(epoch).encode())
-            self.workspace.send(self.rows[number].cell, path.name)
+            self.workspace.send(cell, path.name)
 
     def heard(self, number: int, words: str) -> None:
         """What Ray says of a worker that died."""
         self._retries.heard(number, words)
 
-    def ended(self, number: int) -> Outcome | Retry:
+    def ended(self, number: int) -> RunResult | Retry:
         """A trial is over: record how; or it is to run again."""
-        row = self.rows[number]
-        outcome = self._outcome(row)
-        if isinstance(outcome, Retry):
-            with_fewer = ", with fewer beside it" if outcome.fewer else ""
-            warnings.warn(f"trial {number}: {outcome.reason}; it goes on{with_fewer}", stacklevel=2)
-            row.status = "queued"
-            self.view(self.all_rows())
-            return outcome
+        trial = self.queue.trials[number]
+        result = self._result(trial)
+        if isinstance(result, Retry):
+            with_fewer = ", with fewer beside it" if result.fewer else ""
+            warnings.warn(f"trial {number}: {result.reason}; it goes on{with_fewer}", stacklevel=2)
+            self._queue_again(trial)
+            self.view(self.trials)
+            return result
         if number not in self._runs:
-            self._track_start(row)
+            self._track_start(number)
         self.epoch(number)
-        row.take_in(outcome.result)
-        track_end(self.tracker, self._runs[number], outcome, self.workspace.run_directory(row.cell))
+        self.queue.record(number, result)
+        track_end(self.tracker, self._runs[number], result, self.workspace.run_directory(trial.cell))
         # Last: a driver that dies before this line finds the cell's result again, and tells the tracker what it lacks.
-        self.ledger.finish(row.cell, outcome.status, outcome.result, sweep=self.name, error=outcome.error)
-        self.view(self.all_rows())
-        return outcome
+        self.ledger.finish(result, sweep=self.name, mlflow_run_id=self._runs[number])
+        self.view(self.trials)
+        return result
 
     def interrupted(self) -> None:
         """The sweep was cut short: what ran is queued again."""
-        for number, row in self.rows.items():
-            if row.status == "running":
-                row.status = "queued"
-                self.tracker.finish(self._runs[number], "interrupted", {}, None, None)
+        for trial in self.trials:
+            if trial.status == "running":
+                self._queue_again(trial)
+                self.tracker.finish(self._runs[trial.number], "interrupted", {}, None, None)
 
-    # -- rows -------------------------------------------------------------------------------------------------------
+    # -- trials -----------------------------------------------------------------------------------------------------
 
-    def all_rows(self) -> list[TrialRow]:
-        """In the order of their numbers."""
-        return [self.rows[number] for number in sorted(self.rows)]
+    @property
+    def trials(self) -> list[Trial]:
+        """All that were made, in the order of their numbers."""
+        return [self.queue.trials[number] for number in sorted(self.queue.trials)]
+
+    def _queue_again(self, trial: Trial) -> None:
+        self.queue.record(trial.number, replace(trial.so_far, status="queued"))
 
     def _proposed(self, trial: Trial) -> None:
-        config = self.spec.config(trial.overrides)
         known = self.ledger.studies[self.name].proposals.get(trial.number)
         if known is None or known.cell != trial.cell:  # one that cannot be made was passed over
             self.ledger.append(
                 "proposed",
                 sweep=self.name,
                 number=trial.number,
-                params=trial.overrides,
+                params=trial.params,
                 source=trial.source,
                 cell=trial.cell,
             )
-        self.rows[trial.number] = row = TrialRow(
-            trial.number,
-            trial.cell,
-            trial.overrides,
-            source=trial.source,
-            epochs=config.train.epochs,
-            config=config.flat(),
-        )
-        if trial.outcome is not None:
-            row.take_in(trial.outcome.result)
 
-    def _outcome(self, row: TrialRow) -> Outcome | Retry:
-        folder = self.workspace.run_directory(row.cell)
-        self.workspace.fetch(row.cell, "metrics.jsonl", *ENDS)
-        self.workspace.fetch(row.cell, *self.workspace.names(row.cell, "artifacts"))
-        result, stop_epoch = read_result(folder), self._stop_epoch(row.cell)
+    def _result(self, trial: Trial) -> RunResult | Retry:
+        cell, folder = trial.cell, self.workspace.run_directory(trial.cell)
+        self.workspace.fetch(cell, "metrics.jsonl", *ENDS)
+        self.workspace.fetch(cell, *self.workspace.names(cell, "artifacts"))
+        result, stop_epoch = read_result(folder), self._stop_epoch(cell)
         if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
-            failed = self._failed(row, result)
-            if isinstance(failed, Retry):
-                return failed
-            result = failed
-        elif result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
+            return self._failed(trial, result)
+        if result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may be past the epoch, even at the end, when they see that they were to stop.
-            stopped = summarise(row.cell, "stopped", read_metrics(folder)[:stop_epoch])
+            stopped = summarise(cell, "stopped", read_metrics(folder)[:stop_epoch])
             kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb")}
             result = replace(stopped, **kept)
-            self._stop_file(row.cell).unlink(missing_ok=True)
-            self.workspace.send(row.cell, self._stop_file(row.cell).name)
-        content = asdict(result) | {"mlflow_run_id": self._runs.get(row.number)}
-        return Outcome(result.status, content, result.error)
+            self._stop_file(cell).unlink(missing_ok=True)
+            self.workspace.send(cell, self._stop_file(cell).name)
+        return result
 
-    def _failed(self, row: TrialRow, result: RunResult | None) -> RunResult | Retry:
+    def _failed(self, trial: Trial, result: RunResult | None) -> RunResult | Retry:
         """What to make of a trial that left no result, or ran out of memory."""
-        folder = self.workspace.run_directory(row.cell)
+        folder = self.workspace.run_directory(trial.cell)
         rows = read_metrics(folder)
-        failed = result or summarise(row.cell, "failed", rows)
-        if result is None and (refusal := read_refusal(folder)) is not None:
-            failed.error = refusal
-            return failed
-        if result is None and (departure := read_departure(folder)) is not None:
-            return Retry(fewer=False, reason=f"its worker was {departure}")
-        if result is None:
-            verdict = self._retries.died(row.number, len(rows))
+        verdict: str | Retry
+        if result is not None:
+            verdict = self._retries.out_of_memory(trial.number, result.error or OUT_OF_MEMORY)
+        elif (refusal := read_refusal(folder)) is not None:
+            verdict = refusal
+        elif (departure := read_departure(folder)) is not None:
+            verdict = Retry(fewer=False, reason=f"its worker was {departure}")
         else:
-            verdict = self._retries.out_of_memory(row.number, result.error or OUT_OF_MEMORY)
+            verdict = self._retries.died(trial.number, len(rows))
         if isinstance(verdict, Retry):
             return verdict
-        failed.error = verdict
-        return failed
+        return replace(result or summarise(trial.cell, "failed", rows), error=verdict)
 
-    def _track_start(self, row: TrialRow) -> None:
-        run = self.tracker.start_run(row.cell, row.config, parent=self.parent, sweep=self.name, source=row.source)
-        self._runs[row.number] = row.mlflow_run_id = run
+    def _track_start(self, number: int) -> None:
+        trial = self.queue.trials[number]
+        run = self.tracker.start_run(trial.cell, trial.config, parent=self.parent, sweep=self.name, source=trial.source)
+        self._runs[number] = run
+        self.queue.record(number, trial.so_far, run)
 
     def _stop_file(self, cell: str) -> Path:
         return self.workspace.run_directory(cell) / f"stop-{self.name}"
@@ -222,13 +209,13 @@ def make_queue(
     known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
     epochs = spec.base.train.epochs
     return Queue(
-        space=spec.space,
-        points=spec.space.scaled_points(spec.base.data.name),
+        runs=spec.runs,
+        points=spec.points,
         total=total,
+        generation=spec.space.generation,
         sampler=sampler,
         known=known,
-        cell_of=lambda overrides: spec.config(overrides).digest(),
-        outcome_of=lambda cell: ledger.outcome(cell, name),
+        trial_of=lambda *made: ledger.with_outcome(spec.trial(*made), name),
         on_proposed=on_proposed,
         patience_epochs=max(1, round(spec.space.grace * epochs)),
         epochs=epochs,
@@ -237,48 +224,18 @@ def make_queue(
     )
 
 
-def track_end(tracker: Tracker, run_id: str, outcome: Outcome, folder: Path) -> None:
+def track_end(tracker: Tracker, run_id: str, result: RunResult, folder: Path) -> None:
     """Tell the tracker how a cell ended."""
     tracker.finish(
         run_id,
-        outcome.status,  # type: ignore[arg-type]
-        {key: outcome.result.get(key) for key in SUMMARY_METRICS},
-        folder / "artifacts" if outcome.status in FINISHED else None,
-        outcome.error,
+        result.status,  # type: ignore[arg-type]
+        {key: getattr(result, key) for key in SUMMARY_METRICS},
+        folder / "artifacts" if result.status in FINISHED else None,
+        result.error,
     )
 
 
-def write_report(driver: StudyDriver) -> list[str]:
-    """Tables and figures of a sweep into its report folder; their paths."""
-    # What draws loads slowly: only what draws pays.
-    from orchestration.report.figures import sweep_figure
-    from orchestration.report.grid_figure import grid_figure
-
-    folder = driver.workspace.report(driver.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, columns = driver.all_rows(), driver.spec.space.columns
-    searched = [row for row in rows if row.source != "baseline"]
-    baselines = [row for row in rows if row.source == "baseline"]
-    documents = {
-        "summary.md": markdown(rows, columns),
-        "summary.csv": csv_text(rows, columns),
-        "spec.json": json.dumps(driver.spec.content(), indent=2, default=str),
-    }
-    for name, text in documents.items():
-        write_atomic(folder / name, text.encode())
-    if driver.spec.space.parameters:
-        figures = sweep_figure(driver.spec.space.name, searched, baselines, folder)
-    elif is_matrix(rows):
-        for name, text in {"matrix.md": matrix_markdown(rows), "matrix.csv": matrix_csv(rows)}.items():
-            write_atomic(folder / name, text.encode())
-        figures = [folder / "matrix.md", folder / "matrix.csv"]
-    else:
-        write_atomic(folder / "grid.md", grid_markdown(rows).encode())
-        figures = [folder / "grid.md", *grid_figure(rows, folder)]
-    return [str(folder / "summary.md"), str(folder / "summary.csv"), *map(str, figures)]
-
-
-def result_json(row: TrialRow) -> dict[str, Any]:
+def result_json(row: Trial) -> dict[str, Any]:
     """A run as `--json` prints it."""
     return {
         "cell": row.cell,
@@ -293,7 +250,7 @@ def result_json(row: TrialRow) -> dict[str, Any]:
     }
 
 
-def best_json(rows: list[TrialRow]) -> dict[str, Any] | None:
+def best_json(rows: list[Trial]) -> dict[str, Any] | None:
     """The chosen run as `--json` prints it, with what was searched."""
     chosen = best(rows)
     return None if chosen is None else result_json(chosen) | {"params": chosen.params, "number": chosen.number}

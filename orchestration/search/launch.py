@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from erat.config import RunConfig
@@ -16,16 +16,17 @@ from erat.files import write_atomic
 from erat.result import RunResult, summarise
 from orchestration.crafting.jobs import Crafting, craft_here
 from orchestration.crafting.sets import missing_sets
+from orchestration.report.files import write_files
 from orchestration.report.live import LiveView
 from orchestration.run.directory import ENDS, STATE, read_metrics
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import driving
-from orchestration.search.driver import StudyDriver, track_end, write_report
+from orchestration.search.driver import StudyDriver, track_end
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
-from orchestration.study.ledger import Ledger, Outcome
-from orchestration.study.rows import TrialRow
+from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec, register, unfilled
+from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
 
 POLL_SECONDS = 0.5
@@ -72,7 +73,7 @@ def run_study(
     sampler = tune.OptunaSampler(
         spec.space.distributions(spec.base.data.name),
         seed=spec.base.train.seed,
-        startup_trials=max(1, len(spec.space.points)),
+        startup_trials=max(1, len(spec.points)),
     )
     with ExitStack() as stack:
         stack.enter_context(driving(workspace, name))
@@ -89,8 +90,8 @@ def run_study(
         slots = min(fit, at_most or fit)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
-        # A search begins with its points, and runs its few baselines where a slot is idle.
-        work_of = _work_of if not spec.space.parameters else None
+        # A search begins with its points, and runs its few listed runs where a slot is idle.
+        work_of = _work_of if spec.search is None else None
         ready = crafting.gate(baselines, points)
         driver = StudyDriver(
             name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready
@@ -113,12 +114,12 @@ def run_study(
                 driver.interrupted()
                 if isinstance(error, UserError):
                     ledger.withdraw(name)  # to be asked for again under the same name, without the mistake
-                view.update(driver.all_rows())
+                view.update(driver.trials)
                 tracker.finish(parent, "interrupted", {})
                 raise
-            view.update(driver.all_rows())  # those, too, that were finished before and made no event
-        files = write_report(driver)
-        failed = any(row.status == "failed" for row in driver.all_rows())
+            view.update(driver.trials)  # those, too, that were finished before and made no event
+        files = write_files(spec, driver.trials, workspace.report(name))
+        failed = any(trial.status == "failed" for trial in driver.trials)
         seconds = time.monotonic() - started
         tracker.finish_parent(
             parent, summary={"wall_seconds": seconds}, artifacts=workspace.report(name), ok=not failed
@@ -140,7 +141,7 @@ def _work_of(config: RunConfig) -> float:
         return 0.0
 
 
-def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, address: str | None, force: bool) -> TrialRow:
+def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, address: str | None, force: bool) -> Trial:
     """Train one cell and record it; a finished one is only shown, unless forced.
 
     Raises:
@@ -148,11 +149,10 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
     """
     config = workspace.fingerprints()(config)
     cell = config.digest()
-    row = TrialRow(0, cell, {}, source="train", epochs=config.train.epochs, config=config.flat())
-    known = ledger.outcome(cell)
-    if known is not None and known.status == "done" and not force:
-        row.take_in(known.result)
-        return row
+    trial = Trial(0, cell, {}, source="train", config=config.flat())
+    known = ledger.with_outcome(trial)
+    if known.status == "done" and not force:
+        return known
     workspace = workspace.sharing(config.storage.path)
     folder = workspace.run_directory(cell)
     if address is not None:
@@ -165,7 +165,7 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
         for file in (*STATE, *ENDS):
             (folder / file).unlink(missing_ok=True)
         workspace.send(cell, *STATE, *ENDS)
-    run = tracker.start_run(cell, row.config, parent=None, sweep=None, source="train")
+    run = tracker.start_run(cell, trial.config, parent=None, sweep=None, source="train")
     title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
     with LiveView(title, [], 1) as view:
 
@@ -174,8 +174,7 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
             rows = read_metrics(folder)
             for entry in rows:
                 tracker.log_epoch(run, entry, entry["epoch"])
-            row.take_in(asdict(summarise(cell, "running", rows)))
-            view.update([row])
+            view.update([replace(trial, result=summarise(cell, "running", rows))])
 
         on_epoch()
         try:
@@ -184,13 +183,12 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
             tracker.finish(run, "interrupted", {})
             raise
         workspace.fetch(cell, *ENDS, *workspace.names(cell, "artifacts"))
-        outcome = Outcome(result.status, asdict(result) | {"mlflow_run_id": run}, result.error)
-        row.take_in(outcome.result)
-        view.update([row])
-    track_end(tracker, run, outcome, folder)
+        trial = replace(trial, result=result, mlflow_run_id=run)
+        view.update([trial])
+    track_end(tracker, run, result, folder)
     _send_all(tracker)
-    ledger.finish(cell, outcome.status, outcome.result, sweep=None, error=outcome.error)
-    return row
+    ledger.finish(result, sweep=None, mlflow_run_id=run)
+    return trial
 
 
 def _train_here_or_on_ray(

@@ -20,12 +20,13 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from erat.errors import UserError
+from erat.result import RunResult
 from erat.seeding import derive
 from orchestration.cluster import execution, session
 from orchestration.run.retries import Retry
-from orchestration.search.queue import Queue, Trial
-from orchestration.study.ledger import Outcome
+from orchestration.search.queue import Queue
 from orchestration.study.spaces import ten_digits
+from orchestration.study.trial import Trial
 
 METRIC = "val_accuracy"
 SAY_AFTER = 60.0  # seconds without a trial that runs
@@ -86,16 +87,16 @@ class OptunaSampler:
         """The next values."""
         return dict(self._search.suggest(trial_id) or {})
 
-    def tell(self, trial_id: str, outcome: Outcome) -> None:
+    def tell(self, trial_id: str, result: RunResult) -> None:
         """How the trial ended: done with its value, stopped as pruned with its curve, failed or NaN as failed."""
-        reached = outcome.result.get("best_val_accuracy")
-        if outcome.status == "done" and reached is not None and math.isfinite(reached):
+        reached = result.best_val_accuracy
+        if result.status == "done" and reached is not None and math.isfinite(reached):
             self._search.on_trial_complete(trial_id, {METRIC: reached})
             return
-        if outcome.status == "stopped":
-            for epoch, value in enumerate(outcome.result.get("val_history") or [], start=1):
+        if result.status == "stopped":
+            for epoch, value in enumerate(result.val_history, start=1):
                 self._search.on_trial_result(trial_id, {METRIC: value, "training_iteration": epoch})
-        self._search.on_trial_complete(trial_id, None, error=outcome.status != "stopped")
+        self._search.on_trial_complete(trial_id, None, error=result.status != "stopped")
 
 
 class Driver(Protocol):
@@ -109,7 +110,7 @@ class Driver(Protocol):
 
     def epoch(self, number: int) -> None: ...
 
-    def ended(self, number: int) -> Outcome | Retry: ...
+    def ended(self, number: int) -> RunResult | Retry: ...
 
     def heard(self, number: int, words: str) -> None: ...
 
@@ -179,8 +180,6 @@ class QueueSearcher(Searcher):
             self._again.append(trial)
             if ended.fewer:
                 self._slots, self._ahead = max(1, self._slots // 2), False
-        else:
-            self._driver().queue.complete(trial.number, ended)
 
     def held(self) -> int:
         """Trials that Tune has and that have not ended.

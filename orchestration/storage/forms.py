@@ -29,7 +29,7 @@ Number = Annotated[int, Field(ge=0, le=2 * MOST_CELLS)]
 
 
 class Result(TypedDict, total=False):
-    """How a cell ended: the fields of `trial.RunResult`."""
+    """How a cell ended: the fields of `erat.result.RunResult`."""
 
     __pydantic_config__ = Open  # type: ignore[misc]
     cell: Cell
@@ -182,11 +182,6 @@ ENVIRONMENT, SELECTION, CONFUSION = TypeAdapter(Environment), TypeAdapter(Select
 PROGRESS: TypeAdapter[tuple[str, int, int]] = TypeAdapter(
     tuple[str, Count, Annotated[int, Field(ge=1, le=10**9)]], config=ConfigDict(strict=True)
 )
-# What every result has, as it is before a run's first epoch.
-BEGUN: dict[str, Any] = {"epochs": 0, "train_seconds": 0.0, "val_accuracy": None, "best_val_accuracy": None} | {
-    "final_test_accuracy": None,
-    "best_val_test_accuracy": None,
-}
 _DONE = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
 
 

@@ -50,11 +50,11 @@ class History:
                 spec = self._specs.get(name) or StudySpec.of(sweep.spec)
             except UserError:
                 continue  # `status` says so
-            for proposal in spec.proposals(sweep).values():
-                outcome = self._ledger.outcome(proposal.cell, name)
-                if outcome is not None and outcome.result.get("epochs"):
-                    took = outcome.result["train_seconds"] / outcome.result["epochs"]
-                    found.setdefault(_signature(spec.config(proposal.params)), []).append(took)
+            for trial in spec.proposals(sweep).values():
+                result = self._ledger.outcome(trial.cell, name)
+                if result is not None and result.epochs:
+                    took = result.train_seconds / result.epochs
+                    found.setdefault(_signature(spec.config(trial.params)), []).append(took)
         return found
 
 

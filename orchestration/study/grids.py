@@ -13,7 +13,7 @@ from erat.config import RunConfig, all_keys, build, field_of, first_error, unkno
 from erat.errors import UserError, shown, unknown_name
 from erat.options import Section, parse_fraction
 from orchestration.study.overrides import read_value
-from orchestration.study.spaces import FOLDER, SearchSpace, load_space, named_file, ten_digits
+from orchestration.study.spaces import FOLDER, load_space, named_file, ten_digits
 from orchestration.study.spec import StudySpec, unfilled
 from orchestration.study.yaml_files import read_yaml
 
@@ -163,8 +163,7 @@ def specification(
     for key in overrides:
         if any(key in cell for cell in cells):
             raise UserError(f"{key} is what the grid {grid.name} varies; choose with --only, --skip or --seeds")
-    runs = SearchSpace(name=grid.name, about=grid.about, baselines=cells, proposals=0)
-    return StudySpec(runs, preset, base, fill)
+    return StudySpec.listing(grid.name, grid.about, cells, preset, base, fill)
 
 
 def _scaled(cell: dict[str, Any], preset: str, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import json
 import time
 import warnings
 from codecs import BOM_UTF8
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +22,38 @@ from pydantic import ValidationError
 from erat.errors import UserError
 from erat.locks import held
 from erat.records import DamagedError, append_line, open_regular, why
-from orchestration.storage.forms import BEGUN, EVENTS, lacks
+from erat.result import RunResult
+from orchestration.storage.forms import EVENTS, lacks
+from orchestration.study.trial import Trial
 
 MOST_LINE = 2**26  # bytes; a sweep of 10,000 cells is entered in a line of two million
 _READ = 2**23  # bytes at once
 _TORN = b'{"event": "'  # how each of our own lines begins
 
 
-@dataclass
-class Proposal:
-    """Trial `number` of a sweep: which values were to be tried, and the cell that they make."""
+@dataclass(frozen=True, slots=True)
+class RecordedResult(RunResult):
+    """How a cell ended last, as the ledger has it.
 
-    number: int
-    params: dict[str, Any]
-    source: str
-    cell: str
+    Attributes:
+        mlflow_run_id: the run in MLflow that was told of it.
+        time: of the record, in seconds since 1970.
+    """
 
-
-@dataclass
-class Outcome:
-    """How a cell ended last: "done", "stopped" or "failed", with its result row or its error."""
-
-    status: str
-    result: dict[str, Any]
-    error: str | None = None
-    time: float | None = field(default=None, compare=False)  # of the record, in seconds since 1970
+    mlflow_run_id: str | None = None
+    time: float | None = None
 
 
 @dataclass
 class StudyRecord:
-    """A named piece of work: its specification, the trials proposed so far, those it stopped early."""
+    """A named piece of work: its specification, the trials proposed so far, how those ended that it stopped early."""
 
     name: str
     spec: dict[str, Any]
     trials: int = 0
     began: float | None = None  # seconds since 1970
-    proposals: dict[int, Proposal] = field(default_factory=dict)
-    stopped: dict[str, Outcome] = field(default_factory=dict)
+    proposals: dict[int, Trial] = field(default_factory=dict)
+    stopped: dict[str, RecordedResult] = field(default_factory=dict)
 
 
 class Ledger:
@@ -72,7 +66,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.studies: dict[str, StudyRecord] = {}
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, RecordedResult] = {}
         self._offset = self._lines = 0
         self._within = False  # a line that is too long to be read
         self._foreign, self._first_foreign = 0, ""
@@ -151,7 +145,7 @@ class Ledger:
         self._first_foreign = self._first_foreign or f"line {self._lines}: {reason}"
         self._foreign += 1
 
-    def outcome(self, cell: str, sweep: str | None = None) -> Outcome | None:
+    def outcome(self, cell: str, sweep: str | None = None) -> RecordedResult | None:
         """How a cell ended: done by anyone, or stopped in this sweep, or failed; none while it is to do."""
         outcome = self._outcomes.get(cell)
         if outcome is not None and outcome.status == "done":
@@ -160,11 +154,15 @@ class Ledger:
             return self.studies[sweep].stopped[cell]
         return outcome
 
-    def finish(
-        self, cell: str, status: str, result: Mapping[str, Any], *, sweep: str | None, error: str | None
-    ) -> None:
+    def with_outcome(self, trial: Trial, sweep: str | None = None) -> Trial:
+        """The trial with its result, if it has ended; see `outcome`."""
+        ended = self.outcome(trial.cell, sweep)
+        return trial if ended is None else replace(trial, result=ended, mlflow_run_id=ended.mlflow_run_id)
+
+    def finish(self, result: RunResult, *, sweep: str | None, mlflow_run_id: str | None = None) -> None:
         """Record how a cell ended."""
-        self.append(status, cell=cell, sweep=sweep, result=dict(result), error=error)
+        content = asdict(result) | {"mlflow_run_id": mlflow_run_id}
+        self.append(result.status, cell=result.cell, sweep=sweep, result=content, error=result.error)
 
     def withdraw(self, sweep: str) -> None:
         """Free the name of a sweep under which nothing was tried."""
@@ -182,16 +180,19 @@ class Ledger:
         elif kind == "withdrawn" and sweep and not sweep.proposals:
             del self.studies[sweep.name]
         elif kind == "proposed" and sweep:
-            proposal = Proposal(event["number"], event["params"], event["source"], event["cell"])
-            sweep.proposals[proposal.number] = proposal
+            trial = Trial(event["number"], event["cell"], event["params"], event["source"])
+            sweep.proposals[trial.number] = trial
         elif kind == "stopped" and sweep:
-            result = BEGUN | {"status": kind} | event["result"]
-            sweep.stopped[event["cell"]] = Outcome("stopped", result, time=event.get("time"))
+            sweep.stopped[event["cell"]] = _result(event)
         elif kind in ("done", "failed"):
-            result = BEGUN | {"status": kind} | event["result"]
-            self._outcomes[event["cell"]] = Outcome(kind, result, event.get("error"), event.get("time"))
+            self._outcomes[event["cell"]] = _result(event)
         elif kind == "retry":
             self._outcomes.pop(event["cell"], None)
+
+
+def _result(event: dict[str, Any]) -> RecordedResult:
+    known = {"cell": event["cell"], "status": event["event"], "time": event.get("time")}
+    return RecordedResult.of({"error": event.get("error")} | event["result"] | known)
 
 
 def _of_no_concern(line: bytes, error: ValidationError) -> bool:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -14,11 +14,13 @@ from erat.config import RunConfig, build, content_digest, known_keys
 from erat.data.fingerprint import Recalled, place_of
 from erat.errors import UserError
 from erat.records import why
+from erat.variants import defense_name, expand
 from orchestration.storage.forms import SPECIFICATION
-from orchestration.study.ledger import Ledger, Proposal, StudyRecord
-from orchestration.study.rows import FINISHED
+from orchestration.study.ledger import Ledger, StudyRecord
 from orchestration.study.spaces import SearchSpace, parse_space
+from orchestration.study.trial import FINISHED, Trial
 
+Kind = Literal["search", "matrix", "list"]
 BEFORE_IDENTITY = "made before the data were part of the identity"
 
 
@@ -29,9 +31,12 @@ def unfilled(config: RunConfig) -> RunConfig:
 
 @dataclass(frozen=True)
 class StudySpec:
-    """What a sweep is. The number of trials is not part of it: a sweep can be extended.
+    """What a study is: runs that are listed, and maybe a search beside them.
+
+    The number of trials is not part of it: a search can be extended.
 
     Attributes:
+        space: its runs, its ranges or both, in the form that files and the ledger have.
         overrides: dotted keys on top of the preset, alike for all trials.
         fill: fills the fingerprint of its images into a configuration, and checks a given one; see
             `Workspace.fingerprints`.
@@ -42,13 +47,58 @@ class StudySpec:
     overrides: dict[str, Any]
     fill: Callable[[RunConfig], RunConfig] = field(default=unfilled, compare=False, repr=False)
 
+    @classmethod
+    def listing(
+        cls,
+        name: str,
+        about: str,
+        runs: list[dict[str, Any]],
+        preset: str,
+        overrides: dict[str, Any],
+        fill: Callable[[RunConfig], RunConfig] = unfilled,
+    ) -> StudySpec:
+        """Return the specification of a list of runs, each given by its dotted keys, without a search."""
+        return cls(SearchSpace(name=name, about=about, baselines=runs, proposals=0), preset, overrides, fill)
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """What is listed: the dotted keys of each run."""
+        return self.space.baselines
+
+    @property
+    def search(self) -> SearchSpace | None:
+        """What is searched; none: the listed runs are all."""
+        return self.space if self.space.parameters else None
+
+    @cached_property
+    def kind(self) -> Kind:
+        """A search, a matrix (runs of several defenses) or a list of runs of one defense: how it is shown."""
+        if self.search is not None:
+            return "search"
+        names = (defense_name(self.config(run).flat() | expand(run), run) for run in self.runs)
+        first = next(names, None)
+        return "matrix" if any(name != first for name in names) else "list"
+
+    @property
+    def points(self) -> list[dict[str, float]]:
+        """The paper's own settings of what is searched, in this data set's units."""
+        return self.space.scaled_points(self.base.data.name)
+
+    def size(self, trials: int) -> int:
+        """Return the number of trials in all, of which `trials` are the search's."""
+        return len(self.runs) + trials
+
+    def known_ahead(self, trials: int) -> list[tuple[str, dict[str, Any]]]:
+        """Return source and dotted keys of the first trials, those that nobody has to propose, by their numbers."""
+        return [("baseline", run) for run in self.runs] + [("paper", dict(point)) for point in self.points[:trials]]
+
     def __post_init__(self) -> None:
         for key in self.space.parameters:
             if key in self.overrides:
                 raise UserError(f"{key} is what the space {self.space.name} searches; it cannot be set as well")
             if key not in known_keys(self.base.defense.name):
                 raise UserError(f"the space {self.space.name} searches {key}, which {self.base.defense.name} lacks")
-        for overrides in [*self.space.baselines, *self.space.examples(self.base.data.name)]:
+        for overrides in [*self.runs, *self.space.examples(self.base.data.name)]:
             self.config(overrides)
 
     @cached_property
@@ -78,23 +128,27 @@ class StudySpec:
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
         return {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
 
-    def proposals(self, sweep: StudyRecord) -> dict[int, Proposal]:
+    def trial(self, number: int, source: str, params: dict[str, Any]) -> Trial:
+        """A trial that nobody has begun."""
+        config = self.config(params)
+        return Trial(number, config.digest(), params, source, config.flat())
+
+    def proposals(self, sweep: StudyRecord) -> dict[int, Trial]:
         """The trials of a sweep in the ledger, by number; those that this specification cannot make are warned of."""
         known = {}
-        for number, proposal in sorted(sweep.proposals.items()):
+        for number, trial in sorted(sweep.proposals.items()):
             try:
-                self.config(proposal.params)
+                self.config(trial.params)
             except UserError as error:
                 warnings.warn(f"trial {number} of {sweep.name} in the ledger is passed over: {error}", stacklevel=2)
             else:
-                known[number] = proposal
+                known[number] = trial
         return known
 
     def planned(self, trials: int) -> tuple[list[RunConfig], list[RunConfig]]:
-        """What is known before anything runs: (the baselines, the paper's points or, without any, what is searched)."""
-        points = self.space.scaled_points(self.base.data.name)[:trials]
-        searched = [self.config(overrides) for overrides in points] or [self.base] * (trials > 0)
-        return [self.config(overrides) for overrides in self.space.baselines], searched
+        """What is known before anything runs: (listed runs, the paper's points or, without any, what is searched)."""
+        searched = [self.config(point) for point in self.points[:trials]] or [self.base] * (trials > 0)
+        return [self.config(run) for run in self.runs], searched
 
     def content(self) -> dict[str, Any]:
         """What the ledger keeps, JSON-like: what two sweeps of one name must share, and how it was asked for."""
@@ -114,13 +168,13 @@ class StudySpec:
     @cached_property
     def images(self) -> dict[str, str]:
         """Fingerprints of the image sets of all that is planned, by where they were found."""
-        runs = [self.base, *map(self.config, self.space.baselines)]
+        runs = [self.base, *map(self.config, self.runs)]
         return {place_of(data): data.fingerprint for data in {run.data for run in runs} if data.fingerprint is not None}
 
     @property
     def identified(self) -> bool:
         """Whether it is said of all that is planned on which images."""
-        return self.base.identified and all(self.config(overrides).identified for overrides in self.space.baselines)
+        return self.base.identified and all(self.config(run).identified for run in self.runs)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> StudySpec:
@@ -181,7 +235,7 @@ def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) 
         )
     outcomes = [ledger.outcome(proposal.cell, name) for proposal in sweep.proposals.values()]
     ended = [outcome for outcome in outcomes if outcome is not None and outcome.status in FINISHED]
-    if len(ended) >= sweep.trials + len(old.space.baselines):
+    if len(ended) >= old.size(sweep.trials):
         return old
     try:
         new = replace(old, fill=fill)

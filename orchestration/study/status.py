@@ -1,9 +1,9 @@
-"""Where a sweep stands according to the ledger and its cells' folders: one row a trial, finished or not."""
+"""Where a study stands according to the ledger and its cells' folders: its trials, finished or not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 
 from erat.errors import unknown_name
 from erat.result import summarise
@@ -11,8 +11,8 @@ from orchestration.run.directory import read_metrics
 from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
-from orchestration.study.rows import TrialRow
 from orchestration.study.spec import StudySpec
+from orchestration.study.trial import Trial
 
 
 def spec_of(ledger: Ledger, name: str) -> StudySpec:
@@ -26,37 +26,25 @@ def spec_of(ledger: Ledger, name: str) -> StudySpec:
     return StudySpec.of(ledger.studies[name].spec)
 
 
-def rows_of(
+def trials_of(
     workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec | None = None
-) -> tuple[list[TrialRow], int]:
+) -> tuple[list[Trial], int]:
     """The trials proposed so far, and how many there are to be."""
     sweep = ledger.studies[name]
     spec = spec or StudySpec.of(sweep.spec)
-    rows = []
-    for number, proposal in spec.proposals(sweep).items():
-        folder, config = workspace.run_directory(proposal.cell), spec.config(proposal.params)
-        row = TrialRow(number, proposal.cell, proposal.params, proposal.source)
-        row.epochs, row.config = config.train.epochs, config.flat()
-        outcome = ledger.outcome(proposal.cell, name)
-        if outcome is not None:
-            row.take_in(outcome.result)
-        elif folder.exists():
+    trials = []
+    for proposed in spec.proposals(sweep).values():
+        folder = workspace.run_directory(proposed.cell)
+        trial = ledger.with_outcome(replace(proposed, config=spec.config(proposed.params).flat()), name)
+        if trial.result is None and folder.exists():
             state = "running" if is_running(folder) else "queued"
-            row.take_in(asdict(summarise(proposal.cell, state, read_metrics(folder))))
-        rows.append(row)
-    return rows, sweep.trials + len(spec.space.baselines)
+            trial = replace(trial, result=summarise(trial.cell, state, read_metrics(folder)))
+        trials.append(trial)
+    return trials, spec.size(sweep.trials)
 
 
-def not_begun(spec: StudySpec, trials: int, rows: Sequence[TrialRow]) -> list[TrialRow]:
-    """Rows for the runs that are planned and known, but not proposed yet: baselines first, then the paper's points."""
-    points = spec.space.scaled_points(spec.base.data.name)[:trials]
-    known = {row.number for row in rows}
-    planned = [("baseline", entry) for entry in spec.space.baselines] + [("paper", dict(point)) for point in points]
-    missing = []
-    for number, (source, params) in enumerate(planned):
-        if number not in known:
-            config = spec.config(params)
-            row = TrialRow(number, config.digest(), dict(params), source)
-            row.epochs, row.config = config.train.epochs, config.flat()
-            missing.append(row)
-    return missing
+def not_begun(spec: StudySpec, total: int, trials: Sequence[Trial]) -> list[Trial]:
+    """The runs that are known ahead, but not proposed yet."""
+    known = {trial.number for trial in trials}
+    planned = enumerate(spec.known_ahead(total))
+    return [spec.trial(number, *entry) for number, entry in planned if number not in known]

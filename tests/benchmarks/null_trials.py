@@ -28,7 +28,6 @@ from orchestration.cluster import execution
 from orchestration.search import launch
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
-from orchestration.study.spaces import SearchSpace
 from orchestration.study.spec import StudySpec
 
 CORES = 2  # of a node
@@ -50,8 +49,10 @@ def null_trial(parameters: dict[str, Any]) -> None:
 
 def measured(trials: int, nodes: int) -> dict[str, Any]:
     """Run them; seconds, megabytes and what was left on the disk."""
-    spec = StudySpec(
-        SearchSpace(name="null", about="", proposals=0, baselines=[{"train.seed": seed} for seed in range(trials)]),
+    spec = StudySpec.listing(
+        "null",
+        "",
+        [{"train.seed": seed} for seed in range(trials)],
         "demo",
         {"data.limit": 200, "corruption.data": "none", "corruption.labels": "none"},
     )
@@ -62,7 +63,7 @@ def measured(trials: int, nodes: int) -> dict[str, Any]:
         began = time.monotonic()
         end = launch.run_study("null", spec, 0, workspace, Ledger(workspace.ledger), address=address)
         seconds = time.monotonic() - began
-        assert all(row.status == "done" for row in end.driver.all_rows())
+        assert all(row.status == "done" for row in end.driver.trials)
         ended = sorted(_ended(workspace))
         few = max(2, len(ended) // 10)
         return {

@@ -15,7 +15,6 @@ from orchestration.search import tune
 from orchestration.search.driver import StudyDriver
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
-from orchestration.study.spaces import SearchSpace
 from orchestration.study.spec import StudySpec, register
 from orchestration.tracking.tracker import Tracker
 from tests.benchmarks.harness import Comparison, Pairs, timed
@@ -51,14 +50,13 @@ def _tune_and_bare(cells: int, repeats: int) -> Pairs:
             spec = _spec([next(seeds) for _ in range(cells)])
             driver = _driver(f"sweep-{number}", spec, workspace, ledger, tracker)
             through_tune = timed(partial(_search, driver))
-            assert all(row.status == "done" for row in driver.all_rows()), driver.all_rows()
+            assert all(row.status == "done" for row in driver.trials), driver.trials
             pairs.append((through_tune, timed(partial(_bare, spec, bare))))
     return pairs[1:]
 
 
 def _spec(seeds: list[int]) -> StudySpec:
-    baselines = [{"train.seed": seed} for seed in seeds]
-    return StudySpec(SearchSpace(name="cells", about="", proposals=0, baselines=baselines), "demo", CELL)
+    return StudySpec.listing("cells", "", [{"train.seed": seed} for seed in seeds], "demo", CELL)
 
 
 def _driver(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger, tracker: Tracker) -> StudyDriver:

@@ -237,6 +237,6 @@ def test_what_ran_on_a_node_goes_on_elsewhere(
         assert (run["status"], run["final_test_accuracy"]) == ("done", one.final_test_accuracy)
         ended = Ledger(workspace.ledger).outcome(run["cell"])
         assert ended is not None
-        assert ended.result["val_history"] == one.val_history
+        assert ended.val_history == one.val_history
     if how == "dies":
         nodes.nodes[1] = nodes.add("b")

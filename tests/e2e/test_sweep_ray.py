@@ -109,7 +109,7 @@ class TestFromBeginningToEnd:
         best = first.json["best"]
         ledger = Ledger(workspace.ledger)
         reached = {run["cell"]: ledger.outcome(run["cell"], "first") for run in first.json["runs"][1:]}
-        done = {cell: o.result["best_val_accuracy"] for cell, o in reached.items() if o and o.status == "done"}
+        done = {cell: o.best_val_accuracy for cell, o in reached.items() if o and o.status == "done"}
         assert done[best["cell"]] == max(done.values())
         assert best["number"] > 0, "no baseline"
         (line,) = [line for line in first.err.splitlines() if "orchestrate.py train" in line]
@@ -278,7 +278,7 @@ class TestFailures:
             undisturbed = execute_run(config, Workspace(tmp_path / "alone"))
             assert undisturbed.final_test_accuracy == run["final_test_accuracy"]
             ended = Ledger(workspace.ledger).outcome(run["cell"])
-            assert ended is not None and ended.result["val_history"] == undisturbed.val_history
+            assert ended is not None and ended.val_history == undisturbed.val_history
 
 
 def kill_a_worker(cluster: Cluster, workspace: Workspace, sweep: str) -> None:
@@ -400,5 +400,5 @@ def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
     assert point["config"]["train.workers"] == 2
     outcome = Ledger(workspace.ledger).outcome(proposal["cell"], "parallel")
     assert outcome is not None
-    assert outcome.result["epochs"] == EPOCHS // 2, "where it was decided, however far the workers were"
+    assert outcome.epochs == EPOCHS // 2, "where it was decided, however far the workers were"
     assert len(read_metrics(workspace.run_directory(point["cell"]))) == EPOCHS

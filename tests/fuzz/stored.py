@@ -139,7 +139,7 @@ def make_bases(sandbox: Sandbox) -> None:
 
     spec = specification(load_grid("table3"), "demo", {}, only={"corruption": ["up"], "noise": ["symmetric"]})
     states = ["done", "done", "failed", "interrupted", "proposed"]
-    runs = [(params, "baseline", states[k % len(states)]) for k, params in enumerate(spec.space.baselines)]
+    runs = [(params, "baseline", states[k % len(states)]) for k, params in enumerate(spec.runs)]
     sandbox.bases["swept"] = sandbox.folder / "swept"
     write_home(Workspace(sandbox.bases["swept"]), "t", spec, runs)
     for name, words in (("crafted", (*CRAFT, "data.root=../data/toy.npz")), ("trained", TRAIN)):

@@ -20,6 +20,7 @@ import typer
 
 from erat.config import build
 from erat.errors import TrainingFailedError, UserError
+from erat.result import RunResult
 from orchestration import cli
 from orchestration.commands import console
 from orchestration.search import launch
@@ -582,10 +583,10 @@ class TestSweepVerbs:
 
     def test_a_matrix_is_called_as_its_grid(self, command: Command, workspace: Workspace) -> None:
         name, spec, trials, _ = self.called(command, "matrix", "--grid", "table1")
-        assert (name, len(spec.space.baselines), trials) == ("table1", 12, 0)
+        assert (name, len(spec.runs), trials) == ("table1", 12, 0)
         other, spec, *_ = self.called(command, "matrix", "--grid", "table1", "--only", "defense=at_2", "--seeds", "0,1")
         assert other.startswith("table1-")
-        assert [cell["train.seed"] for cell in spec.space.baselines] == [0, 1] * 6
+        assert [cell["train.seed"] for cell in spec.runs] == [0, 1] * 6
 
     def test_cancel_and_watch_know_what_runs(self, command: Command, known: StudySpec) -> None:
         assert command("cancel", "mine").err.splitlines()[-1] == (
@@ -651,8 +652,8 @@ class TestSweepVerbs:
         for number in range(5):
             ledger.append("proposed", sweep="mine", number=number, params={}, source="paper", cell=f"c{number}")
         for number, status in ends.items():
-            ledger.finish(f"c{number}", status, DONE | {"status": status}, sweep="mine", error=None)
-        ledger.finish("other", "failed", {"status": "failed"}, sweep="other", error="boom")
+            ledger.finish(RunResult.of(DONE | {"cell": f"c{number}", "status": status}), sweep="mine")
+        ledger.finish(RunResult("other", "failed", error="boom"), sweep="other")
         assert self.called(command, "retry", "mine")[:3] == ("mine", known, 7)
         after = Ledger(workspace.ledger)
         outcomes = {number: after.outcome(f"c{number}", "mine") for number in range(5)}

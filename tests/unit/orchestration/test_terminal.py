@@ -14,8 +14,8 @@ from erat.errors import UserError
 from orchestration.commands import console
 from orchestration.report.crafting import CraftLines
 from orchestration.report.live import LiveView
-from orchestration.study.rows import TrialRow
 from orchestration.terminal import Terminal, harmless, one_line
+from tests.trials import make_trial
 
 TITLE = "\x1b]0;owned\x1b\\"  # sets a window's title
 EVIL = f"a{TITLE}\x9b31m\x1b[2Jb\u202egnp.exe"
@@ -68,7 +68,7 @@ def test_errors_and_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: py
 def test_lines_and_live_tables() -> None:
     lines = io.StringIO()
     CraftLines(lines).show(EVIL, EVIL, 1, 2)
-    row = TrialRow(1, "c", {"defense.name": EVIL}, source="search", epochs=2, status="failed", error=f"Error: {EVIL}")
+    row = make_trial(1, "c", {"defense.name": EVIL}, source="search", epochs=2, status="failed", error=f"Error: {EVIL}")
     with LiveView(EVIL, ["defense.name"], 1, stream=lines) as view:
         view.note(EVIL)
         view.update([row])

@@ -15,13 +15,14 @@ from rich.console import Console
 from erat.config import RunConfig, build
 from erat.engine.memory import MB, MemoryEstimate
 from erat.errors import UserError
+from erat.result import RunResult
 from orchestration.commands import overview
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
-from orchestration.study.rows import TrialRow
 from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec, register
+from tests.trials import make_trial
 
 ETA = "defense.eta"
 TINY = {"data.limit": 200, "train.epochs": 4, "corruption.data": "urp"}
@@ -59,9 +60,8 @@ def propose(ledger: Ledger, made: StudySpec, number: int, params: dict[str, Any]
     return cell
 
 
-def result(status: str, **fields: Any) -> dict[str, Any]:
-    figures = {"val_accuracy": 0.5, "best_val_accuracy": 0.6, "final_test_accuracy": 0.5, "best_val_test_accuracy": 0.5}
-    return {"status": status, "epochs": 4, "train_seconds": 3.0, "val_history": [0.6, 0.5], **figures, **fields}
+def result(cell: str, status: str, epochs: int = 4, error: str | None = None) -> RunResult:
+    return RunResult(cell, status, epochs, 0.5, 0.6, 0.5, 0.5, train_seconds=3.0, error=error, val_history=[0.6, 0.5])
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def ledger(workspace: Workspace) -> Ledger:
         propose(ledger, made, 0, {"defense.name": "ce"}, "baseline"),
         *(propose(ledger, made, number, {ETA: number / 10}, "paper") for number in (1, 2, 3, 4)),
     ]
-    ledger.finish(cells[0], "done", result("done"), sweep="a", error=None)
-    ledger.finish(cells[1], "failed", result("failed", epochs=1), sweep="a", error="boom")
-    ledger.finish(cells[2], "stopped", result("stopped", epochs=2), sweep="a", error=None)
+    ledger.finish(result(cells[0], "done"), sweep="a")
+    ledger.finish(result(cells[1], "failed", epochs=1, error="boom"), sweep="a")
+    ledger.finish(result(cells[2], "stopped", epochs=2), sweep="a")
     workspace.run_directory(cells[3]).mkdir(parents=True)
     row = {"epoch": 1, "val_accuracy": 0.3, "test_accuracy": 0.2, "epoch_seconds": 1.0}
     (workspace.run_directory(cells[3]) / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -132,7 +132,7 @@ class TestStatus:
         made, ledger = spec(), Ledger(workspace.ledger)
         register(ledger, "a", made, 0)
         cell = propose(ledger, made, 0, {"defense.name": "ce"}, "baseline")
-        ledger.finish(cell, "done", result("done"), sweep="a", error=None)
+        ledger.finish(result(cell, "done"), sweep="a")
         assert overview.of_sweep(workspace, "a", console)["left"] == 0
         assert "resume" not in said(console)
         assert "retry" not in said(console)
@@ -268,7 +268,8 @@ class TestWords:
 
     def test_a_run_ends_with_its_accuracies_and_its_folder(self, workspace: Workspace, console: Console) -> None:
         config: RunConfig = build("demo")
-        row = TrialRow(0, config.digest(), {}, status="done", final_test_accuracy=0.9512, best_val_test_accuracy=0.96)
+        figures = {"final_test_accuracy": 0.9512, "best_val_test_accuracy": 0.96}
+        row = make_trial(0, config.digest(), status="done", **figures)
         overview.show_run(row, workspace, console)
         assert "0.951" in said(console)
         assert "0.960" in said(console)

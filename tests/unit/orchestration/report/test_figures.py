@@ -12,25 +12,26 @@ import pytest
 
 from orchestration.report.budgets import BudgetAxis, hurting, log_ticks
 from orchestration.report.figures import budget_figure, joint_figure, line_figure, sweep_figure
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
+from tests.trials import make_trial, with_result
 
 INF, TWO, ETA, LAMBDA = "defense.epsilon_inf", "defense.epsilon_2", "defense.eta", "defense.lambda_u"
 PAIRS = [(1, 0.1), (2, 0.2), (4, 0.3), (6, 0.4), (8, 0.5), (12, 0.6), (16, 0.7), (24, 0.8)]
 ARCH = [0.80, 0.88, 0.93, 0.95, 0.96, 0.955, 0.95, 0.90]
 
 
-def row(number: int, params: dict[str, Any], test: float | None, source: str = "optuna", **more: Any) -> TrialRow:
+def row(number: int, params: dict[str, Any], test: float | None, source: str = "optuna", **more: Any) -> Trial:
     more.setdefault("status", "done")
     more.setdefault("best_val_accuracy", test)
-    return TrialRow(number, f"cell{number:02}", params, source=source, final_test_accuracy=test, **more)
+    return make_trial(number, f"cell{number:02}", params, source=source, final_test_accuracy=test, **more)
 
 
-def paper_rows(accuracies: list[float] = ARCH) -> list[TrialRow]:
+def paper_rows(accuracies: list[float] = ARCH) -> list[Trial]:
     settings = [{INF: k / 255, TWO: eps_2} for k, eps_2 in PAIRS]
     return [row(n, params, test, "paper") for n, (params, test) in enumerate(zip(settings, accuracies, strict=True))]
 
 
-def proposals() -> list[TrialRow]:
+def proposals() -> list[Trial]:
     return [
         row(8, {INF: 0.0345, TWO: 0.55}, 0.962),
         row(9, {INF: 0.01, TWO: 0.7}, 0.4, status="stopped"),
@@ -38,7 +39,7 @@ def proposals() -> list[TrialRow]:
     ]
 
 
-def baselines() -> list[TrialRow]:
+def baselines() -> list[Trial]:
     return [
         row(20, {}, 0.517, "baseline", config={"defense.name": "ce"}),
         row(21, {}, 0.916, "baseline", config={"defense.name": "erat", "defense.adversarial": False}),
@@ -84,7 +85,7 @@ class TestBudgetFigure:
 
     def test_a_stopped_pair_is_no_evidence(self, tmp_path: Path) -> None:
         rows = paper_rows([0.3, *[0.95] * 7])
-        rows[0].status = "stopped"
+        rows[0] = with_result(rows[0], status="stopped")
         assert "Here: all pairs lie within 2 points of the best." in "\n".join(
             text_of(budget_figure(rows, [], tmp_path))
         )
@@ -102,7 +103,7 @@ class TestBudgetFigure:
 class TestFewOrOddRows:
     @pytest.mark.parametrize("status", ["queued", "running", "failed"])
     def test_nothing_finished_writes_nothing(self, tmp_path: Path, status: str) -> None:
-        rows = [replace(found, status=status) for found in paper_rows()]
+        rows = [with_result(found, status=status) for found in paper_rows()]
         out = tmp_path / "out"
         assert budget_figure(rows, baselines(), out) == []
         assert line_figure(rows, INF, baselines(), out) == []
@@ -126,7 +127,7 @@ class TestFewOrOddRows:
             [row(0, {INF: 0.05, TWO: 0.1}, 0.9), row(1, {INF: 5.0, TWO: 9.0}, 0.0)],
         ],
     )
-    def test_no_crash(self, tmp_path: Path, rows: list[TrialRow]) -> None:
+    def test_no_crash(self, tmp_path: Path, rows: list[Trial]) -> None:
         assert len(budget_figure(rows, baselines()[:1], tmp_path)) == 2
         assert len(joint_figure(rows, [INF, TWO], tmp_path)) == (0 if rows[0].best_val_accuracy is None else 2)
         assert len(line_figure(rows, INF, [], tmp_path)) == (0 if rows[0].params[INF] is None else 2)
@@ -142,9 +143,11 @@ class TestAxis:
 
     @pytest.mark.parametrize(("unit_inf", "unit_2"), [(8 / 255, 0.5), (0.1, 1.0)])
     def test_multiples_of_any_data_sets_reference(self, unit_inf: float, unit_2: float) -> None:
-        rows = paper_rows()
-        for found in rows:
-            found.params = {INF: found.params[INF] * unit_inf / (8 / 255), TWO: found.params[TWO] * unit_2 / 0.5}
+        by_inf, by_2 = unit_inf / (8 / 255), unit_2 / 0.5
+        rows = [
+            replace(found, params={INF: found.params[INF] * by_inf, TWO: found.params[TWO] * by_2})
+            for found in paper_rows()
+        ]
         axis = BudgetAxis.of(rows)
         assert axis.reference == pytest.approx(unit_inf)
         heads = [axis.label(index).split("\n")[0] for index in range(8)]

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from orchestration.report.grid import Grid, grid_markdown, grid_table
 from orchestration.report.grid_figure import grid_figure
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
+from tests.trials import make_trial
 
 
-def row(number: int, kind: str, noise: str, test: float | None, status: str = "done", **more: Any) -> TrialRow:
+def row(number: int, kind: str, noise: str, test: float | None, status: str = "done", **more: Any) -> Trial:
     norm = {} if kind == "none" else {"corruption.norm": "l2", "corruption.epsilon": 1.25}
     config = {
         "defense.name": "ce",
@@ -23,7 +24,7 @@ def row(number: int, kind: str, noise: str, test: float | None, status: str = "d
         "corruption.rate": 0.6 if noise != "none" else 0.0,
         "train.seed": number,
     } | norm
-    return TrialRow(number, f"c{number}", {}, "baseline", status, final_test_accuracy=test, config=config | more)
+    return make_trial(number, f"c{number}", {}, "baseline", status, final_test_accuracy=test, config=config | more)
 
 
 ROWS = [

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import replace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from orchestration.report.live import LiveView, _Terminal, takes_a_table, visible
 from orchestration.report.progress import Progress, seconds_per_epoch, sweep_left
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
+from tests.trials import make_trial, with_result
 
 COLUMNS = ["defense.epsilon_inf", "defense.epsilon_2"]
 
@@ -47,11 +48,10 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
     return Screen()
 
 
-def row(number: int, status: str = "queued", epoch: int = 0, **more: object) -> TrialRow:
+def row(number: int, status: str = "queued", epoch: int = 0, **more: Any) -> Trial:
     params = {"defense.epsilon_inf": (number + 1) / 255, "defense.epsilon_2": 0.5}
-    return replace(
-        TrialRow(number, f"cell{number}", params, status=status, epoch=epoch, epochs=10, seconds=6.0 * epoch), **more
-    )
+    more = {"params": params, "seconds": 6.0 * epoch, **more}
+    return make_trial(number, f"cell{number}", status=status, epoch=epoch, epochs=10, **more)
 
 
 class TestPlainLines:
@@ -62,16 +62,15 @@ class TestPlainLines:
             view.update([row(0), waiting])
             view.update([row(0, "running"), waiting])
             clock.now += 24
-            view.update([row(0, "running", 4, val_accuracy=0.9126, seconds_left=41.6), waiting])
+            view.update([row(0, "running", 4, val_accuracy=0.9126, seconds=27.7), waiting])
             view.note("a word from the side")
             clock.now += 36
             ended = row(0, "done", 10, val_accuracy=0.93, best_val_accuracy=0.94, final_test_accuracy=0.921)
             view.update([ended, waiting])
-            view.update([ended, replace(waiting, status="running")])
+            view.update([ended, with_result(waiting, status="running")])
             clock.now += 5
-            view.update(
-                [ended, replace(waiting, status="failed", seconds=5, error="Traceback\n\nTrainingFailed: NaN\n")]
-            )
+            error = "Traceback\n\nTrainingFailed: NaN\n"
+            view.update([ended, with_result(waiting, status="failed", train_seconds=5, error=error)])
         assert stream.getvalue().splitlines() == [
             "sweep budgets",
             "[0/2] trial 0 running eps_inf=1/255 eps_2=0.5 (optuna)",
@@ -102,14 +101,11 @@ class TestPlainLines:
         view.update(rows)
         assert stream.getvalue() == before
 
-    def test_rows_changed_in_place_are_news(self, clock: Clock) -> None:
+    def test_a_trial_that_moved_on_is_news(self, clock: Clock) -> None:
         stream = io.StringIO()
         view = LiveView("t", COLUMNS, 1, stream, clock)
-        kept = row(0)
-        view.update([kept])
-        kept.status = "stopped"
-        kept.epoch = 2
-        view.update([kept])
+        view.update([row(0)])
+        view.update([row(0, "stopped", 2)])
         assert "trial 0 stopped at epoch 2/10" in stream.getvalue()
 
     def test_a_requeued_trial_and_a_baseline_are_named(self, clock: Clock) -> None:
@@ -150,7 +146,7 @@ class TestWhere:
         assert "trial 0 epoch 1/10 val 0.500" in err
 
 
-def frame(rows: list[TrialRow], terminal: Screen, clock: Clock, title: str = "sweep", total: int = 0) -> list[str]:
+def frame(rows: list[Trial], terminal: Screen, clock: Clock, title: str = "sweep", total: int = 0) -> list[str]:
     """The lines that the live table occupies 7 s after these rows were reported."""
     progress = Progress(total, clock)
     progress.update(rows)
@@ -167,17 +163,17 @@ class TestTable:
         rows = [
             row(0, "done", 10, source="paper", val_accuracy=0.90, best_val_accuracy=0.91),
             row(1, "done", 10, val_accuracy=0.95, best_val_accuracy=0.96),
-            row(2, "running", 4, val_accuracy=0.876, best_val_accuracy=0.88, seconds_left=40.0),
+            row(2, "running", 4, val_accuracy=0.876, best_val_accuracy=0.88),
             row(3),
         ]
         lines = [" ".join(line.split()) for line in frame(rows, terminal, clock, total=5)]
         assert lines[0].strip() == "sweep"
         assert "# source status ε∞ ε2 epoch val best time left" in lines
         assert "★ 1 optuna done 2/255 0.5 10/10 ━━━━━━━━ 0.950 0.960 1:00" in lines
-        assert "2 optuna running 3/255 0.5 4/10 ━━━╌╌╌╌╌ 0.876 0.880 0:31 0:33" in lines  # 7 s after the report
+        assert "2 optuna running 3/255 0.5 4/10 ━━━╌╌╌╌╌ 0.876 0.880 0:31 0:29" in lines  # 7 s after the report
         assert "3 optuna queued 4/255 0.5 0/10 ╌╌╌╌╌╌╌╌ - - -" in lines
-        # 33 s of trial 2, then two trials of 60 s on the one slot
-        assert lines[-1] == "2/5 trials · 2:33 left · best val 0.960 (trial 1) · 2 done, 1 running"
+        # 29 s of trial 2, then two trials of 60 s on the one slot
+        assert lines[-1] == "2/5 trials · 2:29 left · best val 0.960 (trial 1) · 2 done, 1 running"
 
     @pytest.mark.parametrize(("lines", "running"), [(12, 3), (20, 3), (20, 40)])
     def test_a_long_sweep_never_outgrows_the_terminal(
@@ -265,7 +261,8 @@ class TestTimeLeft:
         assert sweep_left([row(0, "running"), row(1)], {}, 2, 1) is None
 
     def test_slots_share_the_queue(self) -> None:
-        rows = [row(0, "done", 10), row(1, "running", 5, seconds_left=30.0), row(2, "running", 5, seconds_left=50.0)]
+        rows = [row(0, "done", 10, seconds=40.0)]
+        rows += [row(1, "running", 5, seconds=30.0), row(2, "running", 5, seconds=50.0)]
         rows += [row(3), row(4)]
         # 6 s an epoch: trial 3 follows trial 1 at 30 s and ends at 90; trial 4 follows trial 2 at 50 and ends at 110
         assert sweep_left(rows, {}, 5, 2) == 110

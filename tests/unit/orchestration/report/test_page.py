@@ -26,10 +26,11 @@ from orchestration.report.latex import escape, tabular
 from orchestration.report.sections import groups_of
 from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification
-from orchestration.study.rows import TrialRow
 from orchestration.study.spaces import load_space
 from orchestration.study.spec import StudySpec
+from orchestration.study.trial import Trial
 from tests.synthetic import write_home
+from tests.trials import make_trial, with_result
 
 ROOT = Path(__file__).parents[4]
 VOID = {"meta", "link", "input", "br", "hr"}
@@ -42,7 +43,7 @@ def grid(preset: str = "demo", grid_name: str = "table3", **choice: Any) -> Stud
 
 def with_states(spec: StudySpec, states: dict[int, str]) -> list[tuple[dict[str, Any], str, str]]:
     """The spec's runs, done unless a state is given; "absent" ones are not proposed."""
-    runs = [(entry, "baseline", states.get(number, "done")) for number, entry in enumerate(spec.space.baselines)]
+    runs = [(entry, "baseline", states.get(number, "done")) for number, entry in enumerate(spec.runs)]
     return [run for run in runs if run[2] != "absent"]
 
 
@@ -200,13 +201,12 @@ def test_more_runs_than_fit_are_said_to_be_left_out(
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def run(defense: str, kind: str, accuracy: float | None, **config: Any) -> TrialRow:
+def run(defense: str, kind: str, accuracy: float | None, **config: Any) -> Trial:
     params = {"defense.name": defense, "corruption.data": kind, **config}
     fixed = {"data.name": "mnist", "corruption.labels": "symmetric", "corruption.rate": 0.6, "model.name": "small"}
     status = "queued" if accuracy is None else "done"
-    return TrialRow(
-        0, defense + kind, params, status=status, final_test_accuracy=accuracy, config=fixed | params | config
-    )
+    known = fixed | params | config
+    return make_trial(0, defense + kind, params, status=status, final_test_accuracy=accuracy, config=known)
 
 
 def test_only_what_all_defenses_have_finished_is_compared() -> None:
@@ -271,24 +271,16 @@ def test_a_search_has_its_table_figures_importance_and_contours(search: Workspac
 
 def test_importance_finds_the_setting_that_matters() -> None:
     ranges = load_space("joint").distributions("mnist")
-    rows = [
-        TrialRow(
-            n,
-            str(n),
-            {
-                key: r.low + (r.high - r.low) * ((n * (3 + place)) % 17) / 17
-                for place, (key, r) in enumerate(ranges.items())
-            },
-            status="done",
-        )
+    settings = [
+        {key: r.low + (r.high - r.low) * ((n * (3 + place)) % 17) / 17 for place, (key, r) in enumerate(ranges.items())}
         for n in range(17)
     ]
-    for row in rows:
-        row.best_val_accuracy = 0.9 - 0.5 * row.params["defense.eta"]
+    rows = [
+        make_trial(n, str(n), params, status="done", best_val_accuracy=0.9 - 0.5 * params["defense.eta"])
+        for n, params in enumerate(settings)
+    ]
     assert next(iter(study.importances(rows, ranges))) == "defense.eta"
-    for row in rows:
-        row.best_val_accuracy = 0.9
-    assert study.importances(rows, ranges) == {}
+    assert study.importances([with_result(row, best_val_accuracy=0.9) for row in rows], ranges) == {}
 
 
 # --- other formats ---------------------------------------------------------------------------------------------------

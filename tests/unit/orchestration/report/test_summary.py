@@ -13,21 +13,22 @@ from rich.console import Console
 
 from orchestration.report.notation import baseline_name, duration, value
 from orchestration.report.summary import best, csv_text, markdown, paste_command, ranked, summary_table
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
+from tests.trials import make_trial
 
 COLUMNS = ["defense.epsilon_inf", "defense.epsilon_2"]
 
 
-def row(number: int, val: float | None, test: float | None = None, status: str = "done", **more: Any) -> TrialRow:
+def row(number: int, val: float | None, test: float | None = None, status: str = "done", **more: Any) -> Trial:
     more.setdefault("params", {"defense.epsilon_inf": 8 / 255, "defense.epsilon_2": 0.5})
     more.setdefault("epochs", 10)
     more.setdefault("epoch", 10)
-    return TrialRow(
+    return make_trial(
         number, f"cell{number}", status=status, best_val_accuracy=val, final_test_accuracy=test, seconds=62, **more
     )
 
 
-def printed(rows: list[TrialRow], columns: list[str], width: int = 100) -> list[str]:
+def printed(rows: list[Trial], columns: list[str], width: int = 100) -> list[str]:
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(summary_table(rows, columns))
     assert isinstance(console.file, io.StringIO)

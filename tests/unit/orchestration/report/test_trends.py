@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,26 +15,24 @@ from orchestration.report import trend_svg
 from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of, varied
 from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification
-from orchestration.study.rows import TrialRow
 from orchestration.study.spec import StudySpec
+from orchestration.study.trial import Trial
 from tests.synthetic import write_home
+from tests.trials import with_result
 
-Finished = Callable[..., list[TrialRow]]
+Finished = Callable[..., list[Trial]]
 
 
 def grid(name: str, **options: Any) -> StudySpec:
     return specification(load_grid(name), "demo", {}, **options)
 
 
-def rows_of(spec: StudySpec, reached: Callable[[dict[str, Any]], float] = lambda config: 0.5) -> list[TrialRow]:
-    rows = []
-    for number, entry in enumerate(spec.space.baselines):
-        config = spec.config(entry)
-        row = TrialRow(number, config.digest(), dict(entry), source="baseline", status="done", config=config.flat())
-        row.final_test_accuracy = reached(config.flat())
-        row.epoch, row.epochs, row.seconds = 16, 16, 32.0
-        rows.append(row)
-    return rows
+def rows_of(spec: StudySpec, reached: Callable[[dict[str, Any]], float] = lambda config: 0.5) -> list[Trial]:
+    rows = [spec.trial(number, "baseline", entry) for number, entry in enumerate(spec.runs)]
+    return [
+        with_result(row, status="done", epochs=16, train_seconds=32.0, final_test_accuracy=reached(dict(row.config)))
+        for row in rows
+    ]
 
 
 def test_figure_3_has_a_panel_a_poison_and_noise_with_budgets_ascending() -> None:
@@ -87,9 +86,8 @@ def test_tables_vary_nothing_more(name: str) -> None:
 
 def test_two_things_at_once_are_no_trend() -> None:
     rows = rows_of(grid("figure6"))
-    others = rows_of(grid("figure6"))
-    for row in others:
-        row.params, row.config = row.params | {"defense.lambda_u": 5.0}, row.config | {"defense.lambda_u": 5.0}
+    more = {"defense.lambda_u": 5.0}
+    others = [replace(row, params={**row.params, **more}, config={**row.config, **more}) for row in rows]
     assert varied(rows) == ["defense.eta"]
     assert varied([*rows, *others]) == []
 
@@ -99,7 +97,7 @@ def test_seeds_are_the_spread_and_a_missing_run_is_missing() -> None:
         grid("figure6", seeds=(0, 1), only={"corruption": ["up"], "noise": ["symmetric"]}),
         lambda config: 0.5 + 0.1 * config["train.seed"],
     )
-    rows[0].status = rows[1].status = "failed"
+    rows[:2] = [with_result(row, status="failed") for row in rows[:2]]
     (trend,) = trends_of(rows)
     cells = trend.lines["ERAT"]
     missing = [index for index, cell in enumerate(cells) if cell.mean is None]
@@ -134,8 +132,7 @@ def test_one_way_of_selecting_alone_is_compared_with_nothing() -> None:
 
 def test_time_is_per_epoch_and_of_finished_runs() -> None:
     rows = rows_of(grid("rq5", seeds=(0, 1)))
-    rows[0].seconds = 64.0
-    rows[1].status = "failed"
+    rows[:2] = with_result(rows[0], train_seconds=64.0), with_result(rows[1], status="failed")
     assert seconds_per_epoch(rows) == {"ERAT": [4.0], "ERAT w/o Uni": [2.0, 2.0]}
 
 
@@ -181,7 +178,7 @@ def test_a_selection_is_stacked() -> None:
 )
 def test_they_stand_on_the_page(name: str, heading: str, figures: int, workspace: Workspace) -> None:
     spec = grid(name)
-    write_home(workspace, "mine", spec, [(entry, "baseline", "done") for entry in spec.space.baselines])
+    write_home(workspace, "mine", spec, [(entry, "baseline", "done") for entry in spec.runs])
     page = write_report(workspace, "mine", "html", None).read_text()
     section = page[page.index(f"<h3>{heading}</h3>") :]
     section = section[: section.index("<h3>", 5) if "<h3>" in section[5:] else section.index("</section>")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ import pytest
 
 from erat.config import build
 from erat.errors import UserError
+from erat.result import RunResult
 from orchestration.cli import parse_overrides
+from orchestration.report.files import write_files
 from orchestration.report.summary import paste_command
 from orchestration.run.retries import DEATHS, Retry
-from orchestration.search.driver import StudyDriver, best_json, result_json, write_report
+from orchestration.search.driver import StudyDriver, best_json, result_json
 from orchestration.storage.workspace import Workspace
-from orchestration.study.ledger import Ledger, Outcome
-from orchestration.study.rows import TrialRow
+from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space, parse_space
 from orchestration.study.spec import StudySpec, register
+from tests.trials import make_trial
 
 ETA = "defense.eta"
 DEMO, PAPER = build("demo"), build("paper")
@@ -95,6 +98,39 @@ class TestSpecification:
     def test_a_baseline_of_the_same_defense_keeps_it(self) -> None:
         config = spec(overrides={"defense.lambda_u": 5}).config({"defense.adversarial": False})
         assert config == build("demo", {"defense.lambda_u": 5, "defense.adversarial": False})
+
+
+class TestKind:
+    """What a study is: said once, and shown accordingly everywhere."""
+
+    def test_what_is_searched_beside_its_runs_is_a_search(self) -> None:
+        made = spec()
+        assert (made.kind, made.search, made.runs) == ("search", made.space, [{"defense.name": "ce"}])
+        assert made.points == [{ETA: 0.1}, {ETA: 0.7}]
+        assert made.known_ahead(1) == [("baseline", {"defense.name": "ce"}), ("paper", {ETA: 0.1})]
+        assert (made.size(0), made.size(5)) == (1, 6)
+
+    @pytest.mark.parametrize(
+        ("runs", "kind"),
+        [
+            ([{"defense.name": "ce"}, {"defense.name": "erat"}], "matrix"),
+            ([{}, {"defense.adversarial": False}], "matrix"),
+            ([{"defense.name": "at", "defense.norms": norm} for norm in ("linf", "l2")], "matrix"),
+            ([{"train.seed": seed} for seed in (0, 1)], "list"),
+            ([{"defense.name": "ce", "corruption.data": kind} for kind in ("none", "up")], "list"),
+            ([{"defense.name": "erat_inf"}, {"defense.norms": "linf"}], "list"),
+        ],
+        ids=["defenses", "ablation", "norms", "seeds", "corruptions", "one-defense-under-two-names"],
+    )
+    def test_listed_runs_of_several_defenses_are_a_matrix(self, runs: list[dict[str, Any]], kind: str) -> None:
+        made = StudySpec.listing("mine", "a test", runs, "demo", {})
+        assert (made.kind, made.search, made.runs, made.points) == (kind, None, runs, [])
+        assert StudySpec.of(json.loads(json.dumps(made.content()))).kind == kind
+
+    def test_the_ledger_has_a_list_in_the_form_that_it_always_had(self) -> None:
+        made = StudySpec.listing("mine", "a test", [{"train.seed": 1}], "demo", {})
+        fixed = {"parameters": {}, "points": [], "proposals": 0, "generation": 2, "grace": 0.5}
+        assert made.content()["space"] == {"name": "mine", "about": "a test", **fixed, "baselines": [{"train.seed": 1}]}
 
 
 class TestIdentity:
@@ -185,7 +221,7 @@ class TestPaste:
             "defense.lambda_u": 12.0,
         }
         for params in (point, proposal):
-            row = TrialRow(0, made.config(params).digest(), params)
+            row = made.trial(0, "paper", params)
             words = shlex.split(paste_command(row, made.preset, made.overrides))
             assert words[:5] == ["python", "orchestrate.py", "train", "--preset", preset]
             assert build(preset, parse_overrides(words[5:])).digest() == row.cell
@@ -226,7 +262,7 @@ class FakeProposer:
     def suggest(self, trial_id: str) -> dict[str, Any]:
         return dict(self.waiting.pop(0)) if self.waiting else {ETA: 0.5}
 
-    def tell(self, trial_id: str, outcome: Outcome) -> None: ...
+    def tell(self, trial_id: str, result: RunResult) -> None: ...
 
 
 class World:
@@ -264,7 +300,7 @@ class World:
         return started
 
     def folder(self, number: int) -> Path:
-        return self.workspace.run_directory(self.driver.rows[number].cell)
+        return self.workspace.run_directory(self.driver.queue.trials[number].cell)
 
     def epochs(self, number: int, *val_accuracies: float) -> None:
         """What a worker writes after its epochs."""
@@ -283,14 +319,13 @@ class World:
     def result(self, number: int, status: str, **fields: Any) -> None:
         figures = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
         done = {"epochs": 4} | dict.fromkeys(figures, 0.5) if status == "done" else {}
-        content = {"cell": self.driver.rows[number].cell, "status": status, **done, **fields}
+        content = {"cell": self.driver.queue.trials[number].cell, "status": status, **done, **fields}
         (self.folder(number) / "result.json").write_text(json.dumps(content))
 
-    def end(self, number: int) -> Outcome:
-        outcome = self.driver.ended(number)
-        assert isinstance(outcome, Outcome)
-        self.driver.queue.complete(number, outcome)
-        return outcome
+    def end(self, number: int) -> RunResult:
+        result = self.driver.ended(number)
+        assert isinstance(result, RunResult)
+        return result
 
 
 @pytest.fixture
@@ -321,7 +356,7 @@ class TestDriver:
         world.begin(2)
         world.epochs(1, 0.3, 0.5, 0.4)
         world.driver.epoch(1)
-        row = world.driver.rows[1]
+        row = world.driver.queue.trials[1]
         assert (row.status, row.epoch, row.epochs, row.val_accuracy, row.best_val_accuracy) == (
             "running",
             3,
@@ -339,9 +374,11 @@ class TestDriver:
         world.epochs(1, 0.3, 0.5, 0.4, 0.4)
         world.result(1, "done", epochs=4, best_val_accuracy=0.5, final_test_accuracy=0.3, train_seconds=8.0)
         outcome = world.end(1)
-        kept = Ledger(world.workspace.ledger).outcome(world.driver.rows[1].cell)
-        assert kept == outcome
-        assert outcome.result["mlflow_run_id"] == f"run-{world.driver.rows[1].cell}"
+        kept = Ledger(world.workspace.ledger).outcome(world.driver.queue.trials[1].cell)
+        assert kept is not None
+        assert RunResult.of(asdict(kept)) == outcome == world.driver.queue.trials[1].result
+        run = f"run-{world.driver.queue.trials[1].cell}"
+        assert kept.mlflow_run_id == world.driver.queue.trials[1].mlflow_run_id == run
         (_, status, summary, artifacts, error) = world.tracker.of("finish")[-1]
         assert (status, error) == ("done", None)
         assert artifacts == world.folder(1) / "artifacts"
@@ -362,7 +399,7 @@ class TestDriver:
         with pytest.warns(UserWarning, match="trial 1: the worker died after epoch 1; it goes on$"):
             assert isinstance(world.driver.ended(1), Retry)
         assert world.seen[-1] == ["queued", "running"]
-        assert world.driver.ledger.outcome(world.driver.rows[1].cell, "a") is None
+        assert world.driver.ledger.outcome(world.driver.queue.trials[1].cell, "a") is None
         assert not world.tracker.of("finish")
         world.driver.started(1)
         world.epochs(1, 0.3, 0.5, 0.5, 0.5)
@@ -402,7 +439,7 @@ class TestDriver:
         outcome = world.end(1)
         assert outcome.status == "failed"
         assert "died after epoch 2, 3 times" in str(outcome.error)
-        assert Ledger(world.workspace.ledger).outcome(world.driver.rows[1].cell, "a").status == "failed"  # type: ignore[union-attr]
+        assert Ledger(world.workspace.ledger).outcome(world.driver.queue.trials[1].cell, "a").status == "failed"  # type: ignore[union-attr]
 
     def test_a_worker_that_could_not_begin_says_why(self, world: World) -> None:
         world.begin(2)
@@ -422,23 +459,23 @@ class TestDriver:
         world.result(1, "done")
         world.end(1)
         world.driver.interrupted()
-        assert [row.status for row in world.driver.all_rows()] == ["done", "queued"]
-        assert world.tracker.of("finish")[-1][:2] == (f"run-{world.driver.rows[2].cell}", "interrupted")
-        assert Ledger(world.workspace.ledger).outcome(world.driver.rows[2].cell, "a") is None
+        assert [row.status for row in world.driver.trials] == ["done", "queued"]
+        assert world.tracker.of("finish")[-1][:2] == (f"run-{world.driver.queue.trials[2].cell}", "interrupted")
+        assert Ledger(world.workspace.ledger).outcome(world.driver.queue.trials[2].cell, "a") is None
 
     def test_a_trial_finished_elsewhere_is_a_row_and_never_runs(self, workspace: Workspace) -> None:
         made = World(workspace)
         cell = made.spec.config({ETA: 0.1}).digest()
-        result = {"status": "done", "epochs": 4, "train_seconds": 1.0, "val_accuracy": 0.9, "best_val_accuracy": 0.9}
-        result |= {"final_test_accuracy": 0.8, "best_val_test_accuracy": 0.8, "val_history": [0.9]}
-        made.ledger.finish(cell, "done", result, sweep="b", error=None)
+        reached = RunResult(cell, "done", 4, 0.9, 0.9, 0.8, 0.8, train_seconds=1.0, val_history=[0.9])
+        made.ledger.finish(reached, sweep="b", mlflow_run_id="elsewhere")
         made.begin(2)
-        assert [(row.number, row.status) for row in made.driver.all_rows()] == [
+        assert [(row.number, row.status) for row in made.driver.trials] == [
             (0, "running"),
             (1, "done"),
             (2, "running"),
         ]
-        assert made.driver.rows[1].final_test_accuracy == 0.8
+        assert made.driver.queue.trials[1].final_test_accuracy == 0.8
+        assert made.driver.queue.trials[1].mlflow_run_id == "elsewhere"
 
 
 class TestStopping:
@@ -451,9 +488,9 @@ class TestStopping:
         world.result(1, "stopped", epochs=3, best_val_accuracy=0.9)
         outcome = world.end(1)
         assert outcome.status == "stopped"
-        assert outcome.result["val_history"] == [0.1, 0.3]
-        assert (outcome.result["epochs"], outcome.result["best_val_accuracy"]) == (2, 0.3)
-        assert outcome.result["final_test_accuracy"] == pytest.approx(0.2)
+        assert outcome.val_history == [0.1, 0.3]
+        assert (outcome.epochs, outcome.best_val_accuracy) == (2, 0.3)
+        assert outcome.final_test_accuracy == pytest.approx(0.2)
         assert world.tracker.of("finish")[-1][1] == "stopped"
 
     def test_even_where_the_workers_had_come_to_the_end(self, world: World) -> None:
@@ -462,7 +499,7 @@ class TestStopping:
         world.epochs(1, 0.1, 0.2, 0.3, 0.9)
         world.result(1, "done", epochs=4, best_val_accuracy=0.9)
         outcome = world.end(1)
-        assert (outcome.status, outcome.result["best_val_accuracy"]) == ("stopped", 0.3)
+        assert (outcome.status, outcome.best_val_accuracy) == ("stopped", 0.3)
 
     def test_it_holds_in_this_sweep_alone(self, world: World) -> None:
         (parameters,) = world.begin()
@@ -484,13 +521,13 @@ class TestStopping:
 class TestResults:
     def test_a_run_as_json_has_the_promised_keys(self) -> None:
         promised = "cell status config final_test_accuracy best_val_test_accuracy val_accuracy train_seconds"
-        assert result_json(TrialRow(0, "c", {})).keys() == {*promised.split(), "mlflow_run_id", "error"}
+        assert result_json(make_trial()).keys() == {*promised.split(), "mlflow_run_id", "error"}
 
     def test_the_best_is_no_baseline_and_says_what_was_searched(self) -> None:
         rows = [
-            TrialRow(0, "b", {}, source="baseline", status="done", best_val_accuracy=0.99),
-            TrialRow(1, "c", {ETA: 0.1}, source="paper", status="done", best_val_accuracy=0.5),
-            TrialRow(2, "d", {ETA: 0.2}, status="stopped", best_val_accuracy=0.9),
+            make_trial(0, "b", {}, source="baseline", status="done", best_val_accuracy=0.99),
+            make_trial(1, "c", {ETA: 0.1}, source="paper", status="done", best_val_accuracy=0.5),
+            make_trial(2, "d", {ETA: 0.2}, status="stopped", best_val_accuracy=0.9),
         ]
         chosen = best_json(rows)
         assert chosen is not None
@@ -503,8 +540,8 @@ class TestResults:
             world.epochs(number, 0.1, 0.2, 0.3, 0.4)
             world.result(number, "done", epochs=4, best_val_accuracy=0.4, final_test_accuracy=0.3)
             world.end(number)
-        files = write_report(world.driver)
         folder = world.workspace.report("a")
+        files = write_files(world.spec, world.driver.trials, folder)
         assert all(Path(file).parent == folder for file in files)
         assert {"summary.md", "summary.csv", "spec.json"} <= {file.name for file in folder.iterdir()}
         assert any(file.endswith(".png") for file in files)

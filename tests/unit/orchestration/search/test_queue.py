@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import permutations, product
 from typing import Any
 from zlib import crc32
 
 import pytest
 
-from orchestration.search.queue import Queue, Trial
-from orchestration.study.ledger import Outcome, Proposal
+from erat.result import RunResult
+from orchestration.search.queue import Queue
 from orchestration.study.spaces import SearchSpace
+from orchestration.study.trial import Trial
 
 ETA = "defense.eta"
 
@@ -34,8 +36,8 @@ class FakeProposer:
         self.log.append(("suggest", (trial_id, params)))
         return params
 
-    def tell(self, trial_id: str, outcome: Outcome) -> None:
-        self.log.append(("tell", (trial_id, outcome.status, outcome.result.get("best_val_accuracy"))))
+    def tell(self, trial_id: str, result: RunResult) -> None:
+        self.log.append(("tell", (trial_id, result.status, result.best_val_accuracy)))
 
     @property
     def told(self) -> list[tuple[str, str, float]]:
@@ -55,8 +57,8 @@ def space(points: Iterable[float] = (0.1, 0.2), baselines: int = 1, generation: 
 
 def queue(
     total: int = 6,
-    known: Mapping[int, Proposal] | None = None,
-    outcomes: Mapping[str, Outcome] | None = None,
+    known: Mapping[int, Trial] | None = None,
+    outcomes: Mapping[str, RunResult] | None = None,
     epochs: int = 4,
     patience: int = 2,
     on_proposed: Callable[[Trial], None] = lambda trial: None,
@@ -64,14 +66,19 @@ def queue(
 ) -> tuple[Queue, FakeProposer]:
     searched, sampler = space(**options), FakeProposer()
     ended = outcomes or {}
+
+    def trial_of(number: int, source: str, params: Mapping[str, Any]) -> Trial:
+        cell = cell_of(params)
+        return Trial(number, cell, dict(params), source, result=ended.get(cell))
+
     made = Queue(
-        space=searched,
+        runs=searched.baselines,
         points=[{key: float(value) for key, value in point.items()} for point in searched.points],
         total=total,
+        generation=searched.generation,
         sampler=sampler,
         known=known or {},
-        cell_of=lambda overrides: repr(sorted(overrides.items())),
-        outcome_of=lambda cell: ended.get(cell),
+        trial_of=trial_of,
         on_proposed=on_proposed,
         patience_epochs=patience,
         epochs=epochs,
@@ -79,13 +86,17 @@ def queue(
     return made, sampler
 
 
-def done(*history: float, status: str = "done") -> Outcome:
-    return Outcome(status, {"best_val_accuracy": max(history, default=None), "val_history": list(history)})
+def cell_of(params: Mapping[str, Any]) -> str:
+    return repr(sorted(params.items()))
+
+
+def done(*history: float, status: str = "done") -> RunResult:
+    return RunResult("c", status, best_val_accuracy=max(history, default=None), val_history=list(history))
 
 
 def curve(trial: Trial) -> list[float]:
     """What a trial reaches, as a function of its settings alone."""
-    top = 1 - abs(trial.overrides.get(ETA, 0.5) - 0.3)
+    top = 1 - abs(trial.params.get(ETA, 0.5) - 0.3)
     return [round(top * share, 6) for share in (0.4, 0.6, 0.8, 1.0)]
 
 
@@ -100,17 +111,17 @@ def take(made: Queue) -> list[Trial]:
 def end(made: Queue, trial: Trial) -> None:
     history = curve(trial)
     stop = next((e for e in range(1, 5) if made.stops(trial.number, e, max(history[:e]))), None)
-    made.complete(trial.number, done(*history[:stop], status="stopped" if stop else "done"))
+    made.record(trial.number, done(*history[:stop], status="stopped" if stop else "done"))
 
 
 def run(made: Queue, order: Callable[[list[Trial]], list[Trial]] = list, until: int = 99) -> dict[int, str]:
     """Run a sweep to its end, each batch ending in the given order; number -> how it ended."""
     while batch := take(made):
         for trial in order(batch):
-            if sum(trial.outcome is not None for trial in in_order(made)) == until:
+            if sum(trial.ended for trial in in_order(made)) == until:
                 return {}
             end(made, trial)
-    return {trial.number: trial.outcome.status for trial in in_order(made) if trial.outcome}
+    return {trial.number: trial.status for trial in in_order(made) if trial.ended}
 
 
 def in_order(made: Queue) -> list[Trial]:
@@ -118,11 +129,11 @@ def in_order(made: Queue) -> list[Trial]:
 
 
 def settings(made: Queue) -> list[tuple[int, str, dict[str, Any]]]:
-    return [(trial.number, trial.source, trial.overrides) for trial in in_order(made)]
+    return [(trial.number, trial.source, trial.params) for trial in in_order(made)]
 
 
-def as_known(made: Queue) -> dict[int, Proposal]:
-    return {trial.number: Proposal(trial.number, trial.overrides, trial.source, trial.cell) for trial in in_order(made)}
+def as_known(made: Queue) -> dict[int, Trial]:
+    return {trial.number: replace(trial, result=None) for trial in in_order(made)}
 
 
 class TestOrder:
@@ -132,7 +143,7 @@ class TestOrder:
         trials = in_order(made)
         assert [trial.source for trial in trials] == ["baseline"] * 2 + ["paper"] * 2 + ["optuna"] * 2
         assert [trial.number for trial in trials] == list(range(6))
-        assert [trial.overrides for trial in trials[:4]] == [
+        assert [trial.params for trial in trials[:4]] == [
             {"defense.name": "ce"},
             {"defense.adversarial": False},
             {ETA: 0.1},
@@ -144,7 +155,7 @@ class TestOrder:
     def test_fewer_trials_than_points_run_the_first_points_alone(self) -> None:
         made, _ = queue(total=2, points=(0.1, 0.2, 0.3))
         run(made)
-        assert [trial.overrides for trial in in_order(made)[1:]] == [{ETA: 0.1}, {ETA: 0.2}]
+        assert [trial.params for trial in in_order(made)[1:]] == [{ETA: 0.1}, {ETA: 0.2}]
 
     def test_a_space_without_points_or_baselines_begins_with_proposals(self) -> None:
         made, _ = queue(total=3, points=(), baselines=0, generation=2)
@@ -167,19 +178,19 @@ class TestBarrier:
         made, sampler = queue(total=6)
         baseline, one, other = sorted(take(made), key=lambda trial: trial.number)
         for trial in (baseline, one):
-            made.complete(trial.number, done(*curve(trial)))
+            made.record(trial.number, done(*curve(trial)))
             assert made.next() is None
             assert sampler.told == []
-        made.complete(other.number, done(*curve(other)))
+        made.record(other.number, done(*curve(other)))
         assert [trial.number for trial in take(made)] == [3, 4]
 
     def test_a_generation_knows_all_before_it_and_none_of_its_own(self) -> None:
         made, sampler = queue(total=6)
         for trial in take(made):
-            made.complete(trial.number, done(*curve(trial)))
+            made.record(trial.number, done(*curve(trial)))
         one = made.next()
         assert one is not None
-        made.complete(one.number, done(*curve(one)))
+        made.record(one.number, done(*curve(one)))
         assert made.next() is not None
         assert [number for number, *_ in sampler.told] == ["1", "2"], "the baseline is no part of the search"
 
@@ -189,10 +200,10 @@ class TestBarrier:
         assert one is not None and other is not None
         assert [one.number, other.number] == [2, 3]
         assert made.next(idle=False) is None
-        made.complete(one.number, done(*curve(one)))
+        made.record(one.number, done(*curve(one)))
         baseline = made.next(idle=True)
         assert baseline is not None and baseline.number == 0
-        made.complete(other.number, done(*curve(other)))
+        made.record(other.number, done(*curve(other)))
         assert [trial.number for trial in take(made)] == [4, 5, 1], "no proposal waits for a baseline"
 
     def test_waiting_is_not_the_end(self) -> None:
@@ -227,7 +238,7 @@ class TestOrderOfCompletion:
             while running:
                 end(made, running.pop(0))
                 running += take(made)
-            assert {number: trial.outcome.status for number, trial in made.trials.items() if trial.outcome} == ends
+            assert {number: trial.status for number, trial in made.trials.items() if trial.ended} == ends
             assert settings(made) == settings(reference)
             assert sampler.told == told.told
 
@@ -240,7 +251,7 @@ class TestMedianRule:
         statuses = [*statuses, *["done"] * len(histories)]
         take(made)
         for number, (history, status) in enumerate(zip(histories, statuses, strict=False)):
-            made.complete(number, done(*history, status=status))
+            made.record(number, done(*history, status=status))
         assert len(take(made)) == 2
         return made
 
@@ -273,7 +284,7 @@ class TestMedianRule:
 
     def test_only_earlier_generations_are_a_measure(self) -> None:
         made = self.made([0.5] * 4, [0.5] * 4)
-        made.complete(2, done(0.9, 0.9, 0.9, 0.9))
+        made.record(2, done(0.9, 0.9, 0.9, 0.9))
         assert not made.stops(3, 2, 0.6)
 
     def test_without_earlier_trials_nothing_is_stopped(self) -> None:
@@ -294,15 +305,15 @@ class TestGoingOn:
         whole = self.reference()
         begun, _ = queue(total=6)
         run(begun, until=ended)
-        outcomes = {trial.cell: trial.outcome for trial in in_order(begun) if trial.outcome}
+        outcomes = {trial.cell: trial.so_far for trial in in_order(begun) if trial.ended}
         made, _ = queue(total=6, known=as_known(begun), outcomes=outcomes)
         run(made)
         assert settings(made) == settings(whole)
-        assert [t.outcome for t in in_order(made)] == [t.outcome for t in in_order(whole)]
+        assert [t.result for t in in_order(made)] == [t.result for t in in_order(whole)]
 
     def test_finished_trials_are_passed_over(self) -> None:
         whole = self.reference()
-        outcomes = {trial.cell: trial.outcome for trial in in_order(whole) if trial.outcome}
+        outcomes = {trial.cell: trial.so_far for trial in in_order(whole) if trial.ended}
         made, sampler = queue(total=6, known=as_known(whole), outcomes=outcomes)
         assert made.next() is None
         assert made.exhausted
@@ -311,16 +322,16 @@ class TestGoingOn:
     def test_a_retried_trial_keeps_its_values(self) -> None:
         """Others were proposed knowing that it failed; its values must not be made anew."""
         whole = self.reference()
-        outcomes = {trial.cell: trial.outcome for trial in in_order(whole) if trial.outcome and trial.number != 4}
+        outcomes = {trial.cell: trial.so_far for trial in in_order(whole) if trial.ended and trial.number != 4}
         made, _ = queue(total=6, known=as_known(whole), outcomes=outcomes)
-        assert [(trial.number, trial.overrides) for trial in take(made)] == [(4, whole.trials[4].overrides)]
-        made.complete(4, done(0.9, 0.9, 0.9, 0.9))
+        assert [(trial.number, trial.params) for trial in take(made)] == [(4, whole.trials[4].params)]
+        made.record(4, done(0.9, 0.9, 0.9, 0.9))
         assert made.next() is None
         assert settings(made) == settings(whole)
 
     def test_more_trials_continue_where_it_ended(self) -> None:
         short = self.reference(total=4)
-        outcomes = {trial.cell: trial.outcome for trial in in_order(short) if trial.outcome}
+        outcomes = {trial.cell: trial.so_far for trial in in_order(short) if trial.ended}
         made, _ = queue(total=6, known=as_known(short), outcomes=outcomes)
         assert [trial.number for trial in take(made)] == [5, 6]
         assert settings(made) == settings(self.reference(total=6))
@@ -328,7 +339,7 @@ class TestGoingOn:
     def test_a_failed_trial_does_not_hold_up_the_rest(self) -> None:
         made, sampler = queue(total=4)
         for trial in take(made):
-            made.complete(trial.number, Outcome("failed", {"best_val_accuracy": None, "val_history": []}, "boom"))
+            made.record(trial.number, RunResult("c", "failed", error="boom"))
         assert [trial.number for trial in take(made)] == [3, 4]
         assert [status for _, status, _ in sampler.told] == ["failed", "failed"]
 
@@ -339,13 +350,13 @@ class TestGoingOn:
 def test_of_a_list_of_runs_the_longest_begin_first_under_their_own_numbers() -> None:
     cells: list[dict[str, Any]] = [{"train.epochs": epochs} for epochs in (3, 9, 1, 9, 5)]
     made = Queue(
-        space=SearchSpace(name="list", about="", baselines=cells, proposals=0),
+        runs=cells,
         points=[],
         total=0,
+        generation=2,
         sampler=FakeProposer(),
         known={},
-        cell_of=lambda overrides: repr(overrides),
-        outcome_of=lambda cell: None,
+        trial_of=lambda number, source, params: Trial(number, cell_of(params), params, source),
         on_proposed=lambda trial: None,
         patience_epochs=1,
         epochs=9,
@@ -353,7 +364,7 @@ def test_of_a_list_of_runs_the_longest_begin_first_under_their_own_numbers() -> 
     )
     begun = [made.next() for _ in cells]
     assert [trial.number for trial in begun if trial] == [1, 3, 4, 0, 2], "equals in their order"
-    assert all(trial.overrides == cells[trial.number] for trial in begun if trial)
+    assert all(trial.params == cells[trial.number] for trial in begun if trial)
     assert made.next() is None
     assert made.exhausted
 

@@ -18,8 +18,8 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from erat.errors import UserError
+from erat.result import RunResult
 from orchestration.run.retries import Retry
-from orchestration.search.queue import Trial
 from orchestration.search.tune import (
     METRIC,
     SAY_AFTER,
@@ -31,8 +31,8 @@ from orchestration.search.tune import (
     SeededPerTrial,
     _what_a_listener_raised,
 )
-from orchestration.study.ledger import Outcome
 from orchestration.study.spaces import ten_digits
+from orchestration.study.trial import Trial
 
 RANGES = {
     "defense.epsilon_inf": FloatDistribution(0.0125, 0.3, log=True),
@@ -53,12 +53,12 @@ def sampler(seed: int = 0, points: Sequence[Mapping[str, float]] = POINTS) -> Op
     return made
 
 
-def outcome(params: Mapping[str, float], number: int) -> Outcome:
+def outcome(params: Mapping[str, float], number: int) -> RunResult:
     """How a trial ends, as a function of its values: most are done, some stopped, some failed."""
     reached = 1 - (params["defense.eta"] - 0.4) ** 2 - abs(math.log(params["defense.epsilon_inf"] / 0.1)) / 5
     status = "failed" if number % 7 == 6 else "stopped" if number > 2 and reached < 0.9 else "done"
     history = [0.4 * reached, 0.8 * reached] + ([reached] if status == "done" else [])
-    return Outcome(status, {"best_val_accuracy": max(history), "val_history": history})
+    return RunResult("c", status, best_val_accuracy=max(history), val_history=history)
 
 
 def sweep(made: OptunaSampler, total: int, known: Sequence[Mapping[str, float]] = ()) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ class TestProposals:
 
     def test_other_outcomes_give_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         one = sweep(sampler(), 9)
-        flat = Outcome("done", {"best_val_accuracy": 0.5, "val_history": [0.5]})
+        flat = RunResult("c", "done", best_val_accuracy=0.5, val_history=[0.5])
         monkeypatch.setitem(globals(), "outcome", lambda params, number: flat)
         assert sweep(sampler(), 9)[3:] != one[3:]
 
@@ -132,34 +132,35 @@ class TestProposals:
 class TestTelling:
     """What the study holds of a trial afterwards. Nothing may stay running: it would be forgotten by the sampler."""
 
-    def told(self, outcome: Outcome) -> Any:
+    def told(self, outcome: RunResult) -> Any:
         made = sampler()
         made.suggest("0")
         made.tell("0", outcome)
         return made._study.trials[0]
 
     def test_done(self) -> None:
-        trial = self.told(Outcome("done", {"best_val_accuracy": 0.75, "val_history": [0.75, 0.5]}))
+        trial = self.told(RunResult("c", "done", best_val_accuracy=0.75, val_history=[0.75, 0.5]))
         assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.75)
 
     def test_stopped_is_pruned_with_its_curve(self) -> None:
-        trial = self.told(Outcome("stopped", {"best_val_accuracy": 0.4, "val_history": [0.1, 0.4, 0.3]}))
+        trial = self.told(RunResult("c", "stopped", best_val_accuracy=0.4, val_history=[0.1, 0.4, 0.3]))
         assert trial.state is TrialState.PRUNED
         assert trial.intermediate_values == {1: 0.1, 2: 0.4, 3: 0.3}
 
     def test_failed(self) -> None:
-        assert self.told(Outcome("failed", {"best_val_accuracy": 0.9, "val_history": [0.9]})).state is TrialState.FAIL
+        failed = RunResult("c", "failed", best_val_accuracy=0.9, val_history=[0.9])
+        assert self.told(failed).state is TrialState.FAIL
 
     @pytest.mark.parametrize("reached", [math.nan, math.inf, None])
     def test_a_value_that_is_no_number_is_a_failure(self, reached: float | None) -> None:
-        trial = self.told(Outcome("done", {"best_val_accuracy": reached, "val_history": []}))
+        trial = self.told(RunResult("c", "done", best_val_accuracy=reached))
         assert trial.state is TrialState.FAIL
 
     def test_after_a_failure_proposals_go_on(self) -> None:
         made = sampler()
         for number in range(3):
             made.suggest(str(number))
-            made.tell(str(number), Outcome("failed", {"best_val_accuracy": None, "val_history": []}, "boom"))
+            made.tell(str(number), RunResult("c", "failed", error="boom"))
         assert made.suggest("3").keys() == RANGES.keys()
 
 
@@ -168,7 +169,7 @@ class FakeDriver:
 
     def __init__(self) -> None:
         self.queue: Any = self
-        self.ends: dict[int, Outcome] = {}
+        self.ends: list[int] = []
         self.stops_asked: list[tuple[int, int]] = []
         self.idle: list[bool] = []
         self.verdicts: list[Retry] = []
@@ -184,10 +185,7 @@ class FakeDriver:
         if self.exhausted or (self.made == 2 and len(self.ends) < 2):
             return None
         self.made += 1
-        return Trial(self.made - 1, "paper", {}, "cell")
-
-    def complete(self, number: int, outcome: Outcome) -> None:
-        self.ends[number] = outcome
+        return Trial(self.made - 1, "cell", {}, "paper")
 
     def stops(self, number: int, epoch: int, best_val_accuracy: float) -> bool:
         return best_val_accuracy < 0.5
@@ -199,8 +197,11 @@ class FakeDriver:
 
     def epoch(self, number: int) -> None: ...
 
-    def ended(self, number: int) -> Outcome | Retry:
-        return self.verdicts.pop(0) if self.verdicts else Outcome("done", {"number": number})
+    def ended(self, number: int) -> RunResult | Retry:
+        if self.verdicts:
+            return self.verdicts.pop(0)
+        self.ends.append(number)
+        return RunResult("cell", "done")
 
     def heard(self, number: int, words: str) -> None:
         self.words.append((number, words))
@@ -217,7 +218,7 @@ class TestTuneSide:
         assert search.suggest("c") is None
         search.on_trial_complete("b")
         search.on_trial_complete("a", error=True)
-        assert driver.ends[1].result == {"number": 1}
+        assert driver.ends == [1, 0]
         assert search.suggest("c") == {"number": 2}
         assert search.suggest("d") is None, "the last may have to run again"
         search.on_trial_complete("c")
@@ -266,7 +267,7 @@ class TestTuneSide:
         search = QueueSearcher(driver, slots=1, ahead=True)
         search.suggest("a")
 
-        def full(number: int) -> Outcome:
+        def full(number: int) -> RunResult:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(driver, "ended", full)

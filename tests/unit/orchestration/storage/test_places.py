@@ -28,7 +28,6 @@ from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_driven, is_running
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
-from orchestration.study.spaces import SearchSpace
 from orchestration.study.spec import StudySpec, register
 from orchestration.tracking.outbox import Spool
 from orchestration.tracking.tracker import Tracker
@@ -84,8 +83,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def spec() -> StudySpec:
-    space = SearchSpace(name="list", about="", proposals=0, baselines=[{"defense.name": "ce"}])
-    return StudySpec(space, "demo", TINY)
+    return StudySpec.listing("list", "", [{"defense.name": "ce"}], "demo", TINY)
 
 
 @pytest.fixture
@@ -102,7 +100,7 @@ def finished(spec: StudySpec, config: RunConfig, tmp_path: Path) -> Workspace:
     cell = config.digest()
     ledger.append("proposed", sweep="s", number=0, params={"defense.name": "ce"}, source="baseline", cell=cell)
     result = execute_run(config, workspace)
-    ledger.finish(cell, "done", vars(result), sweep="s", error=None)
+    ledger.finish(result, sweep="s")
     return workspace
 
 

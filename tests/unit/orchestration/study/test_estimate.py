@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from erat.config import RunConfig
+from erat.result import RunResult
 from orchestration.run.execute import execute_run
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
-from orchestration.study.spaces import SearchSpace
 from orchestration.study.spec import StudySpec
 
 Make = Callable[..., RunConfig]
@@ -33,14 +33,14 @@ def ran(config: RunConfig, workspace: Workspace, *epoch_seconds: float) -> None:
     """A run in the ledger, whose epochs took so long; of none it never ended."""
     ledger, cell = Ledger(workspace.ledger), config.digest()
     if "a" not in ledger.studies:
-        spec = StudySpec(SearchSpace(name="a", about="", baselines=[{}], proposals=0), "demo", {})
+        spec = StudySpec.listing("a", "", [{}], "demo", {})
         ledger.append("sweep", name="a", spec=spec.content(), trials=9)
     number, params = len(ledger.studies["a"].proposals), config.flat()
     ledger.append("proposed", sweep="a", number=number, params=params, source="paper", cell=cell)
     if epoch_seconds:
         figures = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
-        result = {"epochs": len(epoch_seconds), "train_seconds": sum(epoch_seconds)} | dict.fromkeys(figures, 0.5)
-        ledger.finish(cell, "done", result, sweep="a", error=None)
+        took = {"epochs": len(epoch_seconds), "train_seconds": sum(epoch_seconds)} | dict.fromkeys(figures, 0.5)
+        ledger.finish(RunResult.of(took | {"cell": cell, "status": "done"}), sweep="a")
 
 
 def seconds(config: RunConfig, workspace: Workspace) -> float:

@@ -14,12 +14,13 @@ from erat.errors import UserError
 from orchestration.report.matrix import line_name, matrix_csv, matrix_markdown, matrix_tables, summary_sentences
 from orchestration.report.published import published
 from orchestration.study.grids import grid_names, load_grid, parse_choice, specification
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
+from tests.trials import make_trial
 
 
 def cells(grid: str, preset: str = "demo", **choice: Any) -> list[dict[str, Any]]:
     overrides = choice.pop("overrides", {})
-    return specification(load_grid(grid), preset, overrides, **choice).space.baselines
+    return specification(load_grid(grid), preset, overrides, **choice).runs
 
 
 @pytest.mark.parametrize(
@@ -41,15 +42,13 @@ def test_every_grid_is_known_by_its_name_and_every_cell_is_another_run() -> None
     for name in grid_names():
         assert load_grid(name).name == name
         spec = specification(load_grid(name), "demo", {})
-        digests = [spec.config(cell).digest() for cell in spec.space.baselines]
+        digests = [spec.config(cell).digest() for cell in spec.runs]
         assert len(set(digests)) == len(digests)
 
 
 def test_tables_share_the_runs_that_they_have_in_common() -> None:
     third, sixth = (specification(load_grid(name), "demo", {}) for name in ("table3", "table6"))
-    shared = {third.config(cell).digest() for cell in third.space.baselines} & {
-        sixth.config(cell).digest() for cell in sixth.space.baselines
-    }
+    shared = {third.config(cell).digest() for cell in third.runs} & {sixth.config(cell).digest() for cell in sixth.runs}
     assert len(shared) == 21, "ERAT on seven corruptions under three noises"
 
 
@@ -73,10 +72,10 @@ def test_a_poison_s_budget_is_a_multiple_of_the_tables() -> None:
 
 def test_a_figure_s_middle_is_the_table_s_run() -> None:
     table = specification(load_grid("table3"), "paper", {})
-    known = {table.config(cell).digest() for cell in table.space.baselines}
+    known = {table.config(cell).digest() for cell in table.runs}
     for name, shared in {"figure3": 32, "figure4": 32, "figure5": 4, "figure6": 4, "figure7": 4}.items():
         spec = specification(load_grid(name), "paper", {})
-        assert len(known & {spec.config(cell).digest() for cell in spec.space.baselines}) == shared, name
+        assert len(known & {spec.config(cell).digest() for cell in spec.runs}) == shared, name
 
 
 def test_only_and_skip() -> None:
@@ -177,7 +176,7 @@ def test_a_grid_of_one_s_own(tmp_path: Path) -> None:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def row(defense: str, corruption: str, accuracy: float | None, *, noise: str = "symmetric", **more: Any) -> TrialRow:
+def row(defense: str, corruption: str, accuracy: float | None, *, noise: str = "symmetric", **more: Any) -> Trial:
     config = {
         "data.name": "mnist",
         "defense.name": defense,
@@ -186,7 +185,8 @@ def row(defense: str, corruption: str, accuracy: float | None, *, noise: str = "
         "corruption.rate": 0.6,
     }
     status = "failed" if accuracy is None else "done"
-    return TrialRow(0, f"{defense}{corruption}", {}, status=status, final_test_accuracy=accuracy, config=config | more)
+    cell, config = f"{defense}{corruption}", config | more
+    return make_trial(0, cell, status=status, final_test_accuracy=accuracy, config=config)
 
 
 ROWS = [
@@ -216,7 +216,7 @@ def test_seeds_make_a_mean_and_a_spread_and_a_missing_one_is_said() -> None:
 
 def test_the_paper_s_figure_stands_beside_ours_where_the_data_set_is_the_paper_s() -> None:
     rows = [row(name, "up", 0.5, **{"data.name": "cifar10"}) for name in ("ce", "dividemix", "erat_no_at")]
-    rows[2].config |= {"defense.name": "erat", "defense.adversarial": False}
+    rows[2] = replace(rows[2], config={**rows[2].config, "defense.name": "erat", "defense.adversarial": False})
     printed = {
         cell.method: cell.test_accuracy
         for cell in published()
@@ -248,20 +248,24 @@ def test_unfinished_cells_enter_no_mean() -> None:
 
 def test_whatever_else_tells_runs_apart_stands_beside_the_name() -> None:
     rows = [row("erat", "up", 0.9), row("erat", "up", 0.8), row("unicon", "up", 0.7), row("erat", "up", 0.6)]
-    for entry, more in zip(
-        rows,
-        ({"defense.eta": 0.3}, {"corruption.epsilon": 0.05}, {"model.name": "vgg16"}, {"defense.norms": "linf"}),
-        strict=True,
-    ):
-        entry.params |= more
-        entry.config |= more
-    (table,) = matrix_tables(rows)
+    set_too: list[dict[str, Any]] = [
+        {"defense.eta": 0.3},
+        {"corruption.epsilon": 0.05},
+        {"model.name": "vgg16"},
+        {"defense.norms": "linf"},
+    ]
+    (table,) = matrix_tables(
+        [
+            replace(entry, params={**entry.params, **more}, config={**entry.config, **more})
+            for entry, more in zip(rows, set_too, strict=True)
+        ]
+    )
     assert table.defenses == ["ERAT, η 0.3", "ERAT", "UNICON, vgg16", "ERAT∞"]
     assert table.corruptions == ["UP", "UP 0.05"]
 
 
 def test_a_variant_is_called_by_its_title_however_its_run_was_asked_for() -> None:
     asked = row("erat", "up", 0.9, **{"defense.norms": "linf"})
-    asked.params |= {"defense.name": "erat_inf", "corruption.data": "up"}
+    asked = replace(asked, params={"defense.name": "erat_inf", "corruption.data": "up"})
     bare = replace(asked, config={})
     assert [line_name(entry) for entry in (asked, bare)] == ["ERAT∞", "ERAT∞"]

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from erat.config import content_digest
 from erat.errors import UserError
+from erat.result import RunResult
 from orchestration.commands import overview, verify
 from orchestration.commands.report import write_report
 from orchestration.storage.workspace import Workspace
@@ -21,7 +22,7 @@ from orchestration.study import grids
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
 from orchestration.study.spec import BEFORE_IDENTITY, StudySpec, register, reopened
-from orchestration.study.status import rows_of, spec_of
+from orchestration.study.status import spec_of, trials_of
 
 OLD = Path(__file__).parent / "ledgers" / "before_identity.jsonl"  # two sweeps of one run, made before fingerprints
 PLAIN = {"corruption.data": "none", "corruption.labels": "none", "model.name": "small", "train.epochs": 1}
@@ -47,13 +48,11 @@ def study(workspace: Workspace, root: Path | str, baselines: list[dict[str, Any]
 
 def finish(ledger: Ledger, made: StudySpec, numbers: tuple[int, ...]) -> None:
     """As if these runs of sweep "s" were done."""
-    result = {"status": "done", "epochs": 1, "train_seconds": 1.0, "val_accuracy": 0.5, "best_val_accuracy": 0.5}
-    result |= {"final_test_accuracy": 0.5, "best_val_test_accuracy": 0.5}
     for number in numbers:
-        params = made.space.baselines[number]
+        params = made.runs[number]
         cell = made.config(params).digest()
         ledger.append("proposed", sweep="s", number=number, params=params, source="baseline", cell=cell)
-        ledger.finish(cell, "done", result, sweep="s", error=None)
+        ledger.finish(RunResult(cell, "done", 1, 0.5, 0.5, 0.5, 0.5, train_seconds=1.0), sweep="s")
 
 
 # --- a name means one set of images -----------------------------------------------------------------------------------
@@ -63,7 +62,7 @@ def test_the_images_are_part_of_what_a_study_is(workspace: Workspace, tmp_path: 
     one, other = (study(workspace, arrays(tmp_path / f"{seed}.npz", seed)) for seed in (0, 1))
     moved = study(workspace, shutil.copy(tmp_path / "0.npz", tmp_path / "moved.npz"))
     assert one.identity() == moved.identity() != other.identity()
-    cells = [[made.config(run).digest() for run in made.space.baselines] for made in (one, moved, other)]
+    cells = [[made.config(run).digest() for run in made.runs] for made in (one, moved, other)]
     assert cells[0] == cells[1]
     assert not set(cells[0]) & set(cells[2])
 
@@ -140,7 +139,7 @@ def test_what_is_finished_needs_no_images(workspace: Workspace, tmp_path: Path) 
     finish(ledger, made, (0, 1))
     (tmp_path / "a.npz").unlink()
     assert reopened(ledger, "s", workspace.fingerprints()).identity() == made.identity()
-    rows, _ = rows_of(workspace, Ledger(workspace.ledger), "s")
+    rows, _ = trials_of(workspace, Ledger(workspace.ledger), "s")
     assert {row.config["data.fingerprint"] for row in rows} == {made.base.data.fingerprint}
     console = Console(file=io.StringIO(), width=200)
     assert "note" not in overview.of_sweep(workspace, "s", console)
@@ -174,7 +173,7 @@ def old(workspace: Workspace) -> Ledger:
 
 def test_old_ledgers_are_read(workspace: Workspace, old: Ledger) -> None:
     for name in ("mine", "digits"):
-        [row], total = rows_of(workspace, old, name)
+        [row], total = trials_of(workspace, old, name)
         assert (row.status, total) == ("done", 1)
         assert row.final_test_accuracy is not None
 
@@ -182,7 +181,7 @@ def test_old_ledgers_are_read(workspace: Workspace, old: Ledger) -> None:
 def test_digits_of_before_go_on(workspace: Workspace, old: Ledger) -> None:
     made = reopened(old, "digits", workspace.fingerprints())
     assert made.identified
-    [cell] = [made.config(run).digest() for run in made.space.baselines]
+    [cell] = [made.config(run).digest() for run in made.runs]
     assert cell == old.studies["digits"].proposals[0].cell
     assert old.outcome(cell) is not None
     register(old, "digits", made, 0)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from erat.errors import UserError
+from erat.result import RunResult
 from orchestration.study import ledger
 from orchestration.study.ledger import Ledger
 
@@ -35,7 +36,7 @@ def begun(path: Path, *names: str) -> Ledger:
 
 def finish(ledger: Ledger, cell: str, status: str, sweep: str | None = None, **result: Any) -> None:
     error = "boom" if status == "failed" else None
-    ledger.finish(cell, status, {**DONE, "status": status, **result}, sweep=sweep, error=error)
+    ledger.finish(RunResult.of({**DONE, "error": error, **result, "cell": cell, "status": status}), sweep=sweep)
 
 
 class TestReading:
@@ -56,7 +57,7 @@ class TestReading:
         finish(one, "c", "done", best_val_accuracy=0.5)
         assert other.outcome("c") is None
         other.refresh()
-        assert other.outcome("c").result["best_val_accuracy"] == 0.5  # type: ignore[union-attr]
+        assert other.outcome("c").best_val_accuracy == 0.5  # type: ignore[union-attr]
         finish(other, "d", "failed")
         one.refresh()
         assert one.outcome("d").error == "boom"  # type: ignore[union-attr]
@@ -77,7 +78,7 @@ class TestReading:
 
     def test_every_event_is_one_line_of_json_with_its_time(self, path: Path) -> None:
         ledger = begun(path, "a")
-        finish(ledger, "c", "failed", note="two\nlines")
+        finish(ledger, "c", "failed", error="two\nlines")
         events = [json.loads(line) for line in path.read_text().splitlines()]
         assert [event["event"] for event in events] == ["sweep", "failed"]
         assert all(event["time"] > 1.7e9 for event in events)
@@ -128,7 +129,7 @@ class TestTornLines:
 def write_many(path: Path, who: int, count: int) -> None:
     ledger = Ledger(path)
     for number in range(count):
-        finish(ledger, f"{who}-{number}", "done", filler="x" * 5000)
+        finish(ledger, f"{who}-{number}", "done", checksum="x" * 5000)
 
 
 def test_processes_that_append_at_once_lose_nothing(path: Path) -> None:

@@ -1,0 +1,44 @@
+"""The files that a study leaves when it ends: its tables, its figures and what it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from erat.files import write_atomic
+from orchestration.report.grid import grid_markdown
+from orchestration.report.matrix import matrix_csv, matrix_markdown
+from orchestration.report.summary import csv_text, markdown
+from orchestration.study.spec import StudySpec
+from orchestration.study.trial import Trial
+
+
+def write_files(spec: StudySpec, trials: Sequence[Trial], folder: Path) -> list[str]:
+    """Write tables and figures of a study into its report folder. Returns the paths of those to look at."""
+    columns = spec.space.columns
+    documents = {"summary.md": markdown(trials, columns), "summary.csv": csv_text(trials, columns)}
+    if spec.kind == "matrix":
+        documents |= {"matrix.md": matrix_markdown(trials), "matrix.csv": matrix_csv(trials)}
+    elif spec.kind == "list":
+        documents["grid.md"] = grid_markdown(trials)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in documents.items():
+        write_atomic(folder / name, text.encode())
+    write_atomic(folder / "spec.json", json.dumps(spec.content(), indent=2, default=str).encode())
+    return [str(path) for path in [*(folder / name for name in documents), *_figures(spec, trials, folder)]]
+
+
+def _figures(spec: StudySpec, trials: Sequence[Trial], folder: Path) -> list[Path]:
+    # What draws loads slowly: only what draws pays.
+    if spec.kind == "search":
+        from orchestration.report.figures import sweep_figure
+
+        listed = [trial for trial in trials if trial.source == "baseline"]
+        searched = [trial for trial in trials if trial.source != "baseline"]
+        return sweep_figure(spec.space.name, searched, listed, folder)
+    if spec.kind == "list":
+        from orchestration.report.grid_figure import grid_figure
+
+        return grid_figure(trials, folder)
+    return []
