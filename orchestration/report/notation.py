@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from erat.variants import expand, title_of
+from erat.variants import defense_name, expand
 from orchestration.study.trial import Trial
 
 MISSING = "-"
@@ -21,7 +21,6 @@ _SHORT = {
     "train.seed": "seed",
 }
 _ASCII = {EPSILON_INF: "eps_inf", EPSILON_2: "eps_2", "defense.eta": "eta", "defense.lambda_u": "lambda"}
-_DEFENSES = {"dividemix": "DivideMix"}  # all others are written in capitals
 _NETWORKS = {
     "vgg11": "VGG11",
     "vgg16": "VGG16",
@@ -32,7 +31,6 @@ _NETWORKS = {
     "wideresnet28_10": "WRN-28-10",
     "vit_b16": "ViT-B/16",
 }
-_AT = {"linf": "AT∞", "l2": "AT2"}  # for tables that set the norm of AT and do not take it from the poison
 
 
 def header(key: str, ascii_only: bool = False) -> str:
@@ -85,20 +83,6 @@ def baseline_name(row: Trial) -> str:
     """Return the name of a run's defense in tables."""
     settings = row.config | expand(row.params)
     return defense_name(settings, row.params) if "defense.name" in settings else f"run {row.cell[:8]}"
-
-
-def defense_name(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> str:
-    """Return the name in tables for the defense of a flat configuration: "CE", "ERAT w/o AT", "AT+UNICON", …
-
-    Args:
-        settings: the flat configuration.
-        chosen: keys that were set for this run only; a norm of AT that was set, not taken from the poison, is named.
-    """
-    name = str(settings["defense.name"])
-    plain = _DEFENSES.get(name, name.upper())
-    if name == "at":
-        plain = _AT.get(str((chosen or {}).get("defense.norms")), plain)
-    return title_of(settings) or plain
 
 
 def named(key: str, row: Trial) -> bool:

@@ -35,8 +35,8 @@ class Progress:
     def update(self, rows: Sequence[Trial]) -> list[Change]:
         """Take the present rows; return those that have changed, each with its old state."""
         now, before = self._clock(), self._seen
-        # Copies, in a new dictionary that replaces the old one at once: the refreshing thread may be reading the old.
-        seen = {row.number: _Seen(replace(row), now) for row in sorted(rows, key=lambda row: row.number)}
+        # A new dictionary replaces the old one at once: the refreshing thread may be reading the old one.
+        seen = {row.number: _Seen(row, now) for row in sorted(rows, key=lambda row: row.number)}
         changes: list[Change] = []
         for number, new in seen.items():
             old = before.get(number)
