@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -73,6 +73,12 @@ Number = Annotated[float, BeforeValidator(parse_fraction), Field(allow_inf_nan=F
 
 
 Epoch = Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
+
+
+_FREE = "free"
+T = TypeVar("T")
+# An option that changes what a run learns and not what it costs: neither its time nor its memory depends on the value.
+Free = Annotated[T, _FREE]
 
 
 class Section(BaseModel):
@@ -178,8 +184,13 @@ class DefenseOptions(Section):
     squeeze: Literal["none", "jpeg", "grayscale", "bits"] = Field(
         "none", description="image preparation, once before training: JPEG, grey, or few grey levels (ISS)"
     )
-    jpeg_quality: int = Field(10, ge=1, le=100)
-    bits: int = Field(2, ge=1, le=8, description="of each channel that squeeze=bits leaves")
+    jpeg_quality: Free[int] = Field(10, ge=1, le=100)
+    bits: Free[int] = Field(2, ge=1, le=8, description="of each channel that squeeze=bits leaves")
+
+    @classmethod
+    def free(cls) -> set[str]:
+        """Return the names of the options that cost nothing (`Free`); by all others a run's time may differ."""
+        return {key for key, field in cls.model_fields.items() if _FREE in field.metadata}
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Values for the keys left open (none)."""

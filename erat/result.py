@@ -17,6 +17,7 @@ class RunResult:
         final_test_accuracy: clean test accuracy of the last epoch, the primary figure.
         best_val_test_accuracy: clean test accuracy of the epoch with the best validation accuracy.
         train_seconds: of training alone, over all restarts.
+        device: what it was trained on, "cpu" or the name of a GPU; none in results of before this was written down.
     """
 
     cell: str
@@ -28,6 +29,7 @@ class RunResult:
     best_val_test_accuracy: float | None = None
     train_seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    device: str | None = None
     noise_rate: float | None = None
     checksum: str | None = None
     error: str | None = None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from erat.errors import UserError
-from erat.options import MOST_EPOCHS, DefenseOptions, Number, Setting
+from erat.options import MOST_EPOCHS, DefenseOptions, Free, Number, Setting
 
 
 class PerturbationOptions(DefenseOptions):
@@ -21,10 +21,12 @@ class PerturbationOptions(DefenseOptions):
         None, description="the set that each image draws its norm from; none: the poison's own norm, linf without one"
     )
     uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
-    epsilon_inf: Number | None = Field(None, ge=0, le=1, description="l_inf budget; none: customary for the data set")
-    epsilon_2: Number | None = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
+    epsilon_inf: Free[Number | None] = Field(
+        None, ge=0, le=1, description="l_inf budget; none: customary for the data set"
+    )
+    epsilon_2: Free[Number | None] = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
     steps: int = Field(7, ge=1, le=10_000, description="T")
-    step_ratio: Number = Field(0.2, gt=0, description="step size as a share of the budget")
+    step_ratio: Free[Number] = Field(0.2, gt=0, description="step size as a share of the budget")
     random_start: bool = True
     l2_update: Literal["ball", "literal"] = Field(
         "ball", description="l_2: normalised step, projection on the ball; literal: the paper's sign and clip"
@@ -84,7 +86,7 @@ class SelectorOptions(DefenseOptions):
     )
     # rebalance: Eqs. 1-5
     score: Literal["l2", "ce"] = Field("l2", description="rebalance: Eq. 1, or cross-entropy (w/ CE)")
-    eta: Number = Field(0.1, ge=0, le=1, description="rebalance: 0 gives all classes equal shares")
+    eta: Free[Number] = Field(0.1, ge=0, le=1, description="rebalance: 0 gives all classes equal shares")
     rebalance: bool = Field(True, description="rebalance: false keeps every score at or below the mean (w/o RB)")
     rate: Literal["shifted", "literal"] = Field("shifted", description="Eq. 4 with 1 - S/2, or with the paper's 1 - S")
     # mixture
@@ -107,8 +109,8 @@ class CrossEntropyOptions(PerturbationOptions, ViewOptions):
     criterion: Literal["ce", "elr"] = Field(
         "ce", description="elr: early-learning regularisation, which keeps to what the network said before"
     )
-    elr_weight: Number = Field(3.0, ge=0, description="elr: weight of the regularisation")
-    elr_momentum: Number = Field(0.7, ge=0, lt=1, description="elr: of the running average of predictions")
+    elr_weight: Free[Number] = Field(3.0, ge=0, description="elr: weight of the regularisation")
+    elr_momentum: Free[Number] = Field(0.7, ge=0, lt=1, description="elr: of the running average of predictions")
 
     def check(self, workers: int) -> None:
         super().check(workers)
@@ -134,8 +136,8 @@ class DATOptions(PerturbationOptions, ViewOptions):
     """Keys under `defense.` for `defense.name=dat`."""
 
     name: Literal["dat"] = "dat"
-    alpha: Number = Field(0.005, ge=0, description="how hard the rival head is driven away")
-    beta: Number = Field(
+    alpha: Free[Number] = Field(0.005, ge=0, description="how hard the rival head is driven away")
+    beta: Free[Number] = Field(
         1.0,
         ge=0,
         description="how hard the features bring the heads together; the authors' 30 was set for Adam, whose steps do "
@@ -155,10 +157,12 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     splits: Literal["together", "in_turn"] = Field(
         "together", description="in_turn: the second network's split is made after the first has trained"
     )
-    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
-    mixup_alpha: Number = Field(4.0, gt=0, description="of the Beta distribution")
-    lambda_u: Number | None = Field(None, ge=0, description="weight of the unlabelled loss; none: as the paper has it")
-    ramp_epochs: Number = Field(16.0, ge=0)
+    temperature: Free[Number] = Field(0.5, gt=0, le=1, description="of sharpening")
+    mixup_alpha: Free[Number] = Field(4.0, gt=0, description="of the Beta distribution")
+    lambda_u: Free[Number | None] = Field(
+        None, ge=0, description="weight of the unlabelled loss; none: as the paper has it"
+    )
+    ramp_epochs: Free[Number] = Field(16.0, ge=0)
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
     confidence_penalty: bool | None = Field(
         None, description="negative entropy beside the warm-up's cross-entropy; none: under asymmetric noise alone"
@@ -197,7 +201,7 @@ class UniconOptions(MixMatchOptions):
     exchange: Literal["crossed", "joint"] = "joint"
     strong: bool = True
     contrastive_weight: Number = Field(0.025, ge=0)
-    contrastive_temperature: Number = Field(0.05, gt=0)
+    contrastive_temperature: Free[Number] = Field(0.05, gt=0)
 
     def default_lambda_u(self, setting: Setting) -> float:
         return 30.0
@@ -209,13 +213,13 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     name: Literal["mspl"] = "mspl"
     selector: Literal["rebalance", "mixture", "jsd", "errors"] = "errors"
     adversarial: bool = Field(True, description="false: the pair's second view is another weak one")
-    momentum: Number = Field(0.99, ge=0, lt=1, description="of the prototypes")
-    prototype_temperature: Number = Field(0.1, gt=0)
-    contrastive_temperature: Number = Field(0.1, gt=0)
-    contrastive_weight: Number = Field(0.1, ge=0)
-    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
-    lambda_u: Number = Field(1.0, ge=0, description="weight of the pseudo-labels' loss")
-    ramp_epochs: Number = Field(16.0, ge=0)
+    momentum: Free[Number] = Field(0.99, ge=0, lt=1, description="of the prototypes")
+    prototype_temperature: Free[Number] = Field(0.1, gt=0)
+    contrastive_temperature: Free[Number] = Field(0.1, gt=0)
+    contrastive_weight: Free[Number] = Field(0.1, ge=0)
+    temperature: Free[Number] = Field(0.5, gt=0, le=1, description="of sharpening")
+    lambda_u: Free[Number] = Field(1.0, ge=0, description="weight of the pseudo-labels' loss")
+    ramp_epochs: Free[Number] = Field(16.0, ge=0)
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
 
 
@@ -236,7 +240,9 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     weak: Literal["erase", "crop", "none"] = "erase"
     strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
     # Loss, Eqs. 8-9
-    lambda_u: Number = Field(25.0, ge=0)
-    ramp_epochs: Number = Field(16.0, ge=0)
-    reduction: Literal["mean", "sum"] = Field("mean", description="squared errors over classes: mean, or Eq. 8's sum")
+    lambda_u: Free[Number] = Field(25.0, ge=0)
+    ramp_epochs: Free[Number] = Field(16.0, ge=0)
+    reduction: Free[Literal["mean", "sum"]] = Field(
+        "mean", description="squared errors over classes: mean, or Eq. 8's sum"
+    )
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)

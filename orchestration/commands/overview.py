@@ -150,7 +150,8 @@ def plan(
         "to_be_proposed": like_base,
     } | sets
     workers = max((config.train.workers for config in todo), default=1)
-    history, by_defense = estimate.History(ledger, {sweep: spec} if sweep and spec else None), dict[str, float]()
+    known = {sweep: spec} if sweep and spec else None
+    history, by_defense = estimate.History(ledger, known, on_ray=spec is not None), dict[str, float]()
     for config in todo:
         name = defense_name(config.flat())
         by_defense[name] = by_defense.get(name, 0.0) + history.seconds(config)

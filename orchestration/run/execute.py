@@ -33,7 +33,7 @@ from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from erat.files import write_atomic
 from erat.result import RunResult, summarise
 from orchestration.run.directory import ENDS, MOVING, STATE, _write_metrics, keep_result, read_metrics, read_result
-from orchestration.run.environment import environment
+from orchestration.run.environment import device_kind, environment
 from orchestration.run.heartbeat import at_work
 from orchestration.run.preemption import requested
 from orchestration.run.retries import OUT_OF_MEMORY
@@ -154,6 +154,7 @@ def _train(
         result = summarise(cell, "failed", read_metrics(folder))
         result.error = _reason(error)
         result.peak_memory_mb = _peak_memory_mb(config)
+        result.device = device_kind(config)
         if ranks.first:
             write_atomic(folder / "error.txt", traceback.format_exc().encode())
         if not shared:
@@ -161,6 +162,7 @@ def _train(
             raise
         return result
     result.peak_memory_mb = _peak_memory_mb(config)
+    result.device = device_kind(config)
     result.noise_rate = data.manifest["labels"].get("noise_rate")
     result.checksum = data.manifest["images"].get("checksum")
     return result
