@@ -23,6 +23,7 @@ class RunResult:
         train_seconds: of training alone, over all restarts.
         error: why it failed, in one line.
         val_history: validation accuracy after each epoch.
+        device: what it was trained on, "cpu" or the name of a GPU; none in results of before this was written down.
     """
 
     cell: str
@@ -34,6 +35,7 @@ class RunResult:
     best_val_test_accuracy: float | None = None
     train_seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    device: str | None = None
     noise_rate: float | None = None
     checksum: str | None = None
     error: str | None = None

@@ -105,6 +105,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Registry[Any
         monkeypatch.setattr(registry, "_targets", dict(registry._targets))
         monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
         registry.add(name, part)
+        known_keys.cache_clear()
 
     yield add
     known_keys.cache_clear()

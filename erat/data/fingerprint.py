@@ -21,6 +21,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from erat.data.image_files import MOST_FILE, READERS, Source
+from erat.data.places import place_of, with_fingerprint
 from erat.data.types import ImageSet, ImageSource, TrustingSource
 from erat.errors import UserError
 from erat.registry import DATASETS
@@ -36,8 +37,6 @@ DIGITS = 16
 VERSION = 1
 SETTLED_NS = 2_000_000_000  # a file that changed this recently may change again without a change of its times
 NO_FILE = "no readable file"
-# Keys of the configuration that do not change the content of a source.
-_NOT_CONTENT = {"fingerprint", "limit", "flip", "download"}
 _Page = TypeAdapter(dict[str, str])
 
 
@@ -238,11 +237,6 @@ def fingerprint_of(config: DataConfig, cache: Cache) -> str:
     return found
 
 
-def place_of(config: DataConfig) -> str:
-    """Return the name and root of a configuration's image set and how it is read, as JSON, whatever its content."""
-    return config.model_dump_json(exclude=_NOT_CONTENT)
-
-
 class Fingerprints:
     """Fills in `data.fingerprint`; the fingerprint of each set is computed once.
 
@@ -263,31 +257,10 @@ class Fingerprints:
             UserError: the images cannot be read, or do not have the fingerprint that was given.
         """
         data = config.data
-        if DATASETS[data.name].facts.fingerprint is not None:
+        if DATASETS.facts(data.name).fingerprint is not None:
             return config
         place = place_of(data)
         if place not in self._known:
             self._known[place] = fingerprint_of(data, self._cache)
         require(data, self._known[place])
         return with_fingerprint(config, self._known[place])
-
-
-class Recalled:
-    """Fills in `data.fingerprint` from a record; a set that is not in the record gets no fingerprint.
-
-    Args:
-        known: `place_of` a set -> its fingerprint.
-    """
-
-    def __init__(self, known: dict[str, str]) -> None:
-        self._known = known
-
-    def __call__(self, config: RunConfig) -> RunConfig:
-        """Return the configuration with the recorded fingerprint of its image set, if there is one."""
-        found = self._known.get(place_of(config.data))
-        return config if found is None else with_fingerprint(config, found)
-
-
-def with_fingerprint(config: RunConfig, fingerprint: str) -> RunConfig:
-    """Return the configuration with this fingerprint of its image set."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"fingerprint": fingerprint})})

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erat.data.facts import SourceFacts
+
 if TYPE_CHECKING:
     from erat.options import DataConfig
 
@@ -81,26 +83,6 @@ class ImageSet:
 def to_float(images: Tensor) -> Tensor:
     """Convert uint8 pixels 0-255 to float32 in [0, 1]."""
     return images.float().div_(255)  # in place, so that a large batch is written only once
-
-
-@dataclass(frozen=True)
-class SourceFacts:
-    """Facts about a data set that are known before any image is read.
-
-    Attributes:
-        epsilon: the customary corruption budget for each norm ("linf", "l2"), in pixel units of 1.0.
-        flip: whether a mirrored image still shows its class (true for photographs, false for digits).
-        policy: the AutoAugment policy that suits it ("cifar10", "svhn", "imagenet", "digits").
-        similar: class k -> the class that asymmetric noise turns it into (absent: it stays); None: k -> k+1 mod K.
-        fingerprint: the fingerprint of the content (`erat.data.fingerprint`) if it is the same everywhere; None: it is
-            computed.
-    """
-
-    epsilon: dict[str, float]
-    flip: bool
-    policy: str
-    similar: dict[int, int] | None = None
-    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

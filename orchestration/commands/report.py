@@ -29,7 +29,7 @@ from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
 from orchestration.study.status import not_begun, spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri
-from orchestration.tracking.tracker import compare_hint
+from orchestration.tracking.text import compare_hint
 
 SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
 

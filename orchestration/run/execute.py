@@ -33,7 +33,7 @@ from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from erat.files import write_atomic
 from erat.result import RunResult, summarise
 from orchestration.run.directory import ENDS, MOVING, STATE, _write_metrics, keep_result, read_metrics, read_result
-from orchestration.run.environment import environment
+from orchestration.run.environment import device_kind, environment
 from orchestration.run.heartbeat import at_work
 from orchestration.run.preemption import requested
 from orchestration.run.retries import OUT_OF_MEMORY
@@ -152,7 +152,9 @@ def _train(
         if not ranks.first and not shared:
             raise
         reached = summarise(cell, "failed", read_metrics(folder))
-        result = replace(reached, error=_reason(error), peak_memory_mb=_peak_memory_mb(config))
+        result = replace(
+            reached, error=_reason(error), peak_memory_mb=_peak_memory_mb(config), device=device_kind(config)
+        )
         if ranks.first:
             write_atomic(folder / "error.txt", traceback.format_exc().encode())
         if not shared:
@@ -163,6 +165,7 @@ def _train(
     return replace(
         result,
         peak_memory_mb=_peak_memory_mb(config),
+        device=device_kind(config),
         noise_rate=labels.get("noise_rate"),
         checksum=images.get("checksum"),
     )

@@ -41,6 +41,7 @@ class Result(TypedDict, total=False):
     best_val_test_accuracy: Share | None
     train_seconds: Seconds
     peak_memory_mb: Annotated[float, Field(ge=0)]
+    device: str | None
     noise_rate: Share | None
     checksum: str | None
     error: str | None

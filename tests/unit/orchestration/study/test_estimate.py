@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from erat.config import RunConfig
+from erat.options import Free
+from erat.registry import DEFENSES
 from erat.result import RunResult
+from orchestration.run.directory import read_result
 from orchestration.run.execute import execute_run
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
@@ -29,7 +34,7 @@ def _calibration_says_1000(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "_calibrated", lambda config: 1000.0)
 
 
-def ran(config: RunConfig, workspace: Workspace, *epoch_seconds: float) -> None:
+def ran(config: RunConfig, workspace: Workspace, *epoch_seconds: float, device: str | None = "cpu") -> None:
     """A run in the ledger, whose epochs took so long; of none it never ended."""
     ledger, cell = Ledger(workspace.ledger), config.digest()
     if "a" not in ledger.studies:
@@ -40,11 +45,12 @@ def ran(config: RunConfig, workspace: Workspace, *epoch_seconds: float) -> None:
     if epoch_seconds:
         figures = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
         took = {"epochs": len(epoch_seconds), "train_seconds": sum(epoch_seconds)} | dict.fromkeys(figures, 0.5)
+        took |= {} if device is None else {"device": device}
         ledger.finish(RunResult.of(took | {"cell": cell, "status": "done"}), sweep="a")
 
 
-def seconds(config: RunConfig, workspace: Workspace) -> float:
-    return estimate.History(Ledger(workspace.ledger)).seconds(config)
+def seconds(config: RunConfig, workspace: Workspace, on_ray: bool = True) -> float:
+    return estimate.History(Ledger(workspace.ledger), on_ray=on_ray).seconds(config)
 
 
 class TestFromHistory:
@@ -66,6 +72,7 @@ class TestFromHistory:
             {"train.seed": 3},
             {"defense.eta": 0.9},
             {"defense.epsilon_2": 0.3},
+            {"defense.lambda_u": 0, "defense.ramp_epochs": 2, "defense.step_ratio": 0.3},
             {"corruption.data": "urp"},
             {"corruption.labels": "symmetric"},
         ],
@@ -81,6 +88,9 @@ class TestFromHistory:
         [
             {"defense.steps": 1},
             {"defense.adversarial": False},
+            {"defense.select_every": 2},
+            {"defense.consistency": False},
+            {"defense.warmup_epochs": 0},
             {"defense.name": "ce"},
             {"model.name": "resnet18"},
             {"data.limit": 500},
@@ -91,6 +101,73 @@ class TestFromHistory:
     def test_what_costs_does(self, other: dict[str, Any], make_config: Make, workspace: Workspace) -> None:
         ran(make_config(), workspace, 2.0)
         assert seconds(make_config(other), workspace) == 3 * 1000.0
+
+    def test_so_does_every_option_of_a_new_defense_that_is_not_said_to_be_free(
+        self, register: Callable[..., None], make_config: Make, workspace: Workspace
+    ) -> None:
+        class Mine(DEFENSES["ce"]):  # type: ignore[misc]
+            class Options(DEFENSES.options("ce")):  # type: ignore[misc]
+                name: str = "mine"
+                rounds: int = 1
+                taste: Free[float] = 0.5
+
+        register(DEFENSES, "mine", Mine)
+        mine = {"defense.name": "mine"}
+        ran(make_config(mine), workspace, 2.0)
+        assert seconds(make_config(mine | {"defense.taste": 0.9}), workspace) == 3 * 2.0
+        assert seconds(make_config(mine | {"defense.rounds": 2}), workspace) == 3 * 1000.0
+        memory = [
+            estimate._memory_signature(make_config(mine | more))
+            for more in ({"defense.taste": 1}, {"defense.rounds": 2})
+        ]
+        assert [signature == estimate._memory_signature(make_config(mine)) for signature in memory] == [True, False]
+
+
+class TestDevices:
+    """What ran on a GPU says nothing of a CPU, nor one GPU of another."""
+
+    GPU: ClassVar = {"resources.gpu": 1}
+
+    @pytest.fixture(autouse=True)
+    def _history(self, make_config: Make, workspace: Workspace) -> None:
+        for number, (device, took) in enumerate({"cpu": 8.0, "Fast": 1.0, "Slow": 4.0, None: 99.0}.items()):
+            for seed in range(2 if device == "Slow" else 1):
+                ran(make_config({"train.seed": 10 * number + seed}), workspace, took, device=device)
+
+    def test_each_has_its_own(self, make_config: Make, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        for name, took in (("Fast", 1.0), ("Slow", 4.0), ("Unheard of", 1000.0)):
+            monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+            assert seconds(make_config(self.GPU), workspace) == 3 * took
+            assert seconds(make_config(self.GPU | {"resources.device": "cpu"}), workspace) == 3 * 8.0
+
+    def test_ray_hides_a_gpu_that_is_not_asked_for(
+        self, make_config: Make, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Fast")
+        assert seconds(make_config(), workspace) == 3 * 8.0
+        assert seconds(make_config(), workspace, on_ray=False) == 3 * 1.0
+
+    @pytest.mark.parametrize("asked", [{"resources.gpu": 0.5}, {"resources.gpu": 1, "resources.device": "cuda"}])
+    def test_the_gpus_of_other_machines_are_taken_as_they_were(
+        self, asked: dict[str, Any], make_config: Make, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert seconds(make_config(asked), workspace) == 3 * 4.0, "most ran on it"
+        assert seconds(make_config(asked | {"defense.name": "ce"}), workspace) == 3 * 1000.0
+
+    def test_results_that_do_not_say_are_left_out(self, make_config: Make, tmp_path: Path) -> None:
+        old = Workspace(tmp_path / "old")
+        ran(make_config(), old, 2.0, device=None)
+        assert seconds(make_config(), old) == 3 * 1000.0
+
+    def test_a_run_says_what_it_ran_on(self, make_config: Make, workspace: Workspace) -> None:
+        result = execute_run(make_config({"defense.name": "ce", "data.limit": 100, "train.epochs": 1}), workspace)
+        assert result.device == ("cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+        stored = read_result(workspace.run_directory(result.cell))
+        assert stored is not None
+        assert stored.device == result.device
 
 
 @pytest.mark.parametrize(
