@@ -12,6 +12,7 @@ from erat.audit.copies import find_copies
 from erat.data.sources.collection import Collection, same_pictures
 from erat.data.types import ImageSet
 from erat.errors import shown
+from orchestration.report.table import Table
 
 FEW = 3  # names of a group that a sentence has
 
@@ -81,13 +82,13 @@ def copy_groups(collection: Collection, checked: Collection | None) -> list[Copy
     return sorted(groups, key=lambda group: (not group.labels_differ, not group.parts_differ, not group.exact))
 
 
-def copy_lines(groups: Sequence[CopyGroup]) -> list[list[Any]]:
-    """A table with a head: one line per image, the groups numbered from 1."""
-    lines: list[list[Any]] = [["group", "kind", "path", "label", "part", "labels_differ", "parts_differ"]]
+def copies_table(groups: Sequence[CopyGroup]) -> Table:
+    """Return one line per image, the groups numbered from 1."""
+    lines: list[list[Any]] = []
     for number, group in enumerate(groups, start=1):
         kind, flags = "same" if group.exact else "near", [int(group.labels_differ), int(group.parts_differ)]
         lines += [[number, kind, copy.name, copy.label, copy.part, *flags] for copy in group.copies]
-    return lines
+    return Table.of(["group", "kind", "path", "label", "part", "labels_differ", "parts_differ"], lines)
 
 
 def copy_sentences(groups: Sequence[CopyGroup]) -> list[str]:

@@ -13,9 +13,9 @@ from erat.config import RunConfig
 from erat.files import write_atomic
 from erat.records import read_words
 from erat.result import RunResult, summarise
-from orchestration.report.grid import grid_markdown
-from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
-from orchestration.report.summary import best, csv_text, markdown
+from orchestration.report.documents import grid_text, matrix_text, search_text
+from orchestration.report.matrix import is_matrix
+from orchestration.report.summary import best
 from orchestration.run.directory import ENDS, read_departure, read_metrics, read_refusal, read_result
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler, Trial
@@ -260,8 +260,8 @@ def write_report(driver: StudyDriver) -> list[str]:
     searched = [row for row in rows if row.source != "baseline"]
     baselines = [row for row in rows if row.source == "baseline"]
     documents = {
-        "summary.md": markdown(rows, columns),
-        "summary.csv": csv_text(rows, columns),
+        "summary.md": search_text("md", rows, columns),
+        "summary.csv": search_text("csv", rows, columns),
         "spec.json": json.dumps(driver.spec.content(), indent=2, default=str),
     }
     for name, text in documents.items():
@@ -269,11 +269,11 @@ def write_report(driver: StudyDriver) -> list[str]:
     if driver.spec.space.parameters:
         figures = sweep_figure(driver.spec.space.name, searched, baselines, folder)
     elif is_matrix(rows):
-        for name, text in {"matrix.md": matrix_markdown(rows), "matrix.csv": matrix_csv(rows)}.items():
+        for name, text in {"matrix.md": matrix_text("md", rows), "matrix.csv": matrix_text("csv", rows)}.items():
             write_atomic(folder / name, text.encode())
         figures = [folder / "matrix.md", folder / "matrix.csv"]
     else:
-        write_atomic(folder / "grid.md", grid_markdown(rows).encode())
+        write_atomic(folder / "grid.md", grid_text("md", rows, columns).encode())
         figures = [folder / "grid.md", *grid_figure(rows, folder)]
     return [str(folder / "summary.md"), str(folder / "summary.csv"), *map(str, figures)]
 
