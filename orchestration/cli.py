@@ -482,7 +482,7 @@ def _run_sweep(
     except KeyboardInterrupt:
         again = f"python orchestrate.py resume {name}" if name in ledger.studies else "the same command"
         raise stopped(f"nothing finished is lost. Go on with: {again}") from None
-    rows = end.driver.all_rows()
+    rows = end.driver.trials
     overview.show_sweep(end, err)
     if as_json:
         content = {

@@ -25,9 +25,9 @@ from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
-from orchestration.study.rows import FINISHED, TrialRow
 from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
-from orchestration.study.status import rows_of, spec_of
+from orchestration.study.status import spec_of, trials_of
+from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri
 from orchestration.tracking.tracker import compare_hint
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 def show_sweep(end: StudyEnd, console: Console) -> None:
     """The end of a sweep: table, best setting, where everything lies."""
-    driver, rows = end.driver, end.driver.all_rows()
+    driver, rows = end.driver, end.driver.trials
     searched = bool(driver.spec.space.parameters)
     if searched:
         console.print(terminal(summary(rows, driver.spec.space.columns)))
@@ -75,7 +75,7 @@ def validation_words(config: RunConfig) -> str:
     return words
 
 
-def show_run(row: TrialRow, workspace: Workspace, console: Console) -> None:
+def show_run(row: Trial, workspace: Workspace, console: Console) -> None:
     """The end of one training."""
     if row.status in FINISHED:
         console.print(
@@ -226,7 +226,7 @@ def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
         except UserError as error:
             warnings.warn(f"sweep {name} is left out: {error}", stacklevel=2)
             continue
-        rows, total = rows_of(workspace, ledger, name, spec)
+        rows, total = trials_of(workspace, ledger, name, spec)
         counts = counts_of(rows, total)
         content.append({"name": name, "space": spec.space.name, "preset": spec.preset, "trials": total} | counts)
         if not spec.identified:
@@ -250,7 +250,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     """
     ledger = Ledger(workspace.ledger)
     spec = spec_of(ledger, name)
-    rows, total = rows_of(workspace, ledger, name, spec)
+    rows, total = trials_of(workspace, ledger, name, spec)
     counts = counts_of(rows, total)
     if not spec.space.parameters and is_matrix(rows):
         console.print(*map(terminal, matrix(rows)), sep="\n")
@@ -282,7 +282,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     return {"name": name, "trials": total} | counts | note | {"runs": runs}
 
 
-def _heard(workspace: Workspace, row: TrialRow) -> float | None:
+def _heard(workspace: Workspace, row: Trial) -> float | None:
     return heard(workspace.run_directory(row.cell)) if row.status == "running" else None
 
 
@@ -306,7 +306,7 @@ def watch(workspace: Workspace, name: str, console: Console) -> dict[str, Any]:
         return content
 
 
-def _worth_showing(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def _worth_showing(rows: Sequence[Trial]) -> list[Trial]:
     """All of a few; of many those that are not finished, and the last finished ones."""
     if len(rows) <= MOST_ROWS:
         return list(rows)
@@ -316,7 +316,7 @@ def _worth_showing(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return sorted([*open_rows, *ended[len(ended) - room :]], key=lambda row: row.number)
 
 
-def counts_of(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
+def counts_of(rows: Sequence[Trial], total: int) -> dict[str, int]:
     """How many trials are in which state, and how many are left to do."""
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "stopped", "running", "failed")}
     return counts | {"left": total - counts["done"] - counts["stopped"] - counts["failed"]}

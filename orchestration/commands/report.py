@@ -22,9 +22,9 @@ from orchestration.run.directory import read_metrics
 from orchestration.storage.forms import Selection
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
-from orchestration.study.rows import FINISHED, TrialRow
 from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
-from orchestration.study.status import not_begun, rows_of, spec_of
+from orchestration.study.status import not_begun, spec_of, trials_of
+from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri
 from orchestration.tracking.tracker import compare_hint
 
@@ -45,7 +45,7 @@ def write_report(workspace: Workspace, name: str, form: str, out: str | None) ->
         raise unknown_name("format", form, SUFFIXES)
     ledger = Ledger(workspace.ledger)
     spec = spec_of(ledger, name)
-    rows, _ = rows_of(workspace, ledger, name, spec)
+    rows, _ = trials_of(workspace, ledger, name, spec)
     rows = sorted([*rows, *not_begun(spec, ledger.studies[name].trials, rows)], key=lambda row: row.number)
     if form == "html":
         text = _page(workspace, ledger, name, spec, rows)
@@ -61,7 +61,7 @@ def write_report(workspace: Workspace, name: str, form: str, out: str | None) ->
     return path.resolve()
 
 
-def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[TrialRow]) -> str:
+def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[Trial]) -> str:
     searched = bool(spec.space.parameters)
     figures: list[tuple[str, str]] = []
     if searched:
@@ -86,15 +86,13 @@ def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows
     )
 
 
-def _detail(
-    workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, row: TrialRow, pool: Pool
-) -> dict[str, Any]:
+def _detail(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, row: Trial, pool: Pool) -> dict[str, Any]:
     outcome = ledger.outcome(row.cell, name)
     command = paste_command(row, spec.preset, spec.overrides_for(row.params))
     return detail_of(row, workspace.run_directory(row.cell), outcome.result if outcome else {}, command, pool)
 
 
-def _curves(workspace: Workspace, rows: Sequence[TrialRow]) -> Epochs:
+def _curves(workspace: Workspace, rows: Sequence[Trial]) -> Epochs:
     return {
         row.cell: [entry["test_accuracy"] for entry in read_metrics(workspace.run_directory(row.cell))]
         for row in rows
@@ -102,7 +100,7 @@ def _curves(workspace: Workspace, rows: Sequence[TrialRow]) -> Epochs:
     }
 
 
-def _selections(workspace: Workspace, rows: Sequence[TrialRow]) -> dict[str, Selection]:
+def _selections(workspace: Workspace, rows: Sequence[Trial]) -> dict[str, Selection]:
     """What each ERAT selected, where it ran without rebalancing too: else there is nothing to compare it with."""
     names = {row.cell: baseline_name(row) for row in rows if row.status in FINISHED}
     if not {"ERAT", "ERAT w/o RB"} <= set(names.values()):
@@ -115,7 +113,7 @@ def _selections(workspace: Workspace, rows: Sequence[TrialRow]) -> dict[str, Sel
     return {cell: content for cell, content in found.items() if content and content["epochs"]}
 
 
-def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
+def _counts(rows: Sequence[Trial], total: int) -> dict[str, int]:
     """How many are in which state; the last is what nobody has begun."""
     counts = {state: sum(row.status == state for row in rows) for state in ("done", "stopped", "failed", "running")}
     counts["interrupted"] = sum(row.status == "queued" and row.epoch > 0 for row in rows)
@@ -123,7 +121,7 @@ def _counts(rows: Sequence[TrialRow], total: int) -> dict[str, int]:
 
 
 def _facts(
-    workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: Sequence[TrialRow]
+    workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: Sequence[Trial]
 ) -> list[tuple[str, str]]:
     """What was run, when, where and with which code."""
     base, images = spec.base, sorted(set(spec.images.values()))
@@ -155,7 +153,7 @@ def _date(moment: float) -> str:
     return datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M %Z")
 
 
-def _machines(workspace: Workspace, rows: Sequence[TrialRow], most: int = 400) -> list[tuple[str, str]]:
+def _machines(workspace: Workspace, rows: Sequence[Trial], most: int = 400) -> list[tuple[str, str]]:
     """Commits and devices of the finished runs, of the first ones where there are very many."""
     commits: Counter[str] = Counter()
     devices: Counter[str] = Counter()

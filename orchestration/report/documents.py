@@ -14,12 +14,12 @@ from orchestration.report.render.spreadsheet import csv_text
 from orchestration.report.sections import groups_of
 from orchestration.report.summary import records, summary
 from orchestration.report.table import Table
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 FORMS = ("md", "csv", "latex")
 
 
-def study_text(form: str, rows: Sequence[TrialRow], columns: Sequence[str], searched: bool, remark: str = "") -> str:
+def study_text(form: str, rows: Sequence[Trial], columns: Sequence[str], searched: bool, remark: str = "") -> str:
     """Return the tables of a study.
 
     Args:
@@ -33,19 +33,19 @@ def study_text(form: str, rows: Sequence[TrialRow], columns: Sequence[str], sear
     return matrix_text(form, rows, remark) if is_matrix(rows) else grid_text(form, rows, columns, remark)
 
 
-def search_text(form: str, rows: Sequence[TrialRow], columns: Sequence[str], remark: str = "") -> str:
+def search_text(form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:
     """Return a list of trials, best validation accuracy first; as CSV all that is known of each."""
     if form == "csv":
         return _csv(records(rows, columns), remark)
     return _text(form, summary(rows, columns), remark)
 
 
-def grid_text(form: str, rows: Sequence[TrialRow], columns: Sequence[str], remark: str = "") -> str:
+def grid_text(form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:
     """Return runs of one defense as a table of corruptions; as CSV run by run."""
     return _csv(records(rows, columns), remark) if form == "csv" else _text(form, grid(rows), remark)
 
 
-def matrix_text(form: str, rows: Sequence[TrialRow], remark: str = "") -> str:
+def matrix_text(form: str, rows: Sequence[Trial], remark: str = "") -> str:
     """Return runs of several defenses: a table per data set and label noise; in Markdown also who wins where."""
     if form == "csv":
         return _csv(matrix_records(rows), remark)
@@ -56,7 +56,7 @@ def matrix_text(form: str, rows: Sequence[TrialRow], remark: str = "") -> str:
     return _markdown("\n\n".join(parts), remark)
 
 
-def _paper(rows: Sequence[TrialRow]) -> tuple[list[Table], list[str]]:
+def _paper(rows: Sequence[Trial]) -> tuple[list[Table], list[str]]:
     """Return the tables as a paper has them, each with a caption of its own, and their footnotes."""
     notes = Footnotes()
     tables = [

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 
 from orchestration.report.notation import MISSING, baseline_name, tested
 from orchestration.report.table import Table
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 CAPTION = (
     "clean test accuracy of the last epoch in percent: mean ± standard deviation (seeds); test accuracy chooses "
@@ -54,9 +54,9 @@ class Grid:
     cells: dict[str, dict[str, Score]]
 
     @classmethod
-    def of(cls, rows: Sequence[TrialRow]) -> Grid:
+    def of(cls, rows: Sequence[Trial]) -> Grid:
         """Lines are defenses on data corruptions, columns are label noises."""
-        found: dict[str, dict[str, list[TrialRow]]] = {}
+        found: dict[str, dict[str, list[Trial]]] = {}
         for row in rows:
             found.setdefault(_line(row), {}).setdefault(column_name(row), []).append(row)
         columns = list(dict.fromkeys(column for line in found.values() for column in line))
@@ -86,26 +86,26 @@ class Grid:
         return [["data corruption", *self.columns], *body]
 
 
-def _line(row: TrialRow) -> str:
+def _line(row: Trial) -> str:
     settings = row.config
     kind, norm, epsilon = (settings.get(f"corruption.{key}") for key in ("data", "norm", "epsilon"))
     budget = "" if kind == "none" else f" {norm} {epsilon:.3g}"
     return f"{baseline_name(row)} on {kind}{budget}"
 
 
-def column_name(row: TrialRow) -> str:
+def column_name(row: Trial) -> str:
     """The label noise of a run: "symmetric 0.6", "none"."""
     labels, rate = row.config.get("corruption.labels", "none"), row.config.get("corruption.rate")
     return f"{labels} {rate:g}" if rate and labels != "none" else str(labels)
 
 
-def score_of(rows: Sequence[TrialRow]) -> Score:
+def score_of(rows: Sequence[Trial]) -> Score:
     """What these runs, the seeds of one setting, reached."""
     reached = [tested(row) for row in rows if row.status == "done"]
     return Score(tuple(value for value in reached if value is not None), len(rows))
 
 
-def grid(rows: Sequence[TrialRow]) -> Table:
+def grid(rows: Sequence[Trial]) -> Table:
     """Return the runs of one defense: data corruption x label noise."""
     heading, *body = Grid.of(rows).texts()
     return Table.of(heading, body, caption=CAPTION)

@@ -20,7 +20,7 @@ from orchestration.report.progress import Change, Progress
 from orchestration.report.render.terminal import STATUS_STYLES, terminal
 from orchestration.report.summary import best
 from orchestration.report.table import Cell, Column, Mark, Part, Row, Table
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 from orchestration.terminal import Terminal, one_line
 
 QUIET_SECONDS = 5.0  # plain lines: at most one epoch line per trial in this time
@@ -65,7 +65,7 @@ class LiveView:
         ended, counts = self._progress.ended_of_total(), self._progress.counts()
         self._view.note(f"{ended} in {duration(self._progress.elapsed)}: {counts}")
 
-    def update(self, rows: Sequence[TrialRow]) -> None:
+    def update(self, rows: Sequence[Trial]) -> None:
         """Show these rows: all trials known so far. To be called on every event, from one thread."""
         self._view.show(self._progress.update(rows))
 
@@ -123,10 +123,10 @@ class _PlainLines:
         self._told[number] = now
         return True
 
-    def _line(self, row: TrialRow, text: str) -> None:
+    def _line(self, row: Trial, text: str) -> None:
         self.note(f"[{self._progress.ended}/{self._progress.total}] trial {row.number} {text}")
 
-    def _status(self, row: TrialRow) -> str:
+    def _status(self, row: Trial) -> str:
         if row.status == "queued":
             return "queued again"
         if row.status == "running":
@@ -139,14 +139,14 @@ class _PlainLines:
         ending = f", sweep left {duration(left)}" if left else ""
         return f"{row.status}{at} {measured} in {duration(row.seconds)}{ending}"
 
-    def _settings(self, row: TrialRow) -> str:
+    def _settings(self, row: Trial) -> str:
         if not any(key in row.params for key in self._columns):
             return baseline_name(row)
         pairs = ((header(key, ascii_only=True), value(key, row.params.get(key))) for key in self._columns)
         return " ".join(f"{name}={setting}" for name, setting in pairs)
 
 
-def _reason(row: TrialRow) -> str:
+def _reason(row: Trial) -> str:
     """The last line of a trial's error, where Python puts what went wrong."""
     lines = (row.error or "").strip().splitlines()
     return lines[-1] if lines else "no message"
@@ -209,7 +209,7 @@ class _Terminal:
             parts.append(f"best val {accuracy(leader.best_val_accuracy)} (trial {leader.number})")
         return " · ".join([self._progress.ended_of_total(), *parts, self._progress.counts()])
 
-    def _fitting_table(self, rows: Sequence[TrialRow]) -> RenderableType:
+    def _fitting_table(self, rows: Sequence[Trial]) -> RenderableType:
         """The widest table that the terminal takes: the bar goes first, the searched values go last."""
         without: set[str] = set()
         for drop in ("", "bar", "source", "time", "best", "settings"):
@@ -221,7 +221,7 @@ class _Terminal:
                 break
         return table
 
-    def _table(self, rows: Sequence[TrialRow], without: set[str]) -> Table:
+    def _table(self, rows: Sequence[Trial], without: set[str]) -> Table:
         names = [name for name in ("#", "source", "status") if name not in without]
         names += [header(key) for key in self._columns if "settings" not in without]
         names += [name for name in ("epoch", "val", "best", "time", "left") if name not in without]
@@ -234,7 +234,7 @@ class _Terminal:
             ),
         )
 
-    def _cells(self, row: TrialRow, leads: bool, without: set[str]) -> tuple[Cell | str, ...]:
+    def _cells(self, row: Trial, leads: bool, without: set[str]) -> tuple[Cell | str, ...]:
         age = self._progress.age(row)
         running, mark = row.status == "running", Mark.BEST if leads else None
         settings = {key: value(key, row.params.get(key)) for key in self._columns}
@@ -253,7 +253,7 @@ class _Terminal:
         return tuple(cell for name, cell in cells.items() if name not in without)
 
 
-def visible(progress: Progress, room: int) -> list[TrialRow]:
+def visible(progress: Progress, room: int) -> list[Trial]:
     """The rows to show where not all fit: running ones, the best, the newest that ended, then the next in the queue."""
     rows = {row.number: row for row in progress.rows}
     leader = best(list(rows.values()))
@@ -264,7 +264,7 @@ def visible(progress: Progress, room: int) -> list[TrialRow]:
     return [rows[number] for number in sorted(list(dict.fromkeys(order))[:room])]
 
 
-def _bar(row: TrialRow) -> tuple[Part, Part]:
+def _bar(row: Trial) -> tuple[Part, Part]:
     done = round(_BAR * min(1.0, row.epoch / row.epochs)) if row.epochs else 0
     return Part(" " + "━" * done, row.status), Part("╌" * (_BAR - done), "queued")
 

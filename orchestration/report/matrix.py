@@ -10,7 +10,7 @@ from orchestration.report.grid import Score, column_name, score_of
 from orchestration.report.notation import MISSING, baseline_name, header, named, value
 from orchestration.report.published import published
 from orchestration.report.table import Cell, Column, Mark, Part, Table
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 CAPTION = (
     "Clean test accuracy of the last epoch in percent (where there are several seeds: ± standard deviation, and how "
@@ -20,7 +20,7 @@ _RECORDED = ("planned", "done", "mean", "std", "paper", "difference", "seeds")
 _PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}  # as our tables write them
 # What makes a run's place in the tables, and its seed.
 _PLACED = ("data.name", "corruption.data", "corruption.labels", "corruption.rate", "defense.name", "train.seed")
-LineName = Callable[[TrialRow], str]
+LineName = Callable[[Trial], str]
 Setting = tuple[str, str]  # data set, label noise
 
 
@@ -76,12 +76,12 @@ class MatrixTable:
         return Cell(f"{average:.1f}", self.rank(self.mean_of).get(defense), beside=beside)
 
 
-def is_matrix(rows: Sequence[TrialRow]) -> bool:
+def is_matrix(rows: Sequence[Trial]) -> bool:
     """Whether these runs are of several defenses."""
     return len({baseline_name(row) for row in rows}) > 1
 
 
-def line_name(row: TrialRow) -> str:
+def line_name(row: Trial) -> str:
     """ "ERAT", "ERAT, η 0.1", "UNICON, vgg16": a run's defense, with what else it is told apart by."""
     others = [key for key in row.params if key not in (*_PLACED, "corruption.epsilon") and not named(key, row)]
     words = [
@@ -91,13 +91,13 @@ def line_name(row: TrialRow) -> str:
     return ", ".join([baseline_name(row), *words])
 
 
-def matrix_tables(rows: Sequence[TrialRow], line: LineName = line_name) -> list[MatrixTable]:
+def matrix_tables(rows: Sequence[Trial], line: LineName = line_name) -> list[MatrixTable]:
     """The tables that these rows fill, in the order of the rows. An unfinished run is missing from its cell.
 
     Args:
         line: the line of a table that a run belongs to; `baseline_name` where what else varies is kept apart otherwise.
     """
-    found: dict[Setting, dict[str, dict[str, list[TrialRow]]]] = {}
+    found: dict[Setting, dict[str, dict[str, list[Trial]]]] = {}
     for row in rows:
         setting = str(row.config.get("data.name")), column_name(row)
         by_defense = found.setdefault(setting, {})
@@ -105,7 +105,7 @@ def matrix_tables(rows: Sequence[TrialRow], line: LineName = line_name) -> list[
     return [_table(setting, by_defense) for setting, by_defense in found.items()]
 
 
-def _table(setting: Setting, by_defense: dict[str, dict[str, list[TrialRow]]]) -> MatrixTable:
+def _table(setting: Setting, by_defense: dict[str, dict[str, list[Trial]]]) -> MatrixTable:
     corruptions = list(dict.fromkeys(name for members in by_defense.values() for name in members))
     cells = {
         defense: {name: score_of(members.get(name, [])) for name in corruptions}
@@ -121,7 +121,7 @@ def _table(setting: Setting, by_defense: dict[str, dict[str, list[TrialRow]]]) -
     return MatrixTable(dataset, noise, list(by_defense), corruptions, cells, paper)
 
 
-def corruption_name(row: TrialRow) -> str:
+def corruption_name(row: Trial) -> str:
     """The data corruption of a run as the paper writes it."""
     kind = str(row.config.get("corruption.data", "none"))
     if kind == "none":
@@ -178,7 +178,7 @@ def drawn(table: MatrixTable, lines: Iterable[Sequence[Cell | str]], notes: Sequ
     return Table.of(columns, lines, title=table.title, notes=notes)
 
 
-def matrix(rows: Sequence[TrialRow]) -> list[Table]:
+def matrix(rows: Sequence[Trial]) -> list[Table]:
     """Return one table per data set and label noise, which `note` explains."""
     return [drawn(table, ([name, *table.line(name)] for name in table.defenses)) for table in matrix_tables(rows)]
 
@@ -188,7 +188,7 @@ def note(has_paper: bool) -> str:
     return f"{CAPTION} In brackets: the paper's." if has_paper else CAPTION
 
 
-def matrix_records(rows: Sequence[TrialRow]) -> Table:
+def matrix_records(rows: Sequence[Trial]) -> Table:
     """Return every cell as a line, with all its seeds."""
     lines = []
     for table in matrix_tables(rows):
@@ -207,7 +207,7 @@ def matrix_records(rows: Sequence[TrialRow]) -> Table:
 # --- who wins --------------------------------------------------------------------------------------------------------
 
 
-def summary_sentences(rows: Sequence[TrialRow], line: LineName = line_name) -> list[str]:
+def summary_sentences(rows: Sequence[Trial], line: LineName = line_name) -> list[str]:
     """Plain words: who has the highest mean, how often it is best, and what a paired test over the cells says."""
     tables = matrix_tables(rows, line)
     means = {name: values for name in _names(tables) if (values := _over_cells(tables, name))}

@@ -20,10 +20,10 @@ from orchestration.report.sections import Group, TableView, groups_of, missing_r
 from orchestration.report.summary import best_sentence, summary
 from orchestration.report.table import Cell, Column, Table
 from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of
-from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.trial import FINISHED, Trial
 
 MOST_BYTES = 3_400_000  # of what is kept of single runs; with tables and figures a page stays below 5 MB
-Detail = Callable[[TrialRow, Pool], dict[str, Any]]
+Detail = Callable[[Trial, Pool], dict[str, Any]]
 Epochs = Mapping[str, Sequence[float]]  # cell -> test accuracy after each epoch, in [0, 1]
 
 
@@ -45,7 +45,7 @@ class Subject:
 
     name: str
     about: str
-    rows: list[TrialRow]
+    rows: list[Trial]
     facts: list[tuple[str, str]]
     counts: dict[str, int]
     columns: list[str]
@@ -92,7 +92,7 @@ def html_page(subject: Subject) -> str:
     )
 
 
-def _runs(rows: Sequence[TrialRow]) -> Table:
+def _runs(rows: Sequence[Trial]) -> Table:
     """Return a line per run; it opens the run's drill-down."""
     words = ("run", "data", "labels", "defense", "images", "seed", "last", "best by val.", "state", "time")
     lines = (
@@ -119,7 +119,7 @@ def _percent(share: float | None) -> str:
     return MISSING if number is None else f"{number:.1f}"
 
 
-def _kept(subject: Subject) -> tuple[list[TrialRow], str]:
+def _kept(subject: Subject) -> tuple[list[Trial], str]:
     """The runs whose drill-downs fit, and their data as JSON that is safe inside a script element.
 
     Failed runs first, then the first seeds: what is left out is the repetition.

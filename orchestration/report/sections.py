@@ -10,7 +10,7 @@ from orchestration.report.grid import Score, column_name
 from orchestration.report.matrix import MatrixTable, corruption_name, drawn, figure, matrix_tables, summary_sentences
 from orchestration.report.notation import MISSING, baseline_name, header, value
 from orchestration.report.table import Cell, Table
-from orchestration.study.rows import FINISHED, TrialRow
+from orchestration.study.trial import FINISHED, Trial
 
 # What tables and their lines and columns are made of; a key beside these that varies makes groups of tables.
 _AXES = ("defense.name", "data.name", "corruption.data", "corruption.labels", "corruption.rate")
@@ -23,7 +23,7 @@ Place = tuple[str, str, str, str]  # data set, label noise, defense, data corrup
 class CellView:
     """One cell: its runs, what they reached in the last epoch and in the one best by validation, how it is shown."""
 
-    runs: list[TrialRow]
+    runs: list[Trial]
     last: Score
     best: Score
     shown: Cell
@@ -48,12 +48,12 @@ class Group:
     """Tables that differ in data set and label noise alone."""
 
     title: str  # what sets the group apart; empty where there is one group
-    rows: list[TrialRow]
+    rows: list[Trial]
     tables: list[TableView]
     sentences: list[str]
 
 
-def reason(row: TrialRow) -> str:
+def reason(row: Trial) -> str:
     """Why a run has no result: "failed", "running 4/10", "not begun", …"""
     if row.status == "running":
         return f"running {row.epoch}/{row.epochs}"
@@ -62,10 +62,10 @@ def reason(row: TrialRow) -> str:
     return row.status
 
 
-def groups_of(rows: Sequence[TrialRow], notes: Footnotes) -> list[Group]:
+def groups_of(rows: Sequence[Trial], notes: Footnotes) -> list[Group]:
     """The groups in the order of the rows."""
     keys = _extra_keys(rows)
-    found: dict[str, list[TrialRow]] = {}
+    found: dict[str, list[Trial]] = {}
     for row in rows:
         title = ", ".join(f"{header(key)} {value(key, row.config.get(key))}" for key in keys)
         found.setdefault(title, []).append(row)
@@ -75,7 +75,7 @@ def groups_of(rows: Sequence[TrialRow], notes: Footnotes) -> list[Group]:
     ]
 
 
-def _extra_keys(rows: Sequence[TrialRow]) -> list[str]:
+def _extra_keys(rows: Sequence[Trial]) -> list[str]:
     """What was set run by run, is no axis or seed, and does not follow from the axes."""
     values: dict[str, dict[tuple[str, ...], set[str]]] = {}
     for row in rows:
@@ -86,25 +86,25 @@ def _extra_keys(rows: Sequence[TrialRow]) -> list[str]:
     return [key for key, by_axes in values.items() if any(len(seen) > 1 for seen in by_axes.values())]
 
 
-def place_of(row: TrialRow) -> Place:
+def place_of(row: Trial) -> Place:
     """The cell of the tables that a run belongs to."""
     return str(row.config.get("data.name")), column_name(row), baseline_name(row), corruption_name(row)
 
 
-def by_validation(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def by_validation(rows: Sequence[Trial]) -> list[Trial]:
     """The same runs, judged by the epoch that was best by validation."""
     return [replace(row, final_test_accuracy=row.best_val_test_accuracy) for row in rows]
 
 
-def _tables(rows: Sequence[TrialRow], notes: Footnotes) -> list[TableView]:
-    runs: dict[Place, list[TrialRow]] = {}
+def _tables(rows: Sequence[Trial], notes: Footnotes) -> list[TableView]:
+    runs: dict[Place, list[Trial]] = {}
     for row in rows:
         runs.setdefault(place_of(row), []).append(row)
     pairs = zip(matrix_tables(rows, baseline_name), matrix_tables(by_validation(rows), baseline_name), strict=True)
     return [_table(last, best, runs, notes) for last, best in pairs]
 
 
-def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[TrialRow]], notes: Footnotes) -> TableView:
+def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[Trial]], notes: Footnotes) -> TableView:
     kind = last.noise.split(" ")[0]
     lines: dict[str, list[CellView]] = {name: [] for name in last.defenses}
     for corruption in last.corruptions:
@@ -131,7 +131,7 @@ def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[TrialRow
     return TableView(last, lines, drawn(last, cells, notes.of_table(last.dataset, kind) if last.has_paper else ()))
 
 
-def _missing(runs: Sequence[TrialRow]) -> str:
+def _missing(runs: Sequence[Trial]) -> str:
     """Say in a word or two why a cell has no figure."""
     return ", ".join(dict.fromkeys(sorted(map(reason, runs)))) or MISSING
 
@@ -149,7 +149,7 @@ def _complete(tables: Sequence[MatrixTable]) -> set[tuple[str, str, str]]:
     }
 
 
-def _sentences(rows: Sequence[TrialRow]) -> list[str]:
+def _sentences(rows: Sequence[Trial]) -> list[str]:
     """`summary_sentences` over the columns that all defenses have finished: no mean is of an easier choice of cells."""
     tables = matrix_tables(rows, baseline_name)
     complete, columns = _complete(tables), sum(len(table.corruptions) for table in tables)
@@ -167,7 +167,7 @@ def _sentences(rows: Sequence[TrialRow]) -> list[str]:
     return words
 
 
-def _winners(rows: Sequence[TrialRow]) -> list[str]:
+def _winners(rows: Sequence[Trial]) -> list[str]:
     """Who is best on which data corruptions, a sentence a table."""
     sentences = []
     for table in matrix_tables(rows, baseline_name):
@@ -183,9 +183,9 @@ def _winners(rows: Sequence[TrialRow]) -> list[str]:
     return sentences
 
 
-def missing_rows(rows: Sequence[TrialRow]) -> list[tuple[str, list[TrialRow]]]:
+def missing_rows(rows: Sequence[Trial]) -> list[tuple[str, list[Trial]]]:
     """The runs without a result, by state: failed ones first, each with its own words."""
-    states: dict[str, list[TrialRow]] = {name: [] for name in ("failed", "running", "interrupted", "not begun")}
+    states: dict[str, list[Trial]] = {name: [] for name in ("failed", "running", "interrupted", "not begun")}
     for row in rows:
         if row.status not in FINISHED:
             words = reason(row)

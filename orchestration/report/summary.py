@@ -11,7 +11,7 @@ import yaml
 
 from orchestration.report.notation import MISSING, accuracy, duration, finite, header, origin, value
 from orchestration.report.table import Cell, Column, Row, Table
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 _CHOICE = "★ chosen by validation accuracy (best epoch); test accuracy is for the record and chooses nothing."
 _LEFT = ("source", "status")
@@ -27,7 +27,7 @@ _RECORDED = (
 )
 
 
-def best(rows: Sequence[TrialRow]) -> TrialRow | None:
+def best(rows: Sequence[Trial]) -> Trial | None:
     """The setting to take: largest `best_val_accuracy`, ties to the lower number.
 
     A trial that a scheduler stopped is eligible only where no trial is done. A baseline never is: it is not a
@@ -40,18 +40,18 @@ def best(rows: Sequence[TrialRow]) -> TrialRow | None:
     return None
 
 
-def _rank(row: TrialRow) -> tuple[int, float, int]:
+def _rank(row: Trial) -> tuple[int, float, int]:
     """Sort key: measured before unmeasured, then the better validation accuracy, then the lower number."""
     found = finite(row.best_val_accuracy)
     return (1, 0.0, row.number) if found is None else (0, -found, row.number)
 
 
-def ranked(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def ranked(rows: Sequence[Trial]) -> list[Trial]:
     """Best validation accuracy first; what has none comes last."""
     return sorted(rows, key=_rank)
 
 
-def caption(rows: Sequence[TrialRow]) -> str:
+def caption(rows: Sequence[Trial]) -> str:
     """How the choice was made, and what the validation images were if the configurations say it."""
     said = {(row.config["val.trusted"], row.config.get("val.objective")) for row in rows if "val.trusted" in row.config}
     if len(said) != 1:
@@ -62,7 +62,7 @@ def caption(rows: Sequence[TrialRow]) -> str:
     return f"{_CHOICE} Validation: {kind}{attacked} (val.trusted={str(bool(trusted)).lower()})."
 
 
-def summary(rows: Sequence[TrialRow], columns: Sequence[str]) -> Table:
+def summary(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
     """Return all trials, best validation accuracy first.
 
     Args:
@@ -80,7 +80,7 @@ def summary(rows: Sequence[TrialRow], columns: Sequence[str]) -> Table:
     )
 
 
-def _line(row: TrialRow, columns: Sequence[str], chosen: bool) -> Row:
+def _line(row: Trial, columns: Sequence[str], chosen: bool) -> Row:
     number = f"★ {row.number}" if chosen else str(row.number)
     values = (
         Cell(number, runs=() if row.status == "queued" else (row.cell,)),
@@ -96,7 +96,7 @@ def _line(row: TrialRow, columns: Sequence[str], chosen: bool) -> Row:
     return Row(values, chosen)
 
 
-def best_sentence(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
+def best_sentence(rows: Sequence[Trial], columns: Sequence[str]) -> str:
     """Say which setting is best, and what it reached."""
     row = best(rows)
     if row is None:
@@ -108,7 +108,7 @@ def best_sentence(rows: Sequence[TrialRow], columns: Sequence[str]) -> str:
     )
 
 
-def records(rows: Sequence[TrialRow], columns: Sequence[str]) -> Table:
+def records(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
     """Return everything about each trial, unrounded, under dotted keys; empty where nothing was measured."""
     lines = []
     for row in ranked(rows):
@@ -118,7 +118,7 @@ def records(rows: Sequence[TrialRow], columns: Sequence[str]) -> Table:
     return Table.of(["number", "cell", "source", "status", *columns, *_RECORDED], lines)
 
 
-def paste_command(row: TrialRow, preset: str, overrides: Mapping[str, Any]) -> str:
+def paste_command(row: Trial, preset: str, overrides: Mapping[str, Any]) -> str:
     """The shell line that runs this trial's configuration again.
 
     Args:

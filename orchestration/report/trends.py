@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestration.report.grid import Score, score_of
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, baseline_name, header, value
-from orchestration.study.rows import TrialRow
+from orchestration.study.trial import Trial
 
 # A panel is a data set, a kind of label noise and a kind of data corruption; a line is a defense.
 _PLACED = ("defense.name", "data.name", "corruption.data", "corruption.labels", "train.seed", "corruption.seed")
@@ -34,12 +34,12 @@ class Trend:
     lines: dict[str, list[Score]]
 
 
-def trends_of(rows: Sequence[TrialRow]) -> list[Trend]:
+def trends_of(rows: Sequence[Trial]) -> list[Trend]:
     """The panels of a matrix that varies one thing more; none where it varies nothing, or several things at once."""
     keys = varied(rows)
     if not keys:
         return []
-    panels: dict[tuple[str, str, str], list[TrialRow]] = {}
+    panels: dict[tuple[str, str, str], list[Trial]] = {}
     for row in rows:
         for kind in _kinds(row, rows, keys):
             place = (str(row.config.get("data.name")), kind, str(row.config.get("corruption.data")))
@@ -47,9 +47,9 @@ def trends_of(rows: Sequence[TrialRow]) -> list[Trend]:
     return [_trend(place, members, keys) for place, members in panels.items()]
 
 
-def varied(rows: Sequence[TrialRow]) -> list[str]:
+def varied(rows: Sequence[Trial]) -> list[str]:
     """The keys that vary within one defense on one kind of corruption, all in step; empty where they are not."""
-    lines: dict[tuple[str, ...], list[TrialRow]] = {}
+    lines: dict[tuple[str, ...], list[Trial]] = {}
     for row in rows:
         lines.setdefault((baseline_name(row), *(str(row.config.get(key)) for key in _PLACED[1:4])), []).append(row)
     given = list(dict.fromkeys(key for row in rows for key in row.params if key not in _PLACED))
@@ -63,7 +63,7 @@ def varied(rows: Sequence[TrialRow]) -> list[str]:
     return keys
 
 
-def _kinds(row: TrialRow, rows: Sequence[TrialRow], keys: Sequence[str]) -> list[str]:
+def _kinds(row: Trial, rows: Sequence[Trial], keys: Sequence[str]) -> list[str]:
     """The kinds of label noise whose panels a run stands in: without noise it is where each of them begins."""
     kind = str(row.config.get("corruption.labels"))
     if kind != "none" or _RATE not in keys:
@@ -72,18 +72,18 @@ def _kinds(row: TrialRow, rows: Sequence[TrialRow], keys: Sequence[str]) -> list
     return list(dict.fromkeys(other for other in others if other != "none"))
 
 
-def _setting(row: TrialRow, keys: Sequence[str]) -> Setting:
+def _setting(row: Trial, keys: Sequence[str]) -> Setting:
     return tuple(row.config.get(key) for key in keys)
 
 
-def _trend(place: tuple[str, str, str], rows: Sequence[TrialRow], keys: Sequence[str]) -> Trend:
+def _trend(place: tuple[str, str, str], rows: Sequence[Trial], keys: Sequence[str]) -> Trend:
     dataset, noise, corruption = place
     settings = list(dict.fromkeys(_setting(row, keys) for row in rows))
     ordered = all(isinstance(part, int | float) for setting in settings for part in setting)
     if ordered:
         settings.sort(key=lambda setting: [float(str(part)) for part in setting])
     names = list(dict.fromkeys(map(baseline_name, rows)))
-    cells: dict[tuple[str, Setting], list[TrialRow]] = {}
+    cells: dict[tuple[str, Setting], list[Trial]] = {}
     for row in rows:
         cells.setdefault((baseline_name(row), _setting(row, keys)), []).append(row)
     lines = {name: [score_of(cells.get((name, setting), [])) for setting in settings] for name in names}
@@ -120,13 +120,13 @@ class Selected:
     stacks: dict[str, list[tuple[float, float]]]
 
 
-def selections_of(rows: Sequence[TrialRow], selection: Mapping[str, Mapping[str, Any]]) -> list[Selected]:
+def selections_of(rows: Sequence[Trial], selection: Mapping[str, Mapping[str, Any]]) -> list[Selected]:
     """ERAT's selection without and with rebalancing, after the first epoch that selects and after the last (Fig. 2).
 
     Args:
         selection: cell -> its `selection.json`.
     """
-    pairs: dict[tuple[str, ...], dict[str, TrialRow]] = {}
+    pairs: dict[tuple[str, ...], dict[str, Trial]] = {}
     for row in rows:
         if row.cell in selection and baseline_name(row) in ("ERAT w/o RB", "ERAT"):
             place = tuple(
@@ -157,7 +157,7 @@ def _stack(content: Mapping[str, Any], number: int) -> list[tuple[float, float]]
     return [(float(good), float(count - good)) for count, good in zip(labelled, right, strict=True)]
 
 
-def seconds_per_epoch(rows: Sequence[TrialRow]) -> dict[str, list[float]]:
+def seconds_per_epoch(rows: Sequence[Trial]) -> dict[str, list[float]]:
     """Defense -> what an epoch took in each of its finished runs."""
     found: dict[str, list[float]] = {}
     for row in rows:

@@ -21,8 +21,8 @@ from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler, Trial
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger, Outcome
-from orchestration.study.rows import FINISHED, TrialRow
 from orchestration.study.spec import StudySpec
+from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.tracker import Tracker
 
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
@@ -47,10 +47,10 @@ class StudyDriver:
     tracker: Tracker
     parent: str
     sampler: Sampler
-    view: Callable[[list[TrialRow]], None] = lambda rows: None
+    view: Callable[[list[Trial]], None] = lambda rows: None
     work_of: Callable[[RunConfig], float] | None = None
     ready: Callable[[int], bool] = lambda number: True
-    rows: dict[int, TrialRow] = field(default_factory=dict)
+    rows: dict[int, Trial] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.queue = make_queue(
@@ -88,7 +88,7 @@ class StudyDriver:
         row.take_in(asdict(summarise(row.cell, row.status, metrics)))
         for entry in metrics:
             self.tracker.log_epoch(self._runs[number], entry, entry["epoch"])
-        self.view(self.all_rows())
+        self.view(self.trials)
 
     def stop(self, number: int, epoch: int) -> None:
         """Ask a trial to stop after this epoch; its later ones, if it had begun any, do not count."""
@@ -109,7 +109,7 @@ class StudyDriver:
             with_fewer = ", with fewer beside it" if outcome.fewer else ""
             warnings.warn(f"trial {number}: {outcome.reason}; it goes on{with_fewer}", stacklevel=2)
             row.status = "queued"
-            self.view(self.all_rows())
+            self.view(self.trials)
             return outcome
         if number not in self._runs:
             self._track_start(row)
@@ -118,7 +118,7 @@ class StudyDriver:
         track_end(self.tracker, self._runs[number], outcome, self.workspace.run_directory(row.cell))
         # Last: a driver that dies before this line finds the cell's result again, and tells the tracker what it lacks.
         self.ledger.finish(row.cell, outcome.status, outcome.result, sweep=self.name, error=outcome.error)
-        self.view(self.all_rows())
+        self.view(self.trials)
         return outcome
 
     def interrupted(self) -> None:
@@ -130,7 +130,7 @@ class StudyDriver:
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
-    def all_rows(self) -> list[TrialRow]:
+    def all_rows(self) -> list[Trial]:
         """In the order of their numbers."""
         return [self.rows[number] for number in sorted(self.rows)]
 
@@ -146,7 +146,7 @@ class StudyDriver:
                 source=trial.source,
                 cell=trial.cell,
             )
-        self.rows[trial.number] = row = TrialRow(
+        self.rows[trial.number] = row = Trial(
             trial.number,
             trial.cell,
             trial.overrides,
@@ -157,7 +157,7 @@ class StudyDriver:
         if trial.outcome is not None:
             row.take_in(trial.outcome.result)
 
-    def _outcome(self, row: TrialRow) -> Outcome | Retry:
+    def _outcome(self, row: Trial) -> Outcome | Retry:
         folder = self.workspace.run_directory(row.cell)
         self.workspace.fetch(row.cell, "metrics.jsonl", *ENDS)
         self.workspace.fetch(row.cell, *self.workspace.names(row.cell, "artifacts"))
@@ -177,7 +177,7 @@ class StudyDriver:
         content = asdict(result) | {"mlflow_run_id": self._runs.get(row.number)}
         return Outcome(result.status, content, result.error)
 
-    def _failed(self, row: TrialRow, result: RunResult | None) -> RunResult | Retry:
+    def _failed(self, row: Trial, result: RunResult | None) -> RunResult | Retry:
         """What to make of a trial that left no result, or ran out of memory."""
         folder = self.workspace.run_directory(row.cell)
         rows = read_metrics(folder)
@@ -196,7 +196,7 @@ class StudyDriver:
         failed.error = verdict
         return failed
 
-    def _track_start(self, row: TrialRow) -> None:
+    def _track_start(self, row: Trial) -> None:
         run = self.tracker.start_run(row.cell, row.config, parent=self.parent, sweep=self.name, source=row.source)
         self._runs[row.number] = row.mlflow_run_id = run
 
@@ -256,7 +256,7 @@ def write_report(driver: StudyDriver) -> list[str]:
 
     folder = driver.workspace.report(driver.name)
     folder.mkdir(parents=True, exist_ok=True)
-    rows, columns = driver.all_rows(), driver.spec.space.columns
+    rows, columns = driver.trials, driver.spec.space.columns
     searched = [row for row in rows if row.source != "baseline"]
     baselines = [row for row in rows if row.source == "baseline"]
     documents = {
@@ -278,7 +278,7 @@ def write_report(driver: StudyDriver) -> list[str]:
     return [str(folder / "summary.md"), str(folder / "summary.csv"), *map(str, figures)]
 
 
-def result_json(row: TrialRow) -> dict[str, Any]:
+def result_json(row: Trial) -> dict[str, Any]:
     """A run as `--json` prints it."""
     return {
         "cell": row.cell,
@@ -293,7 +293,7 @@ def result_json(row: TrialRow) -> dict[str, Any]:
     }
 
 
-def best_json(rows: list[TrialRow]) -> dict[str, Any] | None:
+def best_json(rows: list[Trial]) -> dict[str, Any] | None:
     """The chosen run as `--json` prints it, with what was searched."""
     chosen = best(rows)
     return None if chosen is None else result_json(chosen) | {"params": chosen.params, "number": chosen.number}

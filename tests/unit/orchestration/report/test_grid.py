@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orchestration.study.trial import Trial
 from rich.console import Console
 
 from orchestration.report.documents import grid_text
 from orchestration.report.grid import Grid, grid
 from orchestration.report.grid_figure import grid_figure
 from orchestration.report.render.terminal import terminal
-from orchestration.study.rows import TrialRow
 
 
-def row(number: int, kind: str, noise: str, test: float | None, status: str = "done", **more: Any) -> TrialRow:
+def row(number: int, kind: str, noise: str, test: float | None, status: str = "done", **more: Any) -> Trial:
     norm = {} if kind == "none" else {"corruption.norm": "l2", "corruption.epsilon": 1.25}
     config = {
         "defense.name": "ce",
@@ -25,7 +25,7 @@ def row(number: int, kind: str, noise: str, test: float | None, status: str = "d
         "corruption.rate": 0.6 if noise != "none" else 0.0,
         "train.seed": number,
     } | norm
-    return TrialRow(number, f"c{number}", {}, "baseline", status, final_test_accuracy=test, config=config | more)
+    return Trial(number, f"c{number}", {}, "baseline", status, final_test_accuracy=test, config=config | more)
 
 
 ROWS = [

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orchestration.study.trial import Trial
 from typer.testing import CliRunner
 
 from erat.errors import UserError
@@ -27,7 +28,6 @@ from orchestration.report.sections import groups_of
 from orchestration.report.table import Table
 from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification
-from orchestration.study.rows import TrialRow
 from orchestration.study.spaces import load_space
 from orchestration.study.spec import StudySpec
 from tests.synthetic import write_home
@@ -201,13 +201,11 @@ def test_more_runs_than_fit_are_said_to_be_left_out(
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def run(defense: str, kind: str, accuracy: float | None, **config: Any) -> TrialRow:
+def run(defense: str, kind: str, accuracy: float | None, **config: Any) -> Trial:
     params = {"defense.name": defense, "corruption.data": kind, **config}
     fixed = {"data.name": "mnist", "corruption.labels": "symmetric", "corruption.rate": 0.6, "model.name": "small"}
     status = "queued" if accuracy is None else "done"
-    return TrialRow(
-        0, defense + kind, params, status=status, final_test_accuracy=accuracy, config=fixed | params | config
-    )
+    return Trial(0, defense + kind, params, status=status, final_test_accuracy=accuracy, config=fixed | params | config)
 
 
 def test_only_what_all_defenses_have_finished_is_compared() -> None:
@@ -273,7 +271,7 @@ def test_a_search_has_its_table_figures_importance_and_contours(search: Workspac
 def test_importance_finds_the_setting_that_matters() -> None:
     ranges = load_space("joint").distributions("mnist")
     rows = [
-        TrialRow(
+        Trial(
             n,
             str(n),
             {

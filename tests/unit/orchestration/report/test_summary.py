@@ -9,27 +9,27 @@ from typing import Any
 
 import pytest
 import yaml
+from orchestration.study.trial import Trial
 from rich.console import Console
 
 from orchestration.report.documents import search_text
 from orchestration.report.notation import baseline_name, duration, value
 from orchestration.report.render.terminal import terminal
 from orchestration.report.summary import best, paste_command, ranked, summary
-from orchestration.study.rows import TrialRow
 
 COLUMNS = ["defense.epsilon_inf", "defense.epsilon_2"]
 
 
-def row(number: int, val: float | None, test: float | None = None, status: str = "done", **more: Any) -> TrialRow:
+def row(number: int, val: float | None, test: float | None = None, status: str = "done", **more: Any) -> Trial:
     more.setdefault("params", {"defense.epsilon_inf": 8 / 255, "defense.epsilon_2": 0.5})
     more.setdefault("epochs", 10)
     more.setdefault("epoch", 10)
-    return TrialRow(
+    return Trial(
         number, f"cell{number}", status=status, best_val_accuracy=val, final_test_accuracy=test, seconds=62, **more
     )
 
 
-def printed(rows: list[TrialRow], columns: list[str], width: int = 100) -> list[str]:
+def printed(rows: list[Trial], columns: list[str], width: int = 100) -> list[str]:
     console = Console(file=io.StringIO(), width=width, color_system=None)
     console.print(terminal(summary(rows, columns)))
     assert isinstance(console.file, io.StringIO)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orchestration.study.trial import Trial
 
 from erat.errors import UserError
 from orchestration.report.documents import matrix_text
 from orchestration.report.matrix import line_name, matrix_tables, summary_sentences
 from orchestration.report.published import published
 from orchestration.study.grids import grid_names, load_grid, parse_choice, specification
-from orchestration.study.rows import TrialRow
 
 
 def cells(grid: str, preset: str = "demo", **choice: Any) -> list[dict[str, Any]]:
@@ -178,7 +178,7 @@ def test_a_grid_of_one_s_own(tmp_path: Path) -> None:
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
-def row(defense: str, corruption: str, accuracy: float | None, *, noise: str = "symmetric", **more: Any) -> TrialRow:
+def row(defense: str, corruption: str, accuracy: float | None, *, noise: str = "symmetric", **more: Any) -> Trial:
     config = {
         "data.name": "mnist",
         "defense.name": defense,
@@ -187,7 +187,7 @@ def row(defense: str, corruption: str, accuracy: float | None, *, noise: str = "
         "corruption.rate": 0.6,
     }
     status = "failed" if accuracy is None else "done"
-    return TrialRow(0, f"{defense}{corruption}", {}, status=status, final_test_accuracy=accuracy, config=config | more)
+    return Trial(0, f"{defense}{corruption}", {}, status=status, final_test_accuracy=accuracy, config=config | more)
 
 
 ROWS = [
