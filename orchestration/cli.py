@@ -247,9 +247,10 @@ def train(
         return
     if profile:
         from orchestration.commands.profile import profile_table, run_profile
+        from orchestration.report.render.terminal import terminal
 
         result = run_profile(config, workspace)
-        err.print(profile_table(result))
+        err.print(terminal(profile_table(result), rules=False))
         for path in result.files:
             err.print(f"  {path}", markup=False)
         if as_json:

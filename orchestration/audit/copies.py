@@ -12,6 +12,7 @@ from erat.audit.copies import find_copies
 from erat.data.sources.collection import Collection, same_pictures
 from erat.data.types import ImageSet
 from erat.errors import shown
+from orchestration.report.table import Table
 
 FEW = 3  # names of a group that a sentence lists
 
@@ -85,13 +86,13 @@ def copy_groups(collection: Collection, checked: Collection | None) -> list[Copy
     return sorted(groups, key=lambda group: (not group.labels_differ, not group.parts_differ, not group.exact))
 
 
-def copy_lines(groups: Sequence[CopyGroup]) -> list[list[Any]]:
-    """Return a table with a head and one line per image; the groups are numbered from 1."""
-    lines: list[list[Any]] = [["group", "kind", "path", "label", "part", "labels_differ", "parts_differ"]]
+def copies_table(groups: Sequence[CopyGroup]) -> Table:
+    """Return a table with one line per image; the groups are numbered from 1."""
+    lines: list[list[Any]] = []
     for number, group in enumerate(groups, start=1):
         kind, flags = "same" if group.exact else "near", [int(group.labels_differ), int(group.parts_differ)]
         lines += [[number, kind, copy.name, copy.label, copy.part, *flags] for copy in group.copies]
-    return lines
+    return Table.of(["group", "kind", "path", "label", "part", "labels_differ", "parts_differ"], lines)
 
 
 def copy_sentences(groups: Sequence[CopyGroup]) -> list[str]:

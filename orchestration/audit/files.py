@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from erat.data.sources.collection import Collection
-from erat.data.spreadsheets import csv_text
 from erat.engine.checkpoint import save
 from erat.export import export_program, exportable
 from erat.files import write_atomic
-from orchestration.audit.copies import copy_lines
+from orchestration.audit.copies import copies_table
 from orchestration.audit.execute import Findings
 from orchestration.audit.gallery import audit_page, class_rows, poison_verdict, worst_first
+from orchestration.report.render.spreadsheet import csv_text
+from orchestration.report.table import Table
 from orchestration.storage.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def write_audit(findings: Findings, workspace: Workspace) -> tuple[Path, dict[st
     files = dict(FILES)
     _write_csv(folder / "labels.csv", _labels(findings))
     _write_csv(folder / "cleaned.csv", _cleaned(findings))
-    _write_csv(folder / "copies.csv", copy_lines(findings.copies))
+    _write_csv(folder / "copies.csv", copies_table(findings.copies))
     if any(isinstance(source, np.ndarray | bytes) for source in findings.collection.sources):
         files[ARRAYS[0]] = ARRAYS[1]
         _write_arrays(folder / ARRAYS[0], findings)
@@ -139,7 +140,7 @@ def summary(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _labels(findings: Findings) -> list[list[Any]]:
+def _labels(findings: Findings) -> Table:
     """Return a table with one line per image, the worst labels first."""
     audit, plan, names = findings.audit, findings.plan, findings.plan.images.class_names
     head = ["path", "label", "quality", "issue", "suggested", "probability", "judged", "selected", "fold", "part"]
@@ -148,7 +149,7 @@ def _labels(findings: Findings) -> list[list[Any]]:
     rest[worst] = False
     others = rest.nonzero().squeeze(1)
     order = torch.cat([worst, others[audit.quality[others].argsort(stable=True)]])
-    lines: list[list[Any]] = [head]
+    lines: list[list[Any]] = []
     for row in order.tolist():
         lines.append(
             [
@@ -164,7 +165,7 @@ def _labels(findings: Findings) -> list[list[Any]]:
                 findings.collection.parts[row],
             ]
         )
-    return lines
+    return Table.of(head, lines)
 
 
 def _kept(findings: Findings) -> tuple[list[int], list[str], list[str]]:
@@ -176,8 +177,8 @@ def _kept(findings: Findings) -> tuple[list[int], list[str], list[str]]:
     return rows, labels, ["relabelled" if relabel[row] else "kept" for row in rows]
 
 
-def _cleaned(findings: Findings) -> list[list[Any]]:
-    lines: list[list[Any]] = [["path", "label", "part", "status", "given"]]
+def _cleaned(findings: Findings) -> Table:
+    lines: list[list[Any]] = []
     names = findings.plan.images.class_names
 
     def add(collection: Collection, row: int, label: str, status: str) -> None:
@@ -190,11 +191,11 @@ def _cleaned(findings: Findings) -> list[list[Any]]:
     if findings.checked is not None:
         for row, label in enumerate(findings.checked.images.labels.tolist()):
             add(findings.checked, row, names[label], "trusted")
-    return lines
+    return Table.of(["path", "label", "part", "status", "given"], lines)
 
 
-def _write_csv(path: Path, lines: list[list[Any]]) -> None:
-    write_atomic(path, csv_text(lines).encode("utf-8", "surrogateescape"))  # file names may be any bytes
+def _write_csv(path: Path, table: Table) -> None:
+    write_atomic(path, csv_text(table, "\r\n").encode("utf-8", "surrogateescape"))  # file names may be any bytes
 
 
 def _write_arrays(path: Path, findings: Findings) -> None:

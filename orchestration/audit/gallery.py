@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,7 +19,8 @@ from erat.audit.robustness import Hold
 from erat.data.image_files import Source, decode
 from orchestration.audit.copies import copy_sentences
 from orchestration.report.notation import duration
-from orchestration.report.svg import colour
+from orchestration.report.render.html import asset, page
+from orchestration.report.table import Cell, Part, Row, Table
 
 if TYPE_CHECKING:
     from orchestration.audit.execute import Findings
@@ -43,28 +41,24 @@ def audit_page(findings: Findings, files: Sequence[tuple[str, str]]) -> str:
     """
     audit, plan = findings.audit, findings.plan
     cards = _cards(findings)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    names, classes = plan.images.class_names, class_rows(audit, findings.selected)
-    few = len(names) <= MOST_CLASSES
-    return environment.from_string(_asset("audit.html")).render(
+    few = plan.images.num_classes <= MOST_CLASSES
+    return page(
+        "audit.html",
         name=findings.name,
         root=str(findings.collection.root),
-        style=Markup(_asset("page.css") + _asset("audit.css")),
-        script=Markup(_asset("audit.js")),
+        style=asset("page.css", "audit.css"),
+        script=asset("audit.js"),
         sentences=sentences(findings),
         facts=_facts(findings),
         cards=cards,
         issues=int(audit.issue.sum()),
         labels_shown=sorted({card["given"] for card in cards}),
-        classes=classes,
+        classes=_classes(class_rows(audit, findings.selected)),
         rate=audit.noise.rate,
-        class_names=names,
-        matrix=_matrix(audit) if few else [],
+        transitions=_transitions(audit) if few else None,
         pairs=_pairs(audit),
         poison=_poison(audit, few),
-        holds=[
-            {"words": hold_words(hold), "accuracy": hold.accuracy, "images": hold.images} for hold in findings.holds
-        ],
+        holds=_holds(findings.holds),
         holds_on=_holds_on(findings),
         copies=_copies(findings),
         more_copies=max(0, len(findings.copies) - MOST_GROUPS),
@@ -72,10 +66,6 @@ def audit_page(findings: Findings, files: Sequence[tuple[str, str]]) -> str:
         method=_method(findings),
         files=files,
     )
-
-
-def _asset(name: str) -> str:
-    return resources.files("orchestration.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -197,16 +187,35 @@ def class_rows(audit: Audit, selected: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _matrix(audit: Audit) -> list[tuple[str, list[dict[str, str]]]]:
-    names = audit.plan.images.class_names
+def _classes(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return what `class_rows` found, flooded classes in bold."""
     lines = []
-    for name, row in zip(names, audit.noise.transition.tolist(), strict=True):
-        cells = []
-        for share in row:
-            fill, ink = colour(share)
-            cells.append({"fill": fill, "ink": ink, "words": f"{100 * share:.0f}" if share >= 0.005 else ""})
-        lines.append((name, cells))
-    return lines
+    for row in rows:
+        remarks = [Part(" flooded", "error")] if row["flooded"] else []
+        remarks += [] if row["judged"] else [Part(" one picture: not judged", "n")]
+        figures = (row["given"], row["estimated"], row["issues"], f"{100 * row['share']:.1f} %", row["selected"])
+        lines.append(Row((Cell(row["name"], tail=tuple(remarks)), *figures), chosen=row["flooded"]))
+    headings = ("class", "wear the label", "seem to show it", "issues", "share", "kept for training")
+    return Table.of(headings, lines)
+
+
+def _transitions(audit: Audit) -> Table:
+    """Return the share of the images of each class that wear each label, in percent."""
+    names = audit.plan.images.class_names
+    lines = [
+        [name, *(Cell(f"{100 * share:.0f}" if share >= 0.005 else "", shade=share) for share in row)]
+        for name, row in zip(names, audit.noise.transition.tolist(), strict=True)
+    ]
+    return Table.of(["seems to show", *names], lines)
+
+
+def _holds(holds: Sequence[Hold]) -> Table:
+    """Return the accuracies of both networks under each condition, in percent."""
+    lines = []
+    for hold in holds:
+        reached = [f"{100 * hold.accuracy[way]:.1f}" for way in ("robust", "plain")]
+        lines.append([hold_words(hold), *reached, hold.images])
+    return Table.of(["condition", "ERAT", "CE", "images"], lines)
 
 
 def _pairs(audit: Audit) -> list[dict[str, Any]]:
@@ -306,7 +315,13 @@ def _poison(audit: Audit, few: bool) -> dict[str, Any]:
     plain, robust = test.accuracy["plain"], test.accuracy["robust"]
     return {
         "verdict": poison_verdict(test),
-        "measures": [test.gap, test.separability],
+        "measures": Table.of(
+            ["test", "figure", "counts above", "result"],
+            [
+                (one.name, f"{one.value:.3f}", f"{one.threshold:.2f}", "found" if one.found else "not found")
+                for one in (test.gap, test.separability)
+            ],
+        ),
         "accuracy": f"Washed to {BITS} bits a channel, plain training falls from {plain['as it is']:.1%} to "
         f"{plain['washed']:.1%} and ERAT from {robust['as it is']:.1%} to {robust['washed']:.1%} on held-out images, "
         f"{test.images} of them with sure labels.",

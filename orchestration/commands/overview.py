@@ -9,16 +9,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from erat.config import RunConfig
 from erat.errors import UserError
 from erat.variants import defense_name
-from orchestration.report.grid import grid_table
-from orchestration.report.matrix import matrix_view, summary_sentences
+from orchestration.report.grid import grid
+from orchestration.report.matrix import matrix, summary_sentences
 from orchestration.report.notation import accuracy, duration
-from orchestration.report.summary import best, paste_command, summary_table
+from orchestration.report.render.terminal import terminal
+from orchestration.report.summary import best, paste_command, summary
+from orchestration.report.table import Column, Table
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
@@ -30,6 +31,7 @@ from orchestration.tracking.text import compare_hint
 
 WATCH_SECONDS = 2.0
 MOST_ROWS = 60  # of a list of trials
+_LISTED = ("name", "space", "preset", "trials", "done", "stopped", "running", "failed", "left")
 
 if TYPE_CHECKING:
     from orchestration.search.launch import StudyEnd
@@ -39,11 +41,11 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
     """The end of a sweep: table, best setting, where everything lies."""
     driver, rows = end.driver, end.driver.trials
     if driver.spec.kind == "search":
-        console.print(summary_table(rows, driver.spec.space.columns))
+        console.print(terminal(summary(rows, driver.spec.space.columns)))
     elif driver.spec.kind == "matrix":
-        console.print(*matrix_view(rows), *summary_sentences(rows), sep="\n")
+        console.print(*map(terminal, matrix(rows)), *summary_sentences(rows), sep="\n")
     else:
-        console.print(grid_table(rows))
+        console.print(terminal(grid(rows)))
     console.print(f"preset {driver.spec.preset} · {validation_words(driver.spec.base)}")
     chosen = best(rows)
     if chosen is not None:
@@ -226,8 +228,7 @@ def plan_sets(configs: Sequence[RunConfig], lacking: Sequence[RunConfig], consol
 def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
     """Every sweep in the ledger."""
     ledger = Ledger(workspace.ledger)
-    table = Table("sweep", "space", "preset", "trials", "done", "stopped", "running", "failed", "left", box=None)
-    content = []
+    content: list[dict[str, Any]] = []
     for name in ledger.studies:
         try:
             spec = spec_of(ledger, name)
@@ -237,11 +238,12 @@ def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
         rows, total = trials_of(workspace, ledger, name, spec)
         counts = counts_of(rows, total)
         content.append({"name": name, "space": spec.space.name, "preset": spec.preset, "trials": total} | counts)
-        table.add_row(*(str(value) for value in content[-1].values()))
         if not spec.identified:
             content[-1]["note"] = BEFORE_IDENTITY
     if content:
-        console.print(table)
+        columns = (Column("sweep" if key == "name" else key, "left") for key in _LISTED)
+        lines = ([entry[key] for key in _LISTED] for entry in content)
+        console.print(terminal(Table.of(columns, lines), rules=False))
         for marked in [entry["name"] for entry in content if "note" in entry]:
             console.print(f"{marked}: {BEFORE_IDENTITY}", markup=False)
     else:
@@ -260,14 +262,14 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     rows, total = trials_of(workspace, ledger, name, spec)
     counts = counts_of(rows, total)
     if spec.kind == "matrix" and rows:
-        console.print(*matrix_view(rows), sep="\n")
+        console.print(*map(terminal, matrix(rows)), sep="\n")
         shown = _worth_showing([row for row in rows if row.status not in FINISHED])
     else:
         shown = _worth_showing(rows)
         if len(shown) < len(rows):
             console.print(f"{len(rows) - len(shown)} more are not listed")
     if shown:
-        console.print(summary_table(shown, spec.space.columns))
+        console.print(terminal(summary(shown, spec.space.columns)))
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     if not spec.identified:
         console.print(f"{BEFORE_IDENTITY}: these figures are of images that nobody can name now", markup=False)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from erat.config import RunConfig, build
@@ -17,6 +16,8 @@ from erat.engine.trainer import Trainer
 from erat.errors import UserError
 from erat.files import write_atomic
 from orchestration.crafting.jobs import craft_here
+from orchestration.report.render.markdown import markdown
+from orchestration.report.table import Row, Table
 from orchestration.run.execute import threads
 from orchestration.storage.workspace import Workspace
 
@@ -103,17 +104,17 @@ def _summary(profiler: Any, steps: int, folder: Path) -> Profile:
     parts = {name: spent(name) for name in STEP_PARTS}
     loss_parts = {name: spent(name) for name in LOSS_PARTS if name in events}
     result = Profile(sum(parts.values()), parts, loss_parts, [trace, folder / "profile.md"])
-    lines = ["| part | ms a step | share |", "|:--|--:|--:|"]
-    lines += [f"| {name.strip()} | {value:.2f} | {share:.1%} |" for name, value, share in result.rows()]
+    table = markdown(_table(result, "part", "ms a step", "share"))
     operators = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25)
-    write_atomic(folder / "profile.md", ("\n".join(lines) + f"\n\n```\n{operators}\n```\n").encode())
+    write_atomic(folder / "profile.md", f"{table}\n\n```\n{operators}\n```\n".encode())
     return result
 
 
 def profile_table(result: Profile) -> Table:
-    """Return the profile as a table for the terminal."""
-    table = Table("part of a step", "ms", "share", box=None)
-    for name, value, share in result.rows():
-        table.add_row(name, f"{value:.2f}", f"{share:.1%}")
-    table.add_row("a step", f"{result.step:.2f}", "100.0%", style="bold")
-    return table
+    """Return the parts of a step, and the whole step below them."""
+    table = _table(result, "part of a step", "ms", "share")
+    return replace(table, rows=(*table.rows, Row(("a step", f"{result.step:.2f}", "100.0%"), chosen=True)))
+
+
+def _table(result: Profile, *headings: str) -> Table:
+    return Table.of(headings, ((name, f"{spent:.2f}", f"{share:.1%}") for name, spent, share in result.rows()))

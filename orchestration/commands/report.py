@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
@@ -16,11 +14,10 @@ from erat.files import write_atomic
 from erat.paths import user_path
 from orchestration.commands.overview import validation_words
 from orchestration.report.detail import Pool, detail_of, read_environment, read_selection
-from orchestration.report.grid import grid_markdown
-from orchestration.report.matrix import matrix_csv, matrix_markdown
+from orchestration.report.documents import study_text
 from orchestration.report.notation import baseline_name, duration
 from orchestration.report.page import Epochs, Subject, html_page
-from orchestration.report.summary import csv_text, markdown, paste_command
+from orchestration.report.summary import paste_command
 from orchestration.run.directory import read_metrics
 from orchestration.storage.forms import Selection
 from orchestration.storage.workspace import Workspace
@@ -50,9 +47,11 @@ def write_report(workspace: Workspace, name: str, form: str, out: str | None) ->
     spec = spec_of(ledger, name)
     rows, _ = trials_of(workspace, ledger, name, spec)
     rows = sorted([*rows, *not_begun(spec, ledger.studies[name].trials, rows)], key=lambda row: row.number)
-    text = (
-        _page(workspace, ledger, name, spec, rows) if form == "html" else _marked(_text(spec, rows, form), spec, form)
-    )
+    if form == "html":
+        text = _page(workspace, ledger, name, spec, rows)
+    else:
+        remark = "" if spec.identified else BEFORE_IDENTITY
+        text = study_text(spec.kind, form, rows, spec.space.columns, remark)
     path = user_path(out, "--out") if out else workspace.report(name) / f"report.{SUFFIXES[form]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,32 +59,6 @@ def write_report(workspace: Workspace, name: str, form: str, out: str | None) ->
     except OSError as error:
         raise UserError(f"--out {path} cannot be written: {error.strerror}") from error
     return path.resolve()
-
-
-def _text(spec: StudySpec, rows: Sequence[Trial], form: str) -> str:
-    from orchestration.report.latex import grid_latex, matrix_latex, summary_latex
-
-    columns = spec.space.columns
-    if spec.kind == "search":
-        makers = {"csv": csv_text, "md": markdown, "latex": summary_latex}
-        return makers[form](rows, columns)
-    if spec.kind == "matrix":
-        return {"csv": matrix_csv, "md": matrix_markdown, "latex": matrix_latex}[form](rows)
-    return csv_text(rows, columns) if form == "csv" else {"md": grid_markdown, "latex": grid_latex}[form](rows)
-
-
-def _marked(text: str, spec: StudySpec, form: str) -> str:
-    """The table of a sweep of which nobody can say what its images were, with these words."""
-    if spec.identified:
-        return text
-    if form == "csv":
-        head, *lines = csv.reader(io.StringIO(text))
-        marked = io.StringIO()
-        csv.writer(marked, lineterminator="\n").writerows(
-            [[*head, "note"], *([*line, BEFORE_IDENTITY] for line in lines)]
-        )
-        return marked.getvalue()
-    return f"% {BEFORE_IDENTITY}\n{text}" if form == "latex" else f"{text}\n{BEFORE_IDENTITY}\n"
 
 
 def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[Trial]) -> str:

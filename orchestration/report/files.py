@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from erat.files import write_atomic
-from orchestration.report.grid import grid_markdown
-from orchestration.report.matrix import matrix_csv, matrix_markdown
-from orchestration.report.summary import csv_text, markdown
+from orchestration.report.documents import grid_text, matrix_text, search_text
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
 
@@ -17,11 +15,11 @@ from orchestration.study.trial import Trial
 def write_files(spec: StudySpec, trials: Sequence[Trial], folder: Path) -> list[str]:
     """Write tables and figures of a study into its report folder. Returns the paths of those to look at."""
     columns = spec.space.columns
-    documents = {"summary.md": markdown(trials, columns), "summary.csv": csv_text(trials, columns)}
+    documents = {f"summary.{form}": search_text(form, trials, columns) for form in ("md", "csv")}
     if spec.kind == "matrix":
-        documents |= {"matrix.md": matrix_markdown(trials), "matrix.csv": matrix_csv(trials)}
+        documents |= {f"matrix.{form}": matrix_text(form, trials) for form in ("md", "csv")}
     elif spec.kind == "list":
-        documents["grid.md"] = grid_markdown(trials)
+        documents["grid.md"] = grid_text("md", trials, columns)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in documents.items():
         write_atomic(folder / name, text.encode())

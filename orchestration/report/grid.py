@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from orchestration.report.notation import MISSING, baseline_name, tested
+from orchestration.report.table import Table
 from orchestration.study.trial import Trial
 
 CAPTION = (
-    "clean test accuracy of the last epoch in percent: mean ± standard deviation (seeds); test accuracy chooses nothing"
+    "clean test accuracy of the last epoch in percent: mean ± standard deviation (seeds); test accuracy chooses "
+    "nothing; behind it the change against the first line in points."
 )
 
 
 @dataclass(frozen=True)
-class Cell:
+class Score:
     """What the seeds of one setting reached, in percent; runs that did not end are missing from it."""
 
     values: tuple[float, ...]
@@ -34,13 +32,17 @@ class Cell:
         """Standard deviation of the sample; none for a single seed."""
         return stdev(self.values) if len(self.values) > 1 else None
 
+    @property
+    def count(self) -> str:
+        """Return how many seeds there are, "2 of 3" where some are missing."""
+        return f"{len(self.values)}" if len(self.values) == self.planned else f"{len(self.values)} of {self.planned}"
+
     def text(self) -> str:
         """ "35.2 ± 1.3 (3)", or "(2 of 3)" where runs are missing."""
         if self.mean is None:
             return MISSING
         spread = "" if self.spread is None else f" ± {self.spread:.1f}"
-        count = f"{len(self.values)}" if len(self.values) == self.planned else f"{len(self.values)} of {self.planned}"
-        return f"{self.mean:.1f}{spread} ({count})"
+        return f"{self.mean:.1f}{spread} ({self.count})"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Grid:
 
     lines: list[str]
     columns: list[str]
-    cells: dict[str, dict[str, Cell]]
+    cells: dict[str, dict[str, Score]]
 
     @classmethod
     def of(cls, rows: Sequence[Trial]) -> Grid:
@@ -59,7 +61,7 @@ class Grid:
             found.setdefault(_line(row), {}).setdefault(column_name(row), []).append(row)
         columns = list(dict.fromkeys(column for line in found.values() for column in line))
         cells = {
-            line: {column: cell_of(members) for column, members in by_column.items()}
+            line: {column: score_of(members) for column, members in by_column.items()}
             for line, by_column in found.items()
         }
         return cls(list(found), columns, cells)
@@ -97,27 +99,13 @@ def column_name(row: Trial) -> str:
     return f"{labels} {rate:g}" if rate and labels != "none" else str(labels)
 
 
-def cell_of(rows: Sequence[Trial]) -> Cell:
+def score_of(rows: Sequence[Trial]) -> Score:
     """What these runs, the seeds of one setting, reached."""
     reached = [tested(row) for row in rows if row.status == "done"]
-    return Cell(tuple(value for value in reached if value is not None), len(rows))
+    return Score(tuple(value for value in reached if value is not None), len(rows))
 
 
-def grid_table(rows: Sequence[Trial]) -> Table:
-    """For the terminal."""
+def grid(rows: Sequence[Trial]) -> Table:
+    """Return the runs of one defense: data corruption x label noise."""
     heading, *body = Grid.of(rows).texts()
-    caption = Text(f"{CAPTION}; behind it the change against the first line in points")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    for name in heading:
-        table.add_column(Text(name), justify="left" if name == heading[0] else "right")
-    for words in body:
-        table.add_row(*map(Text, words))
-    return table
-
-
-def grid_markdown(rows: Sequence[Trial]) -> str:
-    """For a README or an issue."""
-    heading, *body = Grid.of(rows).texts()
-    rule = [":--", *["--:"] * (len(heading) - 1)]
-    table = "\n".join("| " + " | ".join(words) + " |" for words in [heading, rule, *body])
-    return f"{table}\n\n{CAPTION}; behind it the change against the first line in points.\n"
+    return Table.of(heading, body, caption=CAPTION)

@@ -10,16 +10,16 @@ from math import inf
 from types import TracebackType
 from typing import IO, Any
 
-from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from orchestration.report.crafting import CraftBars, CraftLines, CraftView
 from orchestration.report.notation import MISSING, accuracy, baseline_name, duration, header, origin, value
 from orchestration.report.progress import Change, Progress
-from orchestration.report.summary import STATUS_STYLES, best
+from orchestration.report.render.terminal import STATUS_STYLES, terminal
+from orchestration.report.summary import best
+from orchestration.report.table import Cell, Column, Mark, Part, Row, Table
 from orchestration.study.trial import Trial
 from orchestration.terminal import Terminal, one_line
 
@@ -209,12 +209,12 @@ class _Terminal:
             parts.append(f"best val {accuracy(leader.best_val_accuracy)} (trial {leader.number})")
         return " · ".join([self._progress.ended_of_total(), *parts, self._progress.counts()])
 
-    def _fitting_table(self, rows: Sequence[Trial]) -> Table:
+    def _fitting_table(self, rows: Sequence[Trial]) -> RenderableType:
         """Return the widest table that fits the terminal; the bar is dropped first, the searched values last."""
         without: set[str] = set()
         for drop in ("", "bar", "source", "time", "best", "settings"):
             without.add(drop)
-            table = self._table(rows, without)
+            table = terminal(self._table(rows, without), wrap=False)
             # Measured with hardly any limit to its width, since a table's own measure stops at that of the terminal.
             wanted = self._console.measure(table, options=self._console.options.update(max_width=1000)).maximum
             if wanted <= self._console.width:
@@ -222,35 +222,35 @@ class _Terminal:
         return table
 
     def _table(self, rows: Sequence[Trial], without: set[str]) -> Table:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         names = [name for name in ("#", "source", "status") if name not in without]
         names += [header(key) for key in self._columns if "settings" not in without]
         names += [name for name in ("epoch", "val", "best", "time", "left") if name not in without]
-        for name in names:
-            left = name in ("source", "status", "epoch")
-            table.add_column(Text(name), justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
         leader = best(self._progress.rows)
-        for row in rows:
-            table.add_row(*self._cells(row, row is leader, without), style="dim" if row.status == "queued" else None)
-        return table
+        return Table.of(
+            (Column(name, "left" if name in ("source", "status", "epoch") else "right") for name in names),
+            (
+                Row(self._cells(row, row is leader, without), state="queued" if row.status == "queued" else "")
+                for row in rows
+            ),
+        )
 
-    def _cells(self, row: Trial, leads: bool, without: set[str]) -> list[Text]:
+    def _cells(self, row: Trial, leads: bool, without: set[str]) -> tuple[Cell | str, ...]:
         age = self._progress.age(row)
-        running = row.status == "running"
-        settings = {key: Text(value(key, row.params.get(key))) for key in self._columns}
+        running, mark = row.status == "running", Mark.BEST if leads else None
+        settings = {key: value(key, row.params.get(key)) for key in self._columns}
         epoch = f"{row.epoch:>{len(str(row.epochs))}}/{row.epochs}" if row.epochs else MISSING
         cells = {
-            "#": Text(f"★ {row.number}" if leads else str(row.number), style="bold" if leads else ""),
-            "source": Text(origin(row)),
-            "status": Text(row.status, style=STATUS_STYLES.get(row.status, "")),
+            "#": Cell(f"★ {row.number}" if leads else str(row.number), mark),
+            "source": origin(row),
+            "status": Cell(row.status, state=row.status),
             **({} if "settings" in without else settings),
-            "epoch": Text(epoch) if "bar" in without else Text.assemble(epoch, " ", *_bar(row)),
-            "val": Text(accuracy(row.val_accuracy)),
-            "best": Text(accuracy(row.best_val_accuracy), style="bold" if leads else ""),
-            "time": Text(duration(row.seconds + age) if row.seconds or running else MISSING),
-            "left": Text(duration(self._progress.trial_left(row)) if running else ""),
+            "epoch": Cell(epoch, tail=() if "bar" in without else _bar(row)),
+            "val": accuracy(row.val_accuracy),
+            "best": Cell(accuracy(row.best_val_accuracy), mark),
+            "time": duration(row.seconds + age) if row.seconds or running else MISSING,
+            "left": duration(self._progress.trial_left(row)) if running else "",
         }
-        return [cell for name, cell in cells.items() if name not in without]
+        return tuple(cell for name, cell in cells.items() if name not in without)
 
 
 def visible(progress: Progress, room: int) -> list[Trial]:
@@ -268,9 +268,9 @@ def visible(progress: Progress, room: int) -> list[Trial]:
     return [rows[number] for number in sorted(list(dict.fromkeys(order))[:room])]
 
 
-def _bar(row: Trial) -> list[tuple[str, str]]:
+def _bar(row: Trial) -> tuple[Part, Part]:
     done = round(_BAR * min(1.0, row.epoch / row.epochs)) if row.epochs else 0
-    return [("━" * done, STATUS_STYLES.get(row.status, "")), ("╌" * (_BAR - done), "dim")]
+    return Part(" " + "━" * done, row.status), Part("╌" * (_BAR - done), "queued")
 
 
 def _one_line(text: str, style: str) -> Text:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
-from erat.data.spreadsheets import csv_text
-from orchestration.report.grid import Cell, cell_of, column_name
+from orchestration.report.grid import Score, column_name, score_of
 from orchestration.report.notation import MISSING, baseline_name, header, named, value
 from orchestration.report.published import published
+from orchestration.report.table import Cell, Column, Mark, Part, Table
 from orchestration.study.trial import Trial
 
 CAPTION = (
     "Clean test accuracy of the last epoch in percent (where there are several seeds: ± standard deviation, and how "
     "many); test accuracy chooses nothing. Best in bold, second best underlined."
 )
-_HEADER = "dataset,noise,corruption,defense,planned,done,mean,std,paper,difference,seeds\n"
-_STYLES = {0: "bold", 1: "underline", None: ""}
+_RECORDED = ("planned", "done", "mean", "std", "paper", "difference", "seeds")
 _PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}  # as our tables write them
 # What makes a run's place in the tables, and its seed.
 _PLACED = ("data.name", "corruption.data", "corruption.labels", "corruption.rate", "defense.name", "train.seed")
@@ -37,27 +32,48 @@ class MatrixTable:
     noise: str
     defenses: list[str]
     corruptions: list[str]
-    cells: dict[str, dict[str, Cell]]
+    cells: dict[str, dict[str, Score]]
     paper: dict[tuple[str, str], float]  # what the paper prints for (defense, corruption), in percent
 
     @property
     def title(self) -> str:
         return f"{self.dataset}, {'no label noise' if self.noise == 'none' else f'{self.noise} label noise'}"
 
+    @property
+    def has_paper(self) -> bool:
+        """Return whether the paper prints a figure for one of the cells."""
+        return any((defense, of) in self.paper for defense in self.defenses for of in self.corruptions)
+
     def mean_of(self, defense: str) -> float | None:
         """Mean over the corruptions; none while one is missing."""
         means = [self.cells[defense][corruption].mean for corruption in self.corruptions]
         return None if any(value is None for value in means) else mean(value for value in means if value is not None)
 
-    def rank(self, value: Callable[[str], float | None]) -> dict[str, int]:
-        """Defense -> 0 for the best, 1 for the second best; ties share a place."""
+    def rank(self, value: Callable[[str], float | None]) -> dict[str, Mark]:
+        """Return which defenses are best and second best by this value; ties share a place."""
         values = {name: round(number, 1) for name in self.defenses if (number := value(name)) is not None}
         order = sorted(set(values.values()), reverse=True)
-        return {name: order.index(number) for name, number in values.items() if number in order[:2]}
+        return {name: Mark(order.index(number)) for name, number in values.items() if number in order[:2]}
 
-    def ranks_on(self, corruption: str) -> dict[str, int]:
+    def ranks_on(self, corruption: str) -> dict[str, Mark]:
         """The ranks of a column."""
         return self.rank(lambda name: self.cells[name][corruption].mean)
+
+    def line(self, defense: str) -> list[Cell]:
+        """Return what the defense reached on each corruption, and in the mean."""
+        cells = [
+            figure(self.cells[defense][of], self.ranks_on(of).get(defense), self.paper.get((defense, of)))
+            for of in self.corruptions
+        ]
+        return [*cells, self.mean_cell(defense)]
+
+    def mean_cell(self, defense: str, best: float | None = None) -> Cell:
+        """Return the mean over the corruptions; on a page with that of the epochs `best` by validation below it."""
+        average = self.mean_of(defense)
+        if average is None:
+            return Cell(MISSING)
+        beside = () if best is None else (Part(f"{best:.1f}", "best", short=""),)
+        return Cell(f"{average:.1f}", self.rank(self.mean_of).get(defense), beside=beside)
 
 
 def line_name(row: Trial) -> str:
@@ -87,7 +103,7 @@ def matrix_tables(rows: Sequence[Trial], line: LineName = line_name) -> list[Mat
 def _table(setting: Setting, by_defense: dict[str, dict[str, list[Trial]]]) -> MatrixTable:
     corruptions = list(dict.fromkeys(name for members in by_defense.values() for name in members))
     cells = {
-        defense: {name: cell_of(members.get(name, [])) for name in corruptions}
+        defense: {name: score_of(members.get(name, [])) for name in corruptions}
         for defense, members in by_defense.items()
     }
     dataset, noise = setting
@@ -109,75 +125,78 @@ def corruption_name(row: Trial) -> str:
     return kind.upper() if budget is None else f"{kind.upper()} {budget:.3g}"
 
 
-# --- as text ---------------------------------------------------------------------------------------------------------
+# --- as tables -------------------------------------------------------------------------------------------------------
 
 
-def _body(table: MatrixTable) -> Iterator[tuple[str, list[tuple[str, int | None]]]]:
-    """Each defense with its cells: text, and 0 or 1 for the best and the second best of the column."""
-    ranks = [table.ranks_on(of) for of in table.corruptions]
-    means = table.rank(table.mean_of)
-    for defense in table.defenses:
-        shown = [
-            (_words(table, defense, of), rank.get(defense)) for of, rank in zip(table.corruptions, ranks, strict=True)
-        ]
-        average = table.mean_of(defense)
-        yield defense, [*shown, (MISSING if average is None else f"{average:.1f}", means.get(defense))]
+def _printed(score: Score, paper: float, notes: Sequence[int]) -> Part:
+    """Return the paper's figure; on a page with ours minus it, on a line of text only beside one of ours."""
+    short, after = ("", "") if score.mean is None else (f"[{paper:.1f}]", f"({score.mean - paper:+.1f})")
+    return Part(f"{paper:.2f}", "paper", short, after, "the paper's figure, and ours minus it", tuple(notes))
 
 
-def _words(table: MatrixTable, defense: str, corruption: str) -> str:
-    cell = table.cells[defense][corruption]
-    if cell.mean is None:
-        return MISSING
-    text = f"{cell.mean:.1f}" if cell.planned == 1 else cell.text()
-    printed = table.paper.get((defense, corruption))
-    return text if printed is None else f"{text} [{printed:.1f}]"
+def _spread(score: Score) -> str:
+    return "" if score.spread is None else f" ± {score.spread:.1f}"
 
 
-def matrix_markdown(rows: Sequence[Trial]) -> str:
-    """All tables, then who wins where."""
-    parts = []
-    for table in matrix_tables(rows):
-        heading = ["defense", *table.corruptions, "mean"]
-        lines = [heading, [":--", *["--:"] * (len(heading) - 1)]]
-        for defense, cells in _body(table):
-            lines.append([defense, *(_marked(text, rank) for text, rank in cells)])
-        parts.append(f"**{table.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    note = f"{CAPTION} In brackets: the paper's." if any(table.paper for table in matrix_tables(rows)) else CAPTION
-    return "\n\n".join([*parts, note, *summary_sentences(rows)]) + "\n"
+def figure(
+    score: Score,
+    mark: Mark | None = None,
+    paper: float | None = None,
+    *,
+    best: Score | None = None,
+    missing: str = MISSING,
+    notes: Sequence[int] = (),
+    runs: Sequence[str] = (),
+) -> Cell:
+    """Return the cell of what the seeds of one setting reached, in percent.
+
+    Args:
+        paper: the figure that the paper prints, if any; `notes` are its footnotes.
+        best: what they reached in the epoch that was best by validation; on a page alone.
+        missing: what stands there where no run has ended.
+        runs: digests of the seeds' runs.
+    """
+    printed = [] if paper is None else [_printed(score, paper, notes)]
+    if score.mean is None:
+        return Cell(beside=(Part(missing, "why"), *printed), runs=tuple(runs))
+    tail = [Part(_spread(score), "spread")] if score.spread is not None else []
+    tail += [Part(f" ({score.count})", "n")] if score.planned > 1 else []
+    if best is not None and best.mean is not None:
+        words = f"{best.mean:.1f}{_spread(best)}"
+        printed.insert(0, Part(words, "best", short="", title="epoch best by validation"))
+    return Cell(f"{score.mean:.1f}", mark, tuple(tail), tuple(printed), runs=tuple(runs))
 
 
-def _marked(text: str, rank: int | None) -> str:
-    return {0: f"**{text}**", 1: f"<u>{text}</u>"}.get(-1 if rank is None else rank, text)
+def drawn(table: MatrixTable, lines: Iterable[Sequence[Cell | str]], notes: Sequence[int] = ()) -> Table:
+    """Return the table of these lines: the defense, its figure on each corruption, their mean."""
+    columns = ("defense", *table.corruptions, Column("mean", kind="mean"))
+    return Table.of(columns, lines, title=table.title, notes=notes)
 
 
-def matrix_view(rows: Sequence[Trial]) -> list[Table]:
-    """The tables for the terminal."""
-    views = []
-    for table in matrix_tables(rows):
-        view = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for name in ["defense", *table.corruptions, "mean"]:
-            view.add_column(name, justify="left" if name == "defense" else "right")
-        for defense, cells in _body(table):
-            view.add_row(defense, *(Text(text, style=_STYLES[rank]) for text, rank in cells))
-        views.append(view)
-    return views
+def matrix(rows: Sequence[Trial]) -> list[Table]:
+    """Return one table per data set and label noise, which `note` explains."""
+    return [drawn(table, ([name, *table.line(name)] for name in table.defenses)) for table in matrix_tables(rows)]
 
 
-def matrix_csv(rows: Sequence[Trial]) -> str:
-    """Every cell a line, with all its seeds."""
-    lines: list[list[object]] = []
+def note(has_paper: bool) -> str:
+    """Say how to read the tables."""
+    return f"{CAPTION} In brackets: the paper's." if has_paper else CAPTION
+
+
+def matrix_records(rows: Sequence[Trial]) -> Table:
+    """Return every cell as a line, with all its seeds."""
+    lines = []
     for table in matrix_tables(rows):
         for defense in table.defenses:
             for corruption in table.corruptions:
-                cell, printed = table.cells[defense][corruption], table.paper.get((defense, corruption))
-                difference = None if cell.mean is None or printed is None else cell.mean - printed
-                numbers = [cell.mean, cell.spread, printed, difference]
+                score, printed = table.cells[defense][corruption], table.paper.get((defense, corruption))
+                difference = None if score.mean is None or printed is None else score.mean - printed
+                numbers = [score.mean, score.spread, printed, difference]
                 shown = ["" if number is None else f"{number:.2f}" for number in numbers]
-                seeds = " ".join(f"{value:.2f}" for value in cell.values)
-                lines.append(
-                    [table.dataset, table.noise, corruption, defense, cell.planned, len(cell.values), *shown, seeds]
-                )
-    return _HEADER + csv_text(lines, "\n")
+                seeds = " ".join(f"{value:.2f}" for value in score.values)
+                place = [table.dataset, table.noise, corruption, defense]
+                lines.append([*place, score.planned, len(score.values), *shown, seeds])
+    return Table.of(["dataset", "noise", "corruption", "defense", *_RECORDED], lines)
 
 
 # --- who wins --------------------------------------------------------------------------------------------------------

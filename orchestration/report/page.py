@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from math import floor, log10
 from statistics import mean
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from orchestration.report import svg, trend_svg
 from orchestration.report.detail import Pool
 from orchestration.report.errata import FIGURE_5, Footnotes
-from orchestration.report.notation import baseline_name, duration
+from orchestration.report.notation import MISSING, baseline_name, duration, percent
+from orchestration.report.render.html import asset, page
 from orchestration.report.sections import Group, TableView, groups_of, missing_rows, place_of, reason
-from orchestration.report.summary import best, caption, headings, ranked, texts_of
+from orchestration.report.summary import best_sentence, summary
+from orchestration.report.table import Cell, Column, Table
 from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of
 from orchestration.study.trial import FINISHED, Trial
 
@@ -61,49 +61,62 @@ def html_page(subject: Subject) -> str:
     """The whole file."""
     notes = Footnotes()
     groups = [] if subject.searched else groups_of(subject.rows, notes)
-    general = list(notes.general()) if any(view.has_paper for group in groups for view in group.tables) else []
+    views = [view for group in groups for view in group.tables]
+    cells = [cell for view in views for line in view.lines.values() for cell in line]
+    general = list(notes.general()) if any(view.table.has_paper for view in views) else []
     if set(subject.columns) >= {"defense.epsilon_inf", "defense.epsilon_2"} and subject.searched:
         general.append(notes.mark(FIGURE_5))
     kept, data = _kept(subject)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"duration": duration, "reason": reason}
-    return environment.from_string(_asset("page.html")).render(
+    return page(
+        "page.html",
         subject=subject,
-        style=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")),
+        style=asset("page.css"),
+        script=asset("page.js"),
         data=Markup(data),
         groups=groups,
         drawn=[(group, _figures(group, subject.curves)) for group in groups],
         over=[] if subject.searched else _over_settings(subject),
-        several_seeds=any(cell.last.planned > 1 for cell in _cells(groups)),
-        has_paper=any(cell.paper is not None for cell in _cells(groups)),
-        has_best=any(cell.best is not None and cell.best.mean is not None for cell in _cells(groups)),
-        search=_search(subject),
+        several_seeds=any(cell.last.planned > 1 for cell in cells),
+        has_paper=any(view.table.has_paper for view in views),
+        has_best=any(cell.best.mean is not None for cell in cells),
+        search=summary(subject.rows, subject.columns) if subject.searched else None,
+        lead=best_sentence(subject.rows, subject.columns) if subject.searched else "",
         figures=[(words, Markup(drawn)) for words, drawn in subject.figures],
         bar=Markup(svg.colour_bar()),
         missing=missing_rows(subject.rows),
-        kept=[(row, place_of(row)) for row in kept],
+        kept=len(kept),
+        runs=_runs(kept),
         total=len(subject.rows),
         notes=notes.texts,
         general=general,
     )
 
 
-def _asset(name: str) -> str:
-    return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+def _runs(rows: Sequence[Trial]) -> Table:
+    """Return a line per run; it opens the run's drill-down."""
+    words = ("run", "data", "labels", "defense", "images", "seed", "last", "best by val.", "state", "time")
+    lines = (
+        (
+            Cell(row.number, runs=(row.cell,)),
+            *place_of(row),
+            row.config.get("train.seed", MISSING),
+            *(_percent(share) for share in (row.final_test_accuracy, row.best_val_test_accuracy)),
+            Cell(reason(row), state=row.status),
+            duration(row.seconds),
+        )
+        for row in rows
+    )
+    return Table.of(
+        (Column(name, "left" if place < 5 else "right") for place, name in enumerate(words)),
+        lines,
+        caption="Accuracies in percent on clean test images; choose a run to see its curves, selection, confusion "
+        "matrix, configuration and command.",
+    )
 
 
-def _cells(groups: Iterable[Group]) -> Iterable[Any]:
-    return (cell for group in groups for view in group.tables for cells in view.lines.values() for cell in cells)
-
-
-def _search(subject: Subject) -> dict[str, Any] | None:
-    """The summary table of a search: heading, lines, which one is chosen."""
-    if not subject.searched:
-        return None
-    chosen = best(subject.rows)
-    lines = [(row, texts_of(row, subject.columns, row is chosen), row is chosen) for row in ranked(subject.rows)]
-    return {"heading": headings(subject.columns), "lines": lines, "caption": caption(subject.rows)}
+def _percent(share: float | None) -> str:
+    number = percent(share)
+    return MISSING if number is None else f"{number:.1f}"
 
 
 def _kept(subject: Subject) -> tuple[list[Trial], str]:

@@ -3,61 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import dataclass, replace
 
 from orchestration.report.errata import RECONSTRUCTION, Footnotes
-from orchestration.report.grid import Cell, column_name
-from orchestration.report.matrix import MatrixTable, corruption_name, matrix_tables, summary_sentences
-from orchestration.report.notation import baseline_name, header, value
+from orchestration.report.grid import Score, column_name
+from orchestration.report.matrix import MatrixTable, corruption_name, drawn, figure, matrix_tables, summary_sentences
+from orchestration.report.notation import MISSING, baseline_name, header, value
+from orchestration.report.table import Cell, Table
 from orchestration.study.trial import FINISHED, Trial
 
 # What tables and their lines and columns are made of; a key beside these that varies makes groups of tables.
 _AXES = ("defense.name", "data.name", "corruption.data", "corruption.labels", "corruption.rate")
 _SEEDS = ("train.seed", "corruption.seed")
+MOST_RUNS = 12  # of a cell that can be opened
 Place = tuple[str, str, str, str]  # data set, label noise, defense, data corruption
 
 
 @dataclass
 class CellView:
-    """One cell of a table. `rank` is 0 for the best of its column, 1 for the second best."""
+    """One cell: its runs, what they reached in the last epoch and in the one best by validation, how it is shown."""
 
     runs: list[Trial]
-    last: Cell
-    best: Cell | None = None
-    rank: int | None = None
-    paper: float | None = None
-    marks: list[int] = field(default_factory=list)
-
-    @property
-    def difference(self) -> float | None:
-        """Points above the paper's figure."""
-        return None if self.last.mean is None or self.paper is None else self.last.mean - self.paper
-
-    @property
-    def missing(self) -> str:
-        """Why there is no figure, in a word or two."""
-        return ", ".join(name for name, _ in groupby(sorted(reason(row) for row in self.runs)))
+    last: Score
+    best: Score
+    shown: Cell
 
 
 @dataclass
 class TableView:
-    """One table: lines[defense] is its cells in the order of the corruptions, and the means over them."""
+    """One table: lines[defense] is its cells in the order of the corruptions."""
 
     table: MatrixTable
     lines: dict[str, list[CellView]]
-    means: dict[str, tuple[float | None, float | None, int | None]]  # last epoch, best by validation, rank
-    marks: list[int]
-    defense_marks: dict[str, list[int]]
+    shown: Table
 
     @property
     def begun(self) -> bool:
         """Whether a cell has a figure."""
         return any(cell.last.mean is not None for cells in self.lines.values() for cell in cells)
-
-    @property
-    def has_paper(self) -> bool:
-        return any(cell.paper is not None for cells in self.lines.values() for cell in cells)
 
 
 @dataclass
@@ -124,31 +107,34 @@ def _tables(rows: Sequence[Trial], notes: Footnotes) -> list[TableView]:
 
 def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[Trial]], notes: Footnotes) -> TableView:
     kind = last.noise.split(" ")[0]
-    columns = []
+    lines: dict[str, list[CellView]] = {name: [] for name in last.defenses}
     for corruption in last.corruptions:
         ranks = last.ranks_on(corruption)
-        column = {}
-        for defense in last.defenses:
+        for defense, line in lines.items():
+            members = runs.get((last.dataset, last.noise, defense, corruption), [])
+            reached, validated = (table.cells[defense][corruption] for table in (last, best))
             paper = last.paper.get((defense, corruption))
-            column[defense] = CellView(
-                runs.get((last.dataset, last.noise, defense, corruption), []),
-                last.cells[defense][corruption],
-                best.cells[defense][corruption],
+            shown = figure(
+                reached,
                 ranks.get(defense),
                 paper,
-                [] if paper is None else notes.of_cell(last.dataset, kind, defense, corruption),
+                best=validated,
+                missing=_missing(members),
+                notes=[] if paper is None else notes.of_cell(last.dataset, kind, defense, corruption),
+                runs=[row.cell for row in members[:MOST_RUNS]],
             )
-        columns.append(column)
-    places = last.rank(last.mean_of)
-    view = TableView(
-        last,
-        {defense: [column[defense] for column in columns] for defense in last.defenses},
-        {name: (last.mean_of(name), best.mean_of(name), places.get(name)) for name in last.defenses},
-        [],
-        {name: [notes.mark(RECONSTRUCTION)] for name in last.defenses if name == "MSPL"},
-    )
-    view.marks = notes.of_table(last.dataset, kind) if view.has_paper else []
-    return view
+            line.append(CellView(members, reached, validated, shown))
+    names = [Cell(name, notes=(notes.mark(RECONSTRUCTION),) if name == "MSPL" else ()) for name in lines]
+    cells = [
+        [name, *(cell.shown for cell in line), last.mean_cell(defense, best.mean_of(defense))]
+        for name, (defense, line) in zip(names, lines.items(), strict=True)
+    ]
+    return TableView(last, lines, drawn(last, cells, notes.of_table(last.dataset, kind) if last.has_paper else ()))
+
+
+def _missing(runs: Sequence[Trial]) -> str:
+    """Say in a word or two why a cell has no figure."""
+    return ", ".join(dict.fromkeys(sorted(map(reason, runs)))) or MISSING
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

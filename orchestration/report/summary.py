@@ -1,4 +1,4 @@
-"""The end of a sweep in words: the table, the best setting, and the command that runs it again."""
+"""The end of a sweep: its table, the best setting, and the command that runs it again."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-from erat.data import spreadsheets
 from orchestration.report.notation import MISSING, accuracy, duration, finite, header, origin, value
+from orchestration.report.table import Cell, Column, Row, Table
 from orchestration.study.trial import Trial
 
-STATUS_STYLES = {"queued": "dim", "running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red"}
 _CHOICE = "★ chosen by validation accuracy (best epoch); test accuracy is for the record and chooses nothing."
 _LEFT = ("source", "status")
-_CSV_FIELDS = (
+_RECORDED = (
     "best_val_accuracy",
     "final_test_accuracy",
     "best_val_test_accuracy",
@@ -66,65 +62,60 @@ def caption(rows: Sequence[Trial]) -> str:
     return f"{_CHOICE} Validation: {kind}{attacked} (val.trusted={str(bool(trusted)).lower()})."
 
 
-def summary_table(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
-    """All trials, best validation accuracy first.
+def summary(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
+    """Return all trials, best validation accuracy first.
 
     Args:
         rows: the trials, in any order.
         columns: the searched dotted keys.
     """
-    # Narrow headings and, for many columns, narrow gaps: four searched values fit into 80 characters.
-    gap = 1 if len(columns) <= 2 else 0
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), caption=Text(caption(rows)), caption_justify="left")
-    for name in headings(columns):
-        heading = Text(name.replace(" ", "\n"))
-        table.add_column(heading, justify="left" if name in _LEFT else "right", vertical="bottom", no_wrap=True)
     chosen = best(rows)
-    for row in ranked(rows):
-        cells = [Text(cell) for cell in texts_of(row, columns, row is chosen)]
-        cells[-2].stylize(STATUS_STYLES.get(row.status, ""))
-        table.add_row(*cells, style="bold" if row is chosen else None)
-    return table
+    accuracies = ("val (best)", "test (last)", "test (best val)")
+    names = ("#", "source", *map(header, columns), *accuracies, "epochs", "status", "time")
+    return Table.of(
+        (Column(name, "left" if name in _LEFT else "right") for name in names),
+        (_line(row, columns, row is chosen) for row in ranked(rows)),
+        caption=caption(rows),
+        dense=True,
+    )
 
 
-def headings(columns: Sequence[str]) -> list[str]:
-    """Of the columns of `texts_of`."""
-    accuracies = ["val (best)", "test (last)", "test (best val)"]
-    return ["#", "source", *map(header, columns), *accuracies, "epochs", "status", "time"]
-
-
-def texts_of(row: Trial, columns: Sequence[str], chosen: bool) -> list[str]:
-    """One trial as the words of a line of the table."""
-    return [
-        f"★ {row.number}" if chosen else str(row.number),
+def _line(row: Trial, columns: Sequence[str], chosen: bool) -> Row:
+    number = f"★ {row.number}" if chosen else str(row.number)
+    values = (
+        Cell(number, runs=() if row.status == "queued" else (row.cell,)),
         origin(row),
         *(value(key, row.params.get(key)) for key in columns),
         accuracy(row.best_val_accuracy),
         accuracy(row.final_test_accuracy),
         accuracy(row.best_val_test_accuracy),
         f"{row.epoch}/{row.epochs}" if row.epochs else MISSING,
-        row.status,
+        Cell(row.status, state=row.status),
         duration(row.seconds or None),
-    ]
+    )
+    return Row(values, chosen)
 
 
-def markdown(rows: Sequence[Trial], columns: Sequence[str]) -> str:
-    """The same table for a README or an issue."""
-    chosen = best(rows)
-    names = headings(columns)
-    rule = [":--" if name in _LEFT else "--:" for name in names]
-    lines = [names, rule, *(texts_of(row, columns, row is chosen) for row in ranked(rows))]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{table}\n\n{caption(rows)}\n"
+def best_sentence(rows: Sequence[Trial], columns: Sequence[str]) -> str:
+    """Say which setting is best, and what it reached."""
+    row = best(rows)
+    if row is None:
+        return "No trial has ended yet."
+    settings = ", ".join(f"{header(key)} = {value(key, row.params.get(key))}" for key in columns)
+    return (
+        f"Best by validation: trial {row.number} with {settings}: {accuracy(row.best_val_accuracy)} in validation, "
+        f"{accuracy(row.final_test_accuracy)} on clean test images after the last epoch."
+    )
 
 
-def csv_text(rows: Sequence[Trial], columns: Sequence[str]) -> str:
-    """Everything about each trial, unrounded, under dotted keys; empty where nothing was measured."""
-    lines: list[list[Any]] = [["number", "cell", "source", "status", *columns, *_CSV_FIELDS]]
+def records(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
+    """Return everything about each trial, unrounded, under dotted keys; empty where nothing was measured."""
+    lines = []
     for row in ranked(rows):
         settings = [row.params.get(key) for key in columns]
-        lines.append([row.number, row.cell, row.source, row.status, *settings, *(getattr(row, f) for f in _CSV_FIELDS)])
-    return spreadsheets.csv_text(lines, "\n")
+        measured = [getattr(row, name) for name in _RECORDED]
+        lines.append([row.number, row.cell, row.source, row.status, *settings, *measured])
+    return Table.of(["number", "cell", "source", "status", *columns, *_RECORDED], lines)
 
 
 def paste_command(row: Trial, preset: str, overrides: Mapping[str, Any]) -> str:

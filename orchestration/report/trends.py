@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestration.report.grid import Cell, cell_of
+from orchestration.report.grid import Score, score_of
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, baseline_name, header, value
 from orchestration.study.trial import Trial
 
@@ -31,7 +31,7 @@ class Trend:
     axis: str
     ticks: list[str]
     ordered: bool
-    lines: dict[str, list[Cell]]
+    lines: dict[str, list[Score]]
 
 
 def trends_of(rows: Sequence[Trial]) -> list[Trend]:
@@ -86,7 +86,7 @@ def _trend(place: tuple[str, str, str], rows: Sequence[Trial], keys: Sequence[st
     cells: dict[tuple[str, Setting], list[Trial]] = {}
     for row in rows:
         cells.setdefault((baseline_name(row), _setting(row, keys)), []).append(row)
-    lines = {name: [cell_of(cells.get((name, setting), [])) for setting in settings] for name in names}
+    lines = {name: [score_of(cells.get((name, setting), [])) for setting in settings] for name in names}
     words = ["\n".join(value(key, part) for key, part in zip(keys, setting, strict=True)) for setting in settings]
     rate = {row.config.get(_RATE) for row in rows} if _RATE not in keys else set()
     amount = f" {next(iter(rate)):g}" if len(rate) == 1 and noise != "none" else ""

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestration.report.grid import Grid, grid_markdown, grid_table
+from orchestration.report.documents import grid_text
+from orchestration.report.grid import Grid, grid
 from orchestration.report.grid_figure import grid_figure
+from orchestration.report.render.terminal import terminal
 from orchestration.study.trial import Trial
 from tests.trials import make_trial
 
@@ -39,14 +41,14 @@ ROWS = [
 
 
 def test_means_spreads_and_falls() -> None:
-    grid = Grid.of(ROWS)
-    assert grid.lines == ["CE on none", "CE on uhp l2 1.25"]
-    assert grid.columns == ["none", "symmetric 0.6"]
-    clean, poisoned = grid.cells["CE on none"]["none"], grid.cells["CE on uhp l2 1.25"]["none"]
+    pivot = Grid.of(ROWS)
+    assert pivot.lines == ["CE on none", "CE on uhp l2 1.25"]
+    assert pivot.columns == ["none", "symmetric 0.6"]
+    clean, poisoned = pivot.cells["CE on none"]["none"], pivot.cells["CE on uhp l2 1.25"]["none"]
     assert clean.mean == pytest.approx(97)
     assert clean.spread == pytest.approx(2**0.5), "of the sample, over n - 1"
     assert poisoned.values == pytest.approx((30, 40))
-    assert grid.fall("CE on uhp l2 1.25", "none") == pytest.approx(62)
+    assert pivot.fall("CE on uhp l2 1.25", "none") == pytest.approx(62)
 
 
 def test_what_did_not_end_is_counted_and_never_averaged() -> None:
@@ -57,14 +59,14 @@ def test_what_did_not_end_is_counted_and_never_averaged() -> None:
 
 
 def test_a_stopped_run_is_no_result() -> None:
-    grid = Grid.of([row(0, "none", "none", 0.9, "stopped")])
-    assert grid.cells["CE on none"]["none"].mean is None
+    pivot = Grid.of([row(0, "none", "none", 0.9, "stopped")])
+    assert pivot.cells["CE on none"]["none"].mean is None
 
 
 def test_the_same_table_on_the_terminal_and_in_markdown() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(grid_table(ROWS))
-    shown, written = console.export_text(), grid_markdown(ROWS)
+    console.print(terminal(grid(ROWS)))
+    shown, written = console.export_text(), grid_text("md", ROWS, [])
     for words in Grid.of(ROWS).texts():
         for word in words:
             assert word in shown

@@ -22,8 +22,9 @@ from orchestration.cli import app
 from orchestration.commands.report import write_report
 from orchestration.report import study
 from orchestration.report.errata import RECONSTRUCTION, Footnotes
-from orchestration.report.latex import escape, tabular
+from orchestration.report.render.latex import escape, latex
 from orchestration.report.sections import groups_of
+from orchestration.report.table import Table
 from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification
 from orchestration.study.spaces import load_space
@@ -303,7 +304,7 @@ def test_any_text_is_safe_in_latex() -> None:
     assert escape(r"a_b & 50% #1 {x} \y ~ ^ $") == (
         r"a\_b \& 50\% \#1 \{x\} \textbackslash{}y \textasciitilde{} \textasciicircum{} \$"
     )
-    assert r"\caption{1 $\pm$ 2}" in tabular("1 ± 2", ["a"], [["b"]])
+    assert r"\caption{1 $\pm$ 2}" in latex(Table.of(["a"], [["b"]], caption="1 ± 2"))
 
 
 def test_csv_has_every_cell(make_page: Callable[..., str]) -> None:

@@ -11,8 +11,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from orchestration.report.documents import search_text
 from orchestration.report.notation import baseline_name, duration, value
-from orchestration.report.summary import best, csv_text, markdown, paste_command, ranked, summary_table
+from orchestration.report.render.terminal import terminal
+from orchestration.report.summary import best, paste_command, ranked, summary
 from orchestration.study.trial import Trial
 from tests.trials import make_trial
 
@@ -30,7 +32,7 @@ def row(number: int, val: float | None, test: float | None = None, status: str =
 
 def printed(rows: list[Trial], columns: list[str], width: int = 100) -> list[str]:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(summary_table(rows, columns))
+    console.print(terminal(summary(rows, columns)))
     assert isinstance(console.file, io.StringIO)
     return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
 
@@ -102,7 +104,8 @@ class TestTable:
 
 
 def test_markdown_is_one_table_and_escapes_pipes() -> None:
-    lines = markdown([row(0, 0.9, params={"k": "a|b"}), row(1, 0.95, params={"k": "c"})], ["k"]).splitlines()
+    rows = [row(0, 0.9, params={"k": "a|b"}), row(1, 0.95, params={"k": "c"})]
+    lines = search_text("md", rows, ["k"]).splitlines()
     assert lines[0] == "| # | source | k | val (best) | test (last) | test (best val) | epochs | status | time |"
     assert lines[2] == "| ★ 1 | optuna | c | 0.950 | - | - | 10/10 | done | 1:02 |"
     assert lines[3] == r"| 0 | optuna | a\|b | 0.900 | - | - | 10/10 | done | 1:02 |"
@@ -111,7 +114,7 @@ def test_markdown_is_one_table_and_escapes_pipes() -> None:
 
 def test_csv_keeps_every_digit_and_leaves_the_unmeasured_empty() -> None:
     rows = [row(0, 1 / 3, error="line one\nline, two"), row(1, None)]
-    records = list(csv.DictReader(io.StringIO(csv_text(rows, COLUMNS))))
+    records = list(csv.DictReader(io.StringIO(search_text("csv", rows, COLUMNS))))
     assert [record["number"] for record in records] == ["0", "1"]
     assert float(records[0]["best_val_accuracy"]) == 1 / 3
     assert float(records[0]["defense.epsilon_inf"]) == 8 / 255

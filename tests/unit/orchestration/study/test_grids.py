@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from erat.errors import UserError
-from orchestration.report.matrix import line_name, matrix_csv, matrix_markdown, matrix_tables, summary_sentences
+from orchestration.report.documents import matrix_text
+from orchestration.report.matrix import line_name, matrix_tables, summary_sentences
 from orchestration.report.published import published
 from orchestration.study.grids import grid_names, load_grid, parse_choice, specification
 from orchestration.study.trial import Trial
@@ -200,7 +201,7 @@ ROWS = [
 
 
 def test_best_and_second_best_of_each_column_are_marked_and_ties_share_a_place() -> None:
-    lines = matrix_markdown(ROWS).splitlines()
+    lines = matrix_text("md", ROWS).splitlines()
     assert lines[0] == "**mnist, symmetric 0.6 label noise**"
     assert lines[2] == "| defense | UP | UHP | mean |"
     assert lines[4] == "| CE | <u>30.0</u> | <u>40.0</u> | <u>35.0</u> |"
@@ -222,10 +223,10 @@ def test_the_paper_s_figure_stands_beside_ours_where_the_data_set_is_the_paper_s
         for cell in published()
         if (cell.dataset, cell.label_noise, cell.data_corruption) == ("cifar10", "symmetric", "UP")
     }
-    text = matrix_markdown(rows)
+    text = matrix_text("md", rows)
     for method in ("CE", "DivideMix", "ERAT w/o AT"):
         assert f"| {method} | **50.0 [{printed[method]:.1f}]**" in text
-    records = list(csv.DictReader(io.StringIO(matrix_csv(rows))))
+    records = list(csv.DictReader(io.StringIO(matrix_text("csv", rows))))
     assert float(records[0]["difference"]) == pytest.approx(50 - printed["CE"], abs=0.01)
 
 
@@ -241,7 +242,7 @@ def test_in_words_who_wins_and_how_surely() -> None:
 
 def test_unfinished_cells_enter_no_mean() -> None:
     assert summary_sentences(ROWS)[0] == "Mean over 2 cells: ERAT 92.6, CE 35.0."
-    records = list(csv.DictReader(io.StringIO(matrix_csv(ROWS))))
+    records = list(csv.DictReader(io.StringIO(matrix_text("csv", ROWS))))
     missing = next(record for record in records if record["defense"] == "AT" and record["corruption"] == "UHP")
     assert (missing["planned"], missing["done"], missing["mean"]) == ("1", "0", "")
 

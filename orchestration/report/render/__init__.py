@@ -1,0 +1,1 @@
+"""One writer per format: Markdown, CSV, LaTeX, terminal, HTML. Each takes any `Table`."""

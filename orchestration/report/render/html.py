@@ -1,0 +1,55 @@
+"""A table for a page, escaped; and what the templates of the pages share."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from orchestration.report.svg import colour
+from orchestration.report.table import Table
+from orchestration.terminal import harmless
+
+
+def html(table: Table, kind: str = "", name: str = "") -> Markup:
+    """Return the table's element.
+
+    Args:
+        kind: its class.
+        name: its id.
+    """
+    macros: Any = _environment().get_template("table.html").module
+    return Markup(macros.table(table, kind, name))
+
+
+def page(template: str, **content: Any) -> str:
+    """Return a page made from one of the templates in `assets`, which import their tables from table.html."""
+    return _environment().get_template(template).render(**content)
+
+
+def asset(*names: str) -> Markup:
+    """Return the text of style sheets or scripts, one after another, as it is."""
+    folder = resources.files("orchestration.report") / "assets"
+    return Markup("".join((folder / name).read_text(encoding="utf-8") for name in names))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("orchestration.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["colour"] = colour
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Write out the control characters of any text that is no markup."""
+    return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value

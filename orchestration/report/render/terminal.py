@@ -1,0 +1,52 @@
+"""A table for the terminal, drawn by rich."""
+
+from __future__ import annotations
+
+import rich.table
+from rich import box
+from rich.text import Text
+
+from orchestration.report.table import Cell, Mark, Table
+from orchestration.terminal import one_line
+
+STATUS_STYLES = {"queued": "dim", "running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red"}
+_MARKS = {Mark.BEST: "bold", Mark.SECOND: "underline", None: ""}
+_MANY = 10  # columns; a dense table of more has no gaps, so that four searched values fit into 80 characters
+
+
+def terminal(table: Table, rules: bool = True, wrap: bool = True) -> rich.table.Table:
+    """Return what rich prints. No text of the table is taken for rich's markup.
+
+    Args:
+        rules: whether there is a rule below the headings.
+        wrap: whether cells that do not fit go on in a second line; else they are cut. A dense table's always are.
+    """
+    gap = 0 if table.dense and len(table.columns) > _MANY else 1
+    drawn = rich.table.Table(
+        title=Text(one_line(table.title), style="italic") if table.title else None,
+        title_justify="left",
+        caption=Text(one_line(table.caption)) if table.caption else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD if rules else None,
+        padding=(0, gap, 0, 0) if rules else (0, 1),
+    )
+    for column in table.columns:
+        heading = one_line(column.heading)
+        drawn.add_column(
+            Text(heading.replace(" ", "\n") if table.dense else heading),
+            justify=column.align,
+            vertical="bottom" if table.dense else "top",
+            no_wrap=table.dense or not wrap,
+        )
+    for row in table.rows:
+        style = "bold" if row.chosen else STATUS_STYLES[row.state] if row.state else None
+        drawn.add_row(*map(_cell, row.cells), style=style)
+    return drawn
+
+
+def _cell(cell: Cell) -> Text:
+    pieces = [(cell.text, ""), *((part.line, STATUS_STYLES.get(part.kind, "")) for part in cell.tail)]
+    if cell.others:
+        pieces.append((" " + cell.others if cell.figure else cell.others, ""))
+    style = STATUS_STYLES.get(cell.state, _MARKS[cell.mark])
+    return Text.assemble(*((one_line(words), of) for words, of in pieces), style=style)
