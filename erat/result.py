@@ -35,11 +35,11 @@ class RunResult:
     best_val_test_accuracy: float | None = None
     train_seconds: float = 0.0
     peak_memory_mb: float = 0.0
-    device: str | None = None
     noise_rate: float | None = None
     checksum: str | None = None
     error: str | None = None
     val_history: list[float] = field(default_factory=list)
+    device: str | None = None
 
     @classmethod
     def of(cls: type[R], content: Mapping[str, Any]) -> R:

@@ -11,20 +11,18 @@ from orchestration.report.matrix import matrix, matrix_records, matrix_tables, n
 from orchestration.report.render.latex import latex_file
 from orchestration.report.render.markdown import markdown
 from orchestration.report.render.spreadsheet import csv_text
-from orchestration.report.sections import groups_of
+from orchestration.report.sections import Group, TableView, groups_of
 from orchestration.report.summary import records, summary
 from orchestration.report.table import Table
 from orchestration.study.spec import Kind
 from orchestration.study.trial import Trial
-
-FORMS = ("md", "csv", "latex")
 
 
 def study_text(kind: Kind, form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:
     """Return the tables of a study.
 
     Args:
-        form: one of `FORMS`.
+        form: md, csv or latex.
         columns: the dotted keys that tell the runs apart.
         remark: what to know of all figures: a column of CSV, a comment of LaTeX, a last paragraph of Markdown.
     """
@@ -35,53 +33,39 @@ def study_text(kind: Kind, form: str, rows: Sequence[Trial], columns: Sequence[s
 
 def search_text(form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:
     """Return a list of trials, best validation accuracy first; as CSV all that is known of each."""
-    if form == "csv":
-        return _csv(records(rows, columns), remark)
-    return _text(form, summary(rows, columns), remark)
+    return _text(form, [records(rows, columns) if form == "csv" else summary(rows, columns)], remark)
 
 
 def grid_text(form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:
     """Return runs of one defense as a table of corruptions; as CSV run by run."""
-    return _csv(records(rows, columns), remark) if form == "csv" else _text(form, grid(rows), remark)
+    return _text(form, [records(rows, columns) if form == "csv" else grid(rows)], remark)
 
 
 def matrix_text(form: str, rows: Sequence[Trial], remark: str = "") -> str:
     """Return runs of several defenses: a table per data set and label noise; in Markdown also who wins where."""
     if form == "csv":
-        return _csv(matrix_records(rows), remark)
+        return _text(form, [matrix_records(rows)], remark)
     if form == "latex":
-        return _latex(*_paper(rows), remark)
-    has_paper = any(table.paper for table in matrix_tables(rows))
-    parts = [*map(markdown, matrix(rows)), note(has_paper), *summary_sentences(rows)]
-    return _markdown("\n\n".join(parts), remark)
+        notes = Footnotes()
+        groups = groups_of(rows, notes)
+        tables = [_of_a_paper(view, group) for group in groups for view in group.tables]
+        return _text(form, tables, remark, notes.texts)
+    has_paper = any(table.has_paper for table in matrix_tables(rows))
+    return _text(form, matrix(rows), remark, [note(has_paper), *summary_sentences(rows)])
 
 
-def _paper(rows: Sequence[Trial]) -> tuple[list[Table], list[str]]:
-    """Return the tables as a paper has them, each with a caption of its own, and their footnotes."""
-    notes = Footnotes()
-    tables = [
-        replace(
-            view.shown,
-            title=", ".join(part for part in (view.shown.title, group.title) if part),
-            caption=note(view.table.has_paper),
-        )
-        for group in groups_of(rows, notes)
-        for view in group.tables
-    ]
-    return tables, notes.texts
+def _of_a_paper(view: TableView, group: Group) -> Table:
+    """Return a table that stands alone, with a caption of its own."""
+    title = ", ".join(part for part in (view.shown.title, group.title) if part)
+    return replace(view.shown, title=title, caption=note(view.table.has_paper))
 
 
-def _text(form: str, table: Table, remark: str) -> str:
-    return _latex([table], [], remark) if form == "latex" else _markdown(markdown(table), remark)
-
-
-def _markdown(text: str, remark: str) -> str:
-    return f"{text}\n\n{remark}\n" if remark else f"{text}\n"
-
-
-def _latex(tables: Sequence[Table], notes: Sequence[str], remark: str) -> str:
-    return f"% {remark}\n{latex_file(tables, notes)}" if remark else latex_file(tables, notes)
-
-
-def _csv(table: Table, remark: str) -> str:
-    return csv_text(table.with_column("note", remark) if remark else table)
+def _text(form: str, tables: Sequence[Table], remark: str, notes: Sequence[str] = ()) -> str:
+    """Return the tables in a format, with `notes` behind them where it has room for words."""
+    match form:
+        case "csv":
+            return "".join(csv_text(table.with_column("note", remark) if remark else table) for table in tables)
+        case "latex":
+            return (f"% {remark}\n" if remark else "") + latex_file(tables, notes)
+        case _:
+            return "\n\n".join([*map(markdown, tables), *notes, *([remark] if remark else [])]) + "\n"

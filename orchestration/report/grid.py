@@ -33,6 +33,11 @@ class Score:
         return stdev(self.values) if len(self.values) > 1 else None
 
     @property
+    def deviation(self) -> str:
+        """Return " ± 1.3", or nothing where there is no spread."""
+        return "" if self.spread is None else f" ± {self.spread:.1f}"
+
+    @property
     def count(self) -> str:
         """Return how many seeds there are, "2 of 3" where some are missing."""
         return f"{len(self.values)}" if len(self.values) == self.planned else f"{len(self.values)} of {self.planned}"
@@ -41,8 +46,7 @@ class Score:
         """ "35.2 ± 1.3 (3)", or "(2 of 3)" where runs are missing."""
         if self.mean is None:
             return MISSING
-        spread = "" if self.spread is None else f" ± {self.spread:.1f}"
-        return f"{self.mean:.1f}{spread} ({self.count})"
+        return f"{self.mean:.1f}{self.deviation} ({self.count})"
 
 
 @dataclass(frozen=True)

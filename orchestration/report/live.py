@@ -239,7 +239,7 @@ class _Terminal:
         running, mark = row.status == "running", Mark.BEST if leads else None
         settings = {key: value(key, row.params.get(key)) for key in self._columns}
         epoch = f"{row.epoch:>{len(str(row.epochs))}}/{row.epochs}" if row.epochs else MISSING
-        cells = {
+        cells: dict[str, Cell | str] = {
             "#": Cell(f"★ {row.number}" if leads else str(row.number), mark),
             "source": origin(row),
             "status": Cell(row.status, state=row.status),

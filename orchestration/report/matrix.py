@@ -128,16 +128,6 @@ def corruption_name(row: Trial) -> str:
 # --- as tables -------------------------------------------------------------------------------------------------------
 
 
-def _printed(score: Score, paper: float, notes: Sequence[int]) -> Part:
-    """Return the paper's figure; on a page with ours minus it, on a line of text only beside one of ours."""
-    short, after = ("", "") if score.mean is None else (f"[{paper:.1f}]", f"({score.mean - paper:+.1f})")
-    return Part(f"{paper:.2f}", "paper", short, after, "the paper's figure, and ours minus it", tuple(notes))
-
-
-def _spread(score: Score) -> str:
-    return "" if score.spread is None else f" ± {score.spread:.1f}"
-
-
 def figure(
     score: Score,
     mark: Mark | None = None,
@@ -156,20 +146,25 @@ def figure(
         missing: what stands there where no run has ended.
         runs: digests of the seeds' runs.
     """
-    printed = [] if paper is None else [_printed(score, paper, notes)]
+    beside = []
     if score.mean is None:
-        return Cell(beside=(Part(missing, "why"), *printed), runs=tuple(runs))
-    tail = [Part(_spread(score), "spread")] if score.spread is not None else []
-    tail += [Part(f" ({score.count})", "n")] if score.planned > 1 else []
-    if best is not None and best.mean is not None:
-        words = f"{best.mean:.1f}{_spread(best)}"
-        printed.insert(0, Part(words, "best", short="", title="epoch best by validation"))
-    return Cell(f"{score.mean:.1f}", mark, tuple(tail), tuple(printed), runs=tuple(runs))
+        beside.append(Part(missing, "why"))
+    elif best is not None and best.mean is not None:
+        beside.append(Part(f"{best.mean:.1f}{best.deviation}", "best", short="", title="epoch best by validation"))
+    if paper is not None:  # on a line of text it stands only beside one of ours
+        short, after = ("", "") if score.mean is None else (f"[{paper:.1f}]", f"({score.mean - paper:+.1f})")
+        words = "the paper's figure, and ours minus it"
+        beside.append(Part(f"{paper:.2f}", "paper", short, after, words, tuple(notes)))
+    if score.mean is None:
+        return Cell(beside=tuple(beside), runs=tuple(runs))
+    tail = ((score.deviation, "spread"), (f" ({score.count})" if score.planned > 1 else "", "n"))
+    parts = tuple(Part(words, kind) for words, kind in tail if words)
+    return Cell(f"{score.mean:.1f}", mark, parts, tuple(beside), runs=tuple(runs))
 
 
 def drawn(table: MatrixTable, lines: Iterable[Sequence[Cell | str]], notes: Sequence[int] = ()) -> Table:
     """Return the table of these lines: the defense, its figure on each corruption, their mean."""
-    columns = ("defense", *table.corruptions, Column("mean", kind="mean"))
+    columns: list[str | Column] = ["defense", *table.corruptions, Column("mean", kind="mean")]
     return Table.of(columns, lines, title=table.title, notes=notes)
 
 

@@ -124,10 +124,14 @@ def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[Trial]],
                 runs=[row.cell for row in members[:MOST_RUNS]],
             )
             line.append(CellView(members, reached, validated, shown))
-    names = [Cell(name, notes=(notes.mark(RECONSTRUCTION),) if name == "MSPL" else ()) for name in lines]
+    rebuilt = (notes.mark(RECONSTRUCTION),) if "MSPL" in lines else ()
     cells = [
-        [name, *(cell.shown for cell in line), last.mean_cell(defense, best.mean_of(defense))]
-        for name, (defense, line) in zip(names, lines.items(), strict=True)
+        [
+            Cell(name, notes=rebuilt if name == "MSPL" else ()),
+            *(cell.shown for cell in line),
+            last.mean_cell(name, best.mean_of(name)),
+        ]
+        for name, line in lines.items()
     ]
     return TableView(last, lines, drawn(last, cells, notes.of_table(last.dataset, kind) if last.has_paper else ()))
 

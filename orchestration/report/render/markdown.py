@@ -7,8 +7,8 @@ import re
 from orchestration.report.table import Cell, Mark, Table
 from orchestration.terminal import one_line
 
-# What Markdown would take for a mark of its own; an underscore inside a word, and an & that begins no entity, is none.
-_SPECIAL = re.compile(r"[\\`*|<]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
+# What Markdown would take for a mark; an underscore inside a word, an & or a bracket that begins nothing, is none.
+_SPECIAL = re.compile(r"[\\`*|<~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|\[(?=[^]]*][(\[])")
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 _MARKS = {Mark.BEST: "**{}**", Mark.SECOND: "<u>{}</u>", None: "{}"}
 _RULES = {"left": ":--", "right": "--:"}
