@@ -22,8 +22,8 @@
   const swatch = (colour, words) => make("li", {}, make("i", { style: `background:${colour}` }), words);
 
   // A grid line at each of `parts` + 1 even heights from low to high; `unit` says what stands at one.
-  function chart(lines, low, high, unit, label, parts = 4) {
-    const [w, h, left, top] = [400, 190, 38, 8];
+  function chart(lines, low, high, unit, label, parts = 4, w = 400) {
+    const [h, left, top] = [190, 38, 8];
     const svg = make("svg", { viewBox: `0 0 ${w + left + 10} ${h + top + 34}`, role: "img", "aria-label": label });
     for (let i = 0; i <= parts; i++) {
       const value = low + ((high - low) * i) / parts, y = top + h * (1 - i / parts);
@@ -63,11 +63,18 @@
     const [least, most] = [Math.min(...known), Math.max(...known)], short = (v) => String(Number(v.toPrecision(3)));
     const logarithmic = least > 0 && most / least > 20;
     const lines = named.map(([, values], i) => ({ values: logarithmic ? values.map((v) => (v == null ? null : Math.log10(v))) : values, kind: `c${i % 8}`, dash: i < 8 ? null : "5 3" }));
-    const [low, high] = logarithmic ? [Math.floor(Math.log10(least)), Math.ceil(Math.log10(most))] : [least < 0 ? -round(-least, 4) : 0, most > 0 ? round(most, 4) : 0];
-    const parts = logarithmic ? Math.min(high - low, 8) : 4;
-    const drawn = chart(lines, low, high, (v) => (logarithmic ? (10 ** v).toPrecision(1).replace("e+", "e") : short(v)), "loss terms over epochs", parts);
+    let [low, high, parts] = [least < 0 ? -round(-least, 4) : 0, most > 0 ? round(most, 4) : 0, 4];
+    if (logarithmic) {
+      low = Math.floor(Math.log10(least));
+      const decades = Math.ceil(Math.log10(most)) - low, each = Math.ceil(decades / 6);
+      parts = Math.ceil(decades / each);
+      high = low + parts * each;
+    }
+    const power = (v) => (Math.abs(v) > 2 ? `1e${v}` : short(10 ** v));
+    const drawn = chart(lines, low, high, logarithmic ? power : short, "loss terms over epochs", parts, 850);
+    drawn.style.minWidth = "640px"; // on a phone it scrolls, so that its words stay readable
     const legend = named.map(([name, values], i) => swatch(`var(--c${i % 8})`, `${name} ${short(values.filter((v) => v != null).at(-1) ?? NaN)}${i < 8 ? "" : " (dashed)"}`));
-    return figure(`Loss terms, unweighted means over an epoch${logarithmic ? ", logarithmic" : ""}; beside each name its last value.`, drawn, make("ul", { class: "legend" }, ...legend));
+    return figure(`Loss terms, unweighted means over an epoch${logarithmic ? ", logarithmic" : ""}; beside each name its last value.`, make("div", { class: "scroll" }, drawn), make("ul", { class: "legend" }, ...legend));
   }
 
   function selection(cell) {
