@@ -104,7 +104,8 @@ def _epochs(level: float) -> Sequence[dict[str, Any]]:
             "epoch_seconds": 1.7813752880028915,
             "images_per_second": 4023.857324323882,
             "learning_rate": 0.0040000000000000036,
-            "loss_terms": {"label": 2.1795496259416853, "consistency": 0.1},
+            "loss_terms": {"label": 2.1795496259416853 / epoch, "consistency": 0.1},
+            "numbers": {"lambda_u": 25.0 * epoch / EPOCHS, "label_trust": 0.7123456},
             **per_class,
             "pseudo_label_accuracy": 0.37,
         }

@@ -76,11 +76,13 @@ class EpochPlan:
         phases: the passes of the trainer.
         selected: the labelled set, if this defense selects one: bool (N,), on the CPU.
         predicted: the class that the networks predicted for each sample when they selected: int64 (N,), on the CPU.
+        numbers: what the defense reports of this epoch, by name; numbers of its updates go to `LossTerms.note`.
     """
 
     phases: tuple[Phase, ...]
     selected: Tensor | None = None
     predicted: Tensor | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
 class TrainingData(Protocol):
@@ -122,14 +124,33 @@ class Batch:
 
 @dataclass
 class LossTerms:
-    """Named loss terms with their weights. The trainer minimises `total` and logs each value."""
+    """Named loss terms with their weights. The trainer minimises `total` and logs each value.
+
+    Attributes:
+        numbers: what is logged beside them and not minimised, scalars without gradients.
+    """
 
     terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
+    numbers: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
         """Add a term; a name may stand only once."""
-        assert name not in self.terms and name != "total", f"loss term {name!r} added twice"
+        self._check(name)
         self.terms[name] = (weight, value)
+
+    def note(self, name: str, value: Tensor | float) -> None:
+        """Report a number of this update that is not minimised, a scalar; a name may stand only once.
+
+        The epoch's report has its mean over the updates that had it and over the workers, which must all report the
+        same names. A tensor is not read before the epoch's end, so that a device need not be waited for.
+        """
+        self._check(name)
+        number = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+        assert number.shape == (), f"number {name!r} must be a scalar, got shape {tuple(number.shape)}"
+        self.numbers[name] = number
+
+    def _check(self, name: str) -> None:
+        assert name not in self.terms | self.numbers and name != "total", f"loss term {name!r} added twice"
 
     @property
     def total(self) -> Tensor:
@@ -141,7 +162,11 @@ class LossTerms:
     def mean(cls, parts: Sequence[LossTerms]) -> LossTerms:
         """Of a batch's equal parts, without gradients."""
         values = {name: [part.terms[name][1].detach() for part in parts] for name in parts[0].terms}
-        return cls({name: (parts[0].terms[name][0], torch.stack(value).mean()) for name, value in values.items()})
+        numbers = {name: [part.numbers[name].float() for part in parts] for name in parts[0].numbers}
+        return cls(
+            {name: (parts[0].terms[name][0], torch.stack(value).mean()) for name, value in values.items()},
+            {name: torch.stack(value).mean() for name, value in numbers.items()},
+        )
 
     def figures(self) -> dict[str, Tensor]:
         """The total and each term's unweighted value, without gradients, for the log."""

@@ -49,12 +49,14 @@ class ERAT(Defense):
             return EpochPlan((Phase(everything, name="warmup"),))
         if not self.options.selection:
             return EpochPlan((Phase(everything),))
-        mask, predicted = self.selector.labelled.cpu(), None
+        mask, predicted, numbers = self.selector.labelled.cpu(), None, dict[str, float]()
         if (clock.epoch - self.options.warmup_epochs) % self.options.select_every == 0:
             # The scores come from un-augmented images and a network in eval mode.
             probs = data.map(lambda images: self.networks["main"](images).softmax(1))
-            mask, predicted = self.selector([probs], data.labels).mask.cpu(), probs.argmax(1).cpu()
-        return EpochPlan((Phase(everything[mask], everything[~mask]),), selected=mask, predicted=predicted)
+            split = self.selector([probs], data.labels)
+            mask, predicted, numbers = split.mask.cpu(), probs.argmax(1).cpu(), split.numbers()
+        phases = (Phase(everything[mask], everything[~mask]),)
+        return EpochPlan(phases, selected=mask, predicted=predicted, numbers=numbers)
 
     # -- Algorithm 1, once per step -------------------------------------------------------------------------------
 
@@ -62,7 +64,9 @@ class ERAT(Defense):
         if batch.phase == "warmup":
             return self._warmup_loss(batch)
         weight = ramp(self.options.lambda_u, clock.time - self.options.warmup_epochs, self.options.ramp_epochs)
-        return self._semi_supervised_loss(batch, weight)
+        terms = self._semi_supervised_loss(batch, weight)
+        terms.note("lambda_u", weight)
+        return terms
 
     def _warmup_loss(self, batch: Batch) -> LossTerms:
         """Return the loss of Eq. 9: cross-entropy of the given labels on strong(x) and strong(x_adv), for all data."""

@@ -58,7 +58,8 @@ class MixMatch(Defense):
         probs = self._probabilities(data)
         first, second = self._split(0, probs, data.labels), self._split(1, probs, data.labels)
         phases = (self._phase(0, first), self._phase(1, second, late=self.options.splits == "in_turn"))
-        return EpochPlan(phases, selected=first.mask.cpu(), predicted=probs.mean(1).argmax(1).cpu())
+        mask, predicted = first.mask.cpu(), probs.mean(1).argmax(1).cpu()
+        return EpochPlan(phases, selected=mask, predicted=predicted, numbers=first.numbers())
 
     def _probabilities(self, data: TrainingData) -> Tensor:
         """Return the probabilities of both networks for un-augmented images, shape (N, 2, K)."""
@@ -87,7 +88,9 @@ class MixMatch(Defense):
             return self._warmup_loss(batch)
         assert self.options.lambda_u is not None, "filled by the config"
         weight = ramp(self.options.lambda_u, clock.time - self.options.warmup_epochs, self.options.ramp_epochs)
-        return self._mixed_loss(batch, place, weight)
+        terms = self._mixed_loss(batch, place, weight)
+        terms.note("lambda_u", weight)
+        return terms
 
     def _warmup_loss(self, batch: Batch) -> LossTerms:
         """Return the cross-entropy of the given labels on weak views and, if set, a penalty for being confident."""

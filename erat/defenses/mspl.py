@@ -50,7 +50,8 @@ class MSPL(Defense):
             return EpochPlan((Phase(everything, name="warmup"),))
         probs = data.map(self._answer)
         split = self.selector([probs], data.labels)
-        return EpochPlan((Phase(*split.indices()),), selected=split.mask.cpu(), predicted=probs.argmax(1).cpu())
+        mask, predicted = split.mask.cpu(), probs.argmax(1).cpu()
+        return EpochPlan((Phase(*split.indices()),), selected=mask, predicted=predicted, numbers=split.numbers())
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
         network, labelled = self.networks["main"], len(batch.labels)
@@ -77,6 +78,7 @@ class MSPL(Defense):
         if len(guessed):
             weight = ramp(self.options.lambda_u, clock.time - self.options.warmup_epochs, self.options.ramp_epochs)
             terms.add("unlabelled", soft_cross_entropy(logits_rest, guessed.repeat(2, 1)), weight)
+            terms.note("lambda_u", weight)
         return terms
 
     def _second_view(self, batch: Batch, images: Tensor, labels: Tensor) -> Tensor:

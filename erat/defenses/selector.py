@@ -32,6 +32,10 @@ class Split:
     trust: Tensor
     repeats: int = 0
 
+    def numbers(self) -> dict[str, float]:
+        """Return what an epoch's plan reports of it: the mean trust in a given label, in [0, 1]."""
+        return {"label_trust": float(self.trust.mean())}
+
     def indices(self) -> tuple[Tensor, Tensor]:
         """Return the indices of (labelled, unlabelled) samples, int64 on the CPU."""
         everything, mask = torch.arange(len(self.mask)), self.mask.cpu()

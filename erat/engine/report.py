@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -10,12 +12,13 @@ import torch
 from erat.data.types import CorruptedSet
 from erat.defenses.base import EpochPlan
 from erat.engine.evaluation import accuracy
+from erat.result import RunResult
 from erat.selection import agreement
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch's figures. Accuracies, precision, recall and fractions in [0, 1].
+    """One epoch's figures, over all workers. Accuracies, precision, recall and fractions in [0, 1].
 
     `selection_*` are measured against the true labels, which training never sees. Test accuracy is for the record:
     nothing may choose by it.
@@ -31,7 +34,8 @@ class EpochReport:
     epoch_seconds: float
     images_per_second: float
     learning_rate: float
-    loss_terms: dict[str, float] = field(default_factory=dict)
+    loss_terms: dict[str, float] = field(default_factory=dict)  # mean over the epoch's updates, unweighted
+    numbers: dict[str, float] = field(default_factory=dict)  # what the defense reports beside them, all finite
     labelled_per_class: list[int] = field(default_factory=list)  # by given label
     correct_per_class: list[int] = field(default_factory=list)  # of these, how many are labelled right
     wrong_per_class: list[int] = field(default_factory=list)  # labelled wrong in the whole training set
@@ -61,3 +65,20 @@ def selection_figures(plan: EpochPlan, data: CorruptedSet) -> dict[str, Any]:
         "noise_caught": float(left_out[wrong].float().mean()) if bool(wrong.any()) else None,
         "pseudo_label_accuracy": pseudo,
     }
+
+
+def reported_numbers(plan: EpochPlan, means: Mapping[str, float]) -> dict[str, float]:
+    """Return the numbers that a defense reports of an epoch: those of its plan, then the `means` of those that its
+    updates noted. What is not finite is left out: it has no place in a plot, nor in JSON.
+
+    Raises:
+        ValueError: a name stands in both, or is one of the report's or the result's own.
+    """
+    for name in means:
+        if name in plan.numbers:
+            raise ValueError(f"number {name!r} of the defense must stand in its plan or its loss, got both")
+    numbers = {name: float(value) for name, value in {**plan.numbers, **means}.items()}
+    taken = {entry.name for record in (EpochReport, RunResult) for entry in fields(record)}
+    for name in sorted(numbers.keys() & taken):
+        raise ValueError(f"number {name!r} of the defense must have a name of its own, got one of the trainer's")
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -26,7 +26,7 @@ from erat.engine import checkpoint
 from erat.engine.assembly import make_defense, network_builder
 from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions
 from erat.engine.parallel import Ranks
-from erat.engine.report import EpochReport, selection_figures
+from erat.engine.report import EpochReport, reported_numbers, selection_figures
 from erat.engine.schedule import learning_rate
 from erat.engine.underway import Interrupted, Underway
 from erat.errors import TrainingFailedError, UserError
@@ -157,7 +157,8 @@ class Trainer:
             epoch_seconds=seconds,
             images_per_second=epoch.images * workers / seconds,
             learning_rate=learning_rate(self.config.train, clock.epoch),
-            loss_terms=means,
+            loss_terms={name: mean for name, mean in means.items() if name not in epoch.noted},
+            numbers=reported_numbers(epoch.plan, {name: means[name] for name in means if name in epoch.noted}),
             **selection_figures(epoch.plan, self.data),
         )
 

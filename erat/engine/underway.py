@@ -23,7 +23,8 @@ class Underway:
     Attributes:
         phase, batches: where it is: so many batches of this phase are done.
         order: state of the stream that this phase's order is drawn from, before it is; a checkpoint has it as its own.
-        sums, times: of the loss terms' figures, and how many updates had each.
+        sums, times: of the loss terms' figures and of the numbers that a defense noted, and how many updates had each.
+        noted: which of these names are such numbers.
         images: seen by this worker.
         seconds: spent before an interruption.
     """
@@ -34,14 +35,19 @@ class Underway:
     order: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
     times: Counter[str] = field(default_factory=Counter)  # an update need not have every term
+    noted: set[str] = field(default_factory=set)
     images: int = 0
     seconds: float = 0.0
 
     def add(self, terms: LossTerms) -> None:
         """Count an update's figures."""
-        for name, value in terms.figures().items():
-            self.sums[name] = self.sums.get(name, 0) + value
+        figures = terms.figures()
+        for name, value in (figures | terms.numbers).items():
+            if name not in self.sums:  # on the device of the loss: a number may lie on the CPU
+                self.sums[name] = torch.zeros_like(figures["total"])
+            self.sums[name] = self.sums[name] + value
             self.times[name] += 1
+        self.noted |= terms.numbers.keys()
 
     def put(self, phase: Phase) -> None:
         """Let this phase take the place of the one that is next."""
@@ -54,8 +60,9 @@ class Underway:
         kept = defense.state_dict()
         passing = {name: value for name, value in defense.named_buffers() if name not in kept}
         return {name: getattr(self, name) for name in _PLAIN} | {
-            "plan": asdict(self.plan),
+            "plan": asdict(self.plan) | {"numbers": {name: float(value) for name, value in self.plan.numbers.items()}},
             "times": dict(self.times),
+            "noted": sorted(self.noted),
             "buffers": passing,
         }
 
@@ -70,6 +77,7 @@ class Underway:
         return cls(
             EpochPlan(**_on_cpu(plan) | {"phases": phases}),
             times=Counter(state["times"]),
+            noted=set(state.get("noted", ())),  # none in a checkpoint of an earlier version
             **{name: state[name] for name in _PLAIN},
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,6 +85,8 @@ def detail_of(row: Trial, folder: Path, command: str, pool: Pool) -> dict[str, A
         "curves": [
             [_short(entry.get(key)) for entry in epochs] for key in ("train_loss", "val_accuracy", "test_accuracy")
         ],
+        "terms": _terms(epochs),
+        "numbers": {name: value for name, value in _numbers(epochs).items() if value is not None} or None,
         "acc": [_short(row.final_test_accuracy), _short(row.best_val_test_accuracy)],
         "config": [pool.add([name, section]) for name, section in _sections(row.config).items()],
         "seconds": _short(row.seconds),
@@ -115,10 +117,25 @@ def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def _short(value: Any) -> float | None:
+def _terms(epochs: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]] | None:
+    """Return each loss term over the epochs, none where an epoch did not have it; none if there are no terms.
+
+    Three digits: there may be many terms, and more cannot be seen in a curve.
+    """
+    terms = [entry.get("loss_terms") or {} for entry in epochs]
+    names = dict.fromkeys(name for entry in terms for name in entry)
+    return {name: [_short(entry.get(name), 3) for entry in terms] for name in names} or None
+
+
+def _numbers(epochs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the numbers that the defense reported, each of the last epoch that had it."""
+    return {name: _short(value) for entry in epochs for name, value in (entry.get("numbers") or {}).items()}
+
+
+def _short(value: Any, digits: int = 4) -> float | None:
     """Four digits: more cannot be seen."""
     number = finite(value) if isinstance(value, int | float) else None
-    return None if number is None else float(f"{number:.4g}")
+    return None if number is None else float(f"{number:.{digits}g}")
 
 
 def _selection(content: Selection | None, pool: Pool) -> dict[str, Any]:

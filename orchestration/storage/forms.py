@@ -26,6 +26,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Seconds = Annotated[float, Field(ge=0, le=_FAR)]
 Number = Annotated[int, Field(ge=0, le=2 * MOST_CELLS)]
+AnyNumber = Annotated[float, Field(allow_inf_nan=True)] | None  # not finite, or none: it is passed over
 
 
 class Result(TypedDict, total=False):
@@ -126,6 +127,8 @@ class EpochRow(TypedDict):
     learning_rate: NotRequired[float]
     noise_caught: NotRequired[Share | None]
     pseudo_label_accuracy: NotRequired[Share | None]
+    loss_terms: NotRequired[dict[str, AnyNumber]]
+    numbers: NotRequired[dict[str, AnyNumber]]
 
 
 class Environment(TypedDict, total=False):

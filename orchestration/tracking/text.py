@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -52,6 +53,31 @@ def compare_hint(sweep: str) -> str:
 def legal_name(key: str) -> str:
     """A name that every MLflow takes: it refuses most other characters, and some uses of / and : ."""
     return re.sub(r"[^\w\-. ]", "_", key)[:250]
+
+
+def metric_name(key: str) -> str:
+    """Return a metric's name as every MLflow takes it. A slash stays: its page groups metrics by what stands before it.
+
+    MLflow takes a name for a path, and refuses one that another path leads to as well, such as `a//b` or `a/./b`.
+    """
+    parts = (re.sub(r"^\.+", "_", legal_name(part)) or "_" for part in key.split("/"))
+    return "/".join(parts)[:250].rstrip("/")
+
+
+def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return what MLflow gets of an epoch, by name: every finite number of its row but the epoch, which is the step.
+
+    Args:
+        row: a line of metrics.jsonl. A loss term NAME becomes `loss/NAME`; a number that the defense reports keeps its
+            name, unless the trainer has a figure of that name, which then counts.
+    """
+    terms = {f"loss/{name}": value for name, value in (row.get("loss_terms") or {}).items()}
+    numbers = {**(row.get("numbers") or {}), **terms, **row}
+    return {
+        name: float(value)
+        for name, value in numbers.items()
+        if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def text(value: Any, length: int) -> str:

@@ -41,7 +41,16 @@ from orchestration.tracking.store import (
     use_write_ahead_log,
     without_password,
 )
-from orchestration.tracking.text import child_tags, compare_hint, legal_name, quoted, run_name, text
+from orchestration.tracking.text import (
+    child_tags,
+    compare_hint,
+    epoch_metrics,
+    legal_name,
+    metric_name,
+    quoted,
+    run_name,
+    text,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = ["EPOCH_METRICS", "EXPERIMENT", "Ending", "Tracker", "compare_hint", "run_name", "serve", "stop_server"]
 
 EXPERIMENT = "erat"
+# What the trainer reports of every epoch. A defense adds its loss terms and what numbers it has.
 EPOCH_METRICS = (
     "test_accuracy",
     "val_accuracy",
@@ -70,7 +80,8 @@ Ending = Literal["done", "stopped", "failed", "interrupted"]
 _MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _CALLS = ("_send_start", "_send_epoch", "_send_summary", "_send_artifacts", "_send_end")
 _PARENT, _RUN_NAME = "mlflow.parentRunId", "mlflow.runName"  # names that MLflow's pages understand
-_PARAM_LENGTH, _TAG_LENGTH, _BATCH = 6000, 5000, 100  # MLflow's own limits (older servers: 5,000 for a tag)
+# MLflow's own limits (older servers: 5,000 for a tag).
+_PARAM_LENGTH, _TAG_LENGTH, _BATCH, _METRIC_BATCH = 6000, 5000, 100, 1000
 
 # For this process, unless the user has set them.
 _ENVIRONMENT = {
@@ -165,13 +176,13 @@ class Tracker:
         tags |= {_PARENT: parent} if parent is not None else {}
         return self._start(tags, config)
 
-    def log_epoch(self, run_id: str, row: Mapping[str, float | None], epoch: int) -> None:
-        """Those of EPOCH_METRICS that `row` holds and that are finite numbers, as step `epoch`, counted from 1.
+    def log_epoch(self, run_id: str, row: Mapping[str, Any], epoch: int) -> None:
+        """Log every finite number of `row`, a line of metrics.jsonl, as step `epoch`, counted from 1.
 
-        An epoch at or before the last one stored is left out: replaying a run's epochs adds only what is missing.
+        Loss terms are named `loss/NAME`. An epoch at or before the last one stored is left out: replaying a run's
+        epochs adds only what is missing.
         """
-        known = {name: row[name] for name in EPOCH_METRICS if name in row}
-        self._outbox.put("_send_epoch", run_id, known, epoch, _milliseconds())
+        self._outbox.put("_send_epoch", run_id, epoch_metrics(row), epoch, _milliseconds())
 
     def logged_epochs(self, run_id: str) -> int:
         """The last epoch stored; 0 for none, or if the server does not answer."""
@@ -255,7 +266,10 @@ class Tracker:
     def _send_epoch(self, run_id: str, row: Mapping[str, float | None], epoch: int, now: int) -> None:
         run_id = self._real(run_id)
         if epoch > self._last(run_id):
-            self._client.log_batch(run_id, metrics=_metrics(row, now, epoch))
+            # Those of EPOCH_METRICS last: by them an epoch counts as stored.
+            metrics = _metrics(dict(sorted(row.items(), key=lambda item: item[0] in EPOCH_METRICS)), now, epoch)
+            for begin in range(0, len(metrics), _METRIC_BATCH):
+                self._client.log_batch(run_id, metrics=metrics[begin : begin + _METRIC_BATCH])
             self._last_epoch[run_id] = epoch
 
     def _finish(
@@ -432,7 +446,7 @@ def _metrics(row: Mapping[str, float | None], timestamp: int, step: int) -> list
     """
     from mlflow.entities import Metric
 
-    numbers = {legal_name(key): float(value) for key, value in row.items() if value is not None}
+    numbers = {metric_name(key): float(value) for key, value in row.items() if value is not None}
     return [Metric(key, number, timestamp, step) for key, number in numbers.items() if math.isfinite(number)]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -110,6 +113,17 @@ def test_three_steps_change_every_network(trainer: Trainer) -> None:
     list(trainer.run())
     for name, _ in trainer.defense.networks.named_parameters():
         assert not torch.equal(before[f"networks.{name}"], trainer.defense.state_dict()[f"networks.{name}"]), name
+
+
+def test_what_an_epoch_reports_is_finite_and_has_names_that_every_log_takes(trainer: Trainer) -> None:
+    for report in trainer.run():
+        assert report.loss_terms
+        for name, value in [*report.loss_terms.items(), *report.numbers.items()]:
+            assert re.fullmatch(r"\w[\w.-]*", name), name
+            assert type(value) is float and math.isfinite(value), name
+        assert json.loads(json.dumps(asdict(report), allow_nan=False)) == asdict(report)
+    selects = trainer.defense.plan_epoch(Clock(2), trainer._train).selected is not None
+    assert 0 <= report.numbers["label_trust"] <= 1 if selects else report.numbers.keys() <= {"lambda_u"}
 
 
 def test_going_on_from_a_checkpoint_is_bit_equal(

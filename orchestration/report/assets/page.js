@@ -7,7 +7,7 @@
 
   // Everything that a file says goes in as text, never as markup.
   const make = (name, attributes = {}, ...children) => {
-    const svg = ["svg", "line", "rect", "text", "polyline", "title"].includes(name);
+    const svg = ["svg", "line", "rect", "text", "polyline", "circle", "title"].includes(name);
     const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) if (value != null) node.setAttribute(key, value);
     node.append(...children.filter((child) => child != null));
@@ -21,11 +21,12 @@
   };
   const swatch = (colour, words) => make("li", {}, make("i", { style: `background:${colour}` }), words);
 
-  function chart(lines, low, high, unit, label) {
-    const [w, h, left, top] = [400, 190, 38, 8];
+  // A grid line at each of `parts` + 1 even heights from low to high; `unit` says what stands at one.
+  function chart(lines, low, high, unit, label, parts = 4, w = 400) {
+    const [h, left, top] = [190, 38, 8];
     const svg = make("svg", { viewBox: `0 0 ${w + left + 10} ${h + top + 34}`, role: "img", "aria-label": label });
-    for (let i = 0; i <= 4; i++) {
-      const value = low + ((high - low) * i) / 4, y = top + h * (1 - i / 4);
+    for (let i = 0; i <= parts; i++) {
+      const value = low + ((high - low) * i) / parts, y = top + h * (1 - i / parts);
       svg.append(make("line", { x1: left, x2: left + w, y1: y, y2: y, class: "grid" }));
       svg.append(make("text", { x: left - 6, y: y + 4, "text-anchor": "end", class: "tick" }, unit(value)));
     }
@@ -36,8 +37,10 @@
       svg.append(make("text", { x: x(e - 1), y: top + h + 16, "text-anchor": "middle", class: "tick" }, String(e)));
     svg.append(make("text", { x: left + w / 2, y: top + h + 31, "text-anchor": "middle", class: "tick" }, "epoch"));
     for (const line of lines) {
-      const points = line.values.map((v, i) => (v == null ? null : `${x(i).toFixed(1)},${(top + h * (1 - (v - low) / (high - low || 1))).toFixed(1)}`));
-      svg.append(make("polyline", { points: points.filter(Boolean).join(" "), class: `line ${line.kind}`, "stroke-dasharray": line.dash }));
+      const points = line.values.map((v, i) => (v == null ? null : [x(i).toFixed(1), (top + h * (1 - (v - low) / (high - low || 1))).toFixed(1)])).filter(Boolean);
+      // A line of one point would not be seen.
+      if (points.length === 1) svg.append(make("circle", { cx: points[0][0], cy: points[0][1], r: 4, class: `point ${line.kind}` }));
+      svg.append(make("polyline", { points: points.map((point) => point.join()).join(" "), class: `line ${line.kind}`, "stroke-dasharray": line.dash }));
     }
     return svg;
   }
@@ -50,6 +53,28 @@
     return make("div", { class: "two" },
       figure("Accuracy after each epoch, percent", accuracy, make("ul", { class: "legend" }, swatch("var(--c0)", "clean test"), swatch("var(--c1)", "validation (dashed)"))),
       figure("Training loss", chart([{ values: loss, kind: "c2" }], least, round(most, 4), (v) => String(Number(v.toPrecision(3))), "training loss over epochs")));
+  }
+
+  // Terms may differ by orders of magnitude: a logarithmic axis where all are positive and a linear one hid some.
+  function terms(cell) {
+    if (!cell.terms) return null;
+    const named = Object.entries(cell.terms), known = named.flatMap(([, values]) => values).filter((v) => v != null);
+    if (!known.length) return null;
+    const [least, most] = [Math.min(...known), Math.max(...known)], short = (v) => String(Number(v.toPrecision(3)));
+    const logarithmic = least > 0 && most / least > 20;
+    const lines = named.map(([, values], i) => ({ values: logarithmic ? values.map((v) => (v == null ? null : Math.log10(v))) : values, kind: `c${i % 8}`, dash: i < 8 ? null : "5 3" }));
+    let [low, high, parts] = [least < 0 ? -round(-least, 4) : 0, most > 0 ? round(most, 4) : 0, 4];
+    if (logarithmic) {
+      low = Math.floor(Math.log10(least));
+      const decades = Math.ceil(Math.log10(most)) - low, each = Math.ceil(decades / 6);
+      parts = Math.ceil(decades / each);
+      high = low + parts * each;
+    }
+    const power = (v) => (Math.abs(v) > 2 ? `1e${v}` : short(10 ** v));
+    const drawn = chart(lines, low, high, logarithmic ? power : short, "loss terms over epochs", parts, 850);
+    drawn.style.minWidth = "640px"; // on a phone it scrolls, so that its words stay readable
+    const legend = named.map(([name, values], i) => swatch(`var(--c${i % 8})`, `${name} ${short(values.filter((v) => v != null).at(-1) ?? NaN)}${i < 8 ? "" : " (dashed)"}`));
+    return figure(`Loss terms, unweighted means over an epoch${logarithmic ? ", logarithmic" : ""}; beside each name its last value.`, make("div", { class: "scroll" }, drawn), make("ul", { class: "legend" }, ...legend));
   }
 
   function selection(cell) {
@@ -107,7 +132,7 @@
     const [last, best] = cell.acc;
     const entries = [["test accuracy, last epoch", percent(last)], ["test accuracy, epoch best by validation", percent(best)], ["state", cell.state],
       ["training time", cell.seconds ? cell.seconds.toFixed(0) + " s" : null], ["peak memory", cell.mb ? cell.mb + " MB" : null], ["device", environment.device],
-      ["share of wrong labels", cell.noise == null ? null : percent(cell.noise)], ["crafted set, SHA-256", cell.sum], ["MLflow run", cell.run], ["cell", cell.id], ["git commit", commit], ["platform", environment.platform]];
+      ["share of wrong labels", cell.noise == null ? null : percent(cell.noise)], ...Object.entries(cell.numbers || {}).map(([name, value]) => [name + ", last reported", value]), ["crafted set, SHA-256", cell.sum], ["MLflow run", cell.run], ["cell", cell.id], ["git commit", commit], ["platform", environment.platform]];
     return make("dl", { class: "facts" }, ...entries.filter(([, words]) => words != null && words !== "").map(([name, words]) => make("div", {}, make("dt", {}, name), make("dd", {}, String(words)))));
   }
 
@@ -149,7 +174,7 @@
       }));
       const failed = cell.error ? make("div", {}, make("p", { class: "error" }, cell.error), cell.tail ? make("pre", {}, cell.tail) : null) : null;
       const seen = confusion(cell);
-      const parts = [choice, failed, curves(cell), selection(cell), seen ? make("div", { class: "two" }, seen, facts(cell)) : facts(cell), command(cell), settings(cell)];
+      const parts = [choice, failed, curves(cell), terms(cell), selection(cell), seen ? make("div", { class: "two" }, seen, facts(cell)) : facts(cell), command(cell), settings(cell)];
       body.replaceChildren(...parts.filter(Boolean));
       history.replaceState(null, "", "#run-" + id);
     };

@@ -46,7 +46,9 @@ def train(config: RunConfig, data: CorruptedSet, folder: Path | None = None) -> 
     def recorded_loss(batch: Any, clock: Any) -> Any:
         labelled.append(batch.indices)
         unlabelled.append(batch.unlabelled_indices)
-        return loss(batch, clock)
+        terms = loss(batch, clock)
+        terms.note("mean_index", batch.indices.double().mean())  # of another half on each worker
+        return terms
 
     trainer._optimizer.step = recorded_step  # type: ignore[method-assign, assignment]
     trainer.defense.loss = recorded_loss  # type: ignore[method-assign]
@@ -57,6 +59,7 @@ def train(config: RunConfig, data: CorruptedSet, folder: Path | None = None) -> 
         "unlabelled": unlabelled,
         "history": [
             [report.train_loss, report.val_accuracy, report.test_accuracy, report.labelled_fraction]
+            + [value for _, value in sorted([*report.loss_terms.items(), *report.numbers.items()])]
             for report in reports
         ],
         "state": trainer.defense.state_dict(),

@@ -21,6 +21,7 @@ from erat.errors import UserError
 from orchestration.cli import app
 from orchestration.commands.report import write_report
 from orchestration.report import study
+from orchestration.report.detail import Pool, detail_of
 from orchestration.report.errata import RECONSTRUCTION, Footnotes
 from orchestration.report.render.latex import escape, latex
 from orchestration.report.sections import groups_of
@@ -170,12 +171,34 @@ def test_a_drill_down_has_all_that_reproduces_a_cell(small: str) -> None:
     assert cell["cmd"].startswith("python orchestrate.py train --preset demo")
     assert "defense.name=erat" in cell["cmd"] and cell["sum"] == "ab" * 32 and cell["run"].startswith("run")
     assert [len(curve) for curve in cell["curves"]] == [16, 16, 16]
+    assert list(cell["terms"]) == ["label", "consistency"] and cell["terms"]["label"][:2] == [2.18, 1.09]
+    assert cell["terms"]["consistency"] == [0.1] * 16 and cell["numbers"] == {"lambda_u": 25.0, "label_trust": 0.7123}
     assert len(cell["selection"]) == 4 and len(cell["confusion"]) == 10
     config = dict(data["pool"][number] for number in cell["config"])
     assert config["train"]["epochs"] == 16 and config["corruption"]["data"] == "up"
     assert data["pool"][cell["env"]]["git_commit"] == "c" * 40
     failed = next(cell for cell in data["cells"] if cell["state"] == "failed")
     assert "<left>" in failed["error"] and "<left>" not in small
+
+
+def test_a_drill_down_of_epochs_that_lack_terms_and_numbers(tmp_path: Path) -> None:
+    """Terms of a warm-up alone, numbers that ended, values that are none; and rows of before there were any."""
+    base = {"val_accuracy": 0.5, "test_accuracy": 0.5, "epoch_seconds": 1.0}
+    more = [
+        {"loss_terms": {"warmup": 2.34567}, "numbers": {"early": 1}},
+        {"loss_terms": {"labelled": 1.5, "gone": None}, "numbers": {"rate": float("inf")}},
+    ]
+    row = run("erat", "up", 0.5)
+    for extra in (more, [{}, {}], [{"loss_terms": {}, "numbers": {}}] * 2):
+        lines = [json.dumps({"epoch": number + 1} | base | entry) for number, entry in enumerate(extra)]
+        (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+        content = detail_of(row, tmp_path, {}, "", Pool())
+        assert content["curves"][2] == [0.5, 0.5]
+        if extra is not more:
+            assert "terms" not in content and "numbers" not in content
+            continue
+        assert content["terms"] == {"warmup": [2.35, None], "labelled": [None, 1.5], "gone": [None, None]}
+        assert content["numbers"] == {"early": 1}
 
 
 def test_a_command_leaves_out_what_was_meant_for_another_defense(make_page: Callable[..., str]) -> None:

@@ -63,7 +63,7 @@ def test_the_ledger_keeps_a_result_under_the_names_that_it_always_had(tmp_path: 
     event = json.loads(ledger.path.read_text())
     assert list(event) == ["event", "time", "cell", "sweep", "result", "error"]
     names = "cell status epochs val_accuracy best_val_accuracy final_test_accuracy best_val_test_accuracy train_seconds"
-    more = "peak_memory_mb noise_rate checksum error val_history mlflow_run_id"
+    more = "peak_memory_mb noise_rate checksum error val_history device mlflow_run_id"
     assert list(event["result"]) == [*names.split(), *more.split()]
     trial = ledger.with_outcome(Trial(3, "c", {}, "paper"))
     assert (trial.number, trial.status, trial.mlflow_run_id) == (3, "done", "run")

@@ -16,11 +16,13 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from erat.engine.report import EpochReport
 from erat.errors import UserError
 from orchestration.storage.workspace import Workspace
 from orchestration.tracking.outbox import Spool
@@ -317,7 +319,7 @@ def test_reopening_makes_no_second_run(tracker: Tracker, workspace: Workspace, s
 
 def test_epochs_are_logged_under_the_names_of_the_design(tracker: Tracker, sweep: str) -> None:
     run_id = begin(tracker, sweep)
-    row = dict.fromkeys(EPOCH_METRICS, 0.5) | {"private_number": 1.0}
+    row = dict.fromkeys(EPOCH_METRICS, 0.5)
     tracker.log_epoch(run_id, row, 1)
     infinite = {"val_accuracy": float("nan"), "train_loss": float("inf"), "selection_recall": None}
     tracker.log_epoch(run_id, row | infinite, 2)
@@ -325,6 +327,50 @@ def test_epochs_are_logged_under_the_names_of_the_design(tracker: Tracker, sweep
     assert history(tracker, run_id, "test_accuracy") == [(1, 0.5), (2, 0.5)]
     for name in infinite:
         assert history(tracker, run_id, name) == [(1, 0.5)]
+
+
+def test_the_design_names_every_number_of_a_report() -> None:
+    numbers = {entry.name for entry in fields(EpochReport) if entry.type in ("float", "float | None")}
+    assert numbers == set(EPOCH_METRICS)
+
+
+def test_every_finite_number_of_an_epoch_is_logged(tracker: Tracker, sweep: str) -> None:
+    run_id = begin(tracker, sweep)
+    row = {
+        "epoch": 1,
+        "val_accuracy": 0.5,
+        "private_number": 1,
+        "labelled_per_class": [1, 2],
+        "flag": True,
+        "loss_terms": {"ce": 0.25, "of/main": 1.0, "nan": float("nan"), "none": None},
+        "numbers": {"lambda_u": 12.5, "inf": float("inf"), "val_accuracy": 0.9, "odd: %": 2.0},
+    }
+    tracker.log_epoch(run_id, row, 1)
+    tracker.log_epoch(run_id, row | {"loss_terms": {}, "numbers": {"lambda_u": 25.0}}, 2)
+    logged = {"val_accuracy": 0.5, "private_number": 1, "lambda_u": 25.0, "odd_ _": 2.0}
+    assert tracker._client.get_run(run_id).data.metrics == logged | {"loss/ce": 0.25, "loss/of/main": 1.0}
+    assert history(tracker, run_id, "lambda_u") == [(1, 12.5), (2, 25.0)]
+    assert history(tracker, run_id, "loss/ce") == [(1, 0.25)]
+
+
+def test_a_name_that_mlflow_would_refuse_costs_no_epoch(tracker: Tracker, sweep: str) -> None:
+    """One metric with a bad name and MLflow refuses all that come with it."""
+    run_id = begin(tracker, sweep)
+    names = ["", ".", "..", "../up", "/", "a//b", "a/../b", "a/./b", "/root", "x" * 300, "y" * 244 + "/", "ä ö-ü.1"]
+    row = {"val_accuracy": 0.5, "loss_terms": dict.fromkeys(names, 1.0), "numbers": dict.fromkeys(names, 2.0)}
+    tracker.log_epoch(run_id, row, 1)
+    metrics = tracker._client.get_run(run_id).data.metrics
+    assert history(tracker, run_id) == [(1, 0.5)]
+    expected = {"_", "_/up", "_/_", "a/_/b", "_/root", "x" * 250, "y" * 244 + "/_", "ä ö-ü.1"}
+    assert metrics.keys() == {"val_accuracy"} | expected | {f"loss/{name}"[:250].rstrip("/") for name in expected}
+
+
+def test_more_numbers_than_mlflow_takes_at_once(tracker: Tracker, sweep: str) -> None:
+    run_id = begin(tracker, sweep)
+    tracker.log_epoch(run_id, {"val_accuracy": 0.5, "numbers": {f"n{i}": float(i) for i in range(2100)}}, 1)
+    metrics = tracker._client.get_run(run_id).data.metrics
+    assert len(metrics) == 2101 and metrics["n2099"] == 2099
+    assert tracker.logged_epochs(run_id) == 1
 
 
 def test_replays_add_only_what_is_missing(tracker: Tracker, workspace: Workspace, sweep: str) -> None:
