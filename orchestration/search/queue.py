@@ -23,7 +23,7 @@ from orchestration.study.spaces import SearchSpace
 class Sampler(Protocol):
     """Optuna behind Ray Tune's searcher interface, plus trials whose values are known ahead."""
 
-    def enqueue(self, params: Mapping[str, float]) -> None: ...
+    def enqueue(self, params: Mapping[str, Any]) -> None: ...
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None: ...
 
@@ -63,7 +63,7 @@ class Queue:
     """
 
     space: SearchSpace
-    points: list[dict[str, float]]
+    points: list[dict[str, Any]]
     total: int
     sampler: Sampler
     known: Mapping[int, Proposal]

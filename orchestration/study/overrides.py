@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from erat.config import field_of
+from erat.config import all_keys, field_of, first_error, known_keys, unknown_key
 from erat.errors import UserError, shown
 from erat.paths import require_text
+from erat.registry import DEFENSES
+from erat.variants import registered
 
 MOST_TEXT = 4096  # characters of a path
 MOST_NUMBER = 100  # characters of anything else
@@ -90,3 +94,40 @@ def _number(text: str) -> int | float | str:
     if _WHOLE.fullmatch(text):
         return int(text)
     return float(text) if _DECIMAL.fullmatch(text) else text
+
+
+@cache
+def fields_of(key: str) -> dict[str, FieldInfo]:
+    """Return defense -> the field behind a dotted key in configurations with it, for the defenses that have the key."""
+    fields = {name: field_of(key, name) for name in DEFENSES.names() if key in known_keys(name)}
+    return {name: field for name, field in fields.items() if field is not None}
+
+
+def as_key(key: str, value: Any) -> Any:
+    """Return a value from a file as a configuration has it under this key: 8/255 as a number, 1 as true.
+
+    Raises:
+        UserError: there is no such key, or no defense takes such a value for it.
+    """
+    if not isinstance(value, str | bool | int | float):
+        raise UserError(f"{key} must be text, a number, true or false, got {shown(value)}")
+    if key == "defense.name":
+        registered(str(value))
+        return value
+    if not fields_of(key):
+        raise unknown_key(key, all_keys())
+    refused: ValidationError | None = None
+    for kind in _kinds_of(key):
+        try:
+            return kind.validate_python(value)
+        except ValidationError as error:
+            refused = refused or error
+    assert refused is not None, "a key has a field"
+    raise UserError(f"{key}{first_error(refused)}") from refused
+
+
+@cache
+def _kinds_of(key: str) -> list[TypeAdapter[Any]]:
+    """What validates the values of a key, one for each way in which defenses declare it."""
+    distinct = {repr((field.annotation, field.metadata)): field for field in fields_of(key).values()}
+    return [TypeAdapter(Annotated[field.annotation, field]) for field in distinct.values()]
