@@ -135,7 +135,10 @@ class SearchSpace(Section):
             raise UserError(f"the space {self.name} searches nothing where {said}: no condition (when) holds")
         points = [{key: value for key, value in point.items() if key in kept} for point in self.points]
         distinct = {repr(point): point for point in points if point}
-        return self.model_validate(dict(self) | {"parameters": kept, "points": list(distinct.values())})
+        try:
+            return self.model_validate(dict(self) | {"parameters": kept, "points": list(distinct.values())})
+        except ValidationError as error:
+            raise UserError(f"the space {self.name}: {first_error(error)}") from error
 
     @property
     def columns(self) -> list[str]:
