@@ -50,26 +50,31 @@ from erat.variants import defense_names, expand, registered
 class ValConfig(Section):
     """The part of the training images that searches and schedulers may look at."""
 
-    fraction: Number = Field(0.1, gt=0, lt=0.9)
+    fraction: Number = Field(0.1, gt=0, lt=0.9, description="share of the training images that is held out")
     trusted: bool = Field(True, description="true: clean images and labels; false: corrupted like the rest")
     objective: Literal["clean", "perturbed"] = Field(
-        "clean", description="val_accuracy on the images as they are, or attacked within the set's customary budgets"
+        "clean",
+        description="val_accuracy on the images as they are, or attacked within the customary budgets of the set",
     )
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="decides which images are held out")
 
 
 class CorruptionConfig(Section):
     """What is done to the training images and labels before anyone trains."""
 
-    data: str = "none"
+    data: str = Field("none", description="perturbation of the training images (poison)")
     norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
     epsilon: Number | None = Field(None, ge=0, description="budget in pixel units of 1.0; none: customary for the set")
     granularity: Literal["class", "sample"] | None = Field(None, description="one perturbation per class or per image")
     share: Number = Field(1.0, gt=0, le=1, description="share of the images that are poisoned, drawn by the seed")
     source: str | None = Field("resnet18", description="network that perturbations are crafted against")
-    source_epochs: int | None = Field(30, ge=1, le=MOST_EPOCHS, description="epochs of its training on clean data")
-    source_weights: str | None = Field(None, description="file with its weights; none: trained here")
-    source_weights_digest: str | None = Field(None, description="of that file; filled in")
+    source_epochs: int | None = Field(
+        30, ge=1, le=MOST_EPOCHS, description="epochs for which the source network is trained on clean data"
+    )
+    source_weights: str | None = Field(
+        None, description="file with the weights of the source network; none: it is trained here"
+    )
+    source_weights_digest: str | None = Field(None, description="digest of source_weights; filled in")
     steps: int | None = Field(
         None,
         ge=1,
@@ -79,49 +84,51 @@ class CorruptionConfig(Section):
     attack: Literal["apgd-ce", "standard"] | None = Field(None, description="AA: APGD-CE alone, or the whole ensemble")
     width: int | None = Field(None, ge=1, le=4096, description="L2C: channels of the generator; none: the paper's 64")
     lr: Number | None = Field(None, gt=0, description="L2C: learning rate of the generator; none: the paper's 1e-4")
-    labels: LabelKind = "none"
+    labels: LabelKind = Field("none", description="kind of label noise in the training labels")
     labels_file: str | None = Field(None, description="CIFAR-N's file, for the human-* labels")
-    labels_file_digest: str | None = Field(None, description="of that file; filled in")
-    rate: Number | None = Field(0.6, ge=0, le=1, description="share of labels that are wrong; human labels have theirs")
-    generator: Literal["cores", "pdn"] | None = Field("cores", description="which instance-dependent noise")
+    labels_file_digest: str | None = Field(None, description="digest of labels_file; filled in")
+    rate: Number | None = Field(
+        0.6, ge=0, le=1, description="share of the labels that are wrong; none: human labels, which have their own"
+    )
+    generator: Literal["cores", "pdn"] | None = Field("cores", description="labels=instance: which published generator")
     include_self: bool = Field(False, description="symmetric noise may draw the true class again")
     exact: bool = Field(True, description="flip exactly rate * N labels, not each with probability rate")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="decides which images and labels are corrupted, and how")
 
 
 class ModelConfig(Section):
     """The network."""
 
-    name: str = "resnet34"
+    name: str = Field("resnet34", description="network (backbone)")
 
 
 class TrainConfig(Section):
     """The optimisation, the same for every defense."""
 
-    epochs: int = Field(100, ge=1, le=MOST_EPOCHS)
+    epochs: int = Field(100, ge=1, le=MOST_EPOCHS, description="passes over the training images")
     batch_size: int = Field(
         64, ge=2, le=2**20, description="labelled images of one step over all workers; unlabelled likewise"
     )
     accumulate: int = Field(
         1, ge=1, le=MOST_WORKERS, description="parts in which each worker takes its share of a batch, to save memory"
     )
-    lr: Number = Field(0.05, gt=0)
+    lr: Number = Field(0.05, gt=0, description="learning rate of SGD; of onecycle, its peak")
     lr_rule: Literal["fixed", "linear", "sqrt"] = Field(
         "fixed", description="lr for any batch, or times batch_size / lr_batch, or times the root of that"
     )
     lr_batch: int = Field(64, ge=1, le=2**20, description="batch size that lr is meant for, where lr_rule scales it")
-    momentum: Number = Field(0.9, ge=0, lt=1)
-    weight_decay: Number = Field(5e-4, ge=0)
-    schedule: Literal["step", "onecycle", "cosine"] = "step"
+    momentum: Number = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: Number = Field(5e-4, ge=0, description="weight of the l_2 penalty on all weights")
+    schedule: Literal["step", "onecycle", "cosine"] = Field("step", description="how the learning rate changes")
     milestones: tuple[Epoch, ...] = Field(
         (60,), max_length=100, description="epochs at which the step schedule multiplies by gamma"
     )
-    gamma: Number = Field(0.1, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=SEEDS)
+    gamma: Number = Field(0.1, gt=0, le=1, description="factor of the step schedule at each milestone")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="decides initial weights, order of images, views and attacks")
     workers: int = Field(1, ge=1, le=MOST_WORKERS, description="data-parallel workers that share each batch")
     sync_batchnorm: bool = Field(True, description="with several workers: batch statistics of all of them together")
-    precision: Literal["fp32", "bf16"] = "fp32"
-    channels_last: bool = False
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: mixed precision (autocast)")
+    channels_last: bool = Field(False, description="memory format of images and weights; faster convolutions on GPUs")
     compile: bool = Field(False, description="torch.compile the networks: minutes to begin with, faster steps")
     cuda_graphs: bool = Field(False, description="with train.compile, on CUDA: launch a whole pass at once")
     checkpoint_activations: bool = Field(False, description="large networks: compute activations twice, store few")
@@ -138,7 +145,7 @@ class ResourcesConfig(Section):
         le=MOST_WORKERS,
         description="data-parallel workers to go on with while fewer than train.workers fit; none: all",
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is such a device")
 
 
 class StorageConfig(Section):

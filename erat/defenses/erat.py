@@ -45,10 +45,10 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     weak: Literal["erase", "crop", "none"] = "erase"
     strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
     # Loss, Eqs. 8-9
-    lambda_u: Number = Field(25.0, ge=0)
-    ramp_epochs: Number = Field(16.0, ge=0)
+    lambda_u: Number = Field(25.0, ge=0, description="weight of the unlabelled loss after its ramp (Eq. 9)")
+    ramp_epochs: Number = Field(16.0, ge=0, description="epochs after the warm-up in which lambda_u grows from 0")
     reduction: Literal["mean", "sum"] = Field("mean", description="squared errors over classes: mean, or Eq. 8's sum")
-    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
 
 
 class ERAT(Defense):

@@ -36,11 +36,11 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     splits: Literal["together", "in_turn"] = Field(
         "together", description="in_turn: the second network's split is made after the first has trained"
     )
-    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
-    mixup_alpha: Number = Field(4.0, gt=0, description="of the Beta distribution")
+    temperature: Number = Field(0.5, gt=0, le=1, description="temperature by which pseudo-labels are sharpened")
+    mixup_alpha: Number = Field(4.0, gt=0, description="parameter of the Beta distribution of mixup")
     lambda_u: Number | None = Field(None, ge=0, description="weight of the unlabelled loss; none: as the paper has it")
-    ramp_epochs: Number = Field(16.0, ge=0)
-    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
+    ramp_epochs: Number = Field(16.0, ge=0, description="epochs after the warm-up in which lambda_u grows from 0")
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
     confidence_penalty: bool | None = Field(
         None, description="negative entropy beside the warm-up's cross-entropy; none: under asymmetric noise alone"
     )

@@ -33,14 +33,14 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     name: Literal["mspl"] = "mspl"
     selector: Literal["rebalance", "mixture", "jsd", "errors"] = "errors"
     adversarial: bool = Field(True, description="false: the pair's second view is another weak one")
-    momentum: Number = Field(0.99, ge=0, lt=1, description="of the prototypes")
-    prototype_temperature: Number = Field(0.1, gt=0)
-    contrastive_temperature: Number = Field(0.1, gt=0)
-    contrastive_weight: Number = Field(0.1, ge=0)
-    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
+    momentum: Number = Field(0.99, ge=0, lt=1, description="momentum of the running mean that each prototype is")
+    prototype_temperature: Number = Field(0.1, gt=0, description="temperature of the similarity to prototypes")
+    contrastive_temperature: Number = Field(0.1, gt=0, description="temperature of the contrastive loss")
+    contrastive_weight: Number = Field(0.1, ge=0, description="weight of the contrastive loss")
+    temperature: Number = Field(0.5, gt=0, le=1, description="temperature by which pseudo-labels are sharpened")
     lambda_u: Number = Field(1.0, ge=0, description="weight of the pseudo-labels' loss")
-    ramp_epochs: Number = Field(16.0, ge=0)
-    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
+    ramp_epochs: Number = Field(16.0, ge=0, description="epochs after the warm-up in which lambda_u grows from 0")
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
 
 
 class MSPL(Defense):

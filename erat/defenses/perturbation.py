@@ -34,9 +34,9 @@ class PerturbationOptions(DefenseOptions):
     uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
     epsilon_inf: Number | None = Field(None, ge=0, le=1, description="l_inf budget; none: customary for the data set")
     epsilon_2: Number | None = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
-    steps: int = Field(7, ge=1, le=10_000, description="T")
+    steps: int = Field(7, ge=1, le=10_000, description="steps of PGD, T in the paper")
     step_ratio: Number = Field(0.2, gt=0, description="step size as a share of the budget")
-    random_start: bool = True
+    random_start: bool = Field(True, description="PGD starts at a random point of the ball, not at the image")
     l2_update: Literal["ball", "literal"] = Field(
         "ball", description="l_2: normalised step, projection on the ball; literal: the paper's sign and clip"
     )

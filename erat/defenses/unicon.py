@@ -27,8 +27,8 @@ class UniconOptions(MixMatchOptions):
     selector: Literal["rebalance", "mixture", "jsd", "errors"] = "jsd"
     exchange: Literal["crossed", "joint"] = "joint"
     strong: bool = True
-    contrastive_weight: Number = Field(0.025, ge=0)
-    contrastive_temperature: Number = Field(0.05, gt=0)
+    contrastive_weight: Number = Field(0.025, ge=0, description="weight of the contrastive loss")
+    contrastive_temperature: Number = Field(0.05, gt=0, description="temperature of the contrastive loss")
 
     def default_lambda_u(self, setting: Setting) -> float:
         return 30.0

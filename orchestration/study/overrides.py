@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -14,8 +14,8 @@ from pydantic.fields import FieldInfo
 from erat.config import all_keys, field_of, first_error, known_keys, unknown_key
 from erat.errors import UserError, shown
 from erat.paths import require_text
-from erat.registry import DEFENSES
-from erat.variants import registered
+from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
+from erat.variants import defense_names, registered
 
 MOST_TEXT = 4096  # characters of a path
 MOST_NUMBER = 100  # characters of anything else
@@ -44,10 +44,15 @@ def parse_overrides(words: Sequence[str] | None) -> dict[str, Any]:
             raise UserError(f"{shown(key)} is given twice")
         require_text(word, shown(key))
         texts[key] = text
-    return {key: _value(key, text, texts.get("defense.name", "erat")) for key, text in texts.items()}
+    return {key: read_text(key, text, texts.get("defense.name", "erat")) for key, text in texts.items()}
 
 
-def _value(key: str, text: str, defense: str) -> Any:
+def read_text(key: str, text: str, defense: str) -> Any:
+    """Return what `text` says for a key of configurations with this defense; for an unknown key the text itself.
+
+    Raises:
+        UserError: as `read_value`.
+    """
     field = field_of(key, defense)
     return text if field is None else read_value(key, text, field)  # whether there is such a key is for others to say
 
@@ -58,10 +63,10 @@ def read_value(key: str, text: str, field: FieldInfo) -> Any:
     Raises:
         UserError: it is longer than any value of the key.
     """
-    types = _types(field.annotation)
+    types = types_of(field.annotation)
     words = [word for kind in types if get_origin(kind) is Literal for word in get_args(kind)]
     textual = bool(words) or str in types
-    most = MOST_TEXT if textual else MOST_NUMBER * 20 if _takes_many(types) else MOST_NUMBER
+    most = MOST_TEXT if textual else MOST_NUMBER * 20 if takes_many(types) else MOST_NUMBER
     if len(text) > most:
         raise UserError(f"{key} must have at most {most:,} characters, got {len(text):,}: {shown(text)}")
     lower = text.strip().lower()
@@ -71,22 +76,22 @@ def read_value(key: str, text: str, field: FieldInfo) -> Any:
         return text
     if bool in types and lower in BOOLEANS:
         return BOOLEANS[lower]
-    if _takes_many(types):
+    if takes_many(types):
         inside = re.sub(r"^[\[(](.*)[\])]$", r"\1", text.strip()).strip()
         return [_number(part.strip()) for part in inside.split(",")] if inside else []
     return _number(text)
 
 
-def _types(annotation: Any) -> list[Any]:
+def types_of(annotation: Any) -> list[Any]:
     """The members of a union, of unions inside it, too."""
     if get_origin(annotation) in (Union, UnionType):
-        return [kind for member in get_args(annotation) for kind in _types(member)]
+        return [kind for member in get_args(annotation) for kind in types_of(member)]
     if hasattr(annotation, "__metadata__"):  # Annotated
-        return _types(annotation.__origin__)
+        return types_of(annotation.__origin__)
     return [annotation]
 
 
-def _takes_many(types: Sequence[Any]) -> bool:
+def takes_many(types: Sequence[Any]) -> bool:
     return any(get_origin(kind) in (tuple, list) for kind in types)
 
 
@@ -124,6 +129,25 @@ def as_key(key: str, value: Any) -> Any:
             refused = refused or error
     assert refused is not None, "a key has a field"
     raise UserError(f"{key}{first_error(refused)}") from refused
+
+
+# What keys that name a part may hold; the parts are registered, and no type lists them.
+_NAMES: dict[str, Callable[[], list[str]]] = {
+    "data.name": DATASETS.names,
+    "corruption.data": lambda: ["none", *CORRUPTIONS.names()],
+    "corruption.source": BACKBONES.names,
+    "model.name": BACKBONES.names,
+    "defense.name": defense_names,
+}
+
+
+def words_of(key: str, field: FieldInfo) -> list[str]:
+    """Return the words that a key takes: names of parts, the members of a choice, true and false; else nothing."""
+    if key in _NAMES:
+        return _NAMES[key]()
+    kinds = types_of(field.annotation)
+    words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    return words or (["true", "false"] if bool in kinds else [])
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
@@ -11,16 +10,15 @@ from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, fie
 from erat.config import all_keys, first_error, unknown_key
 from erat.errors import UserError, unknown_name
 from erat.options import Number, Section
-from erat.paths import user_path
 from erat.registry import DATASETS
 from orchestration.study import MOST_TRIALS
+from orchestration.study.named import FOLDER, named_file
 from orchestration.study.parameters import ChoiceParameter, FloatParameter, Parameter, read_parameter, ten_digits
 from orchestration.study.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # the budgets customary for CIFAR-10, in which the paper states its own
 
 
@@ -210,23 +208,6 @@ def load_space(name: str) -> SearchSpace:
     """
     path = named_file(name, FOLDER, "space", "--space")
     return parse_space(read_yaml(path), str(path))
-
-
-def named_file(name: str, folder: Path, what: str, option: str) -> Path:
-    """Return the YAML file that comes with the project under this name, or that lies at this path.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name.endswith((".yaml", ".yml")):
-        path = user_path(name, option)
-        if not path.exists():
-            raise UserError(f"{option}: the file {name} does not exist")
-        return path
-    known = sorted(file.stem for file in folder.glob("*.yaml") if file.stem != "base")
-    if name not in known:
-        raise unknown_name(what, name, known)
-    return folder / f"{name}.yaml"
 
 
 def parse_space(content: Any, where: str) -> SearchSpace:
