@@ -390,7 +390,7 @@ def craft(
         raise UserError("--labels and --seeds go with --verify; without it: corruption.labels, corruption.seed")
     if preview and verify:
         raise UserError("--preview and --verify are two things to do; give one of them")
-    workspace = Workspace.from_environment(reading=dry_run or show_config)
+    workspace = Workspace.from_environment(reading=dry_run or show_config, make=not show_config)
     fill = unfilled if show_config else workspace.fingerprints()
     if verify:
         numbers = _whole_numbers("--seeds", seeds)

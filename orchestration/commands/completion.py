@@ -59,7 +59,7 @@ def studies(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
     from orchestration.storage.workspace import Workspace
     from orchestration.study.ledger import Ledger
 
-    return Ledger(Workspace.from_environment(reading=True).ledger).studies
+    return Ledger(Workspace.from_environment(reading=True, make=False).ledger).studies
 
 
 @_silent
@@ -87,14 +87,13 @@ def overrides(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
     from erat.config import all_keys, field_of
     from orchestration.study.overrides import words_of
 
-    before: list[str] = [str(word) for word in ctx.params.get("overrides") or []]
+    given = " ".join(map(str, ctx.params.get("overrides") or []))
+    before = given.replace(" = ", "=").removesuffix(" =").split()
     defense = next((word.partition("=")[2] for word in before if word.startswith("defense.name=")), "erat")
     key, equals, _ = incomplete.partition("=")
     start = f"{key}="
-    if before and "=" not in before[-1]:  # the sign itself is the word under the cursor, and is not told
+    if before and "=" not in before[-1]:  # the sign is the word under the cursor, or the one before
         return _words(before[-1], defense, field_of, words_of)
-    if before[-1:] == ["="]:
-        return _words(before[-2], defense, field_of, words_of)
     if equals:
         return [start + word for word in _words(key, defense, field_of, words_of)]
     fields = {key: field_of(key, defense) for key in all_keys()}
