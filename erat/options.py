@@ -69,7 +69,8 @@ class Section(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Describe a field of which a subclass changes the default alone as its base does."""
         for name, field in cls.model_fields.items():
-            bases = (base.model_fields[name] for base in cls.__mro__[1:] if name in getattr(base, "model_fields", {}))
+            fields = (getattr(base, "model_fields", {}) for base in cls.__mro__[1:])
+            bases = (found[name] for found in fields if name in found)
             field.description = field.description or next((b.description for b in bases if b.description), None)
 
 

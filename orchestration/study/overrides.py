@@ -154,4 +154,5 @@ def words_of(key: str, field: FieldInfo) -> list[str]:
 def _kinds_of(key: str) -> list[TypeAdapter[Any]]:
     """What validates the values of a key, one for each way in which defenses declare it."""
     distinct = {repr((field.annotation, field.metadata)): field for field in fields_of(key).values()}
-    return [TypeAdapter(Annotated[field.annotation, field]) for field in distinct.values()]
+    kinds: list[Any] = [Annotated[field.annotation, field] for field in distinct.values()]
+    return [TypeAdapter(kind) for kind in kinds]

@@ -195,7 +195,8 @@ def read_parameter(key: str, content: Any) -> Parameter:
     place = f"parameters.{key}"
     if not isinstance(content, Mapping):
         raise UserError(f"{place} must be a range {{low, high}} or {{choices: [...]}}, got {shown(content)}")
-    values, kinds = dict(content), {"float": FloatParameter, "int": IntParameter}
+    kinds: dict[str, type[Parameter]] = {"float": FloatParameter, "int": IntParameter}
+    values = dict(content)
     kind: type[Parameter] = ChoiceParameter
     if "choices" not in values:
         name = values.get("type", "float")
