@@ -52,47 +52,48 @@ S = TypeVar("S", bound=Section)
 class ValConfig(Section):
     """The part of the training images that searches and schedulers may look at."""
 
-    fraction: Number = Field(0.1, gt=0, lt=0.9)
+    fraction: Number = Field(0.1, gt=0, lt=0.9, description="share of the training images that is held out")
     trusted: bool = Field(True, description="true: clean images and labels; false: corrupted like the rest")
     objective: Literal["clean", "perturbed"] = Field(
-        "clean", description="val_accuracy on the images as they are, or attacked within the set's customary budgets"
+        "clean",
+        description="val_accuracy on the images as they are, or attacked within the customary budgets of the set",
     )
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="decides which images are held out")
 
 
 class ModelConfig(Section):
     """The network."""
 
-    name: str = "resnet34"
+    name: str = Field("resnet34", description="network (backbone)")
 
 
 class TrainConfig(Section):
     """The optimisation, the same for every defense."""
 
-    epochs: int = Field(100, ge=1, le=MOST_EPOCHS)
+    epochs: int = Field(100, ge=1, le=MOST_EPOCHS, description="passes over the training images")
     batch_size: int = Field(
         64, ge=2, le=2**20, description="labelled images of one step over all workers; unlabelled likewise"
     )
     accumulate: int = Field(
         1, ge=1, le=MOST_WORKERS, description="parts in which each worker takes its share of a batch, to save memory"
     )
-    lr: Number = Field(0.05, gt=0)
+    lr: Number = Field(0.05, gt=0, description="learning rate of SGD; of onecycle, its peak")
     lr_rule: Literal["fixed", "linear", "sqrt"] = Field(
         "fixed", description="lr for any batch, or times batch_size / lr_batch, or times the root of that"
     )
     lr_batch: int = Field(64, ge=1, le=2**20, description="batch size that lr is meant for, where lr_rule scales it")
-    momentum: Number = Field(0.9, ge=0, lt=1)
-    weight_decay: Number = Field(5e-4, ge=0)
-    schedule: Literal["step", "onecycle", "cosine"] = "step"
+    momentum: Number = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: Number = Field(5e-4, ge=0, description="weight of the l_2 penalty on all weights")
+    schedule: Literal["step", "onecycle", "cosine"] = Field("step", description="how the learning rate changes")
     milestones: tuple[Epoch, ...] = Field(
         (60,), max_length=100, description="epochs at which the step schedule multiplies by gamma"
     )
-    gamma: Number = Field(0.1, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=SEEDS)
+    gamma: Number = Field(0.1, gt=0, le=1, description="factor of the step schedule at each milestone")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="decides initial weights, order of images, views and attacks")
     workers: int = Field(1, ge=1, le=MOST_WORKERS, description="data-parallel workers that share each batch")
     sync_batchnorm: bool = Field(True, description="with several workers: batch statistics of all of them together")
-    precision: Literal["fp32", "bf16"] = "fp32"
-    channels_last: bool = False
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: mixed precision (autocast)")
+    channels_last: bool = Field(False, description="memory format of images and weights; faster convolutions on GPUs")
     compile: bool = Field(False, description="torch.compile the networks: minutes to begin with, faster steps")
     cuda_graphs: bool = Field(False, description="with train.compile, on CUDA: launch a whole pass at once")
     checkpoint_activations: bool = Field(False, description="large networks: compute activations twice, store few")
@@ -109,7 +110,7 @@ class ResourcesConfig(Section):
         le=MOST_WORKERS,
         description="data-parallel workers to go on with while fewer than train.workers fit; none: all",
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is such a device")
 
 
 class StorageConfig(Section):

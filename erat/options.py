@@ -86,13 +86,21 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Describe a field of which a subclass changes the default alone as its base does."""
+        for name, field in cls.model_fields.items():
+            fields = (getattr(base, "model_fields", {}) for base in cls.__mro__[1:])
+            bases = (found[name] for found in fields if name in found)
+            field.description = field.description or next((b.description for b in bases if b.description), None)
+
 
 class DataConfig(Section):
     """Which images."""
 
-    name: str = "cifar10"
-    root: str | None = Field(None, description="folder that holds the data set (not for mnist)")
-    fingerprint: str | None = Field(None, description="of the image set's content; filled in")
+    name: str = Field("cifar10", description="data set; folder: images of one's own")
+    root: str | None = Field(None, description="folder or file that holds the data set (not for mnist)")
+    fingerprint: str | None = Field(None, description="digest of the images and labels; filled in")
     download: bool = Field(False, description="fetch a missing data set into data.root")
     image_size: int | None = Field(None, ge=8, le=512, description="side in pixels after resizing; none: as stored")
     limit: int | None = Field(None, ge=2, le=10**9, description="training images to keep, class-balanced; none: all")
@@ -180,12 +188,12 @@ class Setting:
 class DefenseOptions(Section):
     """What every defense is told; each defense adds its own keys."""
 
-    name: str
+    name: str = Field(description="defense, or a variant of one")
     squeeze: Literal["none", "jpeg", "grayscale", "bits"] = Field(
         "none", description="image preparation, once before training: JPEG, grey, or few grey levels (ISS)"
     )
-    jpeg_quality: Free[int] = Field(10, ge=1, le=100)
-    bits: Free[int] = Field(2, ge=1, le=8, description="of each channel that squeeze=bits leaves")
+    jpeg_quality: Free[int] = Field(10, ge=1, le=100, description="squeeze=jpeg: quality, 1 (worst) to 100")
+    bits: Free[int] = Field(2, ge=1, le=8, description="squeeze=bits: bits that are left of each channel")
 
     @classmethod
     def free(cls) -> set[str]:

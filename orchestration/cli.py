@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from erat.errors import UserError, shown, unknown_name
+from orchestration.commands import completion
 from orchestration.commands.console import EXIT_FAILED, OnceCommand, err, guarded, quiet, show_failure, stopped
 from orchestration.study import MOST_TRIALS
 
 app = typer.Typer(
     help="Train image classifiers that hold up when images and labels are corrupted, and search how.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -34,10 +34,29 @@ def _given(value: str | None) -> str | None:
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="dotted configuration keys, e.g. corruption.rate=0.4", show_default=False
+        metavar="[KEY=VALUE]...",
+        help="dotted configuration keys, e.g. corruption.rate=0.4",
+        show_default=False,
+        autocompletion=completion.overrides,
     ),
 ]
-Preset = Annotated[str, typer.Option(help="values to start from: demo (minutes on a laptop), paper or official")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="values to start from: demo (minutes on a laptop), paper or official",
+        show_default="demo",
+        autocompletion=completion.presets,
+    ),
+]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="FILE", callback=_given, help="YAML file of keys and preset; words given here win over it"
+    ),
+]
+ShowConfig = Annotated[
+    bool, typer.Option("--show-config", help="print the configuration as YAML that --config reads; run nothing")
+]
 Address = Annotated[
     str | None,
     typer.Option(callback=_given, help="Ray cluster to join: HOST:PORT, ray://HOST:PORT or auto"),
@@ -45,6 +64,13 @@ Address = Annotated[
 AtMost = Annotated[
     int | None,
     typer.Option("--max-concurrent", min=1, max=MOST_TRIALS, help="runs side by side at most; none: as many as fit"),
+]
+Study = Annotated[
+    str,
+    typer.Argument(
+        help="a sweep or matrix",
+        autocompletion=completion.studies,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run and how long it takes; run nothing")]
@@ -63,6 +89,19 @@ def parse_overrides(words: list[str] | None) -> dict[str, Any]:
     return reader.parse_overrides(words)
 
 
+def _asked(words: list[str] | None, file: str | None, preset: str | None, apart: tuple[str, ...] = ()) -> Any:
+    """Read what words, a file and a preset ask for; see `orchestration.study.config_files`."""
+    from orchestration.study import config_files
+
+    return config_files.asked(words, file, preset, apart=apart)
+
+
+def _print_config(flat: dict[str, Any], as_json: bool) -> None:
+    from orchestration.study.config_files import as_yaml, nested
+
+    print(json.dumps(nested(flat)) if as_json else as_yaml(flat), end="\n" if as_json else "")
+
+
 @_verb(
     "sweep --space budgets",
     "sweep --space eta --trials 12 corruption.rate=0.4",
@@ -70,11 +109,19 @@ def parse_overrides(words: list[str] | None) -> dict[str, Any]:
 )
 def sweep(
     overrides: Overrides = None,
-    space: Annotated[str, typer.Option(help="a name in search_spaces/, or a YAML file")] = "budgets",
+    space: Annotated[
+        str,
+        typer.Option(
+            help="a name in search_spaces/, or a YAML file",
+            autocompletion=completion.spaces,
+        ),
+    ] = "budgets",
     trials: Annotated[
         int | None, typer.Option(min=1, max=MOST_TRIALS, help="search trials in all; more than last time extends")
     ] = None,
-    preset: Preset = "demo",
+    preset: Preset = None,
+    config: ConfigFile = None,
+    show_config: ShowConfig = False,
     name: Annotated[str | None, typer.Option(help="of the sweep; the same name continues or extends it")] = None,
     address: Address = None,
     at_most: AtMost = None,
@@ -86,9 +133,13 @@ def sweep(
     from orchestration.study.spaces import load_space
     from orchestration.study.spec import StudySpec
 
+    given = _asked(overrides, config, preset)
+    if show_config:
+        _print_config(StudySpec(load_space(space), given.preset, given.overrides).base.flat(), as_json)
+        return
     fill = Workspace.from_environment(reading=dry_run).fingerprints()
-    spec = StudySpec(load_space(space), preset, parse_overrides(overrides), fill)
-    plain = not spec.overrides and preset == "demo" and space == spec.space.name
+    spec = StudySpec(load_space(space), given.preset, given.overrides, fill)
+    plain = not spec.overrides and given.preset == "demo" and space == spec.space.name
     name = _name(name, spec, plain)
     trials = trials or len(spec.space.points) + spec.space.proposals
     _run_sweep(name, spec, trials, address, at_most, dry_run, as_json)
@@ -101,7 +152,13 @@ def sweep(
 )
 def matrix(
     overrides: Overrides = None,
-    grid: Annotated[str, typer.Option(help="table1 to table6, figure2 to figure8, rq5, or a YAML file")] = "table3",
+    grid: Annotated[
+        str,
+        typer.Option(
+            help="table1 to table6, figure2 to figure8, rq5, or a YAML file",
+            autocompletion=completion.grids,
+        ),
+    ] = "table3",
     seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
     only: Annotated[
         list[str] | None,
@@ -111,7 +168,9 @@ def matrix(
         ),
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="points to leave out, written like --only")] = None,
-    preset: Preset = "demo",
+    preset: Preset = None,
+    config: ConfigFile = None,
+    show_config: ShowConfig = False,
     name: Annotated[str | None, typer.Option(help="the same name continues")] = None,
     address: Address = None,
     at_most: AtMost = None,
@@ -121,29 +180,34 @@ def matrix(
     """Run a table or figure of the paper: every defense on every corruption. What is done already is not run again."""
     from orchestration.storage.workspace import Workspace
     from orchestration.study.grids import load_grid, parse_choice, specification
+    from orchestration.study.spec import unfilled
 
+    given = _asked(overrides, config, preset)
     spec = specification(
         load_grid(grid),
-        preset,
-        parse_overrides(overrides),
+        given.preset,
+        given.overrides,
         seeds=_whole_numbers("--seeds", seeds),
         only=parse_choice("--only", only),
         skip=parse_choice("--skip", skip),
-        fill=Workspace.from_environment(reading=dry_run).fingerprints(),
+        fill=unfilled if show_config else Workspace.from_environment(reading=dry_run).fingerprints(),
     )
-    whole = not (overrides or only or skip) and (seeds, preset) == ("0", "demo")
+    if show_config:
+        _print_config(spec.base.flat(), as_json)
+        return
+    whole = not (given.overrides or only or skip) and (seeds, given.preset) == ("0", "demo")
     _run_sweep(_name(name, spec, whole), spec, 0, address, at_most, dry_run, as_json)
 
 
 @_verb("resume budgets")
-def resume(name: str, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
+def resume(name: Study, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
     """Go on with a sweep: unfinished trials from their last checkpoint, then those not begun."""
     spec, trials = _known_sweep(name)
     _run_sweep(name, spec, trials, address, at_most, False, as_json)
 
 
 @_verb("retry budgets")
-def retry(name: str, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
+def retry(name: Study, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
     """Run the failed trials of a sweep again, and no others but those still to do."""
     from orchestration.storage.workspace import Workspace
     from orchestration.study.ledger import Ledger
@@ -158,7 +222,7 @@ def retry(name: str, address: Address = None, at_most: AtMost = None, as_json: A
 
 
 @_verb("cancel budgets")
-def cancel(name: str) -> None:
+def cancel(name: Study) -> None:
     """Ask a sweep or matrix that runs in another terminal to stop, as Ctrl-C there would."""
     from orchestration.run.heartbeat import ask_to_stop
     from orchestration.storage.workspace import Workspace
@@ -173,7 +237,13 @@ def cancel(name: str) -> None:
 
 @_verb("status", "status budgets", "status table3 --watch")
 def status(
-    name: Annotated[str | None, typer.Argument(help="a sweep; none: all of them")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="a sweep; none: all of them",
+            autocompletion=completion.studies,
+        ),
+    ] = None,
     watch: Annotated[bool, typer.Option(help="show it anew every 2 seconds, until nothing runs or Ctrl-C")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -194,7 +264,13 @@ def status(
 
 @_verb("report table3", "report budgets --out budgets.html", "report table3 --format latex --out tables.tex")
 def report(
-    name: Annotated[str, typer.Argument(help="a sweep or matrix, finished or not")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="a sweep or matrix, finished or not",
+            autocompletion=completion.studies,
+        ),
+    ],
     form: Annotated[str, typer.Option("--format", help="html, csv, latex or md")] = "html",
     out: Annotated[
         str | None, typer.Option(callback=_given, help="file to write; by default in ERAT_HOME/reports/NAME/")
@@ -219,7 +295,9 @@ def report(
 )
 def train(
     overrides: Overrides = None,
-    preset: Preset = "demo",
+    preset: Preset = None,
+    config: ConfigFile = None,
+    show_config: ShowConfig = False,
     address: Address = None,
     force: Annotated[bool, typer.Option(help="run again even if this configuration is finished")] = False,
     profile: Annotated[
@@ -238,10 +316,15 @@ def train(
 
     if profile and (dry_run or force or address is not None):
         raise UserError("--profile goes without --dry-run, --force and --address: it makes a few steps, here")
+    given = _asked(overrides, config, preset)
+    configuration = build(given.preset, given.overrides)
+    if show_config:
+        _print_config(configuration.flat(), as_json)
+        return
     workspace = Workspace.from_environment(reading=dry_run)
-    config = workspace.fingerprints()(build(preset, parse_overrides(overrides)))
+    configuration = workspace.fingerprints()(configuration)
     if dry_run:
-        content = overview.plan([config], workspace, Ledger(workspace.ledger), err, slots=1)
+        content = overview.plan([configuration], workspace, Ledger(workspace.ledger), err, slots=1)
         if as_json:
             print(json.dumps(content))
         return
@@ -249,7 +332,7 @@ def train(
         from orchestration.commands.profile import profile_table, run_profile
         from orchestration.report.render.terminal import terminal
 
-        result = run_profile(config, workspace)
+        result = run_profile(configuration, workspace)
         err.print(terminal(profile_table(result), rules=False))
         for path in result.files:
             err.print(f"  {path}", markup=False)
@@ -260,7 +343,7 @@ def train(
             )
         return
     try:
-        row = run_train(config, workspace, Ledger(workspace.ledger), address=address, force=force)
+        row = run_train(configuration, workspace, Ledger(workspace.ledger), address=address, force=force)
     except KeyboardInterrupt:
         raise stopped("the same command goes on from the last epoch") from None
     overview.show_run(row, workspace, err)
@@ -279,7 +362,9 @@ def train(
 )
 def craft(
     overrides: Overrides = None,
-    preset: Preset = "demo",
+    preset: Preset = None,
+    config: ConfigFile = None,
+    show_config: ShowConfig = False,
     preview: Annotated[
         bool, typer.Option(help="draw a sheet of every data corruption, or of those in corruption.data=up,uap")
     ] = False,
@@ -298,20 +383,31 @@ def craft(
     from orchestration.commands import verify as verification
     from orchestration.crafting import jobs, sets
     from orchestration.storage.workspace import Workspace
+    from orchestration.study.spec import unfilled
 
-    given, workspace = parse_overrides(overrides), Workspace.from_environment(reading=dry_run)
+    asked = _asked(overrides, config, preset, apart=("corruption.data",) if preview or verify else ())
+    given = asked.overrides
     if not verify and (labels, seeds) != ("none", "0"):
         raise UserError("--labels and --seeds go with --verify; without it: corruption.labels, corruption.seed")
     if preview and verify:
         raise UserError("--preview and --verify are two things to do; give one of them")
+    workspace = Workspace.from_environment(reading=dry_run or show_config, make=not show_config)
+    fill = unfilled if show_config else workspace.fingerprints()
     if verify:
         numbers = _whole_numbers("--seeds", seeds)
-        spec = verification.specification(preset, given, labels.split(","), numbers, workspace.fingerprints())
+        spec = verification.specification(asked.preset, given, labels.split(","), numbers, fill)
+        if show_config:
+            _print_config(spec.base.flat(), as_json)
+            return
         _run_sweep(f"verify-{spec.identity()[:6]}", spec, 0, address, None, dry_run, as_json)
         return
     kinds = verification.kinds_of(given) if preview else []
-    fill, named = workspace.fingerprints(), [{**given, "corruption.data": kind} for kind in kinds] or [given]
-    configs = [fill(build(preset, one)) for one in named]
+    configs = [
+        fill(build(asked.preset, one)) for one in [{**given, "corruption.data": kind} for kind in kinds] or [given]
+    ]
+    if show_config:
+        _print_config(configs[0].flat(), as_json)
+        return
     if dry_run:
         content = overview.plan_sets(configs, sets.missing_sets(configs, workspace), err)
     else:
@@ -339,6 +435,8 @@ def audit(
     ] = 4,
     search: Annotated[bool, typer.Option(help="choose the defense budgets on validation data first")] = False,
     name: Annotated[str | None, typer.Option(help="of the report; none: after the folder")] = None,
+    config: ConfigFile = None,
+    show_config: ShowConfig = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say how long it takes and what it would write; write nothing")
     ] = False,
@@ -354,8 +452,19 @@ def audit(
     from orchestration.storage.workspace import Workspace
     from orchestration.tracking.tracker import Tracker
 
-    given, workspace = parse_overrides(overrides), Workspace.from_environment(reading=dry_run, make=not dry_run)
+    given = parse_overrides(overrides)
+    if config is not None:
+        from orchestration.study.config_files import read_plain
+
+        given = read_plain(config, "an audit") | given
+    nothing = dry_run or show_config
+    workspace = Workspace.from_environment(reading=nothing, make=not nothing)
     name = None if name is None else _check_name(name)
+    if show_config:
+        from orchestration.audit.execute import audited_keys, prepare
+
+        _print_config(audited_keys(prepare(given, workspace, folds=folds, search=search, name=name), given), as_json)
+        return
     if dry_run:
         from orchestration.audit.execute import prepare
         from orchestration.audit.outline import outline, show_outline
@@ -389,6 +498,39 @@ def _whole_numbers(what: str, words: str) -> list[int]:
     if len(set(numbers)) < len(numbers):
         raise UserError(f"{what} must name each seed once, got {shown(words)}")
     return numbers
+
+
+@_verb("config corruption", "config defense.eta --preset paper", "config --defense dat", "config --format md")
+def config(
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY or PREFIX]...", help="none: all", show_default=False, autocompletion=completion.keys
+        ),
+    ] = None,
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            callback=_given,
+            help="only the keys of runs with this one",
+            autocompletion=completion.defenses,
+        ),
+    ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="whose defaults are shown: demo, paper or official",
+            autocompletion=completion.presets,
+        ),
+    ] = "demo",
+    form: Annotated[str, typer.Option("--format", help="text or md")] = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Every key of a configuration: type, default, allowed values and meaning."""
+    from orchestration.commands.configuration import listing
+
+    text, content = listing(keys or [], preset, defense, form)
+    print(json.dumps(content) if as_json else text, end="\n" if as_json else "")
 
 
 @_verb("ui", "ui --port 5001")

@@ -191,6 +191,12 @@ class _Told:
         self._view.show(name, what, done, total, left or self._left(name, done, total))
 
 
+def audited_keys(prepared: Prepared, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dotted keys that make this audit what it is, all of them keys that an audit takes."""
+    flat = prepared.first.robust.flat() | {"data.limit": overrides.get("data.limit")}
+    return {key: value for key, value in flat.items() if key in READ or key.startswith(SECTIONS)}
+
+
 def _check_keys(overrides: Mapping[str, Any]) -> None:
     if overrides.get("data.name", "folder") != "folder":
         raise UserError(f"audit is for images of one's own, data.root=PATH; got data.name={overrides['data.name']}")

@@ -49,7 +49,7 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
     console.print(f"preset {driver.spec.preset} · {validation_words(driver.spec.base)}")
     chosen = best(rows)
     if chosen is not None:
-        command = paste_command(chosen, driver.spec.preset, driver.spec.overrides)
+        command = paste_command(chosen, driver.spec.preset, driver.spec.overrides_for(chosen.params))
         console.print(f"\nbest setting (trial {chosen.number}); to run it again or build on it:")
         console.print(f"  {command}", markup=False)
     console.print("\nwhere everything lies:")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import matplotlib
 import numpy as np
 import optuna
 from matplotlib.figure import Figure
 from matplotlib.tri import Triangulation
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from orchestration.report import marks, svg
 from orchestration.report.figures import sweep_figure
@@ -21,7 +22,7 @@ from orchestration.report.notation import header, validated, value
 from orchestration.study.trial import Trial
 
 ENOUGH = 6  # trials from which on the figures say more than the table
-Ranges = Mapping[str, FloatDistribution]
+Ranges = Mapping[str, BaseDistribution]
 
 
 def search_figures(name: str, rows: Sequence[Trial], ranges: Ranges) -> list[tuple[str, str]]:
@@ -33,35 +34,49 @@ def search_figures(name: str, rows: Sequence[Trial], ranges: Ranges) -> list[tup
             if path.suffix == ".svg":
                 found.append(("Accuracy over the searched settings", inlined(path.read_text(), "sweep")))
     trials = [row for row in searched if row.status == "done" and validated(row) is not None]
-    trials = [row for row in trials if all(row.params.get(key) is not None for key in ranges)]
+    ranges = {key: range_ for key, range_ in ranges.items() if _settings(trials, key)}
     if len(trials) < ENOUGH or not ranges:
         return found
     found.append(("Each line is a trial, through its settings to its validation accuracy", _parallel(trials, ranges)))
-    if len(ranges) > 1:
-        shares = importances(trials, ranges)
-        if shares:
-            words = "Importance of each setting for validation accuracy (fANOVA, Optuna)"
-            found.insert(1, (words, svg.importance({header(key): share for key, share in shares.items()})))
-            first, second = list(shares)[:2]
-            found.append(
-                (
-                    f"Validation accuracy over {header(first)} and {header(second)}",
-                    _contour(trials, first, second, ranges),
-                )
-            )
+    shares = importances(trials, ranges)
+    if shares:
+        which = "each setting" if len(shares) == len(ranges) else "the settings that every trial has"
+        words = f"Importance of {which} for validation accuracy (fANOVA, Optuna)"
+        found.insert(1, (words, svg.importance({header(key): share for key, share in shares.items()})))
+    numbers = [key for key in shares if not isinstance(ranges[key], CategoricalDistribution)]
+    if len(numbers) > 1:
+        first, second = numbers[:2]
+        words = f"Validation accuracy over {header(first)} and {header(second)}"
+        found.append((words, _contour(trials, first, second, ranges)))
     return found
+
+
+def _settings(trials: Sequence[Trial], key: str) -> list[Any]:
+    """The values of a key in the trials that have it."""
+    return [row.params[key] for row in trials if row.params.get(key) is not None]
+
+
+def _is_log(range_: BaseDistribution, settings: Iterable[float]) -> bool:
+    return isinstance(range_, FloatDistribution | IntDistribution) and range_.log and min(settings) > 0
+
+
+def _widened(range_: BaseDistribution, settings: Sequence[Any]) -> BaseDistribution:
+    """The range, made to hold the paper's points, too."""
+    if isinstance(range_, CategoricalDistribution):
+        return CategoricalDistribution(list(dict.fromkeys([*range_.choices, *settings])))
+    assert isinstance(range_, FloatDistribution | IntDistribution), "parameters are of these kinds"
+    low, high = min(range_.low, *settings), max(range_.high, *settings)
+    if isinstance(range_, IntDistribution):
+        return IntDistribution(int(low), int(high), log=_is_log(range_, [low]))
+    return FloatDistribution(low, high, log=_is_log(range_, [low]))
 
 
 def study_of(trials: Sequence[Trial], ranges: Ranges) -> optuna.Study:
     """The trials as Optuna's own; a range is widened to hold the paper's points."""
-    wide = {}
-    for key, range_ in ranges.items():
-        settings = [float(row.params[key]) for row in trials]
-        log = range_.log and min(settings) > 0
-        wide[key] = FloatDistribution(min(range_.low, *settings), max(range_.high, *settings), log=log)
+    wide = {key: _widened(range_, _settings(trials, key)) for key, range_ in ranges.items()}
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for row in trials:
-        params = {key: float(row.params[key]) for key in ranges}
+        params = {key: row.params[key] for key in ranges}
         study.add_trial(
             optuna.trial.create_trial(
                 params=params, distributions=dict(wide), value=float(row.best_val_accuracy or 0.0)
@@ -71,34 +86,46 @@ def study_of(trials: Sequence[Trial], ranges: Ranges) -> optuna.Study:
 
 
 def importances(trials: Sequence[Trial], ranges: Ranges) -> dict[str, float]:
-    """Key -> share, largest first; empty where all accuracies are alike."""
-    if len({row.best_val_accuracy for row in trials}) < 2:
+    """Key -> share, largest first, of the keys that every trial has; empty for fewer than two, or equal accuracies."""
+    shared = {key: range_ for key, range_ in ranges.items() if len(_settings(trials, key)) == len(trials)}
+    if len({row.best_val_accuracy for row in trials}) < 2 or len(shared) < 2:
         return {}
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        return dict(optuna.importance.get_param_importances(study_of(trials, ranges), evaluator=evaluator))
+        return dict(optuna.importance.get_param_importances(study_of(trials, shared), evaluator=evaluator))
     finally:
         optuna.logging.set_verbosity(before)
 
 
 def _parallel(trials: Sequence[Trial], ranges: Ranges) -> str:
-    axes: dict[str, list[float]] = {}
-    labels: dict[str, tuple[str, str]] = {}
+    axes: dict[str, list[float | None]] = {}
+    labels: dict[str, list[tuple[float, str]]] = {}
     for key, range_ in ranges.items():
-        settings = [float(row.params[key]) for row in trials]
-        low, high = min(settings), max(settings)
-        scale = math.log if range_.log and low > 0 else float
-        span = (scale(high) - scale(low)) or 1.0
-        axes[header(key)] = [(scale(setting) - scale(low)) / span for setting in settings]
-        labels[header(key)] = (value(key, low), value(key, high))
+        place_of, labels[header(key)] = _axis(key, range_, _settings(trials, key))
+        axes[header(key)] = [None if (of := row.params.get(key)) is None else place_of(of) for row in trials]
     heights = [validated(row) or 0.0 for row in trials]
     scale_, below = marks.colour_scale(heights)  # one collapsed trial must not press the others together
     low, high = float(scale_.vmin or 0), max(heights)
     places = [max(height - low, 0.0) / ((high - low) or 1.0) for height in heights]
-    axes["validation"], labels["validation"] = places, (f"{'≤ ' if below else ''}{low:.1f} %", f"{high:.1f} %")
+    axes["validation"] = list(places)
+    labels["validation"] = [(0.0, f"{'≤ ' if below else ''}{low:.1f} %"), (1.0, f"{high:.1f} %")]
     return svg.parallel(axes, labels, places)
+
+
+def _axis(
+    key: str, range_: BaseDistribution, settings: Sequence[Any]
+) -> tuple[Callable[[Any], float], list[tuple[float, str]]]:
+    """(value -> place in [0, 1] on its axis, the axis' labels); choices in order, numbers between the extremes."""
+    if isinstance(range_, CategoricalDistribution):
+        names = [choice for choice in range_.choices if choice in settings]
+        steps = max(len(names) - 1, 1)
+        return lambda of: names.index(of) / steps, [(i / steps, value(key, name)) for i, name in enumerate(names)]
+    low, high = min(settings), max(settings)
+    scale = math.log if _is_log(range_, settings) else float
+    span = (scale(high) - scale(low)) or 1.0
+    return lambda of: (scale(of) - scale(low)) / span, [(0.0, value(key, low)), (1.0, value(key, high))]
 
 
 @matplotlib.rc_context(marks.STYLE)
@@ -108,7 +135,7 @@ def _contour(trials: Sequence[Trial], first: str, second: str, ranges: Ranges) -
     places, even = [], []  # in the settings' units, and as they lie on the axes: neighbours are neighbours to the eye
     for key, set_scale in ((first, axes.set_xscale), (second, axes.set_yscale)):
         settings = np.array([float(row.params[key]) for row in trials])
-        log = ranges[key].log and bool(settings.min() > 0)
+        log = _is_log(ranges[key], settings)
         drawn = np.log(settings) if log else settings
         places.append(settings)
         even.append((drawn - drawn.min()) / (np.ptp(drawn) or 1.0))

@@ -7,8 +7,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from orchestration.report.notation import MISSING, accuracy, duration, finite, header, origin, value
 from orchestration.report.table import Cell, Column, Row, Table
 from orchestration.study.trial import Trial
@@ -133,19 +131,11 @@ def paste_command(row: Trial, preset: str, overrides: Mapping[str, Any]) -> str:
 
 
 def _typed(setting: Any) -> str:
-    """A value as one types it, to be read as YAML. Floats keep every digit: the same digest results."""
+    """A value as one types it, to be read as its key wants it. Floats keep every digit: the same digest results."""
     if hasattr(setting, "item"):  # numpy's numbers, whose repr says np.float64(...)
         setting = setting.item()
     if isinstance(setting, str):
-        return setting if _reads_back(setting) else json.dumps(setting)
+        return setting
     if isinstance(setting, float):
         return repr(setting)
     return json.dumps(list(setting) if isinstance(setting, tuple) else setting)
-
-
-def _reads_back(text: str) -> bool:
-    """Whether YAML takes these characters for themselves: "erat" and "8/255", but not "yes", "1.0" or "a: b"."""
-    try:
-        return bool(yaml.safe_load(text) == text)
-    except yaml.YAMLError:
-        return False

@@ -145,13 +145,16 @@ def importance(shares: Mapping[str, float]) -> str:
 
 
 def parallel(
-    axes: Mapping[str, Sequence[float]], labels: Mapping[str, tuple[str, str]], heights: Sequence[float]
+    axes: Mapping[str, Sequence[float | None]],
+    labels: Mapping[str, Sequence[tuple[float, str]]],
+    heights: Sequence[float],
 ) -> str:
     """Draw parallel coordinates: a line per trial through its settings to its accuracy, which sets its colour.
 
     Args:
-        axes: name -> position of each trial from 0 (bottom) to 1.
-        labels: name -> text at the bottom and the top of its axis.
+        axes: name -> position of each trial from 0 (bottom) to 1; None for a trial that lacks the setting: its line
+            passes by.
+        labels: name -> (position, text) at its axis.
         heights: accuracy of each trial as a position from 0 to 1.
     """
     names = list(axes)
@@ -162,7 +165,9 @@ def parallel(
     ]
     for trial in sorted(range(len(heights)), key=lambda index: heights[index]):  # the best on top
         points = " ".join(
-            f"{65 + gap * i:.1f},{top + plot_h * (1 - axes[name][trial]):.1f}" for i, name in enumerate(names)
+            f"{65 + gap * i:.1f},{top + plot_h * (1 - place):.1f}"
+            for i, name in enumerate(names)
+            if (place := axes[name][trial]) is not None
         )
         stroke = f"color-mix(in srgb, var(--c0) {10 + 90 * heights[trial]:.0f}%, var(--rule))"
         parts.append(
@@ -170,8 +175,11 @@ def parallel(
         )
     for index, name in enumerate(names):
         x = 65 + gap * index
-        low, high = labels[name]
         parts.append(f'<line x1="{x:g}" x2="{x:g}" y1="{top:g}" y2="{top + plot_h:g}" class="axis"/>')
-        parts.append(text(x, 12, name, "label", "middle") + text(x, 27, high, "tick", "middle"))
-        parts.append(text(x, top + plot_h + 17, low, "tick", "middle"))
+        parts.append(text(x, 12, name, "label", "middle"))
+        for place, words in labels[name]:
+            if place in (0, 1):
+                parts.append(text(x, 27 if place else top + plot_h + 17, words, "tick", "middle"))
+            else:
+                parts.append(text(x + 5, top + plot_h * (1 - place) + 4, words, "tick"))
     return "".join([*parts, "</svg>"])

@@ -74,6 +74,7 @@ def run_study(
         spec.space.distributions(spec.base.data.name),
         seed=spec.base.train.seed,
         startup_trials=max(1, len(spec.points)),
+        active=spec.space.active,
     )
     with ExitStack() as stack:
         stack.enter_context(driving(workspace, name))

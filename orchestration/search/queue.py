@@ -23,7 +23,7 @@ from orchestration.study.trial import Trial
 class Sampler(Protocol):
     """Optuna behind Ray Tune's searcher interface, plus trials whose values are known ahead."""
 
-    def enqueue(self, params: Mapping[str, float]) -> None: ...
+    def enqueue(self, params: Mapping[str, Any]) -> None: ...
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None: ...
 
@@ -52,7 +52,7 @@ class Queue:
     """
 
     runs: Sequence[dict[str, Any]]
-    points: Sequence[dict[str, float]]
+    points: Sequence[dict[str, Any]]
     total: int
     generation: int
     sampler: Sampler

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -25,7 +26,7 @@ from erat.seeding import derive
 from orchestration.cluster import execution, session
 from orchestration.run.retries import Retry
 from orchestration.search.queue import Queue
-from orchestration.study.spaces import ten_digits
+from orchestration.study.parameters import ten_digits
 from orchestration.study.trial import Trial
 
 METRIC = "val_accuracy"
@@ -56,21 +57,51 @@ class SeededPerTrial(optuna.samplers.BaseSampler):
 
     def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
         values = self._of(trial.number).sample_relative(study, trial, search_space)
-        return {name: ten_digits(value) for name, value in values.items()}
+        return {name: _rounded(search_space[name], value) for name, value in values.items()}
 
     def sample_independent(self, study: Any, trial: Any, param_name: Any, param_distribution: Any) -> Any:
-        return ten_digits(self._of(trial.number).sample_independent(study, trial, param_name, param_distribution))
+        value = self._of(trial.number).sample_independent(study, trial, param_name, param_distribution)
+        return _rounded(param_distribution, value)
+
+
+def _rounded(distribution: Any, value: Any) -> Any:
+    """Ten digits of a number; whole numbers and choices as they are."""
+    return ten_digits(value) if isinstance(distribution, FloatDistribution) else value
+
+
+def _always(key: str, values: Mapping[str, Any]) -> bool:
+    return True
 
 
 class OptunaSampler:
-    """OptunaSearch over a study of our own, so that values known ahead can be put in front of its proposals."""
+    """OptunaSearch over a study of our own, so that values known ahead can be put in front of its proposals.
 
-    def __init__(self, distributions: Mapping[str, Any], *, seed: int, startup_trials: int) -> None:
+    Args:
+        distributions: dotted key -> what is drawn, a key behind those that it depends on.
+        active: whether a trial that has these values has this key, too.
+    """
+
+    def __init__(
+        self,
+        distributions: Mapping[str, Any],
+        *,
+        seed: int,
+        startup_trials: int,
+        active: Callable[[str, Mapping[str, Any]], bool] = _always,
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = optuna.storages.InMemoryStorage()
         optuna.create_study(storage=storage, study_name="sweep", direction="maximize")
+
+        def define(trial: Any) -> None:
+            values: dict[str, Any] = {}
+            for key, distribution in distributions.items():
+                if active(key, values):
+                    values[key] = _suggested(trial, key, distribution)
+
+        # Optuna draws each key by itself, from the told trials that have it: a trial may lack some.
         self._search = OptunaSearch(
-            dict(distributions),
+            define,
             metric=METRIC,
             mode="max",
             sampler=SeededPerTrial(seed, startup_trials),
@@ -79,7 +110,7 @@ class OptunaSampler:
         )
         self._study = optuna.load_study(study_name="sweep", storage=storage)
 
-    def enqueue(self, params: Mapping[str, float]) -> None:
+    def enqueue(self, params: Mapping[str, Any]) -> None:
         """Try these values next."""
         self._study.enqueue_trial(dict(params))
 
@@ -97,6 +128,17 @@ class OptunaSampler:
             for epoch, value in enumerate(result.val_history, start=1):
                 self._search.on_trial_result(trial_id, {METRIC: value, "training_iteration": epoch})
         self._search.on_trial_complete(trial_id, None, error=result.status != "stopped")
+
+
+def _suggested(trial: Any, key: str, distribution: Any) -> Any:
+    match distribution:
+        case FloatDistribution():
+            return trial.suggest_float(key, distribution.low, distribution.high, log=distribution.log)
+        case IntDistribution():
+            step, log = distribution.step, distribution.log
+            return trial.suggest_int(key, distribution.low, distribution.high, step=step, log=log)
+        case _:
+            return trial.suggest_categorical(key, distribution.choices)
 
 
 class Driver(Protocol):

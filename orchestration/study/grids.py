@@ -12,12 +12,13 @@ from pydantic import Field, ValidationError, model_validator
 from erat.config import RunConfig, all_keys, build, field_of, first_error, unknown_key
 from erat.errors import UserError, shown, unknown_name
 from erat.options import Section, parse_fraction
+from orchestration.study.named import GRIDS, named_file, names_in
 from orchestration.study.overrides import read_value
-from orchestration.study.spaces import FOLDER, load_space, named_file, ten_digits
+from orchestration.study.parameters import ten_digits
+from orchestration.study.spaces import load_space
 from orchestration.study.spec import StudySpec, unfilled
 from orchestration.study.yaml_files import read_yaml
 
-GRIDS = FOLDER / "grids"
 MOST_CELLS = 200_000  # of one grid
 MOST_TIMES = 1000  # the paper's largest multiple of a budget is 4
 Points = dict[str, dict[str, Any]]  # name -> dotted keys that make it
@@ -85,7 +86,7 @@ def _read(name: str) -> dict[str, Any]:
 
 def grid_names() -> list[str]:
     """All grids that come with the project."""
-    return sorted(file.stem for file in GRIDS.glob("*.yaml") if file.stem != "base")
+    return names_in(GRIDS)
 
 
 def load_grid(name: str) -> GridSpec:

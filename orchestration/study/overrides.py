@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from erat.config import field_of
+from erat.config import all_keys, field_of, first_error, known_keys, unknown_key
 from erat.errors import UserError, shown
 from erat.paths import require_text
+from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
+from erat.variants import defense_names, registered
 
 MOST_TEXT = 4096  # characters of a path
 MOST_NUMBER = 100  # characters of anything else
@@ -41,10 +45,15 @@ def parse_overrides(words: Sequence[str] | None) -> dict[str, Any]:
         require_text(word, shown(key))
         texts[key] = text
     parts = texts.get("defense.name", "erat"), texts.get("corruption.data", "none")
-    return {key: _value(key, text, *parts) for key, text in texts.items()}
+    return {key: read_text(key, text, *parts) for key, text in texts.items()}
 
 
-def _value(key: str, text: str, defense: str, corruption: str) -> Any:
+def read_text(key: str, text: str, defense: str, corruption: str = "none") -> Any:
+    """Return what `text` says for a key of a configuration with these parts; for an unknown key the text itself.
+
+    Raises:
+        UserError: as `read_value`.
+    """
     field = field_of(key, defense, corruption)
     return text if field is None else read_value(key, text, field)  # whether there is such a key is for others to say
 
@@ -55,10 +64,10 @@ def read_value(key: str, text: str, field: FieldInfo) -> Any:
     Raises:
         UserError: it is longer than any value of the key.
     """
-    types = _types(field.annotation)
+    types = types_of(field.annotation)
     words = [word for kind in types if get_origin(kind) is Literal for word in get_args(kind)]
     textual = bool(words) or str in types
-    most = MOST_TEXT if textual else MOST_NUMBER * 20 if _takes_many(types) else MOST_NUMBER
+    most = MOST_TEXT if textual else MOST_NUMBER * 20 if takes_many(types) else MOST_NUMBER
     if len(text) > most:
         raise UserError(f"{key} must have at most {most:,} characters, got {len(text):,}: {shown(text)}")
     lower = text.strip().lower()
@@ -68,22 +77,22 @@ def read_value(key: str, text: str, field: FieldInfo) -> Any:
         return text
     if bool in types and lower in BOOLEANS:
         return BOOLEANS[lower]
-    if _takes_many(types):
+    if takes_many(types):
         inside = re.sub(r"^[\[(](.*)[\])]$", r"\1", text.strip()).strip()
         return [_number(part.strip()) for part in inside.split(",")] if inside else []
     return _number(text)
 
 
-def _types(annotation: Any) -> list[Any]:
+def types_of(annotation: Any) -> list[Any]:
     """The members of a union, of unions inside it, too."""
     if get_origin(annotation) in (Union, UnionType):
-        return [kind for member in get_args(annotation) for kind in _types(member)]
+        return [kind for member in get_args(annotation) for kind in types_of(member)]
     if hasattr(annotation, "__metadata__"):  # Annotated
-        return _types(annotation.__origin__)
+        return types_of(annotation.__origin__)
     return [annotation]
 
 
-def _takes_many(types: Sequence[Any]) -> bool:
+def takes_many(types: Sequence[Any]) -> bool:
     return any(get_origin(kind) in (tuple, list) for kind in types)
 
 
@@ -91,3 +100,60 @@ def _number(text: str) -> int | float | str:
     if _WHOLE.fullmatch(text):
         return int(text)
     return float(text) if _DECIMAL.fullmatch(text) else text
+
+
+@cache
+def fields_of(key: str) -> dict[str, FieldInfo]:
+    """Return defense -> the field behind a dotted key in configurations with it, for the defenses that have the key."""
+    fields = {name: field_of(key, name) for name in DEFENSES.names() if key in known_keys(name)}
+    return {name: field for name, field in fields.items() if field is not None}
+
+
+def as_key(key: str, value: Any) -> Any:
+    """Return a value from a file as a configuration has it under this key: 8/255 as a number, 1 as true.
+
+    Raises:
+        UserError: there is no such key, or no defense takes such a value for it.
+    """
+    if not isinstance(value, str | bool | int | float):
+        raise UserError(f"{key} must be text, a number, true or false, got {shown(value)}")
+    if key == "defense.name":
+        registered(str(value))
+        return value
+    if not fields_of(key):
+        raise unknown_key(key, all_keys())
+    refused: ValidationError | None = None
+    for kind in _kinds_of(key):
+        try:
+            return kind.validate_python(value)
+        except ValidationError as error:
+            refused = refused or error
+    assert refused is not None, "a key has a field"
+    raise UserError(f"{key}{first_error(refused)}") from refused
+
+
+# What keys that name a part may hold; the parts are registered, and no type lists them.
+_NAMES: dict[str, Callable[[], list[str]]] = {
+    "data.name": DATASETS.names,
+    "corruption.data": lambda: ["none", *CORRUPTIONS.names()],
+    "corruption.source": BACKBONES.names,
+    "model.name": BACKBONES.names,
+    "defense.name": defense_names,
+}
+
+
+def words_of(key: str, field: FieldInfo) -> list[str]:
+    """Return the words that a key takes: names of parts, the members of a choice, true and false; else nothing."""
+    if key in _NAMES:
+        return _NAMES[key]()
+    kinds = types_of(field.annotation)
+    words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    return words or (["true", "false"] if bool in kinds else [])
+
+
+@cache
+def _kinds_of(key: str) -> list[TypeAdapter[Any]]:
+    """What validates the values of a key, one for each way in which defenses declare it."""
+    distinct = {repr((field.annotation, field.metadata)): field for field in fields_of(key).values()}
+    kinds: list[Any] = [Annotated[field.annotation, field] for field in distinct.values()]
+    return [TypeAdapter(kind) for kind in kinds]

@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
 
-from erat.config import all_keys, field_of, first_error, unknown_key
+from erat.config import all_keys, first_error, unknown_key
 from erat.errors import UserError, unknown_name
 from erat.options import Number, Section
-from erat.paths import user_path
 from erat.registry import DATASETS
 from orchestration.study import MOST_TRIALS
+from orchestration.study.named import FOLDER, named_file
+from orchestration.study.parameters import ChoiceParameter, FloatParameter, Parameter, read_parameter, ten_digits
 from orchestration.study.yaml_files import read_yaml
 
 if TYPE_CHECKING:
-    from optuna.distributions import FloatDistribution
+    from optuna.distributions import BaseDistribution
 
-FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # the budgets customary for CIFAR-10, in which the paper states its own
-
-
-class Parameter(Section):
-    """A range of one dotted key."""
-
-    low: Number
-    high: Number
-    log: bool = False
-    unit: Literal["linf", "l2"] | None = Field(None, description="scale by the data set's customary budget")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Parameter:
-        if not self.low < self.high:
-            raise UserError(f"low must be below high, got low {self.low:g} and high {self.high:g}")
-        if self.low < 0:
-            raise UserError(f"low must be 0 or more, got {self.low}")
-        if self.log and self.low == 0:
-            raise UserError("low must be above 0 where log is true, got 0")
-        return self
 
 
 class SearchSpace(Section):
     """What a sweep tries.
 
     Attributes:
-        parameters: dotted key -> range for Optuna's proposals; none: a list of runs, its baselines, and no search.
+        parameters: dotted key -> range or choices for Optuna's proposals; none: a list of runs, its baselines, and no
+            search. One with conditions stands behind those that it depends on.
         points: the paper's own settings, run first and never stopped early: they are its figure.
         proposals: how many of Optuna's follow by default.
         generation: proposals are made so many at a time, each batch knowing all trials before it and none of its own.
@@ -57,28 +38,105 @@ class SearchSpace(Section):
 
     name: str = Field(min_length=1, max_length=60, pattern=r"^\w[\w.-]*$")
     about: str
-    parameters: dict[str, Parameter] = Field(default_factory=dict)
-    points: list[dict[str, Number]] = Field(default_factory=list)
+    parameters: dict[str, SerializeAsAny[Parameter]] = Field(default_factory=dict)
+    points: list[dict[str, Any]] = Field(default_factory=list)
     proposals: int = Field(2, ge=0, le=MOST_TRIALS)
     generation: int = Field(2, ge=1, le=MOST_TRIALS)
     grace: Number = Field(0.5, ge=0, le=1)
     baselines: list[dict[str, Any]] = Field(default_factory=list)
 
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _kinds(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        allowed = all_keys()
+        for key in content:
+            if key not in allowed:
+                raise unknown_key(str(key), allowed)
+        return {key: read_parameter(key, entry) for key, entry in content.items()}
+
+    @field_validator("points")
+    @classmethod
+    def _typed(cls, points: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
+        """Read each value as its parameter has it."""
+        parameters: Mapping[str, Parameter] = info.data.get("parameters", {})
+        return [
+            {
+                key: _read_point(f"points.{place}.{key}", parameters[key], key, value) if key in parameters else value
+                for key, value in point.items()
+            }
+            for place, point in enumerate(points)
+        ]
+
     @model_validator(mode="after")
     def _known_keys(self) -> SearchSpace:
-        for key in self.parameters:
-            if field_of(key, "erat") is None:
-                raise unknown_key(key, all_keys())
+        allowed = all_keys()
         if not self.parameters and not (self.baselines and self.proposals == 0):
             raise UserError("parameters must name what is searched; without any, give baselines and proposals: 0")
         for entry in self.baselines:
             for key in entry:
-                if field_of(key, "erat") is None:
-                    raise unknown_key(key, all_keys())
+                if key not in allowed:
+                    raise unknown_key(key, allowed)
+        for key in self.parameters:
+            self._check_conditions(key)
         for point in self.points:
-            if point.keys() != self.parameters.keys():
-                raise UserError(f"a point must give {', '.join(self.parameters)}; got {', '.join(point)}")
+            needed = [key for key in self.parameters if self._counts(key, point, elsewhere=False)]
+            taken = [key for key in self.parameters if self._counts(key, point, elsewhere=True)]
+            if not set(needed) <= point.keys() <= set(taken):
+                raise UserError(f"a point must give {', '.join(needed)}; got {', '.join(point)}")
         return self
+
+    def _check_conditions(self, key: str) -> None:
+        """Refuse a condition that names a key too late, or a value that the key never has."""
+        before = list(self.parameters)[: list(self.parameters).index(key)]
+        for other, values in self.parameters[key].when.items():
+            place = f"parameters.{key}.when"
+            if other == key or (other in self.parameters and other not in before):
+                raise UserError(f"{place}: {other} must stand before {key} among the parameters")
+            if other in self.parameters:
+                try:
+                    self.parameters[other].possible(other, values)
+                except UserError as error:
+                    raise UserError(f"{place}: {error}") from error
+
+    def _counts(self, key: str, point: Mapping[str, Any], *, elsewhere: bool) -> bool:
+        """Whether a key is searched beside these values, if conditions on keys that are not searched hold or do not."""
+        return all(
+            point.get(other, ...) in values and self._counts(other, point, elsewhere=elsewhere)
+            if other in self.parameters
+            else elsewhere
+            for other, values in self.parameters[key].when.items()
+        )
+
+    def active(self, key: str, values: Mapping[str, Any]) -> bool:
+        """Whether a trial that has these values, of the keys before it, has this key, too; after `settled`."""
+        return self._counts(key, values, elsewhere=False)
+
+    def settled(self, fixed: Mapping[str, Any]) -> SearchSpace:
+        """The space without conditions on keys that are not searched, which hold or not by these fixed values.
+
+        Raises:
+            UserError: nothing is left to search.
+        """
+        kept: dict[str, Parameter] = {}
+        for key, parameter in self.parameters.items():
+            inside = {other: values for other, values in parameter.when.items() if other in self.parameters}
+            outside = parameter.when.keys() - inside.keys()
+            if all(fixed.get(other) in parameter.when[other] for other in outside) and inside.keys() <= kept.keys():
+                kept[key] = parameter.model_copy(update={"when": inside}) if outside else parameter
+        if kept == self.parameters:
+            return self
+        if not kept:
+            conditions = {other: fixed.get(other) for each in self.parameters.values() for other in each.when}
+            said = ", ".join(f"{other}={value}" for other, value in conditions.items() if other not in self.parameters)
+            raise UserError(f"the space {self.name} searches nothing where {said}: no condition (when) holds")
+        points = [{key: value for key, value in point.items() if key in kept} for point in self.points]
+        distinct = {repr(point): point for point in points if point}
+        try:
+            return self.model_validate(dict(self) | {"parameters": kept, "points": list(distinct.values())})
+        except ValidationError as error:
+            raise UserError(f"the space {self.name}: {first_error(error)}") from error
 
     @property
     def columns(self) -> list[str]:
@@ -88,28 +146,15 @@ class SearchSpace(Section):
     def scale(self, data_name: str) -> dict[str, float]:
         """Dotted key -> factor from the paper's units to this data set's."""
         epsilon = DATASETS.facts(data_name).epsilon
-        return {
-            key: epsilon[parameter.unit] / PAPER_UNITS[parameter.unit] if parameter.unit else 1.0
-            for key, parameter in self.parameters.items()
-        }
+        units = {key: p.unit if isinstance(p, FloatParameter) else None for key, p in self.parameters.items()}
+        return {key: epsilon[unit] / PAPER_UNITS[unit] if unit else 1.0 for key, unit in units.items()}
 
-    def distributions(self, data_name: str) -> dict[str, FloatDistribution]:
-        """Optuna's view of the ranges."""
-        from optuna.distributions import FloatDistribution  # here: whoever only reads studies need not load it
-
-        return {
-            key: FloatDistribution(low, high, log=self.parameters[key].log)
-            for key, (low, high) in self._ranges(data_name).items()
-        }
-
-    def _ranges(self, data_name: str) -> dict[str, tuple[float, float]]:
+    def distributions(self, data_name: str) -> dict[str, BaseDistribution]:
+        """Return Optuna's view of the parameters, in their order."""
         factors = self.scale(data_name)
-        return {
-            key: (ten_digits(parameter.low * factors[key]), ten_digits(parameter.high * factors[key]))
-            for key, parameter in self.parameters.items()
-        }
+        return {key: parameter.distribution(factors[key]) for key, parameter in self.parameters.items()}
 
-    def scaled_points(self, data_name: str) -> list[dict[str, float]]:
+    def scaled_points(self, data_name: str) -> list[dict[str, Any]]:
         """The paper's points in this data set's units."""
         factors = self.scale(data_name)
         return [
@@ -117,18 +162,42 @@ class SearchSpace(Section):
             for point in self.points
         ]
 
-    def examples(self, data_name: str) -> list[dict[str, float]]:
-        """What a sweep may try: the points, both ends of the ranges, and a number between them that is not round."""
+    def examples(self, data_name: str) -> list[dict[str, Any]]:
+        """What a sweep may try: the points, ends and middles of all ranges, every choice, every conditional key."""
         if not self.parameters:
             return []
-        ranges = self._ranges(data_name).items()
-        between = [{key: low + share * (high - low) for key, (low, high) in ranges} for share in (0.0, 0.382, 1.0)]
-        return [*self.scaled_points(data_name), *between]
+        factors = self.scale(data_name)
+        samples = {key: parameter.samples(factors[key]) for key, parameter in self.parameters.items()}
+        tried = [{key: values[place % len(values)] for key, values in samples.items()} for place in range(3)]
+        for key, parameter in self.parameters.items():
+            if parameter.when or len(samples[key]) > 3:
+                tried += [tried[0] | self._demands(key) | {key: value} for value in samples[key]]
+        found = [*self.scaled_points(data_name), *({k: v for k, v in t.items() if self.active(k, t)} for t in tried)]
+        return list({repr(sorted(example.items())): example for example in found}.values())
+
+    def _demands(self, key: str) -> dict[str, Any]:
+        """Values of other keys with which this one is searched."""
+        demands: dict[str, Any] = {}
+        for other, values in self.parameters[key].when.items():
+            demands |= self._demands(other) | {other: values[0]}
+        return demands
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Refuse values of a trial, kept from earlier, that are none of the choices.
+
+        Raises:
+            UserError: which.
+        """
+        for key, value in values.items():
+            if isinstance(parameter := self.parameters.get(key), ChoiceParameter):
+                parameter.possible(key, [value])
 
 
-def ten_digits(value: float) -> float:
-    """Ten significant digits: enough for any budget, few enough to read and to paste."""
-    return float(f"{value:.10g}")
+def _read_point(place: str, parameter: Parameter, key: str, value: Any) -> Any:
+    try:
+        return parameter.read(key, value)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def load_space(name: str) -> SearchSpace:
@@ -139,23 +208,6 @@ def load_space(name: str) -> SearchSpace:
     """
     path = named_file(name, FOLDER, "space", "--space")
     return parse_space(read_yaml(path), str(path))
-
-
-def named_file(name: str, folder: Path, what: str, option: str) -> Path:
-    """Return the YAML file that comes with the project under this name, or that lies at this path.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name.endswith((".yaml", ".yml")):
-        path = user_path(name, option)
-        if not path.exists():
-            raise UserError(f"{option}: the file {name} does not exist")
-        return path
-    known = sorted(file.stem for file in folder.glob("*.yaml") if file.stem != "base")
-    if name not in known:
-        raise unknown_name(what, name, known)
-    return folder / f"{name}.yaml"
 
 
 def parse_space(content: Any, where: str) -> SearchSpace:

@@ -93,12 +93,18 @@ class StudySpec:
         return [("baseline", run) for run in self.runs] + [("paper", dict(point)) for point in self.points[:trials]]
 
     def __post_init__(self) -> None:
+        if any(parameter.when for parameter in self.space.parameters.values()):
+            object.__setattr__(self, "space", self.space.settled(self.base.flat()))
         for key in self.space.parameters:
             if key in self.overrides:
                 raise UserError(f"{key} is what the space {self.space.name} searches; it cannot be set as well")
-            if key not in known_keys(self.base.defense.name):
-                raise UserError(f"the space {self.space.name} searches {key}, which {self.base.defense.name} lacks")
-        for overrides in [*self.runs, *self.space.examples(self.base.data.name)]:
+        examples = self.space.examples(self.base.data.name)
+        for overrides in examples:
+            defense = str(overrides.get("defense.name", self.base.defense.name))
+            for key in overrides:
+                if key not in known_keys(defense):
+                    raise UserError(f"the space {self.space.name} searches {key}, which {defense} lacks")
+        for overrides in [*self.runs, *examples]:
             self.config(overrides)
 
     @cached_property
@@ -138,6 +144,7 @@ class StudySpec:
         known = {}
         for number, trial in sorted(sweep.proposals.items()):
             try:
+                self.space.check(trial.params)
                 self.config(trial.params)
             except UserError as error:
                 warnings.warn(f"trial {number} of {sweep.name} in the ledger is passed over: {error}", stacklevel=2)

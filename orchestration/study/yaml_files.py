@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,36 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UserError: it cannot be read, is not UTF-8 or no YAML, gives a key twice, or is too large, deep or entangled.
     """
+    return _read(path, lambda loader, root: loader.construct_document(root))
+
+
+def read_texts(path: Path) -> Any:
+    """Read a file of plain YAML whose values all stay the text that is written there; `null` is none.
+
+    Raises:
+        UserError: as `read_yaml`.
+    """
+    return _read(path, lambda loader, root: _texts(root))
+
+
+_PLAIN = ("str", "int", "float", "bool", "null", "timestamp", "map", "seq")
+
+
+def _texts(node: yaml.Node) -> Any:
+    if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rpartition(":")[2] not in _PLAIN:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a value must be plain, got one of {shown(node.tag)}")
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): _texts(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [_texts(entry) for entry in node.value]
+    return None if node.tag.endswith(":null") else str(node.value)
+
+
+def _read(path: Path, construct: Callable[[Any, yaml.Node], Any]) -> Any:
     try:
         text = read_bytes(path, MOST_BYTES).decode("utf-8")
         _refuse_depth(text)
-        return _constructed(text)
+        return _constructed(text, construct)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except DamagedError as error:
@@ -53,14 +79,14 @@ def _refuse_depth(text: str) -> None:
             raise yaml.YAMLError(f"it is nested more than {MOST_DEPTH} deep")
 
 
-def _constructed(text: str) -> Any:
+def _constructed(text: str, construct: Callable[[Any, yaml.Node], Any]) -> Any:
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
         if root is None:
             return None
         _size(root, {})
-        return loader.construct_document(root)
+        return construct(loader, root)
     finally:
         loader.dispose()
 

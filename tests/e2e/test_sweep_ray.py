@@ -402,3 +402,40 @@ def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
     assert outcome is not None
     assert outcome.epochs == EPOCHS // 2, "where it was decided, however far the workers were"
     assert len(read_metrics(workspace.run_directory(point["cell"]))) == EPOCHS
+
+
+# --- choices, whole numbers and conditions ---------------------------------------------------------------------------
+
+MIXED = {
+    "name": "mixed",
+    "about": "a schedule, what belongs to one of them, and a batch size",
+    "parameters": {
+        "train.schedule": {"choices": ["step", "cosine"]},
+        "train.gamma": {"low": 0.1, "high": 0.9, "when": {"train.schedule": "step"}},
+        "train.batch_size": {"type": "int", "low": 16, "high": 48, "step": 16},
+    },
+    "points": [{"train.schedule": "cosine", "train.batch_size": 32}],
+    "proposals": 5,
+}
+
+
+def test_a_search_over_choices_and_conditions(command: Command, workspace: Workspace, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.yaml"
+    path.write_text(yaml.safe_dump(MIXED, sort_keys=False))
+    base = [word for word in BASE if not word.startswith(("train.batch_size", "train.epochs"))]
+    words = ["sweep", "--space", str(path), "--name", "mixed", *base, "train.epochs=2", "train.milestones=1", "--json"]
+    first = command(*words, "--trials", "3")
+    assert first.code == 0, first.err
+    whole = command(*words, "--trials", "6")
+    assert whole.code == 0, whole.err
+    assert whole.json["runs"][:3] == first.json["runs"]
+    proposals = [Ledger(workspace.ledger).studies["mixed"].proposals[number] for number in range(6)]
+    assert {proposal.params["train.schedule"] for proposal in proposals} == {"step", "cosine"}
+    for proposal, run in zip(proposals, whole.json["runs"], strict=True):
+        assert ("train.gamma" in proposal.params) == (proposal.params["train.schedule"] == "step")
+        assert {key: run["config"][key] for key in proposal.params} == proposal.params
+        assert run["config"]["train.batch_size"] in (16, 32, 48)
+        assert run["status"] in ("done", "stopped")
+    table = (workspace.report("mixed") / "summary.csv").read_text()
+    (line,) = [line for line in table.splitlines() if ",paper," in line]
+    assert ",cosine,,32," in line

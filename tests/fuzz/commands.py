@@ -203,8 +203,12 @@ GRID = {
 SPACE = {
     "name": "mine",
     "about": "a test",
-    "parameters": {"defense.eta": {"low": 0, "high": 1}},
-    "points": [{"defense.eta": 0.5}],
+    "parameters": {
+        "defense.selector": {"choices": ["rebalance", "mixture"]},
+        "defense.eta": {"low": 0, "high": 1, "when": {"defense.selector": "rebalance"}},
+        "defense.steps": {"type": "int", "low": 1, "high": 9, "step": 2, "when": {"data.name": ["mnist"]}},
+    },
+    "points": [{"defense.selector": "rebalance", "defense.eta": 0.5, "defense.steps": 3}],
     "proposals": 1,
 }
 

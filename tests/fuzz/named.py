@@ -64,6 +64,10 @@ def _named_commands() -> list[Input]:
     found += [Input("spaces", space, {"data/x.yaml": raw}, WRONG) for raw in (huge, *BROKEN)]
     found.append(Input("spaces", ("sweep", "--trials", "999999999", "--dry-run"), {}, WRONG))
     found.append(Input("spaces", (*space, "--json"), {"data/x.yaml": json.dumps(SPACE).encode()}, FINE))
+    config = ("train", "--config", "../data/x.yaml", "--show-config")
+    broken = [raw for raw in BROKEN if raw != b"{}"]  # no keys are no mistake
+    found += [Input("keys", config, {"data/x.yaml": raw}, WRONG) for raw in (*broken, FOLDER, f"{LINK}/dev/zero")]
+    found.append(Input("keys", config, {"data/x.yaml": b"train: {lr: 1e-3}\ndefense.eta: 0.3\n"}, FINE))
     found += [Input("verbs", words, {}, FINE) for words in (("--help",), ("status", "--json"), ("craft", "--dry-run"))]
     found += [
         Input("verbs", words, {}, WRONG) for words in (("",), ("nothing",), ("--nothing",), ("ui", "--host", "0.0.0.0"))

@@ -11,10 +11,12 @@ import pytest
 import yaml
 from rich.console import Console
 
+from erat.config import build
 from orchestration.report.documents import search_text
 from orchestration.report.notation import baseline_name, duration, value
 from orchestration.report.render.terminal import terminal
 from orchestration.report.summary import best, paste_command, ranked, summary
+from orchestration.study.overrides import parse_overrides
 from orchestration.study.trial import Trial
 from tests.trials import make_trial
 
@@ -140,9 +142,13 @@ class TestPasteCommand:
         }
 
     @pytest.mark.parametrize("text", ["erat", "8/255", "yes", "1.0", "a: b", "[x", "", " x", "none", "null", "it's"])
-    def test_text_comes_back_as_text_where_values_are_read_as_yaml(self, text: str) -> None:
-        word = shlex.split(paste_command(row(0, 0.9, params={"k": text}), "demo", {}))[-1]
-        assert yaml.safe_load(word.removeprefix("k=")) == text
+    def test_text_comes_back_as_text_where_a_key_takes_text(self, text: str) -> None:
+        word = shlex.split(paste_command(row(0, 0.9, params={"corruption.data": text}), "demo", {}))[-1]
+        assert parse_overrides([word]) == {"corruption.data": text}
+
+    def test_a_choice_that_looks_like_a_number_comes_back(self) -> None:
+        word = shlex.split(paste_command(row(0, 0.9, params={"defense.jsd_log": "2"}), "demo", {}))[-1]
+        assert build("demo", parse_overrides([word])).flat()["defense.jsd_log"] == "2"
 
     @pytest.mark.parametrize("plain", [None, True, [3, 4], 7])
     def test_what_is_not_text_comes_back_as_it_was(self, plain: Any) -> None:
