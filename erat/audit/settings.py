@@ -15,7 +15,7 @@ from erat.variants import expand
 _PHOTOGRAPHS = {"linf": 8 / 255, "l2": 0.5, "values": 3 * 32 * 32}
 _INK = {"linf": 0.1, "l2": 1.0, "values": 14 * 14}
 INK_NEAR, INK_SHARE = 0.3, 0.7  # ink on paper: more than this share of all pixels lies this near to black or white
-STEPS = 900  # the fewest optimizer steps of a schedule; a small set gets more epochs for it
+STEPS = 900  # optimizer steps that a schedule should have at least; a small set gets more epochs, up to MOST_EPOCHS
 # One step of PGD from where the last one ended: half the time, at no cost in accuracy (docs/speed.md).
 QUICK: dict[str, Any] = {
     "defense.steps": 1,

@@ -190,7 +190,7 @@ def _assembled(content: _Content, tensors: Mapping[str, Tensor], params: tuple[s
 
 
 def _plain(value: Any) -> Any:
-    """Convert a parameter or label to a plain value for JSON; a value that stays not plain is refused on writing."""
+    """Convert a parameter or label to a plain value for JSON, if it is of a known type; writing refuses any other."""
     if isinstance(value, np.random.RandomState):
         return None
     if isinstance(value, Mapping):

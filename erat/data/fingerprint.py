@@ -1,7 +1,7 @@
 """Computes the fingerprint of an image set: 16 hex digits of its content, part of a run's identity.
 
 The fingerprint does not depend on where the set is stored. It covers the set as its source provides it, before
-`data.limit` and `data.image_size`, which are keys of their own. For a user's own files it covers their bytes, so that
+`data.limit` and `data.image_size`, which are separate keys. For a user's own files it covers their bytes, so that
 nothing need be decoded; for any other set it covers the loaded arrays.
 """
 

@@ -80,7 +80,7 @@ class OnceCommand(typer.core.TyperCommand):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Invoke as click does, but let a closed pipe pass, for which click would exit as if a run had failed."""
+        """Invoke as click does, but raise another error for a closed pipe, which click would report as a failed run."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError as error:

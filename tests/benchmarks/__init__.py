@@ -1,1 +1,1 @@
-"""Speed as ratios: `python -m tests.benchmarks`. Each figure is measured against a named reference in the same run."""
+"""Measures speed as ratios: `python -m tests.benchmarks`. Each figure has a named reference, timed in the same run."""

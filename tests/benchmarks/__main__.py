@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [PART ...]`: a table of ratios with their spread; `--json` for machines."""
+"""Prints a table of ratios with their spread: `python -m tests.benchmarks [PART ...]`; with `--json` also as JSON."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SHORT = (
     "parallel",
     "tune",
 )
-PARTS = (*SHORT, "sweep")  # the last takes minutes a run
-WIDTH = 180  # of a table that goes to a file
+PARTS = (*SHORT, "sweep")  # the last part takes minutes for each run
+WIDTH = 180  # characters of a table that is written to a file
 
 
 def main() -> int:
-    """Exit status 0 if every bound is kept, 1 otherwise."""
+    """Run the benchmarks and return exit status 0 if every bound is kept, else 1."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.benchmarks",
         description=__doc__,
@@ -61,7 +61,7 @@ def main() -> int:
             console.print(f"measuring {comparison.name} ...", style="dim")
             try:
                 results.append(measure(comparison, arguments.repeats))
-            except Exception:  # one that breaks takes no other's figure along
+            except Exception:  # a comparison that fails must not cost the figures of the others
                 console.print_exception()
                 broken.append(comparison.name)
                 continue

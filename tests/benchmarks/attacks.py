@@ -1,4 +1,4 @@
-"""The PGD loop against torchattacks' PGD and PGDL2, and APGD against its authors' own: same steps, same network."""
+"""Compares the PGD loop with torchattacks' PGD and PGDL2, and APGD with its authors' code: same steps, same network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ EPSILON = {"linf": 0.1, "l2": 1.0}
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Skips torchattacks where it is not installed: its pin of `requests` keeps it from being a dependency."""
+    """Yield the comparisons, without torchattacks if it is not installed.
+
+    It cannot be a dependency, because it requires a certain version of `requests`.
+    """
     for norm in EPSILON:
         if find_spec("torchattacks"):
             yield Comparison(f"PGD {norm}", f"torchattacks {'PGD' if norm == 'linf' else 'PGDL2'}", 1.02, _pgd(norm))
@@ -28,7 +31,7 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def setting() -> tuple[nn.Module, Tensor, Tensor]:
-    """ResNet-like work: a network whose passes take most of the time, and a batch for it."""
+    """Return (a network whose passes take most of the time, a batch of images and labels for it)."""
     draw = torch.Generator().manual_seed(0)
     network = build_model("small", 10, 3, 32, [0.5] * 3, [0.25] * 3, seed=0).eval()
     return network, torch.rand(BATCH, 3, 32, 32, generator=draw), torch.arange(BATCH) % 10

@@ -1,11 +1,11 @@
-"""What the audit finds, measured on the embedded digits, beside cleanlab; a row of docs/audit.md a line.
+"""Measures what the audit finds on the embedded digits, compared with cleanlab; each line is a row of docs/audit.md.
 
     python -m tests.benchmarks.audit labels --seeds 1,2      # label issues: AUROC, precision, recall
     python -m tests.benchmarks.audit poison --seeds 0,1,2    # poisoning tests: detections and false alarms
     python -m tests.benchmarks.audit table FILE ...          # tables of what was measured
 
-Each measurement is appended to `--out` (JSON lines) at once and never made twice. `labels` needs cleanlab, which the
-project does not: pip install cleanlab.
+Each measurement is appended to `--out` (JSON lines) at once and is never repeated. `labels` needs cleanlab, which is
+not a dependency of the project: pip install cleanlab.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ EPOCHS = 10
 
 
 def corrupted(store: Path, seed: int, **keys: Any) -> CorruptedSet:
-    """Digits of the demo preset, poisoned and mislabelled with this seed."""
+    """Return the digits of the demo preset, poisoned and mislabelled with this seed."""
     overrides = {key.replace("__", "."): value for key, value in keys.items()}
     return corrupted_set(build("demo", overrides | {"corruption.seed": seed}, quiet=True), Store(store))
 
 
 def following(store: Path, seed: int, kind: str, **keys: Any) -> CorruptedSet:
-    """Mislabelled digits whose perturbation was crafted for the labels that they wear, right or wrong."""
+    """Return mislabelled digits whose perturbation was crafted for their given labels, right or wrong."""
     found = corrupted(store, seed, corruption__data="none", **keys)
     order = {"corruption.data": kind, "corruption.labels": "none", "corruption.seed": seed}
     images, _ = poison(found.train, build("demo", order, quiet=True), Store(store))
@@ -54,13 +54,13 @@ def following(store: Path, seed: int, kind: str, **keys: Any) -> CorruptedSet:
 
 
 def measure_labels(store: Path, seed: int, data: str, noise: str, rate: float) -> dict[str, Any]:
-    """The audit's issues and cleanlab's, against what is truly wrong.
+    """Compare the issues that the audit and cleanlab find with the labels that are really wrong.
+
+    cleanlab gets what it asks for: the out-of-fold probabilities of plain training in the last epoch, from the same
+    networks that are one half of the audit, so with the same folds, network and epochs.
 
     Args:
-        data: a data corruption, crafted for the true classes as the paper has it; "up-given" for the given labels.
-
-    cleanlab is given what it asks for: out-of-fold probabilities of plain training, of the last epoch, from the very
-    networks that are half of the audit. Same folds, network and epochs.
+        data: a data corruption, crafted for the true classes as in the paper; "up-given" for the given labels.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -95,7 +95,7 @@ def measure_labels(store: Path, seed: int, data: str, noise: str, rate: float) -
 
 
 def measure_poison(store: Path, seed: int, data: str, limit: int) -> dict[str, Any]:
-    """Both poisoning tests on a set without label noise, of `limit` images, in two folds, cut to 8 epochs."""
+    """Run both poisoning tests on `limit` images without label noise, in two folds, with only 8 epochs."""
     found = corrupted(store, seed, corruption__data=data, corruption__labels="none", data__limit=limit)
     audited = _plan(found.train, seed, folds=2, epochs=8, batch=16)
     test = conclude(audited, [examine(audited, number) for number in range(audited.folds)]).poisoning
@@ -117,7 +117,7 @@ def _plan(images: ImageSet, seed: int, folds: int, epochs: int = EPOCHS, batch: 
 
 
 def jobs(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Any]]:
-    """(what tells a measurement from others, the function that makes it)."""
+    """Yield (the key of a measurement, the function that makes it)."""
     for seed in arguments.seeds:
         if arguments.part == "poison":
             for data in arguments.data or KINDS:
@@ -136,7 +136,7 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Any]]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make what is not yet in the file."""
+    """Make the measurements that are not in the file yet."""
     known = [set(row.items()) for row in map(_hashable, _read(arguments.out))]
     for key, make in jobs(arguments):
         if any(set(key.items()) <= row for row in known):
@@ -161,7 +161,7 @@ def _hashable(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown."""
+    """Return the tables as Markdown."""
     return "\n".join([*_label_table(rows), "", *_poison_table(rows)])
 
 
@@ -213,7 +213,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def main() -> None:
-    """Parse and run."""
+    """Parse the arguments and run."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.audit", description=__doc__)
     parser.add_argument("part", choices=["labels", "poison", "table"])
     parser.add_argument("files", nargs="*", type=Path, help="table: what to read")

@@ -1,4 +1,4 @@
-"""Batched views against torchvision's, image by image, on CIFAR-shaped images; and their share of a step."""
+"""Compares batched views with torchvision's, image by image, on CIFAR-shaped images; measures their share of a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BOTH_FLOAT = "both from 8 bit to a float batch"
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Strong views, weak views, and what strong views take of a step of ResNet-18."""
+    """Yield the comparisons for strong views, weak views, and the share of strong views in a step of ResNet-18."""
     yield Comparison("strong views, batched", "torchvision v2, per tensor", 0.25, _strong_tensors, BOTH_FLOAT)
     yield Comparison("strong views, batched", "torchvision v1, per PIL image", 0.12, _strong_pil, BOTH_FLOAT)
     yield Comparison("crop and flip, batched", "torchvision v2, per tensor", None, _weak_tensors, BOTH_FLOAT)
@@ -33,7 +33,7 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def cifar_shaped(count: int) -> Tensor:
-    """uint8, shape (count, 3, 32, 32): smooth like photographs, so that no operation finds a blank image."""
+    """Make images, uint8, (count, 3, 32, 32), as smooth as photographs, so that no operation gets a blank image."""
     draw = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 8, 8, generator=draw)
     smooth = torch.nn.functional.interpolate(coarse, 32, mode="bilinear")
@@ -41,7 +41,7 @@ def cifar_shaped(count: int) -> Tensor:
 
 
 def _batches() -> Callable[[], Tensor]:
-    """Each call gives the next batch of the shuffled set, uint8."""
+    """Return a function that returns the next batch of the shuffled set, uint8, at each call."""
     images, draw = cifar_shaped(SET), torch.Generator().manual_seed(0)
     return lambda: images.index_select(0, torch.randint(SET, (BATCH,), generator=draw))
 
@@ -82,6 +82,6 @@ def _weak_tensors() -> tuple[Work, Work]:
 def _share() -> tuple[Work, Work]:
     made, batch = trainer(LARGE)
     images = torch.cat([batch.images, batch.unlabelled])
-    images = torch.cat([images, images])  # as they are, and perturbed
+    images = torch.cat([images, images])  # unchanged and perturbed images
     policy = made.config.flat()["defense.policy"]
     return lambda: strong_view(images, batch.random, policy=policy), step(LARGE)

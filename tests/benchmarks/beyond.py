@@ -1,4 +1,4 @@
-"""ERAT's options beyond the paper: what each saves of a step. What each costs in accuracy stands in docs/speed.md."""
+"""Measures the time that each of ERAT's options beyond the paper saves; docs/speed.md has its cost in accuracy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Whole steps, views included, on the demo's network; one warm step, which costs no accuracy, has a bound."""
+    """Yield comparisons of whole steps with views on the demo network; `WARM`, at no cost in accuracy, has a bound."""
     for name, option in OPTIONS.items():
         bound = 0.5 if name == WARM else None
         yield Comparison(f"ERAT step, {name}", "ERAT step by default", bound, partial(_pair, SMALL, option))

@@ -1,4 +1,4 @@
-"""Two pieces of work in turn, in one process, on one thread, by process time; their ratio, pair by pair."""
+"""Times two pieces of work alternately, in one process and thread, by process time; gives the ratio of each pair."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Note = str | Callable[[float, float], str]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One line of the table, still to be measured.
+    """One line of the table that is still to be measured.
 
     Attributes:
         name: what is timed.
-        reference: what it is held against.
-        bound: the ratio that it should not exceed (with `at_least`: not fall below); none: shown, not judged.
+        reference: what it is compared with.
+        bound: the ratio that must not be exceeded (with `at_least`: that must be reached); none: shown only.
         prepare: called once; returns (ours, theirs), each to be called once per repeat.
-        note: what a reader should know of the setting; a function is told the seconds of both.
-        at_least: `bound` is the least that the ratio should be.
-        repeats: how many are counted; none: what the command line says.
-        wall: by wall clock instead of process time, where time passes in other processes or on the disk.
-        limit_ms: milliseconds that it should not exceed; then the ratio is not judged.
-        pairs: in the place of `prepare`, for what measures itself: called with the number of repeats.
+        note: what a reader should know about the setting; a function gets the seconds of both.
+        at_least: whether `bound` is the least ratio allowed.
+        repeats: number of counted repeats; none: the number of the command line.
+        wall: measure wall-clock time instead of process time, for work in other processes or on the disk.
+        limit_ms: milliseconds that must not be exceeded; the ratio is then shown only.
+        pairs: in place of `prepare`, for work that measures itself: called with the number of repeats.
     """
 
     name: str
@@ -45,7 +45,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds are medians over repeats; the ratio is the median of the pairs' ratios, with the smallest and largest."""
+    """The result of a comparison.
+
+    The seconds are medians over repeats; the ratio is the median of the ratios of the pairs, given with the least and
+    the largest.
+    """
 
     name: str
     reference: str
@@ -65,7 +69,7 @@ class Result:
 
 
 def measure(comparison: Comparison, repeats: int) -> Result:
-    """Run both in turn, `repeats` times after one round that is not counted."""
+    """Run both alternately, `repeats` times after one round that is not counted, and return the result."""
     repeats = comparison.repeats or repeats
     counted = comparison.pairs(repeats) if comparison.pairs else _in_turn(comparison, repeats)
     ratios = sorted(a / b for a, b in counted)
@@ -104,17 +108,17 @@ def _kept(comparison: Comparison, ratio: float, seconds: float) -> bool | None:
 
 
 def timed(work: Work, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     started = clock()
     work()
     return clock() - started
 
 
 def keep_freed_memory() -> None:
-    """Tell the C library, where it is glibc, to keep freed memory for the next allocation.
+    """Tell the C library, if it is glibc, to keep freed memory for the next allocation.
 
-    Else large tensors are mapped anew each time, at a price that the state of the heap decides: one run of a network
-    then takes up to three times as long as the next.
+    Otherwise, large tensors are mapped again each time, at a cost that depends on the state of the heap: one run of a
+    network then takes up to three times as long as the next.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""Two data-parallel workers against one: the same ERAT step on the same global batch, by wall clock."""
+"""Compares two data-parallel workers with one: the same ERAT step on the same global batch, by wall clock."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ AFTER_WARMUP = Clock(20)
 
 
 class Round(NamedTuple):
-    """Seconds of a step: of one worker, of two, of two that do not talk; and busy: processor time instead."""
+    """Seconds of a step of one worker, of two, and of two that do not communicate; `busy` means processor time."""
 
     one: float
     two: float
@@ -40,9 +40,10 @@ class Round(NamedTuple):
 
 
 def comparisons() -> Iterator[Comparison]:
-    """How much faster two are; what a busy machine leaves of that, and what communication takes, in lines of their own.
+    """Yield comparisons that show how much faster two workers are.
 
-    By wall clock, and so only true on a machine that has two cores for it.
+    Separate lines show what a busy machine leaves of that, and what communication takes. The figures are wall-clock
+    times, and so are valid only on a machine with two free cores.
     """
     measured = cache(rounds)
     one, two = "step of one worker", "step of two workers"
@@ -61,14 +62,14 @@ def comparisons() -> Iterator[Comparison]:
 
 
 def rounds(repeats: int) -> list[Round]:
-    """All three in turn, in one pair of processes."""
+    """Measure all three alternately, in one pair of processes."""
     with TemporaryDirectory() as folder:
         start_processes(work, (Path(folder), repeats), nprocs=WORKERS, start_method="spawn")
         return [Round(*row) for row in torch.load(Path(folder) / "seconds.pt").tolist()]
 
 
 def work(rank: int, folder: Path, repeats: int) -> None:
-    """What each process does; the slower one counts."""
+    """Measure the steps in one of the two processes; the time of the slower process counts."""
     torch.set_num_threads(1)
     keep_freed_memory()
     if "lo" in [name for _, name in socket.if_nameindex()]:
@@ -95,7 +96,7 @@ def work(rank: int, folder: Path, repeats: int) -> None:
 
 
 def _both_clocks(work: Work) -> tuple[float, float]:
-    """Seconds by wall clock and of the processor."""
+    """Return the seconds that a call takes by the wall clock and of the processor."""
     started = time.process_time()
     wall = timed(work)
     return wall, time.process_time() - started

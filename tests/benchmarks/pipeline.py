@@ -1,4 +1,4 @@
-"""An epoch of batches as the trainer makes them against a DataLoader over PIL images, on CIFAR-shaped images."""
+"""Compares an epoch of batches from the trainer with a DataLoader over PIL images, on CIFAR-shaped images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SET, BATCH = 5000, 128
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Both shuffle, crop, flip and give float batches of 128 with labels."""
+    """Yield the comparisons; both sides shuffle, crop and flip, and return float batches of 128 images with labels."""
     name, note = "epoch of batches", f"{SET} images, batches of {BATCH}, crop and flip"
     yield Comparison(name, "DataLoader over PIL images", None, partial(_pair, 0), note)
     wall = f"{note}; by wall clock"
@@ -31,7 +31,7 @@ def comparisons() -> Iterator[Comparison]:
 
 
 class PilSet(Dataset[tuple[Tensor, int]]):
-    """As torchvision's CIFAR10 is: an array, made a PIL image and transformed one at a time."""
+    """A data set like torchvision's CIFAR10: an array whose images become PIL images and are transformed one by one."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.arrays, self.labels = images.permute(0, 2, 3, 1).numpy(), labels.tolist()

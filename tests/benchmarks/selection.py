@@ -1,4 +1,4 @@
-"""Selection: scoring all images against the raw evaluation passes; rebalancing in milliseconds."""
+"""Measures selection: scoring all images, compared with the raw evaluation passes; rebalancing, in milliseconds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from erat.selection import scores, select
 from tests.benchmarks.augment import cifar_shaped
 from tests.benchmarks.harness import Comparison, Work
 
-SIZES = {"small": 4000, "resnet18": 200}  # images; ResNet-18 is what a real run has
+SIZES = {"small": 4000, "resnet18": 200}  # number of images; real runs use networks such as ResNet-18
 SAMPLES, LIMIT_MS = 50_000, 20.0
 
 
 def comparisons() -> Iterator[Comparison]:
-    """Two networks to be scored by; two numbers of classes to be balanced."""
+    """Yield comparisons for scoring by two networks and for rebalancing of two numbers of classes."""
     for network, count in SIZES.items():
         yield Comparison(
             f"scoring pass, {network}",

@@ -1,4 +1,4 @@
-"""One ERAT step (64 + 64 images) against its raw passes, a naive step, and every norm on every image."""
+"""Compares an ERAT step (64 + 64 images) with its raw passes, a naive step, and one with every norm on every image."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.benchmarks.harness import Comparison, Work
 
 STEPS = 7
 CLOCK = Clock(20, 0, 10)  # after warm-up, at full weight of the unlabelled loss
-PLAIN = {"defense.strong": False, "defense.weak": "none"}  # without views, which `augment` measures
+PLAIN = {"defense.strong": False, "defense.weak": "none"}  # no views, because `augment` measures them
 NAIVE = "naive: weight gradients in PGD, p(x) at every PGD step, one PGD per norm"
-# ResNet-18 at full width is what the passes of a real run cost; on a processor it needs a small batch to end today.
+# ResNet-18 at full width costs as much as the passes of a real run; on a CPU its batch must be small to take no hours.
 SMALL, LARGE = {"data.image_size": 28}, {"data.image_size": 32, "model.name": "resnet18"}
 IMAGES = {"small": 64, "resnet18": 4}  # labelled, and as many unlabelled
 
 
 def comparisons() -> Iterator[Comparison]:
-    """The demo's network on digits with 64 + 64 images; ResNet-18 with 4 + 4."""
+    """Yield comparisons for the demo's network on digits with 64 + 64 images, and for ResNet-18 with 4 + 4."""
     for size, network in ((SMALL, "small"), (LARGE, "ResNet-18")):
         plain = PLAIN | size
         name = f"ERAT step without views, {network}"
@@ -52,7 +52,7 @@ def _pair(
 
 
 def trainer(overrides: dict[str, Any]) -> tuple[Trainer, Batch]:
-    """A trainer on clean digits and one batch of its data."""
+    """Return a trainer on clean digits, and one batch of its data."""
     clean = {"corruption.data": "none", "corruption.labels": "none", "data.limit": 400}
     config = build("demo", clean | overrides)
     train, test = load(config.data)
@@ -64,13 +64,13 @@ def trainer(overrides: dict[str, Any]) -> tuple[Trainer, Batch]:
 
 
 def step(overrides: dict[str, Any]) -> Work:
-    """The step as the trainer makes it, optimizer and all."""
+    """Return the step as the trainer makes it, with the optimizer."""
     made, batch = trainer(overrides)
     return lambda: made._update(batch, CLOCK, Update())
 
 
 def raw(overrides: dict[str, Any]) -> Work:
-    """The same forward and backward passes with nothing between them."""
+    """Return the same forward and backward passes with nothing between them."""
     made, batch = trainer(overrides)
     network = made.defense.networks["main"]
     images = torch.cat([batch.images, batch.unlabelled])
@@ -90,7 +90,7 @@ def raw(overrides: dict[str, Any]) -> Work:
 
 
 def naive(overrides: dict[str, Any]) -> Work:
-    """The step as one writes it first."""
+    """Return the step in its simplest form, as a first version would be written."""
     made, batch = trainer(overrides)
     network, optimizer = made.defense.networks["main"], made._optimizer
     options: Any = made.config.defense

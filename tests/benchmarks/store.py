@@ -1,4 +1,4 @@
-"""A poisoned set out of the store against crafting it."""
+"""Compares reading a poisoned set from the store with crafting it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGES = 600
 
 
 def comparisons() -> Iterator[Comparison]:
-    """UHP of the demo preset; its source network is trained as part of the crafting."""
+    """Yield the comparison for UHP of the demo preset, whose source network is trained as part of the crafting."""
     with TemporaryDirectory() as folder:
         yield Comparison(
             "poisoned set from the store",

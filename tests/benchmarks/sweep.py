@@ -1,4 +1,4 @@
-"""The default sweep: what it takes on top of its trials' own training. Five minutes: run when named, or by `--long`."""
+"""Measures what the default sweep takes besides the training of its trials, in five minutes (if named, or `--long`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Spent:
-    """Slot-seconds of a finished sweep. `total` is slots x wall; the others are where it went."""
+    """The slot-seconds of a finished sweep: `total` is slots x wall-clock time, the other attributes are its parts."""
 
     total: float
     training: float
@@ -34,7 +34,7 @@ class Spent:
 
 
 def comparisons() -> Iterator[Comparison]:
-    """The whole, then its parts; `in trials, not training` is evaluation, checkpoints, and waiting for the driver."""
+    """Yield the whole and its parts; `in trials, not training` is evaluation, checkpoints, waiting for the driver."""
     with TemporaryDirectory() as folder:
         spent = _spent(Path(folder), _swept(Path(folder)), slots=os.cpu_count() or 1)
     lines = {
@@ -55,7 +55,7 @@ def _once(seconds: float, spent: Spent, repeats: int) -> Pairs:
 
 
 def _swept(folder: Path) -> dict[str, Any]:
-    """What `sweep --json` says at its end, its view passed on to standard error."""
+    """Run `sweep --json` and return what it prints at its end; its view goes to standard error."""
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     ended = subprocess.run(
         [sys.executable, "orchestrate.py", "sweep", "--space", "budgets", "--json"],
@@ -70,7 +70,7 @@ def _swept(folder: Path) -> dict[str, Any]:
 
 
 def _spent(folder: Path, content: dict[str, Any], slots: int) -> Spent:
-    """From the sweep's own figures and from when its files were written."""
+    """Compute where the time went, from the figures of the sweep and the times of its files."""
     wall, workspace = content["wall_seconds"], Workspace(folder)
     training = sum(run["train_seconds"] for run in content["runs"])
     cells = [workspace.run_directory(run["cell"]) for run in content["runs"]]
@@ -78,7 +78,7 @@ def _spent(folder: Path, content: dict[str, Any], slots: int) -> Spent:
     ended = [(cell / "result.json").stat().st_mtime for cell in cells]
     in_cells = sum(ended) - sum(begun)
     events = [json.loads(line) for line in workspace.ledger.read_text().splitlines()]
-    crafted = min(file.stat().st_mtime for file in workspace.crafted.glob(".*.lock"))  # opened when the crafting began
+    crafted = min(file.stat().st_mtime for file in workspace.crafted.glob(".*.lock"))  # created when the crafting began
     registered = next(event["time"] for event in events if event["event"] == "sweep")
     over = max(file.stat().st_mtime for file in workspace.report(content["name"]).iterdir())
     return Spent(

@@ -1,4 +1,4 @@
-"""What MLflow costs after each epoch as a share of the epoch."""
+"""Measures what MLflow costs after each epoch, as a share of the epoch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ AFTER_WARMUP = Clock(5)
 
 
 def comparisons() -> Iterator[Comparison]:
-    """The demo preset's ERAT on unpoisoned digits (as many as poisoned ones), logged to a fresh SQLite store."""
+    """Yield the comparison for ERAT of the demo preset on unpoisoned digits (as many as there are poisoned ones).
+
+    The epochs are logged to a new SQLite store.
+    """
     with TemporaryDirectory() as folder:
         yield Comparison(
             "an epoch's figures into MLflow",

@@ -1,6 +1,6 @@
-"""The table of the fuzz suite: `python -m tests.fuzz` tries every input and says, by group, what went wrong.
+"""Prints the table of the fuzz suite: `python -m tests.fuzz` tries every input and counts the faults of each group.
 
-`--keep` writes each input that fails into `tests/fuzz/corpus/`, where the tests find it from then on.
+`--keep` writes each input that fails to `tests/fuzz/corpus/`, so that the tests try it from then on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KINDS = ("traceback", "hang", "signal", "status", "text", "json", "outside")
 
 
 def main(arguments: list[str]) -> int:
-    """Print each new way to fail as it comes, and the table at the end; 1 if anything failed."""
+    """Print each new kind of failure at once, and the table at the end; return 1 if anything failed, else 0."""
     options = _parser().parse_args(arguments)
     rows: dict[str, Counter[str]] = {}
     failures: dict[tuple[str, ...], Input] = {}
@@ -72,14 +72,14 @@ def _run(sandbox: Sandbox, group: str, options: argparse.Namespace, note: Callab
 
 
 def keep(given: Input) -> None:
-    """Write an input into the corpus, under a name of its content."""
+    """Write an input to the corpus, with a file name that depends on its content."""
     text = json.dumps(given.as_json(), sort_keys=True)
     name = f"{given.group}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
     (CORPUS / name).write_text(text + "\n")
 
 
 def _shape(text: str) -> str:
-    """A fault without what differs from input to input."""
+    """Return a fault without the details that differ from input to input."""
     return "".join("#" if char.isdigit() else char for char in text)[:70]
 
 

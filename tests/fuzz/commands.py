@@ -1,4 +1,4 @@
-"""Inputs that are words: KEY=VALUE, grids, search spaces, verbs and their options."""
+"""Generates inputs on the command line: KEY=VALUE, grids, search spaces, verbs and their options."""
 
 from __future__ import annotations
 
@@ -137,14 +137,14 @@ ILL = {
     "train.precision": ["fp16", "1", "[fp32]"],
 }
 KEYS = sorted({key for name in DEFENSES.names() for key in known_keys(name)})
-# What a command line can carry: no NUL; bytes that are no UTF-8 arrive as surrogates.
+# Text that a command line can hold: without NUL; bytes that are not UTF-8 arrive as surrogates.
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40) | st.binary(
     min_size=1, max_size=12
 ).map(lambda raw: raw.replace(b"\0", b"").decode(errors="surrogateescape"))
 
 
 def keys() -> st.SearchStrategy[Input]:
-    """Words after a verb: right ones, wrong ones, and any."""
+    """Generate words after a verb: right ones, wrong ones, and arbitrary ones."""
     right = st.dictionaries(st.sampled_from(sorted(WELL)), st.none(), min_size=1, max_size=3).flatmap(
         lambda chosen: st.tuples(*(WELL[key].map(lambda value, key=key: f"{key}={value}") for key in chosen))
     )
@@ -161,7 +161,7 @@ def keys() -> st.SearchStrategy[Input]:
 
 
 def keys_of(words: Sequence[str], allowed: tuple[int, ...] = EITHER) -> Input:
-    """Options end before them: a word that begins with a hyphen is still one of these."""
+    """Make an input of these words; `--` comes before them, so that a word with a hyphen in front is no option."""
     return Input("keys", (*DRY, "--", *words), allowed=allowed)
 
 
@@ -214,7 +214,14 @@ SPACE = {
 
 
 def document(option: str, whole: dict[str, object], group: str, verb: str) -> st.SearchStrategy[Input]:
-    """A YAML file in which one place holds something else, and files that are none."""
+    """Generate YAML files with something else in one place, and files that are not YAML.
+
+    Args:
+        option: the option that names the file.
+        whole: a valid content.
+        group: the group of the inputs.
+        verb: the verb of the command.
+    """
 
     def given(content: bytes, allowed: tuple[int, ...] = EITHER) -> Input:
         words = (verb, option, "../data/x.yaml", "--dry-run", "--json", *(["--trials", "1"] if verb == "sweep" else []))
@@ -225,7 +232,7 @@ def document(option: str, whole: dict[str, object], group: str, verb: str) -> st
 
 
 def changes(whole: object) -> st.SearchStrategy[object]:
-    """`whole` with one of its parts replaced, taken away or added."""
+    """Generate `whole` with one of its parts replaced, removed or added."""
     places = list(_places(whole))
 
     def change(place: tuple[object, ...], junk: object, how: str) -> object:
@@ -252,7 +259,7 @@ def _places(content: object, above: tuple[object, ...] = ()) -> list[tuple[objec
 
 
 def grids() -> st.SearchStrategy[Input]:
-    """Files for --grid, and words for --only, --skip and --seeds."""
+    """Generate files for --grid, and words for --only, --skip and --seeds."""
     option = st.sampled_from(["--only", "--skip", "--seeds"])
     words = (
         st.sampled_from(["defense=ce corruption=up noise=symmetric", "defense", "defense=", "=ce", "x=y", "0,1", *ODD])
@@ -287,12 +294,12 @@ def grids() -> st.SearchStrategy[Input]:
 
 
 def spaces() -> st.SearchStrategy[Input]:
-    """Files for --space."""
+    """Generate files for --space."""
     return document("--space", SPACE, "spaces", "sweep")
 
 
 def verbs() -> st.SearchStrategy[Input]:
-    """Verbs with options that are wrong, doubled, or not theirs. None of these gets as far as to start anything."""
+    """Generate verbs with options that are wrong, doubled, or of another verb, none of which starts anything."""
     names = [
         "sweep",
         "matrix",
@@ -312,7 +319,7 @@ def verbs() -> st.SearchStrategy[Input]:
         *("--port=0", "--port=99999", "--folds=1", "--folds=x", "--name=../x", "--name=", "--format=exe", "--address"),
         *("-x", "--max-concurrent=0", "--seeds=", "--space=nothing", "--grid=nothing", "--labels=x"),
     ]
-    # An unknown option is refused before the value of any other is looked at, so it stands beside free text alone.
+    # An unknown option is refused before the values of other options are read, so free text needs only this one.
     refused = st.builds(
         lambda verb, option: Input("verbs", (verb, option), {}, WRONG), st.sampled_from(names), st.sampled_from(options)
     )

@@ -1,4 +1,4 @@
-"""All groups of the fuzz suite, how many inputs each gets, and those that are kept."""
+"""Lists the groups of the fuzz suite, how many inputs each gets, and the inputs that are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.fuzz.named import named
 from tests.fuzz.sandbox import Input, Outcome, Sandbox
 
 CORPUS = Path(__file__).parent / "corpus"
-# Inputs that are generated, in all of the suite; the named and kept ones come on top.
+# The number of generated inputs in the whole suite; the named and kept inputs are added to these.
 COUNTS = {
     **{"keys": 650, "data": 400, "ledger": 350, "grids": 170, "spaces": 130},
     **{"crafted": 110, "verbs": 130, "cells": 110, "disk": 50},
@@ -33,7 +33,7 @@ settings.register_profile(
 
 
 def strategies(sandbox: Sandbox) -> Mapping[str, st.SearchStrategy[Input]]:
-    """By group; the sandbox has its bases already."""
+    """Return the strategy of each group; the sandbox must have its bases already."""
     found = {
         **{"keys": commands.keys(), "grids": commands.grids(), "spaces": commands.spaces(), "verbs": commands.verbs()},
         **{"data": stored.data(), "ledger": stored.ledgers(sandbox), "crafted": stored.crafted(sandbox)},
@@ -44,7 +44,7 @@ def strategies(sandbox: Sandbox) -> Mapping[str, st.SearchStrategy[Input]]:
 
 
 def known() -> list[Input]:
-    """The named inputs, and those kept in `corpus/`: once found, for ever tried."""
+    """Return the named inputs, and those kept in `corpus/`, which are always tried once they have been found."""
     kept = (Input.from_json(json.loads(file.read_text())) for file in sorted(CORPUS.glob("*.json")))
     return [*named(), *kept]
 
@@ -56,7 +56,7 @@ def try_all(
     profile: str,
     note: Callable[[Input, Outcome], None],
 ) -> None:
-    """Generate inputs, run them, and tell `note` of each; all of them, whatever becomes of one."""
+    """Generate inputs, run all of them, even if some fail, and call `note` with each and its outcome."""
 
     @settings(settings.get_profile(profile), max_examples=count)
     @given(strategy)
@@ -68,5 +68,5 @@ def try_all(
 
 
 def possible(sandbox: Sandbox, given_input: Input) -> bool:
-    """Whether this system lets tests mount what the input needs."""
+    """Return whether this system lets tests mount the file systems that the input needs."""
     return sandbox.mounts or not (given_input.disk or given_input.read_only)

@@ -1,4 +1,4 @@
-"""Inputs that once failed, stand in a document as examples, or are what a person would do: one line each."""
+"""Lists inputs that once failed, are examples in a document, or are what a person would do: one line each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.fuzz.stored import CRAFT, IMAGES, LABELS, LINES, PIXELS, TABLE, TOY, 
 
 
 def named() -> list[Input]:
-    """All of them, in a fixed order."""
+    """Return all named inputs, in a fixed order."""
     return [*_named_commands(), *_named_data(), *_named_ledgers(), *_named_disks()]
 
 
 def _named_commands() -> list[Input]:
-    """Inputs that once failed, or stand in a document as examples."""
+    """Return inputs on the command line that once failed, or are examples in a document."""
     wrong = [
         "train.lr=1e308",
         "resources.cpu=100000",

@@ -1,4 +1,4 @@
-"""One input of the fuzz suite: the folder it lies in, how the command took it, and what must hold of that."""
+"""Runs inputs of the fuzz suite: the folder of an input, the outcome of the command, and the faults of an outcome."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PARTS = ("home", "data", "cwd", "user", "tmp")  # ERAT_HOME, the user's data, working folder, HOME, TMPDIR
 FINE, WRONG, EITHER = (0,), (2,), (0, 2)
-LONGEST = 900  # characters of an error's line: the names of all keys of a defense come to 800
-FOLDER, LINK = "folder", "link:"  # what a file may be instead of bytes
+LONGEST = 900  # characters of the line of an error: the names of all keys of a defense take 800
+FOLDER, LINK = "folder", "link:"  # what may be at the path of a file instead of bytes
 
 
 @dataclass(frozen=True)
 class Input:
-    """A command line and the files it meets.
+    """A command line and the files that it finds.
 
     Attributes:
-        group: as in the tables.
-        words: the command line; it runs in `cwd`, beside `data`, so that `../data/x.npz` is a user's file.
-        files: path below the sandbox's folder -> content, or FOLDER, or LINK and where it leads.
-        allowed: exit statuses that are right for it.
-        base: what the home holds to begin with; see `make_bases` in `tests/fuzz/stored.py`.
-        gone: paths of the base that are taken away.
-        disk: bytes of the file system that the home is on; none: as many as there are.
-        read_only: whether the home is mounted so that nothing can be written.
+        group: the group of the input in the tables.
+        words: the command line; it runs in `cwd`, next to `data`, so that `../data/x.npz` is a user's file.
+        files: path below the sandbox's folder -> content, or FOLDER, or LINK and the target of the link.
+        allowed: the exit statuses that are right for it.
+        base: the initial content of the workspace; see `make_bases` in `tests/fuzz/stored.py`.
+        gone: paths of the base that are removed.
+        disk: bytes of the file system of the workspace; none: no limit.
+        read_only: whether the workspace is mounted read-only.
     """
 
     group: str
@@ -47,7 +47,7 @@ class Input:
     read_only: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """What is kept of a found input; `from_json` reads it."""
+        """Return the input as JSON-like values, which `from_json` reads."""
         files = {
             name: content if isinstance(content, str) else {"base64": base64.b64encode(content).decode()}
             for name, content in self.files.items()
@@ -56,7 +56,7 @@ class Input:
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Input:
-        """An input as `as_json` wrote it."""
+        """Return the input that `as_json` wrote."""
         files = {
             name: content if isinstance(content, str) else base64.b64decode(content["base64"])
             for name, content in kept["files"].items()
@@ -65,7 +65,7 @@ class Input:
         return cls(**{**kept, **lists, "files": files})
 
     def __repr__(self) -> str:
-        """The command line, and what is special about the files: enough to see what failed."""
+        """Return the command line and what is special about the files, enough to see what failed."""
         files = [f"{name}={content if len(content) < 60 else content[:50]!r}" for name, content in self.files.items()]
         words = shlex.join(
             word if len(word) < 200 else f"{word[:60]}...({len(word)} characters)" for word in self.words
@@ -77,10 +77,15 @@ class Input:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command took an input.
+    """The outcome of a command on an input.
 
     Attributes:
-        written: paths that changed outside the home.
+        code: exit status; none if a signal ended the command.
+        signal: number of the signal that ended it, or none.
+        hung: whether it did not end in time.
+        seconds: how long it took.
+        out, err: what it wrote to standard output and standard error.
+        written: paths that changed outside the workspace.
     """
 
     code: int | None
@@ -92,7 +97,7 @@ class Outcome:
     written: tuple[str, ...]
 
     def faults(self, given: Input) -> dict[str, str]:
-        """What is wrong, by kind: traceback, hang, signal, status, text, json, outside. Nothing: all is well."""
+        """Return the faults by kind (traceback, hang, signal, status, text, json, outside); empty if there are none."""
         lines = self.err.splitlines()
         last = lines[-1] if lines else "(nothing on standard error)"
         faults = {}
@@ -133,7 +138,7 @@ def _json_fault(out: str) -> str | None:
 
 
 class Sandbox:
-    """Runs inputs, each in a folder of its own and a copy of one process. Start it once, and close it."""
+    """Runs inputs, each in its own folder and in a copy of one process. Create it once, and close it."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -171,10 +176,10 @@ class Sandbox:
         return answer
 
     def run(self, given: Input, *, keep: Path | None = None) -> Outcome:
-        """Lay out an input, run it, and clean up.
+        """Write the files of an input, run it, and clean up.
 
         Args:
-            keep: where the home goes afterwards, to be a base of others.
+            keep: where to move the workspace afterwards, so that it becomes a base of other inputs.
         """
         self._number += 1
         place = self.folder / str(self._number)
@@ -219,7 +224,7 @@ def _remove(file: Path) -> None:
 
 
 def _snapshot(place: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Path, size and time of what lies outside the home."""
+    """Yield path, size and time of every file outside the workspace."""
     for part in PARTS[1:]:
         for folder, _, names in os.walk(place / part):
             for name in (*names, "."):

@@ -1,4 +1,4 @@
-"""A fork server: one process that has imported everything, of which each input gets a fresh copy within milliseconds.
+"""Runs a fork server: a process that has imported everything, of which each input gets a new copy in milliseconds.
 
 `python -m tests.fuzz.server` reads one JSON object a line from standard input, {"folder": ..., "words": [...],
 "disk": bytes or null, "read_only": bool}, runs the command `words` inside `folder` (see `tests/fuzz/sandbox.py`), and
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 20.0  # seconds that an input may take
-MEMORY = 6 * 2**30  # bytes of address space beyond what the imports have
-FILE = 256 * 2**20  # bytes that one file may grow to
+MEMORY = 6 * 2**30  # bytes of address space beyond those of the imports
+FILE = 256 * 2**20  # largest size of a file in bytes
 MODULES = (
     "orchestration.cli",
     *(
@@ -60,7 +60,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Import, say whether disks can be mounted, and answer until standard input ends."""
+    """Import everything, report whether disks can be mounted, and answer until standard input ends."""
     private = _private_namespaces()
     _prepare()
     answers = os.fdopen(os.dup(1), "w")
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _private_namespaces() -> bool:
-    """Leave the network, and have mounts of one's own; whether the system allows it."""
+    """Move to private network and mount namespaces, and return whether the system allows it."""
     kinds = _CLONE_NEWNS | _CLONE_NEWNET | (0 if os.geteuid() == 0 else _CLONE_NEWUSER)
     user, group = os.geteuid(), os.getegid()
     if _LIBC.unshare(kinds) != 0:
@@ -89,7 +89,7 @@ def _private_namespaces() -> bool:
 
 
 def _prepare() -> None:
-    """Everything that a command may import, with one thread, and the registered parts."""
+    """Import everything that a command may import, with one thread, and load all registered parts."""
     import torch
 
     torch.set_num_threads(1)
@@ -114,7 +114,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str 
 
 
 def _run(order: dict[str, Any]) -> dict[str, Any]:
-    """One command in a copy of this process."""
+    """Run one command in a copy of this process, and return its outcome."""
     began = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -123,7 +123,7 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
     if hung:
         os.killpg(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # what it started and left behind
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # processes that it left behind
         os.killpg(child, signal.SIGKILL)
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) and not hung else None
@@ -131,7 +131,7 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ends(child: int, began: float) -> bool:
-    """Wait for a process; false if it takes more than its time, of which a busy machine gives it more."""
+    """Wait for a process and return whether it ended within its time, which is longer on a busy machine."""
     with open(os.pidfd_open(child), "rb", closefd=True) as handle:
         while True:
             busy = min(2.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
@@ -143,7 +143,7 @@ def _ends(child: int, began: float) -> bool:
 
 
 def _become(order: dict[str, Any]) -> None:
-    """Turn this process into the command; never returns."""
+    """Turn this process into the command; this never returns."""
     code = 1
     try:
         os.setpgid(0, 0)
@@ -166,7 +166,13 @@ def _become(order: dict[str, Any]) -> None:
 
 
 def _enter(folder: Path, disk: int | None, read_only: bool) -> None:
-    """Environment, folders, streams and limits of a command; `disk`: bytes that its home has."""
+    """Set the environment, folders, streams and limits of a command.
+
+    Args:
+        folder: the folder of the input.
+        disk: size of the workspace's file system in bytes; none: no limit.
+        read_only: whether the workspace is mounted read-only.
+    """
     workspace = folder / "home"
     if disk is not None:
         _mount("tmpfs", str(workspace), "tmpfs", 0, f"size={disk}")

@@ -1,4 +1,4 @@
-"""No input makes a traceback, a hang, a wrong exit status, or a file outside ERAT_HOME."""
+"""Tests that no input causes a traceback, a hang, a wrong exit status, or a file outside ERAT_HOME."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.fuzz.sandbox import Input, Outcome, Sandbox
 from tests.fuzz.stored import make_bases
 
 PROFILE = os.environ.get("ERAT_FUZZ", "ci")
-SHARE = 16  # of the inputs, one in so many is tried where slow tests are left out
+SHARE = 16  # one in this many inputs is tried if slow tests are left out
 MORE = 10 if PROFILE == "long" else 1
 
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    """One process that all inputs are copies of."""
+    """Provide the sandbox, whose one process is copied for every input."""
     opened = Sandbox()
     try:
         make_bases(opened)
@@ -32,7 +32,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def check(sandbox: Sandbox, tried: Input) -> None:
-    """Run an input; what is wrong comes with the command line, the files and the end of what was said."""
+    """Run an input; a failure shows the command line, the files and the end of standard error."""
     if possible(sandbox, tried):
         outcome = sandbox.run(tried)
         faults = outcome.faults(tried)

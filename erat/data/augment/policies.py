@@ -4,9 +4,9 @@ Source: Cubuk et al., "AutoAugment: Learning Augmentation Strategies from Data" 
 magnitude ranges of the torchvision implementation. A published policy has 25 sub-policies; a sub-policy has two steps,
 each of an operation, its probability and its magnitude index 0..9 (None: the operation has no magnitude).
 
-"digits" is this project's own: half of the operations of the published policies are photometric, and these either do
-nothing to ink on a blank page or turn it into its negative. On validation data it is better than "cifar10" and "svhn"
-for MNIST.
+"digits" is this project's own: the published policies are half photometric, and photometric operations either do
+nothing to ink on a blank page or turn it into its negative. On validation data of MNIST it is better than "cifar10" and
+"svhn".
 """
 
 from __future__ import annotations
