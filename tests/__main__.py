@@ -1,4 +1,4 @@
-"""Run all checks in one go: style, documentation, types, tests. `python -m tests --help` says how, from the repository's root."""
+"""Run all checks in one go: style, pages, types, tests. `python -m tests --help`, from the root, says how."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests",
-        description="Style, documentation, types and tests. All other words go to pytest: paths, -k, -x, --durations, ...",
+        description="Style, pages, types and tests. All other words go to pytest: paths, -k, -x, --durations, ...",
         allow_abbrev=False,
     )
     parser.add_argument("--slow", action="store_true", help="slow tests too")

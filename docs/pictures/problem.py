@@ -1,4 +1,4 @@
-"""Draw problem.png from problem.csv: `python docs/pictures/problem.py`. docs/defenses.md says where the numbers are from."""
+"""Draw problem.png from problem.csv; docs/defenses.md says where the numbers are from."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ NOISES = {
     "asymmetric 0.4": "asymmetric: 40 % of five classes' labels,\nto a similar class",
 }
 INK, MUTED, PLAIN, ROBUST = "#1f2430", "#5b6270", "#9aa3b2", "#3f51b5"
+STYLE = {"font.size": 11, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": MUTED}
 
 
-@matplotlib.rc_context({"font.size": 11, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": MUTED})
+@matplotlib.rc_context(STYLE)
 def main() -> None:
     """One panel a label noise: plain training on clean, half and wholly corrupted data, then ERAT on the latter."""
     with (HERE / "problem.csv").open(newline="") as file:

@@ -20,7 +20,9 @@ ROOT = HERE = Path(__file__).parents[2]
 LISTED = subprocess.run(
     ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
 ).stdout.split()
-FILES = LISTED or [path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()]  # no git: an archive
+FILES = LISTED or [
+    path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()
+]  # no git: an archive
 PAGES = sorted(name for name in FILES if name.endswith(".md") and (ROOT / name).is_file())
 
 # Files that a page tells its reader to make, and files of the projects that comparison.md read.
@@ -92,9 +94,7 @@ def broken_links(page: str) -> Iterator[str]:
             continue
         path, _, anchor = target.partition("#")
         file = (ROOT / page).parent / path if path else ROOT / page
-        if not file.exists():
-            yield target
-        elif anchor and anchor not in slugs(file.resolve().relative_to(ROOT).as_posix()):
+        if not file.exists() or (anchor and anchor not in slugs(file.resolve().relative_to(ROOT.resolve()).as_posix())):
             yield target
 
 
@@ -158,7 +158,9 @@ def test_links_of_the_site_lead_where_those_of_the_repository_do() -> None:
     def seen(words: str, page: str) -> str:
         return str(hook.on_page_markdown(words, SimpleNamespace(file=SimpleNamespace(src_uri=page))))
 
-    assert seen("[a](scale.md#b) ![c](d.png) [e](https://f)", "index.md") == "[a](scale.md#b) ![c](d.png) [e](https://f)"
+    assert (
+        seen("[a](scale.md#b) ![c](d.png) [e](https://f)", "index.md") == "[a](scale.md#b) ![c](d.png) [e](https://f)"
+    )
     assert seen("[a](../CONTRIBUTING.md#b)", "cluster.md") == "[a](contributing.md#b)"
     assert seen("[a](../docs/cluster.md)", "containers.md") == "[a](cluster.md)"
     assert seen("[a](docs/cluster.md#b) [c](LICENSE)", "contributing.md") == "[a](cluster.md#b) c (`LICENSE`)"
