@@ -1,4 +1,4 @@
-"""Runs all checks: style, types, tests. Call `python -m tests --help` in the root of the repository for its options."""
+"""Runs all checks: style, pages, types, tests. `python -m tests --help`, in the root of the repository, has the options."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests",
-        description="Style, types and tests. All other words go to pytest: paths, -k, -x, --durations, ...",
+        description="Style, pages, types and tests. All other words go to pytest: paths, -k, -x, --durations, ...",
         allow_abbrev=False,
     )
     parser.add_argument("--slow", action="store_true", help="slow tests too")
@@ -63,12 +64,22 @@ def _parser() -> argparse.ArgumentParser:
 def _everything(marks: str, words: Sequence[str], folder: Path) -> list[int]:
     """Run the style checks, then the tests, with mypy beside the tests that run one at a time and leave a core free."""
     codes = [_status(subprocess.run(command, check=False).returncode) for command in STYLE]
+    codes += _site(folder)
     with (folder / "mypy").open("w+") as said, subprocess.Popen(TYPES, stdout=said, stderr=said) as types:
         codes += _tests(marks, words, folder, os.environ)
         codes.append(_status(types.wait()))
         said.seek(0)
         print(f"mypy: {said.read()}", end="")
     return codes
+
+
+def _site(folder: Path) -> list[int]:
+    """Build the pages of docs/ as a site, where a warning is a fault; nothing where MkDocs is not installed."""
+    if find_spec("mkdocs") is None or find_spec("material") is None:
+        return []
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder / "site")]
+    quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # about the future of MkDocs, not of these pages
+    return [_status(subprocess.run(command, check=False, env=quiet).returncode)]
 
 
 def _tests(marks: str, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> list[int]:
