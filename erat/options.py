@@ -125,23 +125,29 @@ class CorruptionOptions(Section):
     What a kind adds may be given as none, which stands for its default.
     """
 
-    data: str = "none"
+    data: str = Field("none", description="perturbation of the training images (poison)")
     norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
     epsilon: Number | None = Field(None, ge=0, description="budget in pixel units of 1.0; none: customary for the set")
     granularity: Literal["class", "sample"] | None = Field(None, description="one perturbation per class or per image")
     share: Number = Field(1.0, gt=0, le=1, description="share of the images that are poisoned, drawn by the seed")
     source: str | None = Field("resnet18", description="network that perturbations are crafted against")
-    source_epochs: int | None = Field(30, ge=1, le=MOST_EPOCHS, description="epochs of its training on clean data")
-    source_weights: str | None = Field(None, description="file with its weights; none: trained here")
-    source_weights_digest: str | None = Field(None, description="of that file; filled in")
-    labels: LabelKind = "none"
+    source_epochs: int | None = Field(
+        30, ge=1, le=MOST_EPOCHS, description="epochs for which the source network is trained on clean data"
+    )
+    source_weights: str | None = Field(
+        None, description="file with the weights of the source network; none: it is trained here"
+    )
+    source_weights_digest: str | None = Field(None, description="digest of source_weights; filled in")
+    labels: LabelKind = Field("none", description="kind of label noise in the training labels")
     labels_file: str | None = Field(None, description="CIFAR-N's file, for the human-* labels")
-    labels_file_digest: str | None = Field(None, description="of that file; filled in")
-    rate: Number | None = Field(0.6, ge=0, le=1, description="share of labels that are wrong; human labels have theirs")
-    generator: Literal["cores", "pdn"] | None = Field("cores", description="which instance-dependent noise")
+    labels_file_digest: str | None = Field(None, description="digest of labels_file; filled in")
+    rate: Number | None = Field(
+        0.6, ge=0, le=1, description="share of the labels that are wrong; none: human labels, which have their own"
+    )
+    generator: Literal["cores", "pdn"] | None = Field("cores", description="labels=instance: which published generator")
     include_self: bool = Field(False, description="symmetric noise may draw the true class again")
     exact: bool = Field(True, description="flip exactly rate * N labels, not each with probability rate")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="decides which images and labels are corrupted, and how")
 
     @classmethod
     def own_keys(cls) -> list[str]:

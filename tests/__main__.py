@@ -1,4 +1,4 @@
-"""Runs all checks: style, pages, types, tests. `python -m tests --help`, in the root of the repository, has the options."""
+"""Runs all checks: style, pages, types, tests. `python -m tests --help` in the root of the repository has options."""
 
 from __future__ import annotations
 

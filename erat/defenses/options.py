@@ -25,9 +25,9 @@ class PerturbationOptions(DefenseOptions):
         None, ge=0, le=1, description="l_inf budget; none: customary for the data set"
     )
     epsilon_2: Free[Number | None] = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
-    steps: int = Field(7, ge=1, le=10_000, description="T")
+    steps: int = Field(7, ge=1, le=10_000, description="steps of PGD, T in the paper")
     step_ratio: Free[Number] = Field(0.2, gt=0, description="step size as a share of the budget")
-    random_start: bool = True
+    random_start: bool = Field(True, description="PGD starts at a random point of the ball, not at the image")
     l2_update: Literal["ball", "literal"] = Field(
         "ball", description="l_2: normalised step, projection on the ball; literal: the paper's sign and clip"
     )
@@ -157,13 +157,13 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     splits: Literal["together", "in_turn"] = Field(
         "together", description="in_turn: the second network's split is made after the first has trained"
     )
-    temperature: Free[Number] = Field(0.5, gt=0, le=1, description="of sharpening")
-    mixup_alpha: Free[Number] = Field(4.0, gt=0, description="of the Beta distribution")
+    temperature: Free[Number] = Field(0.5, gt=0, le=1, description="temperature by which pseudo-labels are sharpened")
+    mixup_alpha: Free[Number] = Field(4.0, gt=0, description="parameter of the Beta distribution of mixup")
     lambda_u: Free[Number | None] = Field(
         None, ge=0, description="weight of the unlabelled loss; none: as the paper has it"
     )
-    ramp_epochs: Free[Number] = Field(16.0, ge=0)
-    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
+    ramp_epochs: Free[Number] = Field(16.0, ge=0, description="epochs after the warm-up in which lambda_u grows from 0")
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
     confidence_penalty: bool | None = Field(
         None, description="negative entropy beside the warm-up's cross-entropy; none: under asymmetric noise alone"
     )
@@ -200,8 +200,8 @@ class UniconOptions(MixMatchOptions):
     selector: Literal["rebalance", "mixture", "jsd", "errors"] = "jsd"
     exchange: Literal["crossed", "joint"] = "joint"
     strong: bool = True
-    contrastive_weight: Number = Field(0.025, ge=0)
-    contrastive_temperature: Free[Number] = Field(0.05, gt=0)
+    contrastive_weight: Number = Field(0.025, ge=0, description="weight of the contrastive loss")
+    contrastive_temperature: Free[Number] = Field(0.05, gt=0, description="temperature of the contrastive loss")
 
     def default_lambda_u(self, setting: Setting) -> float:
         return 30.0
@@ -213,14 +213,14 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     name: Literal["mspl"] = "mspl"
     selector: Literal["rebalance", "mixture", "jsd", "errors"] = "errors"
     adversarial: bool = Field(True, description="false: the pair's second view is another weak one")
-    momentum: Free[Number] = Field(0.99, ge=0, lt=1, description="of the prototypes")
-    prototype_temperature: Free[Number] = Field(0.1, gt=0)
-    contrastive_temperature: Free[Number] = Field(0.1, gt=0)
-    contrastive_weight: Free[Number] = Field(0.1, ge=0)
-    temperature: Free[Number] = Field(0.5, gt=0, le=1, description="of sharpening")
+    momentum: Free[Number] = Field(0.99, ge=0, lt=1, description="momentum of the running mean that each prototype is")
+    prototype_temperature: Free[Number] = Field(0.1, gt=0, description="temperature of the similarity to prototypes")
+    contrastive_temperature: Free[Number] = Field(0.1, gt=0, description="temperature of the contrastive loss")
+    contrastive_weight: Free[Number] = Field(0.1, ge=0, description="weight of the contrastive loss")
+    temperature: Free[Number] = Field(0.5, gt=0, le=1, description="temperature by which pseudo-labels are sharpened")
     lambda_u: Free[Number] = Field(1.0, ge=0, description="weight of the pseudo-labels' loss")
-    ramp_epochs: Free[Number] = Field(16.0, ge=0)
-    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
+    ramp_epochs: Free[Number] = Field(16.0, ge=0, description="epochs after the warm-up in which lambda_u grows from 0")
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
 
 
 class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
@@ -240,9 +240,9 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     weak: Literal["erase", "crop", "none"] = "erase"
     strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
     # Loss, Eqs. 8-9
-    lambda_u: Free[Number] = Field(25.0, ge=0)
-    ramp_epochs: Free[Number] = Field(16.0, ge=0)
+    lambda_u: Free[Number] = Field(25.0, ge=0, description="weight of the unlabelled loss after its ramp (Eq. 9)")
+    ramp_epochs: Free[Number] = Field(16.0, ge=0, description="epochs after the warm-up in which lambda_u grows from 0")
     reduction: Free[Literal["mean", "sum"]] = Field(
         "mean", description="squared errors over classes: mean, or Eq. 8's sum"
     )
-    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
