@@ -136,12 +136,6 @@ def decode_all(sources: Sequence[Source], size: int) -> list[Decoded | str]:
         return list(pool.map(partial(decode, size=size), sources))
 
 
-def read_one(path: Path, size: int) -> Decoded | None:
-    """One file as `decode` reads it; None if broken."""
-    image = decode(path, size)
-    return None if isinstance(image, str) else image
-
-
 def decode(source: Source, size: int) -> Decoded | str:
     """One image, upright: short side resized to `size` (bilinear, antialiased), centre cut out; a reason if broken.
 

@@ -15,10 +15,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from erat.errors import StorageError, UserError
+from erat.versions import versions
 from orchestration.storage.workspace import Workspace
 
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "pydantic", "mlxtend")  # what a worker's numbers depend on
@@ -62,15 +62,9 @@ class Node:
         return ", ".join([*counted, *kinds])
 
 
-def versions() -> dict[str, str]:
-    """Of everything on which a result may depend."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return {"python": platform.python_version()} | found | {"this project's code": _code_digest()}
+def deciding() -> dict[str, str]:
+    """Versions of everything on which a result may depend."""
+    return {"python": platform.python_version(), **versions(*PACKAGES), "this project's code": _code_digest()}
 
 
 def _code_digest() -> str:
@@ -116,7 +110,7 @@ def _probe(folder: Path, word: str) -> Path:
 def look(root: str, place: str | None, word: str) -> Sight:
     """What this machine has, and whether it sees the token and can write beside it."""
     free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
-    return Sight(socket.gethostname(), versions(), round(free, 1), _blind(Workspace(Path(root)).sharing(place), word))
+    return Sight(socket.gethostname(), deciding(), round(free, 1), _blind(Workspace(Path(root)).sharing(place), word))
 
 
 def _blind(workspace: Workspace, word: str) -> str | None:
@@ -147,7 +141,7 @@ def problem(node: Node) -> str | None:
         return f"node {node.name} {node.silent}"
     if node.sight.blind is not None:
         return f"node {node.name} {node.sight.blind}"
-    for name, mine in versions().items():
+    for name, mine in deciding().items():
         if (theirs := node.sight.versions.get(name)) != mine:
             return f"node {node.name} has {name} {theirs}, this machine {mine}: they must be the same"
     return None

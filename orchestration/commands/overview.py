@@ -21,6 +21,7 @@ from orchestration.report.grid import grid_table
 from orchestration.report.matrix import matrix_view, summary_sentences
 from orchestration.report.notation import accuracy, duration
 from orchestration.report.summary import best, paste_command, summary_table
+from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
@@ -280,7 +281,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
 
 
 def _heard(workspace: Workspace, row: Trial) -> float | None:
-    return heard(workspace.run_directory(row.cell)) if row.status == "running" else None
+    return heard(RunDirectory(workspace, row.cell)) if row.status == "running" else None
 
 
 def watch(workspace: Workspace, name: str, console: Console) -> dict[str, Any]:

@@ -6,25 +6,19 @@ import os
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from erat.versions import versions
+
 
 def environment() -> dict[str, Any]:
     """Versions, commit and machine: what one needs to run this again."""
-    packages = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "mlxtend")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "absent"
     return {
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "mlxtend"),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
         "platform": platform.platform(),

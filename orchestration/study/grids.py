@@ -83,11 +83,6 @@ def _read(name: str) -> dict[str, Any]:
     return content
 
 
-def grid_names() -> list[str]:
-    """All grids that come with the project."""
-    return sorted(file.stem for file in GRIDS.glob("*.yaml") if file.stem != "base")
-
-
 def load_grid(name: str) -> GridSpec:
     """A grid by name, or by path to a YAML file.
 
