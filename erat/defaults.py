@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from erat.errors import UserError
+from erat.errors import UserError, shown
 from erat.paths import user_path
 from erat.records import DamagedError, open_regular
 from erat.registry import CORRUPTIONS
@@ -94,6 +94,11 @@ def file_digest(path: Path, what: str) -> str:
         with open_regular(user_path(path, what)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]  # type: ignore[arg-type]
     except OSError as error:
-        raise UserError(f"{what} must be a readable file, got {path}: {error.strerror}") from error
+        raise UserError(f"{what} must be a readable file, got {_plain(path)}: {error.strerror}") from error
     except DamagedError as error:
-        raise UserError(f"{what} must be a readable file, got {path}: {error}") from error
+        raise UserError(f"{what} must be a readable file, got {_plain(path)}: {error}") from error
+
+
+def _plain(path: Path) -> str:
+    """A path in one line of a message, control characters escaped."""
+    return shown(str(path), 300)[1:-1]
