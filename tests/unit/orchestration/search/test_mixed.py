@@ -71,7 +71,7 @@ def search(workspace: Workspace, total: int) -> list[dict[str, Any]]:
     while (trial := queue.next()) is not None:
         ended = outcome(trial.cell, trial.params)
         ledger.finish(ended, sweep="mixed")
-        queue.complete(trial.number, ended)
+        queue.record(trial.number, ended)
     return [queue.trials[number].params for number in range(total)]
 
 
