@@ -1,7 +1,8 @@
 """Names for the parts that a configuration chooses: data sets, corruptions, defenses, backbones.
 
 An entry is a line `name -> "module:attribute"`. It is imported when it is asked for, so listing names costs nothing
-and a part that nobody uses is never loaded.
+and a part that nobody uses is never loaded. Other packages add theirs (`erat.registration`); their plugins are loaded
+when all names are listed, or a name is not known.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from erat.errors import unknown_name
+from erat import plugins
+from erat.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,28 +36,42 @@ class Registry(Generic[T]):
         self.kind = kind
         self._targets: dict[str, str] = {}
         self._loaded: dict[str, T] = {}
+        self._added: dict[str, str | T] = {}  # by the running program itself: a plugin is found by every process
         for name, target in entries.items():
-            self.add(name, target)
+            self._targets[name] = target
 
     def add(self, name: str, target: str | T) -> None:
         """Register one more part, by "module:attribute" or as the object itself.
 
         Raises:
-            ValueError: the name is taken.
+            UserError: the name is taken.
         """
         if name in self._targets:
-            raise ValueError(f"{self.kind} {name!r} is registered twice: {self._targets[name]} and {target}")
-        if isinstance(target, str):
-            self._targets[name] = target
-        else:
-            self._targets[name] = f"{type(target).__module__}:{name}"
+            raise UserError(f"{self.kind} {name!r} is registered twice: {self._targets[name]} and {_place(target)}")
+        self._targets[name] = _place(target)
+        if not isinstance(target, str):
             self._loaded[name] = target
+        if not plugins.loading():
+            self._added[name] = target
+
+    def remove(self, name: str) -> None:
+        """Take out a part that is there."""
+        del self._targets[name]
+        self._loaded.pop(name, None)
+        self._added.pop(name, None)
+
+    def added(self) -> dict[str, str | T]:
+        """What the running program registered by itself, as it was given to `add`; other processes lack it."""
+        return dict(self._added)
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
+        plugins.load()
         return sorted(self._targets)
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._targets:
+            plugins.load()
         return name in self._targets
 
     def __getitem__(self, name: str) -> T:
@@ -64,12 +80,21 @@ class Registry(Generic[T]):
         Raises:
             UserError: no such name; the message lists near matches.
         """
-        if name not in self._targets:
-            raise unknown_name(self.kind, name, self._targets)
+        if name not in self:
+            missing = unknown_name(self.kind, name, self._targets)
+            raise UserError("; ".join([str(missing), *plugins.faults]))
         if name not in self._loaded:
             module, _, attribute = self._targets[name].partition(":")
             self._loaded[name] = getattr(import_module(module), attribute)
         return self._loaded[name]
+
+
+def _place(target: object) -> str:
+    """Return where a part comes from, as "module:attribute"."""
+    if isinstance(target, str):
+        return target
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return f"{named.__module__}:{named.__qualname__}"  # type: ignore[attr-defined]
 
 
 DATASETS: Registry[ImageSource] = Registry(

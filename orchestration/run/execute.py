@@ -8,12 +8,8 @@ reads these; nothing else flows back.
 from __future__ import annotations
 
 import json
-import resource
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from itertools import chain
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,17 +17,17 @@ import yaml
 
 from erat.config import RunConfig
 from erat.corruption.base import Progress, silent
-from erat.corruption.pipeline import corrupted_set
 from erat.data.types import CorruptedSet
 from erat.engine.checkpoint import save
 from erat.engine.evaluation import confusion
 from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport
-from erat.engine.trainer import Trainer, choose_device
+from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from erat.files import write_atomic
 from erat.result import RunResult, summarise
+from erat.training import Training, peak_memory_mb, threads
 from orchestration.run.directory import ENDS, MOVING, STATE, _write_metrics, keep_result, read_metrics, read_result
 from orchestration.run.environment import environment
 from orchestration.run.heartbeat import at_work
@@ -96,45 +92,32 @@ def execute_run(
         return result
 
 
-@contextmanager
-def threads(config: RunConfig) -> Iterator[None]:
-    """Torch with `resources.cpu` threads, so that a run's sums are rounded alike wherever it is started from."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.resources.cpu)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _train(
     config: RunConfig, workspace: Workspace, folder: Path, on_epoch: OnEpoch | None, progress: Progress
 ) -> RunResult:
     ranks = Ranks.current()
     cell = config.digest()
     try:
-        data = corrupted_set(config, workspace.store(), progress)
-        if choose_device(config).type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        trainer = Trainer(config, data, ranks, folder, told_to_leave=requested)
+        run = Training(
+            config, workspace.store(), folder=folder, ranks=ranks, told_to_leave=requested, progress=progress
+        )
+        trainer = run.trainer
         if ranks.first:  # a row of an epoch that the checkpoint does not have is of one that will be trained again
             _write_metrics(folder, trainer.history)
         status = "done"
-        # After a restart the last epoch is told again: its listener may have died before it could say "stop here".
-        told = len(trainer.history)
-        for _ in chain(trainer.history[-1:], trainer.run()):
+        for history, new in run.epochs():
             if ranks.first:
-                _write_metrics(folder, trainer.history)
+                _write_metrics(folder, history)
                 # The checkpoint of an epoch that is told again came from there, and must not become the one before it.
-                workspace.send(cell, *(MOVING if len(trainer.history) > told else ("metrics.jsonl",)))
-            if not ranks.agree(on_epoch is None or on_epoch(trainer.history)):
+                workspace.send(cell, *(MOVING if new else ("metrics.jsonl",)))
+            if not ranks.agree(on_epoch is None or on_epoch(history)):
                 status = "stopped"
                 break
         predicted = trainer.predict_test()
-        result = summarise(cell, status, [asdict(report) for report in trainer.history])
         if ranks.first:
             _write_metrics(folder, trainer.history)
-            _write_artifacts(folder / "artifacts", config, data, trainer, confusion_of(data, predicted))
+            _write_artifacts(folder / "artifacts", config, run.data, trainer, confusion_of(run.data, predicted))
+        return run.result(status)
     except Interrupted as reason:
         if ranks.first:
             _write_metrics(folder, trainer.history)
@@ -153,17 +136,13 @@ def _train(
             raise
         result = summarise(cell, "failed", read_metrics(folder))
         result.error = _reason(error)
-        result.peak_memory_mb = _peak_memory_mb(config)
+        result.peak_memory_mb = peak_memory_mb(config)
         if ranks.first:
             write_atomic(folder / "error.txt", traceback.format_exc().encode())
         if not shared:
             keep_result(workspace, result)
             raise
         return result
-    result.peak_memory_mb = _peak_memory_mb(config)
-    result.noise_rate = data.manifest["labels"].get("noise_rate")
-    result.checksum = data.manifest["images"].get("checksum")
-    return result
 
 
 def _reason(error: Exception) -> str:
@@ -172,13 +151,6 @@ def _reason(error: Exception) -> str:
     words = ("CUDA out of memory", "can't allocate memory", "not enough memory")
     full = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
     return f"{OUT_OF_MEMORY}: {line}" if full else line
-
-
-def _peak_memory_mb(config: RunConfig) -> float:
-    """Of tensors on a GPU; on the CPU of the whole process since it began."""
-    if choose_device(config).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def confusion_of(data: CorruptedSet, predicted: torch.Tensor) -> list[list[int]]:
