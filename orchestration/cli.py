@@ -202,7 +202,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Tables and figures beside the paper's, as one file: a page to read, or CSV, LaTeX, Markdown."""
-    from orchestration.commands.report import write_report
+    from orchestration.report.document import write_report
     from orchestration.storage.workspace import Workspace
 
     path = write_report(Workspace.from_environment(reading=True), name, form, out)

@@ -18,7 +18,7 @@ from erat.errors import UserError
 from orchestration.crafting.sets import distinct_sets, missing_sets, set_name
 from orchestration.report.grid import grid_table
 from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
-from orchestration.report.notation import accuracy, defense_name, duration
+from orchestration.report.notation import accuracy, defense_name, duration, validation_words
 from orchestration.report.summary import best, paste_command, summary_table
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
@@ -60,17 +60,6 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
     console.print(f"  MLflow: {driver.tracker.uri}", markup=False)
     console.print("    python orchestrate.py ui, then search for " + compare_hint(driver.name), markup=False)
     console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
-
-
-def validation_words(config: RunConfig) -> str:
-    """What the validation images are, and what to beware of."""
-    share = f"{config.val.fraction:.0%} of the training images"
-    if config.val.trusted:
-        return f"validation: {share}, split off before corruption, trusted (clean images and labels)"
-    words = f"validation: {share}, corrupted like the rest"
-    if config.val.objective == "clean" and config.corruption.data != "none":
-        words += "; under a poison plain accuracy misleads: val.objective=perturbed judges on attacked images"
-    return words
 
 
 def show_run(row: TrialRow, workspace: Workspace, console: Console) -> None:

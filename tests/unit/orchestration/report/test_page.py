@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from erat.errors import UserError
 from orchestration.cli import app
-from orchestration.commands.report import write_report
 from orchestration.report import study
+from orchestration.report.document import write_report
 from orchestration.report.errata import RECONSTRUCTION, Footnotes
 from orchestration.report.latex import escape, tabular
 from orchestration.report.sections import groups_of

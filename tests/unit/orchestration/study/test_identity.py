@@ -15,7 +15,7 @@ from rich.console import Console
 from erat.config import content_digest
 from erat.errors import UserError
 from orchestration.commands import overview, verify
-from orchestration.commands.report import write_report
+from orchestration.report.document import write_report
 from orchestration.storage.workspace import Workspace
 from orchestration.study import grids
 from orchestration.study.ledger import Ledger

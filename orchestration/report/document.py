@@ -1,4 +1,4 @@
-"""`report`: what the ledger and the cells' folders say of a sweep, finished or not, as one file to read or to paste."""
+"""A report: what the ledger and the cells' folders say of a sweep, finished or not, as one file to read or to paste."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from typing import Any
 from erat.errors import UserError, unknown_name
 from erat.files import write_atomic
 from erat.paths import user_path
-from orchestration.commands.overview import validation_words
 from orchestration.report.detail import Pool, detail_of, read_environment, read_selection
 from orchestration.report.grid import grid_markdown
 from orchestration.report.matrix import is_matrix, matrix_csv, matrix_markdown
-from orchestration.report.notation import baseline_name, duration
+from orchestration.report.notation import baseline_name, duration, validation_words
 from orchestration.report.page import Epochs, Subject, html_page
 from orchestration.report.summary import csv_text, markdown, paste_command
 from orchestration.run.directory import read_metrics
@@ -34,12 +33,13 @@ from orchestration.tracking.tracker import compare_hint
 SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
 
 
-def write_report(workspace: Workspace, name: str, form: str, out: str | None) -> Path:
+def write_report(workspace: Workspace, name: str, form: str, out: str | Path | None, *, what: str = "--out") -> Path:
     """Write the report of a sweep; the file.
 
     Args:
         form: html, csv, latex or md.
         out: the file to write; by default one in the sweep's report folder.
+        what: that `out` was given as, for messages.
 
     Raises:
         UserError: no such sweep or format, or a file that cannot be written.
@@ -53,12 +53,12 @@ def write_report(workspace: Workspace, name: str, form: str, out: str | None) ->
     text = (
         _page(workspace, ledger, name, spec, rows) if form == "html" else _marked(_text(spec, rows, form), spec, form)
     )
-    path = user_path(out, "--out") if out else workspace.report(name) / f"report.{SUFFIXES[form]}"
+    path = user_path(out, what) if out else workspace.report(name) / f"report.{SUFFIXES[form]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode())
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{what} {path} cannot be written: {error.strerror}") from error
     return path.resolve()
 
 
