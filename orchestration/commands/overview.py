@@ -15,6 +15,7 @@ from rich.text import Text
 from erat.config import RunConfig
 from erat.engine.memory import MB
 from erat.errors import UserError
+from orchestration.api import load_study
 from orchestration.crafting.sets import distinct_sets, missing_sets, set_name
 from orchestration.report.grid import grid_table
 from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
@@ -235,9 +236,8 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     Raises:
         UserError: no such sweep.
     """
-    ledger = Ledger(workspace.ledger)
-    spec = spec_of(ledger, name)
-    rows, total = rows_of(workspace, ledger, name, spec)
+    study = load_study(name, workspace)
+    spec, rows, total = study.spec, study.begun_trials(), study.total
     counts = counts_of(rows, total)
     if not spec.space.parameters and is_matrix(rows):
         console.print(*matrix_view(rows), sep="\n")
