@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -26,16 +26,16 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from erat.defaults import LabelKind, fill_images, fill_labels
+from erat.defaults import corruption_field, corruption_options, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
 from erat.options import (
     MOST_EPOCHS,
     MOST_WORKERS,
     SEEDS,
+    CorruptionOptions,
     DataConfig,
     DefenseOptions,
     Epoch,
-    Norm,
     Number,
     Section,
     Setting,
@@ -43,8 +43,10 @@ from erat.options import (
 )
 from erat.paths import user_path
 from erat.presets import PRESETS
-from erat.registry import BACKBONES, DATASETS, DEFENSES
+from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
 from erat.variants import defense_names, expand, registered
+
+S = TypeVar("S", bound=Section)
 
 
 class ValConfig(Section):
@@ -55,37 +57,6 @@ class ValConfig(Section):
     objective: Literal["clean", "perturbed"] = Field(
         "clean", description="val_accuracy on the images as they are, or attacked within the set's customary budgets"
     )
-    seed: int = Field(0, ge=0, lt=2**32)
-
-
-class CorruptionConfig(Section):
-    """What is done to the training images and labels before anyone trains."""
-
-    data: str = "none"
-    norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
-    epsilon: Number | None = Field(None, ge=0, description="budget in pixel units of 1.0; none: customary for the set")
-    granularity: Literal["class", "sample"] | None = Field(None, description="one perturbation per class or per image")
-    share: Number = Field(1.0, gt=0, le=1, description="share of the images that are poisoned, drawn by the seed")
-    source: str | None = Field("resnet18", description="network that perturbations are crafted against")
-    source_epochs: int | None = Field(30, ge=1, le=MOST_EPOCHS, description="epochs of its training on clean data")
-    source_weights: str | None = Field(None, description="file with its weights; none: trained here")
-    source_weights_digest: str | None = Field(None, description="of that file; filled in")
-    steps: int | None = Field(
-        None,
-        ge=1,
-        le=10**7,
-        description="length of the crafting: PGD steps (AP, AA), batches (UHP, UAP), rounds at most (UP), trials (L2C)",
-    )
-    attack: Literal["apgd-ce", "standard"] | None = Field(None, description="AA: APGD-CE alone, or the whole ensemble")
-    width: int | None = Field(None, ge=1, le=4096, description="L2C: channels of the generator; none: the paper's 64")
-    lr: Number | None = Field(None, gt=0, description="L2C: learning rate of the generator; none: the paper's 1e-4")
-    labels: LabelKind = "none"
-    labels_file: str | None = Field(None, description="CIFAR-N's file, for the human-* labels")
-    labels_file_digest: str | None = Field(None, description="of that file; filled in")
-    rate: Number | None = Field(0.6, ge=0, le=1, description="share of labels that are wrong; human labels have theirs")
-    generator: Literal["cores", "pdn"] | None = Field("cores", description="which instance-dependent noise")
-    include_self: bool = Field(False, description="symmetric noise may draw the true class again")
-    exact: bool = Field(True, description="flip exactly rate * N labels, not each with probability rate")
     seed: int = Field(0, ge=0, lt=2**32)
 
 
@@ -190,12 +161,19 @@ class RunConfig(Section):
     preset: str = "paper"
     data: DataConfig = DataConfig()
     val: ValConfig = ValConfig()
-    corruption: CorruptionConfig = CorruptionConfig()
+    corruption: SerializeAsAny[CorruptionOptions] = CorruptionOptions()
     model: ModelConfig = ModelConfig()
     defense: SerializeAsAny[DefenseOptions]
     train: TrainConfig = TrainConfig()
     resources: ResourcesConfig = ResourcesConfig()
     storage: StorageConfig = StorageConfig()
+
+    @field_validator("corruption", mode="before")
+    @classmethod
+    def _options_of_the_named_corruption(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _validated(corruption_options(str(value.get("data", "none"))), value, "corruption")
+        return value
 
     @field_validator("defense", mode="before")
     @classmethod
@@ -213,7 +191,7 @@ class RunConfig(Section):
     def _check_across_sections(self) -> RunConfig:
         for name in (self.model.name, self.corruption.source):
             if name is not None:
-                BACKBONES[name]
+                BACKBONES.require(name)
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
             raise UserError(f"corruption.epsilon must be in [0, 1] for linf, got {self.corruption.epsilon:g}")
         self._check_parts()
@@ -250,7 +228,7 @@ class RunConfig(Section):
         try:
             train = TrainConfig.model_validate(self.train.model_dump() | {"seed": seed})
         except ValidationError as error:
-            raise UserError(f"train.{first_error(error)}") from error
+            raise UserError(first_error(error, "train")) from error
         return self.model_copy(update={"train": train})
 
     def flat(self) -> dict[str, Any]:
@@ -262,7 +240,7 @@ class RunConfig(Section):
 
         Without `data.fingerprint` it is no run's: nothing is trained or recorded under it.
         """
-        reference = DATASETS[self.data.name].facts.fingerprint
+        reference = DATASETS.facts(self.data.name).fingerprint
         later = _LATER if reference is None else _LATER | {"data.fingerprint": reference}
         return {
             key: value
@@ -306,13 +284,13 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
                 raise UserError(f"{also} is another name for {key}; give one of them")
             overrides = {key if given == also else given: value for given, value in overrides.items()}
     values = PRESETS[preset](overrides) | overrides
-    allowed = known_keys(str(values.get("defense.name", "erat")))
+    defense = str(values.get("defense.name", "erat"))
     for key in overrides:
-        if key not in allowed:
-            raise unknown_key(key, allowed)
+        if not has_key(key, defense):
+            raise unknown_key(key, known_keys(defense))
     try:
         # A preset speaks for every defense; what the chosen one lacks is not meant for it.
-        mine = {key: value for key, value in values.items() if key in allowed}
+        mine = {key: value for key, value in values.items() if has_key(key, defense)}
         config = RunConfig.model_validate(_nest(mine | {"preset": preset}))
     except ValidationError as error:
         raise UserError(first_error(error)) from error
@@ -321,7 +299,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
     if not quiet:
         for key in _unused(config, overrides):
             warnings.warn(f"{key}={overrides[key]} is not used: {_corruption_words(config)}", stacklevel=2)
-        if config.data.root is not None and DATASETS[config.data.name].facts.fingerprint is not None:
+        if config.data.root is not None and DATASETS.facts(config.data.name).fingerprint is not None:
             warnings.warn(
                 f"data.root={config.data.root} is not used: data.name={config.data.name} is the same everywhere; "
                 f"data.name=folder reads images of one's own",
@@ -333,12 +311,13 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
 def _unused(config: RunConfig, overrides: Mapping[str, Any]) -> list[str]:
     """What was asked of a corruption that has no use for it, and was dropped."""
     none = {"corruption.share": config.corruption.data, "corruption.rate": config.corruption.labels}
-    said = {key: value for key, value in config.flat().items() if overrides.get(key) is not None}
+    flat = config.flat()
     return [
         key
-        for key, value in said.items()
+        for key, given in overrides.items()
         if key.startswith("corruption.")
-        and (value is None or (none.get(key) == "none" and parse_fraction(overrides[key]) != value))
+        and given is not None
+        and (flat.get(key) is None or (none.get(key) == "none" and parse_fraction(given) != flat[key]))
     ]
 
 
@@ -359,13 +338,13 @@ def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
 
 @cache
 def known_keys(defense: str) -> tuple[str, ...]:
-    """All dotted keys of a configuration with this defense or variant of one."""
-    sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
-    keys = []
-    for name, section in (sections | {"defense": DEFENSES[registered(defense)].Options}).items():
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            keys += [f"{name}.{field}" for field in section.model_fields]
-    return tuple(keys)
+    """All dotted keys of a configuration with this defense or variant of one, and with any data corruption."""
+    corruption = list(CorruptionOptions().model_dump())
+    corruption += [key for kind in CORRUPTIONS.names() for key in corruption_options(kind).own_keys()]
+    sections: dict[str, Iterable[str]] = {name: _fields(name) for name in RunConfig.model_fields}
+    sections["corruption"] = dict.fromkeys(corruption)
+    sections["defense"] = DEFENSES.options(registered(defense)).model_fields
+    return tuple(f"{section}.{name}" for section, fields in sections.items() for name in fields)
 
 
 def all_keys() -> list[str]:
@@ -373,19 +352,33 @@ def all_keys() -> list[str]:
     return sorted({key for defense in DEFENSES.names() for key in known_keys(defense)})
 
 
-def field_of(key: str, defense: str) -> FieldInfo | None:
-    """Return the field behind a dotted key, of this defense or, where it has none so called, of the first that has.
+def has_key(key: str, defense: str) -> bool:
+    """Whether a dotted key is among `known_keys`; a part that must be loaded for its options is asked last."""
+    section, _, name = key.partition(".")
+    if section == "defense":
+        return name in DEFENSES.options(registered(defense)).model_fields
+    return field_of(key, defense) is not None
 
-    None where no configuration has such a key.
+
+def field_of(key: str, defense: str, corruption: str = "none") -> FieldInfo | None:
+    """Return the field behind a dotted key, of this defense or data corruption or, without one, of the first that has.
+
+    None where no configuration has such a key. A part that must be loaded for its options is asked last.
     """
     section, _, name = key.partition(".")
+    if section == "corruption":
+        return corruption_field(name, corruption)
     if section != "defense":
-        part = RunConfig.model_fields.get(section)
-        kind = part and part.annotation
-        return kind.model_fields.get(name) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        return _fields(section).get(name)
     mine = [registered(defense)] if defense in defense_names() else []
-    fields = (DEFENSES[one].Options.model_fields.get(name) for one in [*mine, *DEFENSES.names()])
+    fields = (DEFENSES.options(one).model_fields.get(name) for one in [*mine, *DEFENSES.by_weight()])
     return next((field for field in fields if field is not None), None)
+
+
+def _fields(section: str) -> Mapping[str, FieldInfo]:
+    """The fields of a section that is the same in all configurations; none of what is no section."""
+    kind = RunConfig.model_fields[section].annotation if section in RunConfig.model_fields else None
+    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
 
 
 def load_config(path: Path) -> RunConfig:
@@ -396,7 +389,7 @@ def load_config(path: Path) -> RunConfig:
 def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Fill the keys whose default follows from the data set or the corruption."""
     values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in raw.items()}
-    facts = DATASETS[str(values.get("data", {}).get("name", "cifar10"))].facts
+    facts = DATASETS.facts(str(values.get("data", {}).get("name", "cifar10")))
     data, corruption, defense = (values.setdefault(part, {}) for part in ("data", "corruption", "defense"))
     if data.get("flip") is None:
         data["flip"] = facts.flip
@@ -417,11 +410,16 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(defense: Mapping[str, Any]) -> DefenseOptions:
-    """The options of the named defense. Their errors are worded here: inside a validator they lose the key's path."""
+    """The options of the named defense."""
+    return _validated(DEFENSES.options(str(defense.get("name", "erat"))), defense, "defense")
+
+
+def _validated(options: type[S], values: Mapping[str, Any], section: str) -> S:
+    """Options of a part. Their errors are worded here: inside a validator they lose the key's path."""
     try:
-        return DEFENSES[str(defense.get("name", "erat"))].Options.model_validate(dict(defense))
+        return options.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(f"defense.{first_error(error)}") from error
+        raise UserError(first_error(error, section)) from error
 
 
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
@@ -443,11 +441,11 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def first_error(error: ValidationError) -> str:
-    """What, got and allowed of the first problem; a UserError raised inside keeps its own words."""
+def first_error(error: ValidationError, section: str = "") -> str:
+    """What, got and allowed of the first problem, of a key of `section`; a UserError inside keeps its own words."""
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, UserError):
         return str(inner)
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in (*([section] if section else []), *first["loc"]))
     return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {shown(first['input'])}"

@@ -5,37 +5,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
 
 from erat.errors import UserError
+from erat.options import CorruptionOptions, LabelKind
 from erat.paths import user_path
 from erat.records import DamagedError, open_regular
 from erat.registry import CORRUPTIONS
-
-LabelKind = Literal[
-    "none",
-    "symmetric",
-    "asymmetric",
-    "instance",
-    "human-aggregate",
-    "human-random1",
-    "human-random2",
-    "human-random3",
-    "human-worst",
-    "human-fine",
-]
-# Settings of the crafting that only some kinds of data corruption have (`DataCorruption.defaults`).
-OPTION_KEYS = ("steps", "attack", "width", "lr")
 
 
 def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> None:
     """What follows from the kind of data corruption. A key that it does not use must not make two sets of one."""
     name = str(corruption.get("data", "none"))
+    options = corruption_options(name)
+    # What only other kinds may be told; a key that no kind knows stays, and is refused.
+    for key in [key for key in corruption if key not in options.model_fields and corruption_field(key) is not None]:
+        del corruption[key]
     if name == "none":
-        unused = ("norm", "epsilon", "granularity", "source", "source_epochs", "source_weights", *OPTION_KEYS)
+        unused = ("norm", "epsilon", "granularity", "source", "source_epochs", "source_weights")
         corruption |= dict.fromkeys(unused) | {"share": 1.0}
     else:
-        kind = CORRUPTIONS[name]
+        kind = CORRUPTIONS.known(name)
         kind.check(corruption)
         if kind.uses == "nothing":
             corruption["source"] = None
@@ -47,10 +39,26 @@ def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> Non
         corruption["granularity"] = corruption.get("granularity") or kind.granularities[0]
         if corruption.get("epsilon") is None:
             corruption["epsilon"] = epsilon.get(str(corruption["norm"]))
-        for key in OPTION_KEYS:
-            if key not in kind.defaults or corruption.get(key) is None:
-                corruption[key] = kind.defaults.get(key)
     _fill_digest(corruption, "source_weights")
+
+
+def corruption_options(kind: str) -> type[CorruptionOptions]:
+    """What a kind of data corruption may be told, or "none".
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    return CorruptionOptions if kind == "none" else CORRUPTIONS.known(kind).Options
+
+
+def corruption_field(key: str, kind: str = "none") -> FieldInfo | None:
+    """Return the field `corruption.KEY` of this kind or, where it has none so called, of the first that has.
+
+    None where no kind has such a key. A kind that must be loaded for its options is asked last.
+    """
+    kinds = [kind, "none", *CORRUPTIONS.by_weight()] if kind in CORRUPTIONS else ["none", *CORRUPTIONS.by_weight()]
+    fields = (corruption_options(one).model_fields.get(key) for one in kinds)
+    return next((field for field in fields if field is not None), None)
 
 
 def fill_labels(corruption: dict[str, Any]) -> None:

@@ -13,13 +13,28 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     field_validator,
+    model_serializer,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from erat.paths import user_path
 
 Norm = Literal["linf", "l2"]
+LabelKind = Literal[
+    "none",
+    "symmetric",
+    "asymmetric",
+    "instance",
+    "human-aggregate",
+    "human-random1",
+    "human-random2",
+    "human-random3",
+    "human-worst",
+    "human-fine",
+]
 
 
 _FRACTION = re.compile(r"\s*([-+]?[\d.]+)\s*/\s*(\d+)\s*")
@@ -83,6 +98,60 @@ class DataConfig(Section):
     def _absolute(cls, root: str | None) -> str | None:
         """Workers run in folders of their own."""
         return str(user_path(root, "data.root")) if root else None
+
+
+# Options of the first kinds of data corruption. Every configuration names them, as none where its kind lacks them: runs
+# are known by that.
+EVERYWHERE = ("steps", "attack", "width", "lr")
+
+
+class CorruptionOptions(Section):
+    """What is done to the training images and labels before anyone trains; each kind of data corruption adds its keys.
+
+    What a kind adds may be given as none, which stands for its default.
+    """
+
+    data: str = "none"
+    norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
+    epsilon: Number | None = Field(None, ge=0, description="budget in pixel units of 1.0; none: customary for the set")
+    granularity: Literal["class", "sample"] | None = Field(None, description="one perturbation per class or per image")
+    share: Number = Field(1.0, gt=0, le=1, description="share of the images that are poisoned, drawn by the seed")
+    source: str | None = Field("resnet18", description="network that perturbations are crafted against")
+    source_epochs: int | None = Field(30, ge=1, le=MOST_EPOCHS, description="epochs of its training on clean data")
+    source_weights: str | None = Field(None, description="file with its weights; none: trained here")
+    source_weights_digest: str | None = Field(None, description="of that file; filled in")
+    labels: LabelKind = "none"
+    labels_file: str | None = Field(None, description="CIFAR-N's file, for the human-* labels")
+    labels_file_digest: str | None = Field(None, description="of that file; filled in")
+    rate: Number | None = Field(0.6, ge=0, le=1, description="share of labels that are wrong; human labels have theirs")
+    generator: Literal["cores", "pdn"] | None = Field("cores", description="which instance-dependent noise")
+    include_self: bool = Field(False, description="symmetric noise may draw the true class again")
+    exact: bool = Field(True, description="flip exactly rate * N labels, not each with probability rate")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @classmethod
+    def own_keys(cls) -> list[str]:
+        """Return the names of the fields that this kind of data corruption adds."""
+        return [key for key in cls.model_fields if key not in CorruptionOptions.model_fields]
+
+    def own(self) -> dict[str, Any]:
+        """Return what these fields say."""
+        return {key: getattr(self, key) for key in self.own_keys()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_its_own(cls, raw: Any) -> Any:
+        open_keys = [key for key in cls.own_keys() if raw.get(key) is None] if isinstance(raw, Mapping) else []
+        return {key: value for key, value in raw.items() if key not in open_keys} if open_keys else raw
+
+    @model_serializer(mode="wrap")
+    def _as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the keys in the order in which they have always stood, those of `EVERYWHERE` with them."""
+        values = handler(self)
+        options = {key: values.pop(key, None) for key in EVERYWHERE}
+        names = list(values)
+        place = names.index("labels")
+        return {key: values[key] for key in names[:place]} | options | {key: values[key] for key in names[place:]}
 
 
 @dataclass(frozen=True)

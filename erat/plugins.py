@@ -10,8 +10,11 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "erat.plugins"
 
@@ -30,6 +33,8 @@ def load() -> None:
         _loading = True
         try:
             if not _found:
+                from importlib.metadata import entry_points  # loads more than the rest of this file
+
                 _found = True
                 for point in entry_points(group=GROUP):
                     _waiting.append((f"plugin {point.name} ({point.value})", partial(_enter, point)))

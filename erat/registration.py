@@ -37,13 +37,15 @@ def register_defense(name: str, *, replace: bool = False) -> Callable[[D], D]: .
 @overload
 def register_defense(name: str, part: D, *, replace: bool = False) -> D: ...
 @overload
-def register_defense(name: str, part: str, *, replace: bool = False) -> str: ...
-def register_defense(name: str, part: Any = None, *, replace: bool = False) -> Any:
+def register_defense(name: str, part: str, *, known: str | None = None, replace: bool = False) -> str: ...
+def register_defense(name: str, part: Any = None, *, known: str | None = None, replace: bool = False) -> Any:
     """Register a subclass of `Defense` as `defense.name=NAME`; its `Options` are the keys `defense.*`.
 
     Args:
         name: lower-case letters, digits, "_" and "-", at most 60.
         part: the class, or "module:attribute"; none: to be decorated.
+        known: of a part given as "module:attribute", where its `Options` are, likewise: who only reads configurations
+            then need not load the part, nor torch.
         replace: take the place of a part of this name, as when a notebook's cell is run again.
 
     Returns:
@@ -52,7 +54,7 @@ def register_defense(name: str, part: Any = None, *, replace: bool = False) -> A
     Raises:
         UserError: a name that is taken or that is none, or a class that is no defense of this name.
     """
-    return _register(DEFENSES, name, part, _check_defense, replace)
+    return _register(DEFENSES, name, part, _check_defense, replace, known)
 
 
 @overload
@@ -60,14 +62,14 @@ def register_corruption(name: str, *, replace: bool = False) -> Callable[[C], C]
 @overload
 def register_corruption(name: str, part: C, *, replace: bool = False) -> C: ...
 @overload
-def register_corruption(name: str, part: str, *, replace: bool = False) -> str: ...
-def register_corruption(name: str, part: Any = None, *, replace: bool = False) -> Any:
+def register_corruption(name: str, part: str, *, known: str | None = None, replace: bool = False) -> str: ...
+def register_corruption(name: str, part: Any = None, *, known: str | None = None, replace: bool = False) -> Any:
     """Register a `DataCorruption` as `corruption.data=NAME`: an object, or a class that is called without arguments.
 
     Its `kind` must be the name, and is set to it where it has none. Arguments, result and errors as of
-    `register_defense`.
+    `register_defense`; `known` is an `erat.corruption.kinds.CorruptionKind`.
     """
-    return _register(CORRUPTIONS, name, part, _made_corruption, replace)
+    return _register(CORRUPTIONS, name, part, _made_corruption, replace, known)
 
 
 @overload
@@ -75,14 +77,14 @@ def register_dataset(name: str, *, replace: bool = False) -> Callable[[S], S]: .
 @overload
 def register_dataset(name: str, part: S, *, replace: bool = False) -> S: ...
 @overload
-def register_dataset(name: str, part: str, *, replace: bool = False) -> str: ...
-def register_dataset(name: str, part: Any = None, *, replace: bool = False) -> Any:
+def register_dataset(name: str, part: str, *, known: str | None = None, replace: bool = False) -> str: ...
+def register_dataset(name: str, part: Any = None, *, known: str | None = None, replace: bool = False) -> Any:
     """Register an `ImageSource` as `data.name=NAME`: an object, or a class that is called without arguments.
 
     It has `facts` (`SourceFacts`) and `load(config) -> (train, test)`, two `ImageSet`. Arguments, result and errors as
-    of `register_defense`.
+    of `register_defense`; `known` are the facts.
     """
-    return _register(DATASETS, name, part, _made_dataset, replace)
+    return _register(DATASETS, name, part, _made_dataset, replace, known)
 
 
 @overload
@@ -104,7 +106,7 @@ def register_backbone(name: str, part: Any = None, *, replace: bool = False) -> 
 def temporary_registrations() -> Iterator[None]:
     """Undo at the end of the block what was registered in it, for tests."""
     plugins.load()  # or their parts would go with the block, and never come again
-    tables = ("_targets", "_loaded", "_added")
+    tables = ("_targets", "_places", "_loaded", "_added")
     before = {one: {table: dict(getattr(one, table)) for table in tables} for one in REGISTRIES.values()}
     try:
         yield
@@ -126,8 +128,8 @@ def _register(registry: Registry[Any], name: str, part: Any, made: Callable[[str
         target = given if isinstance(given, str) else made(name, given)
         if replace and name in registry:
             registry.remove(name)
-            known_keys.cache_clear()
-        registry.add(name, target)
+        registry.add(name, target, known)
+        known_keys.cache_clear()
         return given
 
     if registry is DEFENSES and name in VARIANTS:

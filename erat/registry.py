@@ -1,15 +1,18 @@
 """Names for the parts that a configuration chooses: data sets, corruptions, defenses, backbones.
 
 An entry is a line `name -> "module:attribute"`. It is imported when it is asked for, so listing names costs nothing
-and a part that nobody uses is never loaded. Other packages add theirs (`erat.registration`); their plugins are loaded
-when all names are listed, or a name is not known.
+and a part that nobody uses is never loaded. What a configuration must know of a part (a defense's options, a data set's
+facts, the kind of a corruption) may have a place of its own beside it, in a module without torch: whoever only reads
+configurations then need not load the part, which takes seconds. Without such a place the part itself is asked.
+Other packages add parts of their own (`erat.registration`); their plugins are loaded when all names are listed, or one
+is not known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from erat import plugins
 from erat.errors import UserError, unknown_name
@@ -18,8 +21,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from erat.corruption.base import DataCorruption
+    from erat.corruption.kinds import CorruptionKind
+    from erat.data.facts import SourceFacts
     from erat.data.types import ImageSource
     from erat.defenses.base import Defense
+    from erat.options import DefenseOptions
 
 T = TypeVar("T")
 
@@ -29,19 +35,24 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the parts are, for error messages ("defense").
-        entries: name -> "module:attribute".
+        entries: name -> "module:attribute", or that and the place of what a configuration must know of it.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, entries: Mapping[str, str | tuple[str, str]]) -> None:
         self.kind = kind
         self._targets: dict[str, str] = {}
+        self._places: dict[str, str] = {}  # of what may be known without loading the part
         self._loaded: dict[str, T] = {}
         self._added: dict[str, str | T] = {}  # by the running program itself: a plugin is found by every process
         for name, target in entries.items():
-            self._targets[name] = target
+            self.add(name, *([target] if isinstance(target, str) else target))
+        self._added.clear()
 
-    def add(self, name: str, target: str | T) -> None:
+    def add(self, name: str, target: str | T, known: str | None = None) -> None:
         """Register one more part, by "module:attribute" or as the object itself.
+
+        Args:
+            known: "module:attribute" of what a configuration must know of it; None: the part is asked.
 
         Raises:
             UserError: the name is taken.
@@ -51,12 +62,15 @@ class Registry(Generic[T]):
         self._targets[name] = _place(target)
         if not isinstance(target, str):
             self._loaded[name] = target
+        if known is not None:
+            self._places[name] = known
         if not plugins.loading():
             self._added[name] = target
 
     def remove(self, name: str) -> None:
         """Take out a part that is there."""
         del self._targets[name]
+        self._places.pop(name, None)
         self._loaded.pop(name, None)
         self._added.pop(name, None)
 
@@ -80,13 +94,30 @@ class Registry(Generic[T]):
         Raises:
             UserError: no such name; the message lists near matches.
         """
+        self.require(name)
+        if name not in self._loaded:
+            self._loaded[name] = _imported(self._targets[name])
+        return self._loaded[name]
+
+    def by_weight(self) -> list[str]:
+        """All registered names, sorted; last those of parts that must be loaded for what is to be known of them."""
+        return sorted(self.names(), key=lambda name: name not in self._places and name not in self._loaded)
+
+    def require(self, name: str) -> None:
+        """Check that there is such a part, without loading it. Raises as `__getitem__`."""
         if name not in self:
             missing = unknown_name(self.kind, name, self._targets)
             raise UserError("; ".join([str(missing), *plugins.faults]))
-        if name not in self._loaded:
-            module, _, attribute = self._targets[name].partition(":")
-            self._loaded[name] = getattr(import_module(module), attribute)
-        return self._loaded[name]
+
+    def _known(self, name: str, ask: Callable[[Any], Any]) -> Any:
+        """What a configuration must know of a part: from its own place or, without one, by asking the part."""
+        self.require(name)
+        return _imported(self._places[name]) if name in self._places else ask(self[name])
+
+
+def _imported(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def _place(target: object) -> str:
@@ -94,44 +125,72 @@ def _place(target: object) -> str:
     if isinstance(target, str):
         return target
     named = target if hasattr(target, "__qualname__") else type(target)
-    return f"{named.__module__}:{named.__qualname__}"  # type: ignore[attr-defined]
+    return f"{named.__module__}:{named.__qualname__}"
 
 
-DATASETS: Registry[ImageSource] = Registry(
+class DataSets(Registry[T]):
+    """Data sets by name."""
+
+    def facts(self, name: str) -> SourceFacts:
+        """What is known of a data set. Raises as `__getitem__`."""
+        facts: SourceFacts = self._known(name, lambda source: source.facts)
+        return facts
+
+
+class Corruptions(Registry[T]):
+    """Data corruptions by name."""
+
+    def known(self, name: str) -> CorruptionKind:
+        """What is known of a kind of data corruption, which need not be able to craft. Raises as `__getitem__`."""
+        found = self._known(name, lambda corruption: corruption)
+        kind: CorruptionKind = found() if isinstance(found, type) else found
+        return kind
+
+
+class Defenses(Registry[T]):
+    """Defenses by name."""
+
+    def options(self, name: str) -> type[DefenseOptions]:
+        """What a defense may be told. Raises as `__getitem__`."""
+        options: type[DefenseOptions] = self._known(name, lambda defense: defense.Options)
+        return options
+
+
+DATASETS: DataSets[ImageSource] = DataSets(
     "data set",
     {
-        "mnist": "erat.data.sources.mnist:SOURCE",
-        "cifar10": "erat.data.sources.cifar:CIFAR10",
-        "cifar100": "erat.data.sources.cifar:CIFAR100",
-        "tiny-imagenet": "erat.data.sources.folder:TINY_IMAGENET",
-        "folder": "erat.data.sources.folder:FOLDER",
+        "mnist": ("erat.data.sources.mnist:SOURCE", "erat.data.facts:MNIST"),
+        "cifar10": ("erat.data.sources.cifar:CIFAR10", "erat.data.facts:CIFAR10"),
+        "cifar100": ("erat.data.sources.cifar:CIFAR100", "erat.data.facts:CIFAR100"),
+        "tiny-imagenet": ("erat.data.sources.folder:TINY_IMAGENET", "erat.data.facts:TINY_IMAGENET"),
+        "folder": ("erat.data.sources.folder:FOLDER", "erat.data.facts:FOLDER"),
     },
 )
 
-CORRUPTIONS: Registry[DataCorruption] = Registry(
+CORRUPTIONS: Corruptions[DataCorruption] = Corruptions(
     "data corruption",
     {
-        "l2c": "erat.corruption.l2c:L2C",
-        "up": "erat.corruption.up:UP",
-        "aa": "erat.corruption.aa:AA",
-        "ap": "erat.corruption.ap:AP",
-        "urp": "erat.corruption.urp:URP",
-        "uhp": "erat.corruption.universal:UHP",
-        "uap": "erat.corruption.universal:UAP",
+        "l2c": ("erat.corruption.l2c:L2C", "erat.corruption.kinds:L2C"),
+        "up": ("erat.corruption.up:UP", "erat.corruption.kinds:UP"),
+        "aa": ("erat.corruption.aa:AA", "erat.corruption.kinds:AA"),
+        "ap": ("erat.corruption.ap:AP", "erat.corruption.kinds:AP"),
+        "urp": ("erat.corruption.urp:URP", "erat.corruption.kinds:URP"),
+        "uhp": ("erat.corruption.universal:UHP", "erat.corruption.kinds:UHP"),
+        "uap": ("erat.corruption.universal:UAP", "erat.corruption.kinds:UAP"),
     },
 )
 
-DEFENSES: Registry[type[Defense]] = Registry(
+DEFENSES: Defenses[type[Defense]] = Defenses(
     "defense",
     {
-        "ce": "erat.defenses.ce:CrossEntropy",
-        "at": "erat.defenses.at:AdversarialTraining",
-        "iss": "erat.defenses.iss:ImageShortcutSqueezing",
-        "dat": "erat.defenses.dat:DAT",
-        "dividemix": "erat.defenses.dividemix:DivideMix",
-        "unicon": "erat.defenses.unicon:Unicon",
-        "mspl": "erat.defenses.mspl:MSPL",
-        "erat": "erat.defenses.erat:ERAT",
+        "ce": ("erat.defenses.ce:CrossEntropy", "erat.defenses.options:CrossEntropyOptions"),
+        "at": ("erat.defenses.at:AdversarialTraining", "erat.defenses.options:AdversarialTrainingOptions"),
+        "iss": ("erat.defenses.iss:ImageShortcutSqueezing", "erat.defenses.options:SqueezingOptions"),
+        "dat": ("erat.defenses.dat:DAT", "erat.defenses.options:DATOptions"),
+        "dividemix": ("erat.defenses.dividemix:DivideMix", "erat.defenses.options:DivideMixOptions"),
+        "unicon": ("erat.defenses.unicon:Unicon", "erat.defenses.options:UniconOptions"),
+        "mspl": ("erat.defenses.mspl:MSPL", "erat.defenses.options:MSPLOptions"),
+        "erat": ("erat.defenses.erat:ERAT", "erat.defenses.options:ERATOptions"),
     },
 )
 

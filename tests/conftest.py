@@ -106,6 +106,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Registry[Any
         monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
         monkeypatch.setattr(registry, "_added", dict(registry._added))
         registry.add(name, part)
+        known_keys.cache_clear()
 
     yield add
     known_keys.cache_clear()

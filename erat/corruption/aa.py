@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from erat.attacks.apgd import apgd
 from erat.attacks.norms import l2_step, per_image
 from erat.attacks.pgd import Budget, frozen
+from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption
 from erat.corruption.samplewise import in_batches
 from erat.errors import UserError
@@ -24,18 +24,12 @@ TARGETS = 9  # other classes that the targeted attacks try, as published
 LEAST_CLASSES = 4  # the targeted attacks' loss compares four logits
 
 
-class AutoAttackPoison(DataCorruption):
+class AutoAttackPoison(kinds.AA, DataCorruption):
     """APGD-CE, at its best loss (perturbs every image), or the published ensemble.
 
     The ensemble (`corruption.attack=standard`: APGD-CE, APGD-T, FAB-T, Square) asks for a wrong answer and no more: an
     image that the network gets wrong already, or that none of the four can turn, stays clean.
     """
-
-    kind = "aa"
-    norm = "linf"
-    granularities = ("sample",)
-    uses = "trained network"
-    defaults: ClassVar = {"attack": "apgd-ce", "steps": 100}
 
     def perturb(self, craft: Craft) -> Tensor:
         attack = _apgd_ce if craft.options["attack"] == "apgd-ce" else _ensemble

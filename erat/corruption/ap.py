@@ -7,11 +7,11 @@ label.
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
 from torch import Tensor
 
 from erat.attacks.pgd import Budget, frozen, pgd
+from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption
 from erat.corruption.samplewise import in_batches
 from erat.losses import label_gain
@@ -19,14 +19,8 @@ from erat.losses import label_gain
 STEP_RATIO = 0.2  # of the budget, the ratio that every perturbation of the paper uses
 
 
-class AdversarialPoison(DataCorruption):
+class AdversarialPoison(kinds.AP, DataCorruption):
     """Targeted PGD from x to class (y + 1) mod K."""
-
-    kind = "ap"
-    norm = "l2"
-    granularities = ("sample",)
-    uses = "trained network"
-    defaults: ClassVar = {"steps": 100}
 
     def perturb(self, craft: Craft) -> Tensor:
         with frozen(craft.source()) as network:

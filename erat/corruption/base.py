@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from erat.attacks.norms import l2_norm
+from erat.corruption.kinds import CorruptionKind
 from erat.corruption.scratch import Scratch
-from erat.errors import UserError
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -33,7 +33,7 @@ class Craft:
         generator: all randomness, on the CPU.
         build: a freshly initialised network of the source architecture.
         source: the clean-trained source network in eval mode; trained (once per store) when first called.
-        options: the kind's own settings, see `DataCorruption.defaults`.
+        options: what the kind's `Options` add, by their names.
         progress: told how far the crafting is.
         scratch: where an interrupted crafting left its state.
     """
@@ -74,47 +74,12 @@ class Craft:
         self.scratch.save({"generator": self.generator.get_state(), **state})
 
 
-class DataCorruption:
-    """Base of all data corruptions: one object per kind, without state.
-
-    Attributes:
-        kind: its name in the registry.
-        norm: the norm that the paper uses it with.
-        norms: the norms it can be crafted under.
-        granularities: the ones it exists in, the paper's first.
-        uses: what it needs of the source network: "nothing", its "architecture", or a clean-"trained network".
-        draws: the kind whose random draws it uses, where two kinds come from one optimisation; none: its own.
-        defaults: the keys of `corruption.*` that only some kinds have, and their values where left open.
-        version: raised when a change of the code changes what is crafted, so that no old set is taken for a new one.
-    """
-
-    kind: ClassVar[str]
-    norm: ClassVar[str]
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
-    granularities: ClassVar[tuple[str, ...]] = ("class",)
-    uses: ClassVar[Literal["nothing", "architecture", "trained network"]] = "nothing"
-    draws: ClassVar[str | None] = None
-    defaults: ClassVar[Mapping[str, Any]] = {}
-    version: ClassVar[int] = 1
+class DataCorruption(CorruptionKind):
+    """Base of all data corruptions: one object per kind, without state."""
 
     def perturb(self, craft: Craft) -> Tensor:
         """The perturbation of each image, float (N, C, H, W), within the budget."""
         raise NotImplementedError
-
-    def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse what this kind cannot do.
-
-        Args:
-            options: the `corruption.*` values as given, absent or none where left open.
-
-        Raises:
-            UserError: a norm or granularity that this kind lacks.
-        """
-        for key, allowed in (("norm", self.norms), ("granularity", self.granularities)):
-            if options.get(key) is not None and options[key] not in allowed:
-                raise UserError(
-                    f"corruption.{key} must be {' or '.join(allowed)} for {self.kind}, got {options[key]!r}"
-                )
 
 
 class ShuffledBatches:

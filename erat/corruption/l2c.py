@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch.func import functional_call
 
 from erat.attacks.norms import l2_step
 from erat.attacks.pgd import frozen
+from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption
 from erat.models.small import small
 from erat.models.unet import UNet
@@ -30,14 +30,8 @@ HELD_OUT = 0.1  # share of the images that judges the generators and is trained 
 Weights = list[Tensor]
 
 
-class LearningToConfuse(DataCorruption):
+class LearningToConfuse(kinds.L2C, DataCorruption):
     """Per image, from one generator; the one kept is that whose victim knew least of the held-out clean images."""
-
-    kind = "l2c"
-    norm = "linf"
-    granularities = ("sample",)
-    # steps: trials, in each of which the victim sees every image once. width: of the generator at full resolution.
-    defaults: ClassVar = {"steps": 500, "width": 64, "lr": 1e-4}
 
     def perturb(self, craft: Craft) -> Tensor:
         generator = _settled(_Confusion(craft).learn(), craft)

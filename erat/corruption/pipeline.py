@@ -127,7 +127,7 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
                 seed=options.seed,
                 exact=options.exact,
                 include_self=options.include_self,
-                similar=DATASETS[config.data.name].facts.similar,
+                similar=DATASETS.facts(config.data.name).similar,
                 generator=options.generator or "cores",
             )
         fields = {"kind": options.labels, "noise_rate": noise.rate, "transition": noise.transition.tolist()}
@@ -142,32 +142,28 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
 def _image_parameters(subject: Traits, config: RunConfig) -> Parameters:
     """What decides the poisoned images, made from such a set."""
     options = config.corruption
-    trained = CORRUPTIONS[options.data].uses == "trained network" and options.source_weights is None
+    kind = CORRUPTIONS.known(options.data)
+    trained = kind.uses == "trained network" and options.source_weights is None
     return {
         "part": "images",
         "subject": subject.fingerprint,
         "kind": options.data,
-        "version": CORRUPTIONS[options.data].version,
+        "version": kind.version,
         "norm": options.norm,
         "epsilon": options.epsilon,
         "granularity": options.granularity,
         "source": options.source,
         "source_epochs": options.source_epochs,
         "source_weights_digest": options.source_weights_digest,
-        **kind_options(config),
+        **options.own(),
         "seed": options.seed,
         **(subject.training(config) if trained else {}),
     }
 
 
-def kind_options(config: RunConfig) -> dict[str, Any]:
-    """The settings that the kind of data corruption has of its own."""
-    return {key: getattr(config.corruption, key) for key in CORRUPTIONS[config.corruption.data].defaults}
-
-
 def _label_parameters(subject: Traits, config: RunConfig) -> Parameters:
     """What decides the given labels of such a set."""
-    options, facts = config.corruption, DATASETS[config.data.name].facts
+    options, facts = config.corruption, DATASETS.facts(config.data.name)
     more: Parameters = {}
     if options.labels == "asymmetric" and facts.fingerprint is None:  # a set that is always the same has one such map
         more = {"similar": facts.similar and sorted(facts.similar.items())}
@@ -209,7 +205,7 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
         generator=generator(options.seed, "craft", kind.draws or kind.kind),
         build=partial(untrained, subject, config),
         source=source,
-        options=kind_options(config),
+        options=options.own(),
         progress=progress,
         scratch=store.scratch(_image_parameters(Traits.of(subject), config)),
     )

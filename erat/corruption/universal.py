@@ -6,12 +6,11 @@ vector (a shortcut to the right label); UAP gives it the vector of class c + 1 (
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from erat.attacks.pgd import Budget, frozen
+from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.classwise import descend
 
@@ -39,26 +38,15 @@ def class_vectors(craft: Craft) -> Tensor:
     return delta
 
 
-class UniversalHypocritical(DataCorruption):
+class UniversalHypocritical(kinds.UHP, DataCorruption):
     """Class c wears the vector of class c."""
-
-    kind = "uhp"
-    norm = "l2"
-    uses = "trained network"
-    defaults: ClassVar = {"steps": 500}
 
     def perturb(self, craft: Craft) -> Tensor:
         return class_vectors(craft)[craft.labels]
 
 
-class UniversalAdversarial(DataCorruption):
+class UniversalAdversarial(kinds.UAP, DataCorruption):
     """Class c wears the vector of class (c + 1) mod K."""
-
-    kind = "uap"
-    norm = "l2"
-    uses = "trained network"
-    defaults: ClassVar = {"steps": 500}
-    draws = "uhp"
 
     def perturb(self, craft: Craft) -> Tensor:
         return class_vectors(craft)[(craft.labels + 1) % craft.num_classes]

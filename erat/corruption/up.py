@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from erat.attacks.pgd import Budget, frozen, pgd
+from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.classwise import descend
 from erat.losses import label_gain
@@ -21,14 +21,8 @@ SAMPLE_STEPS = 20  # sample-wise: descent steps per image and pass
 STOP_ERROR = 0.01
 
 
-class Unlearnable(DataCorruption):
+class Unlearnable(kinds.UP, DataCorruption):
     """Alternates training on x + delta with descent of delta on the same loss, until the train error is 1 %."""
-
-    kind = "up"
-    norm = "linf"
-    uses = "architecture"
-    granularities = ("class", "sample")
-    defaults: ClassVar = {"steps": 100}  # rounds at most
 
     def perturb(self, craft: Craft) -> Tensor:
         network = craft.build().to(craft.images.device)

@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from erat.attacks.norms import l2_step
+from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption
 
 
-class UniversalRandom(DataCorruption):
+class UniversalRandom(kinds.URP, DataCorruption):
     """l_2: a Gaussian direction of norm exactly epsilon; l_inf: uniform in +-epsilon."""
-
-    kind = "urp"
-    norm = "l2"
 
     def perturb(self, craft: Craft) -> Tensor:
         shape = (craft.num_classes, *craft.images.shape[1:])

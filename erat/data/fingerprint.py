@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from erat.data.image_files import MOST_FILE, READERS, Source
+from erat.data.places import place_of, with_fingerprint
 from erat.data.types import ImageSet, ImageSource, TrustingSource
 from erat.errors import UserError
 from erat.registry import DATASETS
@@ -34,8 +35,6 @@ DIGITS = 16
 VERSION = 1  # of how the content is read; raise it with any change after which the same files give another fingerprint
 SETTLED_NS = 2_000_000_000  # a file that changed so lately may change again without its times showing it
 NO_FILE = "no readable file"
-# What does not decide the content that a source has.
-_NOT_CONTENT = {"fingerprint", "limit", "flip", "download"}
 _Page = TypeAdapter(dict[str, str])
 
 
@@ -225,11 +224,6 @@ def fingerprint_of(config: DataConfig, cache: Cache) -> str:
     return found
 
 
-def place_of(config: DataConfig) -> str:
-    """Return which set a configuration names, whatever its content: name, root and how it is read, as JSON."""
-    return config.model_dump_json(exclude=_NOT_CONTENT)
-
-
 class Fingerprints:
     """Fills in `data.fingerprint`; each set is looked at once.
 
@@ -250,31 +244,10 @@ class Fingerprints:
             UserError: the images cannot be had, or are not those of a fingerprint that was given.
         """
         data = config.data
-        if DATASETS[data.name].facts.fingerprint is not None:
+        if DATASETS.facts(data.name).fingerprint is not None:
             return config
         place = place_of(data)
         if place not in self._known:
             self._known[place] = fingerprint_of(data, self._cache)
         require(data, self._known[place])
         return with_fingerprint(config, self._known[place])
-
-
-class Recalled:
-    """Fills in `data.fingerprint` from what was written down; a set that is not among it stays without.
-
-    Args:
-        known: `place_of` a set -> its fingerprint.
-    """
-
-    def __init__(self, known: dict[str, str]) -> None:
-        self._known = known
-
-    def __call__(self, config: RunConfig) -> RunConfig:
-        """Return the configuration with the fingerprint that its image set had."""
-        found = self._known.get(place_of(config.data))
-        return config if found is None else with_fingerprint(config, found)
-
-
-def with_fingerprint(config: RunConfig, fingerprint: str) -> RunConfig:
-    """Return the configuration on the image set with this fingerprint."""
-    return config.model_copy(update={"data": config.data.model_copy(update={"fingerprint": fingerprint})})

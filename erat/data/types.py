@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erat.data.facts import SourceFacts
+
 if TYPE_CHECKING:
     from erat.options import DataConfig
 
@@ -81,25 +83,6 @@ class ImageSet:
 def to_float(images: Tensor) -> Tensor:
     """uint8 pixels 0-255 as float32 in [0, 1]."""
     return images.float().div_(255)  # in place: large batches are written once
-
-
-@dataclass(frozen=True)
-class SourceFacts:
-    """What is known of a data set before a single image is read.
-
-    Attributes:
-        epsilon: customary corruption budget in pixel units of 1.0 per norm ("linf", "l2").
-        flip: whether a mirrored image still shows its class (true for photographs, false for digits).
-        policy: the AutoAugment policy that suits it ("cifar10", "svhn", "imagenet", "digits").
-        similar: class k -> the class that asymmetric noise turns it into (absent: stays); None: k -> k+1 mod K.
-        fingerprint: of the content (`erat.data.fingerprint`) where that is the same everywhere; None: to be found out.
-    """
-
-    epsilon: dict[str, float]
-    flip: bool
-    policy: str
-    similar: dict[int, int] | None = None
-    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,8 @@ poisons, Tao et al., "Better Safe Than Sorry: Preventing Delusive Adversaries wi
 
 from __future__ import annotations
 
-from typing import Literal
-
-from erat.defenses.ce import CrossEntropy, CrossEntropyOptions
-
-
-class AdversarialTrainingOptions(CrossEntropyOptions):
-    """Keys under `defense.` for `defense.name=at`."""
-
-    name: Literal["at"] = "at"  # type: ignore[assignment]
-    adversarial: bool = True
+from erat.defenses.ce import CrossEntropy
+from erat.defenses.options import AdversarialTrainingOptions
 
 
 class AdversarialTraining(CrossEntropy):

@@ -6,34 +6,17 @@ counts (UEraser), and ELR's loss.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from erat.defenses.base import Batch, Clock, Defense, LossTerms, Task
-from erat.defenses.perturbation import PerturbationOptions, Perturber
-from erat.defenses.viewing import ViewOptions, Views
-from erat.errors import UserError
+from erat.defenses.options import CrossEntropyOptions
+from erat.defenses.perturbation import Perturber
+from erat.defenses.viewing import Views
 from erat.losses import cross_entropy
-from erat.options import DefenseOptions, Number
-
-
-class CrossEntropyOptions(PerturbationOptions, ViewOptions):
-    """Keys under `defense.` for `defense.name=ce`, and for at and iss, which differ in their defaults."""
-
-    name: Literal["ce"] = "ce"
-    criterion: Literal["ce", "elr"] = Field(
-        "ce", description="elr: early-learning regularisation, which keeps to what the network said before"
-    )
-    elr_weight: Number = Field(3.0, ge=0, description="elr: weight of the regularisation")
-    elr_momentum: Number = Field(0.7, ge=0, lt=1, description="elr: of the running average of predictions")
-
-    def check(self, workers: int) -> None:
-        super().check(workers)
-        if self.criterion == "elr" and workers > 1:
-            raise UserError(f"defense.criterion=elr needs train.workers=1, got {workers}: each has seen other images")
+from erat.options import DefenseOptions
 
 
 class CrossEntropy(Defense):

@@ -7,39 +7,20 @@ Not adversarial training on images, in spite of the name.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData, Update
-from erat.defenses.perturbation import PerturbationOptions, Perturber
-from erat.defenses.viewing import ViewOptions, Views
+from erat.defenses.options import DATOptions
+from erat.defenses.perturbation import Perturber
+from erat.defenses.viewing import Views
 from erat.losses import cross_entropy
 from erat.models.heads import cut_head
-from erat.options import Number
 
 # Every other step fits all three parts to the given labels. The steps between fit the head alone, then let the rival
 # leave it, then let the features bring both together again: three updates, each of other weights.
 FIT = Update("fit", ("features", "head", "rival"))
 HEAD, RIVAL, FEATURES = Update("head", ("head",)), Update("rival", ("rival",)), Update("features", ("features",))
-
-
-class DATOptions(PerturbationOptions, ViewOptions):
-    """Keys under `defense.` for `defense.name=dat`."""
-
-    name: Literal["dat"] = "dat"
-    alpha: Number = Field(0.005, ge=0, description="how hard the rival head is driven away")
-    beta: Number = Field(
-        1.0,
-        ge=0,
-        description="how hard the features bring the heads together; the authors' 30 was set for Adam, whose steps do "
-        "not grow with the loss, and overwhelms SGD",
-    )
-    discrepancy: Literal["mean", "published"] = Field(
-        "mean", description="published: softmax taken twice, divergence summed over the batch, as the published code"
-    )
 
 
 class DAT(Defense):

@@ -6,23 +6,8 @@ published code both splits are made before either network trains; `splits=in_tur
 
 from __future__ import annotations
 
-from typing import Literal
-
-from erat.defenses.mixmatch import MixMatch, MixMatchOptions
-from erat.options import Setting
-
-
-class DivideMixOptions(MixMatchOptions):
-    """Keys under `defense.` for `defense.name=dividemix`."""
-
-    name: Literal["dividemix"] = "dividemix"
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "mixture"
-    exchange: Literal["crossed", "joint"] = "crossed"
-
-    def default_lambda_u(self, setting: Setting) -> float:
-        if setting.data in ("cifar100", "tiny-imagenet"):
-            return 150.0
-        return 0.0 if setting.labels == "asymmetric" else 25.0
+from erat.defenses.mixmatch import MixMatch
+from erat.defenses.options import DivideMixOptions
 
 
 class DivideMix(MixMatch):

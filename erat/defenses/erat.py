@@ -12,43 +12,17 @@ The ablations of Table VI are one-field overrides of its options:
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from erat.attacks.pgd import frozen
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
-from erat.defenses.perturbation import PerturbationOptions, Perturber
-from erat.defenses.selector import Selector, SelectorOptions
-from erat.defenses.viewing import ViewOptions, Views
+from erat.defenses.options import ERATOptions
+from erat.defenses.perturbation import Perturber
+from erat.defenses.selector import Selector
+from erat.defenses.viewing import Views
 from erat.losses import consistency, cross_entropy, ramp
-from erat.options import MOST_EPOCHS, Number
-
-
-class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
-    """Keys under `defense.` for `defense.name=erat`; budgets in pixel units of 1.0."""
-
-    name: Literal["erat"] = "erat"
-    selection: bool = Field(True, description="false: all data stay labelled (w/o SS)")
-    select_every: int = Field(
-        1, ge=1, le=MOST_EPOCHS, description="beyond the paper: epochs that a labelled set is kept for"
-    )
-    # Perturbation, Eqs. 6, 7, 10
-    adversarial: bool = Field(True, description="false: no perturbed views (w/o AT)")
-    norms: Literal["both", "linf", "l2"] = Field("both", description="the set that each image draws its norm from")
-    random_start: bool = False
-    consistency: bool = Field(True, description="beyond the paper: false leaves out Eq. 6's distance from p(x)")
-    # Views
-    weak: Literal["erase", "crop", "none"] = "erase"
-    strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
-    # Loss, Eqs. 8-9
-    lambda_u: Number = Field(25.0, ge=0)
-    ramp_epochs: Number = Field(16.0, ge=0)
-    reduction: Literal["mean", "sum"] = Field("mean", description="squared errors over classes: mean, or Eq. 8's sum")
-    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
 
 
 class ERAT(Defense):

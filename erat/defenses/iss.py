@@ -6,16 +6,8 @@ ICML 2023. Test images stay as they are.
 
 from __future__ import annotations
 
-from typing import Literal
-
-from erat.defenses.ce import CrossEntropy, CrossEntropyOptions
-
-
-class SqueezingOptions(CrossEntropyOptions):
-    """Keys under `defense.` for `defense.name=iss`."""
-
-    name: Literal["iss"] = "iss"  # type: ignore[assignment]
-    squeeze: Literal["none", "jpeg", "grayscale", "bits"] = "jpeg"
+from erat.defenses.ce import CrossEntropy
+from erat.defenses.options import SqueezingOptions
 
 
 class ImageShortcutSqueezing(CrossEntropy):

@@ -6,55 +6,22 @@ Sources: Berthelot et al., "MixMatch: A Holistic Approach to Semi-Supervised Lea
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from erat.attacks.pgd import frozen
 from erat.data.random import BatchRandom
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData, Update
-from erat.defenses.perturbation import PerturbationOptions, Perturber
-from erat.defenses.selector import Selector, SelectorOptions, Split
-from erat.defenses.viewing import ViewOptions, Views
+from erat.defenses.options import MixMatchOptions
+from erat.defenses.perturbation import Perturber
+from erat.defenses.selector import Selector, Split
+from erat.defenses.viewing import Views
 from erat.losses import cross_entropy, prior_penalty, ramp, sharpen, soft_cross_entropy, squared_error
-from erat.options import MOST_EPOCHS, Number, Setting
 
 NETWORKS = ("main", "peer")
 # Partners of mixup are drawn among so many samples, not in the whole batch: they are then the same for every number of
 # data-parallel workers whose shares of a full batch are multiples of it.
 MIX_BLOCK = 8
-
-
-class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
-    """Keys of a defense that learns by MixMatch."""
-
-    exchange: Literal["crossed", "joint"] = Field(
-        description="crossed: each network learns from the other's split; joint: both from the split of their mean"
-    )
-    splits: Literal["together", "in_turn"] = Field(
-        "together", description="in_turn: the second network's split is made after the first has trained"
-    )
-    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
-    mixup_alpha: Number = Field(4.0, gt=0, description="of the Beta distribution")
-    lambda_u: Number | None = Field(None, ge=0, description="weight of the unlabelled loss; none: as the paper has it")
-    ramp_epochs: Number = Field(16.0, ge=0)
-    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
-    confidence_penalty: bool | None = Field(
-        None, description="negative entropy beside the warm-up's cross-entropy; none: under asymmetric noise alone"
-    )
-
-    def default_lambda_u(self, setting: Setting) -> float:
-        """`lambda_u` where it is left open."""
-        raise NotImplementedError
-
-    def fill(self, setting: Setting) -> dict[str, Any]:
-        open_keys = {
-            "lambda_u": self.default_lambda_u(setting),
-            "confidence_penalty": setting.labels == "asymmetric",
-        }
-        return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
 
 
 class MixMatch(Defense):

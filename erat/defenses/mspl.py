@@ -8,39 +8,20 @@ Everything else is ours; tables call it a reconstruction.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from erat.attacks.pgd import frozen
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
-from erat.defenses.perturbation import PerturbationOptions, Perturber
-from erat.defenses.selector import Selector, SelectorOptions
-from erat.defenses.viewing import ViewOptions, Views
+from erat.defenses.options import MSPLOptions
+from erat.defenses.perturbation import Perturber
+from erat.defenses.selector import Selector
+from erat.defenses.viewing import Views
 from erat.losses import contrastive, cross_entropy, ramp, sharpen, soft_cross_entropy
 from erat.models.heads import Projecting
-from erat.options import MOST_EPOCHS, Number
 
 HEADS = 2
-
-
-class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
-    """Keys under `defense.` for `defense.name=mspl`."""
-
-    name: Literal["mspl"] = "mspl"
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "errors"
-    adversarial: bool = Field(True, description="false: the pair's second view is another weak one")
-    momentum: Number = Field(0.99, ge=0, lt=1, description="of the prototypes")
-    prototype_temperature: Number = Field(0.1, gt=0)
-    contrastive_temperature: Number = Field(0.1, gt=0)
-    contrastive_weight: Number = Field(0.1, ge=0)
-    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
-    lambda_u: Number = Field(1.0, ge=0, description="weight of the pseudo-labels' loss")
-    ramp_epochs: Number = Field(16.0, ge=0)
-    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
 
 
 class MSPL(Defense):

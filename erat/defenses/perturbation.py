@@ -8,60 +8,17 @@ Attacks", ICLR 2018).
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from erat.attacks.pgd import Budget, frozen, pgd
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task
-from erat.errors import UserError
+from erat.defenses.options import PerturbationOptions
 from erat.losses import label_loss, perturbation_objective
-from erat.options import DefenseOptions, Number, Setting
-
-
-class PerturbationOptions(DefenseOptions):
-    """Keys of a defense that can train on perturbed images; budgets in pixel units of 1.0."""
-
-    adversarial: bool = Field(False, description="whether images are perturbed at all")
-    norms: Literal["both", "linf", "l2"] | None = Field(
-        None, description="the set that each image draws its norm from; none: the poison's own norm, linf without one"
-    )
-    uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
-    epsilon_inf: Number | None = Field(None, ge=0, le=1, description="l_inf budget; none: customary for the data set")
-    epsilon_2: Number | None = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
-    steps: int = Field(7, ge=1, le=10_000, description="T")
-    step_ratio: Number = Field(0.2, gt=0, description="step size as a share of the budget")
-    random_start: bool = True
-    l2_update: Literal["ball", "literal"] = Field(
-        "ball", description="l_2: normalised step, projection on the ball; literal: the paper's sign and clip"
-    )
-    consistency: bool = Field(False, description="whether Eq. 6's distance from p(x) is raised beside cross-entropy")
-    # Beyond the paper: cheaper perturbations, each with its price in docs/speed.md
-    warm_start: bool = Field(False, description="beyond the paper: PGD goes on from the image's last perturbation")
-    pgd_precision: Literal["fp32", "bf16"] = Field("fp32", description="beyond the paper: precision of PGD's passes")
-    pgd_scale: Number = Field(1.0, gt=0, le=1, description="beyond the paper: PGD on images shrunk to this share")
-
-    def fill(self, setting: Setting) -> dict[str, Any]:
-        open_keys = {
-            "epsilon_inf": setting.epsilon["linf"],
-            "epsilon_2": setting.epsilon["l2"],
-            "norms": setting.norm or "linf",
-        }
-        return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
-
-    def check(self, workers: int) -> None:
-        super().check(workers)
-        if self.warm_start and workers > 1:
-            raise UserError(f"defense.warm_start=true needs train.workers=1, got {workers}: each has seen other images")
-        if self.warm_start and self.random_start:
-            raise UserError("defense.warm_start=true needs defense.random_start=false, got true")
-        if self.warm_start and not self.uniform:
-            raise UserError("defense.warm_start=true needs defense.uniform=true, got false")
 
 
 class Perturber(nn.Module):

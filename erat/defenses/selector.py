@@ -8,41 +8,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from erat.defenses.base import Task
-from erat.options import DefenseOptions, Number
+from erat.defenses.options import SelectorOptions
 from erat.selection import class_scores, divergence, divergence_cutoff, quotas, scores, select, smallest_per_class
-
-
-class SelectorOptions(DefenseOptions):
-    """Keys of a defense that selects."""
-
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = Field(
-        "rebalance",
-        description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform selection by "
-        "Jensen-Shannon divergence, or MSPL's global and class-wise mean error",
-    )
-    # rebalance: Eqs. 1-5
-    score: Literal["l2", "ce"] = Field("l2", description="rebalance: Eq. 1, or cross-entropy (w/ CE)")
-    eta: Number = Field(0.1, ge=0, le=1, description="rebalance: 0 gives all classes equal shares")
-    rebalance: bool = Field(True, description="rebalance: false keeps every score at or below the mean (w/o RB)")
-    rate: Literal["shifted", "literal"] = Field("shifted", description="Eq. 4 with 1 - S/2, or with the paper's 1 - S")
-    # mixture
-    threshold: Number = Field(0.5, ge=0, lt=1, description="mixture: posterior above which a label is believed")
-    # jsd
-    jsd_log: Literal["2", "e"] = Field("2", description="jsd: base of the logarithm; e in the published code")
-    jsd_high: Number = Field(0.7, ge=0, description="jsd: mean divergence above which the cut-off is lowered")
-    jsd_filter: Number = Field(5.0, gt=0, description="jsd: the cut-off is lowered by (mean - least) over this")
-    quota: Literal["capped", "published"] = Field(
-        "capped",
-        description="jsd: a class smaller than its quota gives all it has; published: and sample 0 fills the gap, "
-        "as the published code has it",
-    )
 
 
 @dataclass(frozen=True)

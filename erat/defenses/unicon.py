@@ -8,30 +8,13 @@ class smaller than its quota gives what it has (`quota=published`); both network
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor, nn
 
 from erat.defenses.base import LossTerms, Task
-from erat.defenses.mixmatch import MixMatch, MixMatchOptions
+from erat.defenses.mixmatch import MixMatch
+from erat.defenses.options import UniconOptions
 from erat.losses import contrastive
 from erat.models.heads import Projecting
-from erat.options import Number, Setting
-
-
-class UniconOptions(MixMatchOptions):
-    """Keys under `defense.` for `defense.name=unicon`."""
-
-    name: Literal["unicon"] = "unicon"
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "jsd"
-    exchange: Literal["crossed", "joint"] = "joint"
-    strong: bool = True
-    contrastive_weight: Number = Field(0.025, ge=0)
-    contrastive_temperature: Number = Field(0.05, gt=0)
-
-    def default_lambda_u(self, setting: Setting) -> float:
-        return 30.0
 
 
 class Unicon(MixMatch):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.profiler import record_function
 
@@ -13,30 +10,8 @@ from erat.attacks.pgd import frozen
 from erat.data.augment.views import strong_view, weak_view
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task
-from erat.errors import UserError
+from erat.defenses.options import ViewOptions
 from erat.losses import label_loss
-from erat.options import DefenseOptions, Setting
-
-
-class ViewOptions(DefenseOptions):
-    """Keys of a defense that looks at its images through random views."""
-
-    weak: Literal["erase", "crop", "none"] = Field("crop", description="weak views: flip plus this")
-    strong: bool = Field(False, description="AutoAugment where the defense trains")
-    policy: Literal["cifar10", "svhn", "imagenet", "digits"] | None = Field(
-        None, description="AutoAugment policy; none: the one that suits the data set"
-    )
-    worst_of: int = Field(
-        1, ge=1, le=1000, description="strong views: of so many draws the one of highest loss (UEraser)"
-    )
-
-    def check(self, workers: int) -> None:
-        super().check(workers)
-        if self.worst_of > 1 and not self.strong:
-            raise UserError(f"defense.worst_of={self.worst_of} needs defense.strong=true, got false")
-
-    def fill(self, setting: Setting) -> dict[str, Any]:
-        return super().fill(setting) | ({"policy": setting.policy} if self.policy is None else {})
 
 
 class Views:

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from erat.attacks.pgd import frozen
 from erat.config import RunConfig
+from erat.data.facts import SetShape
 from erat.data.loading import load
 from erat.data.random import BatchRandom
 from erat.data.types import ImageSet, to_float
@@ -111,33 +112,26 @@ class DataShape:
         return (self.train + self.val + self.test) * (self.channels * self.size**2 + 8)
 
 
-# Of the sets that are published as they are, (train, test, C, H, K): known without a file on the disk.
-_PUBLISHED = {
-    "mnist": (4_000, 1_000, 1, 28, 10),
-    "cifar10": (50_000, 10_000, 3, 32, 10),
-    "cifar100": (50_000, 10_000, 3, 32, 100),
-    "tiny-imagenet": (100_000, 10_000, 3, 64, 200),
-}
-
-
 def data_shape(config: RunConfig) -> DataShape:
     """The shape of a run's data; a set that is not a published one is read to find it.
 
     Raises:
         UserError: it cannot be read.
     """
-    train, test, channels, size, classes = _source_shape(config.data)
-    train = min(train, config.data.limit or train)
+    source = _source_shape(config.data)
+    train = min(source.train, config.data.limit or source.train)
     val = round(config.val.fraction * train)
-    return DataShape(train - val, val, test, channels, config.data.image_size or size, classes)
+    size = config.data.image_size or source.size
+    return DataShape(train - val, val, source.test, source.channels, size, source.num_classes)
 
 
 @cache
-def _source_shape(config: DataConfig) -> tuple[int, int, int, int, int]:
-    if config.name in _PUBLISHED:
-        return _PUBLISHED[config.name]
+def _source_shape(config: DataConfig) -> SetShape:
+    known = DATASETS.facts(config.name).shape
+    if known is not None:
+        return known
     train, test = load(config)
-    return len(train), len(test), train.channels, train.size, train.num_classes
+    return SetShape(len(train), len(test), train.channels, train.size, train.num_classes)
 
 
 @dataclass(frozen=True)
@@ -326,7 +320,7 @@ def _scoring(defense: Defense, config: RunConfig, shape: DataShape) -> int:
         if config.val.objective == "perturbed":
             val = images[: shape.val]
             labels = _made(defense, len(val), dtype=torch.int64)
-            epsilon = DATASETS[config.data.name].facts.epsilon
+            epsilon = DATASETS.facts(config.data.name).epsilon
             attacked_predictions(defense, ImageSet(val, labels, ("",) * shape.num_classes), epsilon)
     return live.peak
 

@@ -18,7 +18,7 @@ from torch.profiler import record_function
 
 from erat.attacks.pgd import frozen
 from erat.config import RunConfig
-from erat.data.fingerprint import with_fingerprint
+from erat.data.places import with_fingerprint
 from erat.data.random import BatchRandom
 from erat.data.types import CorruptedSet, ImageSet, to_float
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Update
@@ -300,7 +300,7 @@ class Trainer:
 
     def _val_accuracy(self) -> float:
         if self.config.val.objective == "perturbed":
-            epsilon = DATASETS[self.config.data.name].facts.epsilon
+            epsilon = DATASETS.facts(self.config.data.name).epsilon
             return accuracy(self._val.labels, attacked_predictions(self.defense, self._val, epsilon, self.ranks))
         return accuracy(self._val.labels, predictions(self.defense, self._val, self.ranks, self._autocast))
 

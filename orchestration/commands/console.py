@@ -20,7 +20,6 @@ import typer
 import typer.core
 
 from erat.errors import TrainingFailedError, UserError, is_storage_fault, shown, storage_words
-from erat.records import read_words
 from orchestration.terminal import Terminal, one_line
 
 # Typer brings click's errors along, under its own roof in newer versions: what BadParameter derives from is one.
@@ -40,6 +39,8 @@ def stopped(how_to_go_on: str) -> typer.Exit:
 
 def show_failure(reason: str | None, log: Path) -> None:
     """Why a run failed: its reason, and the end of its traceback."""
+    from erat.records import read_words  # here: no help page needs what it loads
+
     err.print(f"  {one_line(reason)}", markup=False)
     if (words := read_words(log)) is not None:
         for line in words.splitlines()[-6:]:

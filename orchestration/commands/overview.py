@@ -13,23 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from erat.config import RunConfig
-from erat.engine.memory import MB
 from erat.errors import UserError
 from orchestration.api import load_study
-from orchestration.crafting.sets import distinct_sets, missing_sets, set_name
 from orchestration.report.grid import grid_table
 from orchestration.report.matrix import is_matrix, matrix_view, summary_sentences
 from orchestration.report.notation import accuracy, defense_name, duration, validation_words
 from orchestration.report.summary import best, paste_command, summary_table
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
-from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
 from orchestration.study.rows import FINISHED, TrialRow
 from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
 from orchestration.study.status import rows_of, spec_of
 from orchestration.tracking.store import tracking_uri
-from orchestration.tracking.tracker import compare_hint
+from orchestration.tracking.text import compare_hint
 
 WATCH_SECONDS = 2.0
 MOST_ROWS = 60  # of a list of trials
@@ -101,6 +98,8 @@ def plan_sweep(
     name: str, spec: StudySpec, trials: int, workspace: Workspace, ledger: Ledger, console: Console
 ) -> dict[str, Any]:
     """What a sweep would run."""
+    from orchestration.study import estimate  # here, as in all plans: it loads torch, which a status does without
+
     space = spec.space
     overrides: list[dict[str, Any]] = [*space.baselines, *space.scaled_points(spec.base.data.name)[:trials]]
     known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
@@ -125,6 +124,9 @@ def plan(
     spec: StudySpec | None = None,
 ) -> dict[str, Any]:
     """What these cells, and `like_base` more of `spec` that are yet to be proposed, would cost."""
+    from orchestration.crafting.sets import missing_sets
+    from orchestration.study import estimate
+
     outcomes = [ledger.outcome(config.digest(), sweep) for config in configs]
     todo = [config for config, outcome in zip(configs, outcomes, strict=True) if outcome is None]
     todo += [spec.base] * like_base if spec is not None else []
@@ -170,6 +172,8 @@ def plan(
 
 def _disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> float | None:
     """GB; that it is not known keeps no one from running."""
+    from orchestration.study import estimate
+
     try:
         return estimate.disk(configs, sets) / 1e9
     except Exception:
@@ -178,6 +182,9 @@ def _disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> float | No
 
 def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
     """MB of the run that needs most, and the words for it. That it is not known keeps no one from running."""
+    from erat.engine.memory import MB
+    from orchestration.study import estimate
+
     if not configs:
         return None, "none, nothing is left to do"
     try:
@@ -198,6 +205,8 @@ def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
 
 def plan_sets(configs: Sequence[RunConfig], lacking: Sequence[RunConfig], console: Console) -> dict[str, Any]:
     """How many crafted sets these need, and which the store lacks."""
+    from orchestration.crafting.sets import distinct_sets, set_name
+
     needed, missing = len(distinct_sets(configs)), [set_name(config) for config in lacking]
     shown = f" ({', '.join(missing)})" if 0 < len(missing) <= 8 else ""
     console.print(f"  crafted sets: {needed} needed, {len(missing)} to craft{shown}", markup=False)

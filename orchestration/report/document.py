@@ -28,7 +28,7 @@ from orchestration.study.rows import FINISHED, TrialRow
 from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
 from orchestration.study.status import not_begun, rows_of, spec_of
 from orchestration.tracking.store import tracking_uri
-from orchestration.tracking.tracker import compare_hint
+from orchestration.tracking.text import compare_hint
 
 SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
 

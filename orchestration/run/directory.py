@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from erat.engine.report import EpochReport
 from erat.files import previous, write_atomic
 from erat.records import DamagedError, read_json, read_rows, read_words
 from erat.result import RunResult
 from orchestration.storage.forms import EPOCH_ROW, RESULT, lacks, warn_damaged
 from orchestration.storage.workspace import CHECKPOINT, Workspace
+
+if TYPE_CHECKING:
+    from erat.engine.report import EpochReport
 
 # What a cell goes on from, what of that travels after each epoch, and what it says of itself when it is over.
 PREVIOUS, MOVING = previous(Path(CHECKPOINT)).name, (CHECKPOINT, "metrics.jsonl")

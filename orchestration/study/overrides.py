@@ -40,11 +40,12 @@ def parse_overrides(words: Sequence[str] | None) -> dict[str, Any]:
             raise UserError(f"{shown(key)} is given twice")
         require_text(word, shown(key))
         texts[key] = text
-    return {key: _value(key, text, texts.get("defense.name", "erat")) for key, text in texts.items()}
+    parts = texts.get("defense.name", "erat"), texts.get("corruption.data", "none")
+    return {key: _value(key, text, *parts) for key, text in texts.items()}
 
 
-def _value(key: str, text: str, defense: str) -> Any:
-    field = field_of(key, defense)
+def _value(key: str, text: str, defense: str, corruption: str) -> Any:
+    field = field_of(key, defense, corruption)
     return text if field is None else read_value(key, text, field)  # whether there is such a key is for others to say
 
 

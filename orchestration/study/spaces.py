@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from optuna.distributions import FloatDistribution
 from pydantic import Field, ValidationError, model_validator
 
-from erat.config import all_keys, first_error, unknown_key
+from erat.config import all_keys, field_of, first_error, unknown_key
 from erat.errors import UserError, unknown_name
 from erat.options import Number, Section
 from erat.paths import user_path
 from erat.registry import DATASETS
 from orchestration.study import MOST_TRIALS
 from orchestration.study.yaml_files import read_yaml
+
+if TYPE_CHECKING:
+    from optuna.distributions import FloatDistribution
 
 FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
 PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # the budgets customary for CIFAR-10, in which the paper states its own
@@ -64,16 +66,15 @@ class SearchSpace(Section):
 
     @model_validator(mode="after")
     def _known_keys(self) -> SearchSpace:
-        allowed = all_keys()
         for key in self.parameters:
-            if key not in allowed:
-                raise unknown_key(key, allowed)
+            if field_of(key, "erat") is None:
+                raise unknown_key(key, all_keys())
         if not self.parameters and not (self.baselines and self.proposals == 0):
             raise UserError("parameters must name what is searched; without any, give baselines and proposals: 0")
         for entry in self.baselines:
             for key in entry:
-                if key not in allowed:
-                    raise unknown_key(key, allowed)
+                if field_of(key, "erat") is None:
+                    raise unknown_key(key, all_keys())
         for point in self.points:
             if point.keys() != self.parameters.keys():
                 raise UserError(f"a point must give {', '.join(self.parameters)}; got {', '.join(point)}")
@@ -86,7 +87,7 @@ class SearchSpace(Section):
 
     def scale(self, data_name: str) -> dict[str, float]:
         """Dotted key -> factor from the paper's units to this data set's."""
-        epsilon = DATASETS[data_name].facts.epsilon
+        epsilon = DATASETS.facts(data_name).epsilon
         return {
             key: epsilon[parameter.unit] / PAPER_UNITS[parameter.unit] if parameter.unit else 1.0
             for key, parameter in self.parameters.items()
@@ -94,10 +95,18 @@ class SearchSpace(Section):
 
     def distributions(self, data_name: str) -> dict[str, FloatDistribution]:
         """Optuna's view of the ranges."""
+        from optuna.distributions import FloatDistribution  # here: whoever only reads studies need not load it
+
+        return {
+            key: FloatDistribution(low, high, log=self.parameters[key].log)
+            for key, (low, high) in self._ranges(data_name).items()
+        }
+
+    def _ranges(self, data_name: str) -> dict[str, tuple[float, float]]:
         factors = self.scale(data_name)
         return {
-            key: FloatDistribution(ten_digits(p.low * factors[key]), ten_digits(p.high * factors[key]), log=p.log)
-            for key, p in self.parameters.items()
+            key: (ten_digits(parameter.low * factors[key]), ten_digits(parameter.high * factors[key]))
+            for key, parameter in self.parameters.items()
         }
 
     def scaled_points(self, data_name: str) -> list[dict[str, float]]:
@@ -112,8 +121,8 @@ class SearchSpace(Section):
         """What a sweep may try: the points, both ends of the ranges, and a number between them that is not round."""
         if not self.parameters:
             return []
-        ranges = self.distributions(data_name)
-        between = [{key: r.low + share * (r.high - r.low) for key, r in ranges.items()} for share in (0.0, 0.382, 1.0)]
+        ranges = self._ranges(data_name).items()
+        between = [{key: low + share * (high - low) for key, (low, high) in ranges} for share in (0.0, 0.382, 1.0)]
         return [*self.scaled_points(data_name), *between]
 
 

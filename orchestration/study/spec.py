@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from erat.config import RunConfig, build, content_digest, known_keys
-from erat.data.fingerprint import Recalled, place_of
+from erat.data.places import Recalled, place_of
 from erat.errors import UserError
 from erat.records import why
 from orchestration.storage.forms import SPECIFICATION

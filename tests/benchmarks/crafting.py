@@ -64,7 +64,7 @@ def _order(kind: str, granularity: str) -> Callable[[], Craft]:
             generator=torch.Generator().manual_seed(0),
             build=_network,
             source=lambda: network,
-            options={**CORRUPTIONS[kind].defaults, "steps": STEPS[kind], "width": WIDTH, "lr": 1e-3},
+            options={**CORRUPTIONS[kind].Options().own(), "steps": STEPS[kind], "width": WIDTH, "lr": 1e-3},
         )
 
     return order

@@ -17,49 +17,13 @@ import torch
 from torchvision import datasets  # type: ignore[import-untyped]
 from torchvision.datasets.utils import check_integrity  # type: ignore[import-untyped]
 
-from erat.data.types import ImageSet, SourceFacts
+from erat.data import facts
+from erat.data.facts import SourceFacts
+from erat.data.types import ImageSet
 from erat.errors import UserError
 
 if TYPE_CHECKING:
     from erat.options import DataConfig
-
-EPSILON = {"linf": 8 / 255, "l2": 0.5}
-
-# airplane 0, automobile 1, bird 2, cat 3, deer 4, dog 5, frog 6, horse 7, ship 8, truck 9
-CIFAR10_SIMILAR = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-
-CIFAR100_SUPERCLASSES: dict[str, tuple[str, ...]] = {
-    "aquatic mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
-    "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
-    "flowers": ("orchid", "poppy", "rose", "sunflower", "tulip"),
-    "food containers": ("bottle", "bowl", "can", "cup", "plate"),
-    "fruit and vegetables": ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
-    "household electrical devices": ("clock", "keyboard", "lamp", "telephone", "television"),
-    "household furniture": ("bed", "chair", "couch", "table", "wardrobe"),
-    "insects": ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
-    "large carnivores": ("bear", "leopard", "lion", "tiger", "wolf"),
-    "large man-made outdoor things": ("bridge", "castle", "house", "road", "skyscraper"),
-    "large natural outdoor scenes": ("cloud", "forest", "mountain", "plain", "sea"),
-    "large omnivores and herbivores": ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
-    "medium-sized mammals": ("fox", "porcupine", "possum", "raccoon", "skunk"),
-    "non-insect invertebrates": ("crab", "lobster", "snail", "spider", "worm"),
-    "people": ("baby", "boy", "girl", "man", "woman"),
-    "reptiles": ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
-    "small mammals": ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
-    "trees": ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
-    "vehicles 1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
-    "vehicles 2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
-}
-
-
-def next_in_superclass(superclasses: dict[str, tuple[str, ...]]) -> dict[int, int]:
-    """Fine class -> the next one of its superclass, circular; a fine id is the name's alphabetical rank."""
-    ids = {name: rank for rank, name in enumerate(sorted(name for names in superclasses.values() for name in names))}
-    similar: dict[int, int] = {}
-    for names in superclasses.values():
-        members = sorted(ids[name] for name in names)
-        similar.update(zip(members, members[1:] + members[:1], strict=True))
-    return similar
 
 
 class Cifar:
@@ -144,9 +108,5 @@ class Cifar:
             ) from error
 
 
-CIFAR10 = Cifar("CIFAR-10", datasets.CIFAR10, SourceFacts(EPSILON, True, "cifar10", CIFAR10_SIMILAR))
-CIFAR100 = Cifar(
-    "CIFAR-100",
-    datasets.CIFAR100,
-    SourceFacts(EPSILON, True, "cifar10", next_in_superclass(CIFAR100_SUPERCLASSES)),
-)
+CIFAR10 = Cifar("CIFAR-10", datasets.CIFAR10, facts.CIFAR10)
+CIFAR100 = Cifar("CIFAR-100", datasets.CIFAR100, facts.CIFAR100)

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 from torchvision.datasets.utils import download_and_extract_archive  # type: ignore[import-untyped]
 
+from erat.data import facts
 from erat.data.fingerprint import Cache
 from erat.data.image_files import read_all, stack, visible_files
 from erat.data.sources.collection import collection_fingerprint, read_collection
-from erat.data.types import ImageSet, SourceFacts
+from erat.data.types import ImageSet
 from erat.errors import UserError
 
 if TYPE_CHECKING:
     from erat.options import DataConfig
-
-EPSILON = {"linf": 8 / 255, "l2": 0.5}
 
 
 class ImageFolder:
@@ -34,7 +33,7 @@ class ImageFolder:
     of the validation part that a run would split off.
     """
 
-    facts = SourceFacts(EPSILON, True, "cifar10")
+    facts = facts.FOLDER
 
     def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
         """Read (train, test) at `config.image_size` (default 32; arrays as stored); grey if every file is, else RGB.
@@ -101,7 +100,7 @@ class TinyImageNet:
     Source: Stanford CS231n, 2015; a subset of ImageNet.
     """
 
-    facts = SourceFacts(EPSILON, True, "imagenet")
+    facts = facts.TINY_IMAGENET
     folder = "tiny-imagenet-200"
     url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     md5 = "90528d7ca1a48142e341f4ef8d21d0de"

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from erat.data.types import ImageSet, SourceFacts
+from erat.data import facts
+from erat.data.types import ImageSet
 from erat.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,14 +27,7 @@ SIDE = 28
 class Mnist5k:
     """The digits as one fixed split: 4,000 train and 1,000 test images, 28x28 grey, equally many of each class."""
 
-    facts = SourceFacts(
-        # 8/255 is a budget for colour photographs; on digits a comparable poison needs these.
-        epsilon={"linf": 0.1, "l2": 1.0},
-        flip=False,
-        policy="digits",
-        similar={2: 7, 3: 8, 7: 1, 5: 6, 6: 5},
-        fingerprint="441ab4947d60f4c0",
-    )
+    facts = facts.MNIST
 
     def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
         """Read (train, test); nothing in `config` changes them.

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from erat.config import build
+from erat.config import RunConfig, build
+from erat.corruption.base import Craft, DataCorruption
+from erat.corruption.pipeline import poison
+from erat.corruption.store import Store
+from erat.data.types import ImageSet
+from erat.errors import UserError
+from erat.options import CorruptionOptions
 from erat.registry import CORRUPTIONS
+from orchestration.study.overrides import parse_overrides
 
 Overrides = dict[str, Any]
 
@@ -28,21 +39,23 @@ OPTIONS: dict[str, Overrides] = {
 
 @pytest.mark.parametrize("kind", CORRUPTIONS.names())
 def test_every_kind_has_its_own_options_and_no_others(kind: str) -> None:
-    corruption = build("paper", {"corruption.data": kind}).corruption
     everything = {"steps": None, "attack": None, "width": None, "lr": None}
-    assert {key: getattr(corruption, key) for key in everything} == everything | dict(CORRUPTIONS[kind].defaults)
-    without = build("paper", {"corruption.data": "none"}).corruption
-    assert all(getattr(without, key) is None for key in everything)
+    config, without = (build("paper", {"corruption.data": data}) for data in (kind, "none"))
+    assert config.corruption.own() == OPTIONS[kind]
+    flat, plain = config.flat(), without.flat()
+    assert {key: flat[f"corruption.{key}"] for key in everything} == everything | OPTIONS[kind]
+    assert {key: plain[f"corruption.{key}"] for key in everything} == everything
+    assert list(flat) == list(plain), "in one order"
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_the_paper_s_lengths_are_the_defaults(kind: str) -> None:
-    assert CORRUPTIONS[kind].defaults == OPTIONS[kind]
+    assert CORRUPTIONS[kind].Options().own() == OPTIONS[kind]
 
 
 def test_steps_that_are_said_are_kept() -> None:
     for kind in ("uhp", "up", "ap", "aa", "l2c"):
-        assert build("demo", {"corruption.data": kind, "corruption.steps": "7"}).corruption.steps == 7
+        assert build("demo", {"corruption.data": kind, "corruption.steps": "7"}).flat()["corruption.steps"] == 7
 
 
 def test_files_are_found_and_digested_from_where_the_user_stands(
@@ -59,6 +72,77 @@ def test_files_are_found_and_digested_from_where_the_user_stands(
     assert corruption.source_weights_digest == hashlib.sha256(b"weights").hexdigest()[:16]
     assert corruption.labels_file_digest == hashlib.sha256(b"labels").hexdigest()[:16]
     assert (corruption.source_epochs, corruption.rate) == (None, None), "the files say all"
+
+
+class TestAKindOfOnesOwn:
+    """One class with its options, and one line of the registry."""
+
+    @pytest.fixture(autouse=True)
+    def _registered(self, register: Callable[..., None]) -> None:
+        class StripesOptions(CorruptionOptions):
+            width: int = Field(3, ge=1, le=8, description="of a stripe, in pixels")
+            tint: Literal["red", "blue"] | None = None
+
+            @model_validator(mode="after")
+            def _together(self) -> StripesOptions:
+                if self.tint == "blue" and self.width > 4:
+                    raise UserError(f"corruption.width must be at most 4 for blue stripes, got {self.width}")
+                return self
+
+        class Stripes(DataCorruption):
+            kind, norm, Options = "stripes", "linf", StripesOptions
+
+            def perturb(self, craft: Craft) -> Tensor:
+                bar = torch.arange(craft.images.shape[-1]) // craft.options["width"] % 2 * 2.0 - 1
+                return craft.epsilon * bar.expand_as(craft.images)
+
+        register(CORRUPTIONS, "stripes", Stripes())
+
+    def test_its_keys_are_read_checked_and_filled(self) -> None:
+        given = {"corruption.data": "stripes"}
+        assert build("demo", given).corruption.own() == {"width": 3, "tint": None}
+        assert build("demo", given | {"corruption.width": "5"}).corruption.own()["width"] == 5
+        assert build("demo", given | {"corruption.width": None}).corruption.own()["width"] == 3
+        words = [f"{key}={value}" for key, value in (given | {"corruption.tint": "none"}).items()]
+        assert parse_overrides(words)["corruption.tint"] is None
+        for wrong, message in [
+            ({"corruption.width": 9}, r"^corruption.width: input should be less than or equal to 8, got 9$"),
+            ({"corruption.tint": "green"}, r"^corruption.tint: input should be 'red' or 'blue', got 'green'$"),
+            (
+                {"corruption.tint": "blue", "corruption.width": 5},
+                r"^corruption.width must be at most 4 for blue .*got 5$",
+            ),
+            (
+                {"corruption.tin": "red"},
+                r"^unknown key 'corruption.tin': did you mean corruption.tint.*allowed: .*tint$",
+            ),
+        ]:
+            with pytest.raises(UserError, match=message):
+                build("demo", given | wrong)
+
+    def test_it_makes_another_run_and_leaves_others_as_they_are(self) -> None:
+        plain, striped = build("demo"), build("demo", {"corruption.data": "stripes"})
+        assert "corruption.tint" not in plain.flat()
+        assert striped.digest() != build("demo", {"corruption.data": "stripes", "corruption.tint": "red"}).digest()
+        assert RunConfig.model_validate_json(striped.model_dump_json()) == striped
+        with pytest.warns(UserWarning, match=r"^corruption.tint=red is not used: corruption.data=uhp"):
+            assert build("demo", {"corruption.tint": "red"}).digest() == plain.digest()
+
+    def test_what_it_is_told_reaches_it(self, make_images: Callable[..., ImageSet], tmp_path: Path) -> None:
+        images, sets = make_images(8), []
+        for width in (1, 2):
+            config = build("demo", {"corruption.data": "stripes", "corruption.width": width, "data.image_size": 8})
+            sets.append(poison(images, config, Store(tmp_path))[0])
+        assert len(list(tmp_path.glob("images-*"))) == 2
+        assert (sets[0] != sets[1]).any()
+
+
+def test_kinds_are_known_without_crafting() -> None:
+    for kind in CORRUPTIONS.names():
+        known, part = CORRUPTIONS.known(kind), CORRUPTIONS[kind]
+        assert isinstance(part, type(known))
+        facts = ("kind", "norm", "norms", "granularities", "uses", "draws", "version", "Options")
+        assert all(getattr(known, fact) == getattr(part, fact) for fact in facts)
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import erat.registry
+from erat.config import all_keys, build, has_key
 from erat.errors import UserError
 from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES, Registry
+
+ROOT = Path(erat.registry.__file__).parents[1]
 
 
 def test_a_part_is_imported_when_it_is_asked_for() -> None:
@@ -58,7 +62,34 @@ def test_corruptions_and_defenses_know_their_names() -> None:
         assert DEFENSES[name].Options.model_fields["name"].default == name
 
 
+def test_what_is_known_beside_a_part_is_what_the_part_has() -> None:
+    assert all(DEFENSES.options(name) is DEFENSES[name].Options for name in DEFENSES.names())
+    assert all(DATASETS.facts(name) is DATASETS[name].facts for name in DATASETS.names())
+
+
+def test_a_part_without_a_place_for_what_is_known_is_asked(register: Callable[..., None]) -> None:
+    class Mine(DEFENSES["ce"]):  # type: ignore[misc]
+        class Options(DEFENSES.options("ce")):  # type: ignore[misc]
+            name: str = "mine"
+            courage: int = 3
+
+    register(DEFENSES, "mine", Mine)
+    assert DEFENSES.options("mine") is Mine.Options
+    assert build("demo", {"defense.name": "mine", "defense.courage": "4"}).flat()["defense.courage"] == 4
+    assert has_key("defense.courage", "mine")
+    assert not has_key("defense.courage", "ce")
+    assert "defense.courage" in all_keys()
+    for registry in (DATASETS, CORRUPTIONS, DEFENSES):
+        assert sorted(registry.by_weight()) == registry.names()
+
+
+def test_a_part_that_must_be_loaded_for_its_options_is_asked_last() -> None:
+    register = "r.DEFENSES.add('anna', 'no_such_module:Anna'); r.CORRUPTIONS.add('bert', 'no_such_module:BERT')"
+    asked = "[c.field_of(key, 'erat') for key in ('defense.eta', 'corruption.width', 'train.lr')]"
+    code = f"import erat.registry as r, erat.config as c; {register}; assert all({asked}); c.build('demo')"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_listing_names_loads_no_torch() -> None:
     code = "import sys, erat.registry as r; assert r.DEFENSES.names(); assert 'torch' not in sys.modules"
-    root = Path(erat.registry.__file__).parents[1]
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -146,7 +146,7 @@ def test_up_stops_at_one_percent_of_train_error(order: Craft, monkeypatch: pytes
     """Images that are learnt at once need few rounds; with a threshold that nothing reaches, all are made."""
     told: list[int] = []
     watched = replace(order, progress=lambda what, done, total: told.append(done))
-    CORRUPTIONS["up"].perturb(again(watched, options=CORRUPTIONS["up"].defaults))
+    CORRUPTIONS["up"].perturb(again(watched, options=CORRUPTIONS["up"].Options().own()))
     assert len(told) < 10
     monkeypatch.setattr(up, "STOP_ERROR", -1.0)
     told.clear()
@@ -159,7 +159,7 @@ def test_up_stops_at_one_percent_of_train_error(order: Craft, monkeypatch: pytes
 
 def test_uhp_makes_the_source_network_say_the_class(order: Craft, source: nn.Module) -> None:
     vectors = per_class(
-        CORRUPTIONS["uhp"].perturb(again(order, epsilon=2.5, options=CORRUPTIONS["uhp"].defaults)), order.labels
+        CORRUPTIONS["uhp"].perturb(again(order, epsilon=2.5, options=CORRUPTIONS["uhp"].Options().own())), order.labels
     )
     for k in range(K):
         answers = source((order.images + vectors[k]).clamp(0, 1)).argmax(1)

@@ -35,7 +35,9 @@ def again(order: Craft, **changes: Any) -> Craft:
 def test_ap_makes_the_source_network_say_the_next_class(
     order: Craft, source: nn.Module, norm: str, epsilon: float
 ) -> None:
-    delta = CORRUPTIONS["ap"].perturb(again(order, norm=norm, epsilon=epsilon, options=CORRUPTIONS["ap"].defaults))
+    delta = CORRUPTIONS["ap"].perturb(
+        again(order, norm=norm, epsilon=epsilon, options=CORRUPTIONS["ap"].Options().own())
+    )
     answers = source(order.images + delta).argmax(1)
     assert (answers == (order.labels + 1) % 4).float().mean() > 0.9
     assert (source(order.images).argmax(1) == order.labels).float().mean() > 0.9, "which it had not said before"

@@ -31,9 +31,9 @@ from erat.data.fingerprint import (
     fingerprint_of,
     of_arrays,
     stamp_of,
-    with_fingerprint,
 )
 from erat.data.loading import load, load_parts
+from erat.data.places import with_fingerprint
 from erat.data.sources import mnist
 from erat.data.types import CorruptedSet, ImageSet, SourceFacts
 from erat.engine.trainer import Trainer

@@ -27,7 +27,7 @@ LONG = [
     (kind, granularity)
     for kind in CORRUPTIONS.names()
     for granularity in CORRUPTIONS[kind].granularities
-    if CORRUPTIONS[kind].defaults  # the others are made at once
+    if CORRUPTIONS[kind].Options.own_keys()  # the others are made at once
 ]
 
 

@@ -1,0 +1,97 @@
+"""What is known of data sets before a single image is read, without torch: the type, and the facts of our own sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class SetShape(NamedTuple):
+    """Numbers of training and test images, of channels and pixels a side (as stored), and of classes."""
+
+    train: int
+    test: int
+    channels: int
+    size: int
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What is known of a data set before a single image is read.
+
+    Attributes:
+        epsilon: customary corruption budget in pixel units of 1.0 per norm ("linf", "l2").
+        flip: whether a mirrored image still shows its class (true for photographs, false for digits).
+        policy: the AutoAugment policy that suits it ("cifar10", "svhn", "imagenet", "digits").
+        similar: class k -> the class that asymmetric noise turns it into (absent: stays); None: k -> k+1 mod K.
+        fingerprint: of the content (`erat.data.fingerprint`) where that is the same everywhere; None: to be found out.
+        shape: of the set as it is published; None: to be found out.
+    """
+
+    epsilon: dict[str, float]
+    flip: bool
+    policy: str
+    similar: dict[int, int] | None = None
+    fingerprint: str | None = None
+    shape: SetShape | None = None
+
+
+PHOTOGRAPHS = {"linf": 8 / 255, "l2": 0.5}  # customary budgets
+
+# airplane 0, automobile 1, bird 2, cat 3, deer 4, dog 5, frog 6, horse 7, ship 8, truck 9
+CIFAR10_SIMILAR = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+
+CIFAR100_SUPERCLASSES: dict[str, tuple[str, ...]] = {
+    "aquatic mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
+    "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
+    "flowers": ("orchid", "poppy", "rose", "sunflower", "tulip"),
+    "food containers": ("bottle", "bowl", "can", "cup", "plate"),
+    "fruit and vegetables": ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
+    "household electrical devices": ("clock", "keyboard", "lamp", "telephone", "television"),
+    "household furniture": ("bed", "chair", "couch", "table", "wardrobe"),
+    "insects": ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
+    "large carnivores": ("bear", "leopard", "lion", "tiger", "wolf"),
+    "large man-made outdoor things": ("bridge", "castle", "house", "road", "skyscraper"),
+    "large natural outdoor scenes": ("cloud", "forest", "mountain", "plain", "sea"),
+    "large omnivores and herbivores": ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
+    "medium-sized mammals": ("fox", "porcupine", "possum", "raccoon", "skunk"),
+    "non-insect invertebrates": ("crab", "lobster", "snail", "spider", "worm"),
+    "people": ("baby", "boy", "girl", "man", "woman"),
+    "reptiles": ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
+    "small mammals": ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
+    "trees": ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
+    "vehicles 1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
+    "vehicles 2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
+}
+
+
+def next_in_superclass(superclasses: dict[str, tuple[str, ...]]) -> dict[int, int]:
+    """Fine class -> the next one of its superclass, circular; a fine id is the name's alphabetical rank."""
+    ids = {name: rank for rank, name in enumerate(sorted(name for names in superclasses.values() for name in names))}
+    similar: dict[int, int] = {}
+    for names in superclasses.values():
+        members = sorted(ids[name] for name in names)
+        similar.update(zip(members, members[1:] + members[:1], strict=True))
+    return similar
+
+
+MNIST = SourceFacts(
+    # 8/255 is a budget for colour photographs; on digits a comparable poison needs these.
+    epsilon={"linf": 0.1, "l2": 1.0},
+    flip=False,
+    policy="digits",
+    similar={2: 7, 3: 8, 7: 1, 5: 6, 6: 5},
+    fingerprint="441ab4947d60f4c0",
+    shape=SetShape(4_000, 1_000, 1, 28, 10),
+)
+CIFAR10 = SourceFacts(PHOTOGRAPHS, True, "cifar10", CIFAR10_SIMILAR, shape=SetShape(50_000, 10_000, 3, 32, 10))
+CIFAR100 = SourceFacts(
+    PHOTOGRAPHS,
+    True,
+    "cifar10",
+    next_in_superclass(CIFAR100_SUPERCLASSES),
+    shape=SetShape(50_000, 10_000, 3, 32, 100),
+)
+TINY_IMAGENET = SourceFacts(PHOTOGRAPHS, True, "imagenet", shape=SetShape(100_000, 10_000, 3, 64, 200))
+FOLDER = SourceFacts(PHOTOGRAPHS, True, "cifar10")

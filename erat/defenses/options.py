@@ -1,0 +1,242 @@
+"""What each defense may be told, as keys under `defense.`; without torch, for whoever only reads a configuration.
+
+First the parts that several defenses have, then the defenses. Budgets are in pixel units of 1.0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from erat.errors import UserError
+from erat.options import MOST_EPOCHS, DefenseOptions, Number, Setting
+
+
+class PerturbationOptions(DefenseOptions):
+    """Keys of a defense that can train on perturbed images; budgets in pixel units of 1.0."""
+
+    adversarial: bool = Field(False, description="whether images are perturbed at all")
+    norms: Literal["both", "linf", "l2"] | None = Field(
+        None, description="the set that each image draws its norm from; none: the poison's own norm, linf without one"
+    )
+    uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
+    epsilon_inf: Number | None = Field(None, ge=0, le=1, description="l_inf budget; none: customary for the data set")
+    epsilon_2: Number | None = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
+    steps: int = Field(7, ge=1, le=10_000, description="T")
+    step_ratio: Number = Field(0.2, gt=0, description="step size as a share of the budget")
+    random_start: bool = True
+    l2_update: Literal["ball", "literal"] = Field(
+        "ball", description="l_2: normalised step, projection on the ball; literal: the paper's sign and clip"
+    )
+    consistency: bool = Field(False, description="whether Eq. 6's distance from p(x) is raised beside cross-entropy")
+    # Beyond the paper: cheaper perturbations, each with its price in docs/speed.md
+    warm_start: bool = Field(False, description="beyond the paper: PGD goes on from the image's last perturbation")
+    pgd_precision: Literal["fp32", "bf16"] = Field("fp32", description="beyond the paper: precision of PGD's passes")
+    pgd_scale: Number = Field(1.0, gt=0, le=1, description="beyond the paper: PGD on images shrunk to this share")
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        open_keys = {
+            "epsilon_inf": setting.epsilon["linf"],
+            "epsilon_2": setting.epsilon["l2"],
+            "norms": setting.norm or "linf",
+        }
+        return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
+
+    def check(self, workers: int) -> None:
+        super().check(workers)
+        if self.warm_start and workers > 1:
+            raise UserError(f"defense.warm_start=true needs train.workers=1, got {workers}: each has seen other images")
+        if self.warm_start and self.random_start:
+            raise UserError("defense.warm_start=true needs defense.random_start=false, got true")
+        if self.warm_start and not self.uniform:
+            raise UserError("defense.warm_start=true needs defense.uniform=true, got false")
+
+
+class ViewOptions(DefenseOptions):
+    """Keys of a defense that looks at its images through random views."""
+
+    weak: Literal["erase", "crop", "none"] = Field("crop", description="weak views: flip plus this")
+    strong: bool = Field(False, description="AutoAugment where the defense trains")
+    policy: Literal["cifar10", "svhn", "imagenet", "digits"] | None = Field(
+        None, description="AutoAugment policy; none: the one that suits the data set"
+    )
+    worst_of: int = Field(
+        1, ge=1, le=1000, description="strong views: of so many draws the one of highest loss (UEraser)"
+    )
+
+    def check(self, workers: int) -> None:
+        super().check(workers)
+        if self.worst_of > 1 and not self.strong:
+            raise UserError(f"defense.worst_of={self.worst_of} needs defense.strong=true, got false")
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        return super().fill(setting) | ({"policy": setting.policy} if self.policy is None else {})
+
+
+class SelectorOptions(DefenseOptions):
+    """Keys of a defense that selects."""
+
+    selector: Literal["rebalance", "mixture", "jsd", "errors"] = Field(
+        "rebalance",
+        description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform selection by "
+        "Jensen-Shannon divergence, or MSPL's global and class-wise mean error",
+    )
+    # rebalance: Eqs. 1-5
+    score: Literal["l2", "ce"] = Field("l2", description="rebalance: Eq. 1, or cross-entropy (w/ CE)")
+    eta: Number = Field(0.1, ge=0, le=1, description="rebalance: 0 gives all classes equal shares")
+    rebalance: bool = Field(True, description="rebalance: false keeps every score at or below the mean (w/o RB)")
+    rate: Literal["shifted", "literal"] = Field("shifted", description="Eq. 4 with 1 - S/2, or with the paper's 1 - S")
+    # mixture
+    threshold: Number = Field(0.5, ge=0, lt=1, description="mixture: posterior above which a label is believed")
+    # jsd
+    jsd_log: Literal["2", "e"] = Field("2", description="jsd: base of the logarithm; e in the published code")
+    jsd_high: Number = Field(0.7, ge=0, description="jsd: mean divergence above which the cut-off is lowered")
+    jsd_filter: Number = Field(5.0, gt=0, description="jsd: the cut-off is lowered by (mean - least) over this")
+    quota: Literal["capped", "published"] = Field(
+        "capped",
+        description="jsd: a class smaller than its quota gives all it has; published: and sample 0 fills the gap, "
+        "as the published code has it",
+    )
+
+
+class CrossEntropyOptions(PerturbationOptions, ViewOptions):
+    """Keys under `defense.` for `defense.name=ce`, and for at and iss, which differ in their defaults."""
+
+    name: Literal["ce"] = "ce"
+    criterion: Literal["ce", "elr"] = Field(
+        "ce", description="elr: early-learning regularisation, which keeps to what the network said before"
+    )
+    elr_weight: Number = Field(3.0, ge=0, description="elr: weight of the regularisation")
+    elr_momentum: Number = Field(0.7, ge=0, lt=1, description="elr: of the running average of predictions")
+
+    def check(self, workers: int) -> None:
+        super().check(workers)
+        if self.criterion == "elr" and workers > 1:
+            raise UserError(f"defense.criterion=elr needs train.workers=1, got {workers}: each has seen other images")
+
+
+class AdversarialTrainingOptions(CrossEntropyOptions):
+    """Keys under `defense.` for `defense.name=at`."""
+
+    name: Literal["at"] = "at"  # type: ignore[assignment]
+    adversarial: bool = True
+
+
+class SqueezingOptions(CrossEntropyOptions):
+    """Keys under `defense.` for `defense.name=iss`."""
+
+    name: Literal["iss"] = "iss"  # type: ignore[assignment]
+    squeeze: Literal["none", "jpeg", "grayscale", "bits"] = "jpeg"
+
+
+class DATOptions(PerturbationOptions, ViewOptions):
+    """Keys under `defense.` for `defense.name=dat`."""
+
+    name: Literal["dat"] = "dat"
+    alpha: Number = Field(0.005, ge=0, description="how hard the rival head is driven away")
+    beta: Number = Field(
+        1.0,
+        ge=0,
+        description="how hard the features bring the heads together; the authors' 30 was set for Adam, whose steps do "
+        "not grow with the loss, and overwhelms SGD",
+    )
+    discrepancy: Literal["mean", "published"] = Field(
+        "mean", description="published: softmax taken twice, divergence summed over the batch, as the published code"
+    )
+
+
+class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
+    """Keys of a defense that learns by MixMatch."""
+
+    exchange: Literal["crossed", "joint"] = Field(
+        description="crossed: each network learns from the other's split; joint: both from the split of their mean"
+    )
+    splits: Literal["together", "in_turn"] = Field(
+        "together", description="in_turn: the second network's split is made after the first has trained"
+    )
+    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
+    mixup_alpha: Number = Field(4.0, gt=0, description="of the Beta distribution")
+    lambda_u: Number | None = Field(None, ge=0, description="weight of the unlabelled loss; none: as the paper has it")
+    ramp_epochs: Number = Field(16.0, ge=0)
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
+    confidence_penalty: bool | None = Field(
+        None, description="negative entropy beside the warm-up's cross-entropy; none: under asymmetric noise alone"
+    )
+
+    def default_lambda_u(self, setting: Setting) -> float:
+        """`lambda_u` where it is left open."""
+        raise NotImplementedError
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        open_keys = {
+            "lambda_u": self.default_lambda_u(setting),
+            "confidence_penalty": setting.labels == "asymmetric",
+        }
+        return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
+
+
+class DivideMixOptions(MixMatchOptions):
+    """Keys under `defense.` for `defense.name=dividemix`."""
+
+    name: Literal["dividemix"] = "dividemix"
+    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "mixture"
+    exchange: Literal["crossed", "joint"] = "crossed"
+
+    def default_lambda_u(self, setting: Setting) -> float:
+        if setting.data in ("cifar100", "tiny-imagenet"):
+            return 150.0
+        return 0.0 if setting.labels == "asymmetric" else 25.0
+
+
+class UniconOptions(MixMatchOptions):
+    """Keys under `defense.` for `defense.name=unicon`."""
+
+    name: Literal["unicon"] = "unicon"
+    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "jsd"
+    exchange: Literal["crossed", "joint"] = "joint"
+    strong: bool = True
+    contrastive_weight: Number = Field(0.025, ge=0)
+    contrastive_temperature: Number = Field(0.05, gt=0)
+
+    def default_lambda_u(self, setting: Setting) -> float:
+        return 30.0
+
+
+class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
+    """Keys under `defense.` for `defense.name=mspl`."""
+
+    name: Literal["mspl"] = "mspl"
+    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "errors"
+    adversarial: bool = Field(True, description="false: the pair's second view is another weak one")
+    momentum: Number = Field(0.99, ge=0, lt=1, description="of the prototypes")
+    prototype_temperature: Number = Field(0.1, gt=0)
+    contrastive_temperature: Number = Field(0.1, gt=0)
+    contrastive_weight: Number = Field(0.1, ge=0)
+    temperature: Number = Field(0.5, gt=0, le=1, description="of sharpening")
+    lambda_u: Number = Field(1.0, ge=0, description="weight of the pseudo-labels' loss")
+    ramp_epochs: Number = Field(16.0, ge=0)
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)
+
+
+class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
+    """Keys under `defense.` for `defense.name=erat`; budgets in pixel units of 1.0."""
+
+    name: Literal["erat"] = "erat"
+    selection: bool = Field(True, description="false: all data stay labelled (w/o SS)")
+    select_every: int = Field(
+        1, ge=1, le=MOST_EPOCHS, description="beyond the paper: epochs that a labelled set is kept for"
+    )
+    # Perturbation, Eqs. 6, 7, 10
+    adversarial: bool = Field(True, description="false: no perturbed views (w/o AT)")
+    norms: Literal["both", "linf", "l2"] = Field("both", description="the set that each image draws its norm from")
+    random_start: bool = False
+    consistency: bool = Field(True, description="beyond the paper: false leaves out Eq. 6's distance from p(x)")
+    # Views
+    weak: Literal["erase", "crop", "none"] = "erase"
+    strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
+    # Loss, Eqs. 8-9
+    lambda_u: Number = Field(25.0, ge=0)
+    ramp_epochs: Number = Field(16.0, ge=0)
+    reduction: Literal["mean", "sum"] = Field("mean", description="squared errors over classes: mean, or Eq. 8's sum")
+    warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS)

@@ -1,0 +1,127 @@
+"""What commands that only read or explain may load: they answer at once, in little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erat.config import build
+from orchestration.cli import app
+from orchestration.storage.workspace import Workspace
+from orchestration.study.grids import load_grid, specification
+from orchestration.study.ledger import Ledger
+from orchestration.study.spaces import load_space
+from orchestration.study.spec import StudySpec, register
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {
+    "matplotlib",
+    "mlflow",
+    "numpy",
+    "optuna",
+    "pandas",
+    "pyarrow",
+    "ray",
+    "scipy",
+    "sklearn",
+    "torch",
+    "torchvision",
+}
+# Runs commands one after the other in one process; says on the last line which of the heavy packages it came to load.
+RUN = """
+import json, sys
+from orchestration.commands.console import guarded
+from orchestration.cli import app
+codes = [guarded(lambda: app(words, standalone_mode=False)) for words in json.loads(sys.argv[1])]
+print(json.dumps([codes, sorted({name.partition(".")[0] for name in sys.modules} & set(json.loads(sys.argv[2])))]))
+"""
+FIGURES = {"val_accuracy": 0.5, "best_val_accuracy": 0.6, "final_test_accuracy": 0.5, "best_val_test_accuracy": 0.5}
+EPOCH = {"epoch": 1, "val_accuracy": 0.5, "test_accuracy": 0.5, "epoch_seconds": 1.0}
+
+
+def fill(workspace: Workspace, name: str, spec: StudySpec, trials: int) -> None:
+    """Enter a study whose runs are done, failed, stopped, interrupted and not begun, in turns."""
+    ledger = Ledger(workspace.ledger)
+    register(ledger, name, spec, trials)
+    points = spec.space.scaled_points(spec.base.data.name)
+    planned = [("baseline", entry) for entry in spec.space.baselines] + [("paper", point) for point in points]
+    for number, (source, params) in enumerate(planned):
+        cell, state = spec.config(params).digest(), ("done", "failed", "stopped", "interrupted", "none")[number % 5]
+        if state == "none":
+            continue
+        ledger.append("proposed", sweep=name, number=number, params=params, source=source, cell=cell)
+        folder = workspace.prepare(cell)
+        (folder / "metrics.jsonl").write_text(json.dumps(EPOCH) + "\n")
+        if state != "interrupted":
+            result = {"cell": cell, "status": state, "epochs": 16, "train_seconds": 3.0, **FIGURES}
+            (folder / "result.json").write_text(json.dumps(result))
+            error = "RuntimeError: a test" if state == "failed" else None
+            ledger.finish(cell, state, result, sweep=name, error=error)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a search and the whole Table III, 168 cells."""
+    workspace = Workspace(tmp_path_factory.mktemp("home"))
+    fill(workspace, "budgets", StudySpec(load_space("budgets"), "demo", {}), 9)
+    fill(workspace, "table3", specification(load_grid("table3"), "demo", {}), 0)
+    return workspace.root
+
+
+def loaded(home: Path, *commands: list[str]) -> tuple[list[int], list[str], str]:
+    """(exit statuses, heavy packages that are loaded in the end, all that was written)."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(commands), json.dumps(sorted(HEAVY))],
+        cwd=ROOT,
+        env=os.environ | {"ERAT_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    codes, heavy = json.loads(done.stdout.splitlines()[-1])
+    return codes, heavy, done.stdout + done.stderr
+
+
+def test_help_loads_nothing_heavy(home: Path) -> None:
+    verbs = [str(command.name or command.callback.__name__) for command in app.registered_commands if command.callback]
+    assert {"status", "report", "train"} <= set(verbs)
+    codes, heavy, said = loaded(home, ["--help"], *([verb, "--help"] for verb in verbs))
+    assert (set(codes), heavy) == ({0}, [])
+    assert said.count("Examples") >= len(verbs)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "shows"),
+    [
+        (["status"], 0, "budgets"),
+        (["status", "--json"], 0, '"table3"'),
+        (["status", "budgets"], 0, "retry budgets"),
+        (["status", "table3"], 0, "of 168"),
+        (["status", "table3", "--json"], 0, '"trials": 168'),
+        (["status", "nobody"], 2, "unknown sweep 'nobody'"),
+        (["cancel", "table3"], 2, "nothing runs under 'table3'"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_reading_a_workspace_loads_nothing_heavy(home: Path, words: list[str], status: int, shows: str) -> None:
+    codes, heavy, said = loaded(home, words)
+    assert shows in said
+    assert (codes, heavy) == ([status], [])
+
+
+@pytest.mark.parametrize("preset", ["demo", "paper", "official"])
+def test_a_configuration_is_made_without_torch(preset: str) -> None:
+    keys: list[dict[str, Any]] = [{}, {"corruption.data": "l2c", "defense.name": "unicon"}, {"data.name": "folder"}]
+    made = "c.build(sys.argv[1], keys, quiet=True).digest()"
+    code = f"import sys, json, erat.config as c; print(*[{made} for keys in json.loads(sys.argv[2])], *sys.modules)"
+    words = [sys.executable, "-c", code, preset, json.dumps(keys)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    digests, modules = done.stdout.split()[:3], done.stdout.split()[3:]
+    assert digests == [build(preset, entry, quiet=True).digest() for entry in keys]
+    assert not HEAVY & set(modules)
