@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from erat.classifier.estimator import ERATClassifier
     from erat.config import RunConfig, build, load_config
     from erat.corruption.base import Craft, DataCorruption
-    from erat.data.types import CorruptedSet, ImageSet, ImageSource, SourceFacts
+    from erat.data.facts import SourceFacts
+    from erat.data.types import CorruptedSet, ImageSet, ImageSource
     from erat.defenses.base import (
         Batch,
         Clock,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     )
     from erat.engine.report import EpochReport
     from erat.errors import TrainingFailedError, UserError
-    from erat.options import DataConfig, DefenseOptions, Number
+    from erat.options import CorruptionOptions, DataConfig, DefenseOptions, Number
     from erat.registration import (
         register_backbone,
         register_corruption,
@@ -51,6 +52,7 @@ __all__ = [
     "Batch",
     "Clock",
     "CorruptedSet",
+    "CorruptionOptions",
     "Craft",
     "DataConfig",
     "DataCorruption",
@@ -87,13 +89,14 @@ _MODULES = {
     "erat.classifier.estimator": ("ERATClassifier",),
     "erat.config": ("RunConfig", "build", "load_config"),
     "erat.corruption.base": ("Craft", "DataCorruption"),
-    "erat.data.types": ("CorruptedSet", "ImageSet", "ImageSource", "SourceFacts"),
+    "erat.data.facts": ("SourceFacts",),
+    "erat.data.types": ("CorruptedSet", "ImageSet", "ImageSource"),
     "erat.defenses.base": (
         "Batch", "Clock", "Defense", "EpochPlan", "LossTerms", "Phase", "Task", "TrainingData", "Update",
     ),
     "erat.engine.report": ("EpochReport",),
     "erat.errors": ("TrainingFailedError", "UserError"),
-    "erat.options": ("DataConfig", "DefenseOptions", "Number"),
+    "erat.options": ("CorruptionOptions", "DataConfig", "DefenseOptions", "Number"),
     "erat.registration": (
         "register_backbone", "register_corruption", "register_dataset", "register_defense", "temporary_registrations",
     ),

@@ -116,7 +116,14 @@ def temporary_registrations() -> Iterator[None]:
         known_keys.cache_clear()
 
 
-def _register(registry: Registry[Any], name: str, part: Any, made: Callable[[str, Any], object], replace: bool) -> Any:
+def _register(
+    registry: Registry[Any],
+    name: str,
+    part: Any,
+    made: Callable[[str, Any], object],
+    replace: bool,
+    known: str | None = None,
+) -> Any:
     """Add what `made` makes of the part, or return the decorator that does."""
     if not (isinstance(name, str) and _NAME.fullmatch(name)) or name == "none":
         raise UserError(
