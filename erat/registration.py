@@ -177,7 +177,7 @@ def _made_corruption(name: str, part: Any) -> Any:
 
 
 def _made_dataset(name: str, part: Any) -> Any:
-    from erat.data.types import SourceFacts
+    from erat.data.facts import SourceFacts
 
     source = part() if isinstance(part, type) else part
     if not (isinstance(getattr(source, "facts", None), SourceFacts) and callable(getattr(source, "load", None))):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from functools import partial
 
-import cloudpickle  # type: ignore[import-untyped,unused-ignore]
+import cloudpickle
 
 from erat import plugins
 from erat.errors import UserError
