@@ -13,9 +13,8 @@ import cloudpickle
 
 from erat import plugins
 from erat.errors import UserError
-from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
+from erat.registration import REGISTRIES
 
-_REGISTRIES = {one.kind: one for one in (DATASETS, CORRUPTIONS, DEFENSES, BACKBONES)}
 Packed = list[tuple[str, str, bytes]]  # (kind, name, part)
 
 
@@ -26,7 +25,7 @@ def pack() -> Packed:
         UserError: one of them cannot travel.
     """
     packed = []
-    for kind, registry in _REGISTRIES.items():
+    for kind, registry in REGISTRIES.items():
         for name, part in registry.added().items():
             try:
                 packed.append((kind, name, cloudpickle.dumps(part)))
@@ -46,5 +45,5 @@ def expect(packed: Packed) -> None:
 
 def _adopt(kind: str, name: str, content: bytes) -> None:
     part = pickle.loads(content)  # may import the module that registers it
-    if name not in _REGISTRIES[kind]:
-        _REGISTRIES[kind].add(name, part)
+    if name not in REGISTRIES[kind]:
+        REGISTRIES[kind].add(name, part)
