@@ -46,6 +46,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_script_s_and_a_package_s_parts_reach_the_workers(tmp_path: Path) -> None:
     site = installed(tmp_path / "site", "erat_test_parts", PARTS, "erat_test_parts")
     script = tmp_path / "own.py"
@@ -64,6 +65,7 @@ def test_a_script_s_and_a_package_s_parts_reach_the_workers(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_page_s_studies_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

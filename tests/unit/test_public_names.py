@@ -82,6 +82,8 @@ def test_the_page_s_examples_import_public_names_alone() -> None:
                     assert {alias.name for alias in node.names} <= set(importlib.import_module(node.module).__all__)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_page_s_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
