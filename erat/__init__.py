@@ -1,0 +1,119 @@
+"""Train image classifiers on corrupted images and labels: configuration, one run, and parts of one's own.
+
+>>> import erat
+>>> config = erat.build("demo", {"corruption.data": "uhp", "defense.name": "erat"})
+>>> result = erat.train(config, folder="my-run")
+
+Every name in `__all__` is public and described in docs/api.md. Importing the package loads nothing; a name is loaded
+when it is first used. Many runs, on many machines, are the package `orchestration`'s concern.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from erat.classifier.estimator import ERATClassifier
+    from erat.config import RunConfig, build, load_config
+    from erat.corruption.base import Craft, DataCorruption
+    from erat.data.facts import SourceFacts
+    from erat.data.types import CorruptedSet, ImageSet, ImageSource
+    from erat.defenses.base import (
+        Batch,
+        Clock,
+        Defense,
+        EpochPlan,
+        LossTerms,
+        Phase,
+        Task,
+        TrainingData,
+        Update,
+    )
+    from erat.engine.report import EpochReport
+    from erat.errors import TrainingFailedError, UserError
+    from erat.options import CorruptionOptions, DataConfig, DefenseOptions, Number
+    from erat.registration import (
+        register_backbone,
+        register_corruption,
+        register_dataset,
+        register_defense,
+        temporary_registrations,
+    )
+    from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES, Registry
+    from erat.result import RunResult
+    from erat.training import train
+
+__all__ = [
+    "BACKBONES",
+    "CORRUPTIONS",
+    "DATASETS",
+    "DEFENSES",
+    "Batch",
+    "Clock",
+    "CorruptedSet",
+    "CorruptionOptions",
+    "Craft",
+    "DataConfig",
+    "DataCorruption",
+    "Defense",
+    "DefenseOptions",
+    "ERATClassifier",
+    "EpochPlan",
+    "EpochReport",
+    "ImageSet",
+    "ImageSource",
+    "LossTerms",
+    "Number",
+    "Phase",
+    "Registry",
+    "RunConfig",
+    "RunResult",
+    "SourceFacts",
+    "Task",
+    "TrainingData",
+    "TrainingFailedError",
+    "Update",
+    "UserError",
+    "build",
+    "load_config",
+    "register_backbone",
+    "register_corruption",
+    "register_dataset",
+    "register_defense",
+    "temporary_registrations",
+    "train",
+]
+
+_MODULES = {
+    "erat.classifier.estimator": ("ERATClassifier",),
+    "erat.config": ("RunConfig", "build", "load_config"),
+    "erat.corruption.base": ("Craft", "DataCorruption"),
+    "erat.data.facts": ("SourceFacts",),
+    "erat.data.types": ("CorruptedSet", "ImageSet", "ImageSource"),
+    "erat.defenses.base": (
+        "Batch", "Clock", "Defense", "EpochPlan", "LossTerms", "Phase", "Task", "TrainingData", "Update",
+    ),
+    "erat.engine.report": ("EpochReport",),
+    "erat.errors": ("TrainingFailedError", "UserError"),
+    "erat.options": ("CorruptionOptions", "DataConfig", "DefenseOptions", "Number"),
+    "erat.registration": (
+        "register_backbone", "register_corruption", "register_dataset", "register_defense", "temporary_registrations",
+    ),
+    "erat.registry": ("BACKBONES", "CORRUPTIONS", "DATASETS", "DEFENSES", "Registry"),
+    "erat.result": ("RunResult",),
+    "erat.training": ("train",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # else every misspelt name would pass for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name's module, the first time that the name is used."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_HOME[name]), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

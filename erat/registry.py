@@ -4,6 +4,8 @@ An entry is a line `name -> "module:attribute"`. It is imported when it is asked
 and a part that nobody uses is never loaded. What a configuration must know of a part (a defense's options, a data set's
 facts, the kind of a corruption) may have a place of its own beside it, in a module without torch: whoever only reads
 configurations then need not load the part, which takes seconds. Without such a place the part itself is asked.
+Other packages add parts of their own (`erat.registration`); their plugins are loaded when all names are listed, or one
+is not known.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from erat.errors import unknown_name
+from erat import plugins
+from erat.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,8 +44,10 @@ class Registry(Generic[T]):
         self._places: dict[str, str] = {}  # of what may be known without loading the part
         self._loaded: dict[str, T] = {}
         self._asides: dict[str, Any] = {}  # what lay at these places
+        self._added: dict[str, str | T] = {}  # by the running program itself: a plugin is found by every process
         for name, target in entries.items():
             self.add(name, *([target] if isinstance(target, str) else target))
+        self._added.clear()
 
     def add(self, name: str, target: str | T, known: str | None = None) -> None:
         """Register one more part, by "module:attribute" or as the object itself.
@@ -51,25 +56,39 @@ class Registry(Generic[T]):
             known: "module:attribute" of what a configuration must know of it; None: the part is asked.
 
         Raises:
-            ValueError: the name is taken.
+            UserError: the name is taken.
         """
         if name in self._targets:
-            raise ValueError(f"{self.kind} {name!r} is registered twice: {self._targets[name]} and {target}")
-        if isinstance(target, str):
-            self._targets[name] = target
-        else:
-            self._targets[name] = f"{type(target).__module__}:{name}"
+            raise UserError(f"{self.kind} {name!r} is registered twice: {self._targets[name]} and {_place(target)}")
+        self._targets[name] = _place(target)
+        if not isinstance(target, str):
             self._loaded[name] = target
         self._places.pop(name, None)
         self._asides.pop(name, None)
         if known is not None:
             self._places[name] = known
+        if not plugins.loading():
+            self._added[name] = target
+
+    def remove(self, name: str) -> None:
+        """Take out a part that is there."""
+        del self._targets[name]
+        self._places.pop(name, None)
+        self._loaded.pop(name, None)
+        self._added.pop(name, None)
+
+    def added(self) -> dict[str, str | T]:
+        """What the running program registered by itself, as it was given to `add`; other processes lack it."""
+        return dict(self._added)
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
+        plugins.load()
         return sorted(self._targets)
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._targets:
+            plugins.load()
         return name in self._targets
 
     def __getitem__(self, name: str) -> T:
@@ -90,7 +109,8 @@ class Registry(Generic[T]):
     def require(self, name: str) -> None:
         """Check that there is such a part, without loading it. Raises as `__getitem__`."""
         if name not in self:
-            raise unknown_name(self.kind, name, self._targets)
+            missing = unknown_name(self.kind, name, self._targets)
+            raise UserError("; ".join([str(missing), *plugins.faults]))
 
     def _known(self, name: str, ask: Callable[[Any], Any]) -> Any:
         """What a configuration must know of a part: from its own place or, without one, by asking the part."""
@@ -105,6 +125,14 @@ class Registry(Generic[T]):
 def _imported(target: str) -> Any:
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def _place(target: object) -> str:
+    """Return where a part comes from, as "module:attribute"."""
+    if isinstance(target, str):
+        return target
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 class DataSets(Registry[T]):

@@ -1,1 +1,44 @@
-"""Everything that is about many runs."""
+"""Run many trainings: searches and matrices of runs on Ray, tracked in MLflow, that go on where they were cut short.
+
+>>> from orchestration import Study
+>>> study = Study.create(space="budgets", corruption__rate=0.4).run()
+>>> study.results()[["number", *study.parameters, "final_test_accuracy"]]
+
+Every name in `__all__` is public and described in docs/api.md. Importing the package loads nothing; a name is loaded
+when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestration.api import Study, load_study, study_names
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.grids import GridSpec
+    from orchestration.study.spaces import SearchSpace
+    from orchestration.study.trial import Trial
+
+__all__ = ["GridSpec", "SearchSpace", "Study", "Trial", "Workspace", "load_study", "study_names"]
+
+_MODULES = {
+    "orchestration.api": ("Study", "load_study", "study_names"),
+    "orchestration.storage.workspace": ("Workspace",),
+    "orchestration.study.grids": ("GridSpec",),
+    "orchestration.study.spaces": ("SearchSpace",),
+    "orchestration.study.trial": ("Trial",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # else every misspelt name would pass for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name's module, the first time that the name is used."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_HOME[name]), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -6,14 +6,17 @@ import json
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from erat.errors import UserError, shown, unknown_name
+from erat.errors import UserError, shown
 from orchestration.commands import completion
 from orchestration.commands.console import EXIT_FAILED, OnceCommand, err, guarded, quiet, show_failure, stopped
 from orchestration.study import MOST_TRIALS
+
+if TYPE_CHECKING:
+    from orchestration.api import Study
 
 app = typer.Typer(
     help="Train image classifiers that hold up when images and labels are corrupted, and search how.",
@@ -65,7 +68,7 @@ AtMost = Annotated[
     int | None,
     typer.Option("--max-concurrent", min=1, max=MOST_TRIALS, help="runs side by side at most; none: as many as fit"),
 ]
-Study = Annotated[
+StudyName = Annotated[
     str,
     typer.Argument(
         help="a sweep or matrix",
@@ -129,6 +132,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Search a space with Optuna through Ray Tune; the paper's own points come first."""
+    from orchestration.api import Study
     from orchestration.storage.workspace import Workspace
     from orchestration.study.spaces import load_space
     from orchestration.study.spec import StudySpec
@@ -137,12 +141,15 @@ def sweep(
     if show_config:
         _print_config(StudySpec(load_space(space), given.preset, given.overrides).base.flat(), as_json)
         return
-    fill = Workspace.from_environment(reading=dry_run).fingerprints()
-    spec = StudySpec(load_space(space), given.preset, given.overrides, fill)
-    plain = not spec.overrides and given.preset == "demo" and space == spec.space.name
-    name = _name(name, spec, plain)
-    trials = trials or len(spec.space.points) + spec.space.proposals
-    _run_sweep(name, spec, trials, address, at_most, dry_run, as_json)
+    study = Study.create(
+        space,
+        name=_checked(name),
+        preset=given.preset,
+        trials=trials,
+        workspace=Workspace.from_environment(reading=dry_run),
+        overrides=given.overrides,
+    )
+    _plan_study(study, as_json) if dry_run else _run_study(study, address, at_most, as_json)
 
 
 @_verb(
@@ -178,60 +185,61 @@ def matrix(
     as_json: AsJson = False,
 ) -> None:
     """Run a table or figure of the paper: every defense on every corruption. What is done already is not run again."""
+    from orchestration.api import Study
     from orchestration.storage.workspace import Workspace
     from orchestration.study.grids import load_grid, parse_choice, specification
-    from orchestration.study.spec import unfilled
 
     given = _asked(overrides, config, preset)
-    spec = specification(
-        load_grid(grid),
-        given.preset,
-        given.overrides,
-        seeds=_whole_numbers("--seeds", seeds),
-        only=parse_choice("--only", only),
-        skip=parse_choice("--skip", skip),
-        fill=unfilled if show_config else Workspace.from_environment(reading=dry_run).fingerprints(),
+    numbers, kept, left_out = (
+        _whole_numbers("--seeds", seeds),
+        parse_choice("--only", only),
+        parse_choice("--skip", skip),
     )
     if show_config:
-        _print_config(spec.base.flat(), as_json)
+        _print_config(
+            specification(
+                load_grid(grid), given.preset, given.overrides, seeds=numbers, only=kept, skip=left_out
+            ).base.flat(),
+            as_json,
+        )
         return
-    whole = not (given.overrides or only or skip) and (seeds, given.preset) == ("0", "demo")
-    _run_sweep(_name(name, spec, whole), spec, 0, address, at_most, dry_run, as_json)
+    study = Study.create(
+        grid=grid,
+        name=_checked(name),
+        preset=given.preset,
+        workspace=Workspace.from_environment(reading=dry_run),
+        overrides=given.overrides,
+        seeds=numbers,
+        only=kept,
+        skip=left_out,
+    )
+    _plan_study(study, as_json) if dry_run else _run_study(study, address, at_most, as_json)
 
 
 @_verb("resume budgets")
-def resume(name: Study, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
+def resume(name: StudyName, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
     """Go on with a sweep: unfinished trials from their last checkpoint, then those not begun."""
-    spec, trials = _known_sweep(name)
-    _run_sweep(name, spec, trials, address, at_most, False, as_json)
+    from orchestration.api import load_study
+
+    _run_study(load_study(name), address, at_most, as_json)
 
 
 @_verb("retry budgets")
-def retry(name: Study, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
+def retry(name: StudyName, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
     """Run the failed trials of a sweep again, and no others but those still to do."""
-    from orchestration.storage.workspace import Workspace
-    from orchestration.study.ledger import Ledger
+    from orchestration.api import load_study
 
-    spec, trials = _known_sweep(name)
-    ledger = Ledger(Workspace.from_environment().ledger)
-    for proposal in ledger.studies[name].proposals.values():
-        outcome = ledger.outcome(proposal.cell, name)
-        if outcome is not None and outcome.status == "failed":
-            ledger.append("retry", cell=proposal.cell, sweep=name)
-    _run_sweep(name, spec, trials, address, at_most, False, as_json)
+    _run_study(load_study(name), address, at_most, as_json, retry=True)
 
 
 @_verb("cancel budgets")
-def cancel(name: Study) -> None:
+def cancel(name: StudyName) -> None:
     """Ask a sweep or matrix that runs in another terminal to stop, as Ctrl-C there would."""
+    from orchestration.api import load_study
     from orchestration.run.heartbeat import ask_to_stop
     from orchestration.storage.workspace import Workspace
-    from orchestration.study.ledger import Ledger
-    from orchestration.study.status import spec_of
 
-    workspace = Workspace.from_environment()
-    spec_of(Ledger(workspace.ledger), name)
-    ask_to_stop(workspace, name)
+    ask_to_stop(load_study(name, Workspace.from_environment()).workspace, name)
     err.print(f"asked to stop; nothing finished is lost. Go on with: python orchestrate.py resume {name}", markup=False)
 
 
@@ -278,10 +286,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Tables and figures beside the paper's, as one file: a page to read, or CSV, LaTeX, Markdown."""
-    from orchestration.commands.report import write_report
-    from orchestration.storage.workspace import Workspace
+    from orchestration.api import load_study
 
-    path = write_report(Workspace.from_environment(reading=True), name, form, out)
+    path = load_study(name).report(out, format=form, what="--out")
     err.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False)
     if as_json:
         print(json.dumps({"name": name, "format": form, "files": [str(path)]}))
@@ -380,6 +387,7 @@ def craft(
 ) -> None:
     """Craft a corrupted set into the store ahead of training; look at it; prove that it bites."""
     from erat.config import build
+    from orchestration.api import Study
     from orchestration.commands import overview
     from orchestration.commands import verify as verification
     from orchestration.crafting import jobs, sets
@@ -400,7 +408,8 @@ def craft(
         if show_config:
             _print_config(spec.base.flat(), as_json)
             return
-        _run_sweep(f"verify-{spec.identity()[:6]}", spec, 0, address, None, dry_run, as_json)
+        study = Study(f"verify-{spec.identity()[:6]}", spec, 0, workspace)
+        _plan_study(study, as_json) if dry_run else _run_study(study, address, None, as_json)
         return
     kinds = verification.kinds_of(given) if preview else []
     configs = [
@@ -460,7 +469,7 @@ def audit(
         given = read_plain(config, "an audit") | given
     nothing = dry_run or show_config
     workspace = Workspace.from_environment(reading=nothing, make=not nothing)
-    name = None if name is None else _check_name(name)
+    name = _checked(name)
     if show_config:
         from orchestration.audit.execute import audited_keys, prepare
 
@@ -487,6 +496,13 @@ def audit(
     err.print(f"{page}", markup=False)
     if as_json:
         print(json.dumps(content))
+
+
+def _checked(name: str | None) -> str | None:
+    """The name asked for, if there is one and it can be one."""
+    from orchestration.api import check_name
+
+    return None if name is None else check_name(name, "--name")
 
 
 def _whole_numbers(what: str, words: str) -> list[int]:
@@ -572,65 +588,25 @@ def doctor(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _name(given: str | None, spec: Any, plain: bool) -> str:
-    """The name asked for, else the space's own, with a digest behind it where anything was changed."""
-    if given is None:
-        given = spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"
-    return _check_name(given)
-
-
-def _check_name(name: str) -> str:
-    """A sweep's name becomes a folder and a tag."""
-    if not name or len(name) > 100 or not all(char.isalnum() or char in "-_." for char in name) or name[0] in ".-":
-        raise UserError(f"--name must be letters, digits, '-', '_' and '.', at most 100, got {shown(name)}")
-    return name
-
-
-def _known_sweep(name: str) -> tuple[Any, int]:
-    from orchestration.storage.workspace import Workspace
-    from orchestration.study.ledger import Ledger
-    from orchestration.study.spec import reopened
-
-    workspace = Workspace.from_environment()
-    ledger = Ledger(workspace.ledger)
-    if name not in ledger.studies:
-        raise unknown_name("sweep", name, ledger.studies or ["(none yet)"])
-    return reopened(ledger, name, workspace.fingerprints()), ledger.studies[name].trials
-
-
-def _run_sweep(
-    name: str, spec: Any, trials: int, address: str | None, at_most: int | None, dry_run: bool, as_json: bool
-) -> None:
+def _run_study(study: Study, address: str | None, at_most: int | None, as_json: bool, *, retry: bool = False) -> None:
+    """Run what is left of a study, show its end, and exit 1 if a trial failed."""
     from orchestration.commands import overview
     from orchestration.run.directory import RunDirectory
     from orchestration.search.driver import best_json, result_json
-    from orchestration.search.launch import run_study
-    from orchestration.storage.workspace import Workspace
-    from orchestration.study.ledger import Ledger
-    from orchestration.study.spec import check_name_is_free
 
-    workspace = Workspace.from_environment(reading=dry_run)
-    ledger = Ledger(workspace.ledger)
-    check_name_is_free(ledger, name, spec)
-    before = ledger.studies[name].trials if name in ledger.studies else 0
-    if trials < before:
-        err.print(f"the sweep has {before} search trials already; asking for {trials} takes none away")
-    trials = max(trials, before)
-    if dry_run:
-        content = overview.plan_sweep(name, spec, trials, workspace, ledger, err)
-        if as_json:
-            print(json.dumps(content))
-        return
+    _say_if_fewer(study)
     try:
-        end = run_study(name, spec, trials, workspace, ledger, address=address, at_most=at_most)
+        (study.retry if retry else study.run)(address, at_most=at_most)
     except KeyboardInterrupt:
-        again = f"python orchestrate.py resume {name}" if name in ledger.studies else "the same command"
+        again = f"python orchestrate.py resume {study.name}" if study.begun else "the same command"
         raise stopped(f"nothing finished is lost. Go on with: {again}") from None
+    end = study.end
+    assert end is not None, "it ran"
     rows = end.driver.trials
     overview.show_sweep(end, err)
     if as_json:
         content = {
-            "name": name,
+            "name": study.name,
             "tracking_uri": end.driver.tracker.uri,
             "wall_seconds": end.wall_seconds,
             "best": best_json(rows),
@@ -640,10 +616,29 @@ def _run_sweep(
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
         err.print(f"trial {row.number} failed:", style="bold red")
-        show_failure(row.error, RunDirectory(workspace, row.cell).log)
+        show_failure(row.error, RunDirectory(study.workspace, row.cell).log)
     if failed:
-        err.print(f"try the failed ones again with: python orchestrate.py retry {name}")
+        err.print(f"try the failed ones again with: python orchestrate.py retry {study.name}")
         raise typer.Exit(EXIT_FAILED)
+
+
+def _plan_study(study: Study, as_json: bool) -> None:
+    """Say what a study would run."""
+    from orchestration.commands import overview
+    from orchestration.study.ledger import Ledger
+
+    _say_if_fewer(study)
+    ledger = Ledger(study.workspace.ledger)
+    content = overview.plan_sweep(study.name, study.spec, study.search_trials, study.workspace, ledger, err)
+    if as_json:
+        print(json.dumps(content))
+
+
+def _say_if_fewer(study: Study) -> None:
+    if study.asked < study.search_trials:
+        err.print(
+            f"the sweep has {study.search_trials} search trials already; asking for {study.asked} takes none away"
+        )
 
 
 def main() -> None:

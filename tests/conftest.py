@@ -104,6 +104,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Registry[Any
     def add(registry: Registry[Any], name: str, part: Any) -> None:
         monkeypatch.setattr(registry, "_targets", dict(registry._targets))
         monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
+        monkeypatch.setattr(registry, "_added", dict(registry._added))
         registry.add(name, part)
         known_keys.cache_clear()
 

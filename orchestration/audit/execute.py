@@ -31,6 +31,7 @@ from erat.defenses.base import Defense
 from erat.engine.checkpoint import load, save
 from erat.engine.report import EpochReport
 from erat.errors import TrainingFailedError, UserError
+from erat.training import threads
 from erat.variants import registered
 from orchestration.audit.copies import CopyGroup, copy_groups
 from orchestration.audit.plan import (
@@ -45,7 +46,6 @@ from orchestration.audit.plan import (
     stages,
 )
 from orchestration.report.crafting import CraftView, craft_view
-from orchestration.run.execute import threads
 from orchestration.storage.workspace import Workspace
 
 READ = ("data.root", "data.image_size", "data.limit", "data.flip", "data.fingerprint")

@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.console import Console
 
+from erat.training import threads
 from orchestration.audit.copies import copy_groups, copy_sentences
 from orchestration.audit.execute import Prepared
 from orchestration.audit.files import FILES
 from orchestration.audit.plan import memory
 from orchestration.report.notation import duration
-from orchestration.run.execute import threads
 from orchestration.storage.workspace import Workspace
 
 

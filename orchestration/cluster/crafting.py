@@ -13,9 +13,9 @@ import ray.train
 from erat.config import RunConfig
 from erat.corruption.pipeline import corrupted_set
 from erat.errors import UserError
+from erat.training import threads
 from orchestration.cluster.progress import CraftProgress
 from orchestration.cluster.session import JOIN_SECONDS, POLL_SECONDS, node_workspace, slots
-from orchestration.run.execute import threads
 from orchestration.storage.workspace import Workspace
 
 

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erat.config import RunConfig
 from erat.errors import UserError
+from orchestration.cluster import parts
 from orchestration.cluster.nodes import Node, look, problem, token
 from orchestration.run.preemption import prepare
 from orchestration.storage.workspace import Workspace
@@ -45,7 +46,7 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")  # so that the figures of an epoch arrive soon
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    options["runtime_env"] = {"worker_process_setup_hook": prepare}
+    options["runtime_env"] = {"worker_process_setup_hook": _setup()}
     if address is None:
         options |= {
             "num_cpus": cores,
@@ -69,6 +70,19 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
             yield
         finally:
             ray.shutdown()
+
+
+def _setup() -> Callable[[], None]:
+    """What Ray calls in every process that it starts. It raises nothing: such a process would end, again and again."""
+    packed = parts.pack()
+    if not packed:
+        return prepare
+
+    def prepare_with_parts() -> None:
+        prepare()
+        parts.expect(packed)
+
+    return prepare_with_parts
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from rich.text import Text
 from erat.config import RunConfig
 from erat.errors import UserError
 from erat.variants import defense_name
+from orchestration.api import load_study
 from orchestration.report.grid import grid
 from orchestration.report.matrix import matrix, summary_sentences
-from orchestration.report.notation import accuracy, duration
+from orchestration.report.notation import accuracy, duration, validation_words
 from orchestration.report.render.terminal import terminal
 from orchestration.report.summary import best, paste_command, summary
 from orchestration.report.table import Column, Table
@@ -60,17 +61,6 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
     console.print(f"  MLflow: {driver.tracker.uri}", markup=False)
     console.print("    python orchestrate.py ui, then search for " + compare_hint(driver.name), markup=False)
     console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
-
-
-def validation_words(config: RunConfig) -> str:
-    """What the validation images are, and what to beware of."""
-    share = f"{config.val.fraction:.0%} of the training images"
-    if config.val.trusted:
-        return f"validation: {share}, split off before corruption, trusted (clean images and labels)"
-    words = f"validation: {share}, corrupted like the rest"
-    if config.val.objective == "clean" and config.corruption.data != "none":
-        words += "; under a poison plain accuracy misleads: val.objective=perturbed judges on attacked images"
-    return words
 
 
 def show_run(row: Trial, workspace: Workspace, console: Console) -> None:
@@ -258,9 +248,8 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     Raises:
         UserError: no such sweep.
     """
-    ledger = Ledger(workspace.ledger)
-    spec = spec_of(ledger, name)
-    rows, total = trials_of(workspace, ledger, name, spec)
+    study = load_study(name, workspace)
+    spec, rows, total = study.spec, study.begun_trials(), study.total
     counts = counts_of(rows, total)
     if spec.kind == "matrix" and rows:
         console.print(*map(terminal, matrix(rows)), sep="\n")

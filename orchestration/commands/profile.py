@@ -15,10 +15,10 @@ from erat.defenses.base import Clock
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
 from erat.files import write_atomic
+from erat.training import threads
 from orchestration.crafting.jobs import craft_here
 from orchestration.report.render.markdown import markdown
 from orchestration.report.table import Row, Table
-from orchestration.run.execute import threads
 from orchestration.storage.workspace import Workspace
 
 WARM_STEPS, STEPS = 2, 5

@@ -12,9 +12,9 @@ from erat.config import RunConfig, build, content_digest
 from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.data.types import CorruptedSet
+from erat.training import threads
 from orchestration.crafting.sets import _set_key, by_images, missing_sets, placed, set_name
 from orchestration.report.crafting import CraftView, craft_view
-from orchestration.run.execute import threads
 from orchestration.storage.workspace import Workspace
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from erat.config import RunConfig
 from erat.variants import defense_name, expand
 from orchestration.study.trial import Trial
 
@@ -111,3 +112,14 @@ def tested(row: Trial) -> float | None:
 def validated(row: Trial) -> float | None:
     """Return the figure by which trials are chosen, the validation accuracy of the best epoch, in percent."""
     return percent(row.best_val_accuracy)
+
+
+def validation_words(config: RunConfig) -> str:
+    """What the validation images are, and what to beware of."""
+    share = f"{config.val.fraction:.0%} of the training images"
+    if config.val.trusted:
+        return f"validation: {share}, split off before corruption, trusted (clean images and labels)"
+    words = f"validation: {share}, corrupted like the rest"
+    if config.val.objective == "clean" and config.corruption.data != "none":
+        words += "; under a poison plain accuracy misleads: val.objective=perturbed judges on attacked images"
+    return words

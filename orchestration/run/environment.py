@@ -11,16 +11,7 @@ from typing import Any
 
 import torch
 
-from erat.config import RunConfig
-from erat.engine.trainer import choose_device
 from erat.versions import versions
-
-CPU = "cpu"
-
-
-def device_kind(config: RunConfig) -> str:
-    """Return what a run computes on here: "cpu", or the GPU's name. Raises as `choose_device`."""
-    return torch.cuda.get_device_name() if choose_device(config).type == "cuda" else CPU
 
 
 def environment() -> dict[str, Any]:

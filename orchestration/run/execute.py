@@ -6,12 +6,9 @@ Its directory holds all there is to know of it; see `orchestration.run.directory
 from __future__ import annotations
 
 import json
-import resource
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from itertools import chain
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,19 +16,19 @@ import yaml
 
 from erat.config import RunConfig
 from erat.corruption.base import Progress, silent
-from erat.corruption.pipeline import corrupted_set
 from erat.data.types import CorruptedSet
 from erat.engine.checkpoint import save
 from erat.engine.evaluation import confusion
 from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport
-from erat.engine.trainer import Trainer, choose_device
+from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from erat.files import write_atomic
 from erat.result import RunResult, summarise
+from erat.training import Training, device_kind, peak_memory_mb, threads
 from orchestration.run.directory import ENDS, METRICS, MOVING, STATE, RunDirectory
-from orchestration.run.environment import device_kind, environment
+from orchestration.run.environment import environment
 from orchestration.run.heartbeat import at_work
 from orchestration.run.preemption import requested
 from orchestration.run.retries import OUT_OF_MEMORY
@@ -89,42 +86,30 @@ def execute_run(
         return result
 
 
-@contextmanager
-def threads(config: RunConfig) -> Iterator[None]:
-    """Torch with `resources.cpu` threads, so that a run's sums are rounded alike wherever it is started from."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.resources.cpu)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _train(config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, progress: Progress) -> RunResult:
     ranks = Ranks.current()
     try:
-        data = corrupted_set(config, run.workspace.store(), progress)
-        if choose_device(config).type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        trainer = Trainer(config, data, ranks, run.path, told_to_leave=requested)
+        training = Training(
+            config, run.workspace.store(), folder=run.path, ranks=ranks, told_to_leave=requested, progress=progress
+        )
+        trainer = training.trainer
         if ranks.first:  # a row of an epoch that the checkpoint does not have is of one that will be trained again
             run.write_metrics(trainer.history)
         status = "done"
-        # After a restart the last epoch is told again: its listener may have died before it could say "stop here".
-        told = len(trainer.history)
-        for _ in chain(trainer.history[-1:], trainer.run()):
+        for history, new in training.epochs():
             if ranks.first:
-                run.write_metrics(trainer.history)
+                run.write_metrics(history)
                 # The checkpoint of an epoch that is told again came from there, and must not become the one before it.
-                run.send(*(MOVING if len(trainer.history) > told else (METRICS,)))
-            if not ranks.agree(on_epoch is None or on_epoch(trainer.history)):
+                run.send(*(MOVING if new else (METRICS,)))
+            if not ranks.agree(on_epoch is None or on_epoch(history)):
                 status = "stopped"
                 break
         predicted = trainer.predict_test()
-        result = summarise(run.cell, status, [asdict(report) for report in trainer.history])
         if ranks.first:
             run.write_metrics(trainer.history)
-            _write_artifacts(run.artifacts, config, data, trainer, confusion_of(data, predicted))
+            confused = confusion_of(training.data, predicted)
+            _write_artifacts(run.artifacts, config, training.data, trainer, confused)
+        return training.result(status)
     except Interrupted as reason:
         if ranks.first:
             run.write_metrics(trainer.history)
@@ -142,7 +127,7 @@ def _train(config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, progr
             raise
         reached = summarise(run.cell, "failed", run.read_metrics())
         result = replace(
-            reached, error=_reason(error), peak_memory_mb=_peak_memory_mb(config), device=device_kind(config)
+            reached, error=_reason(error), peak_memory_mb=peak_memory_mb(config), device=device_kind(config)
         )
         if ranks.first:
             write_atomic(run.log, traceback.format_exc().encode())
@@ -150,14 +135,6 @@ def _train(config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, progr
             run.keep_result(result)
             raise
         return result
-    labels, images = data.manifest["labels"], data.manifest["images"]
-    return replace(
-        result,
-        peak_memory_mb=_peak_memory_mb(config),
-        device=device_kind(config),
-        noise_rate=labels.get("noise_rate"),
-        checksum=images.get("checksum"),
-    )
 
 
 def _reason(error: Exception) -> str:
@@ -166,13 +143,6 @@ def _reason(error: Exception) -> str:
     words = ("CUDA out of memory", "can't allocate memory", "not enough memory")
     full = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
     return f"{OUT_OF_MEMORY}: {line}" if full else line
-
-
-def _peak_memory_mb(config: RunConfig) -> float:
-    """Of tensors on a GPU; on the CPU of the whole process since it began."""
-    if choose_device(config).type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def confusion_of(data: CorruptedSet, predicted: torch.Tensor) -> list[list[int]]:

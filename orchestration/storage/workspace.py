@@ -29,17 +29,20 @@ class Workspace:
     place: str | None = None
 
     @classmethod
-    def from_environment(cls, *, reading: bool = False, make: bool = True) -> Workspace:
+    def from_environment(
+        cls, *, reading: bool = False, make: bool = True, folder: str | Path | None = None
+    ) -> Workspace:
         """`ERAT_HOME`, or `./runs`; made if it is missing.
 
         Args:
+            folder: in its place.
             reading: nothing is to be written into it: it may lie where nothing can be.
             make: false leaves one that is missing so.
 
         Raises:
             UserError: the folder cannot be made, read or written, or what lies in it is not of its kind.
         """
-        given = os.environ.get("ERAT_HOME") or "runs"
+        given = str(folder) if folder is not None else os.environ.get("ERAT_HOME") or "runs"
         try:
             workspace = cls(Path(given).expanduser().resolve())
             if not make and not workspace.root.exists():

@@ -17,8 +17,7 @@ from erat.data.types import CorruptedSet
 from erat.engine.memory import MemoryEstimate, data_shape, predict
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
-from orchestration.run.environment import CPU, device_kind
-from orchestration.run.execute import threads
+from erat.training import CPU, device_kind, threads
 from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec
 

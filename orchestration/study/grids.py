@@ -91,13 +91,21 @@ def load_grid(name: str) -> GridSpec:
         UserError: no such grid, or a file that is none.
     """
     path = named_file(name, GRIDS, "grid", "--grid")
-    content = read_yaml(path)
+    return parse_grid(read_yaml(path), str(path))
+
+
+def parse_grid(content: Any, where: str) -> GridSpec:
+    """A grid from what its YAML says.
+
+    Raises:
+        UserError: as `load_grid`.
+    """
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} must hold a mapping, got {type(content).__name__}")
+        raise UserError(f"{where} must hold a mapping, got {type(content).__name__}")
     try:
         return GridSpec.model_validate(dict(content))
     except ValidationError as error:
-        raise UserError(f"{path}: {first_error(error)}") from error
+        raise UserError(f"{where}: {first_error(error)}") from error
 
 
 def specification(

@@ -91,7 +91,8 @@ def times(workspace: Workspace) -> None:
     from erat.config import build
     from erat.corruption.pipeline import corrupted_set
     from erat.registry import CORRUPTIONS
-    from orchestration.run.execute import execute_run, threads
+    from erat.training import threads
+    from orchestration.run.execute import execute_run
 
     def took(what: str, work: Callable[[], Any]) -> None:
         started = time.monotonic()

@@ -185,6 +185,7 @@ LEVELS = (
     {"report"},
     {"crafting", "audit"},
     {"search"},
+    {"api"},
     {"commands"},
     {"cli"},
 )

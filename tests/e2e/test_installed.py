@@ -23,6 +23,7 @@ def test_an_installed_command_plans_a_sweep_from_another_folder(tmp_path: Path) 
     elsewhere.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
+        assert {"erat/py.typed", "orchestration/py.typed", "search_spaces/budgets.yaml"} <= set(archive.namelist())
         assert b"erat = orchestration.cli:main" in archive.read(
             next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         )

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from erat.errors import UserError
 from orchestration.cli import app
-from orchestration.commands.report import write_report
 from orchestration.report import study
 from orchestration.report.detail import Pool, detail_of
+from orchestration.report.document import write_report
 from orchestration.report.errata import RECONSTRUCTION, Footnotes
 from orchestration.report.render.latex import escape, latex
 from orchestration.report.sections import groups_of

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from orchestration.commands.report import write_report
 from orchestration.report import trend_svg
+from orchestration.report.document import write_report
 from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of, varied
 from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification

@@ -30,9 +30,10 @@ from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.errors import UserError
 from erat.result import RunResult, summarise
+from erat.training import threads
 from orchestration.run.directory import RunDirectory
 from orchestration.run.environment import environment
-from orchestration.run.execute import execute_run, threads
+from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
 
@@ -266,7 +267,7 @@ class TestGoingOn:
         self, config: RunConfig, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = execute_run(config, workspace)
-        monkeypatch.setattr("orchestration.run.execute.corrupted_set", lambda *_: pytest.fail("looked for data"))
+        monkeypatch.setattr("erat.training.corrupted_set", lambda *_: pytest.fail("looked for data"))
         assert execute_run(config, workspace) == first
 
     def test_a_damaged_result_is_made_again(self, config: RunConfig, workspace: Workspace, undisturbed: Path) -> None:

@@ -21,8 +21,8 @@ from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.errors import StoreError, UserError, is_storage_fault
 from orchestration.commands import overview
-from orchestration.commands.report import write_report
 from orchestration.crafting.sets import missing_sets
+from orchestration.report.document import write_report
 from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_driven, is_running

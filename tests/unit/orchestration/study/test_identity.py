@@ -16,7 +16,7 @@ from erat.config import content_digest
 from erat.errors import UserError
 from erat.result import RunResult
 from orchestration.commands import overview, verify
-from orchestration.commands.report import write_report
+from orchestration.report.document import write_report
 from orchestration.storage.workspace import Workspace
 from orchestration.study import grids
 from orchestration.study.ledger import Ledger

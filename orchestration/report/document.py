@@ -1,4 +1,4 @@
-"""`report`: what the ledger and the cells' folders say of a sweep, finished or not, as one file to read or to paste."""
+"""A report: what the ledger and the cells' folders say of a sweep, finished or not, as one file to read or to paste."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Any
 from erat.errors import UserError, unknown_name
 from erat.files import write_atomic
 from erat.paths import user_path
-from orchestration.commands.overview import validation_words
 from orchestration.report.detail import Pool, detail_of
 from orchestration.report.documents import study_text
-from orchestration.report.notation import baseline_name, duration
+from orchestration.report.notation import baseline_name, duration, validation_words
 from orchestration.report.page import Epochs, Subject, html_page
 from orchestration.report.summary import paste_command
 from orchestration.run.directory import RunDirectory
@@ -31,12 +30,13 @@ from orchestration.tracking.text import compare_hint
 SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
 
 
-def write_report(workspace: Workspace, name: str, form: str, out: str | None) -> Path:
+def write_report(workspace: Workspace, name: str, form: str, out: str | Path | None, *, what: str = "--out") -> Path:
     """Write the report of a sweep; the file.
 
     Args:
         form: html, csv, latex or md.
         out: the file to write; by default one in the sweep's report folder.
+        what: that `out` was given as, for messages.
 
     Raises:
         UserError: no such sweep or format, or a file that cannot be written.
@@ -52,12 +52,12 @@ def write_report(workspace: Workspace, name: str, form: str, out: str | None) ->
     else:
         remark = "" if spec.identified else BEFORE_IDENTITY
         text = study_text(spec.kind, form, rows, spec.space.columns, remark)
-    path = user_path(out, "--out") if out else workspace.report(name) / f"report.{SUFFIXES[form]}"
+    path = user_path(out, what) if out else workspace.report(name) / f"report.{SUFFIXES[form]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode())
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{what} {path} cannot be written: {error.strerror}") from error
     return path.resolve()
 
 

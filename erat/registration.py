@@ -1,0 +1,191 @@
+"""Register parts of one's own under names that a configuration can choose: defenses, corruptions, data sets, backbones.
+
+Each function is a decorator, `@register_defense("mine")`, or is called with the part, `register_defense("mine", Mine)`.
+The part may also be given as "package.module:attribute": it is then imported when a run first asks for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
+
+from erat import plugins
+from erat.config import known_keys
+from erat.errors import UserError, shown
+from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES, BackboneBuilder, Registry
+from erat.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from erat.corruption.base import DataCorruption
+    from erat.data.types import ImageSource
+    from erat.defenses.base import Defense
+
+P = TypeVar("P")
+D = TypeVar("D", bound="type[Defense]")
+C = TypeVar("C", bound="DataCorruption | type[DataCorruption]")
+S = TypeVar("S", bound="ImageSource | type[ImageSource]")
+B = TypeVar("B", bound=BackboneBuilder)
+
+REGISTRIES: dict[str, Registry[Any]] = {one.kind: one for one in (DATASETS, CORRUPTIONS, DEFENSES, BACKBONES)}
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,59}")
+
+
+@overload
+def register_defense(name: str, *, replace: bool = False) -> Callable[[D], D]: ...
+@overload
+def register_defense(name: str, part: D, *, replace: bool = False) -> D: ...
+@overload
+def register_defense(name: str, part: str, *, known: str | None = None, replace: bool = False) -> str: ...
+def register_defense(name: str, part: Any = None, *, known: str | None = None, replace: bool = False) -> Any:
+    """Register a subclass of `Defense` as `defense.name=NAME`; its `Options` are the keys `defense.*`.
+
+    Args:
+        name: lower-case letters, digits, "_" and "-", at most 60.
+        part: the class, or "module:attribute"; none: to be decorated.
+        known: of a part given as "module:attribute", where its `Options` are, likewise: who only reads configurations
+            then need not load the part, nor torch.
+        replace: take the place of a part of this name, as when a notebook's cell is run again.
+
+    Returns:
+        The part as given, or the decorator.
+
+    Raises:
+        UserError: a name that is taken or that is none, or a class that is no defense of this name.
+    """
+    return _register(DEFENSES, name, part, _check_defense, replace, known)
+
+
+@overload
+def register_corruption(name: str, *, replace: bool = False) -> Callable[[C], C]: ...
+@overload
+def register_corruption(name: str, part: C, *, replace: bool = False) -> C: ...
+@overload
+def register_corruption(name: str, part: str, *, known: str | None = None, replace: bool = False) -> str: ...
+def register_corruption(name: str, part: Any = None, *, known: str | None = None, replace: bool = False) -> Any:
+    """Register a `DataCorruption` as `corruption.data=NAME`: an object, or a class that is called without arguments.
+
+    Its `kind` must be the name, and is set to it where it has none. Arguments, result and errors as of
+    `register_defense`; `known` is an `erat.corruption.kinds.CorruptionKind`.
+    """
+    return _register(CORRUPTIONS, name, part, _made_corruption, replace, known)
+
+
+@overload
+def register_dataset(name: str, *, replace: bool = False) -> Callable[[S], S]: ...
+@overload
+def register_dataset(name: str, part: S, *, replace: bool = False) -> S: ...
+@overload
+def register_dataset(name: str, part: str, *, known: str | None = None, replace: bool = False) -> str: ...
+def register_dataset(name: str, part: Any = None, *, known: str | None = None, replace: bool = False) -> Any:
+    """Register an `ImageSource` as `data.name=NAME`: an object, or a class that is called without arguments.
+
+    It has `facts` (`SourceFacts`) and `load(config) -> (train, test)`, two `ImageSet`. Arguments, result and errors as
+    of `register_defense`; `known` are the facts.
+    """
+    return _register(DATASETS, name, part, _made_dataset, replace, known)
+
+
+@overload
+def register_backbone(name: str, *, replace: bool = False) -> Callable[[B], B]: ...
+@overload
+def register_backbone(name: str, part: B, *, replace: bool = False) -> B: ...
+@overload
+def register_backbone(name: str, part: str, *, replace: bool = False) -> str: ...
+def register_backbone(name: str, part: Any = None, *, replace: bool = False) -> Any:
+    """Register a function (num_classes, channels, image_size) -> `nn.Module` as `model.name=NAME`.
+
+    The module takes float images (B, C, H, W), normalised, and gives logits (B, K). Arguments, result and errors as of
+    `register_defense`.
+    """
+    return _register(BACKBONES, name, part, _check_backbone, replace)
+
+
+@contextmanager
+def temporary_registrations() -> Iterator[None]:
+    """Undo at the end of the block what was registered in it, for tests."""
+    plugins.load()  # or their parts would go with the block, and never come again
+    tables = ("_targets", "_places", "_loaded", "_added")
+    before = {one: {table: dict(getattr(one, table)) for table in tables} for one in REGISTRIES.values()}
+    try:
+        yield
+    finally:
+        for one, kept in before.items():
+            vars(one).update(kept)
+        known_keys.cache_clear()
+
+
+def _register(
+    registry: Registry[Any],
+    name: str,
+    part: Any,
+    made: Callable[[str, Any], object],
+    replace: bool,
+    known: str | None = None,
+) -> Any:
+    """Add what `made` makes of the part, or return the decorator that does."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)) or name == "none":
+        raise UserError(
+            f"the name of a {registry.kind} must be lower-case letters, digits, '_' and '-', beginning with a letter, "
+            f"at most 60, and not none; got {shown(name)}"
+        )
+
+    def add(given: P) -> P:
+        target = given if isinstance(given, str) else made(name, given)
+        if replace and name in registry:
+            registry.remove(name)
+        registry.add(name, target, known)
+        known_keys.cache_clear()
+        return given
+
+    if registry is DEFENSES and name in VARIANTS:
+        raise UserError(f"defense {name!r} is registered twice: it is {VARIANTS[name].title} already")
+    return add if part is None else add(part)
+
+
+def _check_defense(name: str, part: Any) -> Any:
+    from erat.defenses.base import Defense
+
+    if not (isinstance(part, type) and issubclass(part, Defense)):
+        raise UserError(f"defense {name!r} must be a subclass of erat.Defense, got {shown(part)}")
+    options = getattr(part, "Options", None)
+    if options is None:
+        raise UserError(
+            f"defense {name!r} must have Options, a subclass of erat.DefenseOptions; {part.__name__} has none"
+        )
+    allowed = get_args(options.model_fields["name"].annotation)
+    if allowed and name not in allowed:
+        raise UserError(
+            f'the Options of defense {name!r} must say name: Literal["{name}"] = "{name}" (or name: str), '
+            f"got {' or '.join(map(str, allowed))}"
+        )
+    return part
+
+
+def _made_corruption(name: str, part: Any) -> Any:
+    from erat.corruption.base import DataCorruption
+
+    kind = part if isinstance(part, type) else type(part)
+    if not issubclass(kind, DataCorruption):
+        raise UserError(f"data corruption {name!r} must be an erat.DataCorruption, got {shown(part)}")
+    if not hasattr(kind, "kind"):
+        kind.kind = name
+    if kind.kind != name:
+        raise UserError(f"the kind of data corruption {name!r} must be its name, got {kind.kind!r}")
+    return part() if isinstance(part, type) else part
+
+
+def _made_dataset(name: str, part: Any) -> Any:
+    from erat.data.facts import SourceFacts
+
+    source = part() if isinstance(part, type) else part
+    if not (isinstance(getattr(source, "facts", None), SourceFacts) and callable(getattr(source, "load", None))):
+        raise UserError(f"data set {name!r} must have facts (erat.SourceFacts) and a method load, got {shown(part)}")
+    return source
+
+
+def _check_backbone(name: str, part: Any) -> Any:
+    if not callable(part):
+        raise UserError(f"backbone {name!r} must be a function that returns a network, got {shown(part)}")
+    return part

@@ -1,0 +1,302 @@
+"""Studies from Python: what the command line's sweep, matrix, resume, retry, status and report are built on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from erat.errors import UserError, shown, unknown_name
+from orchestration.storage.workspace import Workspace
+from orchestration.study import MOST_TRIALS
+from orchestration.study.grids import GridSpec, load_grid, parse_grid, specification
+from orchestration.study.ledger import Ledger
+from orchestration.study.spaces import SearchSpace, load_space, parse_space
+from orchestration.study.spec import StudySpec, check_name_is_free, reopened
+from orchestration.study.status import not_begun, spec_of, trials_of
+from orchestration.study.trial import Trial
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from orchestration.search.launch import StudyEnd
+
+Home = Workspace | str | Path | None
+COLUMNS = (
+    "number",
+    "status",
+    "source",
+    "params",
+    "epoch",
+    "val_accuracy",
+    "best_val_accuracy",
+    "final_test_accuracy",
+    "best_val_test_accuracy",
+    "seconds",
+    "mlflow_run_id",
+    "cell",
+    "error",
+)
+ARGUMENTS = ("space", "grid", "name", "preset", "trials", "seeds", "only", "skip", "workspace", "overrides")
+
+
+class Study:
+    """A named list of runs, or a search for good ones: made by `Study.create`, found again by `load_study`.
+
+    Args:
+        trials: of the search, in all; a study that has more keeps them.
+        found: the ledger that it was found in, with the images of then; none: it is new, or asked for anew.
+
+    Attributes:
+        name: under which the same specification is continued or extended.
+        spec: what is to run.
+        search_trials: how many the search comes to; 0 for a list of runs.
+        workspace: where everything lies.
+        end: what the last `run` of this object left: its files, its seconds; none before.
+    """
+
+    def __init__(
+        self, name: str, spec: StudySpec, trials: int, workspace: Workspace, *, found: Ledger | None = None
+    ) -> None:
+        self.name, self.spec, self.workspace = check_name(name), spec, workspace
+        self._records, self._found = found or Ledger(workspace.ledger), found is not None
+        if not self._found:
+            check_name_is_free(self._records, name, spec)
+        known = self._records.studies[name].trials if name in self._records.studies else 0
+        self.asked, self.search_trials = trials, max(trials, known)
+        self.end: StudyEnd | None = None
+
+    @classmethod
+    def create(
+        cls,
+        space: str | Path | Mapping[str, Any] | SearchSpace | None = None,
+        *,
+        grid: str | Path | Mapping[str, Any] | GridSpec | None = None,
+        name: str | None = None,
+        preset: str = "demo",
+        trials: int | None = None,
+        seeds: Sequence[int] = (0,),
+        only: Mapping[str, Sequence[str]] | None = None,
+        skip: Mapping[str, Sequence[str]] | None = None,
+        workspace: Home = None,
+        overrides: Mapping[str, Any] | None = None,
+        **more_overrides: Any,
+    ) -> Study:
+        """Say what is to run. Nothing is written or trained before `run`.
+
+        >>> from orchestration import Study
+        >>> study = Study.create(space="budgets", trials=6, corruption__rate=0.4, overrides={"train.epochs": 5})
+
+        Args:
+            space: a name in search_spaces/, a YAML file, or what such a file holds. With parameters it is a search,
+                without them a list of runs.
+            grid: in its place, a grid by name, file or content: every combination of its points, once for each seed.
+            name: of the study; none: the space's or grid's, with a digest behind it where anything was changed.
+            preset: values to start from: "demo", "paper" or "official".
+            trials: of the search, in all; more than last time extends it; none: what the space says.
+            seeds, only, skip: of a grid: seeds of training; axis or dotted key -> names to keep, or to leave out.
+            workspace: folder for everything that is written; none: ERAT_HOME, or ./runs.
+            overrides: dotted configuration keys on top of the preset.
+            more_overrides: the same as keywords, with "__" for the dot: `defense__eta=0.3`.
+
+        Raises:
+            UserError: an unknown name, key or value, or a name that belongs to another specification.
+        """
+        home, given = _home(workspace), _overrides(overrides, more_overrides)
+        if (space is None) == (grid is None):
+            raise UserError("a study needs a space or a grid: give one of the two")
+        fill = home.fingerprints()
+        if grid is not None:
+            if trials is not None:
+                raise UserError(f"trials are of a search, which a grid has none of; got {trials}")
+            spec = specification(_grid(grid), preset, given, seeds=seeds, only=only, skip=skip, fill=fill)
+            plain = not (given or only or skip) and tuple(seeds) == (0,)
+            return cls(name or _default_name(spec, plain and preset == "demo"), spec, 0, home)
+        if only or skip or tuple(seeds) != (0,):
+            raise UserError("seeds, only and skip choose points of a grid; a space has none: set train.seed")
+        if trials is not None and not (isinstance(trials, int) and 1 <= trials <= MOST_TRIALS):
+            raise UserError(f"trials must be a whole number in [1, {MOST_TRIALS}], got {shown(trials)}")
+        spec = StudySpec(_space(space), preset, given, fill)
+        plain = not given and preset == "demo" and space == spec.space.name
+        return cls(
+            name or _default_name(spec, plain), spec, trials or len(spec.space.points) + spec.space.proposals, home
+        )
+
+    def run(self, address: str | None = None, *, at_most: int | None = None) -> Study:
+        """Run what is left of it, wait for the end, and write its tables and figures; a run that fails fails alone.
+
+        Args:
+            address: Ray cluster to join: "HOST:PORT", "ray://HOST:PORT" or "auto"; none: Ray on this machine.
+            at_most: runs side by side; none: as many as fit.
+
+        Returns:
+            This study, with `end`.
+
+        Raises:
+            UserError: the data, the tracking server or the cluster cannot be had, or another process runs this study.
+            KeyboardInterrupt: passed on; what finished is on record, and `run` goes on.
+        """
+        # Ray's parts load slowly: who only looks at results does not pay.
+        from orchestration.search.launch import run_study
+
+        ledger = self._reopen()
+        check_name_is_free(ledger, self.name, self.spec)
+        self.end = run_study(
+            self.name, self.spec, self.search_trials, self.workspace, ledger, address=address, at_most=at_most
+        )
+        return self
+
+    def retry(self, address: str | None = None, *, at_most: int | None = None) -> Study:
+        """Run the failed trials again, and those still to do. Arguments, result and errors as of `run`."""
+        ledger = self._reopen()
+        proposals = ledger.studies[self.name].proposals.values() if self.begun else ()
+        for proposal in list(proposals):
+            outcome = ledger.outcome(proposal.cell, self.name)
+            if outcome is not None and outcome.status == "failed":
+                ledger.append("retry", cell=proposal.cell, sweep=self.name)
+        return self.run(address, at_most=at_most)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is on record in the workspace."""
+        return self.name in self._ledger().studies
+
+    @property
+    def parameters(self) -> list[str]:
+        """The dotted keys that tell its trials apart: those searched, or those that its list of runs sets."""
+        return self.spec.space.columns
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All trials that are known, in the order of their numbers: ended, running, and planned ones not begun."""
+        ledger, begun = self._ledger(), self.begun_trials()
+        known = ledger.studies[self.name].trials if self.name in ledger.studies else 0
+        left = not_begun(self.spec, max(known, self.search_trials), begun)
+        return sorted([*begun, *left], key=lambda trial: trial.number)
+
+    def begun_trials(self) -> list[Trial]:
+        """Return the trials on record, in the order of their numbers."""
+        ledger = self._ledger()
+        return trials_of(self.workspace, ledger, self.name, self.spec)[0] if self.name in ledger.studies else []
+
+    @property
+    def total(self) -> int:
+        """How many trials there are to be."""
+        return self.spec.size(self.search_trials)
+
+    @property
+    def best(self) -> Trial | None:
+        """The finished trial that validation accuracy speaks for, none if none finished; test accuracy has no say."""
+        from orchestration.report.summary import best
+
+        return best(self.begun_trials())
+
+    def results(self) -> DataFrame:
+        """Return a pandas table with one row a trial and, behind `COLUMNS`, a column for each configuration key.
+
+        Accuracies in [0, 1], times in seconds; `params` holds what was chosen for the trial, as a dictionary.
+        """
+        from pandas import DataFrame
+
+        trials = self.trials
+        keys = list(dict.fromkeys(key for trial in trials for key in trial.config))
+        rows = [{name: getattr(trial, name) for name in COLUMNS} | dict(trial.config) for trial in trials]
+        return DataFrame(rows, columns=[*COLUMNS, *keys])
+
+    def report(self, path: str | Path | None = None, *, format: str = "html", what: str = "path") -> Path:
+        """Write its tables and figures beside the paper's as one file, finished or not; return the file.
+
+        Args:
+            path: none: `reports/NAME/` in the workspace.
+            format: "html", "csv", "latex" or "md".
+            what: `path` was given as, for messages.
+
+        Raises:
+            UserError: it was never run, an unknown format, or a file that cannot be written.
+        """
+        from orchestration.report.document import write_report
+
+        return write_report(self.workspace, self.name, format, path, what=what)
+
+    def _ledger(self) -> Ledger:
+        """What is on record now."""
+        self._records.refresh()
+        return self._records
+
+    def _reopen(self) -> Ledger:
+        """What is on record, to be added to; a study that was found there looks for its images anew."""
+        Workspace.from_environment(folder=self.workspace.root)  # refuses one that cannot be written
+        ledger = self._ledger()
+        if self._found:
+            self.spec = reopened(ledger, self.name, self.workspace.fingerprints())
+        return ledger
+
+
+def load_study(name: str, workspace: Home = None) -> Study:
+    """Find a study that was run before, to look at it or to go on with it.
+
+    Args:
+        workspace: as of `Study.create`; to look at, one that cannot be written will do.
+
+    Raises:
+        UserError: no such study; the message lists near matches.
+    """
+    home = _home(workspace, reading=True)
+    ledger = Ledger(home.ledger)
+    spec = spec_of(ledger, name)
+    return Study(name, spec, ledger.studies[name].trials, home, found=ledger)
+
+
+def study_names(workspace: Home = None) -> list[str]:
+    """Return the names of all studies of a workspace, oldest first."""
+    return list(Ledger(_home(workspace, reading=True).ledger).studies)
+
+
+def check_name(name: str, what: str = "name") -> str:
+    """Return a study's name, which becomes a folder and a tag, if it can be one.
+
+    Args:
+        what: it was given as, for the message.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not name or len(name) > 100 or not all(char.isalnum() or char in "-_." for char in name) or name[0] in ".-":
+        raise UserError(f"{what} must be letters, digits, '-', '_' and '.', at most 100, got {shown(name)}")
+    return name
+
+
+def _default_name(spec: StudySpec, plain: bool) -> str:
+    """The space's own, with a digest behind it where anything was changed."""
+    return spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"
+
+
+def _home(workspace: Home, *, reading: bool = False) -> Workspace:
+    if isinstance(workspace, Workspace):
+        return workspace
+    return Workspace.from_environment(reading=reading, folder=workspace)
+
+
+def _overrides(given: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys out of both ways to write them."""
+    overrides = dict(given or {})
+    for word, value in more.items():
+        key = word.replace("__", ".", 1)
+        if "." not in key:
+            raise UserError(f"{unknown_name('argument', word, ARGUMENTS)}; a key is section__key, such as defense__eta")
+        if key in overrides:
+            raise UserError(f"{key} is given twice, as {word} and in overrides")
+        overrides[key] = value
+    return overrides
+
+
+def _space(space: object) -> SearchSpace:
+    if isinstance(space, SearchSpace):
+        return space
+    return parse_space(space, "the space") if isinstance(space, Mapping) else load_space(str(space))
+
+
+def _grid(grid: object) -> GridSpec:
+    if isinstance(grid, GridSpec):
+        return grid
+    return parse_grid(grid, "the grid") if isinstance(grid, Mapping) else load_grid(str(grid))

@@ -1,0 +1,201 @@
+"""Studies from Python, without Ray: what is planned, what a ledger says, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erat.errors import UserError
+from orchestration import GridSpec, SearchSpace, Study, Workspace, load_study, study_names
+from orchestration.study.ledger import Ledger
+from orchestration.study.spec import register
+
+SPACE: dict[str, Any] = {
+    "name": "momentum",
+    "about": "two runs",
+    "proposals": 0,
+    "baselines": [{"train.momentum": 0.0}, {"train.momentum": 0.5}],
+}
+FIGURES = {
+    "epochs": 2,
+    "val_accuracy": 0.5,
+    "best_val_accuracy": 0.6,
+    "final_test_accuracy": 0.7,
+    "best_val_test_accuracy": 0.8,
+    "train_seconds": 3.0,
+    "mlflow_run_id": "abc",
+}
+
+
+def result(cell: str, status: str, **figures: Any) -> dict[str, Any]:
+    return {"cell": cell, "status": status, **FIGURES, **figures}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def small(home: Path) -> Study:
+    return Study.create(space=SPACE, name="small", workspace=home, overrides={"train.epochs": 2})
+
+
+def end(study: Study, number: int, status: str = "done", **figures: Any) -> None:
+    """Enter what a run of this study leaves in the ledger."""
+    ledger = Ledger(study.workspace.ledger)
+    register(ledger, study.name, study.spec, study.search_trials)
+    trial = study.trials[number]
+    fields = {"number": number, "params": trial.params, "source": trial.source, "cell": trial.cell}
+    ledger.append("proposed", sweep=study.name, **fields)
+    sweep = study.name if status == "stopped" else None
+    ledger.append(status, cell=trial.cell, sweep=sweep, result=result(trial.cell, status, **figures))
+
+
+# --- what is said ----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_before_it_runs(small: Study, home: Path) -> None:
+    assert [trial.status for trial in small.trials] == ["queued", "queued"]
+    assert [trial.config["train.momentum"] for trial in small.trials] == [0.0, 0.5]
+    assert small.parameters == ["train.momentum"]
+    assert (small.total, small.begun, small.best, small.end) == (2, False, None, None)
+    assert not (home / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize("form", ["mapping", "object", "text", "path"])
+def test_a_space_in_four_forms(form: str, tmp_path: Path, home: Path) -> None:
+    file = tmp_path / "momentum.yaml"
+    file.write_text(json.dumps(SPACE))
+    space = {"mapping": SPACE, "object": SearchSpace(**SPACE), "text": str(file), "path": file}[form]
+    study = Study.create(space, name="one", workspace=home)
+    assert [trial.params for trial in study.trials] == SPACE["baselines"]
+
+
+@pytest.mark.parametrize("form", ["mapping", "object", "path"])
+def test_a_grid_in_three_forms(form: str, tmp_path: Path, home: Path) -> None:
+    content = {"name": "g", "about": "two defenses", "axes": {"defense": ["ce", "iss"], "corruption": ["urp", "uhp"]}}
+    file = tmp_path / "g.yaml"
+    file.write_text(json.dumps(content))
+    grid = {"mapping": content, "object": GridSpec(**content), "path": file}[form]
+    study = Study.create(grid=grid, seeds=(0, 1), only={"defense": ["ce"]}, workspace=home)
+    configs = [trial.config for trial in study.trials]
+    assert [(c["defense.name"], c["corruption.data"], c["train.seed"]) for c in configs] == [
+        ("ce", kind, seed) for kind in ("urp", "uhp") for seed in (0, 1)
+    ]
+
+
+def test_keys_are_given_as_a_mapping_or_as_keywords(home: Path) -> None:
+    study = Study.create(SPACE, workspace=home, overrides={"train.epochs": 3}, train__lr_batch=32, defense__eta=0.3)
+    assert study.spec.overrides == {"train.epochs": 3, "train.lr_batch": 32, "defense.eta": 0.3}
+
+
+def test_names_are_those_of_the_command_line(home: Path) -> None:
+    assert Study.create("budgets", workspace=home).name == "budgets"
+    changed = Study.create("budgets", workspace=home, train__epochs=3)
+    assert changed.name == f"budgets-{changed.spec.identity()[:6]}"
+    assert Study.create(grid="table6", workspace=home).name == "table6"
+    assert Study.create("budgets", workspace=home, trials=3).search_trials == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "give one of the two"),
+        ({"space": "budgets", "grid": "table3"}, "give one of the two"),
+        ({"space": "budget"}, "did you mean budgets"),
+        ({"space": SPACE | {"runs_": 1}}, "the space: unknown key 'runs_'"),
+        ({"grid": {"name": "g"}}, "the grid: "),
+        ({"space": "budgets", "epochs": 3}, r"unknown argument 'epochs'.*section__key"),
+        ({"space": "budgets", "trails": 3}, "did you mean trials"),
+        ({"space": "budgets", "train__epoch": 3}, "unknown key 'train.epoch'"),
+        ({"space": "budgets", "train__epochs": 3, "overrides": {"train.epochs": 3}}, "given twice"),
+        ({"space": "budgets", "trials": 0}, r"trials must be a whole number in \[1, "),
+        ({"grid": "table3", "trials": 3}, "which a grid has none of; got 3"),
+        ({"space": "budgets", "seeds": (0, 1)}, "choose points of a grid"),
+        ({"space": "budgets", "name": "../up"}, "name must be letters"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "-".join(value) or "nothing",
+)
+def test_what_cannot_be_is_refused(arguments: dict[str, Any], words: str, home: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        Study.create(workspace=home, **arguments)
+
+
+# --- what a ledger says ----------------------------------------------------------------------------------------------
+
+
+def test_results_are_a_table_with_a_row_a_trial(small: Study) -> None:
+    end(small, 0)
+    table = small.results()
+    assert list(table["number"]) == [0, 1]
+    assert list(table["status"]) == ["done", "queued"]
+    assert list(table["source"]) == ["baseline", "baseline"]
+    assert list(table["params"]) == SPACE["baselines"]
+    assert list(table["train.momentum"]) == [0.0, 0.5]
+    first = table.iloc[0]
+    assert (first["final_test_accuracy"], first["best_val_test_accuracy"]) == (0.7, 0.8)
+    assert (first["seconds"], first["epoch"], first["mlflow_run_id"]) == (3.0, 2, "abc")
+    assert set(small.trials[0].config) <= set(table.columns)
+    assert table["final_test_accuracy"].isna().tolist() == [False, True]
+
+
+def test_a_study_is_found_again_under_its_name(small: Study, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    end(small, 1)
+    monkeypatch.setenv("ERAT_HOME", str(home))
+    found = load_study("small")
+    assert study_names() == study_names(home) == study_names(Workspace(home)) == ["small"]
+    assert found.results().equals(small.results())
+    assert found.begun
+    with pytest.raises(UserError, match=r"unknown sweep 'smal': did you mean small\?"):
+        load_study("smal")
+
+
+def test_a_name_means_one_specification(small: Study, home: Path) -> None:
+    end(small, 0)
+    with pytest.raises(UserError, match="exists with another specification"):
+        Study.create(SPACE, name="small", workspace=home, overrides={"train.epochs": 3})
+    assert Study.create(SPACE, name="small", workspace=home, overrides={"train.epochs": 2}).begun
+
+
+def test_a_search_keeps_the_trials_that_it_has(home: Path) -> None:
+    study = Study.create("budgets", workspace=home, trials=5)
+    register(Ledger(study.workspace.ledger), study.name, study.spec, 5)
+    fewer = Study.create("budgets", workspace=home, trials=2)
+    assert (fewer.asked, fewer.search_trials) == (2, 5)
+    assert load_study("budgets", home).search_trials == 5
+
+
+def test_the_best_is_chosen_by_validation_accuracy(home: Path) -> None:
+    study = Study.create("budgets", workspace=home)
+    searched = [trial.number for trial in study.trials if trial.source == "paper"]
+    end(study, searched[0], best_val_accuracy=0.6, final_test_accuracy=0.9)
+    end(study, searched[1], best_val_accuracy=0.8, final_test_accuracy=0.1)
+    assert study.best is not None
+    assert study.best.number == searched[1]
+
+
+def test_the_report_is_a_file(small: Study, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown sweep"):
+        small.report()
+    end(small, 0)
+    assert small.report() == small.workspace.report("small") / "report.html"
+    assert "0.5" in small.report(tmp_path / "table.csv", format="csv").read_text()
+    with pytest.raises(UserError, match=r"^path .* cannot be written"):
+        small.report(tmp_path / "table.csv" / "below.csv", format="csv")
+    with pytest.raises(UserError, match="unknown format 'pdf'"):
+        small.report(format="pdf")
+
+
+def test_retry_asks_for_the_failed_ones_alone(small: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    end(small, 0, "failed", error="it broke")
+    end(small, 1)
+    ran: list[str] = []
+    monkeypatch.setattr(Study, "run", lambda study, address=None, at_most=None: ran.append(study.name) or study)
+    assert load_study("small", small.workspace).retry().name == "small"
+    assert ran == ["small"]
+    ledger = Ledger(small.workspace.ledger)
+    assert [ledger.outcome(trial.cell, "small") is None for trial in small.trials] == [True, False]
