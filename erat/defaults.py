@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from erat.errors import UserError
+from erat.errors import UserError, shown
 from erat.options import CorruptionOptions, LabelKind
 from erat.paths import user_path
 from erat.records import DamagedError, open_regular
@@ -102,6 +102,11 @@ def file_digest(path: Path, what: str) -> str:
         with open_regular(user_path(path, what)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]  # type: ignore[arg-type]
     except OSError as error:
-        raise UserError(f"{what} must be a readable file, got {path}: {error.strerror}") from error
+        raise UserError(f"{what} must be a readable file, got {_plain(path)}: {error.strerror}") from error
     except DamagedError as error:
-        raise UserError(f"{what} must be a readable file, got {path}: {error}") from error
+        raise UserError(f"{what} must be a readable file, got {_plain(path)}: {error}") from error
+
+
+def _plain(path: Path) -> str:
+    """A path in one line of a message, control characters escaped."""
+    return shown(str(path), 300)[1:-1]
