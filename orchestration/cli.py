@@ -309,6 +309,7 @@ def train(
     """Train one configuration; interrupted, the same command goes on from the last epoch."""
     from erat.config import build
     from orchestration.commands import overview
+    from orchestration.run.directory import RunDirectory
     from orchestration.search.driver import result_json
     from orchestration.search.launch import run_train
     from orchestration.storage.workspace import Workspace
@@ -350,7 +351,7 @@ def train(
     if as_json:
         print(json.dumps(result_json(row)))
     if row.status == "failed":
-        show_failure(row.error, workspace.run_directory(row.cell) / "error.txt")
+        show_failure(row.error, RunDirectory(workspace, row.cell).log)
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -601,6 +602,7 @@ def _run_sweep(
     name: str, spec: Any, trials: int, address: str | None, at_most: int | None, dry_run: bool, as_json: bool
 ) -> None:
     from orchestration.commands import overview
+    from orchestration.run.directory import RunDirectory
     from orchestration.search.driver import best_json, result_json
     from orchestration.search.launch import run_study
     from orchestration.storage.workspace import Workspace
@@ -638,7 +640,7 @@ def _run_sweep(
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
         err.print(f"trial {row.number} failed:", style="bold red")
-        show_failure(row.error, workspace.run_directory(row.cell) / "error.txt")
+        show_failure(row.error, RunDirectory(workspace, row.cell).log)
     if failed:
         err.print(f"try the failed ones again with: python orchestrate.py retry {name}")
         raise typer.Exit(EXIT_FAILED)

@@ -77,7 +77,7 @@ def _site(folder: Path) -> list[int]:
     """Build the pages of docs/ as a site, where a warning is a fault; nothing where MkDocs is not installed."""
     if find_spec("mkdocs") is None or find_spec("material") is None:
         return []
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder / "site")]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # about the future of MkDocs, not of these pages
     return [_status(subprocess.run(command, check=False, env=quiet).returncode)]
 

@@ -30,7 +30,7 @@ import psutil
 import yaml
 from ray.cluster_utils import Cluster
 
-from orchestration.run.directory import read_metrics
+from orchestration.run.directory import RunDirectory
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from tests.servers import TrackingServer, postgres, postgres_programs
@@ -110,7 +110,7 @@ class Stage:
         ledger = Ledger(self.workspace.ledger)
         cells = [p.cell for p in ledger.studies[NAME].proposals.values()] if NAME in ledger.studies else []
         ended = sum(ledger.outcome(cell) is not None for cell in cells)
-        return ended, sum(len(read_metrics(self.workspace.run_directory(cell))) for cell in cells)
+        return ended, sum(len(RunDirectory(self.workspace, cell).read_metrics()) for cell in cells)
 
     # -- kills --------------------------------------------------------------------------------------------------------
 

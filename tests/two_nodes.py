@@ -37,7 +37,7 @@ from erat.defenses.base import Clock
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
-from orchestration.run.directory import read_metrics
+from orchestration.run.directory import RunDirectory
 from orchestration.storage.workspace import Workspace
 from tests import namespaces
 from tests.servers import s3_server
@@ -196,7 +196,7 @@ def trained(stage: Stage, arm: str, wanted: dict[str, Any]) -> Row:
     if command.returncode != 0:
         raise RuntimeError(f"{' '.join(words)}: status {command.returncode}\n{log.read_text()[-3000:]}")
     run = json.loads(said.read_text().splitlines()[-1])
-    epochs = read_metrics(stage.workspace.run_directory(run["cell"]))
+    epochs = RunDirectory(stage.workspace, run["cell"]).read_metrics()
     mask = believed(stage.workspace, run["cell"])
     return {
         "what": "run",
@@ -237,7 +237,7 @@ def believed(workspace: Workspace, cell: str) -> Tensor:
 
     For DivideMix, these are the samples of the first network.
     """
-    workspace.fetch(cell, "config.json", "checkpoint.pt")
+    RunDirectory(workspace, cell).fetch("config.json", "checkpoint.pt")
     config = load_config(workspace.run_directory(cell) / "config.json")
     trainer = Trainer(config, corrupted_set(config, workspace.store()), folder=workspace.run_directory(cell))
     selected = trainer.plan(Clock(trainer.epochs_done)).selected

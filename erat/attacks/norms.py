@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-NORMS = ("linf", "l2")
 TINY = 1e-10  # keeps an all-zero gradient from dividing by zero
 
 

@@ -47,12 +47,6 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
     return CorruptedSet(corrupted.take(kept), train.labels[kept], corrupted.take(rest), test, manifest)
 
 
-def crafted_already(config: RunConfig, store: Store) -> bool:
-    """Whether the store holds everything that `corrupted_set` would read, sound; a damaged entry is warned of."""
-    images, labels = stored_parts([config])[0]
-    return (images is None or images in store) and labels in store
-
-
 def stored_parts(configs: Sequence[RunConfig]) -> list[tuple[Parameters | None, Parameters]]:
     """What decides each run's (poisoned images, none where there are none; given labels), as the store knows them.
 

@@ -136,12 +136,6 @@ def decode_all(sources: Sequence[Source], size: int) -> list[Decoded | str]:
         return list(pool.map(partial(decode, size=size), sources))
 
 
-def read_one(path: Path, size: int) -> Decoded | None:
-    """Decode one file (see `decode`); return None if it cannot be read."""
-    image = decode(path, size)
-    return None if isinstance(image, str) else image
-
-
 def decode(source: Source, size: int) -> Decoded | str:
     """Decode one image, upright, with its short side resized to `size` (bilinear, antialiased) and its centre cut out.
 

@@ -23,7 +23,7 @@ from erat.engine.report import EpochReport
 from erat.errors import is_storage_fault, storage_words
 from erat.result import RunResult, summarise
 from orchestration.cluster.session import node_workspace
-from orchestration.run.directory import ENDS, keep_result, read_metrics, read_result
+from orchestration.run.directory import ENDS, METRICS, RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.run.preemption import training
 from orchestration.storage.workspace import Workspace
@@ -53,20 +53,15 @@ def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | 
     return {"val_accuracy": val_accuracy, "best_val_accuracy": best_val_accuracy, "epoch": epoch}
 
 
-def _asked_to_stop(workspace: Workspace, cell: str, stop_request: str) -> bool:
-    """Return whether the driver has put the stop request into the directory of the run."""
-    workspace.fetch(cell, stop_request)
-    return (workspace.run_directory(cell) / stop_request).exists()
-
-
 def _tune_trial(parameters: dict[str, Any]) -> None:
     """Execute one run in a Tune worker. `tune.report` returns when the scheduler has seen the epoch."""
     config = RunConfig.model_validate_json(parameters["config"])
-    workspace, cell = node_workspace(config, parameters["workspace"]), config.digest()
+    workspace = node_workspace(config, parameters["workspace"])
+    directory = RunDirectory(workspace, config.digest())
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         tune.report(_report(history))
-        return not _asked_to_stop(workspace, cell, parameters["stop_request"])
+        return not directory.asked_to_stop(parameters["stop_request"])
 
     with training():
         _report_end(lambda: execute_run(config, workspace, on_epoch=on_epoch))
@@ -141,11 +136,12 @@ def run_parallel(
         trainer.fit()
     except ray.train.TrainingFailedError as failure:
         error = _what_failed(failure)
-    workspace.fetch(cell, *ENDS, "metrics.jsonl")
-    result = read_result(workspace.run_directory(cell))
+    directory = RunDirectory(workspace, cell)
+    directory.fetch(*ENDS, METRICS)
+    result = directory.read_result()
     if result is None and error is not None:
-        result = replace(summarise(cell, "failed", read_metrics(workspace.run_directory(cell))), error=error)
-        keep_result(workspace, result)
+        result = replace(summarise(cell, "failed", directory.read_metrics()), error=error)
+        directory.keep_result(result)
     return result or RunResult(cell, "failed", error="the workers died and left no result")
 
 
@@ -200,11 +196,12 @@ class _OnTheNodesNetwork(TorchConfig):
 def _parallel_worker(parameters: dict[str, Any]) -> None:
     """Execute the share of one data-parallel worker, for which Ray Train has set up the process group."""
     config = RunConfig.model_validate_json(parameters["config"])
-    workspace, cell = node_workspace(config, parameters["workspace"]), config.digest()
+    workspace = node_workspace(config, parameters["workspace"])
+    directory = RunDirectory(workspace, config.digest())
 
     def on_epoch(history: Sequence[EpochReport]) -> bool:
         ray.train.report(_report(history))
-        return not _asked_to_stop(workspace, cell, parameters["stop_request"])
+        return not directory.asked_to_stop(parameters["stop_request"])
 
     with training():
         execute_run(config, workspace, on_epoch=on_epoch)

@@ -15,10 +15,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from erat.errors import StorageError, UserError
+from erat.versions import versions
 from orchestration.storage.workspace import Workspace
 
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "pydantic", "mlxtend")  # a worker's results depend on them
@@ -70,15 +70,9 @@ class Node:
         return ", ".join([*counted, *kinds])
 
 
-def versions() -> dict[str, str]:
+def deciding() -> dict[str, str]:
     """Return the versions of everything on which a result may depend."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return {"python": platform.python_version()} | found | {"this project's code": _code_digest()}
+    return {"python": platform.python_version(), **versions(*PACKAGES), "this project's code": _code_digest()}
 
 
 def _code_digest() -> str:
@@ -130,7 +124,7 @@ def look(root: str, place: str | None, word: str) -> Sight:
         word: the word of the `token`.
     """
     free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
-    return Sight(socket.gethostname(), versions(), round(free, 1), _blind(Workspace(Path(root)).sharing(place), word))
+    return Sight(socket.gethostname(), deciding(), round(free, 1), _blind(Workspace(Path(root)).sharing(place), word))
 
 
 def _blind(workspace: Workspace, word: str) -> str | None:
@@ -161,7 +155,7 @@ def problem(node: Node) -> str | None:
         return f"node {node.name} {node.silent}"
     if node.sight.blind is not None:
         return f"node {node.name} {node.sight.blind}"
-    for name, mine in versions().items():
+    for name, mine in deciding().items():
         if (theirs := node.sight.versions.get(name)) != mine:
             return f"node {node.name} has {name} {theirs}, this machine {mine}: they must be the same"
     return None

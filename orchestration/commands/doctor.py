@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import psutil
@@ -16,6 +15,7 @@ from rich.console import Console
 from erat.config import build
 from erat.data.loading import load
 from erat.errors import UserError
+from erat.versions import versions
 from orchestration.cluster.nodes import Node, problem, token
 from orchestration.storage.workspace import Workspace
 from orchestration.tracking.store import own_database, tracking_uri, without_password
@@ -63,9 +63,9 @@ def _probes(workspace: Workspace, address: str | None, console: Console) -> dict
 
 
 def _packages() -> tuple[Any, str]:
-    installed = {found.name.lower(): found.version for found in metadata.distributions()}
-    missing = [name for name in PACKAGES if name not in installed]
-    return {name: installed.get(name) for name in PACKAGES}, f"missing: {', '.join(missing)}" if missing else ""
+    installed = {name: None if found == "absent" else found for name, found in versions(*PACKAGES).items()}
+    missing = [name for name, found in installed.items() if found is None]
+    return installed, f"missing: {', '.join(missing)}" if missing else ""
 
 
 def _memory() -> tuple[float, str]:

@@ -20,6 +20,7 @@ from orchestration.report.notation import accuracy, duration
 from orchestration.report.render.terminal import terminal
 from orchestration.report.summary import best, paste_command, summary
 from orchestration.report.table import Column, Table
+from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
@@ -292,7 +293,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
 
 
 def _heard(workspace: Workspace, row: Trial) -> float | None:
-    return heard(workspace.run_directory(row.cell)) if row.status == "running" else None
+    return heard(RunDirectory(workspace, row.cell)) if row.status == "running" else None
 
 
 def watch(workspace: Workspace, name: str, console: Console) -> dict[str, Any]:

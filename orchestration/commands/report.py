@@ -13,12 +13,12 @@ from erat.errors import UserError, unknown_name
 from erat.files import write_atomic
 from erat.paths import user_path
 from orchestration.commands.overview import validation_words
-from orchestration.report.detail import Pool, detail_of, read_environment, read_selection
+from orchestration.report.detail import Pool, detail_of
 from orchestration.report.documents import study_text
 from orchestration.report.notation import baseline_name, duration
 from orchestration.report.page import Epochs, Subject, html_page
 from orchestration.report.summary import paste_command
-from orchestration.run.directory import read_metrics
+from orchestration.run.directory import RunDirectory
 from orchestration.storage.forms import Selection
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
@@ -88,12 +88,12 @@ def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows
 
 def _detail(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, row: Trial, pool: Pool) -> dict[str, Any]:
     command = paste_command(row, spec.preset, spec.overrides_for(row.params))
-    return detail_of(row, workspace.run_directory(row.cell), command, pool)
+    return detail_of(row, RunDirectory(workspace, row.cell), command, pool)
 
 
 def _curves(workspace: Workspace, rows: Sequence[Trial]) -> Epochs:
     return {
-        row.cell: [entry["test_accuracy"] for entry in read_metrics(workspace.run_directory(row.cell))]
+        row.cell: [entry["test_accuracy"] for entry in RunDirectory(workspace, row.cell).read_metrics()]
         for row in rows
         if row.status in FINISHED
     }
@@ -105,7 +105,7 @@ def _selections(workspace: Workspace, rows: Sequence[Trial]) -> dict[str, Select
     if not {"ERAT", "ERAT w/o RB"} <= set(names.values()):
         return {}
     found = {
-        cell: read_selection(workspace.run_directory(cell))
+        cell: RunDirectory(workspace, cell).read_selection()
         for cell, name in names.items()
         if name in ("ERAT", "ERAT w/o RB")
     }
@@ -157,7 +157,7 @@ def _machines(workspace: Workspace, rows: Sequence[Trial], most: int = 400) -> l
     commits: Counter[str] = Counter()
     devices: Counter[str] = Counter()
     for row in [row for row in rows if row.status in FINISHED][:most]:
-        environment = read_environment(workspace.run_directory(row.cell))
+        environment = RunDirectory(workspace, row.cell).read_environment()
         if environment:
             commit = str(environment.get("git_commit") or "unknown")[:12]
             commits[commit + (" with changes" if environment.get("git_dirty") else "")] += 1

@@ -5,29 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter
-
-from erat.records import DamagedError, read_json, read_words
 from orchestration.report.notation import finite
 from orchestration.report.sections import place_of, reason
-from orchestration.run.directory import read_metrics
-from orchestration.storage.forms import (
-    CONFUSION,
-    ENVIRONMENT,
-    SELECTION,
-    Confusion,
-    Environment,
-    Selection,
-    warn_damaged,
-)
+from orchestration.run.directory import RunDirectory
+from orchestration.storage.forms import Confusion, Selection
 from orchestration.study.trial import Trial
 
 FEW_CLASSES = 20  # up to so many, the whole confusion matrix is kept; beyond, what is confused most
 MOST_PAIRS = 30
-T = TypeVar("T")
 TAIL = 1500  # characters of a failed run's traceback
 _SELECTION = ("labelled_per_class", "correct_per_class", "wrong_per_class", "caught_per_class")
 
@@ -48,35 +35,14 @@ class Pool:
         return self._numbers[key]
 
 
-def read_environment(folder: Path) -> Environment | None:
-    """What a finished cell says of code and machine."""
-    return _read(folder / "artifacts" / "environment.json", ENVIRONMENT)
-
-
-def read_selection(folder: Path) -> Selection | None:
-    """What a finished cell selected of each class, epoch by epoch."""
-    return _read(folder / "artifacts" / "selection.json", SELECTION)
-
-
-def _read(path: Path, form: TypeAdapter[T]) -> T | None:
-    """What a file holds; none where there is none, or a damaged one, of which it warns."""
-    try:
-        return read_json(path, form)
-    except DamagedError as error:
-        warn_damaged(path, str(error), "it is left out")
-    except OSError:
-        pass
-    return None
-
-
-def detail_of(row: Trial, folder: Path, command: str, pool: Pool) -> dict[str, Any]:
+def detail_of(row: Trial, run: RunDirectory, command: str, pool: Pool) -> dict[str, Any]:
     """The packed content of a cell's drill-down.
 
     Args:
-        folder: the cell's; what is not there is left out.
+        run: its directory; what is not there is left out.
         command: the shell line that runs it again.
     """
-    epochs, artifacts, result = read_metrics(folder), folder / "artifacts", row.so_far
+    epochs, result = run.read_metrics(), row.so_far
     content = {
         "n": row.number,
         "id": row.cell,
@@ -97,10 +63,10 @@ def detail_of(row: Trial, folder: Path, command: str, pool: Pool) -> dict[str, A
         "cmd": command,
     }
     if row.status == "failed":
-        content |= {"error": row.error, "tail": (read_words(folder / "error.txt") or "")[-TAIL:] or None}
-    content |= _selection(read_selection(folder), pool)
-    content |= _confusion(_read(artifacts / "confusion.json", CONFUSION), pool)
-    environment = read_environment(folder)
+        content |= {"error": row.error, "tail": (run.read_error() or "")[-TAIL:] or None}
+    content |= _selection(run.read_selection(), pool)
+    content |= _confusion(run.read_confusion(), pool)
+    environment = run.read_environment()
     if environment:
         kept = ("git_commit", "git_dirty", "device", "cores", "platform", "python", "versions")
         content["env"] = pool.add({key: environment.get(key) for key in kept})

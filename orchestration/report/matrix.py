@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import mean
 
 from orchestration.report.grid import Score, column_name, score_of
@@ -49,20 +50,20 @@ class MatrixTable:
         means = [self.cells[defense][corruption].mean for corruption in self.corruptions]
         return None if any(value is None for value in means) else mean(value for value in means if value is not None)
 
-    def rank(self, value: Callable[[str], float | None]) -> dict[str, Mark]:
-        """Return which defenses are best and second best by this value; ties share a place."""
-        values = {name: round(number, 1) for name in self.defenses if (number := value(name)) is not None}
-        order = sorted(set(values.values()), reverse=True)
-        return {name: Mark(order.index(number)) for name, number in values.items() if number in order[:2]}
+    @cached_property
+    def ranks(self) -> dict[str, dict[str, Mark]]:
+        """Corruption -> the defenses that are best and second best on it."""
+        return {of: _ranks({name: self.cells[name][of].mean for name in self.defenses}) for of in self.corruptions}
 
-    def ranks_on(self, corruption: str) -> dict[str, Mark]:
-        """The ranks of a column."""
-        return self.rank(lambda name: self.cells[name][corruption].mean)
+    @cached_property
+    def mean_ranks(self) -> dict[str, Mark]:
+        """The defenses whose means are best and second best."""
+        return _ranks({name: self.mean_of(name) for name in self.defenses})
 
     def line(self, defense: str) -> list[Cell]:
         """Return what the defense reached on each corruption, and in the mean."""
         cells = [
-            figure(self.cells[defense][of], self.ranks_on(of).get(defense), self.paper.get((defense, of)))
+            figure(self.cells[defense][of], self.ranks[of].get(defense), self.paper.get((defense, of)))
             for of in self.corruptions
         ]
         return [*cells, self.mean_cell(defense)]
@@ -73,7 +74,14 @@ class MatrixTable:
         if average is None:
             return Cell(MISSING)
         beside = () if best is None else (Part(f"{best:.1f}", "best", short=""),)
-        return Cell(f"{average:.1f}", self.rank(self.mean_of).get(defense), beside=beside)
+        return Cell(f"{average:.1f}", self.mean_ranks.get(defense), beside=beside)
+
+
+def _ranks(reached: Mapping[str, float | None]) -> dict[str, Mark]:
+    """Return the marks of those that deserve one; figures that read the same share a place."""
+    values = {name: round(number, 1) for name, number in reached.items() if number is not None}
+    order = sorted(set(values.values()), reverse=True)
+    return {name: Mark(order.index(number)) for name, number in values.items() if number in order[:2]}
 
 
 def line_name(row: Trial) -> str:

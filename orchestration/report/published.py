@@ -50,16 +50,6 @@ def published() -> tuple[PublishedAccuracy, ...]:
         return tuple(_parse(record) for record in csv.DictReader(file))
 
 
-@cache
-def _by_key() -> dict[tuple[str, str, str, str, str], PublishedAccuracy]:
-    return {row.key: row for row in published()}
-
-
-def find(table: str, dataset: str, label_noise: str, method: str, data_corruption: str) -> PublishedAccuracy | None:
-    """Return the named cell, or None if the paper prints no such cell."""
-    return _by_key().get((table, dataset, label_noise, method, data_corruption))
-
-
 def _parse(record: dict[str, str]) -> PublishedAccuracy:
     numerator, _, denominator = record["epsilon"].partition("/")
     return PublishedAccuracy(

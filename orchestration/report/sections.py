@@ -109,14 +109,13 @@ def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[Trial]],
     kind = last.noise.split(" ")[0]
     lines: dict[str, list[CellView]] = {name: [] for name in last.defenses}
     for corruption in last.corruptions:
-        ranks = last.ranks_on(corruption)
         for defense, line in lines.items():
             members = runs.get((last.dataset, last.noise, defense, corruption), [])
             reached, validated = (table.cells[defense][corruption] for table in (last, best))
             paper = last.paper.get((defense, corruption))
             shown = figure(
                 reached,
-                ranks.get(defense),
+                last.ranks[corruption].get(defense),
                 paper,
                 best=validated,
                 missing=_missing(members),
@@ -179,7 +178,7 @@ def _winners(rows: Sequence[Trial]) -> list[str]:
         wins: dict[str, list[str]] = {}
         for corruption in table.corruptions:
             if (table.dataset, table.noise, corruption) in _complete([table]) and len(table.defenses) > 1:
-                ranks = table.ranks_on(corruption)
+                ranks = table.ranks[corruption]
                 names = [name for name in table.defenses if ranks.get(name) == 0]
                 wins.setdefault(" and ".join(names), []).append(corruption)
         order = sorted(wins.items(), key=lambda item: -len(item[1]))

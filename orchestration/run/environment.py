@@ -6,7 +6,6 @@ import os
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 
 from erat.config import RunConfig
 from erat.engine.trainer import choose_device
+from erat.versions import versions
 
 CPU = "cpu"
 
@@ -25,16 +25,9 @@ def device_kind(config: RunConfig) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, commit and machine: what one needs to run this again."""
-    packages = ("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "mlxtend")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "absent"
     return {
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "mlxtend"),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
         "platform": platform.platform(),

@@ -1,8 +1,6 @@
 """One cell from its configuration to its result, on this machine, without Ray.
 
-A cell's folder holds all there is to know of it: `config.json`, `checkpoint.pt` and until the end the one before it,
-`metrics.jsonl` (one row per epoch), `result.json`, `error.txt`, `left.txt` (told to leave) and `artifacts/`. The sweep
-reads these; nothing else flows back.
+Its directory holds all there is to know of it; see `orchestration.run.directory`.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from erat.engine.underway import Interrupted
 from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from erat.files import write_atomic
 from erat.result import RunResult, summarise
-from orchestration.run.directory import ENDS, MOVING, STATE, _write_metrics, keep_result, read_metrics, read_result
+from orchestration.run.directory import ENDS, METRICS, MOVING, STATE, RunDirectory
 from orchestration.run.environment import device_kind, environment
 from orchestration.run.heartbeat import at_work
 from orchestration.run.preemption import requested
@@ -66,33 +64,28 @@ def execute_run(
         Interrupted: this process, or that of another worker, was told to leave; the checkpoint is in its place.
     """
     assert config.identified, "data.fingerprint is filled in before a run is planned"
-    cell, ranks = config.digest(), Ranks.current()
-    folder = workspace.run_directory(cell)
+    run, ranks = RunDirectory(workspace, config.digest()), Ranks.current()
     if not ranks.first:
-        workspace.fetch(cell, *STATE)
+        run.fetch(*STATE)
         with threads(config):
-            return _train(config, workspace, folder, on_epoch, progress)
-    workspace.prepare(cell)
+            return _train(config, run, on_epoch, progress)
+    run.prepare()
     # Another sweep may be at the same cell: the second one waits, and finds it done.
-    with at_work(folder):
-        workspace.fetch(cell, *STATE, *ENDS)
-        finished = read_result(folder)
+    with at_work(run):
+        run.fetch(*STATE, *ENDS)
+        finished = run.read_result()
         if finished is not None and finished.status == "done" and ranks.workers == 1:
             return finished
-        for stale in ENDS:
-            (folder / stale).unlink(missing_ok=True)
-        write_atomic(folder / "config.json", config.model_dump_json(indent=2).encode())
-        workspace.send(cell, "config.json", *ENDS)
+        run.begin(config)
         try:
             with threads(config):
-                result = _train(config, workspace, folder, on_epoch, progress)
+                result = _train(config, run, on_epoch, progress)
         except UserError as error:
             if is_storage_fault(error):
                 raise
-            write_atomic(folder / "error.txt", str(error).encode())
-            workspace.send(cell, "error.txt")
+            run.refuse(str(error))
             raise
-        keep_result(workspace, result)
+        run.keep_result(result)
         return result
 
 
@@ -107,39 +100,35 @@ def threads(config: RunConfig) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train(
-    config: RunConfig, workspace: Workspace, folder: Path, on_epoch: OnEpoch | None, progress: Progress
-) -> RunResult:
+def _train(config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, progress: Progress) -> RunResult:
     ranks = Ranks.current()
-    cell = config.digest()
     try:
-        data = corrupted_set(config, workspace.store(), progress)
+        data = corrupted_set(config, run.workspace.store(), progress)
         if choose_device(config).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        trainer = Trainer(config, data, ranks, folder, told_to_leave=requested)
+        trainer = Trainer(config, data, ranks, run.path, told_to_leave=requested)
         if ranks.first:  # a row of an epoch that the checkpoint does not have is of one that will be trained again
-            _write_metrics(folder, trainer.history)
+            run.write_metrics(trainer.history)
         status = "done"
         # After a restart the last epoch is told again: its listener may have died before it could say "stop here".
         told = len(trainer.history)
         for _ in chain(trainer.history[-1:], trainer.run()):
             if ranks.first:
-                _write_metrics(folder, trainer.history)
+                run.write_metrics(trainer.history)
                 # The checkpoint of an epoch that is told again came from there, and must not become the one before it.
-                workspace.send(cell, *(MOVING if len(trainer.history) > told else ("metrics.jsonl",)))
+                run.send(*(MOVING if len(trainer.history) > told else (METRICS,)))
             if not ranks.agree(on_epoch is None or on_epoch(trainer.history)):
                 status = "stopped"
                 break
         predicted = trainer.predict_test()
-        result = summarise(cell, status, [asdict(report) for report in trainer.history])
+        result = summarise(run.cell, status, [asdict(report) for report in trainer.history])
         if ranks.first:
-            _write_metrics(folder, trainer.history)
-            _write_artifacts(folder / "artifacts", config, data, trainer, confusion_of(data, predicted))
+            run.write_metrics(trainer.history)
+            _write_artifacts(run.artifacts, config, data, trainer, confusion_of(data, predicted))
     except Interrupted as reason:
         if ranks.first:
-            _write_metrics(folder, trainer.history)
-            write_atomic(folder / "left.txt", str(reason).encode())
-            workspace.send(cell, *MOVING, "left.txt")
+            run.write_metrics(trainer.history)
+            run.leave(str(reason))
         ranks.agree(True)  # nobody goes before the checkpoint is in its place
         raise
     except UserError:
@@ -151,14 +140,14 @@ def _train(
         shared = isinstance(error, TrainingFailedError) or ranks.workers == 1
         if not ranks.first and not shared:
             raise
-        reached = summarise(cell, "failed", read_metrics(folder))
+        reached = summarise(run.cell, "failed", run.read_metrics())
         result = replace(
             reached, error=_reason(error), peak_memory_mb=_peak_memory_mb(config), device=device_kind(config)
         )
         if ranks.first:
-            write_atomic(folder / "error.txt", traceback.format_exc().encode())
+            write_atomic(run.log, traceback.format_exc().encode())
         if not shared:
-            keep_result(workspace, result)
+            run.keep_result(result)
             raise
         return result
     labels, images = data.manifest["labels"], data.manifest["images"]

@@ -14,12 +14,12 @@ from erat.errors import UserError
 from erat.files import write_atomic
 from erat.locks import StillHeldError, held, is_held, take
 from erat.records import read_words
+from orchestration.run.directory import RunDirectory
 from orchestration.storage.workspace import Workspace, move_aside
 
 LOOK_SECONDS = 1.0
 BEAT_SECONDS = 5.0
 LOST_SECONDS = 30.0  # after so long a run on another machine counts as dead
-_BEAT = "heartbeat"
 
 
 @contextmanager
@@ -76,10 +76,10 @@ def ask_to_stop(workspace: Workspace, name: str) -> None:
 
 
 @contextmanager
-def at_work(cell: Path) -> Iterator[None]:
-    """Hold a cell's folder, which another process waits for, and say every few seconds that this one is alive."""
-    with held(cell / ".lock", patience=None):
-        over, beat = threading.Event(), cell / _BEAT
+def at_work(run: RunDirectory) -> Iterator[None]:
+    """Hold a run's folder, which another process waits for, and say every few seconds that this one is alive."""
+    with held(run.lock, patience=None):
+        over, beat = threading.Event(), run.heartbeat
         write_atomic(beat, platform.node().encode())
 
         def go_on() -> None:
@@ -97,19 +97,19 @@ def at_work(cell: Path) -> Iterator[None]:
             beat.unlink(missing_ok=True)
 
 
-def is_running(cell: Path) -> bool:
-    """Whether some process is at this cell now: it holds the folder, or says so from another machine."""
-    if is_held(cell / ".lock"):
+def is_running(run: RunDirectory) -> bool:
+    """Whether some process is at this run now: it holds the folder, or says so from another machine."""
+    if is_held(run.lock):
         return True
     # Where a folder is shared between machines its lock need not be.
-    age = heard(cell)
-    return age is not None and age < LOST_SECONDS and read_words(cell / _BEAT) not in (None, platform.node())
+    age = heard(run)
+    return age is not None and age < LOST_SECONDS and read_words(run.heartbeat) not in (None, platform.node())
 
 
-def heard(cell: Path) -> float | None:
-    """Seconds since the process at this cell last said that it is alive; none where it never did, or has ended."""
+def heard(run: RunDirectory) -> float | None:
+    """Seconds since the process at this run last said that it is alive; none where it never did, or has ended."""
     try:
-        age = time.time() - (cell / _BEAT).stat().st_mtime
+        age = time.time() - run.heartbeat.stat().st_mtime
     except OSError:
         return None
     return max(0.0, age) if age > -LOST_SECONDS else None  # of a time to come, beyond what clocks differ by

@@ -5,15 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from erat.config import RunConfig
-from erat.files import write_atomic
-from erat.records import read_words
 from erat.result import RunResult, summarise
 from orchestration.report.summary import best
-from orchestration.run.directory import ENDS, read_departure, read_metrics, read_refusal, read_result
+from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_request
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler
 from orchestration.storage.workspace import Workspace
@@ -60,13 +57,13 @@ class StudyDriver:
     def trial_parameters(self, trial: Trial) -> dict[str, Any]:
         """What a worker is given."""
         config = self.spec.config(trial.params)
-        self.workspace.prepare(trial.cell)
+        self._directory(trial.cell).prepare()
         return {
             "number": trial.number,
             "cell": trial.cell,
             "workspace": str(self.workspace.root),
             "config": config.model_dump_json(),
-            "stop_request": self._stop_file(trial.cell).name,
+            "stop_request": stop_request(self.name),
         }
 
     def started(self, number: int) -> None:
@@ -79,21 +76,17 @@ class StudyDriver:
         self._epoch(number, self.queue.trials[number].status)
 
     def _epoch(self, number: int, status: str) -> None:
-        cell = self.queue.trials[number].cell
-        self.workspace.fetch(cell, "metrics.jsonl")
-        metrics = read_metrics(self.workspace.run_directory(cell))
-        self.queue.record(number, summarise(cell, status, metrics))
+        run = self._directory(self.queue.trials[number].cell)
+        run.fetch(METRICS)
+        metrics = run.read_metrics()
+        self.queue.record(number, summarise(run.cell, status, metrics))
         for entry in metrics:
             self.tracker.log_epoch(self._runs[number], entry, entry["epoch"])
         self.view(self.trials)
 
     def stop(self, number: int, epoch: int) -> None:
         """Ask a trial to stop after this epoch; its later ones, if it had begun any, do not count."""
-        cell = self.queue.trials[number].cell
-        path = self._stop_file(cell)
-        if not path.exists():
-            write_atomic(path, str(epoch).encode())
-            self.workspace.send(cell, path.name)
+        self._directory(self.queue.trials[number].cell).ask_to_stop(stop_request(self.name), epoch)
 
     def heard(self, number: int, words: str) -> None:
         """What Ray says of a worker that died."""
@@ -113,7 +106,7 @@ class StudyDriver:
             self._track_start(number)
         self.epoch(number)
         self.queue.record(number, result)
-        track_end(self.tracker, self._runs[number], result, self.workspace.run_directory(trial.cell))
+        track_end(self.tracker, self._runs[number], result, self._directory(trial.cell))
         # Last: a driver that dies before this line finds the cell's result again, and tells the tracker what it lacks.
         self.ledger.finish(result, sweep=self.name, mlflow_run_id=self._runs[number])
         self.view(self.trials)
@@ -149,31 +142,30 @@ class StudyDriver:
             )
 
     def _result(self, trial: Trial) -> RunResult | Retry:
-        cell, folder = trial.cell, self.workspace.run_directory(trial.cell)
-        self.workspace.fetch(cell, "metrics.jsonl", *ENDS)
-        self.workspace.fetch(cell, *self.workspace.names(cell, "artifacts"))
-        result, stop_epoch = read_result(folder), self._stop_epoch(cell)
+        run, request = self._directory(trial.cell), stop_request(self.name)
+        run.fetch(METRICS, *ENDS)
+        run.fetch_artifacts()
+        result, stop_epoch = run.read_result(), run.stop_epoch(request)
         if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
             return self._failed(trial, result)
         if result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may be past the epoch, even at the end, when they see that they were to stop.
-            stopped = summarise(cell, "stopped", read_metrics(folder)[:stop_epoch])
+            stopped = summarise(run.cell, "stopped", run.read_metrics()[:stop_epoch])
             kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb")}
             result = replace(stopped, **kept)
-            self._stop_file(cell).unlink(missing_ok=True)
-            self.workspace.send(cell, self._stop_file(cell).name)
+            run.withdraw_stop(request)
         return result
 
     def _failed(self, trial: Trial, result: RunResult | None) -> RunResult | Retry:
         """What to make of a trial that left no result, or ran out of memory."""
-        folder = self.workspace.run_directory(trial.cell)
-        rows = read_metrics(folder)
+        run = self._directory(trial.cell)
+        rows = run.read_metrics()
         verdict: str | Retry
         if result is not None:
             verdict = self._retries.out_of_memory(trial.number, result.error or OUT_OF_MEMORY)
-        elif (refusal := read_refusal(folder)) is not None:
+        elif (refusal := run.read_error()) is not None:
             verdict = refusal
-        elif (departure := read_departure(folder)) is not None:
+        elif (departure := run.read_departure()) is not None:
             verdict = Retry(fewer=False, reason=f"its worker was {departure}")
         else:
             verdict = self._retries.died(trial.number, len(rows))
@@ -187,12 +179,8 @@ class StudyDriver:
         self._runs[number] = run
         self.queue.record(number, trial.so_far, run)
 
-    def _stop_file(self, cell: str) -> Path:
-        return self.workspace.run_directory(cell) / f"stop-{self.name}"
-
-    def _stop_epoch(self, cell: str) -> int | None:
-        words = read_words(self._stop_file(cell)) or ""
-        return int(words) if words.isascii() and words.isdigit() and 0 < len(words) < 10 and int(words) else None
+    def _directory(self, cell: str) -> RunDirectory:
+        return RunDirectory(self.workspace, cell)
 
 
 def make_queue(
@@ -224,13 +212,13 @@ def make_queue(
     )
 
 
-def track_end(tracker: Tracker, run_id: str, result: RunResult, folder: Path) -> None:
+def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory) -> None:
     """Tell the tracker how a cell ended."""
     tracker.finish(
         run_id,
         result.status,  # type: ignore[arg-type]
         {key: getattr(result, key) for key in SUMMARY_METRICS},
-        folder / "artifacts" if result.status in FINISHED else None,
+        run.artifacts if result.status in FINISHED else None,
         result.error,
     )
 

@@ -12,13 +12,12 @@ from typing import Any
 
 from erat.config import RunConfig
 from erat.errors import UserError
-from erat.files import write_atomic
 from erat.result import RunResult, summarise
 from orchestration.crafting.jobs import Crafting, craft_here
 from orchestration.crafting.sets import missing_sets
 from orchestration.report.files import write_files
 from orchestration.report.live import LiveView
-from orchestration.run.directory import ENDS, STATE, read_metrics
+from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_request
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import driving
 from orchestration.search.driver import StudyDriver, track_end
@@ -155,7 +154,7 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
     if known.status == "done" and not force:
         return known
     workspace = workspace.sharing(config.storage.path)
-    folder = workspace.run_directory(cell)
+    run = RunDirectory(workspace, cell)
     if address is not None:
         from orchestration.cluster import session
 
@@ -163,32 +162,31 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
     tracker = Tracker.open(workspace)
     craft_here(config, workspace)
     if force:
-        for file in (*STATE, *ENDS):
-            (folder / file).unlink(missing_ok=True)
-        workspace.send(cell, *STATE, *ENDS)
-    run = tracker.start_run(cell, trial.config, parent=None, sweep=None, source="train")
+        run.forget()
+    run_id = tracker.start_run(cell, trial.config, parent=None, sweep=None, source="train")
     title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
     with LiveView(title, [], 1) as view:
 
         def on_epoch() -> None:
-            workspace.fetch(cell, "metrics.jsonl")
-            rows = read_metrics(folder)
+            run.fetch(METRICS)
+            rows = run.read_metrics()
             for entry in rows:
-                tracker.log_epoch(run, entry, entry["epoch"])
+                tracker.log_epoch(run_id, entry, entry["epoch"])
             view.update([replace(trial, result=summarise(cell, "running", rows))])
 
         on_epoch()
         try:
             result = _train_here_or_on_ray(config, workspace, on_epoch, address)
         except BaseException:
-            tracker.finish(run, "interrupted", {})
+            tracker.finish(run_id, "interrupted", {})
             raise
-        workspace.fetch(cell, *ENDS, *workspace.names(cell, "artifacts"))
-        trial = replace(trial, result=result, mlflow_run_id=run)
+        run.fetch(*ENDS)
+        run.fetch_artifacts()
+        trial = replace(trial, result=result, mlflow_run_id=run_id)
         view.update([trial])
-    track_end(tracker, run, result, folder)
+    track_end(tracker, run_id, result, run)
     _send_all(tracker)
-    ledger.finish(result, sweep=None, mlflow_run_id=run)
+    ledger.finish(result, sweep=None, mlflow_run_id=run_id)
     return trial
 
 
@@ -211,18 +209,16 @@ def _train_here_or_on_ray(
         resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
         patience = session.JOIN_SECONDS if address else 0
         session.slots(resources, config.train.workers, config.resources.min_workers, patience=patience)
-        cell, stop_request = config.digest(), "stop-train"
-        (workspace.run_directory(cell) / stop_request).unlink(missing_ok=True)
-        workspace.send(cell, stop_request)
+        run, request = RunDirectory(workspace, config.digest()), stop_request("train")
+        run.withdraw_stop(request)
         # Ray Train's controller is a process of its own and calls nobody back here: the cell's folder is read instead.
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(execution.run_parallel, config, workspace, stop_request)
+            running = pool.submit(execution.run_parallel, config, workspace, request)
             try:
                 while not wait([running], timeout=POLL_SECONDS).done:
                     on_epoch()
             except BaseException:
                 # The workers end after this epoch; the pool waits for them.
-                write_atomic(workspace.run_directory(cell) / stop_request, b"")
-                workspace.send(cell, stop_request)
+                run.ask_to_stop(request)
                 raise
             return running.result()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from erat.corruption.store import Store
     from erat.data.fingerprint import Fingerprints
     from orchestration.storage.shared import Storage
-
-CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -110,31 +107,6 @@ class Workspace:
 
         return Fingerprints(Cache(self.root / "fingerprints"))
 
-    def fetch(self, digest: str, *names: str) -> None:
-        """Make files of a cell what the storage has; those that it lacks go. Nothing to do without one."""
-        if self.storage is not None:
-            for name in names:
-                self.storage.fetch(f"cells/{digest}/{name}", self.run_directory(digest) / name)
-
-    def send(self, digest: str, *names: str) -> None:
-        """Put files of a cell on the storage; those that are not here go there too. Nothing to do without one.
-
-        Of a checkpoint the storage keeps the one before by itself: no second file has to travel.
-        """
-        if self.storage is not None:
-            for name in names:
-                file = self.run_directory(digest) / name
-                if file.exists():
-                    self.storage.send(file, f"cells/{digest}/{name}", keep_previous=name == CHECKPOINT)
-                else:
-                    self.storage.remove(f"cells/{digest}/{name}")
-
-    def names(self, digest: str, folder: str) -> Iterable[str]:
-        """Files of a cell's subfolder, as the storage has them."""
-        if self.storage is None:
-            return []
-        return [f"{folder}/{name}" for name in self.storage.names(f"cells/{digest}/{folder}")]
-
     @property
     def ledger(self) -> Path:
         """What ran and what is left, one JSON line per event."""
@@ -161,27 +133,8 @@ class Workspace:
         return self.root / "ray"
 
     def run_directory(self, digest: str) -> Path:
-        """One run: configuration, checkpoint, metrics, result, log."""
+        """The folder of one run; see `orchestration.run.directory`."""
         return self.root / "cells" / digest
-
-    def prepare(self, digest: str) -> Path:
-        """Make the folder of a run that begins. What takes the place of one of its files is moved aside."""
-        folder = self.run_directory(digest)
-        move_aside(folder, folder=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (
-            "config.json",
-            CHECKPOINT,
-            f"previous-{CHECKPOINT}",
-            "metrics.jsonl",
-            "result.json",
-            "error.txt",
-            "left.txt",
-        ):
-            move_aside(folder / name, folder=False)
-        move_aside(folder / "heartbeat", folder=False)
-        move_aside(folder / "artifacts", folder=True)
-        return folder
 
     def report(self, name: str) -> Path:
         """Tables and figures of one sweep."""

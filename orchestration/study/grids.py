@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from erat.config import RunConfig, all_keys, build, field_of, first_error, unknown_key
 from erat.errors import UserError, shown, unknown_name
 from erat.options import Section, parse_fraction
-from orchestration.study.named import GRIDS, named_file, names_in
+from orchestration.study.named import GRIDS, named_file
 from orchestration.study.overrides import read_value
 from orchestration.study.parameters import ten_digits
 from orchestration.study.spaces import load_space
@@ -82,11 +82,6 @@ def _points(axis: str, entries: Sequence[str] | Points, base: Mapping[str, Point
 def _read(name: str) -> dict[str, Any]:
     content: dict[str, Any] = read_yaml(GRIDS / f"{name}.yaml")
     return content
-
-
-def grid_names() -> list[str]:
-    """All grids that come with the project."""
-    return names_in(GRIDS)
 
 
 def load_grid(name: str) -> GridSpec:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from erat.errors import unknown_name
 from erat.result import summarise
-from orchestration.run.directory import read_metrics
+from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
@@ -34,11 +34,11 @@ def trials_of(
     spec = spec or StudySpec.of(sweep.spec)
     trials = []
     for proposed in spec.proposals(sweep).values():
-        folder = workspace.run_directory(proposed.cell)
+        run = RunDirectory(workspace, proposed.cell)
         trial = ledger.with_outcome(replace(proposed, config=spec.config(proposed.params).flat()), name)
-        if trial.result is None and folder.exists():
-            state = "running" if is_running(folder) else "queued"
-            trial = replace(trial, result=summarise(trial.cell, state, read_metrics(folder)))
+        if trial.result is None and run.path.exists():
+            state = "running" if is_running(run) else "queued"
+            trial = replace(trial, result=summarise(trial.cell, state, run.read_metrics()))
         trials.append(trial)
     return trials, spec.size(sweep.trials)
 

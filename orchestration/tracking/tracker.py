@@ -25,6 +25,7 @@ import numpy as np
 from erat.engine.checkpoint import FULL_BYTES
 from erat.errors import UserError, shown
 from erat.locks import held
+from erat.versions import versions
 from orchestration.storage.workspace import Workspace
 from orchestration.tracking.outbox import Outbox, Spool, one_line
 from orchestration.tracking.store import (
@@ -183,14 +184,6 @@ class Tracker:
         epochs adds only what is missing.
         """
         self._outbox.put("_send_epoch", run_id, epoch_metrics(row), epoch, _milliseconds())
-
-    def logged_epochs(self, run_id: str) -> int:
-        """The last epoch stored; 0 for none, or if the server does not answer."""
-        self._outbox.flush()
-        try:
-            return self._last(self._real(run_id))
-        except Exception:
-            return 0
 
     def finish(
         self,
@@ -370,7 +363,6 @@ def save_model(model: nn.Module, example: NDArray[np.float32], classes: Sequence
     """
     _import_mlflow()
     import mlflow.pytorch
-    import torch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
@@ -383,7 +375,7 @@ def save_model(model: nn.Module, example: NDArray[np.float32], classes: Sequence
         signature=ModelSignature(Schema([inputs]), Schema([outputs])),
         input_example=example,
         serialization_format="pt2",
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"mlflow=={mlflow.__version__}"],
+        pip_requirements=[f"{name}=={found.partition('+')[0]}" for name, found in versions("torch", "mlflow").items()],
         metadata={"classes": list(classes)},
     )
 

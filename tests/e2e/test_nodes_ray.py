@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from erat.config import RunConfig, build
 from orchestration import cli
 from orchestration.commands import console
-from orchestration.run.directory import read_metrics
+from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.storage.shared import storage_at
 from orchestration.storage.workspace import Workspace
@@ -111,7 +111,7 @@ def alone(options: dict[str, Any], folder: Path) -> tuple[RunConfig, Any, list[d
     """The same run on one worker, here."""
     config = build("demo", options)
     result = execute_run(config, Workspace(folder))
-    return config, result, read_metrics(Workspace(folder).run_directory(config.digest()))
+    return config, result, RunDirectory(Workspace(folder), config.digest()).read_metrics()
 
 
 def test_doctor_sees_both_nodes(command: Command, place: str) -> None:
@@ -151,7 +151,7 @@ def test_two_nodes_train_what_one_worker_does(
     said = command("train", *words(options), "train.workers=2", f"storage.path={place}", "--json")
     assert said.code == 0, said.err
     _, one, rows = alone(options, tmp_path)
-    both = read_metrics(workspace.run_directory(said.json["cell"]))
+    both = RunDirectory(workspace, said.json["cell"]).read_metrics()
     for ours, theirs in zip(both, rows, strict=True):
         # Rounding turns a sign step of an attack now and then, and one sample's score may pass the threshold.
         assert ours["labelled_per_class"] == pytest.approx(theirs["labelled_per_class"], abs=2)
@@ -188,7 +188,7 @@ def under_way(workspace: Workspace, sweep: str, epochs: int) -> bool:
     """Whether every cell of the sweep has done so many epochs."""
     ledger = Ledger(workspace.ledger)
     cells = [p.cell for p in ledger.studies[sweep].proposals.values()] if sweep in ledger.studies else []
-    return len(cells) == 2 and all(len(read_metrics(workspace.run_directory(cell))) >= epochs for cell in cells)
+    return len(cells) == 2 and all(len(RunDirectory(workspace, cell).read_metrics()) >= epochs for cell in cells)
 
 
 def disturbed(workspace: Workspace, sweep: str, disturb: Callable[[], None], epochs: int = 3) -> threading.Thread:

@@ -19,7 +19,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from erat.config import load_config
-from orchestration.run.directory import read_metrics
+from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
@@ -165,7 +165,7 @@ class TestFromBeginningToEnd:
 
     def test_stopping_is_seen_in_the_epochs(self, first: Said, workspace: Workspace) -> None:
         for run in first.json["runs"]:
-            epochs = len(read_metrics(workspace.run_directory(run["cell"])))
+            epochs = len(RunDirectory(workspace, run["cell"]).read_metrics())
             assert epochs == EPOCHS if run["status"] == "done" else EPOCHS // 2 <= epochs < EPOCHS
 
     def test_the_report_is_written_and_named(self, first: Said, workspace: Workspace) -> None:
@@ -298,7 +298,7 @@ def wait_for_an_epoch(workspace: Workspace, sweep: str, ended: int = 0, seconds:
         cells = [p.cell for p in ledger.studies[sweep].proposals.values()] if sweep in ledger.studies else []
         done = [cell for cell in cells if ledger.outcome(cell, sweep) is not None]
         if len(done) >= ended and any(
-            read_metrics(workspace.run_directory(cell)) for cell in cells if cell not in done
+            RunDirectory(workspace, cell).read_metrics() for cell in cells if cell not in done
         ):
             return
         time.sleep(0.02)
@@ -401,7 +401,7 @@ def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
     outcome = Ledger(workspace.ledger).outcome(proposal["cell"], "parallel")
     assert outcome is not None
     assert outcome.epochs == EPOCHS // 2, "where it was decided, however far the workers were"
-    assert len(read_metrics(workspace.run_directory(point["cell"]))) == EPOCHS
+    assert len(RunDirectory(workspace, point["cell"]).read_metrics()) == EPOCHS
 
 
 # --- choices, whole numbers and conditions ---------------------------------------------------------------------------

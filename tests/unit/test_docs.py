@@ -179,9 +179,19 @@ def test_the_checks_build_the_site(status: int, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(checks.subprocess, "run", fake)
     monkeypatch.setattr(checks, "TYPES", ["true"])
     assert max(checks._everything("", [], tmp_path)) == status
-    assert [command[2:] for command in built] == [
-        ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
-    ]
+    assert [command[2:] for command in built] == [["mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]]
+
+
+def test_a_warning_of_the_site_fails_the_checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With --quiet it would not: MkDocs counts the warnings that it writes."""
+    pytest.importorskip("material")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "mkdocs.yml").write_text("site_name: a\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs/index.md").write_text("[a](index.md)\n")
+    assert checks._site(tmp_path) == [0]
+    (tmp_path / "docs/index.md").write_text("[a](nothing.md)\n")
+    assert checks._site(tmp_path) == [1]
 
 
 def test_without_mkdocs_the_site_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

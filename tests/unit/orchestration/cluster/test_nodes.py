@@ -11,7 +11,7 @@ import pytest
 
 from erat.errors import UserError
 from orchestration.cluster import nodes
-from orchestration.cluster.nodes import Node, Sight, look, problem, token, versions
+from orchestration.cluster.nodes import Node, Sight, deciding, look, problem, token
 from orchestration.storage.workspace import Workspace
 
 
@@ -76,7 +76,7 @@ def test_another_version_is_named(name: str, workspace: Workspace) -> None:
         sight = look(str(workspace.root), workspace.place, word)
     other = replace(sight, versions=sight.versions | {name: "0.1"})
     assert problem(node(other)) == (
-        f"node 10.0.0.7 ({sight.host}) has {name} 0.1, this machine {versions()[name]}: they must be the same"
+        f"node 10.0.0.7 ({sight.host}) has {name} 0.1, this machine {deciding()[name]}: they must be the same"
     )
 
 

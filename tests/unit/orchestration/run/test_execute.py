@@ -30,7 +30,7 @@ from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.errors import UserError
 from erat.result import RunResult, summarise
-from orchestration.run.directory import read_departure, read_metrics, read_refusal, read_result
+from orchestration.run.directory import RunDirectory
 from orchestration.run.environment import environment
 from orchestration.run.execute import execute_run, threads
 from orchestration.run.heartbeat import is_running
@@ -60,9 +60,14 @@ def undisturbed(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> 
     return workspace.run_directory(config.digest())
 
 
+def at(folder: Path) -> RunDirectory:
+    """The run whose folder this is."""
+    return RunDirectory(Workspace(folder.parent.parent), folder.name)
+
+
 def figures(folder: Path) -> list[dict[str, Any]]:
     """The metrics without what the clock says."""
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in read_metrics(folder)]
+    return [{key: value for key, value in row.items() if key not in CLOCK} for row in at(folder).read_metrics()]
 
 
 def weights(folder: Path, name: str = "artifacts/model.pt") -> dict[str, torch.Tensor]:
@@ -75,7 +80,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
     mine, theirs = weights(folder), weights(reference)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    results = [asdict(read_result(one) or RunResult("", "")) for one in (folder, reference)]
+    results = [asdict(at(one).read_result() or RunResult("", "")) for one in (folder, reference)]
     same = [{k: v for k, v in r.items() if k not in ("train_seconds", "peak_memory_mb")} for r in results]
     assert same[0] == same[1]
 
@@ -87,7 +92,7 @@ def until(epoch: int) -> Callable[[Sequence[EpochReport]], bool]:
 
 class TestWhatIsLeft:
     def test_the_result_is_what_the_epochs_amount_to(self, config: RunConfig, undisturbed: Path) -> None:
-        result, rows = read_result(undisturbed), read_metrics(undisturbed)
+        result, rows = at(undisturbed).read_result(), at(undisturbed).read_metrics()
         assert result is not None
         assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
         assert result.cell == config.digest()
@@ -105,7 +110,7 @@ class TestWhatIsLeft:
 
     def test_every_epoch_has_the_promised_figures(self, undisturbed: Path) -> None:
         promised = "test_accuracy val_accuracy train_loss selection_precision selection_recall labelled_fraction"
-        for row in read_metrics(undisturbed):
+        for row in at(undisturbed).read_metrics():
             assert {*promised.split(), *CLOCK} <= row.keys()
 
     def test_the_configuration_reads_back(self, config: RunConfig, undisturbed: Path) -> None:
@@ -128,7 +133,7 @@ class TestWhatIsLeft:
     def test_selection_per_class_adds_up(self, undisturbed: Path) -> None:
         selection = json.loads((undisturbed / "artifacts/selection.json").read_text())
         assert len(selection["classes"]) == 10
-        for entry, row in zip(selection["epochs"], read_metrics(undisturbed), strict=True):
+        for entry, row in zip(selection["epochs"], at(undisturbed).read_metrics(), strict=True):
             assert sum(entry["labelled_per_class"]) == round(row["labelled_fraction"] * 108)
             right = zip(entry["correct_per_class"], entry["labelled_per_class"], strict=True)
             assert all(correct <= labelled for correct, labelled in right)
@@ -141,7 +146,7 @@ class TestWhatIsLeft:
         counts = torch.tensor(confusion["counts"])
         assert counts.sum() == 1000
         assert counts.sum(1).tolist() == [100] * 10
-        accuracy = read_metrics(undisturbed)[-1]["test_accuracy"]
+        accuracy = at(undisturbed).read_metrics()[-1]["test_accuracy"]
         assert float(counts.diag().sum()) / 1000 == pytest.approx(accuracy)
         store = Store(undisturbed.parents[1] / "crafted")
         data = corrupted_set(config, store)
@@ -182,9 +187,9 @@ class TestGoingOn:
         with pytest.raises(KeyboardInterrupt):
             execute_run(config, workspace, on_epoch=interrupt)
         folder = workspace.run_directory(config.digest())
-        assert read_result(folder) is None
-        assert len(read_metrics(folder)) == epoch
-        assert not is_running(folder)
+        assert at(folder).read_result() is None
+        assert len(at(folder).read_metrics()) == epoch
+        assert not is_running(at(folder))
         assert execute_run(config, workspace).status == "done"
         assert_same_run(folder, undisturbed)
 
@@ -205,8 +210,8 @@ class TestGoingOn:
         ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
         assert ended.returncode == -signal.SIGKILL
         folder = workspace.run_directory(config.digest())
-        assert [row["epoch"] for row in read_metrics(folder)] == [1]
-        assert read_result(folder) is None
+        assert [row["epoch"] for row in at(folder).read_metrics()] == [1]
+        assert at(folder).read_result() is None
         told: list[int] = []
         assert (
             execute_run(config, workspace, on_epoch=lambda h: bool(told.append(h[-1].epoch)) or True).status == "done"
@@ -225,13 +230,13 @@ class TestGoingOn:
             execute_run(config, workspace)
         checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
         assert checkpoint["underway"] is not None
-        assert len(read_metrics(folder)) == len(checkpoint["history"])
-        assert f"in epoch {len(checkpoint['history']) + 1}" in (read_departure(folder) or "")
-        assert read_result(folder) is None
-        assert not is_running(folder)
+        assert len(at(folder).read_metrics()) == len(checkpoint["history"])
+        assert f"in epoch {len(checkpoint['history']) + 1}" in (at(folder).read_departure() or "")
+        assert at(folder).read_result() is None
+        assert not is_running(at(folder))
         monkeypatch.undo()
         assert execute_run(config, workspace).status == "done"
-        assert read_departure(folder) is None
+        assert at(folder).read_departure() is None
         assert_same_run(folder, undisturbed)
 
     def test_stopped_on_request_it_says_so_and_can_still_go_on(
@@ -240,8 +245,8 @@ class TestGoingOn:
         folder = workspace.run_directory(config.digest())
         result = execute_run(config, workspace, on_epoch=until(2))
         assert (result.status, result.epochs, len(result.val_history)) == ("stopped", 2, 2)
-        assert result.final_test_accuracy == read_metrics(undisturbed)[1]["test_accuracy"]
-        assert read_result(folder) == result
+        assert result.final_test_accuracy == at(undisturbed).read_metrics()[1]["test_accuracy"]
+        assert at(folder).read_result() == result
         assert (folder / "artifacts/model.pt").exists()
         assert execute_run(config, workspace, on_epoch=until(2)).status == "stopped", "and stays where it is"
         assert execute_run(config, workspace).status == "done"
@@ -280,7 +285,7 @@ class TestGoingOn:
             (folder / name).write_bytes(b"\0" * 100)
         seen: list[int] = []
         with pytest.warns(UserWarning, match="starting anew"):
-            execute_run(config, workspace, on_epoch=lambda h: bool(seen.append(len(read_metrics(folder)))) or True)
+            execute_run(config, workspace, on_epoch=lambda h: bool(seen.append(len(at(folder).read_metrics()))) or True)
         assert seen == [1, 2, 3, 4], "rows of epochs that were lost do not stay"
         assert_same_run(folder, undisturbed)
 
@@ -293,7 +298,7 @@ class TestGoingOn:
         (folder / "checkpoint.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         seen: list[int] = []
         with pytest.warns(UserWarning, match="its checksum does not fit.*going on from the one before"):
-            execute_run(config, workspace, on_epoch=lambda h: bool(seen.append(len(read_metrics(folder)))) or True)
+            execute_run(config, workspace, on_epoch=lambda h: bool(seen.append(len(at(folder).read_metrics()))) or True)
         assert seen == [2, 3, 4]
         assert_same_run(folder, undisturbed)
         assert not (folder / "previous-checkpoint.pt").exists()
@@ -306,11 +311,11 @@ class TestGoingOn:
         torch.save({"digest": workspace}, folder / "checkpoint.pt")
         with pytest.raises(UserError, match="delete it to start this run anew"):
             execute_run(config, workspace)
-        assert read_result(folder) is None
-        assert "delete it" in str(read_refusal(folder))
+        assert at(folder).read_result() is None
+        assert "delete it" in str(at(folder).read_error())
         (folder / "checkpoint.pt").unlink()
         assert execute_run(config, workspace).status == "done"
-        assert read_refusal(folder) is None
+        assert at(folder).read_error() is None
 
 
 class TestOneAtATime:
@@ -327,7 +332,7 @@ class TestOneAtATime:
         first = threading.Thread(target=lambda: ended.append(execute_run(config, workspace, on_epoch=hold)))
         first.start()
         assert first_is_in.wait(30)
-        assert is_running(folder)
+        assert is_running(at(folder))
         second = threading.Thread(
             target=lambda: ended.append(execute_run(config, workspace, on_epoch=lambda h: bool(told.append(1))))
         )
@@ -339,7 +344,7 @@ class TestOneAtATime:
         second.join(60)
         assert [result.status for result in ended] == ["done", "done"]
         assert told == [], "it trained nothing"
-        assert not is_running(folder)
+        assert not is_running(at(folder))
 
     def test_another_process_counts(self, workspace: Workspace) -> None:
         folder = workspace.run_directory("c")
@@ -351,17 +356,17 @@ class TestOneAtATime:
         with subprocess.Popen([sys.executable, "-c", script, str(folder / ".lock")], stdout=subprocess.PIPE) as other:
             assert other.stdout is not None
             other.stdout.readline()
-            assert is_running(folder)
+            assert is_running(at(folder))
             other.kill()
             other.wait()
-        assert not is_running(folder), "a lock dies with its holder"
+        assert not is_running(at(folder)), "a lock dies with its holder"
 
     def test_looking_is_quick(self, workspace: Workspace) -> None:
         folder = workspace.run_directory("c")
         folder.mkdir(parents=True)
         with FileLock(folder / ".lock"):
             begun = time.monotonic()
-            assert is_running(folder)
+            assert is_running(at(folder))
             assert time.monotonic() - begun < 1
 
 
@@ -379,7 +384,7 @@ class TestFailing:
         assert str(result.error).startswith("TrainingFailedError: the loss became ")
         assert "epoch 1" in str(result.error)
         assert "\n" not in str(result.error)
-        assert read_result(folder) == result
+        assert at(folder).read_result() == result
         log = (folder / "error.txt").read_text()
         assert log.startswith("Traceback")
         assert "the loss became" in log.splitlines()[-1]
@@ -426,11 +431,17 @@ class TestFailing:
         with pytest.raises(UserError, match="nowhere"):
             execute_run(missing, workspace)
         folder = workspace.run_directory(missing.digest())
-        assert read_result(folder) is None
-        assert "nowhere" in str(read_refusal(folder))
+        assert at(folder).read_result() is None
+        assert "nowhere" in str(at(folder).read_error())
 
 
 class TestSmallThings:
+    @pytest.fixture
+    def folder(self, workspace: Workspace) -> Path:
+        folder = workspace.run_directory("mine")
+        folder.mkdir(parents=True)
+        return folder
+
     def test_the_first_of_equal_epochs_is_the_best(self) -> None:
         rows = [
             {"val_accuracy": v, "test_accuracy": t, "epoch_seconds": 1.0}
@@ -443,9 +454,9 @@ class TestSmallThings:
         assert summarise("c", "failed", []) == RunResult("c", "failed")
 
     @pytest.mark.parametrize("text", ["", "[]", '{"status": "done"}', '{"cell": "c", "status": "done", "later": 1}'])
-    def test_a_result_that_is_none(self, text: str, tmp_path: Path) -> None:
-        (tmp_path / "result.json").write_text(text)
-        assert read_result(tmp_path) is None
+    def test_a_result_that_is_none(self, text: str, folder: Path) -> None:
+        (folder / "result.json").write_text(text)
+        assert at(folder).read_result() is None
 
     DONE: ClassVar[dict[str, Any]] = {"status": "done", "epochs": 2, "val_accuracy": 0.5, "best_val_accuracy": 0.5} | {
         "final_test_accuracy": 0.5,
@@ -466,16 +477,16 @@ class TestSmallThings:
             ({"epochs": True}, "epochs: input should be a valid integer"),
         ],
     )
-    def test_a_damaged_result_is_none_and_said(self, change: dict[str, Any], reason: str, tmp_path: Path) -> None:
-        content = self.DONE | {"cell": tmp_path.name}
-        (tmp_path / "result.json").write_text(json.dumps(content | {"field_of_a_later_version": 1}))
-        assert read_result(tmp_path) is not None
-        (tmp_path / "result.json").write_text(json.dumps(content | change))
+    def test_a_damaged_result_is_none_and_said(self, change: dict[str, Any], reason: str, folder: Path) -> None:
+        content = self.DONE | {"cell": folder.name}
+        (folder / "result.json").write_text(json.dumps(content | {"field_of_a_later_version": 1}))
+        assert at(folder).read_result() is not None
+        (folder / "result.json").write_text(json.dumps(content | change))
         with pytest.warns(UserWarning, match=re.escape(f"is damaged ({reason}")) as said:
-            assert read_result(tmp_path) is None
+            assert at(folder).read_result() is None
         assert str(said[0].message).endswith(": the cell counts as not finished")
 
-    def test_epochs_after_a_damage_do_not_count(self, tmp_path: Path) -> None:
+    def test_epochs_after_a_damage_do_not_count(self, folder: Path) -> None:
         row = {"val_accuracy": 0.5, "test_accuracy": 0.5, "epoch_seconds": 1.0}
         lines = [json.dumps({"epoch": epoch, **row}) for epoch in (1, 2, 3)]
         for content, damage in [
@@ -483,23 +494,23 @@ class TestSmallThings:
             ([lines[0], lines[1].replace("0.5", "NaN"), lines[2]], "line 2: val_accuracy: "),
             ([lines[0], lines[2]], "line 2: epoch must be 2, got 3"),
         ]:
-            (tmp_path / "metrics.jsonl").write_text("\n".join(content))
+            (folder / "metrics.jsonl").write_text("\n".join(content))
             with pytest.warns(UserWarning, match=re.escape(f"metrics.jsonl is damaged ({damage}")):
-                rows = read_metrics(tmp_path)
+                rows = at(folder).read_metrics()
             assert [entry["epoch"] for entry in rows] == list(range(1, len(rows) + 1))
             assert len(rows) in (1, 2)
 
-    def test_a_refusal_that_is_no_text(self, tmp_path: Path) -> None:
-        (tmp_path / "error.txt").write_bytes(b"\xffboom")
-        assert read_refusal(tmp_path) == "\ufffdboom"
-        (tmp_path / "error.txt").unlink()
-        (tmp_path / "error.txt").mkdir()
-        assert read_refusal(tmp_path) is None
+    def test_a_refusal_that_is_no_text(self, folder: Path) -> None:
+        (folder / "error.txt").write_bytes(b"\xffboom")
+        assert at(folder).read_error() == "\ufffdboom"
+        (folder / "error.txt").unlink()
+        (folder / "error.txt").mkdir()
+        assert at(folder).read_error() is None
 
-    def test_a_metrics_file_that_is_none(self, tmp_path: Path) -> None:
-        assert read_metrics(tmp_path) == []
-        (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
-        assert read_metrics(tmp_path) == []
+    def test_a_metrics_file_that_is_none(self, folder: Path) -> None:
+        assert at(folder).read_metrics() == []
+        (folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
+        assert at(folder).read_metrics() == []
 
     def test_threads_are_those_of_the_configuration_for_a_while(self, make_config: Callable[..., RunConfig]) -> None:
         before, inside = torch.get_num_threads(), []

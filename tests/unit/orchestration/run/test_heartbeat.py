@@ -14,6 +14,7 @@ import pytest
 
 from erat.errors import UserError
 from orchestration.run import heartbeat
+from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import ask_to_stop, at_work, driving, heard, is_driven, is_running
 from orchestration.storage.workspace import Workspace
 
@@ -89,16 +90,18 @@ def test_an_old_wish_stops_no_new_driver(tmp_path: Path) -> None:
 
 def test_a_run_says_that_it_is_alive_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.05)
-    assert heard(tmp_path) is None
-    with at_work(tmp_path):
-        os.utime(tmp_path / "heartbeat", (0, 0))
+    run = RunDirectory(Workspace(tmp_path), "c")
+    run.prepare()
+    assert heard(run) is None
+    with at_work(run):
+        os.utime(run.heartbeat, (0, 0))
         limit = time.monotonic() + 20
-        while (heard(tmp_path) or 0) > 5:
+        while (heard(run) or 0) > 5:
             assert time.monotonic() < limit
             time.sleep(0.02)
-        assert is_running(tmp_path)
-    assert heard(tmp_path) is None
-    assert not is_running(tmp_path)
+        assert is_running(run)
+    assert heard(run) is None
+    assert not is_running(run)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,8 @@ def test_a_run_says_that_it_is_alive_until_it_ends(tmp_path: Path, monkeypatch: 
 )
 def test_a_lock_that_is_not_seen_across_machines(tmp_path: Path, host: str, age: float, running: bool) -> None:
     """On this machine the lock says all; of another one only what it said of itself is known."""
-    (tmp_path / "heartbeat").write_text(host)
-    os.utime(tmp_path / "heartbeat", (time.time() - age, time.time() - age))
-    assert is_running(tmp_path) is running
+    run = RunDirectory(Workspace(tmp_path), "c")
+    run.prepare()
+    run.heartbeat.write_text(host)
+    os.utime(run.heartbeat, (time.time() - age, time.time() - age))
+    assert is_running(run) is running

@@ -23,7 +23,7 @@ from erat.errors import StoreError, UserError, is_storage_fault
 from orchestration.commands import overview
 from orchestration.commands.report import write_report
 from orchestration.crafting.sets import missing_sets
-from orchestration.run.directory import read_metrics, read_result
+from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_driven, is_running
 from orchestration.storage.workspace import Workspace
@@ -150,9 +150,9 @@ def test_a_run_that_meets_a_full_disk_goes_on(disk: Path, config: RunConfig, tmp
 
     with pytest.raises(OSError, match="No space left"):
         execute_run(config, workspace, on_epoch=fill_after_one)
-    folder = workspace.run_directory(config.digest())
-    assert read_result(folder) is None
-    assert len(read_metrics(folder)) == 1
+    run = RunDirectory(workspace, config.digest())
+    assert run.read_result() is None
+    assert len(run.read_metrics()) == 1
     fillers[0].unlink()
     epochs: list[int] = []
     assert (
@@ -182,7 +182,7 @@ def test_what_reads_works_where_nothing_can_be_written(
         assert overview.of_all(workspace, console)[0]["done"] == 1
         assert overview.of_sweep(workspace, "s", console)["done"] == 1
         assert not is_driven(workspace, "s")
-        assert not is_running(workspace.run_directory(config.digest()))
+        assert not is_running(RunDirectory(workspace, config.digest()))
         assert missing_sets([config], workspace) == []
         assert overview.plan([config], workspace, Ledger(workspace.ledger), console, slots=1)["done"] == 1
     for form in ("html", "csv", "md", "latex"):

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from erat.config import RunConfig, build
+from erat.corruption.pipeline import stored_parts
+from erat.corruption.store import Store
 from erat.engine.checkpoint import load
 from erat.errors import StorageError, UserError, is_storage_fault
 from erat.files import _replacing, write_atomic
 from erat.result import RunResult
 from orchestration.cluster.progress import CraftProgress
-from orchestration.run.directory import read_metrics, read_result
+from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.storage.shared import Storage, node_folder, storage_at
 from orchestration.storage.workspace import Workspace
@@ -175,10 +177,12 @@ def test_a_cell_goes_on_elsewhere_to_the_same_bits(
     assert (ended.status, ended.val_history) == ("done", undisturbed.val_history)
     assert ended.final_test_accuracy == undisturbed.final_test_accuracy
     driver = Workspace(tmp_path / "the driver's").sharing(storage.place)
-    driver.fetch(cell, "result.json", "metrics.jsonl", "checkpoint.pt", *driver.names(cell, "artifacts"))
-    read = read_result(driver.run_directory(cell))
+    run = RunDirectory(driver, cell)
+    run.fetch("result.json", "metrics.jsonl", "checkpoint.pt")
+    run.fetch_artifacts()
+    read = run.read_result()
     assert isinstance(read, RunResult) and read.status == "done"
-    assert len(read_metrics(driver.run_directory(cell))) == 3
+    assert len(run.read_metrics()) == 3
     assert (driver.run_directory(cell) / "artifacts" / "confusion.json").exists()
     restored = load(driver.run_directory(cell) / "checkpoint.pt", torch.device("cpu"))["defense"]
     assert all(torch.equal(restored[key], value) for key, value in weights.items())
@@ -228,7 +232,7 @@ def test_two_that_train_the_same_cell_leave_what_one_would(s3: str, tmp_path: Pa
         "from orchestration.storage.workspace import Workspace\n"
         "from orchestration.run.execute import execute_run\n"
         "workspace = Workspace(Path(sys.argv[2])).sharing(sys.argv[3]).on_this_node()\n"
-        "execute_run(RunConfig.model_validate_json(sys.argv[1]), home)\n"
+        "execute_run(RunConfig.model_validate_json(sys.argv[1]), workspace)\n"
     )
     both = []
     for name in "ab":
@@ -238,12 +242,19 @@ def test_two_that_train_the_same_cell_leave_what_one_would(s3: str, tmp_path: Pa
         both.append(subprocess.Popen(command, env=environment))
     assert [process.wait(120) for process in both] == [0, 0]
     driver = Workspace(tmp_path / "the driver's").sharing(place)
-    driver.fetch(config.digest(), "result.json", "metrics.jsonl")
-    result = read_result(driver.run_directory(config.digest()))
+    run = RunDirectory(driver, config.digest())
+    run.fetch("result.json", "metrics.jsonl")
+    result = run.read_result()
     assert result is not None and result.status == "done"
     assert result.val_history == undisturbed.val_history
     assert result.final_test_accuracy == undisturbed.final_test_accuracy
-    assert [row["epoch"] for row in read_metrics(driver.run_directory(config.digest()))] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in run.read_metrics()] == [1, 2, 3, 4]
+
+
+def there(config: RunConfig, store: Store) -> bool:
+    """Whether the store holds everything that `corrupted_set` would read."""
+    images, labels = stored_parts([config])[0]
+    return (images is None or images in store) and labels in store
 
 
 def test_a_set_is_crafted_once_for_all_nodes(
@@ -264,7 +275,7 @@ def test_a_set_is_crafted_once_for_all_nodes(
     assert len(made) == 1
     assert torch.equal(sets[0].train.images, sets[1].train.images)
     assert torch.equal(sets[0].train.labels, sets[1].train.labels)
-    assert pipeline.crafted_already(config, node("c", storage.place).store())
+    assert there(config, node("c", storage.place).store())
 
 
 def test_a_crafting_goes_on_elsewhere_to_the_same_bits(
@@ -332,9 +343,9 @@ def test_half_a_set_on_the_storage_is_none(
     pipeline.corrupted_set(config, node("a", place).store())
     for manifest in (tmp_path / "shared").rglob("manifest.json"):
         manifest.unlink()
-    assert not pipeline.crafted_already(config, node("b", place).store())
+    assert not there(config, node("b", place).store())
     pipeline.corrupted_set(config, node("b", place).store())
-    assert pipeline.crafted_already(config, node("c", place).store())
+    assert there(config, node("c", place).store())
 
 
 def test_a_full_storage_stops_a_run_that_then_goes_on(
@@ -342,14 +353,14 @@ def test_a_full_storage_stops_a_run_that_then_goes_on(
 ) -> None:
     config, place = configure({"defense.name": "ce", "train.epochs": 3}), str(tmp_path / "shared")
     workspace, full = node("a", place), []
-    send = Workspace.send
+    send = RunDirectory.send
 
-    def refusing(self: Workspace, digest: str, *names: str) -> None:
+    def refusing(self: RunDirectory, *names: str) -> None:
         if full and "checkpoint.pt" in names:
             raise StorageError(28, "the storage cannot be written: No space left on device")
-        send(self, digest, *names)
+        send(self, *names)
 
-    monkeypatch.setattr(Workspace, "send", refusing)
+    monkeypatch.setattr(RunDirectory, "send", refusing)
 
     def fill_up(history: Any) -> bool:
         full.append(1)

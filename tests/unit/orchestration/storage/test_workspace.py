@@ -1,4 +1,4 @@
-"""ERAT_HOME: what it may be, what must not lie in it, and what a run's folder is made to be."""
+"""ERAT_HOME: what it may be, and what must not lie in it."""
 
 from __future__ import annotations
 
@@ -62,19 +62,3 @@ def test_reading_needs_no_permission_to_write(tmp_path: Path, monkeypatch: pytes
     assert opened(monkeypatch, tmp_path, reading=True).root == tmp_path
     with pytest.raises(UserError, match="is not writable"):
         opened(monkeypatch, tmp_path)
-
-
-def test_what_takes_the_place_of_a_run_s_files_is_moved_aside(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    workspace.run_directory("c").parent.mkdir()
-    workspace.run_directory("c").write_text("a file")
-    with pytest.warns(UserWarning, match=r"cells/c must be a folder: moved to c.1"):
-        folder = workspace.prepare("c")
-    (folder / "result.json").mkdir()
-    (folder / "result.json" / "kept").write_text("nothing is lost")
-    (folder / "artifacts").write_text("")
-    with pytest.warns(UserWarning, match=r"result.json must be a file: moved to result.json.1"):
-        workspace.prepare("c")
-    assert (folder / "result.json.1" / "kept").is_file()
-    assert (folder / "artifacts.1").is_file()
-    assert (tmp_path / "cells" / "c.1").read_text() == "a file"

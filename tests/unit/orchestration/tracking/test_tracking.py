@@ -375,13 +375,12 @@ def test_more_numbers_than_mlflow_takes_at_once(tracker: Tracker, sweep: str) ->
 
 def test_replays_add_only_what_is_missing(tracker: Tracker, workspace: Workspace, sweep: str) -> None:
     run_id = begin(tracker, sweep)
-    assert tracker.logged_epochs(run_id) == 0
+    assert history(tracker, run_id) == []
     for epoch in (1, 2, 3):
         tracker.log_epoch(run_id, {"val_accuracy": epoch / 10, "train_loss": 1.0}, epoch)
-    assert tracker.logged_epochs(run_id) == 3
+    assert history(tracker, run_id) == [(1, 0.1), (2, 0.2), (3, 0.3)]
     later = Tracker.open(workspace)
     assert begin(later, sweep) == run_id
-    assert later.logged_epochs(run_id) == 3
     for epoch in range(1, 6):
         later.log_epoch(run_id, {"val_accuracy": epoch / 10}, epoch)
     assert history(later, run_id) == [(epoch, epoch / 10) for epoch in range(1, 6)]
@@ -606,10 +605,10 @@ def test_runs_begun_while_the_server_is_away(faulty: tuple[Tracker, Faulty], swe
     client.error = ConnectionError("away")
     run_id = begin(tracker, sweep)
     tracker.log_epoch(run_id, {"val_accuracy": 0.1}, 1)
-    assert tracker.logged_epochs(run_id) == 0
+    assert tracker.flush() > 0
     client.error = None
     tracker.log_epoch(run_id, {"val_accuracy": 0.2}, 2)
-    assert tracker.logged_epochs(run_id) == 2
+    assert tracker.flush() == 0
     [child] = runs(tracker, f"tags.sweep = '{sweep}' and tags.cell = 'cell'")
     [parent] = runs(tracker, f"tags.sweep = '{sweep}' and tags.role = 'parent'")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id

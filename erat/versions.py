@@ -1,0 +1,16 @@
+"""Which versions of packages are installed here."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Return the version of each package; "absent" where it is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
