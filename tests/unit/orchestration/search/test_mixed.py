@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from erat.result import RunResult
 from orchestration.commands.report import write_report
 from orchestration.search.driver import make_queue
 from orchestration.search.tune import OptunaSampler
 from orchestration.storage.workspace import Workspace
-from orchestration.study.ledger import Ledger, Outcome
+from orchestration.study.ledger import Ledger
 from orchestration.study.parameters import ten_digits
 from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec, register
@@ -40,11 +41,10 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def outcome(cell: str, params: dict[str, Any]) -> Outcome:
+def outcome(cell: str, params: dict[str, Any]) -> RunResult:
     """How a trial ends, as a function of its values."""
     reached = {"erat": 0.8, "dividemix": 0.7, "ce": 0.4}[params[NAME]] + 0.1 * params.get(ETA, 0.2) - params[LR]
-    content = {"cell": cell, "status": "done", "epochs": 16, "val_history": [reached]} | dict.fromkeys(FIGURES, reached)
-    return Outcome("done", content)
+    return RunResult(cell, "done", epochs=16, val_history=[reached], **dict.fromkeys(FIGURES, reached))
 
 
 def search(workspace: Workspace, total: int) -> list[dict[str, Any]]:
@@ -61,17 +61,17 @@ def search(workspace: Workspace, total: int) -> list[dict[str, Any]]:
                 "proposed",
                 sweep="mixed",
                 number=trial.number,
-                params=trial.overrides,
+                params=trial.params,
                 source=trial.source,
                 cell=trial.cell,
             )
 
     queue = make_queue(spec, total, "mixed", ledger, sampler, on_proposed)
     while (trial := queue.next()) is not None:
-        ended = outcome(trial.cell, trial.overrides)
-        ledger.finish(trial.cell, ended.status, ended.result, sweep="mixed", error=None)
-        queue.complete(trial.number, ended)
-    return [queue.trials[number].overrides for number in range(total)]
+        ended = outcome(trial.cell, trial.params)
+        ledger.finish(ended, sweep="mixed")
+        queue.record(trial.number, ended)
+    return [queue.trials[number].params for number in range(total)]
 
 
 @pytest.fixture(scope="module")
