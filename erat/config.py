@@ -39,6 +39,7 @@ from erat.options import (
     Number,
     Section,
     Setting,
+    fields_of,
     parse_fraction,
 )
 from erat.paths import user_path
@@ -286,12 +287,12 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
             overrides = {key if given == also else given: value for given, value in overrides.items()}
     values = PRESETS[preset](overrides) | overrides
     defense = str(values.get("defense.name", "erat"))
+    # A preset speaks for every defense; what the chosen one lacks is not meant for it.
+    mine = {key: value for key, value in values.items() if has_key(key, defense)}
     for key in overrides:
-        if not has_key(key, defense):
+        if key not in mine:
             raise unknown_key(key, known_keys(defense))
     try:
-        # A preset speaks for every defense; what the chosen one lacks is not meant for it.
-        mine = {key: value for key, value in values.items() if has_key(key, defense)}
         config = RunConfig.model_validate(_nest(mine | {"preset": preset}))
     except ValidationError as error:
         raise UserError(first_error(error)) from error
@@ -344,7 +345,7 @@ def known_keys(defense: str) -> tuple[str, ...]:
     corruption += [key for kind in CORRUPTIONS.names() for key in corruption_options(kind).own_keys()]
     sections: dict[str, Iterable[str]] = {name: _fields(name) for name in RunConfig.model_fields}
     sections["corruption"] = dict.fromkeys(corruption)
-    sections["defense"] = DEFENSES.options(registered(defense)).model_fields
+    sections["defense"] = fields_of(DEFENSES.options(registered(defense)))
     return tuple(f"{section}.{name}" for section, fields in sections.items() for name in fields)
 
 
@@ -357,7 +358,7 @@ def has_key(key: str, defense: str) -> bool:
     """Whether a dotted key is among `known_keys`; a part that must be loaded for its options is asked last."""
     section, _, name = key.partition(".")
     if section == "defense":
-        return name in DEFENSES.options(registered(defense)).model_fields
+        return name in fields_of(DEFENSES.options(registered(defense)))
     return field_of(key, defense) is not None
 
 
@@ -372,14 +373,15 @@ def field_of(key: str, defense: str, corruption: str = "none") -> FieldInfo | No
     if section != "defense":
         return _fields(section).get(name)
     mine = [registered(defense)] if defense in defense_names() else []
-    fields = (DEFENSES.options(one).model_fields.get(name) for one in [*mine, *DEFENSES.by_weight()])
+    fields = (fields_of(DEFENSES.options(one)).get(name) for one in [*mine, *DEFENSES.by_weight()])
     return next((field for field in fields if field is not None), None)
 
 
 def _fields(section: str) -> Mapping[str, FieldInfo]:
     """The fields of a section that is the same in all configurations; none of what is no section."""
-    kind = RunConfig.model_fields[section].annotation if section in RunConfig.model_fields else None
-    return kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+    sections = fields_of(RunConfig)
+    kind = sections[section].annotation if section in sections else None
+    return fields_of(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
 
 
 def load_config(path: Path) -> RunConfig:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from erat.errors import UserError, shown
-from erat.options import CorruptionOptions, LabelKind
+from erat.options import CorruptionOptions, LabelKind, fields_of
 from erat.paths import user_path
 from erat.records import DamagedError, open_regular
 from erat.registry import CORRUPTIONS
@@ -21,7 +21,7 @@ def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> Non
     name = str(corruption.get("data", "none"))
     options = corruption_options(name)
     # What only other kinds may be told; a key that no kind knows stays, and is refused.
-    for key in [key for key in corruption if key not in options.model_fields and corruption_field(key) is not None]:
+    for key in [key for key in corruption if key not in fields_of(options) and corruption_field(key) is not None]:
         del corruption[key]
     if name == "none":
         unused = ("norm", "epsilon", "granularity", "source", "source_epochs", "source_weights")
@@ -56,9 +56,11 @@ def corruption_field(key: str, kind: str = "none") -> FieldInfo | None:
 
     None where no kind has such a key. A kind that must be loaded for its options is asked last.
     """
-    kinds = [kind, "none", *CORRUPTIONS.by_weight()] if kind in CORRUPTIONS else ["none", *CORRUPTIONS.by_weight()]
-    fields = (corruption_options(one).model_fields.get(key) for one in kinds)
-    return next((field for field in fields if field is not None), None)
+    mine = fields_of(CORRUPTIONS.known(kind).Options if kind in CORRUPTIONS else CorruptionOptions).get(key)
+    if mine is not None:
+        return mine
+    others = (fields_of(CORRUPTIONS.known(one).Options).get(key) for one in CORRUPTIONS.by_weight())
+    return next((field for field in others if field is not None), None)
 
 
 def fill_labels(corruption: dict[str, Any]) -> None:

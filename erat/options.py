@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from erat.paths import user_path
@@ -95,6 +97,12 @@ class Section(BaseModel):
             field.description = field.description or next((b.description for b in bases if b.description), None)
 
 
+@cache
+def fields_of(section: type[BaseModel]) -> Mapping[str, FieldInfo]:
+    """Return the fields of a section by their names: as `model_fields`, which takes its time at each look."""
+    return section.model_fields
+
+
 class DataConfig(Section):
     """Which images."""
 
@@ -152,7 +160,7 @@ class CorruptionOptions(Section):
     @classmethod
     def own_keys(cls) -> list[str]:
         """Return the names of the fields that this kind of data corruption adds."""
-        return [key for key in cls.model_fields if key not in CorruptionOptions.model_fields]
+        return [key for key in fields_of(cls) if key not in fields_of(CorruptionOptions)]
 
     def own(self) -> dict[str, Any]:
         """Return what these fields say."""
@@ -161,8 +169,10 @@ class CorruptionOptions(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_its_own(cls, raw: Any) -> Any:
-        open_keys = [key for key in cls.own_keys() if raw.get(key) is None] if isinstance(raw, Mapping) else []
-        return {key: value for key, value in raw.items() if key not in open_keys} if open_keys else raw
+        if not isinstance(raw, Mapping):
+            return raw
+        own = set(cls.own_keys())
+        return {key: value for key, value in raw.items() if value is not None or key not in own}
 
     @model_serializer(mode="wrap")
     def _as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -204,7 +214,7 @@ class DefenseOptions(Section):
     @classmethod
     def free(cls) -> set[str]:
         """Return the names of the options that cost nothing (`Free`); by all others a run's time may differ."""
-        return {key for key, field in cls.model_fields.items() if _FREE in field.metadata}
+        return {key for key, field in fields_of(cls).items() if _FREE in field.metadata}
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Values for the keys left open (none)."""

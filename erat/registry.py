@@ -40,6 +40,7 @@ class Registry(Generic[T]):
         self._targets: dict[str, str] = {}
         self._places: dict[str, str] = {}  # of what may be known without loading the part
         self._loaded: dict[str, T] = {}
+        self._asides: dict[str, Any] = {}  # what lay at these places
         for name, target in entries.items():
             self.add(name, *([target] if isinstance(target, str) else target))
 
@@ -59,6 +60,8 @@ class Registry(Generic[T]):
         else:
             self._targets[name] = f"{type(target).__module__}:{name}"
             self._loaded[name] = target
+        self._places.pop(name, None)
+        self._asides.pop(name, None)
         if known is not None:
             self._places[name] = known
 
@@ -92,7 +95,11 @@ class Registry(Generic[T]):
     def _known(self, name: str, ask: Callable[[Any], Any]) -> Any:
         """What a configuration must know of a part: from its own place or, without one, by asking the part."""
         self.require(name)
-        return _imported(self._places[name]) if name in self._places else ask(self[name])
+        if name not in self._places:
+            return ask(self[name])
+        if name not in self._asides:
+            self._asides[name] = _imported(self._places[name])
+        return self._asides[name]
 
 
 def _imported(target: str) -> Any:

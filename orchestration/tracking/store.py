@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -176,6 +175,8 @@ def _check_address(host: str, port: int) -> None:
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    import urllib.request  # here: with what it loads it takes a tenth of the time of a status
+
     give_up = time.monotonic() + _START_SECONDS
     # A proxy of the environment must not be asked for this machine's own page.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

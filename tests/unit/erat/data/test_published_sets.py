@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from erat.data import loading
+from erat.data import facts, loading
 from erat.data.sources import cifar, folder
 from erat.errors import UserError
 
@@ -154,7 +154,7 @@ def test_cifar_download(served: tuple[Path, str], tmp_path: Path, monkeypatch: p
 
 
 def test_cifar100_coarse_map() -> None:
-    superclasses = cifar.CIFAR100_SUPERCLASSES
+    superclasses = facts.CIFAR100_SUPERCLASSES
     fine = sorted(name for names in superclasses.values() for name in names)
     assert len(superclasses) == 20
     assert all(len(names) == 5 for names in superclasses.values())

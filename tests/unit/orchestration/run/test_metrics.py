@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
-from orchestration.run.directory import read_metrics
+from orchestration.run.directory import RunDirectory
+from orchestration.storage.workspace import Workspace
 
 ROW: dict[str, Any] = {"epoch": 1, "val_accuracy": 0.5, "test_accuracy": 0.25, "epoch_seconds": 1.0}
 
 
-def read(folder: Path, *rows: dict[str, Any]) -> list[dict[str, Any]]:
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_metrics(folder)
+def read(root: Path, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+    run = RunDirectory(Workspace(root), "c")
+    run.path.mkdir(parents=True)
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run.read_metrics()
 
 
 def test_terms_and_numbers_come_back(tmp_path: Path) -> None:

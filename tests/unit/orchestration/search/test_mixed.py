@@ -44,7 +44,8 @@ CONTENT: dict[str, Any] = {
 def outcome(cell: str, params: dict[str, Any]) -> RunResult:
     """How a trial ends, as a function of its values."""
     reached = {"erat": 0.8, "dividemix": 0.7, "ce": 0.4}[params[NAME]] + 0.1 * params.get(ETA, 0.2) - params[LR]
-    return RunResult(cell, "done", epochs=16, val_history=[reached], **dict.fromkeys(FIGURES, reached))
+    content = {"cell": cell, "status": "done", "epochs": 16, "val_history": [reached]} | dict.fromkeys(FIGURES, reached)
+    return RunResult.of(content)
 
 
 def search(workspace: Workspace, total: int) -> list[dict[str, Any]]:

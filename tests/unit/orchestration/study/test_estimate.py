@@ -14,7 +14,7 @@ from erat.config import RunConfig
 from erat.options import Free
 from erat.registry import DEFENSES
 from erat.result import RunResult
-from orchestration.run.directory import read_result
+from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
@@ -165,7 +165,7 @@ class TestDevices:
     def test_a_run_says_what_it_ran_on(self, make_config: Make, workspace: Workspace) -> None:
         result = execute_run(make_config({"defense.name": "ce", "data.limit": 100, "train.epochs": 1}), workspace)
         assert result.device == ("cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
-        stored = read_result(workspace.run_directory(result.cell))
+        stored = RunDirectory(workspace, result.cell).read_result()
         assert stored is not None
         assert stored.device == result.device
 
