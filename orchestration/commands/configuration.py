@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import getdoc
 from types import NoneType
@@ -12,12 +12,13 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from erat.config import RunConfig, build, known_keys, unknown_key
+from erat.config import RunConfig, build, field_of, known_keys, unknown_key
+from erat.defaults import corruption_options
 from erat.errors import unknown_name
 from erat.presets import PRESETS
-from erat.registry import DEFENSES
+from erat.registry import CORRUPTIONS, DEFENSES
 from erat.variants import registered
-from orchestration.study.overrides import fields_of, types_of, words_of
+from orchestration.study.overrides import types_of, words_of
 
 FORMATS = ("text", "md")
 WIDTH = 100  # characters of a line of text
@@ -31,7 +32,7 @@ class Entry:
     Attributes:
         default: as the preset fills it in; none where the key is left open.
         allowed: the range or the words that it takes; empty where its type says all.
-        defenses: the ones that have it like this; empty where all configurations have it.
+        parts: the defenses or data corruptions that have it like this; empty where all configurations do.
     """
 
     key: str
@@ -39,13 +40,13 @@ class Entry:
     default: Any
     allowed: str
     meaning: str
-    defenses: tuple[str, ...]
+    parts: tuple[str, ...]
 
 
 def entries(preset: str = "demo", defense: str | None = None) -> list[Entry]:
     """All keys, or those of configurations with `defense`, in the order of the models.
 
-    Keys of a defense stand once for each way in which defenses have them.
+    Keys of a defense, or of a data corruption, stand once for each way in which these have them.
 
     Raises:
         UserError: an unknown preset or defense.
@@ -53,26 +54,43 @@ def entries(preset: str = "demo", defense: str | None = None) -> list[Entry]:
     if defense is not None:
         registered(defense)
     chosen = build(preset, {"defense.name": defense} if defense else {}, quiet=True)
-    names = [chosen.defense.name] if defense else _starting_with(chosen.defense.name, DEFENSES.names())
-    flats = {name: build(preset, {"defense.name": name}, quiet=True).flat() for name in names} | {
-        chosen.defense.name: chosen.flat()
-    }
-    keys = list(dict.fromkeys(key for name in names for key in known_keys(name)))
+    defenses = [chosen.defense.name] if defense else _starting_with(chosen.defense.name, DEFENSES.names())
+    of_defense = {name: build(preset, {"defense.name": name}, quiet=True).flat() for name in defenses}
+    of_defense[chosen.defense.name] = chosen.flat()
+    of_corruption = {name: build(preset, {"corruption.data": name}, quiet=True).flat() for name in CORRUPTIONS.names()}
+    keys = dict.fromkeys(key for name in defenses for key in known_keys(name))
     sections = list(RunConfig.model_fields)
     found: list[Entry] = []
     for key in sorted(keys, key=lambda key: sections.index(key.partition(".")[0])):
-        having = [name for name in names if key in known_keys(name)]
-        if not key.startswith("defense.") or key == "defense.name":
-            having = having[:1]
-        ways: dict[Entry, list[str]] = {}
-        for name in having:
-            default = flats[name].get(key)
-            default = tuple(default) if isinstance(default, list) else default
-            ways.setdefault(_entry(key, fields_of(key)[name], default), []).append(name)
-        everywhere = not key.startswith("defense.") or key == "defense.name"
-        everywhere = everywhere or defense is not None or max(map(len, ways.values())) == len(DEFENSES.names())
-        found += [replace(way, defenses=() if everywhere else tuple(sorted(of))) for way, of in ways.items()]
+        section, _, name = key.partition(".")
+        flats, whole = {chosen.defense.name: chosen.flat()}, 1
+        fields = {chosen.defense.name: field_of(key, chosen.defense.name, chosen.corruption.data)}
+        if section == "defense" and name != "name":
+            flats = {part: flat for part, flat in of_defense.items() if key in flat}
+            fields, whole = {part: field_of(key, part) for part in flats}, len(defenses)
+        elif kinds := [kind for kind in of_corruption if key == f"corruption.{name}" and name in _own_keys(kind)]:
+            flats = {kind: of_corruption[kind] for kind in kinds}
+            fields = {kind: field_of(key, chosen.defense.name, kind) for kind in kinds}
+            whole = 0
+        found += _ways(key, flats, fields, whole)
     return found
+
+
+def _own_keys(kind: str) -> list[str]:
+    return corruption_options(kind).own_keys()
+
+
+def _ways(
+    key: str, flats: Mapping[str, Mapping[str, Any]], fields: Mapping[str, FieldInfo | None], whole: int
+) -> list[Entry]:
+    """The ways in which parts have a key, each with the names of these parts; with none where all `whole` are alike."""
+    ways: dict[Entry, list[str]] = {}
+    for name, field in fields.items():
+        default = flats[name].get(key)
+        default = tuple(default) if isinstance(default, list) else default
+        if field is not None:
+            ways.setdefault(_entry(key, field, default), []).append(name)
+    return [replace(way, parts=() if len(of) == whole else tuple(sorted(of))) for way, of in ways.items()]
 
 
 def _starting_with(first: str, names: Sequence[str]) -> list[str]:
@@ -159,7 +177,7 @@ def as_text(found: Sequence[Entry]) -> str:
     """A key, what it takes, and what it means, each on lines of its own."""
     lines = []
     for entry in found:
-        having = f"; with {', '.join(entry.defenses)}" if entry.defenses else ""
+        having = f"; with {', '.join(entry.parts)}" if entry.parts else ""
         words = (f"{entry.type}: {entry.allowed}" if entry.allowed else entry.type, f"default {written(entry.default)}")
         lines += [entry.key, *_filled(f"{'; '.join(words)}{having}"), *_filled(entry.meaning)]
     return "\n".join(lines) + "\n"
@@ -205,9 +223,9 @@ def as_markdown(found: Sequence[Entry], preset: str = "demo") -> str:
         here = [entry for entry in found if entry.key.startswith(f"{section}.")]
         names = ["key", "type", "default", "allowed", "meaning"]
         lines = [[f"`{e.key}`", e.type, f"`{written(e.default)}`", e.allowed, e.meaning] for e in here]
-        if section == "defense":
-            names.append("defenses")
-            lines = [[*line, ", ".join(entry.defenses) or "all"] for line, entry in zip(lines, here, strict=True)]
+        if section in ("defense", "corruption"):
+            names.append("with")
+            lines = [[*line, ", ".join(entry.parts) or "all"] for line, entry in zip(lines, here, strict=True)]
         parts.append(f"## {section}\n\n{_about(section)}\n\n{_table(names, lines)}")
     parts.append(f"## Presets\n\nWhat they set differently, with ERAT.\n\n{_table(*_presets())}")
     return "\n".join(parts)

@@ -84,7 +84,7 @@ def test_names(line: str, expected: list[str], home: Path) -> None:
     ],
 )
 def test_keys_and_their_words(line: str, expected: list[str], home: Path) -> None:
-    assert offered(home, line)[0] == expected
+    assert offered(home, line) == (expected, "light")
 
 
 def test_a_shell_that_keeps_the_word_whole_is_given_it_whole(home: Path) -> None:

@@ -21,7 +21,7 @@ def found() -> list[Entry]:
 
 
 def of(found: list[Entry], key: str) -> dict[tuple[str, ...], Entry]:
-    return {entry.defenses: entry for entry in found if entry.key == key}
+    return {entry.parts: entry for entry in found if entry.key == key}
 
 
 def test_every_key_has_a_type_and_a_meaning(found: list[Entry]) -> None:
@@ -51,7 +51,7 @@ def test_the_page_in_docs_is_current() -> None:
 )
 def test_a_key_of_all_runs(found: list[Entry], key: str, kind: str, allowed: str, default: Any) -> None:
     (entry,) = of(found, key).values()
-    assert (entry.type, entry.default, entry.defenses) == (kind, default, ())
+    assert (entry.type, entry.default, entry.parts) == (kind, default, ())
     assert entry.allowed.startswith(allowed) if allowed else not entry.allowed
 
 
@@ -67,19 +67,30 @@ def test_a_key_of_defenses_says_which_have_it_and_how(found: list[Entry]) -> Non
     assert of(found, "defense.steps").keys() == {()}, "all defenses have it alike"
 
 
+def test_a_key_of_data_corruptions_says_which_have_it_and_how(found: list[Entry]) -> None:
+    widths, steps = of(found, "corruption.width"), of(found, "corruption.steps")
+    assert {names: entry.default for names, entry in widths.items()} == {("l2c",): 16}
+    assert {name for names in steps for name in names} == {"aa", "ap", "l2c", "uap", "uhp", "up"}
+    assert steps["uap", "uhp"].default == 500
+    assert "rounds" in steps["up",].meaning
+
+
 def test_defaults_are_the_preset_s_and_the_defense_s() -> None:
     flat = build("official", {"defense.name": "unicon"}).flat()
     for entry in entries("official", "unicon"):
-        value = flat[entry.key]
-        assert entry.default == (tuple(value) if isinstance(value, list) else value), entry.key
-        assert entry.defenses == ()
+        if not entry.parts or "up" in entry.parts:  # the preset's data corruption
+            value = flat[entry.key]
+            assert entry.default == (tuple(value) if isinstance(value, list) else value), entry.key
+        assert not entry.parts or entry.key.startswith("corruption.")
     assert not of(entries("demo", "ce"), "defense.eta")
 
 
 def test_a_default_reads_back(found: list[Entry]) -> None:
     """What is shown can be given: `none`, 8/255, lists."""
     for preset in ("demo", "paper"):
-        shown = {entry.key: entry.default for entry in entries(preset, "erat")}
+        kind = build(preset).corruption.data
+        mine = [entry for entry in entries(preset, "erat") if not entry.parts or kind in entry.parts]
+        shown = {entry.key: entry.default for entry in mine}
         given = parse_overrides([f"{key}={written(value)}" for key, value in shown.items() if key != "preset"])
         assert build(preset, given, quiet=True).digest() == build(preset).digest()
     assert written(8 / 255) == "8/255"
