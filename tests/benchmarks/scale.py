@@ -27,7 +27,7 @@ HEAD = "| cells | ledger | read anew | one more entry | memory of the reader |\n
 
 
 def result(cell: str, draw: random.Random) -> dict[str, Any]:
-    """A finished cell's, as `trial.RunResult` has it."""
+    """A finished cell's, as `erat.result.RunResult` has it."""
     history = [draw.random() for _ in range(EPOCHS)]
     return {
         "cell": cell,
