@@ -390,7 +390,9 @@ def craft(
     from orchestration.api import Study
     from orchestration.commands import overview
     from orchestration.commands import verify as verification
+    from orchestration.commands.preview import preview as draw_preview
     from orchestration.crafting import jobs, sets
+    from orchestration.report.crafting import craft_view
     from orchestration.storage.workspace import Workspace
     from orchestration.study.spec import unfilled
 
@@ -421,13 +423,16 @@ def craft(
     if dry_run:
         content = overview.plan_sets(configs, sets.missing_sets(configs, workspace), err)
     else:
-        if address is not None:
-            jobs.craft_on_cluster(configs, workspace, address)
-        if preview:
-            content = {"preview": str(jobs.preview(configs, workspace))}
-            err.print(f"a sheet to look at: {content['preview']}", markup=False)
+        with craft_view() as view:
+            if address is not None:
+                jobs.craft_on_cluster(configs, workspace, address, view.show)
+            sheet = draw_preview(configs, workspace, view.show) if preview else None
+            crafted = None if preview else jobs.craft_here(configs[0], workspace, view.show)
+        if crafted is not None:
+            content = overview.crafted(crafted.manifest, err)
         else:
-            content = overview.crafted(jobs.craft_here(configs[0], workspace).manifest, err)
+            content = {"preview": str(sheet)}
+            err.print(f"a sheet to look at: {sheet}", markup=False)
     if as_json:
         print(json.dumps(content))
 

@@ -17,6 +17,7 @@ from erat.errors import UserError
 from erat.files import write_atomic
 from erat.training import threads
 from orchestration.crafting.jobs import craft_here
+from orchestration.report.crafting import craft_view
 from orchestration.report.render.markdown import markdown
 from orchestration.report.table import Row, Table
 from orchestration.storage.workspace import Workspace
@@ -65,7 +66,8 @@ def run_profile(config: RunConfig, workspace: Workspace) -> Profile:
     """
     keys = {"defense.warmup_epochs": 0} if "defense.warmup_epochs" in config.flat() else {}
     config = build(config.preset, config.flat() | keys, quiet=True)
-    data = craft_here(config, workspace)
+    with craft_view() as view:
+        data = craft_here(config, workspace, view.show)
     activities = [ProfilerActivity.CPU]
     with threads(config):
         trainer = Trainer(config, data)

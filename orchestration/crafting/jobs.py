@@ -6,16 +6,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
-from erat.config import RunConfig, build, content_digest
+from erat.config import RunConfig
 from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.data.types import CorruptedSet
 from erat.training import threads
 from orchestration.crafting.sets import _set_key, by_images, missing_sets, placed, set_name
-from orchestration.report.crafting import CraftView, craft_view
 from orchestration.storage.workspace import Workspace
+
+Told = Callable[[str, str, int, int], None]  # name of a set, what is done of it, how much is done, of how much
 
 
 def _tasks(missing: Sequence[RunConfig]) -> list[list[RunConfig]]:
@@ -27,13 +27,13 @@ def _store(config: RunConfig, workspace: Workspace) -> Store:
     return workspace.sharing(config.storage.path).store()
 
 
-def craft_here(config: RunConfig, workspace: Workspace) -> CorruptedSet:
+def craft_here(config: RunConfig, workspace: Workspace, told: Told) -> CorruptedSet:
     """Return the corrupted set of a configuration, and craft it in this process if it is not in the store."""
-    with craft_view() as view, threads(config):
-        return corrupted_set(config, _store(config, workspace), partial(view.show, set_name(config)))
+    with threads(config):
+        return corrupted_set(config, _store(config, workspace), partial(told, set_name(config)))
 
 
-def craft_on_cluster(configs: Sequence[RunConfig], workspace: Workspace, address: str) -> None:
+def craft_on_cluster(configs: Sequence[RunConfig], workspace: Workspace, address: str, told: Told) -> None:
     """Craft on the cluster at `address` the sets that these configurations need and the store lacks.
 
     As many sets are crafted at the same time as the cluster has resources for.
@@ -46,11 +46,9 @@ def craft_on_cluster(configs: Sequence[RunConfig], workspace: Workspace, address
     groups = _tasks(missing_sets(configs, workspace))
     if not groups:
         return
-    with session.connection(address), craft_view() as view:
+    with session.connection(address):
         session.check_nodes(workspace.sharing(configs[0].storage.path))
-        crafting.craft_sets(
-            groups, workspace, lambda index, *progress: view.show(set_name(groups[index][0]), *progress)
-        )
+        crafting.craft_sets(groups, workspace, lambda index, *progress: told(set_name(groups[index][0]), *progress))
 
 
 class Crafting:
@@ -67,13 +65,13 @@ class Crafting:
         self._error: BaseException | None = None
 
     @contextmanager
-    def running(self, view: CraftView) -> Iterator[None]:
+    def running(self, told: Told) -> Iterator[None]:
         """Craft on the connected cluster while the block runs; sets that are not done at its end are left undone."""
         if not self._groups:
             yield
             return
         over = threading.Event()
-        thread = threading.Thread(target=self._craft, args=(view, over.is_set), name="crafting", daemon=True)
+        thread = threading.Thread(target=self._craft, args=(told, over.is_set), name="crafting", daemon=True)
         thread.start()
         try:
             yield
@@ -81,14 +79,14 @@ class Crafting:
             over.set()
             thread.join()
 
-    def _craft(self, view: CraftView, given_up: Callable[[], bool]) -> None:
+    def _craft(self, told: Told, given_up: Callable[[], bool]) -> None:
         from orchestration.cluster import crafting
 
-        def told(index: int, what: str, done: int, total: int) -> None:
-            view.show(set_name(self._groups[index][0]), what, done, total)
+        def named(index: int, what: str, done: int, total: int) -> None:
+            told(set_name(self._groups[index][0]), what, done, total)
 
         try:
-            crafting.craft_sets(self._groups, self._workspace, told, self._waiting.discard, given_up)
+            crafting.craft_sets(self._groups, self._workspace, named, self._waiting.discard, given_up)
         except BaseException as error:  # raised again by the gate when the next run is asked for
             self._error = error
 
@@ -112,19 +110,3 @@ class Crafting:
             return own[number] not in self._waiting if number < len(own) else not searched & self._waiting
 
         return ready
-
-
-def preview(configs: Sequence[RunConfig], workspace: Workspace) -> Path:
-    """Craft these sets of the same images, and draw a sheet that shows what was done to the images.
-
-    Returns:
-        The path of the sheet (PNG).
-    """
-    from orchestration.report.sheet import Band, preview_sheet
-
-    shared = {k: v for k, v in configs[0].flat().items() if k.split(".")[0] in ("data", "val")}
-    clean = build(configs[0].preset, shared | {"corruption.data": "none", "corruption.labels": "none"})
-    images = craft_here(clean, workspace).train
-    bands = [Band(set_name(config), images, craft_here(config, workspace)) for config in configs]
-    digest = content_digest([config.identity() for config in configs])
-    return preview_sheet(bands, workspace.report(f"preview-{digest[:6]}") / "preview.png")

@@ -15,6 +15,7 @@ from erat.errors import UserError
 from erat.result import RunResult, summarise
 from orchestration.crafting.jobs import Crafting, craft_here
 from orchestration.crafting.sets import missing_sets
+from orchestration.report.crafting import craft_view
 from orchestration.report.files import write_files
 from orchestration.report.live import LiveView
 from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_request
@@ -100,7 +101,7 @@ def run_study(
         with LiveView(title, spec.space.columns, driver.queue.size) as view:
             driver.view = view.update
             try:
-                with crafting.running(view.crafting):
+                with crafting.running(view.crafting.show):
                     tune.run(
                         driver,
                         name=name,
@@ -160,7 +161,8 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
 
         session.check_reachable(address)
     tracker = Tracker.open(workspace)
-    craft_here(config, workspace)
+    with craft_view() as crafting:
+        craft_here(config, workspace, crafting.show)
     if force:
         run.forget()
     run_id = tracker.start_run(cell, trial.config, parent=None, sweep=None, source="train")

@@ -18,7 +18,8 @@ import orchestration.cluster
 from erat.config import RunConfig, build
 from erat.errors import UserError
 from orchestration.commands import verify
-from orchestration.crafting.jobs import Crafting, craft_here, preview
+from orchestration.commands.preview import preview
+from orchestration.crafting.jobs import Crafting, craft_here
 from orchestration.crafting.sets import by_images, distinct_sets, missing_sets, placed, set_name
 from orchestration.report import crafting
 from orchestration.report.crafting import craft_view
@@ -60,7 +61,7 @@ def test_runs_that_differ_in_training_alone_share_a_set(workspace: Workspace) ->
     runs = [config("urp"), config("urp", **{"train.seed": 3}), config("urp", **{"corruption.seed": 1})]
     assert len(distinct_sets(runs)) == 2
     assert len(missing_sets(runs, workspace)) == 2
-    craft_here(runs[0], workspace)
+    craft_here(runs[0], workspace, silent)
     assert missing_sets(runs, workspace) == [runs[2]]
 
 
@@ -84,8 +85,7 @@ def test_sets_of_the_same_images_are_crafted_together() -> None:
 # --- beside the runs --------------------------------------------------------------------------------------------------
 
 
-class Silent:
-    def show(self, name: str, what: str, done: int, total: int) -> None: ...
+def silent(name: str, what: str, done: int, total: int) -> None: ...
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_each_run_begins_when_its_set_is_there(workspace: Workspace, tasks: list
     there = config("none", **{"corruption.labels": "none"})
     crafting = Crafting([up, uhp], workspace)
     ready = crafting.gate([there, up, uhp, up], [uhp])
-    with crafting.running(Silent()):
+    with crafting.running(silent):
         until(lambda: bool(tasks))
         assert [ready(number) for number in range(5)] == [True, False, False, False, False]
         tasks[0](0)
@@ -131,7 +131,7 @@ def test_each_run_begins_when_its_set_is_there(workspace: Workspace, tasks: list
 def test_what_crafting_raised_is_raised_where_a_run_is_asked_for(workspace: Workspace, tasks: list[Any]) -> None:
     crafting = Crafting([config("up")], workspace)
     ready = crafting.gate([config("up")], [])
-    with crafting.running(Silent()):
+    with crafting.running(silent):
         until(lambda: bool(tasks))
         tasks.append(UserError("no such weights"))
         with pytest.raises(UserError, match="no such weights"):
@@ -196,9 +196,9 @@ def test_two_sets_side_by_side_have_lines_of_their_own(clock: Callable[[float], 
 
 
 def test_a_sheet_shows_every_kind_and_the_transitions(workspace: Workspace) -> None:
-    path = preview([config("urp"), config("uhp")], workspace)
+    path = preview([config("urp"), config("uhp")], workspace, silent)
     assert path == workspace.report(path.parent.name) / "preview.png"
-    one, both = _pixels(preview([config("urp")], workspace)), _pixels(path)
+    one, both = _pixels(preview([config("urp")], workspace, silent)), _pixels(path)
     assert both.shape[0] > one.shape[0] + 100, "a band for each"
     assert both.std() > 10
 
@@ -222,7 +222,7 @@ def test_a_sheet_of_many_colour_classes(workspace: Workspace, register: Callable
 
     register(DATASETS, "many", Many())
     path = preview(
-        [config("urp", **{"data.name": "many", "data.image_size": 8, "corruption.labels": "none"})], workspace
+        [config("urp", **{"data.name": "many", "data.image_size": 8, "corruption.labels": "none"})], workspace, silent
     )
     pixels = _pixels(path).astype(int)
     assert (abs(pixels[..., 0] - pixels[..., 1]) > 30).any()
