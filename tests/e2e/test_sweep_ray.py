@@ -419,6 +419,7 @@ MIXED = {
 }
 
 
+@pytest.mark.slow
 def test_a_search_over_choices_and_conditions(command: Command, workspace: Workspace, tmp_path: Path) -> None:
     path = tmp_path / "mixed.yaml"
     path.write_text(yaml.safe_dump(MIXED, sort_keys=False))
