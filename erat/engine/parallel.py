@@ -55,7 +55,10 @@ class Ranks:
                 buffer /= self.workers
 
     def shard(self, count: int) -> range:
-        """Return this worker's part of the rows 0..count-1: contiguous, and of equal size in all shards but the last."""
+        """Return this worker's part of the rows 0..count-1, a contiguous range.
+
+        All shards but the last ones have equal size; the last ones may be smaller or empty.
+        """
         size = -(-count // self.workers)
         return range(min(self.rank * size, count), min((self.rank + 1) * size, count))
 
