@@ -463,9 +463,13 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_error(error: ValidationError, section: str = "") -> str:
-    """Return a line on the first problem of a validation of `section`: the key, what is allowed and what was given.
+    """Return one line about the first problem of a validation error: the key, what is allowed and what was given.
 
     If the problem is a UserError, its own message is returned.
+
+    Args:
+        error: the validation error.
+        section: the section that was validated, which becomes the first part of the key; "": the whole configuration.
     """
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")

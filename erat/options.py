@@ -1,4 +1,4 @@
-"""Define the base classes of options: sections of a configuration, bounded numbers, and what all parts share."""
+"""Define the base classes of options: sections of a configuration, bounded numbers, and options shared by all parts."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class RunResult:
         checksum: the checksum of the poisoned images in the store.
         error: the reason of a failure, in one line.
         val_history: the validation accuracy after each epoch.
-        device: the device of the training, "cpu" or the name of a GPU; none in results from before it was recorded.
+        device: the device of the training, "cpu" or the name of a GPU; None in results from before it was recorded.
     """
 
     cell: str

@@ -21,7 +21,7 @@ from erat.errors import UserError
 from erat.losses import label_loss
 
 TARGETS = 9  # number of wrong classes that the targeted attacks try, as published
-LEAST_CLASSES = 4  # the targeted attacks' loss compares four logits
+LEAST_CLASSES = 4  # the loss of the targeted attacks compares four logits
 
 
 class AutoAttackPoison(kinds.AA, DataCorruption):

@@ -80,7 +80,7 @@ class Craft:
 
 
 class DataCorruption(CorruptionKind):
-    """Base of all data corruptions: one object per kind, without state."""
+    """The base of all data corruptions: there is one object per kind, and it has no state."""
 
     def perturb(self, craft: Craft) -> Tensor:
         """Return the perturbation of each image, float (N, C, H, W) in pixel units of 1.0, within the budget."""

@@ -27,7 +27,7 @@ class CorruptionKind:
         granularities: the granularities in which it can be crafted, the paper's first.
         uses: what it needs of the source network: "nothing", its "architecture", or a "trained network" (trained on
             clean images).
-        draws: the kind whose random draws it uses, where one optimisation yields two kinds; none: it has its own.
+        draws: the kind whose random draws it uses, where one optimisation yields two kinds; None: it has its own.
         Options: the class of its options, the keys of `corruption.*`; those that it adds are passed on as
             `Craft.options`.
         version: a number that is raised when a change of the code changes the crafted perturbations, so that a set

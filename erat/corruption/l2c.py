@@ -43,7 +43,7 @@ class LearningToConfuse(kinds.L2C, DataCorruption):
 
 
 class _Confusion:
-    """The trials of one crafting."""
+    """The trials of one crafting: victims and generators trained in turn (a trial here is not a study's trial)."""
 
     def __init__(self, craft: Craft) -> None:
         self.craft = craft
@@ -183,7 +183,7 @@ def _settled(generator: nn.Module, craft: Craft) -> nn.Module:
     norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in norms:
         module.reset_running_stats()
-        module.momentum = None  # a plain mean over the batches that follow
+        module.momentum = None  # the running statistics become the plain mean over the following batches
     # Shuffled, because sets are often sorted by class, and a batch of one class varies less than one of all classes.
     order = torch.randperm(len(craft.images), generator=craft.generator).to(craft.images.device)
     with torch.no_grad():

@@ -17,8 +17,8 @@ class Scratch:
     """One file of state, written atomically and not too often, and its previous version.
 
     Args:
-        path: the file; none: nothing is kept.
-        seconds: the least number of seconds between two saves; none: `SECONDS`.
+        path: the file; None: nothing is kept.
+        seconds: the least number of seconds between two saves; None: `SECONDS`.
     """
 
     def __init__(self, path: Path | None = None, seconds: float | None = None) -> None:

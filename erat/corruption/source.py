@@ -34,7 +34,7 @@ class Traits(NamedTuple):
     Attributes:
         fingerprint: the fingerprint of the images, labels and class names.
         colour: whether the images have three channels.
-        positions, rows: the digests of these two attributes of the set; none where the set lacks them.
+        positions, rows: the digests of these two attributes of the set; None where the set lacks them.
     """
 
     fingerprint: str

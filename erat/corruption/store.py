@@ -65,7 +65,7 @@ class Form:
     Attributes:
         dtype: the type as numpy writes it, with the byte order: "|u1", "<i8".
         shape: the shape of the array.
-        below: for an array of classes, the number of classes; none: any finite number is allowed.
+        below: for an array of classes, the number of classes; None: any finite number is allowed.
     """
 
     dtype: str

@@ -36,7 +36,7 @@ class Clock:
 
     @property
     def time(self) -> float:
-        """Return the number of epochs done, with the fraction of the present one."""
+        """Return the number of epochs done, including the finished fraction of the present one."""
         return self.epoch + self.step / self.steps
 
 
@@ -220,7 +220,7 @@ class Defense(nn.Module):
         self._preparation = (options.squeeze, options.jpeg_quality, options.bits)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Convert the training images (uint8, NCHW) as this defense needs them; called once, before training."""
+        """Return the training images, uint8 (N, C, H, W), as this defense needs them; called once, before training."""
         kind, quality, bits = self._preparation
         return squeeze(images, kind, quality=quality, bits=bits)
 

@@ -52,7 +52,7 @@ def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> N
         with _replacing(path, keep_previous) as file:
             hashing = _Hashing(file)
             torch.save(state, hashing)  # type: ignore[arg-type]  # torch only needs the file's `write`
-            file.seek(-2, os.SEEK_END)  # the length of the comment
+            file.seek(-2, os.SEEK_END)  # to the field with the length of the comment
             file.write(_TRAILER.to_bytes(2, "little") + _MARK + hashing.digest())
     except RuntimeError as error:
         # Torch's error for a failed write does not say that the disk is full.
@@ -87,7 +87,7 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpointError: the file is missing or damaged.
-        UserError: the file contains pickled code, or cannot be read at present.
+        UserError: the file contains pickled code or is not a dictionary, or it cannot be read at present.
     """
     try:
         with path.open("rb") as file:

@@ -199,7 +199,7 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
 
     Args:
         config: the run.
-        shape: the shape of the data; none: that of the configured data set.
+        shape: the shape of the data; None: that of the configured data set.
 
     Raises:
         UserError: the data cannot be read, or the network does not support such images.

@@ -40,8 +40,8 @@ class EpochReport:
     correct_per_class: list[int] = field(default_factory=list)  # those of them whose label is right
     wrong_per_class: list[int] = field(default_factory=list)  # wrong labels in the whole training set, by given label
     caught_per_class: list[int] = field(default_factory=list)  # those of them that lost their label
-    noise_caught: float | None = None  # share of the wrong labels that were dropped; none: there are no wrong labels
-    # Share of the samples without a label whose predicted class is the true one; none: no prediction or no such sample.
+    noise_caught: float | None = None  # share of the wrong labels that were dropped; None: there are no wrong labels
+    # Share of the samples without a label whose predicted class is the true one; None: no prediction or no such sample.
     pseudo_label_accuracy: float | None = None
 
 

@@ -33,7 +33,7 @@ from erat.errors import TrainingFailedError, UserError
 from erat.registry import DATASETS
 from erat.seeding import derive, generator, seeded
 
-ASKED_EVERY = 8  # number of batches between two checks, for several workers on GPUs, of whether one was told to leave
+ASKED_EVERY = 8  # batches between two checks, for several workers on GPUs, of whether a worker was told to leave
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Trainer:
         config: the run.
         data: the corrupted set; it is moved to the device here.
         ranks: this worker's place; all workers must be given the same config and data. None: there is only one.
-        folder: the folder of the checkpoint; none: no checkpoints are written.
+        folder: the folder of the checkpoint; None: no checkpoints are written.
         told_to_leave: called before each epoch and after each batch, on every worker; if it returns true on one worker,
             all of them write the checkpoint and stop.
     """
