@@ -46,7 +46,7 @@ class Ranks:
             grad.copy_(mean)
 
     def average_buffers(self, module: nn.Module) -> None:
-        """Average floating-point buffers (BatchNorm statistics), so that all workers score and test with equal networks."""
+        """Average floating-point buffers (BatchNorm statistics), so that all workers predict with the same values."""
         if self.workers == 1:
             return
         for buffer in module.buffers():
