@@ -99,7 +99,7 @@ class Section(BaseModel):
 
 @cache
 def fields_of(section: type[BaseModel]) -> Mapping[str, FieldInfo]:
-    """Return the fields of a section by name: those of `model_fields`, whose every access is slow, from a cache."""
+    """Return the fields of a section by name, from a cache, because each access to `model_fields` is slow."""
     return section.model_fields
 
 
