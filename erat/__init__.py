@@ -1,11 +1,11 @@
-"""Train image classifiers on corrupted images and labels: configuration, one run, and parts of one's own.
+"""Train image classifiers on corrupted images and labels: configurations, single runs, and user-defined parts.
 
 >>> import erat
 >>> config = erat.build("demo", {"corruption.data": "uhp", "defense.name": "erat"})
 >>> result = erat.train(config, folder="my-run")
 
-Every name in `__all__` is public and described in docs/api.md. Importing the package loads nothing; a name is loaded
-when it is first used. Many runs, on many machines, are the package `orchestration`'s concern.
+Every name in `__all__` is public and described in docs/api.md. Importing the package loads none of them; each name is
+loaded when it is first used. The package `orchestration` handles studies of many runs, on one or many machines.
 """
 
 from __future__ import annotations
@@ -106,10 +106,14 @@ _MODULES = {
 }  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-if not TYPE_CHECKING:  # else every misspelt name would pass for one of these
+if not TYPE_CHECKING:  # for a type checker, this function would make every misspelt name valid
 
     def __getattr__(name: str) -> Any:
-        """Load a public name's module, the first time that the name is used."""
+        """Return a public name from its module, which is loaded when the name is first used.
+
+        Raises:
+            AttributeError: the name is not public.
+        """
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = getattr(import_module(_HOME[name]), name)

@@ -1,7 +1,8 @@
 """One frozen, validated run configuration, addressed by dotted keys, identified by a digest.
 
-`build("demo", {"defense.eta": 0.3})` is the only way in: it lays the overrides over a preset, fills what follows from
-the data set (budgets, policy, flips), and refuses what it does not know with one line.
+`build("demo", {"defense.eta": 0.3})` is the only entry point: it applies the overrides to a preset, fills in the values
+that follow from the data set (budgets, policy, flips), and refuses unknown keys and invalid values with a one-line
+error.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ S = TypeVar("S", bound=Section)
 
 
 class ValConfig(Section):
-    """The part of the training images that searches and schedulers may look at."""
+    """The validation part of the training images, by which samplers, pruners and schedulers may decide."""
 
     fraction: Number = Field(0.1, gt=0, lt=0.9, description="share of the training images that is held out")
     trusted: bool = Field(True, description="true: clean images and labels; false: corrupted like the rest")
@@ -69,7 +70,7 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """The optimisation, the same for every defense."""
+    """The optimisation, which is the same for every defense."""
 
     epochs: int = Field(100, ge=1, le=MOST_EPOCHS, description="passes over the training images")
     batch_size: int = Field(
@@ -101,7 +102,7 @@ class TrainConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What one worker may use. Not part of a run's identity."""
+    """The resources that one worker may use. They are not part of a run's identity."""
 
     cpu: int = Field(1, ge=1, le=1024, description="cores, and threads of torch")
     gpu: Number = Field(0.0, ge=0, le=64, description="GPUs per worker; a fraction shares one")
@@ -115,7 +116,7 @@ class ResourcesConfig(Section):
 
 
 class StorageConfig(Section):
-    """Where the nodes of a cluster share files. Not part of a run's identity."""
+    """The place where the nodes of a cluster share files. It is not part of a run's identity."""
 
     path: str | None = Field(
         None, description="folder or URL (s3://, gs://, file://) that all nodes see; none: ERAT_HOME, seen by all"
@@ -124,7 +125,11 @@ class StorageConfig(Section):
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
-        """Workers run in folders of their own."""
+        """Make a folder's path absolute, because workers run in other folders, and check a URL.
+
+        Raises:
+            UserError: the URL is malformed or names no bucket or host.
+        """
         if not path:
             return None
         if "://" not in path:
@@ -138,7 +143,7 @@ class StorageConfig(Section):
         return path
 
 
-# Settings of place and machine: the same experiment elsewhere has the same identity.
+# Settings of paths and machines: the same experiment in another place has the same identity.
 _NOT_IDENTITY = (
     "data.root",
     "data.download",
@@ -150,15 +155,16 @@ _NOT_IDENTITY = (
 )
 
 
-# Other names for keys.
+# Alternative name of a key -> the key.
 _ALSO = {"train.gpus_per_worker": "resources.gpu"}
 
-# Keys that came later. At these values a run is what it was before them, and keeps its name.
+# Keys that were added later, with the values at which a run is the same as before they existed. With these values they
+# are left out of the identity, so that earlier runs keep their digests.
 _LATER = {"train.accumulate": 1, "train.lr_rule": "fixed", "train.lr_batch": 64}
 
 
 class RunConfig(Section):
-    """Everything that decides one run ("cell")."""
+    """The complete configuration of one run."""
 
     preset: str = "paper"
     data: DataConfig = DataConfig()
@@ -205,7 +211,11 @@ class RunConfig(Section):
         return self
 
     def _check_parts(self) -> None:
-        """A batch must come apart evenly, on as many workers as there may be."""
+        """Check that a batch divides evenly among every possible number of workers.
+
+        Raises:
+            UserError: it does not, or `resources.min_workers` exceeds `train.workers`.
+        """
         train, fewest = self.train, self.resources.min_workers or self.train.workers
         if train.batch_size % (train.workers * train.accumulate):
             times = f" times train.accumulate ({train.accumulate})" if train.accumulate > 1 else ""
@@ -222,10 +232,10 @@ class RunConfig(Section):
                 )
 
     def with_seed(self, seed: int) -> RunConfig:
-        """The same run with another seed of training.
+        """Return the configuration of the same run with another training seed.
 
         Raises:
-            UserError: not a seed.
+            UserError: `seed` is not a valid seed.
         """
         try:
             train = TrainConfig.model_validate(self.train.model_dump() | {"seed": seed})
@@ -234,13 +244,13 @@ class RunConfig(Section):
         return self.model_copy(update={"train": train})
 
     def flat(self) -> dict[str, Any]:
-        """Dotted keys to plain values, in a fixed order."""
+        """Return all dotted keys with their plain values, in a fixed order."""
         return _flatten(self.model_dump(mode="json"))
 
     def identity(self) -> dict[str, Any]:
-        """The dotted keys that make this run what it is: all but paths, devices and the preset's name.
+        """Return the dotted keys and values that identify this run: all but paths, devices and the preset's name.
 
-        Without `data.fingerprint` it is no run's: nothing is trained or recorded under it.
+        Without `data.fingerprint` the identity is incomplete, and nothing is trained or recorded under it.
         """
         reference = DATASETS.facts(self.data.name).fingerprint
         later = _LATER if reference is None else _LATER | {"data.fingerprint": reference}
@@ -252,30 +262,31 @@ class RunConfig(Section):
 
     @property
     def identified(self) -> bool:
-        """Whether it is said which images these are (`erat.data.fingerprint`), without which no run may begin."""
+        """Return whether the fingerprint of the images (`erat.data.fingerprint`) is set, as every run requires."""
         return self.data.fingerprint is not None
 
     def digest(self) -> str:
-        """16 hex digits that name this run."""
+        """Return the 16 hex digits that identify this run."""
         return content_digest(self.identity())
 
 
 def content_digest(content: Any) -> str:
-    """16 hex digits over a JSON-like value, independent of key order."""
+    """Return 16 hex digits of the SHA-256 of a JSON-like value; the order of keys does not matter."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, quiet: bool = False) -> RunConfig:
-    """The configuration of one run.
+    """Return the configuration of one run.
 
     Args:
-        preset: name of the values to start from ("demo", "paper").
-        overrides: dotted key -> value, strings being read as their field wants them ("8/255").
-        quiet: give no warning of a key that this run has no use for; it may be meant for others of the same sweep.
+        preset: the name of the preset whose values are the starting point ("demo", "paper", "official").
+        overrides: dotted key -> value; strings are converted to the type of their field ("8/255" to a number).
+        quiet: do not warn of keys that this run does not use, which may be meant for other runs of the same study.
 
     Raises:
-        UserError: unknown preset, key or name, or a value out of range: what, got, allowed.
+        UserError: the preset, a key or a name is unknown, or a value is out of range; the message says what is wrong,
+            what was given and what is allowed.
     """
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
@@ -287,7 +298,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
             overrides = {key if given == also else given: value for given, value in overrides.items()}
     values = PRESETS[preset](overrides) | overrides
     defense = str(values.get("defense.name", "erat"))
-    # A preset speaks for every defense; what the chosen one lacks is not meant for it.
+    # A preset has values for every defense; keys that the chosen one lacks are meant for others.
     mine = {key: value for key, value in values.items() if has_key(key, defense)}
     for key in overrides:
         if key not in mine:
@@ -296,7 +307,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
         config = RunConfig.model_validate(_nest(mine | {"preset": preset}))
     except ValidationError as error:
         raise UserError(first_error(error)) from error
-    except TypeError as error:  # a list from YAML, say, where a default is looked up by name
+    except TypeError as error:  # for instance a list from YAML where a name is needed to look up a default
         raise UserError(f"a value is of the wrong kind: {error}") from error
     if not quiet:
         for key in _unused(config, overrides):
@@ -311,7 +322,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
 
 
 def _unused(config: RunConfig, overrides: Mapping[str, Any]) -> list[str]:
-    """What was asked of a corruption that has no use for it, and was dropped."""
+    """Return the keys of the overrides that were dropped because the configured corruption does not use them."""
     none = {"corruption.share": config.corruption.data, "corruption.rate": config.corruption.labels}
     flat = config.flat()
     return [
@@ -328,7 +339,7 @@ def _corruption_words(config: RunConfig) -> str:
 
 
 def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
-    """An error for a dotted key that does not exist: near matches, and what its section does have."""
+    """Return the error for a dotted key that does not exist, with near matches and the keys that its section has."""
     section = key.split(".")[0] + "."
     whole = [name for name in allowed if name.partition(".")[2] == key]
     near = whole or get_close_matches(key[:100], allowed, n=3, cutoff=0.6)
@@ -340,7 +351,7 @@ def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
 
 @cache
 def known_keys(defense: str) -> tuple[str, ...]:
-    """All dotted keys of a configuration with this defense or variant of one, and with any data corruption."""
+    """Return all dotted keys of a configuration with this defense or variant, and with any data corruption."""
     corruption = list(CorruptionOptions().model_dump())
     corruption += [key for kind in CORRUPTIONS.names() for key in corruption_options(kind).own_keys()]
     sections: dict[str, Iterable[str]] = {name: _fields(name) for name in RunConfig.model_fields}
@@ -350,12 +361,12 @@ def known_keys(defense: str) -> tuple[str, ...]:
 
 
 def all_keys() -> list[str]:
-    """Return the dotted keys that a configuration with some defense has, sorted."""
+    """Return the dotted keys that a configuration with any of the defenses can have, sorted."""
     return sorted({key for defense in DEFENSES.names() for key in known_keys(defense)})
 
 
 def has_key(key: str, defense: str) -> bool:
-    """Whether a dotted key is among `known_keys`; a part that must be loaded for its options is asked last."""
+    """Return whether a dotted key is among `known_keys`; parts that must be loaded for their options are asked last."""
     section, _, name = key.partition(".")
     if section == "defense":
         return name in fields_of(DEFENSES.options(registered(defense)))
@@ -363,9 +374,10 @@ def has_key(key: str, defense: str) -> bool:
 
 
 def field_of(key: str, defense: str, corruption: str = "none") -> FieldInfo | None:
-    """Return the field behind a dotted key, of this defense or data corruption or, without one, of the first that has.
+    """Return the field of a dotted key, or None if no configuration has such a key.
 
-    None where no configuration has such a key. A part that must be loaded for its options is asked last.
+    If the given defense or data corruption lacks the key, the field is that of the first one that has it. Parts that
+    must be loaded for their options are asked last.
     """
     section, _, name = key.partition(".")
     if section == "corruption":
@@ -378,14 +390,14 @@ def field_of(key: str, defense: str, corruption: str = "none") -> FieldInfo | No
 
 
 def _fields(section: str) -> Mapping[str, FieldInfo]:
-    """The fields of a section that is the same in all configurations; none of what is no section."""
+    """Return the fields of a section that is the same in all configurations; empty if it is not a section."""
     sections = fields_of(RunConfig)
     kind = sections[section].annotation if section in sections else None
     return fields_of(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read back a configuration that `model_dump_json` wrote."""
+    """Read a configuration that `model_dump_json` wrote."""
     return RunConfig.model_validate_json(path.read_text())
 
 
@@ -413,12 +425,18 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(defense: Mapping[str, Any]) -> DefenseOptions:
-    """The options of the named defense."""
+    """Return the validated options of the named defense."""
     return _validated(DEFENSES.options(str(defense.get("name", "erat"))), defense, "defense")
 
 
 def _validated(options: type[S], values: Mapping[str, Any], section: str) -> S:
-    """Options of a part. Their errors are worded here: inside a validator they lose the key's path."""
+    """Return the validated options of a part.
+
+    The error message is composed here because inside a validator it would lose the section of the key.
+
+    Raises:
+        UserError: a value is invalid.
+    """
     try:
         return options.model_validate(dict(values))
     except ValidationError as error:
@@ -426,7 +444,7 @@ def _validated(options: type[S], values: Mapping[str, Any], section: str) -> S:
 
 
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
-    """Of a dictionary of plain values and of sections with plain values."""
+    """Return the dotted keys of a dictionary that holds plain values and sections of plain values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
@@ -445,7 +463,14 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_error(error: ValidationError, section: str = "") -> str:
-    """What, got and allowed of the first problem, of a key of `section`; a UserError inside keeps its own words."""
+    """Return one line about the first problem of a validation error: the key, what is allowed and what was given.
+
+    If the problem is a UserError, its own message is returned.
+
+    Args:
+        error: the validation error.
+        section: the section that was validated, which becomes the first part of the key; "": the whole configuration.
+    """
     first = error.errors()[0]
     inner = first.get("ctx", {}).get("error")
     if isinstance(inner, UserError):

@@ -1,4 +1,4 @@
-"""What a configuration leaves open, and the data set or the corruption decides; what has no use there is dropped."""
+"""Fill in the open values of a configuration that the data set or the corruption decides, and drop unused ones."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ from erat.registry import CORRUPTIONS
 
 
 def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> None:
-    """What follows from the kind of data corruption. A key that it does not use must not make two sets of one."""
+    """Fill in, in place, the values that follow from the kind of data corruption.
+
+    Keys that the kind does not use are dropped or set to none, so that they do not make two crafted sets out of one.
+
+    Args:
+        corruption: the values of the `corruption` section.
+        epsilon: the customary budget of each norm in pixel units of 1.0.
+
+    Raises:
+        UserError: the kind is unknown, or does not support a value.
+    """
     name = str(corruption.get("data", "none"))
     options = corruption_options(name)
-    # What only other kinds may be told; a key that no kind knows stays, and is refused.
+    # Drops options of other kinds only; a key that no kind knows stays and is refused later.
     for key in [key for key in corruption if key not in fields_of(options) and corruption_field(key) is not None]:
         del corruption[key]
     if name == "none":
@@ -43,7 +53,7 @@ def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> Non
 
 
 def corruption_options(kind: str) -> type[CorruptionOptions]:
-    """What a kind of data corruption may be told, or "none".
+    """Return the class of the options of a kind of data corruption, or of "none".
 
     Raises:
         UserError: there is no such kind.
@@ -52,9 +62,9 @@ def corruption_options(kind: str) -> type[CorruptionOptions]:
 
 
 def corruption_field(key: str, kind: str = "none") -> FieldInfo | None:
-    """Return the field `corruption.KEY` of this kind or, where it has none so called, of the first that has.
+    """Return the field `corruption.KEY` of this kind or, if it has no such key, of the first kind that has it.
 
-    None where no kind has such a key. A kind that must be loaded for its options is asked last.
+    Returns None if no kind has such a key. Kinds that must be loaded for their options are asked last.
     """
     mine = fields_of(CORRUPTIONS.known(kind).Options if kind in CORRUPTIONS else CorruptionOptions).get(key)
     if mine is not None:
@@ -64,7 +74,11 @@ def corruption_field(key: str, kind: str = "none") -> FieldInfo | None:
 
 
 def fill_labels(corruption: dict[str, Any]) -> None:
-    """What follows from the kind of label corruption."""
+    """Fill in, in place, the values of the `corruption` section that follow from the kind of label corruption.
+
+    Raises:
+        UserError: the kind needs a file or a rate that is not given.
+    """
     name = str(corruption.get("labels", "none"))
     human = name.startswith("human-") and name in get_args(LabelKind)
     if human and not corruption.get("labels_file"):
@@ -83,22 +97,26 @@ def fill_labels(corruption: dict[str, Any]) -> None:
 
 
 def _fill_digest(corruption: dict[str, Any], key: str) -> None:
-    """The content of a file beside its path; one that is known already (from a stored configuration) is kept."""
+    """Add the digest of a file next to its path; a digest that is already given (in a stored configuration) is kept."""
     path = corruption.get(key)
     if path is None:
         corruption[f"{key}_digest"] = None
         return
     if corruption.get(f"{key}_digest") is None:
         corruption[f"{key}_digest"] = file_digest(Path(str(path)), f"corruption.{key}")
-    # Absolute, since workers run elsewhere.
+    # The path is made absolute because workers run in other folders.
     corruption[key] = str(user_path(str(path), f"corruption.{key}"))
 
 
 def file_digest(path: Path, what: str) -> str:
-    """16 hex digits over a file's content.
+    """Return 16 hex digits of the SHA-256 of a file's content.
+
+    Args:
+        path: the file.
+        what: the key that names the file, for the error message.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         with open_regular(user_path(path, what)) as file:
@@ -110,5 +128,5 @@ def file_digest(path: Path, what: str) -> str:
 
 
 def _plain(path: Path) -> str:
-    """A path in one line of a message, control characters escaped."""
+    """Return a path for a one-line message, with control characters escaped."""
     return shown(str(path), 300)[1:-1]

@@ -1,4 +1,4 @@
-"""What options are made of: the base of every section of a configuration, and numbers within bounds."""
+"""Define the base classes of options: sections of a configuration, bounded numbers, and options shared by all parts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _FRACTION = re.compile(r"\s*([-+]?[\d.]+)\s*/\s*(\d+)\s*")
 
 
 def parse_fraction(value: object) -> object:
-    """Read "8/255" as a number; leave everything else to the field's own type."""
+    """Convert a fraction such as "8/255" to a number; return any other value unchanged for the field's own type."""
     if isinstance(value, str) and (match := _FRACTION.fullmatch(value)):
         try:
             return float(match[1]) / int(match[2])
@@ -52,7 +52,7 @@ def parse_fraction(value: object) -> object:
     return value
 
 
-MOST = 1e6  # no number of a configuration is larger; beyond it steps and weights leave what float32 can hold
+MOST = 1e6  # bound on the numbers of a configuration; beyond it steps and weights overflow float32
 
 
 MOST_WORKERS = 4096
@@ -65,7 +65,7 @@ SEEDS = 2**63
 
 
 def _within_bounds(value: float) -> float:
-    """Refuse what is finite and still beyond every use; "finite" is said first where a number is not."""
+    """Return the value, or refuse it if its magnitude exceeds `MOST`; infinite values are refused before this check."""
     if abs(value) > MOST:
         raise PydanticCustomError("out_of_bounds", f"Input should be between -{MOST:g} and {MOST:g}")
     return value
@@ -79,18 +79,18 @@ Epoch = Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
 
 _FREE = "free"
 T = TypeVar("T")
-# An option that changes what a run learns and not what it costs: neither its time nor its memory depends on the value.
+# The type of an option that changes what a run learns but not its cost: neither time nor memory depends on its value.
 Free = Annotated[T, _FREE]
 
 
 class Section(BaseModel):
-    """A part of the configuration: frozen, and closed to unknown keys."""
+    """The base of every section of a configuration: immutable, and refusing unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Describe a field of which a subclass changes the default alone as its base does."""
+        """Copy the description of a field from the base class where a subclass changes only its default."""
         for name, field in cls.model_fields.items():
             fields = (getattr(base, "model_fields", {}) for base in cls.__mro__[1:])
             bases = (found[name] for found in fields if name in found)
@@ -99,12 +99,12 @@ class Section(BaseModel):
 
 @cache
 def fields_of(section: type[BaseModel]) -> Mapping[str, FieldInfo]:
-    """Return the fields of a section by their names: as `model_fields`, which takes its time at each look."""
+    """Return the fields of a section by name, from a cache, because each access to `model_fields` is slow."""
     return section.model_fields
 
 
 class DataConfig(Section):
-    """Which images."""
+    """The choice of the images."""
 
     name: str = Field("cifar10", description="data set; folder: images of one's own")
     root: str | None = Field(None, description="folder or file that holds the data set (not for mnist)")
@@ -118,19 +118,19 @@ class DataConfig(Section):
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: str | None) -> str | None:
-        """Workers run in folders of their own."""
+        """Make the path absolute, because workers run in other folders."""
         return str(user_path(root, "data.root")) if root else None
 
 
-# Options of the first kinds of data corruption. Every configuration names them, as none where its kind lacks them: runs
-# are known by that.
+# Options of the first kinds of data corruption. Every configuration contains them, as none where its kind lacks them,
+# because the digests of earlier runs include them.
 EVERYWHERE = ("steps", "attack", "width", "lr")
 
 
 class CorruptionOptions(Section):
-    """What is done to the training images and labels before anyone trains; each kind of data corruption adds its keys.
+    """The corruption of the training images and labels; each kind of data corruption adds its own keys.
 
-    What a kind adds may be given as none, which stands for its default.
+    A key that a kind adds may be given as none, which means its default.
     """
 
     data: str = Field("none", description="perturbation of the training images (poison)")
@@ -163,7 +163,7 @@ class CorruptionOptions(Section):
         return [key for key in fields_of(cls) if key not in fields_of(CorruptionOptions)]
 
     def own(self) -> dict[str, Any]:
-        """Return what these fields say."""
+        """Return the values of the fields that this kind of data corruption adds, by name."""
         return {key: getattr(self, key) for key in self.own_keys()}
 
     @model_validator(mode="before")
@@ -176,7 +176,7 @@ class CorruptionOptions(Section):
 
     @model_serializer(mode="wrap")
     def _as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write the keys in the order in which they have always stood, those of `EVERYWHERE` with them."""
+        """Write the keys in their order of earlier versions, including all those of `EVERYWHERE`."""
         values = handler(self)
         options = {key: values.pop(key, None) for key in EVERYWHERE}
         names = list(values)
@@ -186,12 +186,14 @@ class CorruptionOptions(Section):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a defense's open keys are filled from.
+    """The values from which the open keys of a defense are filled.
 
     Attributes:
-        data: name of the data set; epsilon, policy: customary for it.
-        norm: of the data corruption, none without one.
-        labels: kind of label corruption.
+        data: the name of the data set.
+        epsilon: the customary budget of the data set for each norm, in pixel units of 1.0.
+        policy: the customary AutoAugment policy of the data set.
+        norm: the norm of the data corruption; none: there is no data corruption.
+        labels: the kind of label corruption.
     """
 
     data: str
@@ -202,7 +204,7 @@ class Setting:
 
 
 class DefenseOptions(Section):
-    """What every defense is told; each defense adds its own keys."""
+    """The options of every defense; each defense adds its own keys."""
 
     name: str = Field(description="defense, or a variant of one")
     squeeze: Literal["none", "jpeg", "grayscale", "bits"] = Field(
@@ -213,19 +215,20 @@ class DefenseOptions(Section):
 
     @classmethod
     def free(cls) -> set[str]:
-        """Return the names of the options that cost nothing (`Free`); by all others a run's time may differ."""
+        """Return the names of the options that do not affect a run's cost (`Free`); all others may affect its time."""
         return {key for key, field in fields_of(cls).items() if _FREE in field.metadata}
 
     def fill(self, setting: Setting) -> dict[str, Any]:
-        """Values for the keys left open (none)."""
+        """Return values for the keys that are left open (none)."""
         return {}
 
     def check(self, workers: int) -> None:
-        """Refuse what does not go together.
+        """Refuse combinations of values that are not possible.
 
         Args:
-            workers: data-parallel workers of the run.
+            workers: the number of shares into which a batch is divided: data-parallel workers times accumulated parts.
 
         Raises:
-            UserError: what, got, allowed.
+            UserError: a combination is not possible; the message says what is wrong, what was given and what is
+                allowed.
         """

@@ -1,7 +1,7 @@
-"""Find the parts that other packages bring: entry points of the group `erat.plugins`, loaded once, when needed.
+"""Load the parts that other packages provide as entry points of the group `erat.plugins`, once, when they are needed.
 
 An entry point names a module, which registers its parts when it is imported (`erat.registration`), or a function that
-registers them when it is called. A plugin that fails is warned of in one line; everything else goes on without it.
+registers them when it is called. If a plugin fails, a one-line warning is given and everything else works without it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ GROUP = "erat.plugins"
 _lock = threading.RLock()
 _waiting: list[tuple[str, Callable[[], object]]] = []
 _found, _loading = False, False
-faults: list[str] = []  # of the plugins that failed, a line each
+faults: list[str] = []  # one line for each plugin that failed
 
 
 def load() -> None:
-    """Load what is installed and what was asked for with `expect`; what was loaded before is not loaded again."""
+    """Load the installed plugins and the loaders given to `expect` that have not been loaded yet."""
     global _found, _loading
     with _lock:
-        if _loading:  # a plugin that asks for a name while it registers its own
+        if _loading:  # a plugin looked up a name while it registered its parts
             return
         _loading = True
         try:
             if not _found:
-                from importlib.metadata import entry_points  # loads more than the rest of this file
+                from importlib.metadata import entry_points  # imported here because it loads slowly
 
                 _found = True
                 for point in entry_points(group=GROUP):
@@ -45,17 +45,18 @@ def load() -> None:
 
 
 def expect(origin: str, loader: Callable[[], object]) -> None:
-    """Call `loader`, which registers parts, when next a name is looked for that is not known.
+    """Call `loader` the next time that an unknown name is looked up.
 
     Args:
-        origin: what is loaded, for the warning if it fails.
+        origin: a description of what is loaded, for the warning if it fails.
+        loader: registers parts.
     """
     with _lock:
         _waiting.append((origin, loader))
 
 
 def loading() -> bool:
-    """Whether a plugin is being loaded: what is registered now comes with it, in every process."""
+    """Return whether a plugin is being loaded; every process that loads it gets the parts that it registers."""
     return _loading
 
 
@@ -68,7 +69,7 @@ def _enter(point: EntryPoint) -> None:
 def _attempt(origin: str, loader: Callable[[], object]) -> None:
     try:
         loader()
-    except Exception as error:  # whatever code of others raises
+    except Exception as error:  # code of other packages may raise any error
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         faults.append(f"the {origin} could not be loaded ({reason})")
         warnings.warn(f"{faults[-1]}; its parts are missing", stacklevel=2)

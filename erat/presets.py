@@ -1,7 +1,9 @@
-"""Named starting points. `demo` runs in minutes on a laptop; `paper` is the paper's setting; `official` is the paper's
-data with the network and the schedule that each defense was published with.
+"""Presets: named starting points of configurations.
 
-A preset is a function of the overrides, since a few of its values depend on the data set that the user names.
+`demo` runs in minutes on a laptop; `paper` is the paper's setting; `official` combines the paper's data with the
+network and the schedule with which each defense was published.
+
+A preset is a function of the overrides, because a few of its values depend on the data set that the user chooses.
 """
 
 from __future__ import annotations
@@ -13,7 +15,11 @@ Values = dict[str, Any]
 
 
 def demo(overrides: Mapping[str, Any]) -> Values:
-    """Real MNIST digits at 14 x 14, a class-wise poison that strong views do not wash out, 60 % wrong labels."""
+    """Return the values of a demonstration.
+
+    It uses real MNIST digits at 14 x 14 pixels, a class-wise poison that strong views do not remove, and 60 % wrong
+    labels.
+    """
     values: Values = {
         "data.name": "mnist",
         "model.name": "small",
@@ -39,7 +45,8 @@ def demo(overrides: Mapping[str, Any]) -> Values:
     return values
 
 
-# Where the digits' customary budget leaves plain training too good for a demonstration.
+# Larger budgets for the poisons with which, at the customary budget of the digits, plain training is still too accurate
+# for a demonstration.
 _DIGITS: dict[str, Values] = {
     "uhp": {"corruption.norm": "l2", "corruption.epsilon": 1.25},
     "urp": {"corruption.norm": "l2", "corruption.epsilon": 2.0},
@@ -47,12 +54,12 @@ _DIGITS: dict[str, Values] = {
 }
 
 
-# Epochs of warm-up per data set; the paper leaves Tiny-ImageNet's unsaid.
+# Epochs of warm-up per data set; the paper does not state that of Tiny-ImageNet.
 _WARMUP = {"cifar10": 10, "cifar100": 30, "tiny-imagenet": 15}
 
 
 def paper(overrides: Mapping[str, Any]) -> Values:
-    """CIFAR-10, ResNet-34, SGD 0.05, 100 epochs (Sec. IV-B of the paper)."""
+    """Return the paper's setting: CIFAR-10, ResNet-34, SGD with learning rate 0.05, 100 epochs (its Sec. IV-B)."""
     data = str(overrides.get("data.name", "cifar10"))
     return {
         "data.name": data,
@@ -65,7 +72,8 @@ def paper(overrides: Mapping[str, Any]) -> Values:
     }
 
 
-# Network and schedule in the authors' own code. Those without an entry (CE, MSPL, ERAT) have the paper's.
+# Network and schedule in the code of each defense's authors. Defenses without an entry (CE, MSPL, ERAT) use those of
+# the paper.
 _PUBLISHED_WITH: dict[str, Values] = {
     "at": {
         "model.name": "vgg16",
@@ -81,7 +89,7 @@ _PUBLISHED_WITH: dict[str, Values] = {
         "train.lr": 0.1,
         "train.schedule": "cosine",
     },
-    # Its Adam, and its network of nine convolutions, are not to be had here: SGD at the paper's rate stands in.
+    # DAT's Adam and its network of nine convolutions are not available here; SGD at the paper's rate replaces them.
     "dat": {
         "model.name": "resnet18",
         "train.batch_size": 128,
@@ -108,7 +116,10 @@ _PUBLISHED_WITH: dict[str, Values] = {
 
 
 def official(overrides: Mapping[str, Any]) -> Values:
-    """The paper's data and corruption, each defense as its own authors trained it. No table mixes it with `paper`."""
+    """Return the paper's data and corruption with each defense trained as by its own authors.
+
+    No table mixes runs of this preset with runs of `paper`.
+    """
     return paper(overrides) | _PUBLISHED_WITH.get(str(overrides.get("defense.name", "erat")), {})
 
 

@@ -1,7 +1,7 @@
-"""Register parts of one's own under names that a configuration can choose: defenses, corruptions, data sets, backbones.
+"""Register your own defenses, corruptions, data sets and backbones under names that a configuration can choose.
 
 Each function is a decorator, `@register_defense("mine")`, or is called with the part, `register_defense("mine", Mine)`.
-The part may also be given as "package.module:attribute": it is then imported when a run first asks for it.
+The part may also be given as "package.module:attribute"; it is then imported when a run first needs it.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def register_defense(name: str, part: Any = None, *, known: str | None = None, r
     """Register a subclass of `Defense` as `defense.name=NAME`; its `Options` are the keys `defense.*`.
 
     Args:
-        name: lower-case letters, digits, "_" and "-", at most 60.
-        part: the class, or "module:attribute"; none: to be decorated.
-        known: of a part given as "module:attribute", where its `Options` are, likewise: who only reads configurations
-            then need not load the part, nor torch.
-        replace: take the place of a part of this name, as when a notebook's cell is run again.
+        name: the name: lower-case letters, digits, "_" and "-", beginning with a letter, at most 60 characters.
+        part: the class, or "module:attribute"; None: a decorator is returned.
+        known: for a part given as "module:attribute", the place of its `Options` in the same form, so that a program
+            that only reads configurations need load neither the part nor torch.
+        replace: replace an existing part of this name, for instance when a notebook cell is run again.
 
     Returns:
-        The part as given, or the decorator.
+        The part as it was given, or the decorator.
 
     Raises:
-        UserError: a name that is taken or that is none, or a class that is no defense of this name.
+        UserError: the name is taken or malformed, or the class is not a defense of this name.
     """
     return _register(DEFENSES, name, part, _check_defense, replace, known)
 
@@ -66,8 +66,8 @@ def register_corruption(name: str, part: str, *, known: str | None = None, repla
 def register_corruption(name: str, part: Any = None, *, known: str | None = None, replace: bool = False) -> Any:
     """Register a `DataCorruption` as `corruption.data=NAME`: an object, or a class that is called without arguments.
 
-    Its `kind` must be the name, and is set to it where it has none. Arguments, result and errors as of
-    `register_defense`; `known` is an `erat.corruption.kinds.CorruptionKind`.
+    Its `kind` must be equal to the name, and is set to it if it has none. Arguments, result and errors are those of
+    `register_defense`; `known` is the place of an `erat.corruption.kinds.CorruptionKind`.
     """
     return _register(CORRUPTIONS, name, part, _made_corruption, replace, known)
 
@@ -81,8 +81,8 @@ def register_dataset(name: str, part: str, *, known: str | None = None, replace:
 def register_dataset(name: str, part: Any = None, *, known: str | None = None, replace: bool = False) -> Any:
     """Register an `ImageSource` as `data.name=NAME`: an object, or a class that is called without arguments.
 
-    It has `facts` (`SourceFacts`) and `load(config) -> (train, test)`, two `ImageSet`. Arguments, result and errors as
-    of `register_defense`; `known` are the facts.
+    It has `facts` (`SourceFacts`) and `load(config) -> (train, test)`, two `ImageSet`. Arguments, result and errors are
+    those of `register_defense`; `known` is the place of the facts.
     """
     return _register(DATASETS, name, part, _made_dataset, replace, known)
 
@@ -96,7 +96,7 @@ def register_backbone(name: str, part: str, *, replace: bool = False) -> str: ..
 def register_backbone(name: str, part: Any = None, *, replace: bool = False) -> Any:
     """Register a function (num_classes, channels, image_size) -> `nn.Module` as `model.name=NAME`.
 
-    The module takes float images (B, C, H, W), normalised, and gives logits (B, K). Arguments, result and errors as of
+    The module maps normalised float images (B, C, H, W) to logits (B, K). Arguments, result and errors are those of
     `register_defense`.
     """
     return _register(BACKBONES, name, part, _check_backbone, replace)
@@ -104,8 +104,8 @@ def register_backbone(name: str, part: Any = None, *, replace: bool = False) -> 
 
 @contextmanager
 def temporary_registrations() -> Iterator[None]:
-    """Undo at the end of the block what was registered in it, for tests."""
-    plugins.load()  # or their parts would go with the block, and never come again
+    """Undo, at the end of a `with` block, all registrations made in it; for tests."""
+    plugins.load()  # plugins loaded inside the block would lose their parts at its end and never be loaded again
     tables = ("_targets", "_places", "_loaded", "_added")
     before = {one: {table: dict(getattr(one, table)) for table in tables} for one in REGISTRIES.values()}
     try:
@@ -124,7 +124,7 @@ def _register(
     replace: bool,
     known: str | None = None,
 ) -> Any:
-    """Add what `made` makes of the part, or return the decorator that does."""
+    """Register the object that `made` makes of the part, or return the decorator that does so."""
     if not (isinstance(name, str) and _NAME.fullmatch(name)) or name == "none":
         raise UserError(
             f"the name of a {registry.kind} must be lower-case letters, digits, '_' and '-', beginning with a letter, "

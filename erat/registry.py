@@ -1,11 +1,11 @@
-"""Names for the parts that a configuration chooses: data sets, corruptions, defenses, backbones.
+"""Map names to the parts that a configuration chooses: data sets, corruptions, defenses, backbones.
 
-An entry is a line `name -> "module:attribute"`. It is imported when it is asked for, so listing names costs nothing
-and a part that nobody uses is never loaded. What a configuration must know of a part (a defense's options, a data set's
-facts, the kind of a corruption) may have a place of its own beside it, in a module without torch: whoever only reads
-configurations then need not load the part, which takes seconds. Without such a place the part itself is asked.
-Other packages add parts of their own (`erat.registration`); their plugins are loaded when all names are listed, or one
-is not known.
+An entry is a line `name -> "module:attribute"`. It is imported when it is first used, so listing names costs nothing
+and an unused part is never loaded. The knowledge of a part that a configuration needs (the options of a defense, the
+facts of a data set, the kind of a corruption) may be in a separate module without torch. A program that only reads
+configurations then does not load the part, which takes seconds. Without such a module, the part itself is loaded.
+Other packages can add their own parts (`erat.registration`); their plugins are loaded when all names are listed, or
+when a name is unknown.
 """
 
 from __future__ import annotations
@@ -34,26 +34,30 @@ class Registry(Generic[T]):
     """A typed table of named parts.
 
     Args:
-        kind: what the parts are, for error messages ("defense").
-        entries: name -> "module:attribute", or that and the place of what a configuration must know of it.
+        kind: the word for a part in error messages ("defense").
+        entries: name -> "module:attribute" of the part, or a pair of that and the "module:attribute" of the knowledge
+            that a configuration needs of it.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, str | tuple[str, str]]) -> None:
         self.kind = kind
         self._targets: dict[str, str] = {}
-        self._places: dict[str, str] = {}  # of what may be known without loading the part
+        self._places: dict[str, str] = {}  # the places of the knowledge for which no part is loaded
         self._loaded: dict[str, T] = {}
-        self._asides: dict[str, Any] = {}  # what lay at these places
-        self._added: dict[str, str | T] = {}  # by the running program itself: a plugin is found by every process
+        self._asides: dict[str, Any] = {}  # the objects at these places
+        self._added: dict[str, str | T] = {}  # without the parts of plugins, which every process finds by itself
         for name, target in entries.items():
             self.add(name, *([target] if isinstance(target, str) else target))
         self._added.clear()
 
     def add(self, name: str, target: str | T, known: str | None = None) -> None:
-        """Register one more part, by "module:attribute" or as the object itself.
+        """Register a part.
 
         Args:
-            known: "module:attribute" of what a configuration must know of it; None: the part is asked.
+            name: the name of the part.
+            target: the part as "module:attribute" or as the object itself.
+            known: "module:attribute" of the knowledge that a configuration needs of the part; None: the part itself
+                is asked.
 
         Raises:
             UserError: the name is taken.
@@ -71,18 +75,18 @@ class Registry(Generic[T]):
             self._added[name] = target
 
     def remove(self, name: str) -> None:
-        """Take out a part that is there."""
+        """Remove a registered part."""
         del self._targets[name]
         self._places.pop(name, None)
         self._loaded.pop(name, None)
         self._added.pop(name, None)
 
     def added(self) -> dict[str, str | T]:
-        """What the running program registered by itself, as it was given to `add`; other processes lack it."""
+        """Return the parts that this program registered itself, as given to `add`; other processes do not have them."""
         return dict(self._added)
 
     def names(self) -> list[str]:
-        """All registered names, sorted."""
+        """Return all registered names, sorted."""
         plugins.load()
         return sorted(self._targets)
 
@@ -92,10 +96,10 @@ class Registry(Generic[T]):
         return name in self._targets
 
     def __getitem__(self, name: str) -> T:
-        """The part called `name`.
+        """Return the part with this name.
 
         Raises:
-            UserError: no such name; the message lists near matches.
+            UserError: there is no such name; the message lists near matches.
         """
         self.require(name)
         if name not in self._loaded:
@@ -103,17 +107,20 @@ class Registry(Generic[T]):
         return self._loaded[name]
 
     def by_weight(self) -> list[str]:
-        """All registered names, sorted; last those of parts that must be loaded for what is to be known of them."""
+        """Return all registered names, sorted, with the parts that must be loaded for knowledge of them at the end."""
         return sorted(self.names(), key=lambda name: name not in self._places and name not in self._loaded)
 
     def require(self, name: str) -> None:
-        """Check that there is such a part, without loading it. Raises as `__getitem__`."""
+        """Check that there is a part with this name, without loading it. Raises as `__getitem__`."""
         if name not in self:
             missing = unknown_name(self.kind, name, self._targets)
             raise UserError("; ".join([str(missing), *plugins.faults]))
 
     def _known(self, name: str, ask: Callable[[Any], Any]) -> Any:
-        """What a configuration must know of a part: from its own place or, without one, by asking the part."""
+        """Return the knowledge that a configuration needs of a part.
+
+        It is read from its separate place; if there is none, the part is loaded and `ask` takes it from the part.
+        """
         self.require(name)
         if name not in self._places:
             return ask(self[name])
@@ -139,7 +146,7 @@ class DataSets(Registry[T]):
     """Data sets by name."""
 
     def facts(self, name: str) -> SourceFacts:
-        """What is known of a data set. Raises as `__getitem__`."""
+        """Return the facts of a data set. Raises as `__getitem__`."""
         facts: SourceFacts = self._known(name, lambda source: source.facts)
         return facts
 
@@ -148,7 +155,10 @@ class Corruptions(Registry[T]):
     """Data corruptions by name."""
 
     def known(self, name: str) -> CorruptionKind:
-        """What is known of a kind of data corruption, which need not be able to craft. Raises as `__getitem__`."""
+        """Return the description of a kind of data corruption, which need not be able to craft.
+
+        Raises as `__getitem__`.
+        """
         found = self._known(name, lambda corruption: corruption)
         kind: CorruptionKind = found() if isinstance(found, type) else found
         return kind
@@ -158,7 +168,7 @@ class Defenses(Registry[T]):
     """Defenses by name."""
 
     def options(self, name: str) -> type[DefenseOptions]:
-        """What a defense may be told. Raises as `__getitem__`."""
+        """Return the class of a defense's options. Raises as `__getitem__`."""
         options: type[DefenseOptions] = self._known(name, lambda defense: defense.Options)
         return options
 
@@ -201,7 +211,7 @@ DEFENSES: Defenses[type[Defense]] = Defenses(
     },
 )
 
-BackboneBuilder = Callable[[int, int, int], "nn.Module"]  # (num_classes, channels, image_size) -> network to logits
+BackboneBuilder = Callable[[int, int, int], "nn.Module"]  # (num_classes, channels, image_size) -> network with logits
 
 BACKBONES: Registry[BackboneBuilder] = Registry(
     "backbone",

@@ -1,4 +1,4 @@
-"""How a run ended, in figures."""
+"""The result of a run, in figures."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ R = TypeVar("R", bound="RunResult")
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended, or how far it is. Accuracies in [0, 1]; none where the run did not get so far.
+    """The result of a run, or its state so far. Accuracies are in [0, 1], and none where the run did not get so far.
 
     Attributes:
-        cell: digest of the run's configuration.
-        status: "done", "stopped" (early, on request) or "failed"; of a run that has not ended "running" or "queued".
-        epochs: done.
-        val_accuracy: of the last epoch; best_val_accuracy: the largest.
-        final_test_accuracy: clean test accuracy of the last epoch, the primary figure.
-        best_val_test_accuracy: clean test accuracy of the epoch with the best validation accuracy.
-        train_seconds: of training alone, over all restarts.
-        error: why it failed, in one line.
-        val_history: validation accuracy after each epoch.
-        device: what it was trained on, "cpu" or the name of a GPU; none in results of before this was written down.
+        cell: the digest of the run's configuration.
+        status: "done", "stopped" (early, on request) or "failed"; for a run that has not ended, "running" or "queued".
+        epochs: the number of epochs done.
+        val_accuracy: the validation accuracy of the last epoch.
+        best_val_accuracy: the largest validation accuracy of all epochs.
+        final_test_accuracy: the clean test accuracy of the last epoch, the primary figure.
+        best_val_test_accuracy: the clean test accuracy of the epoch with the best validation accuracy.
+        train_seconds: the seconds of training alone, over all restarts.
+        peak_memory_mb: the peak memory in units of 2**20 bytes: of tensors on a GPU, of the whole process on the CPU.
+        noise_rate: the realised share of wrong training labels.
+        checksum: the checksum of the poisoned images in the store.
+        error: the reason of a failure, in one line.
+        val_history: the validation accuracy after each epoch.
+        device: the device of the training, "cpu" or the name of a GPU; None in results from before it was recorded.
     """
 
     cell: str
@@ -43,15 +47,21 @@ class RunResult:
 
     @classmethod
     def of(cls: type[R], content: Mapping[str, Any]) -> R:
-        """Read back what was stored under the names of the fields; others are passed over."""
+        """Return the result stored in `content` under the names of the fields; other names are ignored."""
         return cls(**{entry.name: content[entry.name] for entry in fields(cls) if entry.name in content})
 
 
 def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> RunResult:
-    """Return the result that a run's epochs amount to."""
+    """Return the result of a run.
+
+    Args:
+        cell: the digest of the run's configuration.
+        status: as in `RunResult`.
+        rows: the figures of each epoch, in order.
+    """
     if not rows:
         return RunResult(cell, status)
-    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equals
+    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of several equal epochs
     return RunResult(
         cell,
         status,

@@ -1,4 +1,4 @@
-"""One run from its configuration to its result, in this process: plain PyTorch, without Ray, MLflow or a workspace."""
+"""Execute one run in this process, in plain PyTorch, without Ray, MLflow or a workspace."""
 
 from __future__ import annotations
 
@@ -38,27 +38,29 @@ def train(
     on_epoch: OnEpoch | None = None,
     progress: Progress = silent,
 ) -> RunResult:
-    """Craft the corrupted set if it is not there yet, train on it in this process, and judge by the clean test images.
+    """Train on the corrupted set, which is crafted first if necessary, and evaluate on the clean test images.
 
     >>> import erat
     >>> result = erat.train(erat.build("demo", {"defense.name": "ce", "train.epochs": 3}), folder="my-run")
     >>> result.final_test_accuracy
 
     Args:
-        config: of `build`; with `train.workers` of 1.
-        folder: for `config.json`, `checkpoint.pt` after each epoch, from which the same call goes on, and in the end
-            `model.pt`, the weights of the defense's networks. None: nothing is kept.
-        store: folder of crafted sets, which many runs may share; none: `crafted` in `folder`.
-        on_epoch: told the figures of all epochs after each one; false ends the run there, its status being "stopped".
-            After a restart it is told of the last epoch once more.
-        progress: told (what, done, total) while a set is crafted.
+        config: the configuration, from `build`, with `train.workers` of 1.
+        folder: the folder for `config.json`, for `checkpoint.pt`, which is written after each epoch and from which the
+            same call resumes, and finally for `model.pt`, the weights of the defense's networks. None: nothing is kept.
+        store: the folder of crafted sets, which many runs may share; None: `crafted` in `folder`.
+        on_epoch: called after each epoch with the figures of all epochs so far; if it returns false, the run ends with
+            the status "stopped". After a restart it is called for the last finished epoch again.
+        progress: called with (what, done, total) while a set is crafted.
 
     Returns:
-        Accuracies in [0, 1], times in seconds; `final_test_accuracy`, of the last epoch, is the primary figure.
+        The result, with accuracies in [0, 1] and times in seconds; `final_test_accuracy`, that of the last epoch, is
+        the primary figure.
 
     Raises:
-        UserError: the data cannot be had, a checkpoint in `folder` is of another run, or several workers are asked for.
-        TrainingFailedError: the loss left the finite numbers.
+        UserError: the data cannot be read, a checkpoint in `folder` belongs to another run, or several workers are
+            requested.
+        TrainingFailedError: the loss is no longer finite.
     """
     if config.train.workers > 1:
         raise UserError(
@@ -88,7 +90,10 @@ def train(
 
 @contextmanager
 def threads(config: RunConfig) -> Iterator[None]:
-    """Torch with `resources.cpu` threads, so that a run's sums are rounded alike wherever it is started from."""
+    """Let torch use `resources.cpu` threads within a `with` block.
+
+    The sums of a run are then rounded in the same way wherever it is started.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(config.resources.cpu)
     try:
@@ -98,12 +103,14 @@ def threads(config: RunConfig) -> Iterator[None]:
 
 
 class Training:
-    """A run under way, on this worker: its data and its trainer.
+    """A run under way on this worker: its data and its trainer.
 
     Args:
-        store: of crafted sets.
-        folder: where the checkpoint lives; none: no checkpoints.
-        ranks, told_to_leave: as of `Trainer`.
+        config: the run.
+        store: the store of crafted sets.
+        folder: the folder of the checkpoint; None: no checkpoints are written.
+        ranks, told_to_leave: as for `Trainer`.
+        progress: called with (what, done, total) while a set is crafted.
     """
 
     def __init__(
@@ -123,16 +130,17 @@ class Training:
         self.trainer = Trainer(config, self.data, ranks, folder, told_to_leave)
 
     def epochs(self) -> Iterator[tuple[list[EpochReport], bool]]:
-        """Train on to the last epoch; after each one yield (the figures of all epochs so far, whether it is a new one).
+        """Train up to the last epoch; after each, yield (the figures of all epochs so far, whether the epoch is new).
 
-        After a restart the last epoch is told again: its listener may have died before it could say "stop here".
+        After a restart the last finished epoch is yielded again, because the caller may have died before it could
+        decide to stop there.
         """
         known = len(self.trainer.history)
         for _ in chain(self.trainer.history[-1:], self.trainer.run()):
             yield self.trainer.history, len(self.trainer.history) > known
 
     def result(self, status: str) -> RunResult:
-        """Return what the run has come to."""
+        """Return the result of the run so far, with this status."""
         reached = summarise(self.config.digest(), status, [asdict(report) for report in self.trainer.history])
         return replace(
             reached,
@@ -144,12 +152,12 @@ class Training:
 
 
 def peak_memory_mb(config: RunConfig) -> float:
-    """Of tensors on a GPU; on the CPU of the whole process since it began."""
+    """Return the peak memory in units of 2**20 bytes: of tensors on a GPU, of the whole process on the CPU."""
     if choose_device(config).type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def device_kind(config: RunConfig) -> str:
-    """Return what a run computes on here: "cpu", or the GPU's name. Raises as `choose_device`."""
+    """Return the device on which a run computes here: "cpu" or the name of the GPU. Raises as `choose_device`."""
     return torch.cuda.get_device_name() if choose_device(config).type == "cuda" else CPU

@@ -1,6 +1,6 @@
-"""Names for defenses that are another one with a few settings changed: ERAT's ablations, and combinations of parts.
+"""Name variants of defenses, which differ in a few settings only: ERAT's ablations, and combinations of parts.
 
-`defense.name=erat_inf` reads as `defense.name=erat defense.norms=linf`, and is the same run.
+`defense.name=erat_inf` means `defense.name=erat defense.norms=linf` and is the same run.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Variant:
     """A named override.
 
     Attributes:
-        title: as tables write it.
-        defense: the registered defense.
-        options: its keys without `defense.`.
+        title: the name in tables.
+        defense: the name of the registered defense.
+        options: the changed settings: keys without the prefix `defense.`, with their values.
     """
 
     title: str
@@ -38,7 +38,7 @@ VARIANTS: dict[str, Variant] = {
     "erat_no_aug": Variant("ERAT w/o Aug", "erat", {"strong": False}),
     "erat_no_at": Variant("ERAT w/o AT", "erat", {"adversarial": False}),
     "erat_no_ss": Variant("ERAT w/o SS", "erat", {"selection": False}),
-    # Parts of several papers together; nobody published these
+    # Unpublished combinations of parts of several papers
     "at_dividemix": Variant("AT+DivideMix", "dividemix", {"adversarial": True}),
     "at_unicon": Variant("AT+UNICON", "unicon", {"adversarial": True}),
     "iss_dividemix": Variant("ISS+DivideMix", "dividemix", {"squeeze": "jpeg"}),
@@ -50,20 +50,20 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-_TITLES = {"dividemix": "DivideMix"}  # all others in capitals
-_AT = {"linf": "AT∞", "l2": "AT2"}  # where a table sets adversarial training's norm and does not leave it to the poison
+_TITLES = {"dividemix": "DivideMix"}  # the titles of all others are their names in capitals
+_AT = {"linf": "AT∞", "l2": "AT2"}  # titles where a table sets the norm of adversarial training itself
 
 
 def defense_names() -> list[str]:
-    """All that `defense.name` takes."""
+    """Return all names that `defense.name` accepts."""
     return [*DEFENSES.names(), *VARIANTS]
 
 
 def registered(name: str) -> str:
-    """The defense that a name stands for.
+    """Return the name of the registered defense that a name stands for.
 
     Raises:
-        UserError: neither a defense nor a variant; the message lists near matches.
+        UserError: the name is neither a defense nor a variant; the message lists near matches.
     """
     if name in DEFENSES:
         return name
@@ -73,10 +73,10 @@ def registered(name: str) -> str:
 
 
 def expand(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides in which no variant is named: its settings stand in its place, behind those that were given.
+    """Return the overrides with a variant's name replaced by its defense and settings; given settings take precedence.
 
     Raises:
-        UserError: as `registered`.
+        UserError: as for `registered`.
     """
     name = str(overrides.get("defense.name", "erat"))
     if registered(name) == name:
@@ -87,7 +87,7 @@ def expand(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def title_of(settings: Mapping[str, Any]) -> str | None:
-    """What tables call a flat configuration; none where it is no variant."""
+    """Return the title in tables of the variant that a flat configuration is; None if it is not a variant."""
     found = [
         variant.title
         for variant in VARIANTS.values()
@@ -98,10 +98,12 @@ def title_of(settings: Mapping[str, Any]) -> str | None:
 
 
 def defense_name(settings: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> str:
-    """Return what tables call the defense of a flat configuration: "CE", "ERAT w/o AT", "AT+UNICON", …
+    """Return the title in tables of a flat configuration's defense: "CE", "ERAT w/o AT", "AT+UNICON", …
 
     Args:
-        chosen: what was set for this run alone; a norm that AT was given, and did not take from the poison, is named.
+        settings: the flat configuration.
+        chosen: the settings that were chosen for this run itself; the title names the norm of AT if it is among them,
+            and not if AT takes it from the poison.
     """
     name = str(settings["defense.name"])
     plain = _TITLES.get(name, name.upper())

@@ -1,4 +1,4 @@
-"""Which versions of packages are installed here."""
+"""Look up the versions of installed packages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the version of each package; "absent" where it is not installed."""
+    """Return the version of each package by name; "absent" if it is not installed."""
     found = {}
     for package in packages:
         try:

@@ -20,15 +20,15 @@ from erat.corruption.samplewise import in_batches
 from erat.errors import UserError
 from erat.losses import label_loss
 
-TARGETS = 9  # other classes that the targeted attacks try, as published
-LEAST_CLASSES = 4  # the targeted attacks' loss compares four logits
+TARGETS = 9  # number of wrong classes that the targeted attacks try, as published
+LEAST_CLASSES = 4  # the loss of the targeted attacks compares four logits
 
 
 class AutoAttackPoison(kinds.AA, DataCorruption):
-    """APGD-CE, at its best loss (perturbs every image), or the published ensemble.
+    """AutoAttack as a poison: APGD-CE, which perturbs every image to its highest loss, or the published ensemble.
 
-    The ensemble (`corruption.attack=standard`: APGD-CE, APGD-T, FAB-T, Square) asks for a wrong answer and no more: an
-    image that the network gets wrong already, or that none of the four can turn, stays clean.
+    The ensemble (`corruption.attack=standard`: APGD-CE, APGD-T, FAB-T, Square) aims only at a wrong prediction: an
+    image that the network already misclassifies, or that none of the four attacks can change, stays clean.
     """
 
     def perturb(self, craft: Craft) -> Tensor:
@@ -42,7 +42,15 @@ class AutoAttackPoison(kinds.AA, DataCorruption):
 
 
 def _apgd_ce(craft: Craft, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """From a random point of the ball's surface, as published."""
+    """Attack a batch with APGD-CE, starting from a random point on the surface of the ball, as published.
+
+    Args:
+        images: float (B, C, H, W) in [0, 1].
+        labels: int64 (B,).
+
+    Returns:
+        The perturbed images, of the shape and range of `images`.
+    """
     budget = Budget.of(craft.norm, craft.epsilon, images)
     if craft.norm == "l2":
         start = l2_step(torch.randn(images.shape, generator=craft.generator))
@@ -55,18 +63,21 @@ def _apgd_ce(craft: Craft, network: nn.Module, images: Tensor, labels: Tensor) -
 
 
 def _ensemble(craft: Craft, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The authors' own implementation. It seeds torch's global generators, so these are put back afterwards."""
+    """Attack a batch with the ensemble in its authors' own implementation.
+
+    That implementation seeds torch's global generators, so they are restored afterwards. Shapes are as in `_apgd_ce`.
+    """
     from pyautoattack import AutoAttack
 
     seed = int(torch.randint(2**31, (1,), generator=craft.generator))
     norm = {"linf": "Linf", "l2": "L2"}[craft.norm]
     ensemble = AutoAttack(network, norm=norm, eps=craft.epsilon, seed=seed, device=images.device)
     ensemble.verbose = False
-    ensemble.logger.setLevel(logging.ERROR)  # it doubts that images which are wrong already can be attacked
+    ensemble.logger.setLevel(logging.ERROR)  # it warns of images that are already misclassified
     ensemble.fab.n_iter = craft.steps
     for attack in (ensemble.apgd, ensemble.apgd_targeted):
         attack.n_iter = attack.n_iter_orig = craft.steps
-        # When step sizes are reviewed follows from it, but only once, when the attack is made.
+        # The attack derives the schedule of its step sizes from `n_iter` only once, when it is constructed.
         attack.n_iter_2, attack.n_iter_min = max(int(0.22 * craft.steps), 1), max(int(0.06 * craft.steps), 1)
         attack.size_decr = max(int(0.03 * craft.steps), 1)
     ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(TARGETS, craft.num_classes - 1)

@@ -1,7 +1,7 @@
 """AP, adversarial poisoning (Fowl et al., "Adversarial Examples Make Strong Poisons", NeurIPS 2021).
 
-Each image is moved until the source network takes it for the next class: features of a wrong class under the right
-label.
+Each image is perturbed until the source network classifies it as the next class, so that it carries features of a wrong
+class under its right label.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from erat.corruption.base import Craft, DataCorruption
 from erat.corruption.samplewise import in_batches
 from erat.losses import label_gain
 
-STEP_RATIO = 0.2  # of the budget, the ratio that every perturbation of the paper uses
+STEP_RATIO = 0.2  # step size as a share of the budget, the same for every perturbation of the paper
 
 
 class AdversarialPoison(kinds.AP, DataCorruption):
-    """Targeted PGD from x to class (y + 1) mod K."""
+    """Adversarial poisoning: targeted PGD from x towards class (y + 1) mod K."""
 
     def perturb(self, craft: Craft) -> Tensor:
         with frozen(craft.source()) as network:

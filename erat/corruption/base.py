@@ -1,4 +1,4 @@
-"""What every data corruption is given and what it must return."""
+"""Define the base class of data corruptions, the input that each of them gets and the output that it must return."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore the progress that is reported."""
 
 
 @dataclass(frozen=True)
 class Craft:
-    """One order to craft.
+    """One request to craft perturbations: the clean set, the budget and the means to use.
 
     Attributes:
-        images: clean, float (N, C, H, W) in [0, 1].
-        labels: clean, int64 (N,).
-        norm, epsilon: the budget, pixel units of 1.0.
-        granularity: "class" (one perturbation for all images of a class) or "sample".
-        generator: all randomness, on the CPU.
-        build: a freshly initialised network of the source architecture.
-        source: the clean-trained source network in eval mode; trained (once per store) when first called.
-        options: what the kind's `Options` add, by their names.
-        progress: told how far the crafting is.
-        scratch: where an interrupted crafting left its state.
+        images: the clean images, float (N, C, H, W) in [0, 1].
+        labels: the clean labels, int64 (N,).
+        num_classes: the number of classes K.
+        norm, epsilon: the budget: "linf" or "l2", and its size in pixel units of 1.0.
+        granularity: "class" (one perturbation for all images of a class) or "sample" (one per image).
+        generator: the random generator from which everything is drawn, on the CPU.
+        build: returns a newly initialised network of the source architecture.
+        source: returns the source network, trained on clean images, in eval mode; the first call trains it, once per
+            store.
+        options: values of the options that the kind's `Options` add, by name.
+        progress: called with (what, done, total) as the crafting proceeds.
+        scratch: the place where an interrupted crafting left its state.
     """
 
     images: Tensor
@@ -53,37 +55,48 @@ class Craft:
 
     @property
     def steps(self) -> int:
-        """Length of the optimisation, in the kind's own unit."""
+        """Return the length of the optimisation, in the unit of the kind."""
         return int(self.options["steps"])
 
     def resume(self) -> dict[str, Any] | None:
-        """What `keep` kept last, the random stream put back to where it was; none at a fresh start."""
+        """Return the state that `keep` saved last and restore the random generator to it; None if there is no state."""
         state = self.scratch.load(self.images.device)
         if state is None:
             return None
         before = self.generator.get_state()
         try:
             self.generator.set_state(state["generator"].cpu())
-        except (AttributeError, KeyError, RuntimeError, TypeError):  # no state of ours
+        except (AttributeError, KeyError, RuntimeError, TypeError):  # not a state that `keep` wrote
             self.generator.set_state(before)
             return None
         return state
 
     def keep(self, **state: Any) -> None:
-        """Keep what an interrupted crafting goes on from: tensors and plain values. Not every call writes."""
+        """Save the tensors and plain values from which an interrupted crafting resumes.
+
+        Not every call writes: saves are a few seconds apart (`Scratch`).
+        """
         self.scratch.save({"generator": self.generator.get_state(), **state})
 
 
 class DataCorruption(CorruptionKind):
-    """Base of all data corruptions: one object per kind, without state."""
+    """The base of all data corruptions: there is one object per kind, and it has no state."""
 
     def perturb(self, craft: Craft) -> Tensor:
-        """The perturbation of each image, float (N, C, H, W), within the budget."""
+        """Return the perturbation of each image, float (N, C, H, W) in pixel units of 1.0, within the budget."""
         raise NotImplementedError
 
 
 class ShuffledBatches:
-    """Indices of shuffled batches, on the images' device, for ever; the last batch of a pass may be smaller."""
+    """An endless iterator over the indices of shuffled batches, int64 on the device of the images.
+
+    The last batch of each pass over the images may be smaller.
+
+    Args:
+        craft: the request whose images are indexed and whose generator shuffles.
+        size: the number of images in a batch.
+        state: the position of an earlier iterator to continue from (`state()`); None: start a new pass.
+    """
 
     def __init__(self, craft: Craft, size: int, state: Mapping[str, Any] | None = None) -> None:
         self._craft, self._size = craft, size
@@ -101,20 +114,25 @@ class ShuffledBatches:
         return self
 
     def state(self) -> dict[str, Any]:
-        """Where it stands, for another one to go on from."""
+        """Return the present position, from which another iterator can continue."""
         return {"order": self._order, "start": self._start}
 
 
 def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tensor:
-    """The poisoned images as 8-bit pixels: rounded to nearest, yet never over the budget.
+    """Return the poisoned images as 8-bit pixels, rounded to the nearest level but never beyond the budget.
 
-    Rounding may push a perturbation past its budget. Under l_inf the pixels past it are cut to it; under l_2 the
+    Rounding may push a perturbation past its budget. Under l_inf the pixels beyond it are clipped to it; under l_2 the
     perturbation is shrunk until its rounded form fits. (Truncating instead, as some published code does, shifts every
     pixel by half a level.)
 
     Args:
-        clean_u8: uint8 (N, C, H, W).
-        delta: float perturbation in units of 1.0, same shape.
+        clean_u8: the clean images, uint8 (N, C, H, W).
+        delta: the perturbations, float, in pixel units of 1.0, of the same shape.
+        norm: "linf" or "l2".
+        epsilon: the budget in pixel units of 1.0.
+
+    Returns:
+        uint8 (N, C, H, W).
     """
     clean = clean_u8.to(torch.int16)
     if norm == "linf":
@@ -127,12 +145,17 @@ def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tens
         if not over.any():
             break
         scale[over] *= 0.99
-    else:  # budgets of about one grey level, where less than 0.99 ** 50 = 0.6 would fit: truncation always does
+    else:  # budgets of about one grey level may need a scale below 0.99 ** 50 = 0.6: truncation always fits
         moved[over] = (clean[over] + (delta[over] * 255).trunc().to(torch.int16)).clamp(0, 255)
     return moved.to(torch.uint8)
 
 
 def norms_of(difference: Tensor, norm: str) -> Tensor:
-    """Norm of each image's difference in grey levels (integer NCHW), in units of 1.0, shape (N,)."""
+    """Return the norm of each image's difference, shape (N,), in pixel units of 1.0.
+
+    Args:
+        difference: differences in grey levels, integer (N, C, H, W).
+        norm: "linf" or "l2".
+    """
     values = difference.float() / 255
     return values.abs().flatten(1).amax(1) if norm == "linf" else l2_norm(values)

@@ -1,4 +1,4 @@
-"""One perturbation per class: the step that UP, UHP and UAP share."""
+"""Optimise one perturbation per class: the descent step that UP, UHP and UAP share."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from erat.attacks.pgd import Budget
 def descend(
     network: nn.Module, images: Tensor, labels: Tensor, delta_KCHW: Tensor, budget: Budget, step_size: Tensor
 ) -> Tensor:
-    """One signed (l_inf) or normalised (l_2) step of every class's perturbation down the cross-entropy of its class.
+    """Take one descent step with the perturbation of every class on the cross-entropy of that class.
 
-    A class's direction is that of the mean gradient over its images in the batch; sign and normalised steps see no
-    scale, so the sum serves. A class without images stays where it is.
+    The step is signed under l_inf and normalised under l_2. The direction of a class is that of the mean gradient over
+    its images in the batch; because both kinds of step ignore the scale, the sum of the gradients is used. The
+    perturbation of a class without images in the batch does not change.
 
     Args:
-        images: float (B, C, H, W) in [0, 1]; `labels` say whose perturbation each image wears.
-        delta_KCHW: one perturbation per class; `budget` has one row per class, `step_size` shape (K,).
+        network: returns logits (B, K) for images.
+        images: float (B, C, H, W) in [0, 1].
+        labels: int64 (B,): the class whose perturbation is added to each image, and the target of the cross-entropy.
+        delta_KCHW: the perturbations, one per class.
+        budget: the budget, with one row per class.
+        step_size: the step size of each class, shape (K,), in pixel units of 1.0.
 
     Returns:
-        The new perturbations, detached, within the budget.
+        The new perturbations, (K, C, H, W), detached, within the budget.
     """
     delta = delta_KCHW.detach().requires_grad_(True)
     loss = F.cross_entropy(network((images + delta[labels]).clamp(0, 1)), labels, reduction="sum")

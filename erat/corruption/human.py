@@ -1,7 +1,8 @@
-"""Labels that people gave: CIFAR-10N and CIFAR-100N (Wei et al., "Learning with Noisy Labels Revisited", ICLR 2022).
+"""Read the labels of human annotators: CIFAR-10N and CIFAR-100N.
 
-The user has their file (`CIFAR-10_human.pt`, `CIFAR-100_human.pt`), whose labels stand in the order of the training set
-as torchvision reads it.
+Source: Wei et al., "Learning with Noisy Labels Revisited", ICLR 2022. The user provides the authors' file
+(`CIFAR-10_human.pt` or `CIFAR-100_human.pt`), whose labels are in the order in which torchvision reads the training
+set.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from erat.data.types import ImageSet
 from erat.defaults import file_digest
 from erat.errors import UserError
 
-# What we call them -> what the files call them.
+# Name in a configuration -> name in the authors' files.
 COLUMNS = {
     "human-aggregate": "aggre_label",
     "human-random1": "random_label1",
@@ -30,15 +31,16 @@ COLUMNS = {
 
 
 def human_labels(kind: str, images: ImageSet, path: Path, digest: str | None) -> LabelNoise:
-    """The human labels of a set.
+    """Return the human labels of an image set.
 
     Args:
         kind: one of COLUMNS ("human-fine" is CIFAR-100N, the others are CIFAR-10N).
-        images: the set with its true labels, all of the training set or a part of it.
-        path: the file; `digest` is that of its content.
+        images: the set with its true labels, either the whole training set or a part of it.
+        path: the file of the labels.
+        digest: the digest that the content of the file must have (`file_digest`).
 
     Raises:
-        UserError: the file is missing, damaged, has no such labels, or belongs to another set.
+        UserError: the file is missing, damaged or changed, has no such labels, or belongs to another set.
     """
     what = "corruption.labels_file"
     if file_digest(path, what) != digest:
@@ -60,7 +62,7 @@ def human_labels(kind: str, images: ImageSet, path: Path, digest: str | None) ->
 
 
 def _classes(values: Any, num_classes: int) -> NDArray[np.int64] | None:
-    """The values as whole numbers from 0 to K - 1, shape (N,); none if they are not."""
+    """Return the values as whole numbers from 0 to K - 1, int64 (N,); None if any of them is not such a number."""
     try:
         numbers = np.asarray(values, dtype=np.float64).ravel()
     except (ValueError, TypeError):
@@ -70,15 +72,15 @@ def _classes(values: Any, num_classes: int) -> NDArray[np.int64] | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The file's arrays. Only arrays are unpickled, no code is run."""
+    """Return the content of the file by name. Only arrays are unpickled; no code in the file is run."""
     rebuild = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
     kinds = [type(np.dtype(code)) for code in ("i8", "i4", "u1")]
-    # The authors' files were written by numpy 1, whose name for the same function was another.
+    # The authors' files were written by numpy 1, which had another name for the same function.
     allowed = [np.ndarray, np.dtype, rebuild, (rebuild, "numpy.core.multiarray._reconstruct"), *kinds]
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler stumble in any way, and torch's advice is not ours
+    except Exception as error:  # a damaged file can raise any error, and torch's advice would mislead here
         reason = type(error).__name__
         raise UserError(f"corruption.labels_file={path} cannot be read as CIFAR-N's .pt file: {reason}") from error
     if not isinstance(content, dict):

@@ -1,6 +1,7 @@
-"""The kinds of data corruption that come with the project, and what each may be told.
+"""Describe the kinds of data corruption that come with the project, and the options of each.
 
-What a configuration must know of a kind stands here, without torch; the modules named like them craft.
+This module holds everything that a configuration must know of a kind, without torch; the module named after a kind
+crafts it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,20 @@ MOST_STEPS = 10**7
 
 
 class CorruptionKind:
-    """What there is to know of a kind of data corruption without crafting.
+    """The description of a kind of data corruption, for everything but crafting it.
 
     Attributes:
-        kind: its name in the registry.
-        norm: the norm that the paper uses it with.
-        norms: the norms it can be crafted under.
-        granularities: the ones it exists in, the paper's first.
-        uses: what it needs of the source network: "nothing", its "architecture", or a clean-"trained network".
-        draws: the kind whose random draws it uses, where two kinds come from one optimisation; none: its own.
-        Options: what it may be told, as keys of `corruption.*`; those that it adds reach it as `Craft.options`.
-        version: raised when a change of the code changes what is crafted, so that no old set is taken for a new one.
+        kind: the name of the kind in the registry.
+        norm: the norm under which the paper uses the kind.
+        norms: the norms under which it can be crafted.
+        granularities: the granularities in which it can be crafted, the paper's first.
+        uses: what it needs of the source network: "nothing", its "architecture", or a "trained network" (trained on
+            clean images).
+        draws: the kind whose random draws it uses, where one optimisation yields two kinds; None: it has its own.
+        Options: the class of its options, the keys of `corruption.*`; those that it adds are passed on as
+            `Craft.options`.
+        version: a number that is raised when a change of the code changes the crafted perturbations, so that a set
+            from before the change is not used as a new one.
     """
 
     kind: ClassVar[str]
@@ -40,10 +44,10 @@ class CorruptionKind:
     version: ClassVar[int] = 1
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse what this kind cannot do.
+        """Refuse options that this kind does not support.
 
         Args:
-            options: the `corruption.*` values as given, absent or none where left open.
+            options: the `corruption.*` values as given; a key that is left open is absent or none.
 
         Raises:
             UserError: a norm or granularity that this kind lacks.
@@ -78,7 +82,7 @@ class UHP(CorruptionKind):
 
 
 class UAP(CorruptionKind):
-    """Universal adversarial perturbations, from the optimisation of UHP's."""
+    """Universal adversarial perturbations, which the same optimisation yields as UHP."""
 
     kind = "uap"
     norm = "l2"

@@ -1,7 +1,7 @@
-"""L2C, learning to confuse (Feng, Cai, Zhou, NeurIPS 2019): a generator whose perturbations make training go astray.
+"""L2C, learning to confuse (Feng, Cai, Zhou, NeurIPS 2019): a generator of perturbations that misdirect training.
 
-Each trial trains a new victim on perturbed images. At every step of it a copy of the generator is changed such that one
-gradient step of the victim on perturbed images would leave it worse on clean ones.
+Each trial trains a new victim on perturbed images. At every step of the victim, a copy of the generator is updated so
+that one gradient step of the victim on perturbed images makes the victim worse on clean ones.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from erat.models.small import small
 from erat.models.unet import UNet
 
 BATCH = 64
-RATE = 0.01  # alpha, of the victim: of its plain steps, and of the one that is looked ahead
-HELD_OUT = 0.1  # share of the images that judges the generators and is trained on by nobody
+RATE = 0.01  # alpha, the victim's learning rate, for its own steps and for the step that the generator looks ahead
+HELD_OUT = 0.1  # share of the images that is kept out of all training and used to judge the generators
 
 Weights = list[Tensor]
 
 
 class LearningToConfuse(kinds.L2C, DataCorruption):
-    """Per image, from one generator; the one kept is that whose victim knew least of the held-out clean images."""
+    """Learning to confuse: one generator perturbs every image.
+
+    Of all trials, the generator is kept whose victim has the lowest accuracy on the held-out clean images.
+    """
 
     def perturb(self, craft: Craft) -> Tensor:
         generator = _settled(_Confusion(craft).learn(), craft)
@@ -40,7 +43,7 @@ class LearningToConfuse(kinds.L2C, DataCorruption):
 
 
 class _Confusion:
-    """The trials of one crafting."""
+    """The trials of one crafting: victims and generators trained in turn (a trial here is not a study's trial)."""
 
     def __init__(self, craft: Craft) -> None:
         self.craft = craft
@@ -48,14 +51,17 @@ class _Confusion:
         held_out = max(1, round(HELD_OUT * len(order)))
         self.val, self.part = order[:held_out], order[held_out:]
         channels, size = craft.images.shape[1], craft.images.shape[-1]
-        with torch.random.fork_rng(devices=[]):  # all weights are drawn from the order's generator, below
+        with torch.random.fork_rng(devices=[]):  # all weights are drawn from the craft's own generator, below
             victim, generator = small(craft.num_classes, channels, size), UNet(channels, craft.options["width"])
-        # Victims differ in their weights alone, so one module serves all of them.
+        # Victims differ only in their weights, so one module serves all of them.
         self.victim = _without_running_statistics(victim).to(craft.images.device)
         self.generator = _drawn(generator, craft).to(craft.images.device)
 
     def learn(self) -> nn.Module:
-        """The best generator of all trials. One more victim is trained than generators, to judge the last of them."""
+        """Return the best generator of all trials.
+
+        One more victim is trained than generators, because the last generator needs a victim to be judged by.
+        """
         craft, best, best_accuracy, done = self.craft, deepcopy(self.generator.state_dict()), math.inf, 0
         learning = deepcopy(self.generator)
         optimizer = torch.optim.Adam(learning.parameters(), lr=craft.options["lr"])
@@ -83,14 +89,18 @@ class _Confusion:
         return self.generator
 
     def _trial(self, learning: nn.Module | None, optimizer: torch.optim.Optimizer) -> float:
-        """Train a new victim on the generator's images, and `learning` against it; its accuracy on held-out images."""
+        """Train a new victim on the generator's images and, if given, train `learning` against that victim.
+
+        Returns:
+            The victim's accuracy on the held-out clean images, in [0, 1].
+        """
         craft = self.craft
         victim = _drawn(self.victim, craft)
         weights = [parameter.detach() for parameter in victim.parameters()]
         order = self.part[torch.randperm(len(self.part), generator=craft.generator).to(self.part.device)]
         for chosen in order.split(BATCH):
             if len(chosen) < min(BATCH, len(order)):
-                break  # a rest of few images has poor batch statistics
+                break  # the statistics of a small last batch are poor
             images, labels = craft.images.index_select(0, chosen), craft.labels[chosen]
             if learning is not None:
                 moved = (images + _perturbation(learning, images, craft)).clamp(0, 1)
@@ -112,7 +122,16 @@ def _confuse(
     learning: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Raise CE(theta'; x), where theta' = theta - alpha grad CE(theta; x + delta), by one step of the generator."""
+    """Raise CE(theta'; x), where theta' = theta - alpha grad CE(theta; x + delta), by one step of the generator.
+
+    Args:
+        victim: the network of the victim, whose parameters are theta = `weights`.
+        images: the clean images x, float (B, C, H, W) in [0, 1].
+        moved: the perturbed images x + delta, with the graph that leads to `learning`.
+        labels: int64 (B,).
+        learning: the generator that is updated.
+        optimizer: the optimizer of its parameters.
+    """
     ahead = _stepped(weights, _gradient(victim, weights, moved.detach(), labels))
     direction = _gradient(victim, ahead, images, labels)
     # d CE(theta'; x) = -alpha d <direction, grad CE(theta; x + delta)>, so the loss to lower is +alpha < , >.
@@ -126,10 +145,10 @@ def _confuse(
 def directional_derivative(
     network: nn.Module, weights: Weights, direction: Weights, images: Tensor, labels: Tensor
 ) -> Tensor:
-    """<direction, d CE / d weights>, exact, as a number that can itself be differentiated by `images`.
+    """Return <direction, d CE / d weights>, exact, as a scalar that can be differentiated with respect to `images`.
 
-    Forward-mode differentiation carries the direction through the network once. The customary way, the gradient with
-    its graph kept and then a second backward pass through it, gives the same at a higher price.
+    Forward-mode differentiation carries the direction through the network once. The usual way, which keeps the graph of
+    the gradient and makes a second backward pass through it, gives the same result at a higher cost.
     """
     with forward_ad.dual_level():
         dual = [forward_ad.make_dual(weight, tangent) for weight, tangent in zip(weights, direction, strict=True)]
@@ -146,7 +165,7 @@ def _logits(network: nn.Module, weights: Sequence[Tensor], images: Tensor) -> Te
 
 
 def _gradient(network: nn.Module, weights: Weights, images: Tensor, labels: Tensor) -> Weights:
-    """d CE / d weights, mean over the batch."""
+    """Return d CE / d weights, by name of the weight, as the mean over the batch."""
     leaves = [weight.detach().requires_grad_(True) for weight in weights]
     return list(torch.autograd.grad(F.cross_entropy(_logits(network, leaves, images), labels), leaves))
 
@@ -156,16 +175,16 @@ def _stepped(weights: Weights, gradient: Weights) -> Weights:
 
 
 def _settled(generator: nn.Module, craft: Craft) -> nn.Module:
-    """The generator with running statistics that are the mean over all images.
+    """Return the generator with running statistics that are the mean over all images.
 
-    While it learnt, and while its victims judged it, it went by each batch's own; what a few trials leave running
-    behind them is far from these.
+    During its training, and while its victims judged it, the generator normalised by the statistics of each batch; the
+    running statistics that a few trials leave behind are far from those.
     """
     norms = [module for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in norms:
         module.reset_running_stats()
-        module.momentum = None  # a plain mean over the batches that follow
-    # Shuffled: sets often stand class by class, and a batch of one class varies less than one of all.
+        module.momentum = None  # the running statistics become the plain mean over the following batches
+    # Shuffled, because sets are often sorted by class, and a batch of one class varies less than one of all classes.
     order = torch.randperm(len(craft.images), generator=craft.generator).to(craft.images.device)
     with torch.no_grad():
         for chosen in order.split(BATCH):
@@ -174,27 +193,27 @@ def _settled(generator: nn.Module, craft: Craft) -> nn.Module:
 
 
 def _perturbation(generator: nn.Module, images: Tensor, craft: Craft) -> Tensor:
-    """epsilon * g(x); under l_2 g(x) is brought to norm 1 first."""
+    """Return epsilon * g(x), shape (B, C, H, W); under l_2, g(x) is first scaled to norm 1."""
     values: Tensor = generator(images)
     return craft.epsilon * (l2_step(values) if craft.norm == "l2" else values)
 
 
 class BatchStatistics(nn.BatchNorm2d):
-    """BatchNorm by the batch at hand alone, written out.
+    """BatchNorm by the statistics of the present batch only, written out in elementary operations.
 
-    A victim lives for one pass, so running statistics would be of no use. And torch's own kernel may not be used here:
-    its forward-mode derivative takes the batch's mean and variance for constants when it is differentiated once more.
+    A victim is trained for one pass only, so running statistics would be useless. Torch's own kernel cannot be used:
+    when its forward-mode derivative is differentiated again, it treats the mean and variance of the batch as constants.
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """Shape (B, C, H, W) in and out."""
+        """Normalise `images` per channel; input and output have the shape (B, C, H, W)."""
         centred = images - images.mean((0, 2, 3), keepdim=True)
         scale = (centred.square().mean((0, 2, 3)) + self.eps).rsqrt() * self.weight
         return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 def _without_running_statistics(network: nn.Module) -> nn.Module:
-    """The same network with `BatchStatistics` for its BatchNorm."""
+    """Return the same network with every BatchNorm replaced by `BatchStatistics`."""
     for name, module in network.named_children():
         if isinstance(module, nn.BatchNorm2d):
             setattr(network, name, BatchStatistics(module.num_features, module.eps, track_running_stats=False))
@@ -204,7 +223,10 @@ def _without_running_statistics(network: nn.Module) -> nn.Module:
 
 
 def _drawn(network: nn.Module, craft: Craft) -> nn.Module:
-    """The same network with its layers' weights drawn anew from the order's generator (He's normal; biases zero)."""
+    """Return the same network with the weights of its layers drawn anew from the craft's generator.
+
+    Weights follow He's normal distribution; biases are zero.
+    """
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

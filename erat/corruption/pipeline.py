@@ -1,4 +1,4 @@
-"""From a configuration to the corrupted set: images poisoned and labels corrupted, both from the store."""
+"""Make the corrupted set of a configuration: poisoned images and corrupted labels, both from the store."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Parameters = dict[str, Any]
 
 
 def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) -> CorruptedSet:
-    """What a run trains on and is judged by; crafted now if the store lacks it.
+    """Return the set that a run trains on and is judged by; craft it now if it is not in the store.
 
-    The validation part is split off first, unless the data set brings images whose labels are trusted. Trusted, it
-    stays clean and nothing is crafted on it; else it is corrupted together with the training part.
+    The validation part is split off first, unless the data set brings images whose labels are trusted. A trusted
+    validation part stays clean and is not used in crafting; any other is corrupted together with the training part.
     """
     train, kept, val, test = _divided(config)
     if len(val) == 0:
@@ -48,9 +48,9 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
 
 
 def stored_parts(configs: Sequence[RunConfig]) -> list[tuple[Parameters | None, Parameters]]:
-    """What decides each run's (poisoned images, none where there are none; given labels), as the store knows them.
+    """Return, for each run, the parameters under which the store keeps its poisoned images and its given labels.
 
-    Each image set is read once, and not kept.
+    The first of the two is None where a run has no poisoned images. Each image set is read once and not kept in memory.
     """
     subjects: dict[tuple[Any, ...], Traits] = {}
     parts = []
@@ -65,7 +65,7 @@ def stored_parts(configs: Sequence[RunConfig]) -> list[tuple[Parameters | None, 
 
 
 def _divided(config: RunConfig) -> tuple[ImageSet, Tensor, ImageSet, ImageSet]:
-    """(train, the indices of it that are trained on, validation part, test)."""
+    """Return (training set, the indices in it that are trained on, validation part, test set)."""
     train, test, checked = load_parts(config.data)
     if checked is not None and config.val.trusted:
         return train, torch.arange(len(train)), checked, test
@@ -74,17 +74,17 @@ def _divided(config: RunConfig) -> tuple[ImageSet, Tensor, ImageSet, ImageSet]:
 
 
 def _subject(train: ImageSet, kept: Tensor, config: RunConfig) -> ImageSet:
-    """What is corrupted: the training part, and the validation part with it unless that is trusted."""
+    """Return the images that are corrupted: the training part, with the validation part unless that is trusted."""
     return train.take(kept) if config.val.trusted else train
 
 
 def poison(
     subject: ImageSet, config: RunConfig, store: Store, progress: Progress = silent
 ) -> tuple[Tensor, dict[str, Any]]:
-    """(poisoned images, uint8 NCHW; manifest). `corruption.data=none` gives the images back.
+    """Return (poisoned images, uint8 (N, C, H, W); manifest). With `corruption.data=none`, the images are unchanged.
 
-    What is stored is the whole set; `corruption.share` says how many of its images are taken, and adds to the manifest
-    the share that then differs from the clean images.
+    The store keeps the whole set poisoned; `corruption.share` says what share of its images is used, and the manifest
+    then also has the share of images that differ from the clean ones.
     """
     options = config.corruption
     if options.data == "none":
@@ -106,7 +106,7 @@ def poison(
 
 
 def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor, dict[str, Any]]:
-    """(given labels, int64 (N,); manifest with the realised noise rate and transition matrix)."""
+    """Return (given labels, int64 (N,); manifest with the realised noise rate and transition matrix)."""
     options = config.corruption
 
     def make() -> tuple[Arrays, dict[str, Any]]:
@@ -134,7 +134,7 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
 
 
 def _image_parameters(subject: Traits, config: RunConfig) -> Parameters:
-    """What decides the poisoned images, made from such a set."""
+    """Return everything that decides the poisoned images made from a set with these traits."""
     options = config.corruption
     kind = CORRUPTIONS.known(options.data)
     trained = kind.uses == "trained network" and options.source_weights is None
@@ -156,10 +156,10 @@ def _image_parameters(subject: Traits, config: RunConfig) -> Parameters:
 
 
 def _label_parameters(subject: Traits, config: RunConfig) -> Parameters:
-    """What decides the given labels of such a set."""
+    """Return everything that decides the given labels of a set with these traits."""
     options, facts = config.corruption, DATASETS.facts(config.data.name)
     more: Parameters = {}
-    if options.labels == "asymmetric" and facts.fingerprint is None:  # a set that is always the same has one such map
+    if options.labels == "asymmetric" and facts.fingerprint is None:  # for a fixed set the map never varies
         more = {"similar": facts.similar and sorted(facts.similar.items())}
     elif options.labels_file is not None and subject.rows is not None:
         more = {"rows": subject.rows}

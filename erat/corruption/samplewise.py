@@ -1,4 +1,4 @@
-"""One perturbation per image, crafted in batches that do not depend on each other: what AP and AA share."""
+"""Craft one perturbation per image in batches that do not depend on each other: the part that AP and AA share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ BATCH = 250
 
 
 def in_batches(craft: Craft, what: str, attack: Callable[[Tensor, Tensor], Tensor], size: int = BATCH) -> Tensor:
-    """The perturbation of every image, (N, C, H, W), from `attack(images, labels)`, which returns moved images."""
+    """Return the perturbation of every image, float (N, C, H, W).
+
+    Args:
+        craft: the request.
+        what: the name of the work in progress reports.
+        attack: returns the perturbed images of a batch (images, labels).
+        size: the number of images in a batch.
+    """
     delta = torch.zeros_like(craft.images)
     state, done = craft.resume(), 0
     if state is not None:

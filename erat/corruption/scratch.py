@@ -1,4 +1,4 @@
-"""What an interrupted crafting goes on from."""
+"""Keep the state from which an interrupted crafting resumes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 from erat.engine import checkpoint
 
-SECONDS = 5.0  # between two saves: what a kill may cost
+SECONDS = 5.0  # between two saves: the time that a kill may cost
 
 
 class Scratch:
-    """One file of state, written atomically and not too often, and the one before it.
+    """One file of state, written atomically and not too often, and its previous version.
 
     Args:
-        path: the file; none keeps nothing.
-        seconds: that pass at least between two saves; none: `SECONDS`.
+        path: the file; None: nothing is kept.
+        seconds: the least number of seconds between two saves; None: `SECONDS`.
     """
 
     def __init__(self, path: Path | None = None, seconds: float | None = None) -> None:
@@ -26,7 +26,9 @@ class Scratch:
         self._saved = time.monotonic()
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The state saved last, or if that is damaged the one before; none if there is none (it then begins anew).
+        """Return the state that was saved last or, if that is damaged, the previous one.
+
+        Returns None if there is neither; the crafting then starts from the beginning.
 
         Raises:
             UserError: the file holds pickled code.
@@ -34,7 +36,7 @@ class Scratch:
         return None if self.path is None else checkpoint.load_newest(self.path, device)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state if the last save is long enough ago."""
+        """Write the state if enough time has passed since the last save."""
         if self.path is not None and time.monotonic() - self._saved >= self._seconds:
             self._write(self.path, state)
             self._saved = time.monotonic()

@@ -1,4 +1,4 @@
-"""The clean-trained network that perturbations are crafted against."""
+"""Train, or read, the network on clean images against which perturbations are crafted."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ VAL_FRACTION = 0.1
 
 
 class Traits(NamedTuple):
-    """What names the things that are made from an image set, without its images.
+    """The traits of an image set, without its images, that identify whatever is made from it.
 
     Attributes:
-        fingerprint: of the images, labels and class names.
-        colour: whether there are three channels.
-        positions, rows: digests of these attributes of the set; none where it has none.
+        fingerprint: the fingerprint of the images, labels and class names.
+        colour: whether the images have three channels.
+        positions, rows: the digests of these two attributes of the set; None where the set lacks them.
     """
 
     fingerprint: str
@@ -52,9 +52,10 @@ class Traits(NamedTuple):
         return cls(subject.fingerprint, subject.channels == 3, positions, rows)
 
     def training(self, config: RunConfig) -> dict[str, Any]:
-        """Return what decides a training on the set beside its fingerprint; nothing in the ordinary case.
+        """Return what decides a training on the set in addition to its fingerprint; nothing in the ordinary case.
 
-        The held-out tenth of one's own files goes by their positions; mirrored views are customary for colour alone.
+        The held-out tenth of a user's own files is chosen by their positions, and mirrored views are customary only for
+        colour images.
         """
         positions = {} if self.positions is None else {"positions": self.positions}
         return positions | ({} if config.data.flip == self.colour else {"flip": config.data.flip})
@@ -63,13 +64,14 @@ class Traits(NamedTuple):
 def source_network(
     subject: ImageSet, config: RunConfig, store: Store, progress: Progress = silent
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(the network in eval mode, what a manifest says of it); trained once per store, or from a file of the user's.
+    """Return (the network in eval mode, its description for a manifest).
 
-    Trained by SGD 0.1, batch 128, learning rate x 0.1 at 2/3 and 5/6 of the run; the epoch that is best on a held-out
-    tenth.
+    The network is trained once per store, or read from a file that the user names. It is trained by SGD with learning
+    rate 0.1, multiplied by 0.1 at 2/3 and 5/6 of the training, and batches of 128; the weights of the epoch that is
+    best on a held-out tenth are used.
 
     Raises:
-        UserError: `corruption.source_weights` is missing or fits another network.
+        UserError: the file `corruption.source_weights` is missing or belongs to another network.
     """
     network, options = untrained(subject, config), config.corruption
     if options.source_weights is not None:
@@ -91,7 +93,7 @@ def source_network(
 
 
 def source_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
-    """What decides the trained network."""
+    """Return everything that decides the trained network."""
     options = config.corruption
     return {
         "part": "source",
@@ -104,7 +106,7 @@ def source_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
 
 
 def untrained(subject: ImageSet, config: RunConfig) -> nn.Module:
-    """A new network of the source architecture."""
+    """Return a newly initialised network of the source architecture."""
     mean, std = channel_statistics(subject.images)
     return build_model(
         str(config.corruption.source),
@@ -118,12 +120,12 @@ def untrained(subject: ImageSet, config: RunConfig) -> nn.Module:
 
 
 def _train(subject: ImageSet, config: RunConfig, workspace: Path, progress: Progress) -> tuple[Arrays, dict[str, Any]]:
-    """Train it, or go on with a training that was cut short."""
+    """Train the source network, or resume an interrupted training; return its weights and its manifest fields."""
     epochs = config.corruption.source_epochs or 1
     recipe = _recipe(config, epochs)
     kept, held_out = split_validation(subject, VAL_FRACTION, config.corruption.seed)
     part, val = subject.take(kept), subject.take(held_out)
-    # The trainer also reports test accuracy; the held-out tenth stands in, so that no test image is ever near this.
+    # The trainer also reports test accuracy; the held-out tenth stands in for the test set, so no test image is used.
     data = CorruptedSet(part, part.labels, val, val)
     trainer = Trainer(recipe, data, folder=workspace)
     best_file = workspace / "best.pt"
@@ -131,11 +133,11 @@ def _train(subject: ImageSet, config: RunConfig, workspace: Path, progress: Prog
     if trainer.history:
         best = checkpoint.load_newest(best_file, torch.device("cpu")) or best
         if best["val_accuracy"] < max((report.val_accuracy for report in trainer.history[:-1]), default=-1.0):
-            # The best weights so far are lost; others in their place would be another network.
+            # The best weights so far are lost, and any others in their place would make a different network.
             warnings.warn(f"{best_file} has lost the best weights: the source network is trained anew", stacklevel=2)
             shutil.rmtree(workspace)
             trainer, best = Trainer(recipe, data, folder=workspace), {"val_accuracy": -1.0}
-    # After an interruption the last epoch is looked at again: its weights may not have come to be kept.
+    # After an interruption the last epoch is examined again, because its weights may not have been saved.
     for report in chain(trainer.history[-1:], trainer.run()):
         progress("source network", report.epoch, epochs)
         if report.val_accuracy > best["val_accuracy"]:
@@ -169,7 +171,11 @@ def _recipe(config: RunConfig, epochs: int) -> RunConfig:
 
 
 def _read_weights(network: nn.Module, path: Path, config: RunConfig) -> None:
-    """Weights from a file: a state dictionary of this network, or of a run of this project (`artifacts/model.pt`)."""
+    """Load weights from a file: a state dictionary of this network, or that of a run (`artifacts/model.pt`).
+
+    Raises:
+        UserError: the file cannot be read or its weights do not fit.
+    """
     options, what = config.corruption, "corruption.source_weights"
     if file_digest(path, what) != options.source_weights_digest:
         raise UserError(f"{what}={path} is not the file that this run was planned with: its content has changed")
@@ -181,6 +187,6 @@ def _read_weights(network: nn.Module, path: Path, config: RunConfig) -> None:
         if not all(tensor.isfinite().all() for tensor in state.values()):
             raise ValueError("some of its numbers are not finite")
     except Exception as error:
-        # A damaged file makes the unpickler stumble in any way. Of a misfit torch's second line says what it is.
+        # A damaged file can raise any error. Where weights do not fit, the second line of torch's message says why.
         reason = " ".join(f"{type(error).__name__}: {error}".split("\n")[:2]).replace("\t", "")
         raise UserError(f"{what}={path} is no file of weights that fit {options.source}: {reason[:300]}") from error

@@ -1,6 +1,6 @@
-"""A content-addressed store of crafted sets: crafted once, written atomically, checked when read, shared.
+"""A content-addressed store of crafted sets: each is crafted once, written atomically, checked when read, and shared.
 
-An entry is a folder named by the digest of what it was made from. It holds `.npy` arrays and `manifest.json`, whose
+An entry is a folder that is named by the digest of its parameters. It holds `.npy` arrays and `manifest.json`, whose
 checksum covers the arrays. Processes that want the same entry wait for the one that makes it.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter
-from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
+from typing_extensions import TypedDict  # below Python 3.12 pydantic needs this TypedDict, not typing's
 
 from erat.config import content_digest
 from erat.corruption.scratch import Scratch
@@ -38,7 +38,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUO
 
 
 class Manifest(TypedDict):
-    """What lies beside the arrays. Of the fields that only some entries have, the types of those that are read."""
+    """The content of `manifest.json`. Of the fields that only some entries have, those that are read are typed here."""
 
     __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # type: ignore[misc]
     parameters: dict[str, Any]
@@ -60,11 +60,12 @@ MANIFEST = TypeAdapter(Manifest)
 
 @dataclass(frozen=True)
 class Form:
-    """What an array must be.
+    """The form that an array must have.
 
     Attributes:
-        dtype: as numpy writes it, with the byte order: "|u1", "<i8".
-        below: of classes: how many there are; none: any number that is finite.
+        dtype: the type as numpy writes it, with the byte order: "|u1", "<i8".
+        shape: the shape of the array.
+        below: for an array of classes, the number of classes; None: any finite number is allowed.
     """
 
     dtype: str
@@ -74,7 +75,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Expected:
-    """What an entry must hold: these arrays and no others (none: any), and these fields in its manifest."""
+    """The content that an entry must have: exactly these arrays (none: any), and these fields in its manifest."""
 
     arrays: Mapping[str, Form] | None = None
     fields: tuple[str, ...] = ()
@@ -85,7 +86,7 @@ ANY = Expected()
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored thing: where it lies, its manifest, its arrays (memory-mapped, read-only)."""
+    """One entry of the store: its folder, its manifest and its arrays (memory-mapped, read-only)."""
 
     path: Path
     manifest: dict[str, Any]
@@ -93,29 +94,32 @@ class Entry:
 
 
 class Store:
-    """Entries under one folder.
+    """The entries under one folder.
 
     Args:
-        root: the folder; made when the first entry is.
+        root: the folder; it is created with the first entry.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, parameters: Mapping[str, Any]) -> Path:
-        """Where the entry made from these parameters lies, or would."""
+        """Return the folder of the entry made from these parameters, whether it exists or not."""
         return self.root / f"{parameters['part']}-{content_digest(parameters)}"
 
     def workspace(self, parameters: Mapping[str, Any]) -> Path:
-        """A folder for what a maker of this entry needs to go on after an interruption; gone once the entry is made."""
+        """Return a folder for the files from which an interrupted making of this entry resumes.
+
+        It is removed once the entry is complete.
+        """
         return self.root / f".{self.path(parameters).name}.work"
 
     def scratch(self, parameters: Mapping[str, Any]) -> Scratch:
-        """What an interrupted maker of this entry goes on from, in its workspace."""
+        """Return the state from which an interrupted making of this entry resumes, kept in its `workspace`."""
         return Scratch(self.workspace(parameters) / "state.pt")
 
     def __contains__(self, parameters: Mapping[str, Any]) -> bool:
-        """Whether the entry is there and sound; a damaged one is warned of."""
+        """Return whether the entry exists and is sound; warn if it is damaged."""
         try:
             self._read(self.path(parameters), parameters, ANY)
         except FileNotFoundError:
@@ -126,12 +130,12 @@ class Store:
         return True
 
     def fetch(self, parameters: Mapping[str, Any], make: Make, expected: Expected = ANY) -> Entry:
-        """The entry made from `parameters`; made now, by one process, if it is missing or damaged.
+        """Return the entry made from `parameters`; if it is missing or damaged, one process makes it now.
 
         Args:
-            parameters: everything that decides the content, JSON-like; "part" names its sort.
+            parameters: everything that decides the content, JSON-like; "part" names the kind of entry.
             make: returns (arrays, manifest fields).
-            expected: what an entry must hold; another one is damaged.
+            expected: the content that the entry must have; an entry with other content counts as damaged.
 
         Raises:
             StoreError: the store cannot be written.
@@ -139,7 +143,7 @@ class Store:
         path = self.path(parameters)
         damage = ""
         try:
-            # An entry appears whole, so a sound one is read without the lock: a store may be shared read-only.
+            # An entry appears complete, so a sound one is read without the lock: a store may be shared read-only.
             return self._read(path, parameters, expected)
         except FileNotFoundError:
             pass
@@ -163,11 +167,11 @@ class Store:
             raise StoreError(error.errno, words) from error
 
     def _read(self, path: Path, parameters: Mapping[str, Any], expected: Expected) -> Entry:
-        """The entry, its checksum fitting and of what is expected.
+        """Return the entry after checking its checksum and its content against what is expected.
 
         Raises:
-            FileNotFoundError: there is none.
-            DamagedError: why it is not to be used.
+            FileNotFoundError: there is no such entry.
+            DamagedError: the entry cannot be used; the message says why.
         """
         if not path.is_dir():
             if os.path.lexists(path):
@@ -175,7 +179,7 @@ class Store:
             raise FileNotFoundError(path)
         try:
             manifest = read_json(path / "manifest.json", MANIFEST)
-            # Another entry's folder under this one's name would be taken for it.
+            # Otherwise the folder of another entry, renamed to this one's name, would be used in its place.
             if content_digest(manifest["parameters"]) != content_digest(parameters):
                 raise DamagedError("its manifest is another set's")
             for key in expected.fields:
@@ -204,7 +208,7 @@ class Store:
             write_atomic(part / "manifest.json", json.dumps(manifest, indent=2, default=str).encode())
             os.replace(part, path)
         except OSError as error:
-            # numpy does not say of an array that was written in part that the disk is full.
+            # numpy's error for a partly written array does not say that the disk is full.
             if error.errno is None and shutil.disk_usage(self.root).free < FULL_BYTES:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part)) from error
             raise
@@ -215,7 +219,7 @@ class Store:
 
 
 def _remove(path: Path) -> None:
-    """Take away what lies at `path`, a folder or not."""
+    """Remove whatever is at `path`, be it a folder, a file or nothing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -223,10 +227,10 @@ def _remove(path: Path) -> None:
 
 
 def _arrays(path: Path, forms: Mapping[str, Form] | None) -> Arrays:
-    """The arrays of an entry, mapped from their files; no pickle is read.
+    """Return the arrays of an entry, memory-mapped from their files; no pickle is read.
 
     Raises:
-        DamagedError: one is missing, too many, or of another form.
+        DamagedError: an array is missing, not expected, or of another form.
     """
     files = {file.stem: file for file in sorted(path.glob("*.npy"))}
     if forms is not None and files.keys() != forms.keys():
@@ -239,7 +243,7 @@ def _arrays(path: Path, forms: Mapping[str, Form] | None) -> Arrays:
             array = np.lib.format.open_memmap(file, mode="r")
         except OSError:
             raise
-        except Exception as error:  # of a header made up, numpy's reader stumbles in any way
+        except Exception as error:  # numpy's reader can raise any error on a damaged header
             raise DamagedError(f"{file.name}: {' '.join(str(error).split())[:150]}") from error
         arrays[name] = array
         if forms is not None and (array.dtype.str, array.shape) != (forms[name].dtype, forms[name].shape):
@@ -253,10 +257,10 @@ def _arrays(path: Path, forms: Mapping[str, Form] | None) -> Arrays:
 
 
 def _check_values(arrays: Arrays, forms: Mapping[str, Form] | None) -> None:
-    """Refuse numbers that are not finite, and classes that there are none of.
+    """Refuse arrays that hold non-finite numbers or classes that do not exist.
 
     Raises:
-        DamagedError: such an array.
+        DamagedError: there is such an array.
     """
     for name, form in (forms or {}).items():
         array = arrays[name]
@@ -267,12 +271,12 @@ def _check_values(arrays: Arrays, forms: Mapping[str, Form] | None) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What an entry was made with, for its manifest."""
+    """Return the versions of Python and of the packages that an entry is made with, for its manifest."""
     return {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
 def _checksum(folder: Path) -> str:
-    """SHA-256 over the arrays, names included."""
+    """Return the SHA-256, in hex digits, over the names and contents of the array files."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.npy")):
         digest.update(file.name.encode())

@@ -1,7 +1,8 @@
 """UHP and UAP, universal hypocritical and adversarial perturbations (Tao et al., 2021).
 
-One optimisation yields both: per class c a vector that makes the source network answer c. UHP gives class c its own
-vector (a shortcut to the right label); UAP gives it the vector of class c + 1 (a shortcut to a wrong one).
+One optimisation yields both: for each class c, a perturbation that makes the source network predict c. UHP adds to the
+images of class c their own perturbation (a shortcut to the right label); UAP adds that of class c + 1 (a shortcut to a
+wrong label).
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.classwise import descend
 
-IMAGES_PER_CLASS = 16  # that each class's vector sees in a step; all classes step at once
-STEP_RATIO = 0.2  # of the budget, the ratio that every perturbation of the paper uses
+IMAGES_PER_CLASS = 16  # images per class in one step; the perturbations of all classes are updated at once
+STEP_RATIO = 0.2  # step size as a share of the budget, the same for every perturbation of the paper
 
 
 def class_vectors(craft: Craft) -> Tensor:
-    """Per class c the delta_c, from 0, that lowers CE(clip(x + delta_c), c) on batches of all images; (K, C, H, W)."""
+    """Return for each class c the delta_c that lowers CE(clip(x + delta_c), c); shape (K, C, H, W).
+
+    The optimisation starts from 0 and uses shuffled batches of images of all classes.
+    """
     delta = craft.images.new_zeros(craft.num_classes, *craft.images.shape[1:])
     budget = Budget.of(craft.norm, craft.epsilon, delta)
     step_size = budget.epsilon * STEP_RATIO
@@ -39,14 +43,14 @@ def class_vectors(craft: Craft) -> Tensor:
 
 
 class UniversalHypocritical(kinds.UHP, DataCorruption):
-    """Class c wears the vector of class c."""
+    """Universal hypocritical perturbations: images of class c get the perturbation of class c."""
 
     def perturb(self, craft: Craft) -> Tensor:
         return class_vectors(craft)[craft.labels]
 
 
 class UniversalAdversarial(kinds.UAP, DataCorruption):
-    """Class c wears the vector of class (c + 1) mod K."""
+    """Universal adversarial perturbations: images of class c get the perturbation of class (c + 1) mod K."""
 
     def perturb(self, craft: Craft) -> Tensor:
         return class_vectors(craft)[(craft.labels + 1) % craft.num_classes]

@@ -14,15 +14,18 @@ from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.classwise import descend
 from erat.losses import label_gain
 
-TRAIN_STEPS = 10  # M, between two passes over the perturbations
+TRAIN_STEPS = 10  # M, the training steps of the network between two passes over the perturbations
 BATCH = 128
 STEP_RATIO = 0.1
-SAMPLE_STEPS = 20  # sample-wise: descent steps per image and pass
+SAMPLE_STEPS = 20  # descent steps per image and pass, for sample-wise perturbations
 STOP_ERROR = 0.01
 
 
 class Unlearnable(kinds.UP, DataCorruption):
-    """Alternates training on x + delta with descent of delta on the same loss, until the train error is 1 %."""
+    """Unlearnable perturbations.
+
+    Training on x + delta alternates with descent of delta on the same loss, until the training error is at most 1 %.
+    """
 
     def perturb(self, craft: Craft) -> Tensor:
         network = craft.build().to(craft.images.device)
@@ -54,7 +57,7 @@ class Unlearnable(kinds.UP, DataCorruption):
         return delta[wearer]
 
     def _pass(self, network: nn.Module, craft: Craft, delta: Tensor) -> Tensor:
-        """Every perturbation once downhill, batch after batch over all images."""
+        """Descend with every perturbation once, batch after batch over all images; return the perturbations."""
         budget = Budget.of(craft.norm, craft.epsilon, delta)
         with frozen(network):
             for chosen in torch.arange(len(craft.images), device=delta.device).split(BATCH):
@@ -93,7 +96,7 @@ def _train_step(
 
 @torch.no_grad()
 def _error(network: nn.Module, craft: Craft, delta: Tensor, wearer: Tensor) -> float:
-    """Share of poisoned training images that the network gets wrong."""
+    """Return the share of poisoned training images that the network misclassifies, in [0, 1]."""
     wrong = 0
     with frozen(network):
         for chosen in torch.arange(len(craft.images), device=delta.device).split(1000):

@@ -1,4 +1,4 @@
-"""URP, universal random perturbations: each class wears one random pattern (Tao et al., 2021)."""
+"""URP, universal random perturbations: all images of a class get one random pattern (Tao et al., 2021)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from erat.corruption.base import Craft, DataCorruption
 
 
 class UniversalRandom(kinds.URP, DataCorruption):
-    """l_2: a Gaussian direction of norm exactly epsilon; l_inf: uniform in +-epsilon."""
+    """Universal random perturbations.
+
+    Under l_2 a Gaussian direction of norm exactly epsilon; under l_inf uniform values in [-epsilon, epsilon].
+    """
 
     def perturb(self, craft: Craft) -> Tensor:
         shape = (craft.num_classes, *craft.images.shape[1:])

@@ -1,4 +1,4 @@
-"""What is known of data sets before a single image is read, without torch: the type, and the facts of our own sets."""
+"""State the facts about data sets that are known before any image is read, without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import NamedTuple
 
 
 class SetShape(NamedTuple):
-    """Numbers of training and test images, of channels and pixels a side (as stored), and of classes."""
+    """The shape of a data set.
+
+    Attributes:
+        train, test: the numbers of training and test images.
+        channels: the number of channels.
+        size: the height and width of the stored images in pixels.
+        num_classes: the number of classes.
+    """
 
     train: int
     test: int
@@ -18,15 +25,17 @@ class SetShape(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What is known of a data set before a single image is read.
+    """The facts about a data set that are known before any image is read.
 
     Attributes:
-        epsilon: customary corruption budget in pixel units of 1.0 per norm ("linf", "l2").
+        epsilon: the customary corruption budget of each norm ("linf", "l2"), in pixel units of 1.0.
         flip: whether a mirrored image still shows its class (true for photographs, false for digits).
-        policy: the AutoAugment policy that suits it ("cifar10", "svhn", "imagenet", "digits").
-        similar: class k -> the class that asymmetric noise turns it into (absent: stays); None: k -> k+1 mod K.
-        fingerprint: of the content (`erat.data.fingerprint`) where that is the same everywhere; None: to be found out.
-        shape: of the set as it is published; None: to be found out.
+        policy: the AutoAugment policy that suits the set ("cifar10", "svhn", "imagenet", "digits").
+        similar: class k -> the class into which asymmetric noise turns it (an absent class does not change); None:
+            k -> k + 1 mod K.
+        fingerprint: the fingerprint of the content (`erat.data.fingerprint`) if that is the same everywhere; None: it
+            must be computed.
+        shape: the shape of the published set; None: it must be read from the data.
     """
 
     epsilon: dict[str, float]
@@ -37,7 +46,7 @@ class SourceFacts:
     shape: SetShape | None = None
 
 
-PHOTOGRAPHS = {"linf": 8 / 255, "l2": 0.5}  # customary budgets
+PHOTOGRAPHS = {"linf": 8 / 255, "l2": 0.5}  # customary budgets for photographs, in pixel units of 1.0
 
 # airplane 0, automobile 1, bird 2, cat 3, deer 4, dog 5, frog 6, horse 7, ship 8, truck 9
 CIFAR10_SIMILAR = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
@@ -67,7 +76,10 @@ CIFAR100_SUPERCLASSES: dict[str, tuple[str, ...]] = {
 
 
 def next_in_superclass(superclasses: dict[str, tuple[str, ...]]) -> dict[int, int]:
-    """Fine class -> the next one of its superclass, circular; a fine id is the name's alphabetical rank."""
+    """Return, for each fine class, the next one of its superclass, cyclically.
+
+    The id of a fine class is the alphabetical rank of its name.
+    """
     ids = {name: rank for rank, name in enumerate(sorted(name for names in superclasses.values() for name in names))}
     similar: dict[int, int] = {}
     for names in superclasses.values():
@@ -77,7 +89,7 @@ def next_in_superclass(superclasses: dict[str, tuple[str, ...]]) -> dict[int, in
 
 
 MNIST = SourceFacts(
-    # 8/255 is a budget for colour photographs; on digits a comparable poison needs these.
+    # 8/255 is a budget for colour photographs; on digits a comparable poison needs these larger ones.
     epsilon={"linf": 0.1, "l2": 1.0},
     flip=False,
     policy="digits",

@@ -1,4 +1,4 @@
-"""Defines the protocol between a defense and the trainer.
+"""Define the protocol between a defense and the trainer.
 
 A defense decides on which samples to train (`plan_epoch`), with which loss (`loss`), and how to predict (`predict`).
 The trainer owns every update: it alone calls backward, steps the optimizer, casts precision, saves and seeds.
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clock:
-    """The progress of training: `epoch` counts from 0, `step` from 0 inside the epoch, of `steps` in all."""
+    """The progress of training.
+
+    Attributes:
+        epoch: the present epoch, counted from 0.
+        step: the present step inside the epoch, counted from 0.
+        steps: the number of steps of the epoch.
+    """
 
     epoch: int
     step: int = 0
@@ -30,13 +36,13 @@ class Clock:
 
     @property
     def time(self) -> float:
-        """Return the number of epochs done, with the fraction of the present one."""
+        """Return the number of epochs done, including the finished fraction of the present one."""
         return self.epoch + self.step / self.steps
 
 
 @dataclass(frozen=True)
 class Update:
-    """A gradient step on the named networks, or on all if none is named."""
+    """A gradient step on the named networks, or on all networks if none is named."""
 
     name: str = "all"
     networks: tuple[str, ...] = ()
@@ -44,15 +50,15 @@ class Update:
 
 @dataclass(frozen=True)
 class Phase:
-    """A pass of the trainer: which samples keep their labels, which have lost them, and what each step updates.
+    """A pass of the trainer: which samples keep their labels, which lose them, and which networks each step updates.
 
     The length of the pass is that of `labelled`; `unlabelled` is repeated as often as needed.
 
     Attributes:
-        labelled: int64 indices of the samples with labels.
-        unlabelled: int64 indices of the samples without labels, or none.
-        name: passed to `Defense.loss` with each batch.
-        turns: the updates of each step, in turn: step s makes those of `turns[s % len(turns)]`.
+        labelled: the indices of the samples with labels, int64.
+        unlabelled: the indices of the samples without labels, int64; None: there are none.
+        name: the name of the phase, passed to `Defense.loss` with each batch.
+        turns: the updates of the steps, in turn: step s makes those of `turns[s % len(turns)]`.
         late: whether the defense replaces this phase once the phases before it have trained (`Defense.late_phase`).
     """
 
@@ -74,9 +80,10 @@ class EpochPlan:
 
     Attributes:
         phases: the passes of the trainer.
-        selected: the labelled set, if this defense selects one: bool (N,), on the CPU.
-        predicted: the class that the networks predicted for each sample when they selected: int64 (N,), on the CPU.
-        numbers: what the defense reports of this epoch, by name; numbers of its updates go to `LossTerms.note`.
+        selected: the labelled set, if the defense selects one: bool (N,), on the CPU.
+        predicted: the class that the networks predicted for each sample at the selection: int64 (N,), on the CPU.
+        numbers: the numbers that the defense reports for this epoch, by name; numbers of single updates are reported
+            by `LossTerms.note`.
     """
 
     phases: tuple[Phase, ...]
@@ -96,7 +103,7 @@ class TrainingData(Protocol):
     def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Apply `function` to all images (float, [0, 1]) in large batches without gradients; keep the order of rows.
 
-        Networks are in eval mode meanwhile. The work is shared among data-parallel workers; every worker gets all rows.
+        The networks are in eval mode during the call. Data-parallel workers share the work, and each gets all rows.
         """
         ...
 
@@ -106,9 +113,10 @@ class Batch:
     """The samples of one step on this worker.
 
     Attributes:
-        images, labels, indices: labelled samples; float (B, C, H, W) in [0, 1], int64 (B,), int64 (B,).
-        unlabelled, unlabelled_indices: the same without labels; of length 0 if there are none.
-        random: source of the draws of this step, one row per sample of the global batch.
+        images, labels, indices: the labelled samples: float (B, C, H, W) in [0, 1], int64 (B,), int64 (B,).
+        unlabelled, unlabelled_indices: the images and indices of the samples without labels, of length 0 if there are
+            none.
+        random: the source of the random draws of this step, which draws one row per sample of the global batch.
         phase, update: the names of the phase and of the update to which this step belongs.
     """
 
@@ -127,22 +135,23 @@ class LossTerms:
     """Named loss terms with their weights. The trainer minimises `total` and logs each value.
 
     Attributes:
-        numbers: what is logged beside them and not minimised, scalars without gradients.
+        terms: (weight, value) of each term, by name; the values are scalars with gradients.
+        numbers: further scalars, by name, without gradients, which are logged and not minimised.
     """
 
     terms: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
     numbers: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
-        """Add a term; a name may stand only once."""
+        """Add a term; each name may be used only once."""
         self._check(name)
         self.terms[name] = (weight, value)
 
     def note(self, name: str, value: Tensor | float) -> None:
-        """Report a number of this update that is not minimised, a scalar; a name may stand only once.
+        """Report a scalar of this update that is not minimised; each name may be used only once.
 
-        The epoch's report has its mean over the updates that had it and over the workers, which must all report the
-        same names. A tensor is not read before the epoch's end, so that a device need not be waited for.
+        The epoch's report has the mean over the updates that reported it and over the workers, which must all report
+        the same names. A tensor is read only at the end of the epoch, which avoids waiting for the device.
         """
         self._check(name)
         number = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
@@ -154,13 +163,13 @@ class LossTerms:
 
     @property
     def total(self) -> Tensor:
-        """The weighted sum."""
+        """Return the weighted sum of the terms."""
         first, *rest = (weight * value for weight, value in self.terms.values())
         return sum(rest, start=first)
 
     @classmethod
     def mean(cls, parts: Sequence[LossTerms]) -> LossTerms:
-        """Of a batch's equal parts, without gradients."""
+        """Return the mean of the terms and numbers of the equal parts of a batch, without gradients."""
         values = {name: [part.terms[name][1].detach() for part in parts] for name in parts[0].terms}
         numbers = {name: [part.numbers[name].float() for part in parts] for name in parts[0].numbers}
         return cls(
@@ -169,22 +178,22 @@ class LossTerms:
         )
 
     def figures(self) -> dict[str, Tensor]:
-        """The total and each term's unweighted value, without gradients, for the log."""
+        """Return the total and the unweighted value of each term, without gradients, for the log."""
         values = {name: value.detach() for name, (_, value) in self.terms.items()}
         return {"total": self.total.detach()} | values
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a defense may know about the data before training.
+    """The information about the data and the network that a defense gets before training.
 
     Attributes:
-        num_samples: number of training images.
-        num_classes: number of classes.
+        num_samples: the number of training images.
+        num_classes: the number of classes.
         flip: whether a mirrored image keeps its class.
         build: returns a newly initialised network for a seed offset; defenses with two networks call it twice.
-        image_shape: (C, H, W) of the images.
-        backbone: name of the network that `build` builds.
+        image_shape: the shape (C, H, W) of the images.
+        backbone: the name of the network that `build` builds.
     """
 
     num_samples: int
@@ -196,10 +205,10 @@ class Task:
 
 
 class Defense(nn.Module):
-    """Base of all defenses.
+    """The base of all defenses.
 
-    Subclasses set `Options` and build `self.networks` with `task.build`. State that must survive a resume is a buffer
-    or in `networks`; state that is needed only until the next `plan_epoch` may be a buffer that is not persistent.
+    Subclasses set `Options` and build `self.networks` with `task.build`. State that must survive a resume must be a
+    buffer or in `networks`; state that is needed only until the next `plan_epoch` may be a non-persistent buffer.
     """
 
     Options: ClassVar[type[DefenseOptions]]
@@ -211,15 +220,15 @@ class Defense(nn.Module):
         self._preparation = (options.squeeze, options.jpeg_quality, options.bits)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Convert the training images (uint8, NCHW) as this defense needs them; called once, before training."""
+        """Return the training images, uint8 (N, C, H, W), as this defense needs them; called once, before training."""
         kind, quality, bits = self._preparation
         return squeeze(images, kind, quality=quality, bits=bits)
 
     def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
         """Plan on which samples to train in this epoch.
 
-        It is called once per epoch on every worker and must return the same on each. The base class plans one phase
-        that trains every network on all samples with their given labels.
+        This is called once per epoch on every worker and must return the same plan on each. The base class plans one
+        phase that trains every network on all samples with their given labels.
         """
         return EpochPlan((Phase(torch.arange(len(data))),))
 

@@ -1,6 +1,6 @@
-"""What each defense may be told, as keys under `defense.`; without torch, for whoever only reads a configuration.
+"""Define the options of each defense, the keys under `defense.`, without torch, so that reading them is fast.
 
-First the parts that several defenses have, then the defenses. Budgets are in pixel units of 1.0.
+The options that several defenses share come first, then the defenses. Budgets are in pixel units of 1.0.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from erat.options import MOST_EPOCHS, DefenseOptions, Free, Number, Setting
 
 
 class PerturbationOptions(DefenseOptions):
-    """Keys of a defense that can train on perturbed images; budgets in pixel units of 1.0."""
+    """Keys of a defense that can train on perturbed images; budgets are in pixel units of 1.0."""
 
     adversarial: bool = Field(False, description="whether images are perturbed at all")
     norms: Literal["both", "linf", "l2"] | None = Field(
@@ -32,7 +32,7 @@ class PerturbationOptions(DefenseOptions):
         "ball", description="l_2: normalised step, projection on the ball; literal: the paper's sign and clip"
     )
     consistency: bool = Field(False, description="whether Eq. 6's distance from p(x) is raised beside cross-entropy")
-    # Beyond the paper: cheaper perturbations, each with its price in docs/speed.md
+    # Beyond the paper: cheaper perturbations, with their speed and accuracy in docs/speed.md
     warm_start: bool = Field(False, description="beyond the paper: PGD goes on from the image's last perturbation")
     pgd_precision: Literal["fp32", "bf16"] = Field("fp32", description="beyond the paper: precision of PGD's passes")
     pgd_scale: Number = Field(1.0, gt=0, le=1, description="beyond the paper: PGD on images shrunk to this share")
@@ -56,7 +56,7 @@ class PerturbationOptions(DefenseOptions):
 
 
 class ViewOptions(DefenseOptions):
-    """Keys of a defense that looks at its images through random views."""
+    """Keys of a defense that trains on random views of its images."""
 
     weak: Literal["erase", "crop", "none"] = Field("crop", description="weak views: flip plus this")
     strong: bool = Field(False, description="AutoAugment where the defense trains")
@@ -77,7 +77,7 @@ class ViewOptions(DefenseOptions):
 
 
 class SelectorOptions(DefenseOptions):
-    """Keys of a defense that selects."""
+    """Keys of a defense that selects the samples that keep their labels."""
 
     selector: Literal["rebalance", "mixture", "jsd", "errors"] = Field(
         "rebalance",
@@ -103,7 +103,7 @@ class SelectorOptions(DefenseOptions):
 
 
 class CrossEntropyOptions(PerturbationOptions, ViewOptions):
-    """Keys under `defense.` for `defense.name=ce`, and for at and iss, which differ in their defaults."""
+    """Keys under `defense.` for `defense.name=ce`, and for `at` and `iss`, which differ only in their defaults."""
 
     name: Literal["ce"] = "ce"
     criterion: Literal["ce", "elr"] = Field(
@@ -169,7 +169,7 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     )
 
     def default_lambda_u(self, setting: Setting) -> float:
-        """`lambda_u` where it is left open."""
+        """Return the value of `lambda_u` where it is left open."""
         raise NotImplementedError
 
     def fill(self, setting: Setting) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 
 
 class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
-    """Keys under `defense.` for `defense.name=erat`; budgets in pixel units of 1.0."""
+    """Keys under `defense.` for `defense.name=erat`; budgets are in pixel units of 1.0."""
 
     name: Literal["erat"] = "erat"
     selection: bool = Field(True, description="false: all data stay labelled (w/o SS)")

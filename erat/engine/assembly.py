@@ -1,4 +1,4 @@
-"""A run's networks and its defense, put together as the configuration says."""
+"""Build the networks and the defense of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ def network_builder(
     mean: Tensor | Sequence[float],
     std: Tensor | Sequence[float],
 ) -> Build:
-    """`Task.build`: the configured network, freshly initialised, with normalisation by `mean` and `std` in front.
+    """Return the function for `Task.build`, which makes the configured network for a seed offset.
+
+    Each call returns a newly initialised network that first normalises its input by `mean` and `std`.
 
     Args:
+        num_classes: the number of classes K.
         image_shape: (C, H, W).
-        mean, std: C values each, in [0, 1] units.
+        mean, std: C values each, in pixel units of 1.0.
     """
     channels, size, _ = image_shape
 
@@ -50,9 +53,9 @@ def network_builder(
 def make_defense(
     config: RunConfig, num_samples: int, num_classes: int, image_shape: Sequence[int], build: Build
 ) -> Defense:
-    """The configured defense for `num_samples` training images of `image_shape`, on the CPU.
+    """Return the configured defense for `num_samples` training images of shape `image_shape` (C, H, W), on the CPU.
 
-    What a defense draws for parts of its own, such as heads, comes from torch's global generator.
+    Random values that a defense draws for its own parts, such as heads, come from torch's global generator.
     """
     task = Task(num_samples, num_classes, bool(config.data.flip), build, tuple(image_shape), config.model.name)
     defense = DEFENSES[config.defense.name](config.defense, task)
@@ -64,18 +67,20 @@ def make_defense(
 def rebuild_defense(
     config: RunConfig, num_classes: int, image_shape: Sequence[int], weights: Mapping[str, Tensor]
 ) -> Defense:
-    """Return the configured defense with these weights of its networks, on the CPU, to predict with.
+    """Return the configured defense with these weights in its networks, on the CPU and in eval mode, for prediction.
 
-    What a training remembers of each image, such as its last labelled set, is not among them.
+    The state that a training keeps for each image, such as its last labelled set, is not restored.
 
     Args:
-        weights: state of `defense.networks`.
+        num_classes: the number of classes K.
+        image_shape: (C, H, W).
+        weights: the state dictionary of `defense.networks`.
 
     Raises:
-        RuntimeError: the weights are those of other networks.
+        RuntimeError: the weights belong to other networks.
     """
-    half = [0.5] * image_shape[0]  # the weights bring their own mean and deviation
-    with seeded(0):  # torch's global generator, which some parts draw from, stays where it is
+    half = [0.5] * image_shape[0]  # placeholders: the weights contain the mean and the standard deviation
+    with seeded(0):  # leaves torch's global generator, from which some parts draw, unchanged
         build = network_builder(config, num_classes, image_shape, half, half)
         defense = make_defense(config, 1, num_classes, image_shape, build)
     defense.networks.load_state_dict(dict(weights))

@@ -1,8 +1,9 @@
-"""Everything that a run needs to go on to the same bits, written so that a crash leaves the old one or the new one.
+"""Save and load checkpoints: everything from which a run resumes to bit-equal results.
 
-A file holds a checksum of itself, as a comment at the end of the zip archive that `torch.save` writes: one move puts
-both in place, and `torch.load` reads the file as any other. Of a state that is saved again and again the one before is
-kept beside it, so that a damaged file costs an epoch and not the run.
+A crash while a checkpoint is written leaves either the old file or the new one. A file holds a checksum of itself, as a
+comment at the end of the zip archive that `torch.save` writes: one move puts both in place, and `torch.load` reads the
+file like any other. The previous version of a state that is saved repeatedly is kept beside it, so that a damaged file
+costs one epoch and not the run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from erat.errors import UserError
 from erat.files import _replacing, previous
 
 ANEW = "delete it to start this run anew"
-FULL_BYTES = 2**20  # a disk with less than this free is full
+FULL_BYTES = 2**20  # a disk with less free space than this counts as full
 
 _MARK = b"BLAKE2b-256:"
 _TRAILER = len(_MARK) + 32
@@ -33,30 +34,35 @@ _PIECE = 2**20
 
 
 class DamagedCheckpointError(UserError):
-    """A file that is not, or no longer, what was written."""
+    """The error for a checkpoint that is missing, or whose content is not what was written."""
 
 
 def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> None:
-    """Write tensors and plain values with their checksum, in one move as well.
+    """Write tensors and plain values together with their checksum; a single move puts the complete file in place.
 
     Args:
-        keep_previous: what was at `path` becomes `previous(path)`, which `load_newest` falls back on.
+        path: the file.
+        state: the tensors and plain values by name.
+        keep_previous: rename the file that was at `path` to `previous(path)`, to which `load_newest` can fall back.
+
+    Raises:
+        OSError: the file cannot be written, for instance because the disk is full.
     """
     try:
         with _replacing(path, keep_previous) as file:
             hashing = _Hashing(file)
-            torch.save(state, hashing)  # type: ignore[arg-type]  # all that it asks of a file is `write`
-            file.seek(-2, os.SEEK_END)  # the length of the comment
+            torch.save(state, hashing)  # type: ignore[arg-type]  # torch only needs the file's `write`
+            file.seek(-2, os.SEEK_END)  # to the field with the length of the comment
             file.write(_TRAILER.to_bytes(2, "little") + _MARK + hashing.digest())
     except RuntimeError as error:
-        # What torch says of a write that fails does not tell that the disk is full.
+        # Torch's error for a failed write does not say that the disk is full.
         if shutil.disk_usage(path.parent).free < FULL_BYTES:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
 
 class _Hashing:
-    """Hashes what passes through it to a file, so that nothing is read again."""
+    """A writer that hashes what it passes on to a file, so that the file need not be read again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash = file, hashlib.blake2b(digest_size=32)
@@ -73,11 +79,15 @@ class _Hashing:
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `save` wrote. Weights only: no code in the file is run.
+    """Read a file that `save` wrote. Only tensors and plain values are loaded; no code in the file is run.
+
+    Args:
+        path: the file.
+        device: the device on which the tensors are placed.
 
     Raises:
         DamagedCheckpointError: the file is missing or damaged.
-        UserError: it holds pickled code, or may not be read.
+        UserError: the file contains pickled code or is not a dictionary, or it cannot be read at present.
     """
     try:
         with path.open("rb") as file:
@@ -92,11 +102,11 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
                         f"checkpoint {path} cannot be read: it holds pickled code, which is not run; {ANEW}"
                     ) from error
                 raise
-    except (UserError, MemoryError, torch.OutOfMemoryError):  # no room for it says nothing against the file
+    except (UserError, MemoryError, torch.OutOfMemoryError):  # too little memory does not mean that the file is damaged
         raise
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"checkpoint {path} is missing: {ANEW}") from error
-    except OSError as error:  # nor does what may pass: too many open files, a server that is away
+    except OSError as error:  # possibly temporary, thus no sign of damage: too many open files, an unreachable server
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
@@ -109,10 +119,12 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def load_newest(path: Path, device: torch.device) -> dict[str, Any] | None:
-    """Read what `save` wrote last; if that is damaged, what it wrote before, with a warning; none if nothing is left.
+    """Read the newest sound version of a checkpoint.
+
+    If the last version is damaged, a warning is given and the previous one is read. Returns None if neither is usable.
 
     Raises:
-        UserError: as `load`.
+        UserError: as for `load`.
     """
     damages = []
     for file in (path, previous(path)):
@@ -125,7 +137,7 @@ def load_newest(path: Path, device: torch.device) -> dict[str, Any] | None:
         if file != path:
             reason = damages[0] if damages else f"checkpoint {path} is missing"
             warnings.warn(f"{reason}; going on from the one before it", stacklevel=2)
-            with suppress(OSError):  # or the next one that is written would make it the one before
+            with suppress(OSError):  # otherwise the next save would keep the damaged file as the previous version
                 path.unlink(missing_ok=True)
         return state
     if damages:
@@ -138,7 +150,7 @@ def _line(error: DamagedCheckpointError) -> str:
 
 
 def _sound(file: BinaryIO) -> bool:
-    """Whether the checksum fits; true if there is none, as in files of earlier versions."""
+    """Return whether the checksum matches; true if there is none, as in files of earlier versions."""
     size = file.seek(0, os.SEEK_END)
     if size < _END_BYTES + _TRAILER:
         return True
@@ -146,7 +158,7 @@ def _sound(file: BinaryIO) -> bool:
     tail = file.read()
     end, trailer = tail[:_END_BYTES], tail[_END_BYTES:]
     signs = (end[:4] == _END, end[-2:] == _TRAILER.to_bytes(2, "little"), trailer.startswith(_MARK))
-    if sum(signs) < 2:  # one of the three may be what is damaged
+    if sum(signs) < 2:  # two are enough, since one of the three may be damaged
         return True
     file.seek(0)
     digest, left = hashlib.blake2b(digest_size=32), size - _TRAILER - 2
@@ -158,7 +170,7 @@ def _sound(file: BinaryIO) -> bool:
 
 
 def _is_pickle(file: BinaryIO) -> bool:
-    """Whether a file that torch refused is whole all the same: an archive, or a bare pickle."""
+    """Return whether a file that torch refused is nevertheless complete: a zip archive, or a bare pickle."""
     file.seek(0)
     first = file.read(2)
     return (first[:1] == b"\x80" and first[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")) or zipfile.is_zipfile(file)

@@ -1,4 +1,4 @@
-"""Accuracy, confusion, and functions mapped over whole sets: large batches, eval mode, no gradients."""
+"""Evaluate on whole sets, in large batches: predictions, clean or under attack, accuracy and confusion."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ from erat.engine.parallel import Ranks
 from erat.losses import label_loss
 
 BATCH = 1000
-ATTACK_BATCH = 250  # with gradients: larger ones would need more memory than a training step
+ATTACK_BATCH = 250  # attacks need gradients: larger batches would take more memory than a training step
 ATTACK_STEPS = 20
 ATTACK_STEP_RATIO = 1 / 8
 
 
 def map_images(images: Tensor, function: Callable[[Tensor], Tensor], ranks: Ranks | None = None) -> Tensor:
-    """`function` over uint8 images as float batches, rows in order; sharded over workers, gathered on all."""
+    """Apply `function` to all images in float batches and return its rows in the order of the images.
+
+    The images are sharded over the workers, and the rows of all of them are gathered on every worker.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        function: maps a batch, float (B, C, H, W) in [0, 1], to B rows.
+        ranks: this worker's place; None: there is only one.
+    """
     ranks = ranks or Ranks()
     shard = ranks.shard(len(images))
     rows = [function(to_float(images[i : min(i + BATCH, shard.stop)])) for i in range(shard.start, shard.stop, BATCH)]
@@ -32,7 +40,7 @@ def map_images(images: Tensor, function: Callable[[Tensor], Tensor], ranks: Rank
 def predictions(
     defense: Defense, images: ImageSet, ranks: Ranks, autocast: Callable[[], AbstractContextManager[object]]
 ) -> Tensor:
-    """Predicted classes, int64, shape (N,)."""
+    """Return the predicted classes, int64 (N,), in eval mode, without gradients and under `autocast()`."""
     with frozen(defense), torch.no_grad(), autocast():
         return map_images(images.images, lambda batch: defense.predict(batch).argmax(1), ranks)
 
@@ -40,11 +48,14 @@ def predictions(
 def attacked_predictions(
     defense: Defense, images: ImageSet, epsilon: Mapping[str, float], ranks: Ranks | None = None
 ) -> Tensor:
-    """Predicted classes, int64, shape (N,), after untargeted PGD: every other image under l_inf, the rest under l_2.
+    """Return the predicted classes, int64 (N,), after untargeted PGD.
+
+    Every other image is attacked under l_inf, the rest under l_2.
 
     Args:
-        epsilon: budget per norm, "linf" and "l2", pixel units of 1.0. The same for all runs that are compared.
-        ranks: sharded over these workers, gathered on all.
+        epsilon: the budget of each norm, "linf" and "l2", in pixel units of 1.0; the same for all runs that are
+            compared.
+        ranks: the workers over which the images are sharded; the classes are gathered on all of them.
     """
     ranks = ranks or Ranks()
     shard, rows = ranks.shard(len(images)), [images.labels[:0]]
@@ -62,10 +73,10 @@ def attacked_predictions(
 
 
 def confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
-    """Counts, int64, shape (K, K): row = true class, column = predicted class."""
+    """Return the confusion matrix, counts in int64 (K, K): row = true class, column = predicted class."""
     return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def accuracy(labels: Tensor, predicted: Tensor) -> float:
-    """Share of right predictions, in [0, 1]."""
+    """Return the share of right predictions, in [0, 1]."""
     return float((labels == predicted).double().mean())

@@ -1,8 +1,9 @@
-"""Memory of a training step: counted in one, and predicted before there is any.
+"""Measure the memory of a training step while it runs, or predict it without training.
 
-The prediction runs the defense's own code on fake tensors, which have shapes and no content: every tensor is counted
-and nothing is computed. It does not know what is no tensor of torch's: workspaces of convolutions, rounding by the
-allocator, the device's own context, and what `train.compile` fuses away or `train.cuda_graphs` keeps.
+The prediction runs the defense's own code on fake tensors, which have shapes but no content: every tensor is counted
+and nothing is computed. It does not include memory outside torch's tensors, which is the workspaces of convolutions,
+the allocator's rounding and the device's own context, nor what `train.compile` saves by fusing or `train.cuda_graphs`
+keeps.
 
 Shape suffixes: N samples, C channels, H rows, W columns, K classes.
 """
@@ -36,25 +37,25 @@ from erat.options import DataConfig
 from erat.registry import DATASETS
 from erat.seeding import generator
 
-MB = 2**20  # as `peak_memory_mb` of a run's result has it
+MB = 2**20  # the unit of `peak_memory_mb` in a run's result
 
 # --- counted ---------------------------------------------------------------------------------------------------------
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of all tensors made inside this context that are alive (`now`), and their largest number (`peak`).
+    """A context that counts the bytes of the live tensors made inside it (`now`) and their maximum so far (`peak`).
 
-    Each storage counts once, however many views it has, until the last of them is gone, whoever held it: a variable
-    or the graph that backward will walk. On any device, and for tensors without content.
+    Each storage counts once, however many views it has, until the last reference to it is gone, be it a variable or
+    the graph of the backward pass. This works on any device, and for tensors without content.
 
-    Beside them `flops`: the floating-point operations of all that was called, by torch's own formulas.
+    It also counts `flops`, the floating-point operations of all calls, by torch's own formulas.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.flops = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        from torch.utils.flop_counter import flop_registry  # here: it loads slowly
+        from torch.utils.flop_counter import flop_registry  # imported here because it loads slowly
 
         self._formulas = flop_registry
 
@@ -66,7 +67,7 @@ class LiveBytes(TorchDispatchMode):
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
         made = {id(storage): storage for storage in _storages(result) if id(storage) not in self._alive}
         if made:
-            given = {id(storage) for storage in _storages((args, kwargs))}  # a view of a tensor from before is not new
+            given = {id(storage) for storage in _storages((args, kwargs))}  # a view of an existing tensor is not new
             for key in made.keys() - given:
                 self._count(key, made[key])
         return result
@@ -92,7 +93,14 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
 
 @dataclass(frozen=True)
 class DataShape:
-    """What memory depends on of a data set: numbers of training, validation and test images, and their shape."""
+    """The traits of a data set on which memory depends.
+
+    Attributes:
+        train, val, test: the numbers of training, validation and test images.
+        channels: the number of channels.
+        size: the height and width of the images in pixels.
+        num_classes: the number of classes.
+    """
 
     train: int
     val: int
@@ -103,20 +111,20 @@ class DataShape:
 
     @property
     def image(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """Return the shape of an image, (C, H, W)."""
         return self.channels, self.size, self.size
 
     @property
     def nbytes(self) -> int:
-        """All three parts on the device: uint8 pixels and int64 labels."""
+        """Return the bytes of all three parts on the device: uint8 pixels and int64 labels."""
         return (self.train + self.val + self.test) * (self.channels * self.size**2 + 8)
 
 
 def data_shape(config: RunConfig) -> DataShape:
-    """The shape of a run's data; a set that is not a published one is read to find it.
+    """Return the shape of a run's data. A set whose facts do not include its shape is read to determine it.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the set cannot be read.
     """
     source = _source_shape(config.data)
     train = min(source.train, config.data.limit or source.train)
@@ -136,16 +144,18 @@ def _source_shape(config: DataConfig) -> SetShape:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of tensors on one worker's device.
+    """The predicted bytes of the tensors on one worker's device.
 
     Attributes:
-        parameters: weights of all networks; buffers: their statistics, and what the defense keeps of each sample.
-        gradients: of the weights, part of `step`.
-        optimizer: momentum.
-        data: training, validation and test images and labels.
-        step: most that the tensors of one update amount to: batch, views, perturbations, activations, gradients.
-        scoring: most beside the gradients while whole sets are scored, in batches of 1000.
-        flops: floating-point operations of an epoch's updates after the warm-up, as if all samples kept their labels.
+        parameters: the weights of all networks.
+        buffers: the statistics of the networks, and the state that the defense keeps for each sample.
+        gradients: the gradients of the weights, which are also part of `step`.
+        optimizer: the momentum.
+        data: the training, validation and test images and labels.
+        step: the peak during one update: batch, views, perturbations, activations and gradients.
+        scoring: the peak, in addition to the gradients, while whole sets are scored in batches of 1000.
+        flops: the number of floating-point operations (not bytes) in the updates of one epoch after the warm-up, as if
+            all samples kept their labels.
     """
 
     parameters: int
@@ -159,36 +169,40 @@ class MemoryEstimate:
 
     @property
     def network(self) -> int:
-        """What stays all the time but for the data."""
+        """Return the bytes that are in use all the time, without the data."""
         return self.parameters + self.buffers + self.optimizer
 
     @property
     def working(self) -> int:
-        """What comes on top at the worst moment. While sets are scored, the last step's gradients are still there."""
+        """Return the bytes that are added at the peak.
+
+        While sets are scored, the gradients of the last step are still in memory.
+        """
         return max(self.step, self.gradients + self.scoring)
 
     @property
     def total(self) -> int:
-        """The worst moment."""
+        """Return the bytes that are in use at the peak."""
         return self.network + self.data + self.working
 
     @property
     def megabytes(self) -> float:
-        """`total` in MB."""
+        """Return `total` in units of `MB` (2**20 bytes)."""
         return self.total / MB
 
 
 def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate:
-    """The memory that a run will need, without its data. All that is computed is the scores of two images, for a plan.
+    """Predict the memory that a run will need, without using its data.
 
-    Fake tensors here play a CPU's. They are not on torch's `meta` device, which has no autocast and takes the long way
-    through attention.
+    The only real computation is the scores of two images, which a plan needs. The fake tensors pretend to be on the
+    CPU and not on torch's `meta` device, which has no autocast and uses the slow path of attention.
 
     Args:
-        shape: of the data; none: as the configuration says.
+        config: the run.
+        shape: the shape of the data; None: that of the configured data set.
 
     Raises:
-        UserError: the data cannot be read, or no network is made for such images.
+        UserError: the data cannot be read, or the network does not support such images.
     """
     shape = shape or data_shape(config)
     mean, std = [0.5] * shape.channels, [0.25] * shape.channels
@@ -200,7 +214,8 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
     _fake(defense, mode)
     weights = [parameter for parameter in defense.networks.parameters() if parameter.requires_grad]
     trained = _nbytes(weights)
-    # The workers' exchange copies all gradients into one tensor. Accumulated ones are there beside a part's own.
+    # The exchange between workers copies all gradients into one tensor. Accumulated gradients are in memory at the same
+    # time as those of the present part.
     steps = [2 * trained] if config.train.workers > 1 else []
     counted = [_step(defense, config, shape, *plan) for plan in plans]
     kept = trained if config.train.accumulate > 1 else 0
@@ -221,9 +236,9 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
 
 
 def _copying(build: Build) -> Build:
-    """`build` that initialises each network once and hands out copies, real ones among fake tensors too.
+    """Wrap `build` so that each network is initialised once, with real content even in fake mode, and then copied.
 
-    A network is asked for twice, for the plan and for the count, and a defense may take it apart.
+    Each network is needed twice, for the plan and for the count, and a defense may modify the one that it gets.
     """
     made = cache(build)
 
@@ -235,7 +250,7 @@ def _copying(build: Build) -> Build:
 
 
 def _fake(defense: Defense, mode: FakeTensorMode) -> None:
-    """Take the content of all parameters and buffers away."""
+    """Replace all parameters and buffers by fake tensors, which have no content."""
     for module in defense.modules():
         for table in (module._parameters, module._buffers):
             for name, value in table.items():
@@ -244,7 +259,10 @@ def _fake(defense: Defense, mode: FakeTensorMode) -> None:
 
 
 class _FewImages:
-    """Training data of which a plan can be made: real labels, and two images that stand for all (`TrainingData`)."""
+    """A small stand-in for the training data (`TrainingData`) from which a defense can make a plan.
+
+    Its labels are real, and two images stand for all.
+    """
 
     def __init__(self, shape: DataShape, count: int, networks: nn.Module) -> None:
         self.labels, self.num_classes = torch.arange(count) % shape.num_classes, shape.num_classes
@@ -265,8 +283,11 @@ class _FewImages:
 def _plans(
     config: RunConfig, shape: DataShape, build: Build, epochs: set[int]
 ) -> tuple[list[tuple[Phase, Update, int]], int]:
-    """Every sort of update that these epochs make, with the epoch; bytes that scoring keeps for each sample."""
-    # The real training set's size is left out: what a defense keeps of every sample would be made for real.
+    """Return the different updates of these epochs and the bytes that scoring keeps for each sample.
+
+    An update is given as (phase, update, epoch in which it occurs).
+    """
+    # Not the size of the real training set: the state that a defense keeps for every sample is allocated here.
     few = max(32, 2 * shape.num_classes)
     defense = make_defense(config, few, shape.num_classes, shape.image, build)
     data = _FewImages(shape, few, defense.networks)
@@ -283,7 +304,7 @@ def _has_unlabelled(phase: Phase) -> bool:
 
 
 def _step(defense: Defense, config: RunConfig, shape: DataShape, phase: Phase, update: Update, epoch: int) -> LiveBytes:
-    """What one update takes, as the trainer makes it."""
+    """Count the memory and operations of one update, made in the same way as by the trainer."""
     shares = config.train.workers * config.train.accumulate
     labelled = min(config.train.batch_size, shape.train) // shares
     unlabelled = config.train.batch_size // shares if _has_unlabelled(phase) else 0
@@ -309,7 +330,7 @@ def _step(defense: Defense, config: RunConfig, shape: DataShape, phase: Phase, u
 
 
 def _scoring(defense: Defense, config: RunConfig, shape: DataShape) -> int:
-    """Peak of one batch of predictions."""
+    """Return the peak bytes of scoring one batch."""
     pixels = (shape.channels, shape.size, shape.size)
     count = min(BATCH, max(shape.train, shape.test))
     images = _made(defense, count, *pixels, dtype=torch.uint8)
@@ -331,7 +352,7 @@ def _images(defense: Defense, config: RunConfig, shape: DataShape, count: int) -
 
 
 def _made(defense: Defense, *shape: int, dtype: torch.dtype) -> Tensor:
-    """A fake tensor."""
+    """Return a fake tensor of this shape and type."""
     return next(defense.parameters()).new_empty(shape, dtype=dtype)
 
 

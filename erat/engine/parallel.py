@@ -1,7 +1,7 @@
-"""Data-parallel workers: who I am, and the few collectives that training needs.
+"""Data-parallel workers: the rank of this process, and the few collectives that training needs.
 
-Gradients are averaged by one all-reduce after backward instead of a wrapped module: a step runs PGD and several
-forward passes through the same network, which a wrapper's hooks would each have to be told about.
+Gradients are averaged by one all-reduce after backward instead of by a wrapped module: a step runs PGD and several
+forward passes through the same network, and the hooks of a wrapper would have to be informed of each.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 @dataclass(frozen=True)
 class Ranks:
-    """This worker's place among `workers`. Collectives are no-ops when it is alone."""
+    """The place of this worker among `workers`. With a single worker, collectives do nothing."""
 
     rank: int = 0
     workers: int = 1
 
     @classmethod
     def current(cls) -> Ranks:
-        """From torch.distributed, if a process group is up."""
+        """Return this process's place in torch.distributed, or that of a single worker if there is no process group."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
     @property
     def first(self) -> bool:
-        """Whether this worker writes checkpoints and logs."""
+        """Return whether this is the first worker, which writes checkpoints and logs."""
         return self.rank == 0
 
     def average_gradients(self, parameters: Iterable[nn.Parameter], *others: Tensor) -> None:
@@ -46,7 +46,7 @@ class Ranks:
             grad.copy_(mean)
 
     def average_buffers(self, module: nn.Module) -> None:
-        """Average floating-point buffers (BatchNorm statistics), so that every worker scores and tests alike."""
+        """Average floating-point buffers (BatchNorm statistics), so that all workers predict with the same values."""
         if self.workers == 1:
             return
         for buffer in module.buffers():
@@ -55,12 +55,15 @@ class Ranks:
                 buffer /= self.workers
 
     def shard(self, count: int) -> range:
-        """The rows of 0..count-1 that are this worker's: contiguous, all shards of equal size but the last ones."""
+        """Return this worker's part of the rows 0..count-1, a contiguous range.
+
+        All shards but the last ones have equal size; the last ones may be smaller or empty.
+        """
         size = -(-count // self.workers)
         return range(min(self.rank * size, count), min((self.rank + 1) * size, count))
 
     def gather_rows(self, rows: Tensor, count: int) -> Tensor:
-        """Every worker's shard put together again: `count` rows, in order."""
+        """Return the shards of all workers put together: `count` rows, in order, on every worker."""
         if self.workers == 1:
             return rows
         size = -(-count // self.workers)
@@ -71,16 +74,16 @@ class Ranks:
         return torch.cat(parts)[:count]
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of `value` over workers."""
+        """Return the sum of `value` over all workers; `value` itself is overwritten with it."""
         if self.workers > 1:
             dist.all_reduce(value)
         return value
 
     def agree(self, flag: bool) -> bool:
-        """The first worker's decision, on every worker."""
+        """Return the first worker's `flag` on every worker."""
         if self.workers == 1:
             return flag
-        # NCCL moves nothing that is not on a GPU.
+        # NCCL can only transfer tensors that are on a GPU.
         decision = torch.tensor([int(flag)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.broadcast(decision, src=0)
         return bool(decision.item())

@@ -1,4 +1,4 @@
-"""Activation checkpointing: blocks that keep their input alone and are computed twice.
+"""Activation checkpointing: blocks that keep only their input for backward and are computed twice.
 
 Source: Chen, Xu, Zhang, Guestrin, "Training Deep Nets with Sublinear Memory Cost" (2016).
 """
@@ -17,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_activations(networks: nn.Module) -> None:
-    """Keep of each residual or transformer block its input alone; backward computes the rest of it once more.
+    """Make each residual or transformer block keep only its input; backward computes the rest of the block again.
 
-    Only passes that train pay for it: attacks and scores run in eval mode. Names of weights, results and statistics
-    stay as they are, to the bit on the CPU.
+    Only training passes become slower, since attacks and scores run in eval mode. The names of weights, the results and
+    the statistics do not change; on the CPU they are bit-equal.
     """
-    # Here, so that whoever trains another network need not load torchvision's.
+    # Imported here so that training another network does not load torchvision's.
     from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[import-untyped,unused-ignore]
     from torchvision.models.vision_transformer import EncoderBlock  # type: ignore[import-untyped,unused-ignore]
 
@@ -39,7 +39,10 @@ def checkpoint_activations(networks: nn.Module) -> None:
 
 
 def _twice(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a block's class. Unlike a wrapped `forward`, it also holds for a copy of the block."""
+    """Return a subclass of a block's class that computes twice.
+
+    Unlike a wrapped `forward` method, a class is also effective in a copy of the block.
+    """
 
     def forward(self: nn.Module, *inputs: Tensor) -> Any:
         plain = partial(kind.forward, self)
@@ -52,7 +55,10 @@ def _twice(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 class _StatisticsStay:
-    """The second pass sees a batch that the running statistics of batch norm know already."""
+    """A context for the second pass, in which the running statistics of batch norm do not change.
+
+    They have already taken in the same batch in the first pass.
+    """
 
     def __init__(self, block: nn.Module) -> None:
         self._norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]

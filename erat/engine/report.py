@@ -1,4 +1,4 @@
-"""What an epoch came to."""
+"""The report of an epoch: its figures, those of the labelled set, and the numbers of the defense."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from erat.selection import agreement
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch's figures, over all workers. Accuracies, precision, recall and fractions in [0, 1].
+    """The figures of one epoch, over all workers. Accuracies, precision, recall and fractions are in [0, 1].
 
-    `selection_*` are measured against the true labels, which training never sees. Test accuracy is for the record:
-    nothing may choose by it.
+    `selection_*` are measured against the true labels, which training never sees. Test accuracy is for the record only:
+    no decision may depend on it.
     """
 
-    epoch: int  # epochs done, from 1
+    epoch: int  # number of epochs done, from 1
     train_loss: float
     val_accuracy: float
     test_accuracy: float
@@ -35,18 +35,21 @@ class EpochReport:
     images_per_second: float
     learning_rate: float
     loss_terms: dict[str, float] = field(default_factory=dict)  # mean over the epoch's updates, unweighted
-    numbers: dict[str, float] = field(default_factory=dict)  # what the defense reports beside them, all finite
-    labelled_per_class: list[int] = field(default_factory=list)  # by given label
-    correct_per_class: list[int] = field(default_factory=list)  # of these, how many are labelled right
-    wrong_per_class: list[int] = field(default_factory=list)  # labelled wrong in the whole training set
-    caught_per_class: list[int] = field(default_factory=list)  # of these, how many lost their label
-    noise_caught: float | None = None  # share of the wrong labels that were dropped; none: no wrong ones
-    # Of the samples without a label: how often the networks' class is the true one; none: not predicted, or none there.
+    numbers: dict[str, float] = field(default_factory=dict)  # further numbers that the defense reports, all finite
+    labelled_per_class: list[int] = field(default_factory=list)  # samples in the labelled set, by given label
+    correct_per_class: list[int] = field(default_factory=list)  # those of them whose label is right
+    wrong_per_class: list[int] = field(default_factory=list)  # wrong labels in the whole training set, by given label
+    caught_per_class: list[int] = field(default_factory=list)  # those of them that lost their label
+    noise_caught: float | None = None  # share of the wrong labels that were dropped; None: there are no wrong labels
+    # Share of the samples without a label whose predicted class is the true one; None: no prediction or no such sample.
     pseudo_label_accuracy: float | None = None
 
 
 def selection_figures(plan: EpochPlan, data: CorruptedSet) -> dict[str, Any]:
-    """How good an epoch's labelled set is: fields of its report. A defense that selects nothing labels everything."""
+    """Return the fields of an epoch's report that say how good its labelled set is.
+
+    The labelled set of a defense that does not select contains all samples.
+    """
     given, true = data.train.labels, data.true_labels
     mask = torch.ones_like(given, dtype=torch.bool) if plan.selected is None else plan.selected
     precision, recall = agreement(mask, given, true)
@@ -68,11 +71,16 @@ def selection_figures(plan: EpochPlan, data: CorruptedSet) -> dict[str, Any]:
 
 
 def reported_numbers(plan: EpochPlan, means: Mapping[str, float]) -> dict[str, float]:
-    """Return the numbers that a defense reports of an epoch: those of its plan, then the `means` of those that its
-    updates noted. What is not finite is left out: it has no place in a plot, nor in JSON.
+    """Return the numbers that a defense reports for an epoch: those of its plan and the means of those of its updates.
+
+    Values that are not finite are left out, because neither a plot nor JSON can hold them.
+
+    Args:
+        plan: the plan of the epoch.
+        means: the mean of each number that the updates noted.
 
     Raises:
-        ValueError: a name stands in both, or is one of the report's or the result's own.
+        ValueError: a name occurs in both, or is the name of a field of the report or of the result.
     """
     for name in means:
         if name in plan.numbers:

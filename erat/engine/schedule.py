@@ -1,6 +1,7 @@
-"""Learning rate as a pure function of time.
+"""Compute the learning rate as a pure function of time.
 
-Not torch's schedulers: the number of steps of an epoch follows the labelled set, which no one knows ahead.
+Torch's schedulers do not fit: the number of steps of an epoch depends on the labelled set, which is not known in
+advance.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import math
 
 from erat.config import TrainConfig
 
-_RISE = 0.3  # share of a one-cycle run spent rising
-_START = 1 / 25  # learning rate at its start, over the peak
-_END = 1e-4  # and at its end
+_RISE = 0.3  # share of a one-cycle run in which the learning rate rises
+_START = 1 / 25  # learning rate at the start of such a run, divided by the peak
+_END = 1e-4  # learning rate at the end of such a run, divided by the peak
 
 
 def learning_rate(config: TrainConfig, time: float) -> float:
-    """The learning rate after `time` epochs (fractional)."""
+    """Return the learning rate after `time` epochs, which may be a fraction."""
     peak = peak_rate(config)
     if config.schedule == "step":
         return peak * config.gamma ** sum(time >= milestone for milestone in config.milestones)
@@ -28,10 +29,11 @@ def learning_rate(config: TrainConfig, time: float) -> float:
 
 
 def peak_rate(config: TrainConfig) -> float:
-    """The learning rate that the schedule scales.
+    """Return the peak learning rate, which the schedule scales.
 
-    `batch_size` is the whole batch of an update, so workers and accumulation do not enter. Linear: Goyal et al.,
-    "Accurate, Large Minibatch SGD" (2017); root: Krizhevsky, "One weird trick" (2014).
+    `batch_size` is the whole batch of an update, so the numbers of workers and of accumulated parts do not matter.
+    Sources: for the linear rule Goyal et al., "Accurate, Large Minibatch SGD" (2017); for the square-root rule
+    Krizhevsky, "One weird trick" (2014).
     """
     if config.lr_rule == "fixed":
         return config.lr

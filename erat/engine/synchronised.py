@@ -1,8 +1,9 @@
-"""BatchNorm over the batch of all data-parallel workers together, so that several normalise as one would.
+"""BatchNorm over the joint batch of all data-parallel workers, so that several workers normalise as a single one would.
 
-torch's SyncBatchNorm does that on CUDA and refuses tensors of a CPU. There one small exchange on the way forward brings
-the statistics together and another one on the way back the gradients that go through them: what one worker's images do
-to another worker's normalisation counts in its gradient. Everything else is torch's own kernels.
+On CUDA, torch's SyncBatchNorm does this, but it refuses tensors on the CPU. There, one small exchange in the forward
+pass combines the statistics, and another in the backward pass combines the gradients that pass through them, so that a
+worker's gradient includes the effect of its images on the normalisation of the other workers. All other computations
+use torch's own kernels.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Normalise(torch.autograd.Function):
-    """(normalised values, mean, biased variance, number of values of a channel), the last three of all workers."""
+    """The normalisation over all workers as a differentiable function.
+
+    It returns (normalised values, mean, biased variance, number of values per channel), the last three over all
+    workers.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels = values.shape[1]
-        # The kernel of torch's own BatchNorm, to the bits of var_mean in a third of its time.
+        # The kernel of torch's own BatchNorm: bit-equal to var_mean, in a third of its time.
         own_mean, own_variance = torch.batch_norm_update_stats(values, None, None, 0.0)
         own = torch.cat([own_mean, own_variance, values.new_tensor([values.numel() / channels])])
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -34,7 +39,8 @@ class _Normalise(torch.autograd.Function):
         means, variances, counts = torch.stack(parts).split([channels, channels, 1], 1)
         count = counts.sum()
         mean = (counts * means).sum(0) / count
-        # By deviations, not by squares, of which a small variance would lose its digits: Chan, Golub, LeVeque (1979).
+        # Deviations are combined, not squares, with which a small variance would lose its digits: Chan, Golub, LeVeque
+        # (1979).
         variance = (counts * (variances + (means - mean).square())).sum(0) / count
         ctx.save_for_backward(values, weight, mean, variance, count)
         ctx.eps = eps
@@ -45,7 +51,7 @@ class _Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         values, weight, mean, variance, count = ctx.saved_tensors
-        # As if the statistics were constants; the sums that this takes are what goes through them.
+        # This treats the statistics as constants; the gradient through them follows from the sums that it returns.
         direct, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             grad, values, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
@@ -60,7 +66,10 @@ class _Normalise(torch.autograd.Function):
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """BatchNorm of any number of dimensions, (B, C, ...), whose B is that of all workers. In eval mode as ever."""
+    """BatchNorm of inputs (B, C, ...) of any number of dimensions, normalised over the samples of all workers.
+
+    In eval mode it is the usual BatchNorm.
+    """
 
     def _check_input_dim(self, input: Tensor) -> None:
         assert input.ndim >= 2, f"expected (B, C, ...), got {tuple(input.shape)}"
@@ -69,7 +78,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         normalise: Callable[[Tensor], Tensor] = self._over_all_workers if self.training else super().forward
         return normalise(input)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives are no part of a compiled graph
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives cannot be part of a compiled graph
     def _over_all_workers(self, input: Tensor) -> Tensor:
         values = input if input.dtype == torch.float64 else input.float()
         normal, mean, variance, count = _Normalise.apply(values, self.weight, self.bias, self.eps)
@@ -78,7 +87,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         return result
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        """The running statistics, as torch's own BatchNorm keeps them."""
+        """Update the running statistics in the same way as torch's own BatchNorm."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -88,11 +97,11 @@ class SynchronisedBatchNorm(_BatchNorm):
 
 
 def synchronise(module: nn.Module, device: torch.device) -> None:
-    """Make every BatchNorm inside one over all workers, in place: whoever holds one of them still does."""
+    """Make every BatchNorm inside `module` synchronise over all workers, in place, so that references stay valid."""
     for part in module.modules():
         if isinstance(part, _BatchNorm):
             if device.type == "cuda":
                 part.__class__ = nn.SyncBatchNorm
-                part.process_group = None  # type: ignore[assignment]  # all of them
+                part.process_group = None  # type: ignore[assignment]  # None: all workers
             else:
                 part.__class__ = SynchronisedBatchNorm

@@ -1,4 +1,4 @@
-"""The one training loop. It owns every update, every seed and every checkpoint; defenses only say what to learn."""
+"""The one training loop. It owns every update, every seed and every checkpoint; defenses only decide what to learn."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from erat.errors import TrainingFailedError, UserError
 from erat.registry import DATASETS
 from erat.seeding import derive, generator, seeded
 
-ASKED_EVERY = 8  # batches, where workers are on devices: whether one was told to leave
+ASKED_EVERY = 8  # batches between two checks, for several workers on GPUs, of whether a worker was told to leave
 
 
 @dataclass
@@ -55,10 +55,10 @@ class _TrainingSet:
 
 
 def choose_device(config: RunConfig) -> torch.device:
-    """The device that `resources.device` asks for.
+    """Return the device that `resources.device` asks for.
 
     Raises:
-        UserError: cuda is asked for and there is none.
+        UserError: CUDA is requested but not available.
     """
     wanted = config.resources.device
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -68,14 +68,15 @@ def choose_device(config: RunConfig) -> torch.device:
 
 
 class Trainer:
-    """Trains one defense on one corrupted set.
+    """The training of one defense on one corrupted set.
 
     Args:
         config: the run.
-        data: what to train on; moved to the device here.
-        ranks: this worker's place; all workers must be given the same config and data.
-        folder: where the checkpoint lives; none: no checkpoints.
-        told_to_leave: asked before each epoch and after each batch, on every worker; where one says yes, all leave.
+        data: the corrupted set; it is moved to the device here.
+        ranks: this worker's place; all workers must be given the same config and data. None: there is only one.
+        folder: the folder of the checkpoint; None: no checkpoints are written.
+        told_to_leave: called before each epoch and after each batch, on every worker; if it returns true on one worker,
+            all of them write the checkpoint and stop.
     """
 
     def __init__(
@@ -89,9 +90,9 @@ class Trainer:
         self.config, self.ranks, self.folder = config, ranks or Ranks(), folder
         self.device = choose_device(config)
         self.history: list[EpochReport] = []
-        self._underway: Underway | None = None  # the epoch that a checkpoint was written in
+        self._underway: Underway | None = None  # the unfinished epoch of a restored checkpoint
         self._told_to_leave = told_to_leave
-        self._leaving = torch.zeros(1, device=self.device)  # share of the workers that were told to, at the last update
+        self._leaving = torch.zeros(1, device=self.device)  # share of the workers told to leave, at the last update
         self.data = data
         self._val, self._test = data.val.to(self.device), data.test.to(self.device)
         self.defense = self._build_defense(data.train)
@@ -105,22 +106,24 @@ class Trainer:
             weight_decay=config.train.weight_decay,
             fused=self.device.type == "cuda",
         )
-        # Two streams, alike on every worker: which samples when, and every draw that views and attacks make.
+        # Two random streams, the same on every worker: one orders the samples, the other is for views and attacks.
         self._order = generator(config.train.seed, "order")
         self._draws = generator(config.train.seed, "draws")
         self._restore()
 
     @property
     def epochs_done(self) -> int:
-        """Epochs trained so far, including those before a restart."""
+        """Return the number of epochs trained so far, including those before a restart."""
         return len(self.history)
 
     def run(self) -> Iterator[EpochReport]:
-        """Train on to the last epoch, yielding after each one, its checkpoint written. Stop by not asking for more.
+        """Train up to the last epoch; yield the report of each epoch once its checkpoint is written.
+
+        To stop early, do not ask for another report.
 
         Raises:
             TrainingFailedError: the loss is no longer finite.
-            Interrupted: told to leave; the checkpoint holds all that was done, inside an epoch too.
+            Interrupted: the training was told to leave; the checkpoint holds all the work done, even inside an epoch.
         """
         while self.epochs_done < self.config.train.epochs:
             self._leaving.fill_(self._told_to_leave())
@@ -131,7 +134,7 @@ class Trainer:
             yield self.history[-1]
 
     def predict_test(self) -> Tensor:
-        """Predicted classes of the clean test images, int64 on the CPU."""
+        """Return the predicted classes of the clean test images, int64 (N,) on the CPU."""
         return predictions(self.defense, self._test, self.ranks, self._autocast).cpu()
 
     # -- one epoch ------------------------------------------------------------------------------------------------
@@ -163,16 +166,16 @@ class Trainer:
         )
 
     def plan(self, clock: Clock) -> EpochPlan:
-        """What the defense wants to train on in this epoch."""
+        """Return the defense's plan of this epoch: on which samples, and in which phases, it trains."""
         with self._autocast(), record_function("plan"):
             return self.defense.plan_epoch(clock, self._train)
 
     def steps(self, plan: EpochPlan, clock: Clock) -> Iterator[tuple[Batch, LossTerms]]:
-        """Make an epoch's updates, one each time that one is asked for; the batch and its loss terms."""
+        """Make the updates of an epoch, one for each value requested, and yield the batch and its loss terms."""
         return self._steps(Underway(plan), clock)
 
     def _steps(self, epoch: Underway, clock: Clock) -> Iterator[tuple[Batch, LossTerms]]:
-        """Those that are left of an epoch; `epoch` is told how far it is."""
+        """Make the remaining updates of an epoch, yield them as `steps` does, and record the progress in `epoch`."""
         began = time.perf_counter()
         self.defense.train()
         while epoch.phase < len(epoch.plan.phases):
@@ -191,22 +194,26 @@ class Trainer:
             epoch.phase, epoch.batches = epoch.phase + 1, 0
 
     def _must_leave(self, batches: int) -> bool:
-        """Whether a worker was told to, with the same answer on each."""
+        """Return whether a worker was told to leave; the answer is the same on every worker."""
         if self.ranks.workers == 1:
             return self._told_to_leave()
-        # A device would have to be waited for after each batch.
+        # On a GPU, reading the flag after each batch would mean waiting for the device each time.
         return (self.device.type == "cpu" or batches % ASKED_EVERY == 0) and bool(self._leaving > 0)
 
     def _leave(self, epoch: Underway) -> None:
         self.ranks.average_buffers(self.defense)
-        if self.ranks.workers > 1:  # each worker goes on from the mean, to the same sum over all
+        if self.ranks.workers > 1:  # each worker resumes from the mean, which keeps the sum over all workers
             epoch.sums = {name: self.ranks.sum(value) / self.ranks.workers for name, value in epoch.sums.items()}
         self._save(epoch)
         raise Interrupted(f"told to leave in epoch {self.epochs_done + 1}")
 
     def _batches(self, phase: Phase, clock: Clock, done: int = 0) -> Iterator[tuple[Batch, Clock]]:
-        """This worker's share of each global batch after the first `done`. Every worker draws the same order and takes
-        its own part.
+        """Yield this worker's share of each global batch after the first `done`, with the clock of its step.
+
+        Every worker draws the same order of samples and takes its own part of each batch.
+
+        Raises:
+            TrainingFailedError: the labelled samples are fewer than the shares into which a batch is divided.
         """
         size = min(self.config.train.batch_size, len(phase.labelled))
         shares = self.ranks.workers * self.config.train.accumulate
@@ -253,7 +260,7 @@ class Trainer:
                     mean = grad if grad is None or len(parts) == 1 else grad / len(parts)
                     if mean is not None:
                         parameter.grad = mean if parameter.grad is None else parameter.grad.add_(mean)
-            terms.append(made if len(parts) == 1 else LossTerms.mean([made]))  # the part's graph ends here
+            terms.append(made if len(parts) == 1 else LossTerms.mean([made]))  # frees the graph of this part
         with record_function("update"):
             if self.ranks.workers > 1:
                 self._leaving.fill_(self._told_to_leave())
@@ -262,7 +269,7 @@ class Trainer:
         return terms[0] if len(terms) == 1 else LossTerms.mean(terms)
 
     def _parts(self, batch: Batch) -> list[Batch]:
-        """A worker's share of a batch in `train.accumulate` parts, as that many more workers would get them."""
+        """Split a worker's share of a batch into `train.accumulate` parts, as that many times more workers would do."""
         count = self.config.train.accumulate
         if count == 1:
             return [batch]
@@ -278,12 +285,12 @@ class Trainer:
         ]
 
     def _parameters(self, update: Update) -> list[nn.Parameter]:
-        """What this update moves; the optimizer passes over parameters without a gradient."""
+        """Return the parameters that this update changes; the optimizer skips those without a gradient."""
         networks = [self.defense.networks[name] for name in update.networks] or [self.defense.networks]
         return [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
 
     def _cycle(self, indices: Tensor | None, count: int) -> Tensor:
-        """`count` indices that pass through all of `indices` again and again, reshuffled each time."""
+        """Return `count` indices, int64, that go through all of `indices` repeatedly, reshuffled for each pass."""
         if indices is None or len(indices) == 0:
             return torch.empty(0, dtype=torch.int64)
         rounds = -(-count // len(indices))
@@ -294,7 +301,7 @@ class Trainer:
         return indices[self.ranks.rank * size : (self.ranks.rank + 1) * size].to(self.device, non_blocking=True)
 
     def _images(self, indices: Tensor) -> Tensor:
-        images = to_float(self._train.images.index_select(0, indices))  # of bytes many times faster than [indices]
+        images = to_float(self._train.images.index_select(0, indices))  # for bytes many times faster than [indices]
         return images.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else images
 
     # -- figures --------------------------------------------------------------------------------------------------
@@ -313,14 +320,14 @@ class Trainer:
         with seeded(derive(config.train.seed, "parts")):
             defense = make_defense(config, len(train), train.num_classes, shape, build).to(self.device)
         if self.ranks.workers > 1 and config.train.sync_batchnorm:
-            from erat.engine.synchronised import synchronise  # here: torch.compiler, which it names, loads for seconds
+            from erat.engine.synchronised import synchronise  # here: its torch.compiler loads slowly
 
             synchronise(defense, self.device)
         if config.train.cuda_graphs and self.device.type != "cuda":
             warnings.warn("train.cuda_graphs has no use on the CPU", stacklevel=2)
         if config.train.compile:
             for network in defense.networks.values():
-                # In place, so that names in checkpoints stay. Every size that occurs gets a program of its own.
+                # In place, so that the names in checkpoints do not change. Each batch size gets a program of its own.
                 network.compile(mode="reduce-overhead" if config.train.cuda_graphs else None, dynamic=False)
         return defense
 
@@ -331,17 +338,20 @@ class Trainer:
 
     @property
     def checkpoint_path(self) -> Path | None:
-        """Where this run's checkpoint lies, or none if it keeps none."""
+        """Return the path of this run's checkpoint, or None if it keeps none."""
         return self.folder / "checkpoint.pt" if self.folder else None
 
     @cached_property
     def _name(self) -> str:
-        """What its checkpoint belongs to: the run, or a training on images at hand, of which no source is known."""
+        """Return the digest that the checkpoint must have: that of the run.
+
+        For images that were passed in directly and have no known source, it includes their fingerprint.
+        """
         config = self.config
         return (config if config.identified else with_fingerprint(config, self.data.train.fingerprint)).digest()
 
     def _save(self, epoch: Underway | None = None) -> None:
-        """Where the run stands: after its last epoch, or in the one under way."""
+        """Write the checkpoint of the run: after its last finished epoch, or inside `epoch`, which is under way."""
         if self.checkpoint_path is None or not self.ranks.first:
             return
         state = {
@@ -356,10 +366,11 @@ class Trainer:
         checkpoint.save(self.checkpoint_path, state, keep_previous=True)
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint that is sound, if there is one.
+        """Resume from the newest sound checkpoint, if there is one.
 
         Raises:
-            UserError: it is of another run, or the workers found different ones.
+            UserError: the checkpoint belongs to another run or does not fit this one, or the workers found different
+                ones.
         """
         path = self.checkpoint_path
         state = None if path is None else checkpoint.load_newest(path, self.device)
@@ -393,9 +404,12 @@ class Trainer:
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel, float32 in [0, 1] units, shape (C,) each, of uint8 NCHW images.
+    """Return the mean and the standard deviation per channel, float32 (C,) each, in pixel units of 1.0.
 
-    From the histogram of grey levels: exact, and without a float copy of the whole set.
+    Both are computed from the histogram of grey levels, which is exact and needs no float copy of the whole set.
+
+    Args:
+        images: uint8 (N, C, H, W).
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([torch.bincount(channel.flatten().cpu(), minlength=256) for channel in images.unbind(1)])

@@ -1,4 +1,4 @@
-"""What a run that is interrupted inside an epoch needs, beside its networks, to go on from there."""
+"""The state, in addition to the networks, from which a run that is interrupted inside an epoch resumes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ from erat.defenses.base import EpochPlan, LossTerms, Phase, Update
 
 
 class Interrupted(SystemExit):
-    """Training was told to leave, and its checkpoint is written. No error: it passes what catches those."""
+    """Raised when training was told to leave and its checkpoint is written.
+
+    It is not an error, so code that catches `Exception` does not catch it.
+    """
 
 
 @dataclass
 class Underway:
-    """An epoch under way: its plan, how far it is, and what its batches have come to.
+    """An epoch under way: its plan, its progress, and the sums of the figures of its batches.
 
     Attributes:
-        phase, batches: where it is: so many batches of this phase are done.
-        order: state of the stream that this phase's order is drawn from, before it is; a checkpoint has it as its own.
-        sums, times: of the loss terms' figures and of the numbers that a defense noted, and how many updates had each.
-        noted: which of these names are such numbers.
-        images: seen by this worker.
-        seconds: spent before an interruption.
+        plan: the plan of the epoch.
+        phase: the index of the present phase in the plan.
+        batches: the number of batches of this phase that are done.
+        order: the state of the random stream of the samples' order before the order of this phase is drawn; a
+            checkpoint stores it as the state of that stream.
+        sums: the sum of each loss term's figures and of each number that the defense noted, by name.
+        times: the number of updates that had this figure or number, by name.
+        noted: the names of those that are numbers of the defense.
+        images: the number of images that this worker has processed.
+        seconds: the seconds spent before an interruption.
     """
 
     plan: EpochPlan
@@ -34,29 +41,33 @@ class Underway:
     batches: int = 0
     order: Tensor | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
-    times: Counter[str] = field(default_factory=Counter)  # an update need not have every term
+    times: Counter[str] = field(default_factory=Counter)  # an update may lack some of the terms
     noted: set[str] = field(default_factory=set)
     images: int = 0
     seconds: float = 0.0
 
     def add(self, terms: LossTerms) -> None:
-        """Count an update's figures."""
+        """Add the figures of an update to the sums."""
         figures = terms.figures()
         for name, value in (figures | terms.numbers).items():
-            if name not in self.sums:  # on the device of the loss: a number may lie on the CPU
+            if name not in self.sums:  # on the device of the loss, even if the number is on the CPU
                 self.sums[name] = torch.zeros_like(figures["total"])
             self.sums[name] = self.sums[name] + value
             self.times[name] += 1
         self.noted |= terms.numbers.keys()
 
     def put(self, phase: Phase) -> None:
-        """Let this phase take the place of the one that is next."""
+        """Replace the phase that is next by `phase`."""
         phases = list(self.plan.phases)
         phases[self.phase] = phase
         self.plan = replace(self.plan, phases=tuple(phases))
 
     def state(self, defense: nn.Module) -> dict[str, Any]:
-        """For a checkpoint, with the buffers of the defense that hold for one epoch and are not part of its state."""
+        """Return the content for a checkpoint.
+
+        It includes the non-persistent buffers of the defense, which are valid for one epoch and not in its state
+        dictionary.
+        """
         kept = defense.state_dict()
         passing = {name: value for name, value in defense.named_buffers() if name not in kept}
         return {name: getattr(self, name) for name in _PLAIN} | {
@@ -68,7 +79,7 @@ class Underway:
 
     @classmethod
     def restored(cls, state: dict[str, Any], defense: nn.Module) -> Underway:
-        """What `state` gave."""
+        """Return the epoch under way that `state` described, and restore the buffers of the defense."""
         for name, buffer in defense.named_buffers():
             if name in state["buffers"]:
                 buffer.copy_(state["buffers"][name])
@@ -77,7 +88,7 @@ class Underway:
         return cls(
             EpochPlan(**_on_cpu(plan) | {"phases": phases}),
             times=Counter(state["times"]),
-            noted=set(state.get("noted", ())),  # none in a checkpoint of an earlier version
+            noted=set(state.get("noted", ())),  # absent in a checkpoint of an earlier version
             **{name: state[name] for name in _PLAIN},
         )
 

@@ -1,1 +1,1 @@
-"""One module per data set."""
+"""The built-in data sets and the reading of a user's own images."""

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their published Python format, read by torchvision's own loaders.
+"""Read CIFAR-10 and CIFAR-100 in their published Python format, by torchvision's own loaders.
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 
 class Cifar:
-    """One of the two CIFAR sets: 50,000 train and 10,000 test images, 32x32 RGB.
+    """One of the two CIFAR sets: 50,000 training and 10,000 test images, 32x32 RGB.
 
     Args:
-        title: its name in messages.
-        dataset: torchvision's class for it.
-        facts: what is known of the set.
+        title: the name of the set in messages.
+        dataset: torchvision's class for the set.
+        facts: the facts about the set.
     """
 
     def __init__(self, title: str, dataset: type[datasets.CIFAR10], facts: SourceFacts) -> None:
@@ -41,10 +41,10 @@ class Cifar:
         self.facts = facts
 
     def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
-        """Read (train, test) from `config.root`, fetching the archive first if `config.download` and files are absent.
+        """Read (train, test) from `config.root`; download the archive first if files are absent and `config.download`.
 
         Raises:
-            UserError: no root; files missing or damaged; the download failed.
+            UserError: no root is given, files are missing or damaged, or the download failed.
         """
         if config.root is None:
             raise UserError(f"data.root must name the folder that holds {self.dataset.base_folder}/, got none")
@@ -55,13 +55,13 @@ class Cifar:
         return self._read(root, train=True), self._read(root, train=False)
 
     def files(self, config: DataConfig) -> list[Path]:
-        """Return all files that the set consists of; none while some are missing."""
+        """Return all files of which the set consists; an empty list if some are missing."""
         folder = Path(config.root or "").expanduser() / self.dataset.base_folder
         found = [folder / name for name, _ in self._files()]
         return found if all(path.is_file() for path in found) else []
 
     def _files(self) -> list[tuple[str, str]]:
-        """(file name, MD5) of every file that the set consists of."""
+        """Return (file name, MD5) of every file of which the set consists."""
         meta = (self.dataset.meta["filename"], self.dataset.meta["md5"])
         return [(name, md5) for name, md5 in (*self.dataset.train_list, *self.dataset.test_list, meta)]
 
@@ -75,7 +75,10 @@ class Cifar:
             )
 
     def _fetch(self, root: Path) -> None:
-        """Download and unpack, unless the files are there already. torchvision retries a damaged archive itself."""
+        """Download and unpack the archive, unless the files exist already.
+
+        torchvision itself retries the download of a damaged archive.
+        """
         try:
             self.dataset(str(root), download=True)
         except (
@@ -99,7 +102,7 @@ class Cifar:
             images_NCHW = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2), dtype=np.uint8)
             labels = torch.tensor(data.targets, dtype=torch.int64)
             return ImageSet(torch.from_numpy(images_NCHW), labels, tuple(data.classes))
-        except Exception as error:  # a pickle that is not the expected one can fail in any way
+        except Exception as error:  # an unexpected pickle can raise any error
             folder = root / self.dataset.base_folder
             wrong = [name for name, md5 in self._files() if not check_integrity(folder / name, md5)]
             what = f"{', '.join(wrong)} (wrong MD5)" if wrong else f"a file ({type(error).__name__})"

