@@ -211,7 +211,7 @@ class RunDirectory:
         return read_words(self.log)
 
     def read_departure(self) -> str | None:
-        """Return how far the run was when its worker was preempted; None if it was not preempted since it last began."""
+        """Return how far the run was when its worker was preempted; None if it was not since it last began."""
         return read_words(self.path / LEFT)
 
     def read_metrics(self) -> list[dict[str, Any]]:
