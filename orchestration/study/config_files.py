@@ -1,4 +1,4 @@
-"""Files of configuration keys: what `--config` reads and `--show-config` prints."""
+"""YAML files of configuration keys, which `--config` reads and `--show-config` prints."""
 
 from __future__ import annotations
 

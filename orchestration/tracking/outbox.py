@@ -163,7 +163,7 @@ class Spool:
         return [(name, [self._place(value) for value in arguments]) for name, arguments in rows], whole
 
     def _plain(self, value: Any) -> Any:
-        """Return a JSON value for one that is none: a path relative to the workspace, if it is inside, or a text."""
+        """Return a form that JSON can hold: of a path, relative to the workspace if it is inside; of the rest, text."""
         if not isinstance(value, Path):
             return str(value)
         workspace = self._folder.parent.absolute()

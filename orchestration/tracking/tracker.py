@@ -170,7 +170,7 @@ class Tracker:
     def start_run(
         self, cell: str, config: Mapping[str, Any], *, parent: str | None, sweep: str | None, source: str
     ) -> str:
-        """Begin the MLflow run of a run, or reopen the one of this cell under this parent; return its id.
+        """Begin to track a run in MLflow, or reopen its MLflow run under this parent; return the id in MLflow.
 
         Args:
             cell: digest of the configuration.
