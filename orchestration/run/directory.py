@@ -268,7 +268,7 @@ class RunDirectory:
             self.send(request)
 
     def asked_to_stop(self, request: str) -> bool:
-        """Return whether there is a stop request of this name, here or on the storage."""
+        """Return whether there is a stop request of this name, on the storage if there is one and otherwise here."""
         self.fetch(request)
         return (self.path / request).exists()
 
