@@ -1,7 +1,8 @@
-"""Parts that the running program registered itself travel to every process of the cluster, by `cloudpickle`.
+"""Send the parts that the running program registered itself to every process of the cluster, using `cloudpickle`.
 
-What an installed plugin registers is found there without that. A class or function of an importable module travels as
-its name, and the module must be importable there; one of a script or a notebook travels whole.
+A part is a defense, corruption, data set or backbone. Parts that an installed plugin registers need not be sent: the
+other processes load the plugin. `cloudpickle` sends a class or function of an importable module by name only, so that
+module must be importable in the other process; one that was defined in a script or notebook is sent with its code.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from erat import plugins
 from erat.errors import UserError
 from erat.registration import REGISTRIES
 
-Packed = list[tuple[str, str, bytes]]  # (kind, name, part)
+Packed = list[tuple[str, str, bytes]]  # (kind of part, its registered name, the pickled part)
 
 
 def pack() -> Packed:
-    """Return the parts that other processes lack.
+    """Return the pickled parts that this program registered and that other processes therefore lack.
 
     Raises:
-        UserError: one of them cannot travel.
+        UserError: A part cannot be pickled.
     """
     packed = []
     for kind, registry in REGISTRIES.items():
         for name, part in registry.added().items():
             try:
                 packed.append((kind, name, cloudpickle.dumps(part)))
-            except Exception as error:  # whatever a class of others holds
+            except Exception as error:  # a user's class may raise anything while it is pickled
                 raise UserError(
                     f"{kind} {name!r} cannot be sent to Ray's workers ({type(error).__name__}: {error}): "
                     "put it into a module of its own, or install it as a plugin"
@@ -38,12 +39,12 @@ def pack() -> Packed:
 
 
 def expect(packed: Packed) -> None:
-    """Register these parts in this process when next a name is looked for that is not known."""
+    """Have this process register the given parts as soon as an unknown name is looked up in a registry."""
     for kind, name, content in packed:
         plugins.expect(f"{kind} {name!r} of the program that started this run", partial(_adopt, kind, name, content))
 
 
 def _adopt(kind: str, name: str, content: bytes) -> None:
-    part = pickle.loads(content)  # may import the module that registers it
+    part = pickle.loads(content)  # may import the module that registers the part, hence the test below
     if name not in REGISTRIES[kind]:
         REGISTRIES[kind].add(name, part)

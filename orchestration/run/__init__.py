@@ -1,1 +1,1 @@
-"""One run, without Ray: execution, directory, retries, preemption, heartbeat."""
+"""One run, without Ray: its execution, directory, heartbeat, preemption and retries."""

@@ -1,8 +1,9 @@
-"""The directory of a run: the names of its files, how they are read and written, and what of them travels.
+"""The directory of a run: the names of its files, how they are read and written, and which go to the shared storage.
 
-`config.json`, `checkpoint.pt` and until the end the one before it, `metrics.jsonl` (one row per epoch), `result.json`,
-`error.txt`, `left.txt` (told to leave), `artifacts/`, and for a while `heartbeat` and requests to stop. The driver
-reads these; nothing else flows back.
+The files are `config.json`, `checkpoint.pt` and (until the run ends) the previous checkpoint, `metrics.jsonl` (one row
+per epoch), `result.json`, `error.txt`, `left.txt` (how far a preempted run was) and the folder `artifacts/`. While a
+run is at work there is also `heartbeat`, and maybe a stop request. These files are the only way in which a run reports
+to the driver.
 """
 
 from __future__ import annotations
@@ -39,56 +40,68 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
 RESULT_FILE, ERROR, LEFT = "result.json", "error.txt", "left.txt"
-# What travels after each epoch, what a run goes on from, and what it says of itself when it is over.
+# MOVING is sent to the storage after each epoch, STATE is what a run resumes from, ENDS says how a run ended.
 MOVING = (CHECKPOINT, METRICS)
 STATE, ENDS = (*MOVING, previous(Path(CHECKPOINT)).name), (RESULT_FILE, ERROR, LEFT)
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The directory of the run with the digest `cell`, in a workspace and, where there is one, on its storage."""
+    """The directory of one run, in a workspace and, if the workspace has a storage, also there.
+
+    Attributes:
+        workspace: the workspace that contains the directory.
+        cell: digest of the run's configuration, which is the directory's name.
+    """
 
     workspace: Workspace
     cell: str
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """Return the folder of the run in the workspace."""
         return self.workspace.run_directory(self.cell)
 
     @property
     def artifacts(self) -> Path:
-        """The folder of what a finished run leaves for the tracker and for reports."""
+        """Return the folder of the files that a finished run leaves for the tracker and for reports."""
         return self.path / "artifacts"
 
     @property
     def log(self) -> Path:
-        """The file that says why it failed or could not begin."""
+        """Return the file that says why the run failed or could not begin."""
         return self.path / ERROR
 
     @property
     def heartbeat(self) -> Path:
-        """The file that a process touches while it is at this run."""
+        """Return the heartbeat file, which the process that executes this run touches every few seconds."""
         return self.path / "heartbeat"
 
     @property
     def lock(self) -> Path:
-        """The file that a process locks while it is at this run."""
+        """Return the file that a process keeps locked while it executes this run."""
         return self.path / ".lock"
 
-    # -- what travels -----------------------------------------------------------------------------------------------
+    # -- copies on the shared storage -------------------------------------------------------------------------------
 
     def fetch(self, *names: str) -> None:
-        """Make files here what the storage has; delete those that it lacks. Without a storage, do nothing."""
+        """Download files from the storage, and delete local files that it lacks. Do nothing without a storage.
+
+        Args:
+            names: paths of files, relative to the run's folder.
+        """
         storage = self.workspace.storage
         if storage is not None:
             for name in names:
                 storage.fetch(f"cells/{self.cell}/{name}", self.path / name)
 
     def send(self, *names: str) -> None:
-        """Put files on the storage; delete there those that are not here. Without a storage, do nothing.
+        """Upload files to the storage, and delete there those that do not exist here. Do nothing without a storage.
 
-        Of a checkpoint the storage keeps the one before by itself: no second file has to travel.
+        When a checkpoint is uploaded, the storage itself keeps the previous one, so that no second file is sent.
+
+        Args:
+            names: paths of files, relative to the run's folder.
         """
         storage = self.workspace.storage
         if storage is not None:
@@ -100,7 +113,7 @@ class RunDirectory:
                     storage.remove(f"cells/{self.cell}/{name}")
 
     def fetch_artifacts(self) -> None:
-        """Fetch the artifacts that the storage has."""
+        """Download all artifacts that the storage has of this run. Do nothing without a storage."""
         storage = self.workspace.storage
         if storage is not None:
             self.fetch(*(f"artifacts/{name}" for name in storage.names(f"cells/{self.cell}/artifacts")))
@@ -108,7 +121,11 @@ class RunDirectory:
     # -- the course of a run ----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the folder of a run that begins; move aside what takes the place of one of its files, with a warning."""
+        """Create the folder of a run that is about to begin.
+
+        Whatever has the name of one of the run's files but is not a file (or not a folder, for `artifacts/`) is
+        renamed, with a warning.
+        """
         move_aside(self.path, folder=True)
         self.path.mkdir(parents=True, exist_ok=True)
         for name in (CONFIG, *STATE, *ENDS, self.heartbeat.name):
@@ -116,33 +133,41 @@ class RunDirectory:
         move_aside(self.artifacts, folder=True)
 
     def begin(self, config: RunConfig) -> None:
-        """Write the configuration, and forget how the run ended before."""
+        """Write the configuration, and delete the files that say how an earlier attempt ended."""
         self._remove(*ENDS)
         write_atomic(self.path / CONFIG, config.model_dump_json(indent=2).encode())
         self.send(CONFIG, *ENDS)
 
     def forget(self) -> None:
-        """Delete what the run would go on from and how it ended, here and on the storage: it begins anew."""
+        """Delete checkpoints, metrics and result, here and on the storage, so that the run begins from the start."""
         self._remove(*STATE, *ENDS)
         self.send(*STATE, *ENDS)
 
     def write_metrics(self, history: Sequence[EpochReport]) -> None:
-        """Write all rows anew: after a restart the file says what the checkpoint says."""
+        """Rewrite the whole file of metrics, so that after a resume it has exactly the epochs of the checkpoint.
+
+        Args:
+            history: one report per epoch, from the first.
+        """
         lines = "".join(json.dumps(asdict(report)) + "\n" for report in history)
         write_atomic(self.path / METRICS, lines.encode())
 
     def refuse(self, reason: str) -> None:
-        """Write why the run could not begin."""
+        """Record in `error.txt` why the run could not begin."""
         write_atomic(self.log, reason.encode())
         self.send(ERROR)
 
     def leave(self, reason: str) -> None:
-        """Write how far the run was when its worker was told to leave, and send what it goes on from."""
+        """Record how far the run was when its worker was preempted, and upload the checkpoint that it resumes from."""
         write_atomic(self.path / LEFT, reason.encode())
         self.send(*MOVING, LEFT)
 
     def keep_result(self, result: RunResult) -> None:
-        """Write how the run ended. With a storage its files go there, the result last, and stay no longer here."""
+        """Record how the run ended, and delete the previous checkpoint of a run that is done.
+
+        If the workspace has a storage, the files are moved there. The result is uploaded last, so that a run with a
+        result has all its other files.
+        """
         write_atomic(self.path / RESULT_FILE, json.dumps(asdict(result), indent=2).encode())
         if self.workspace.place is not None:
             kept = sorted(f"artifacts/{file.name}" for file in self.artifacts.glob("*"))
@@ -157,13 +182,13 @@ class RunDirectory:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
-    # -- what it says -----------------------------------------------------------------------------------------------
+    # -- reading ----------------------------------------------------------------------------------------------------
 
     def read_result(self) -> RunResult | None:
-        """Return the result, or none; a damaged one, or one of another cell, is warned of and none.
+        """Return the result, or None if there is none. Warn and return None if it is damaged or of another run.
 
         Raises:
-            OSError: it is there and cannot be read.
+            OSError: The file exists and cannot be read.
         """
         file = self.path / RESULT_FILE
         try:
@@ -182,15 +207,18 @@ class RunDirectory:
         return RunResult.of(found)
 
     def read_error(self) -> str | None:
-        """Return why the run failed or could not begin, or none if nothing is said."""
+        """Return why the run failed or could not begin, or None if no reason is recorded."""
         return read_words(self.log)
 
     def read_departure(self) -> str | None:
-        """Return how far the run was when its worker was told to leave; none if none was since it last began."""
+        """Return how far the run was when its worker was preempted; None if it was not since it last began."""
         return read_words(self.path / LEFT)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the rows of all epochs so far; of a damaged file those before the damage, with a warning."""
+        """Return one row per epoch so far, from epoch 1.
+
+        If the file is damaged, warn and return only the rows before the damage.
+        """
         file = self.path / METRICS
         try:
             rows, damage = read_rows(file, EPOCH_ROW)
@@ -204,19 +232,19 @@ class RunDirectory:
         return cast("list[dict[str, Any]]", rows[:whole])
 
     def read_environment(self) -> Environment | None:
-        """Return what a finished run says of code and machine."""
+        """Return the code versions and the machine of a finished run; None if the file is missing or damaged."""
         return self._artifact("environment.json", ENVIRONMENT)
 
     def read_selection(self) -> Selection | None:
-        """Return what a finished run selected of each class, epoch by epoch."""
+        """Return how many images of each class a finished run selected in each epoch; None as `read_environment`."""
         return self._artifact("selection.json", SELECTION)
 
     def read_confusion(self) -> Confusion | None:
-        """Return what a finished run took the test images of each class for."""
+        """Return the confusion matrix of a finished run on the test images; None as `read_environment`."""
         return self._artifact("confusion.json", CONFUSION)
 
     def _artifact(self, name: str, form: TypeAdapter[T]) -> T | None:
-        """Return what a file holds; none where there is none, or a damaged one, of which it warns."""
+        """Return the content of an artifact. Return None if it cannot be read, and warn if it is damaged."""
         try:
             return read_json(self.artifacts / name, form)
         except DamagedError as error:
@@ -225,30 +253,36 @@ class RunDirectory:
             pass
         return None
 
-    # -- requests to stop -------------------------------------------------------------------------------------------
+    # -- stop requests ----------------------------------------------------------------------------------------------
 
     def ask_to_stop(self, request: str, epoch: int | None = None) -> None:
-        """Leave a request, a file of this name, to stop after this epoch; its later ones do not count."""
+        """Leave a stop request for the run, here and on the storage, unless there is one of this name already.
+
+        Args:
+            request: name of the request's file; see `stop_request`.
+            epoch: the last epoch that counts; later ones are discarded. None: the run stops after the epoch in progress
+                and all its epochs count.
+        """
         if not (self.path / request).exists():
             write_atomic(self.path / request, b"" if epoch is None else str(epoch).encode())
             self.send(request)
 
     def asked_to_stop(self, request: str) -> bool:
-        """Return whether such a request was left."""
+        """Return whether there is a stop request of this name, on the storage if there is one and otherwise here."""
         self.fetch(request)
         return (self.path / request).exists()
 
     def stop_epoch(self, request: str) -> int | None:
-        """Return the epoch that the request names; none without a request, or one that names none."""
+        """Return the last epoch that counts by the stop request; None if there is no request or it names no epoch."""
         words = read_words(self.path / request) or ""
         return int(words) if words.isascii() and words.isdigit() and 0 < len(words) < 10 and int(words) else None
 
     def withdraw_stop(self, request: str) -> None:
-        """Delete the request, here and on the storage."""
+        """Delete the stop request, here and on the storage."""
         self._remove(request)
         self.send(request)
 
 
 def stop_request(study: str) -> str:
-    """Return the name of the file with which a study asks a run to stop."""
+    """Return the name of the file by which the study of this name asks a run to stop."""
     return f"stop-{study}"

@@ -1,4 +1,4 @@
-"""Versions, commit and machine: what one needs to repeat a run."""
+"""The software versions, git commit and machine of a run, which are needed to repeat it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from erat.versions import versions
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and machine: what one needs to run this again."""
+    """Return package versions, git commit, platform, number of CPU cores, device and command line of this process."""
     return {
         "python": platform.python_version(),
         "versions": versions("torch", "torchvision", "ray", "optuna", "mlflow", "numpy", "mlxtend"),
@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the folder that this code lies in; none without git or a repository."""
+    """Return the output of a git command in the folder of this file; None without git or outside a repository."""
     try:
         done = subprocess.run(
             ["git", *arguments],

@@ -1,6 +1,6 @@
-"""One cell from its configuration to its result, on this machine, without Ray.
+"""Execute one run on this machine, from its configuration to its result, without Ray.
 
-Its directory holds all there is to know of it; see `orchestration.run.directory`.
+Everything that is known of the run is written to its directory; see `orchestration.run.directory`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from orchestration.run.preemption import requested
 from orchestration.run.retries import OUT_OF_MEMORY
 from orchestration.storage.workspace import Workspace
 
-OnEpoch = Callable[[Sequence[EpochReport]], bool]  # all epochs so far -> false: stop here
+OnEpoch = Callable[[Sequence[EpochReport]], bool]  # reports of all epochs so far -> whether to train on
 
 
 def execute_run(
@@ -44,21 +44,26 @@ def execute_run(
     on_epoch: OnEpoch | None = None,
     progress: Progress = silent,
 ) -> RunResult:
-    """Train one cell, or go on with it from its last checkpoint; a finished one is only read.
+    """Execute one run, or resume it from its last checkpoint; return the result of a finished run without training.
 
-    With data-parallel workers every worker calls this; the first one writes. An error inside the training is part of
-    the result, not raised; with several workers it is both, or the others would wait for this one.
+    With data-parallel workers, every worker calls this function and only the first one writes files. An error during
+    training is recorded in the result and not raised. With several workers an error that only one of them may have met
+    is also raised, because the others would wait for that worker.
 
-    A workspace with a storage holds nothing of its own: the run is fetched from there, and all that is written is sent
-    there.
+    If the workspace has a storage, the run's files are downloaded from there, and everything written is uploaded.
 
     Args:
-        on_epoch: told the figures of all epochs after each one, on every worker; the first one's false ends the run.
+        config: the configuration, with the fingerprint of its images filled in.
+        workspace: where the run's directory and the crafted data sets are.
+        on_epoch: called on every worker after each epoch with the reports of all epochs so far; if it returns False on
+            the first worker, the run ends with the status "stopped".
+        progress: called with the progress of the crafting of the data set.
 
     Raises:
-        UserError: the data cannot be had: the run never began.
-        OSError: what it writes to is full, read-only or away; it goes on from its checkpoint once that is mended.
-        Interrupted: this process, or that of another worker, was told to leave; the checkpoint is in its place.
+        UserError: The data cannot be loaded or crafted; the run has not begun.
+        OSError: A disk or storage is full, read-only or unreachable. The run can be resumed from its checkpoint once
+            that is repaired.
+        Interrupted: This worker or another one of the run was preempted; the checkpoint has been written.
     """
     assert config.identified, "data.fingerprint is filled in before a run is planned"
     run, ranks = RunDirectory(workspace, config.digest()), Ranks.current()
@@ -67,7 +72,7 @@ def execute_run(
         with threads(config):
             return _train(config, run, on_epoch, progress)
     run.prepare()
-    # Another sweep may be at the same cell: the second one waits, and finds it done.
+    # Another study may have the same run. The second process waits here, and then finds the run done.
     with at_work(run):
         run.fetch(*STATE, *ENDS)
         finished = run.read_result()
@@ -93,13 +98,14 @@ def _train(config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, progr
             config, run.workspace.store(), folder=run.path, ranks=ranks, told_to_leave=requested, progress=progress
         )
         trainer = training.trainer
-        if ranks.first:  # a row of an epoch that the checkpoint does not have is of one that will be trained again
+        if ranks.first:  # removes rows of epochs after the checkpoint, since these epochs are trained again
             run.write_metrics(trainer.history)
         status = "done"
         for history, new in training.epochs():
             if ranks.first:
                 run.write_metrics(history)
-                # The checkpoint of an epoch that is told again came from there, and must not become the one before it.
+                # An epoch that is not new was restored from the checkpoint on the storage. Sending that checkpoint
+                # again would make the storage keep a copy of it in place of the previous checkpoint.
                 run.send(*(MOVING if new else (METRICS,)))
             if not ranks.agree(on_epoch is None or on_epoch(history)):
                 status = "stopped"
@@ -114,14 +120,14 @@ def _train(config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, progr
         if ranks.first:
             run.write_metrics(trainer.history)
             run.leave(str(reason))
-        ranks.agree(True)  # nobody goes before the checkpoint is in its place
+        ranks.agree(True)  # every worker waits here until the first one has written the checkpoint
         raise
     except UserError:
         raise
     except Exception as error:
         if is_storage_fault(error):
             raise
-        # A loss that left the numbers did so on every worker. Of anything else the others may know nothing.
+        # A loss that is not finite is noticed by every worker. Any other error may have occurred on this one alone.
         shared = isinstance(error, TrainingFailedError) or ranks.workers == 1
         if not ranks.first and not shared:
             raise
@@ -138,7 +144,7 @@ def _train(config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, progr
 
 
 def _reason(error: Exception) -> str:
-    """One line; a want of memory begins with words of its own."""
+    """Return the error as one line, which begins with `OUT_OF_MEMORY` if memory ran out on the CPU or the GPU."""
     line = f"{type(error).__name__}: {error}".splitlines()[0]
     words = ("CUDA out of memory", "can't allocate memory", "not enough memory")
     full = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
@@ -146,7 +152,12 @@ def _reason(error: Exception) -> str:
 
 
 def confusion_of(data: CorruptedSet, predicted: torch.Tensor) -> list[list[int]]:
-    """Rows: true class of the clean test images; columns: predicted class."""
+    """Count the clean test images by class: rows are true classes, columns are predicted classes.
+
+    Args:
+        data: the data set, with its clean test images.
+        predicted: predicted class of each test image, (N,).
+    """
     counts: list[list[int]] = confusion(data.test.labels, predicted, data.test.num_classes).tolist()
     return counts
 

@@ -1,4 +1,7 @@
-"""Who is at work: one driver at a time per sweep, which another process can ask to stop, and one run at a cell."""
+"""Locks and heartbeats: at most one process drives a study, and at most one executes a run.
+
+A driver can be asked to stop by another process.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,22 @@ from orchestration.storage.workspace import Workspace, move_aside
 
 LOOK_SECONDS = 1.0
 BEAT_SECONDS = 5.0
-LOST_SECONDS = 30.0  # after so long a run on another machine counts as dead
+LOST_SECONDS = 30.0  # a run on another machine counts as dead after this long without a heartbeat
 
 
 @contextmanager
 def driving(workspace: Workspace, name: str) -> Iterator[None]:
-    """Hold a sweep while the block runs. Asked to stop, the process is interrupted as by Ctrl-C.
+    """Hold the lock of a study while the block runs, and interrupt this process as by Ctrl-C on a stop request.
 
-    A killed driver's hold ends with it.
+    The lock of a driver that is killed is released by the operating system.
+
+    Args:
+        workspace: the workspace of the study.
+        name: name of the study.
 
     Raises:
-        UserError: another process drives it.
-        KeyboardInterrupt: it was asked to stop.
+        UserError: Another process drives the study.
+        KeyboardInterrupt: The driver was asked to stop.
     """
     workspace.root.mkdir(parents=True, exist_ok=True)
     try:
@@ -44,7 +51,7 @@ def driving(workspace: Workspace, name: str) -> Iterator[None]:
     def look() -> None:
         while not over.wait(LOOK_SECONDS):
             if stop_request.exists():
-                # What a shell starts in the background ignores Ctrl-C's signal, but not this one.
+                # A process that a shell starts in the background ignores SIGINT, the signal of Ctrl-C, but not SIGTERM.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 return
 
@@ -60,15 +67,15 @@ def driving(workspace: Workspace, name: str) -> Iterator[None]:
 
 
 def is_driven(workspace: Workspace, name: str) -> bool:
-    """Whether some process drives this sweep now."""
+    """Return whether a process drives the study of this name now."""
     return is_held(_lock(workspace, name))
 
 
 def ask_to_stop(workspace: Workspace, name: str) -> None:
-    """Ask the driver of a sweep to stop as if by Ctrl-C.
+    """Ask the driver of a study to stop as if by Ctrl-C.
 
     Raises:
-        UserError: nobody drives it.
+        UserError: No process drives the study.
     """
     if not is_driven(workspace, name):
         raise UserError(f"nothing runs under {name!r}; status {name} says how it stands")
@@ -77,7 +84,10 @@ def ask_to_stop(workspace: Workspace, name: str) -> None:
 
 @contextmanager
 def at_work(run: RunDirectory) -> Iterator[None]:
-    """Hold a run's folder, which another process waits for, and say every few seconds that this one is alive."""
+    """Hold the lock of a run while the block runs, and touch its heartbeat file every `BEAT_SECONDS` seconds.
+
+    If another process holds the lock, wait until it is released.
+    """
     with held(run.lock, patience=None):
         over, beat = threading.Event(), run.heartbeat
         write_atomic(beat, platform.node().encode())
@@ -98,21 +108,21 @@ def at_work(run: RunDirectory) -> Iterator[None]:
 
 
 def is_running(run: RunDirectory) -> bool:
-    """Whether some process is at this run now: it holds the folder, or says so from another machine."""
+    """Return whether a process executes this run: its lock is held, or another machine sent a heartbeat recently."""
     if is_held(run.lock):
         return True
-    # Where a folder is shared between machines its lock need not be.
+    # A network file system may share files between machines but not their locks.
     age = heard(run)
     return age is not None and age < LOST_SECONDS and read_words(run.heartbeat) not in (None, platform.node())
 
 
 def heard(run: RunDirectory) -> float | None:
-    """Seconds since the process at this run last said that it is alive; none where it never did, or has ended."""
+    """Return the seconds since the last heartbeat of this run; None if there was none or the process has ended."""
     try:
         age = time.time() - run.heartbeat.stat().st_mtime
     except OSError:
         return None
-    return max(0.0, age) if age > -LOST_SECONDS else None  # of a time to come, beyond what clocks differ by
+    return max(0.0, age) if age > -LOST_SECONDS else None  # further in the future than clocks of machines differ
 
 
 def _lock(workspace: Workspace, name: str) -> Path:

@@ -1,7 +1,8 @@
-"""A worker that is told to leave by SIGTERM, since its node is taken away, writes a checkpoint first.
+"""Let a worker that is preempted write a checkpoint first. Its node is taken away, and it receives SIGTERM.
 
-After the batch in hand; the checkpoint is then on the storage, and the trial goes on from it elsewhere. Loads nothing:
-Ray runs `prepare` in every process that it starts.
+The worker finishes the batch in progress and puts the checkpoint on the storage, and the trial resumes from it on
+another node. This module imports only the standard library, because Ray runs `prepare` in every process that it
+starts.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-GRACE_SECONDS = float(os.environ.get("ERAT_GRACE", "20"))  # clouds and Kubernetes give 30 before they kill
+# How long a worker may take after SIGTERM. Clouds and Kubernetes wait 30 seconds before they kill a process.
+GRACE_SECONDS = float(os.environ.get("ERAT_GRACE", "20"))
 
 _training, _asked = threading.Event(), threading.Event()
 
 
 def prepare() -> None:
-    """Take over SIGTERM while a trial runs in this process. To be called from its main thread.
+    """Arrange that SIGTERM counts as preemption while a trial runs in this process.
 
-    Ray puts a handler of its own in place later, when nothing of ours runs in that thread any more: it is taken in the
-    moment in which it is put there, once, and asked whenever no trial runs.
+    This must be called from the main thread. Ray installs its own handler later, at a time when none of our code runs
+    in that thread any more. `signal.signal` is therefore replaced until Ray calls it for SIGTERM; Ray's handler is
+    wrapped in ours at that moment, once, and still called whenever no trial runs.
     """
     put = signal.signal
 
@@ -36,6 +39,8 @@ def prepare() -> None:
 
 
 def _first_to_us(handler: Any) -> Callable[[int, Any], None]:
+    """Return a SIGTERM handler that notes a preemption while a trial runs, and otherwise calls `handler`."""
+
     def leave(number: int, frame: Any) -> None:
         if not _training.is_set():
             if callable(handler):
@@ -43,7 +48,7 @@ def _first_to_us(handler: Any) -> Callable[[int, Any], None]:
             return
         if not _asked.is_set():
             _asked.set()
-            # The batch may not end in time, nor Ray let go of this process.
+            # End the process in any case: the batch may take too long, or Ray may not release this process.
             timer = threading.Timer(GRACE_SECONDS, os._exit, (1,))
             timer.daemon = True
             timer.start()
@@ -53,7 +58,7 @@ def _first_to_us(handler: Any) -> Callable[[int, Any], None]:
 
 @contextmanager
 def training() -> Iterator[None]:
-    """While the block runs, a trial is under way in this process."""
+    """Mark that a trial runs in this process while the block runs."""
     _training.set()
     try:
         yield
@@ -62,5 +67,5 @@ def training() -> Iterator[None]:
 
 
 def requested() -> bool:
-    """Whether this process was told to leave."""
+    """Return whether this process was preempted: it received SIGTERM while a trial ran."""
     return _asked.is_set()

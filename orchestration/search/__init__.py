@@ -1,1 +1,1 @@
-"""What is tried next: the queue, Ray Tune and Optuna, the driver."""
+"""The search of a study: its queue of trials, the sampler and pruner, Ray Tune, and the driver that records results."""

@@ -1,4 +1,4 @@
-"""Listens to a running study and keeps ledger, tracker and view up to date. Knows neither Ray nor MLflow inside."""
+"""The driver of a running study, which keeps ledger, tracker and view up to date. It imports neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -24,13 +24,21 @@ SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_ac
 
 @dataclass
 class StudyDriver:
-    """Listens to a running sweep and keeps ledger, tracker and view up to date.
+    """A listener to a running study, which keeps the ledger, the tracker and the view up to date.
 
     Args:
-        view: shown the trials after every event.
-        work_of: how long a run is, so that the longest listed ones begin first; none: in their order.
+        name: name of the study.
+        spec: its specification.
+        total: number of trials of the search, without the listed runs.
+        workspace: the workspace of the study.
+        ledger: its ledger.
+        tracker: where runs are tracked.
+        parent: the tracker's id of the study's run.
+        sampler: proposes the search's trials.
+        view: called with all trials after every event.
+        work_of: returns how long a run is, in any unit, so that the longest listed runs begin first. None: they begin
+            in their order.
         ready: number of a trial -> whether it may begin.
-        parent: the tracker's run of the sweep.
     """
 
     name: str
@@ -52,10 +60,10 @@ class StudyDriver:
         self._runs: dict[int, str] = {}
         self._retries = Retries()
 
-    # -- told by the search -----------------------------------------------------------------------------------------
+    # -- calls from the search --------------------------------------------------------------------------------------
 
     def trial_parameters(self, trial: Trial) -> dict[str, Any]:
-        """What a worker is given."""
+        """Prepare the directory of a trial's run, and return the parameters for its worker as JSON values."""
         config = self.spec.config(trial.params)
         self._directory(trial.cell).prepare()
         return {
@@ -67,12 +75,12 @@ class StudyDriver:
         }
 
     def started(self, number: int) -> None:
-        """A trial begins, or goes on from its checkpoint."""
+        """Record that a trial has begun, or has resumed from its checkpoint."""
         self._track_start(number)
         self._epoch(number, "running")
 
     def epoch(self, number: int) -> None:
-        """An epoch ended: take in what the cell's folder says."""
+        """Record that a trial has finished an epoch: read the metrics in its run's directory."""
         self._epoch(number, self.queue.trials[number].status)
 
     def _epoch(self, number: int, status: str) -> None:
@@ -85,15 +93,15 @@ class StudyDriver:
         self.view(self.trials)
 
     def stop(self, number: int, epoch: int) -> None:
-        """Ask a trial to stop after this epoch; its later ones, if it had begun any, do not count."""
+        """Ask a trial to stop after this epoch. Later epochs that it may have begun do not count."""
         self._directory(self.queue.trials[number].cell).ask_to_stop(stop_request(self.name), epoch)
 
     def heard(self, number: int, words: str) -> None:
-        """What Ray says of a worker that died."""
+        """Remember Ray's message on the death of a trial's worker; see `Retries.heard`."""
         self._retries.heard(number, words)
 
     def ended(self, number: int) -> RunResult | Retry:
-        """A trial is over: record how; or it is to run again."""
+        """Record how a trial ended and return its result, or return a `Retry` if the trial is to run again."""
         trial = self.queue.trials[number]
         result = self._result(trial)
         if isinstance(result, Retry):
@@ -107,13 +115,14 @@ class StudyDriver:
         self.epoch(number)
         self.queue.record(number, result)
         track_end(self.tracker, self._runs[number], result, self._directory(trial.cell))
-        # Last: a driver that dies before this line finds the cell's result again, and tells the tracker what it lacks.
+        # The ledger comes last: if the driver dies before this line, the next one finds the run's result again and
+        # completes what the tracker lacks.
         self.ledger.finish(result, sweep=self.name, mlflow_run_id=self._runs[number])
         self.view(self.trials)
         return result
 
     def interrupted(self) -> None:
-        """The sweep was cut short: what ran is queued again."""
+        """Record that the study was interrupted: the trials that ran are queued again."""
         for trial in self.trials:
             if trial.status == "running":
                 self._queue_again(trial)
@@ -123,7 +132,7 @@ class StudyDriver:
 
     @property
     def trials(self) -> list[Trial]:
-        """All that were made, in the order of their numbers."""
+        """Return all trials made so far, in the order of their numbers."""
         return [self.queue.trials[number] for number in sorted(self.queue.trials)]
 
     def _queue_again(self, trial: Trial) -> None:
@@ -131,7 +140,7 @@ class StudyDriver:
 
     def _proposed(self, trial: Trial) -> None:
         known = self.ledger.studies[self.name].proposals.get(trial.number)
-        if known is None or known.cell != trial.cell:  # one that cannot be made was passed over
+        if known is None or known.cell != trial.cell:  # they differ if the known one could not be made and was left out
             self.ledger.append(
                 "proposed",
                 sweep=self.name,
@@ -149,7 +158,7 @@ class StudyDriver:
         if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
             return self._failed(trial, result)
         if result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
-            # Data-parallel workers may be past the epoch, even at the end, when they see that they were to stop.
+            # Data-parallel workers may notice the stop request only after later epochs, or when they are done.
             stopped = summarise(run.cell, "stopped", run.read_metrics()[:stop_epoch])
             kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb")}
             result = replace(stopped, **kept)
@@ -157,7 +166,11 @@ class StudyDriver:
         return result
 
     def _failed(self, trial: Trial, result: RunResult | None) -> RunResult | Retry:
-        """What to make of a trial that left no result, or ran out of memory."""
+        """Decide what to do with a trial that left no result, or whose result says that it ran out of memory.
+
+        Returns:
+            The retry, or the result "failed" with the reason.
+        """
         run = self._directory(trial.cell)
         rows = run.read_metrics()
         verdict: str | Retry
@@ -193,7 +206,18 @@ def make_queue(
     work_of: Callable[[RunConfig], float] | None = None,
     ready: Callable[[int], bool] = lambda number: True,
 ) -> Queue:
-    """The generations of a sweep, as its specification and the ledger have them."""
+    """Return the queue of a study's trials, according to its specification and the ledger.
+
+    Args:
+        spec: specification of the study.
+        total: number of trials of the search, without the listed runs.
+        name: name of the study.
+        ledger: the ledger, whose proposals of this study are kept.
+        sampler: proposes the search's trials.
+        on_proposed: called with each new trial.
+        work_of: see `StudyDriver`.
+        ready: number of a trial -> whether it may begin.
+    """
     known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
     epochs = spec.base.train.epochs
     return Queue(
@@ -213,7 +237,7 @@ def make_queue(
 
 
 def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory) -> None:
-    """Tell the tracker how a cell ended."""
+    """Pass the result of a run to the tracker, with its artifacts unless it failed."""
     tracker.finish(
         run_id,
         result.status,  # type: ignore[arg-type]
@@ -224,7 +248,7 @@ def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirector
 
 
 def result_json(row: Trial) -> dict[str, Any]:
-    """A run as `--json` prints it."""
+    """Return a run as `--json` prints it."""
     return {
         "cell": row.cell,
         "status": row.status,
@@ -239,6 +263,6 @@ def result_json(row: Trial) -> dict[str, Any]:
 
 
 def best_json(rows: list[Trial]) -> dict[str, Any] | None:
-    """The chosen run as `--json` prints it, with what was searched."""
+    """Return the best trial as `--json` prints it, with its number and searched values; None if no trial qualifies."""
     chosen = best(rows)
     return None if chosen is None else result_json(chosen) | {"params": chosen.params, "number": chosen.number}

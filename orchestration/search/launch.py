@@ -1,4 +1,4 @@
-"""Bringing a sweep or a run to life: the store, the tracker, Ray and the view, in the order in which each can fail."""
+"""Start a study or a single run: open the store, the tracker, Ray and the view, in the order in which each can fail."""
 
 from __future__ import annotations
 
@@ -34,7 +34,13 @@ POLL_SECONDS = 0.5
 
 @dataclass
 class StudyEnd:
-    """What a sweep left behind."""
+    """What `run_study` returns when a study has ended.
+
+    Attributes:
+        driver: the driver, with all trials.
+        files: paths of the report's files.
+        wall_seconds: duration of the whole call, in seconds.
+    """
 
     driver: StudyDriver
     files: list[str]
@@ -51,14 +57,23 @@ def run_study(
     address: str | None = None,
     at_most: int | None = None,
 ) -> StudyEnd:
-    """Run what is left of a sweep and write its report, with `at_most` trials side by side (none: as many as fit).
+    """Run what is left of a study, and write its report.
+
+    Args:
+        name: name of the study.
+        spec: its specification.
+        trials: number of trials of the search, without the listed runs.
+        workspace: the workspace of the study.
+        ledger: its ledger.
+        address: address of a Ray cluster. None: Ray is started on this machine.
+        at_most: number of trials that may run at the same time. None: as many as fit.
 
     Raises:
-        UserError: the data, the store, the tracking server or the cluster cannot be had, or another process runs this
-            sweep; nothing was trained.
-        KeyboardInterrupt: passed on, with all that finished on record.
+        UserError: The data, the store, the tracking server or the cluster is not available, or another process runs
+            this study; nothing was trained. Or the search cannot go on; what has finished is recorded.
+        KeyboardInterrupt: The study was interrupted; everything that has finished is recorded.
     """
-    # Ray's parts load slowly: only verbs that need them pay.
+    # These modules import Ray, which takes long; only commands that need them should wait for it.
     from orchestration.cluster import session
     from orchestration.search import tune
 
@@ -78,7 +93,7 @@ def run_study(
     )
     with ExitStack() as stack:
         stack.enter_context(driving(workspace, name))
-        # Ray's start takes seconds, mostly of waiting, in which MLflow's store is opened.
+        # Starting Ray takes seconds, most of it waiting, so MLflow's store is opened at the same time.
         opening = stack.enter_context(ThreadPoolExecutor(1)).submit(Tracker.open, workspace)
         baselines, points = spec.planned(trials)
         to_do = [config for config in [*baselines, *points] if ledger.outcome(config.digest(), name) is None]
@@ -91,7 +106,7 @@ def run_study(
         slots = min(fit, at_most or fit)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
-        # A search begins with its points, and runs its few listed runs where a slot is idle.
+        # A search begins with its points and fits its few listed runs into idle slots, so their order is of no concern.
         work_of = _work_of if spec.search is None else None
         ready = crafting.gate(baselines, points)
         driver = StudyDriver(
@@ -114,11 +129,11 @@ def run_study(
             except BaseException as error:
                 driver.interrupted()
                 if isinstance(error, UserError):
-                    ledger.withdraw(name)  # to be asked for again under the same name, without the mistake
+                    ledger.withdraw(name)  # so that the user can correct the mistake and use the same name again
                 view.update(driver.trials)
                 tracker.finish(parent, "interrupted", {})
                 raise
-            view.update(driver.trials)  # those, too, that were finished before and made no event
+            view.update(driver.trials)  # includes trials that had finished earlier and caused no event
         files = write_files(spec, driver.trials, workspace.report(name))
         failed = any(trial.status == "failed" for trial in driver.trials)
         seconds = time.monotonic() - started
@@ -135,7 +150,7 @@ def _send_all(tracker: Tracker) -> None:
 
 
 def _work_of(config: RunConfig) -> float:
-    """How long a run is; 0 where that cannot be told, which keeps nobody from running."""
+    """Return the predicted operations of a run, or 0 if the prediction fails: that must not prevent the run."""
     try:
         return estimate.work(config)
     except Exception:
@@ -143,10 +158,17 @@ def _work_of(config: RunConfig) -> float:
 
 
 def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, address: str | None, force: bool) -> Trial:
-    """Train one cell and record it; a finished one is only shown, unless forced.
+    """Execute one run outside any study, and record its result.
+
+    Args:
+        config: the configuration.
+        workspace: the workspace.
+        ledger: its ledger.
+        address: address of a Ray cluster. None: this machine.
+        force: whether to begin from the start even if the run is done. Otherwise the recorded result is returned.
 
     Raises:
-        UserError: as `run_study`.
+        UserError: As for `run_study`.
     """
     config = workspace.fingerprints()(config)
     cell = config.digest()
@@ -195,7 +217,14 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
 def _train_here_or_on_ray(
     config: RunConfig, workspace: Workspace, on_epoch: Callable[[], None], address: str | None
 ) -> RunResult:
-    """One worker trains in this process; several go through Ray Train."""
+    """Execute a run in this process if it has one worker and there is no cluster; otherwise use Ray Train.
+
+    Args:
+        config: the configuration, with the fingerprint of its images.
+        workspace: the workspace.
+        on_epoch: called after each epoch here, or every `POLL_SECONDS` seconds while Ray Train is at work.
+        address: address of a Ray cluster. None: this machine.
+    """
 
     def listen(history: Any) -> bool:
         on_epoch()
@@ -213,14 +242,14 @@ def _train_here_or_on_ray(
         session.slots(resources, config.train.workers, config.resources.min_workers, patience=patience)
         run, request = RunDirectory(workspace, config.digest()), stop_request("train")
         run.withdraw_stop(request)
-        # Ray Train's controller is a process of its own and calls nobody back here: the cell's folder is read instead.
+        # Ray Train's controller is another process and cannot call functions here, so the run's directory is polled.
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(execution.run_parallel, config, workspace, request)
             try:
                 while not wait([running], timeout=POLL_SECONDS).done:
                     on_epoch()
             except BaseException:
-                # The workers end after this epoch; the pool waits for them.
+                # The workers stop after the epoch in progress, and the end of the block waits for them.
                 run.ask_to_stop(request)
                 raise
             return running.result()

@@ -1,11 +1,12 @@
-"""What a sweep tries next, and what it stops early: decided by results alone, never by the clock.
+"""The queue of a study: what is tried next, and what is stopped early. Results alone decide this, never the clock.
 
-The search makes its trials in generations: first the paper's own points, then Optuna's proposals a few at a time. A
-generation is proposed when all before it have ended, and its stopping rule compares with those alone. So two runs of
-one sweep make the same trials and stop the same ones, however many ran side by side and whatever was killed.
+The search makes its trials in generations: first the paper's own points, then Optuna's proposals, a few at a time. A
+generation is proposed when all earlier ones have ended, and the pruner compares its trials with those earlier ones
+alone. A study that is repeated therefore makes the same trials and stops the same ones, no matter how many trials ran
+at the same time and what was killed.
 
-The listed runs have the first numbers and no part in the search. They run when it leaves a slot idle, which is for the
-clock to say; but no number, proposal or result depends on when.
+The listed runs have the first numbers and take no part in the search. They run when the search leaves a slot idle.
+That moment depends on the clock, but no number, proposal or result depends on that moment.
 """
 
 from __future__ import annotations
@@ -21,34 +22,41 @@ from orchestration.study.trial import Trial
 
 
 class Sampler(Protocol):
-    """Optuna behind Ray Tune's searcher interface, plus trials whose values are known ahead."""
+    """The source of the search's trials: values that were given ahead, and then proposals of Optuna."""
 
-    def enqueue(self, params: Mapping[str, Any]) -> None: ...
+    def enqueue(self, params: Mapping[str, Any]) -> None:
+        """Put these values (dotted key -> value) at the end of those that `suggest` returns before it proposes any."""
+        ...
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None: ...
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the values of the next trial, dotted key -> value; None if there is none."""
+        ...
 
-    def tell(self, trial_id: str, result: RunResult) -> None: ...
+    def tell(self, trial_id: str, result: RunResult) -> None:
+        """Take the result of a trial that has ended into account in later proposals."""
+        ...
 
 
 @dataclass
 class Queue:
-    """The trials of one sweep, by their numbers, and how each stands.
+    """The trials of one study by their numbers, and the state of each.
 
     Args:
-        runs: that are listed, by their dotted keys.
-        points: the paper's points in this data set's units.
-        total: search trials in all (points and proposals); the listed runs come on top.
-        generation: proposals are made so many at a time.
-        proposer: asked for what is not fixed.
-        known: proposals that an earlier session of this sweep made; they are kept.
-        trial_of: number, source and overrides -> the trial, with its result if it has ended in this sweep already.
-        on_proposed: told of each new trial.
-        patience_epochs: epochs before a proposal may be stopped.
-        epochs: the last epoch, after which there is nothing to stop.
-        work_of: dotted keys of a listed run -> how long it is, in any unit. The longest begins first, so that none is
-            left alone at the end.
-        ready: number of a trial -> whether it may begin; those that may not (their images are being crafted) are
-            passed over.
+        runs: the listed runs, each given by its dotted keys.
+        points: the paper's points in the data set's units.
+        total: number of trials of the search (points and proposals), without the listed runs.
+        generation: number of proposals that are made at a time.
+        sampler: proposes the values that are not known ahead.
+        known: number -> trial that was proposed before the study was resumed; its values are kept.
+        trial_of: number, source and overrides -> the trial, with its result if it has already ended in this study.
+        on_proposed: called with each new trial.
+        patience_epochs: number of epochs before a proposal may be stopped.
+        epochs: number of the last epoch, at which a trial is not stopped any more.
+        work_of: dotted keys of a listed run -> how long it is, in any unit. The longest runs begin first, so that no
+            long run is left for the end, when other slots are idle.
+        ready: number of a trial -> whether it may begin. Listed runs that may not begin, because their images are still
+            being crafted, are skipped for now; the search waits for its next trial.
+        trials: number -> trial, for the trials made so far.
     """
 
     runs: Sequence[dict[str, Any]]
@@ -68,7 +76,7 @@ class Queue:
     def __post_init__(self) -> None:
         for point in self.points[: self.total]:
             self.sampler.enqueue(point)
-        # Numbers of what is not made yet.
+        # The numbers of trials that have not been made yet.
         work = [self.work_of(run) for run in self.runs]
         self._listed = deque(sorted(range(self.begin), key=lambda number: -work[number]))
         self._search = deque(range(self.begin, self.size))
@@ -76,35 +84,35 @@ class Queue:
 
     @property
     def begin(self) -> int:
-        """The number with which the search begins, after the listed runs."""
+        """Return the number of the search's first trial, which follows the listed runs."""
         return len(self.runs)
 
     @property
     def first(self) -> int:
-        """The number after the first generation, the paper's points."""
+        """Return the number of the first proposal, which follows the first generation, the paper's points."""
         return self.begin + min(len(self.points), self.total)
 
     @property
     def size(self) -> int:
-        """Trials in all."""
+        """Return the number of trials in all, with the listed runs."""
         return self.begin + self.total
 
     @property
     def exhausted(self) -> bool:
-        """Whether every trial has been made."""
+        """Return whether every trial has been made."""
         return len(self.trials) >= self.size
 
     def start_of(self, number: int) -> int:
-        """The number with which the generation of trial `number` of the search begins."""
+        """Return the number of the first trial in the generation of the search's trial `number`."""
         if number < self.first:
             return self.begin
         return self.first + (number - self.first) // self.generation * self.generation
 
     def next(self, *, idle: bool = True) -> Trial | None:
-        """The next trial that is not finished yet; none while no other may begin, or when all are made.
+        """Make and return the next trial that has not ended; None if none may begin now, or if all have been made.
 
         Args:
-            idle: a slot is free now, and is given a listed run rather than left to wait.
+            idle: whether a slot is free now. A listed run is then returned if the search has to wait.
         """
         while (number := self._next_number(idle)) is not None:
             self.trials[number] = trial = self._make(number)
@@ -114,15 +122,28 @@ class Queue:
         return None
 
     def record(self, number: int, result: RunResult, mlflow_run_id: str | None = None) -> Trial:
-        """Record how far a trial is, or how it ended; and its run in MLflow, where that is new."""
+        """Record the result of a trial so far or at its end, and return the new trial.
+
+        Args:
+            number: number of the trial.
+            result: the result.
+            mlflow_run_id: id of its run in MLflow; None: the known id is kept.
+        """
         known = self.trials[number]
         self.trials[number] = replace(known, result=result, mlflow_run_id=mlflow_run_id or known.mlflow_run_id)
         return self.trials[number]
 
     def stops(self, number: int, epoch: int, best_val_accuracy: float) -> bool:
-        """The median rule: stop a proposal whose best so far is below the median of what earlier generations had.
+        """Return whether the pruner stops a trial, by the median rule.
 
-        Only Optuna's proposals are stopped: listed runs and the paper's points are the figure.
+        A proposal is stopped if its best validation accuracy so far is below the median of the best accuracies that the
+        trials of earlier generations had after as many epochs. Listed runs and the paper's points are never stopped,
+        because the paper's figures consist of them.
+
+        Args:
+            number: number of the trial.
+            epoch: number of epochs that it has done.
+            best_val_accuracy: its largest validation accuracy so far, in [0, 1].
         """
         trial = self.trials[number]
         if trial.source != "optuna" or not self.patience_epochs <= epoch < self.epochs:
@@ -145,7 +166,7 @@ class Queue:
         return None
 
     def _all_ended(self, before: int) -> bool:
-        """Whether the search's trials before this number have ended; if so, Optuna then knows of them, in order."""
+        """Return whether all trials of the search before this number have ended, and if so tell Optuna, in order."""
         trials = [self.trials[number] for number in range(self._told, before)]
         if not all(trial.ended for trial in trials):
             return False
@@ -158,7 +179,7 @@ class Queue:
         if number < self.begin:
             source, params = "baseline", dict(self.runs[number])
         else:
-            # The paper's points were enqueued ahead; of what an earlier session proposed, the values are kept.
+            # The paper's points were enqueued at the start. Values proposed before the study was resumed are kept.
             source = "paper" if number < self.first else "optuna"
             if source == "optuna" and number in self.known:
                 self.sampler.enqueue(self.known[number].params)

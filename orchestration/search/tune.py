@@ -1,4 +1,4 @@
-"""Ray Tune and Optuna, bound to the queue of a study."""
+"""Connect Ray Tune and Optuna to the queue of a study."""
 
 from __future__ import annotations
 
@@ -30,15 +30,20 @@ from orchestration.study.parameters import ten_digits
 from orchestration.study.trial import Trial
 
 METRIC = "val_accuracy"
-SAY_AFTER = 60.0  # seconds without a trial that runs
-PATIENCE = float(os.environ.get("ERAT_PATIENCE", "600"))
+SAY_AFTER = 60.0  # seconds without a running trial until a warning
+PATIENCE = float(os.environ.get("ERAT_PATIENCE", "600"))  # seconds without a running trial until the search gives up
 
 
 class SeededPerTrial(optuna.samplers.BaseSampler):
-    """TPE whose draws for trial n depend on the seed, n and the trials told before: not on how often it was asked.
+    """A TPE sampler whose proposal for trial n depends only on the seed, on n and on the results told before.
 
-    A resumed study is then asked only for what is missing and still proposes what an undisturbed one would. For that
-    the study itself must hold the ten digits that the ledger has: later proposals are made from them.
+    It does not depend on the number of earlier proposals, so that a study that is resumed asks only for the missing
+    trials and still gets the proposals that it would have made without the interruption. Optuna's study must hold the
+    same rounded values (ten digits) as the ledger, because later proposals are made from them.
+
+    Args:
+        seed: seed of all draws.
+        startup_trials: number of trials before which TPE draws at random.
     """
 
     def __init__(self, seed: int, startup_trials: int) -> None:
@@ -65,7 +70,7 @@ class SeededPerTrial(optuna.samplers.BaseSampler):
 
 
 def _rounded(distribution: Any, value: Any) -> Any:
-    """Ten digits of a number; whole numbers and choices as they are."""
+    """Round a real number to ten significant digits; return integers and choices unchanged."""
     return ten_digits(value) if isinstance(distribution, FloatDistribution) else value
 
 
@@ -74,11 +79,13 @@ def _always(key: str, values: Mapping[str, Any]) -> bool:
 
 
 class OptunaSampler:
-    """OptunaSearch over a study of our own, so that values known ahead can be put in front of its proposals.
+    """Ray Tune's `OptunaSearch` on an Optuna study that we create, so that known values can precede its proposals.
 
     Args:
-        distributions: dotted key -> what is drawn, a key behind those that it depends on.
-        active: whether a trial that has these values has this key, too.
+        distributions: dotted key -> Optuna's distribution; a key comes after those that it depends on.
+        seed: seed of all draws.
+        startup_trials: number of trials before which Optuna draws at random.
+        active: returns whether this key is searched in a trial whose earlier keys have these values.
     """
 
     def __init__(
@@ -99,7 +106,8 @@ class OptunaSampler:
                 if active(key, values):
                     values[key] = _suggested(trial, key, distribution)
 
-        # Optuna draws each key by itself, from the told trials that have it: a trial may lack some.
+        # A function of the trial, not a fixed search space, because a trial may lack some keys. Optuna then draws each
+        # key independently, from the results of the trials that have it.
         self._search = OptunaSearch(
             define,
             metric=METRIC,
@@ -111,15 +119,19 @@ class OptunaSampler:
         self._study = optuna.load_study(study_name="sweep", storage=storage)
 
     def enqueue(self, params: Mapping[str, Any]) -> None:
-        """Try these values next."""
+        """Put these values (dotted key -> value) at the end of those that `suggest` returns before it proposes any."""
         self._study.enqueue_trial(dict(params))
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """The next values."""
+        """Return the values of the next trial, dotted key -> value; empty if there is none."""
         return dict(self._search.suggest(trial_id) or {})
 
     def tell(self, trial_id: str, result: RunResult) -> None:
-        """How the trial ended: done with its value, stopped as pruned with its curve, failed or NaN as failed."""
+        """Tell Optuna how a trial ended.
+
+        A trial that is done is complete with its best validation accuracy, and one that was stopped is pruned with the
+        accuracies of all its epochs. One that failed, or whose accuracy is not finite, is failed.
+        """
         reached = result.best_val_accuracy
         if result.status == "done" and reached is not None and math.isfinite(reached):
             self._search.on_trial_complete(trial_id, {METRIC: reached})
@@ -142,7 +154,7 @@ def _suggested(trial: Any, key: str, distribution: Any) -> Any:
 
 
 class Driver(Protocol):
-    """What the search tells the sweep; see sweep.py."""
+    """What the search calls; `orchestration.search.driver.StudyDriver` implements and describes it."""
 
     queue: Queue
 
@@ -160,9 +172,10 @@ class Driver(Protocol):
 
 
 class Held:
-    """A driver that Tune may copy and pickle along with what refers to it, without copying or pickling it.
+    """A reference to a driver that is neither copied nor pickled with the object that holds it.
 
-    Tune saves its searcher, scheduler and callbacks for a restore of its own, which this project never makes.
+    Tune copies and saves its searcher, scheduler and callbacks so that it can restore them, which this project never
+    does.
     """
 
     def __init__(self, driver: Driver | None) -> None:
@@ -180,18 +193,19 @@ class Held:
 
 
 class QueueSearcher(Searcher):
-    """Hands Tune the trials of the generations, and waits where a generation must end first.
+    """A Tune searcher that returns the trials of the queue, and waits while an earlier generation has not ended.
 
     Args:
-        slots: trials that fit side by side.
-        ahead: Tune may ask for a trial more than fits.
+        driver: the driver, with the queue.
+        slots: number of trials that may run at the same time.
+        ahead: whether Tune may ask for one more trial, which waits until there is room.
     """
 
     def __init__(self, driver: Driver, slots: int, *, ahead: bool) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._driver = Held(driver)
         self._slots, self._ahead = slots, ahead
-        self.fault: Exception | None = None  # that ends the search
+        self.fault: Exception | None = None  # the error that ends the search
         self._running: dict[str, Trial] = {}
         self._again: deque[Trial] = deque()
 
@@ -215,7 +229,8 @@ class QueueSearcher(Searcher):
         try:
             ended = self._driver().ended(trial.number)
         except Exception as error:
-            # What is raised here Tune takes for a fault of the trial; `Progress` raises it where Tune lets it through.
+            # Tune would take an error that is raised here for one of the trial. `Progress` raises it later, at a place
+            # where Tune does not catch it.
             self.fault = error
             return
         if isinstance(ended, Retry):
@@ -224,26 +239,27 @@ class QueueSearcher(Searcher):
                 self._slots, self._ahead = max(1, self._slots // 2), False
 
     def held(self) -> int:
-        """Trials that Tune has and that have not ended.
+        """Return the number of trials that Tune has and that have not ended.
 
         Raises:
-            Exception: what ends the search.
+            Exception: The error that ends the search, if there is one.
         """
         if self.fault is not None:
             raise self.fault
         return len(self._running)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is what a sweep goes on from."""
+        """Do nothing, because a study is resumed from the ledger."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `save`."""
+        """Do nothing; see `save`."""
 
 
 class QueueScheduler(FIFOScheduler):
-    """Early stopping that sees validation accuracy alone, and asks the trial to stop instead of killing it.
+    """A Tune scheduler for early stopping, which sees only validation accuracy and sends a stop request to the trial.
 
-    A trial that is killed leaves no result behind, and with data-parallel workers it leaks their placement group.
+    It does not kill the trial, because a killed trial leaves no result, and with data-parallel workers Ray never
+    releases their placement group.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -252,7 +268,7 @@ class QueueScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_error(tune_controller, trial)
-        # Tune tells the searcher next, which then asks the driver.
+        # Tune calls `QueueSearcher.on_trial_complete` next, which asks the driver whether the trial runs again.
         self._driver().heard(trial.config["number"], str(trial.get_error() or ""))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -265,11 +281,14 @@ class QueueScheduler(FIFOScheduler):
 
 
 class Progress(tune.Callback):
-    """Tells the driver when a trial starts and when an epoch ends; and a person, when none can start.
+    """A Tune callback that tells the driver when a trial starts and when an epoch ends.
+
+    It also warns the user when no trial can start, and ends the search if that lasts too long.
 
     Args:
-        waiting: how many trials Tune holds; what it raises ends the search.
-        room: one line on what a trial needs and what is free.
+        driver: the driver.
+        waiting: returns the number of trials that Tune has; an error that it raises ends the search.
+        room: returns one line on the resources that a trial needs and that are free.
         patience: seconds without a running trial after which the search gives up.
     """
 
@@ -279,8 +298,8 @@ class Progress(tune.Callback):
         self._driver = Held(driver)
         self._waiting, self._room, self._patience = waiting, room, patience
         self._running: set[str] = set()
-        self._since: float | None = None  # no trial has run
-        self._said = False
+        self._since: float | None = None  # when the present time without a running trial began
+        self._said = False  # whether a warning was given in that time
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._running.add(trial.trial_id)
@@ -314,7 +333,7 @@ class Progress(tune.Callback):
             warnings.warn(f"no trial could start yet: {self._room()}; waiting {self._patience:.0f} s", stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For Tune, which saves its callbacks: no search to go on from."""
+        """Return the state that Tune saves, without the functions, which cannot be pickled and are never restored."""
         return self.__dict__ | {"_waiting": None, "_room": None}
 
 
@@ -328,31 +347,36 @@ def run(
     slots: int,
     ahead: bool,
 ) -> None:
-    """Run all trials of the driver's generations that are not finished.
+    """Run all trials of the driver's queue that are not finished.
 
     Args:
-        resources: of one worker, "CPU" and "GPU".
-        workers: data-parallel workers per trial.
-        slots: trials that run side by side.
-        ahead: Tune may hold one more ready, which it begins as soon as its resources are free. Not where fewer are to
-            run than fit; nor with several workers, whose trial asks Tune for next to nothing: too many would begin, and
-            their slivers would add up until no worker finds a place.
+        driver: the driver, which is told what happens.
+        name: name of the study, under which Tune keeps its own results.
+        storage: folder of Tune's own results.
+        resources: resources of one worker, "CPU" and "GPU".
+        workers: number of data-parallel workers per trial.
+        slots: number of trials that run at the same time.
+        ahead: whether Tune may hold one more trial, which begins as soon as its resources are free. This must be false
+            if fewer trials are to run than fit. It must also be false with several workers: their trial itself asks
+            Tune for hardly any resources, so that too many would begin, and their small shares would add up until
+            no worker finds room.
 
     Raises:
-        UserError, OSError: from the driver: a proposal that makes no configuration, a full disk.
+        UserError, OSError: An error from the driver, such as a proposal that makes no valid configuration or a full
+            disk; or no trial could start for `PATIENCE` seconds.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: it must reach the sweep
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must interrupt `run_study`
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the ledger is the state, Tune's own is not read
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of a trial that died the driver says so in one line
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # seconds; Tune's state is never read
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the driver reports a dead trial in one line
     searcher = QueueSearcher(driver, slots, ahead=ahead)
     tuner = tune.Tuner(
         execution.trainable(resources, workers),
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="max",
-            num_samples=-1,  # the searcher says when it is over; a trial may take several of Tune's
+            num_samples=-1,  # no limit: the searcher ends the search, and a retry is a new trial for Tune
             search_alg=searcher,
             scheduler=QueueScheduler(driver),
             reuse_actors=workers == 1,
@@ -372,7 +396,10 @@ def run(
 
 
 def _what_a_listener_raised(error: BaseException) -> UserError | OSError | None:
-    """What a person can mend, out of the error that Tune wraps around whatever its searcher and callbacks raise."""
+    """Return the error that the user can repair from the error that Tune wraps around those of searcher and callbacks.
+
+    Return None if there is no `UserError` or `OSError` among the causes.
+    """
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, UserError | OSError):
         inner = inner.__cause__ or inner.__context__

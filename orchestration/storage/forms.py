@@ -1,6 +1,7 @@
-"""The form of every file and line that a workspace keeps and reads back. What has another form is damaged, or foreign.
+"""Schemas of every file and ledger line that a workspace keeps and reads back.
 
-Fields that are missing here and there come of earlier versions; those that no model names, of later ones: they stay.
+Content that matches no schema is damaged or was written by another program. Fields are optional where an earlier
+version did not write them. Fields that no schema names were written by a later version and are left untouched.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-MOST_CELLS = 1_000_000  # of one study
-_FAR = 1e11  # seconds since 1970; and of work: no run takes 3,000 years
+MOST_CELLS = 1_000_000  # runs in one study
+_FAR = 1e11  # limit in seconds, both for points in time (since 1970) and for durations: no run takes 3,000 years
 
 Strict = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-Open = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # fields without a model stay
+Open = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # keeps fields that the schema does not name
 
-# Names become folders, files and tags: no slash, nothing hidden.
+# Names of studies become folders, files and tags, hence no slash, no space and no dot or hyphen at the beginning.
 Name = Annotated[str, Field(pattern=r"^[^-./\\\s\p{C}][^/\\\s\p{C}]{0,99}$")]
 Cell = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Seconds = Annotated[float, Field(ge=0, le=_FAR)]
 Number = Annotated[int, Field(ge=0, le=2 * MOST_CELLS)]
-AnyNumber = Annotated[float, Field(allow_inf_nan=True)] | None  # not finite, or none: it is passed over
+AnyNumber = Annotated[float, Field(allow_inf_nan=True)] | None  # None and infinite or NaN values are ignored later
 
 
 class Result(TypedDict, total=False):
-    """How a cell ended: the fields of `erat.result.RunResult`."""
+    """How a run ended: the fields of `erat.result.RunResult`. Accuracies in [0, 1], times in seconds."""
 
     __pydantic_config__ = Open  # type: ignore[misc]
     cell: Cell
@@ -51,7 +52,7 @@ class Result(TypedDict, total=False):
 
 
 class Specification(TypedDict):
-    """What `StudySpec.content` writes; the parts have models of their own, which look at them when they are used."""
+    """What `StudySpec.content` writes. Its parts are validated by their own models when they are used."""
 
     __pydantic_config__ = Open  # type: ignore[misc]
     space: dict[str, Any]
@@ -61,7 +62,7 @@ class Specification(TypedDict):
 
 
 class StudyEvent(TypedDict):
-    """A sweep was begun, or extended."""
+    """Ledger event: a study was begun or extended."""
 
     __pydantic_config__ = Strict  # type: ignore[misc]
     event: Literal["sweep"]
@@ -72,7 +73,7 @@ class StudyEvent(TypedDict):
 
 
 class WithdrawnEvent(TypedDict):
-    """A sweep's name was given back."""
+    """Ledger event: a study in which nothing was tried was removed, and its name is free again."""
 
     __pydantic_config__ = Strict  # type: ignore[misc]
     event: Literal["withdrawn"]
@@ -80,7 +81,7 @@ class WithdrawnEvent(TypedDict):
 
 
 class ProposedEvent(TypedDict):
-    """A trial of a sweep was made."""
+    """Ledger event: a trial was added to a study."""
 
     __pydantic_config__ = Strict  # type: ignore[misc]
     event: Literal["proposed"]
@@ -92,7 +93,7 @@ class ProposedEvent(TypedDict):
 
 
 class EndEvent(TypedDict):
-    """A cell ended."""
+    """Ledger event: a run ended."""
 
     __pydantic_config__ = Strict  # type: ignore[misc]
     event: Literal["done", "stopped", "failed"]
@@ -104,7 +105,7 @@ class EndEvent(TypedDict):
 
 
 class RetryEvent(TypedDict):
-    """A failed cell is to run again."""
+    """Ledger event: a failed run is to be repeated."""
 
     __pydantic_config__ = Strict  # type: ignore[misc]
     event: Literal["retry"]
@@ -112,7 +113,7 @@ class RetryEvent(TypedDict):
 
 
 class EpochRow(TypedDict):
-    """A line of metrics.jsonl: fields of `EpochReport`."""
+    """One line of metrics.jsonl: the fields of `EpochReport` for one epoch, counted from 1."""
 
     __pydantic_config__ = Open  # type: ignore[misc]
     epoch: Annotated[int, Field(ge=1, le=10**9)]
@@ -132,7 +133,7 @@ class EpochRow(TypedDict):
 
 
 class Environment(TypedDict, total=False):
-    """artifacts/environment.json: code and machine of a finished cell."""
+    """Content of artifacts/environment.json: the code and the machine of a finished run."""
 
     __pydantic_config__ = Open  # type: ignore[misc]
     python: str
@@ -145,7 +146,7 @@ class Environment(TypedDict, total=False):
 
 
 class SelectedEpoch(TypedDict, total=False):
-    """What an epoch selected, a count per class."""
+    """What the defense selected in one epoch: numbers of images, one per class."""
 
     __pydantic_config__ = Open  # type: ignore[misc]
     epoch: Count
@@ -157,7 +158,7 @@ class SelectedEpoch(TypedDict, total=False):
 
 
 class Selection(TypedDict):
-    """artifacts/selection.json."""
+    """Content of artifacts/selection.json: what the defense selected in each epoch."""
 
     __pydantic_config__ = Strict  # type: ignore[misc]
     classes: list[str]
@@ -165,7 +166,7 @@ class Selection(TypedDict):
 
 
 class Confusion(TypedDict):
-    """artifacts/confusion.json: rows are true classes, columns predicted ones."""
+    """Content of artifacts/confusion.json: test image counts; rows are true classes, columns predicted classes."""
 
     __pydantic_config__ = Strict  # type: ignore[misc]
     classes: list[str]
@@ -182,7 +183,7 @@ RESULT = TypeAdapter(Result)
 SPECIFICATION = TypeAdapter(Specification)
 EPOCH_ROW = TypeAdapter(EpochRow)
 ENVIRONMENT, SELECTION, CONFUSION = TypeAdapter(Environment), TypeAdapter(Selection), TypeAdapter(Confusion)
-# How far a crafting is: what, done, total.
+# Progress of the crafting of a data set: a description, the number of steps done, the number of steps in all.
 PROGRESS: TypeAdapter[tuple[str, int, int]] = TypeAdapter(
     tuple[str, Count, Annotated[int, Field(ge=1, le=10**9)]], config=ConfigDict(strict=True)
 )
@@ -190,7 +191,10 @@ _DONE = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_t
 
 
 def lacks(result: Mapping[str, Any], status: str) -> str | None:
-    """Return what a result lacks to count as one that ended so; none if it has everything."""
+    """Return what is wrong with `result` as the result of a run that ended with `status`, or None if it is complete.
+
+    A run that is "done" must have at least one epoch and all four accuracies; any result must not name another status.
+    """
     if result.get("status", status) != status:
         return f"result.status must be {status}, got {result['status']}"
     missing = [key for key in _DONE if result.get(key) is None] if status == "done" else []
@@ -200,5 +204,5 @@ def lacks(result: Mapping[str, Any], status: str) -> str | None:
 
 
 def warn_damaged(path: Path, reason: str, then: str) -> None:
-    """Warn in one line of a stored file that cannot be used."""
+    """Warn in one line that a stored file is damaged, for what reason, and what happens instead (`then`)."""
     warnings.warn(f"{path} is damaged ({reason}): {then}", stacklevel=3)

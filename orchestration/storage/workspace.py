@@ -1,4 +1,4 @@
-"""Where everything that a run writes lies: one folder, `ERAT_HOME` (default `./runs`), and a storage for many nodes."""
+"""The workspace: the folder for everything that runs write (`ERAT_HOME`, default `./runs`), and its shared storage."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder and the names inside it. All paths are absolute: Ray's workers change their working directory.
+    """The folder of all results, and the names of the files and folders inside it.
+
+    All paths are absolute, because Ray's workers change their working directory.
 
     Attributes:
-        place: path or URL of the storage through which nodes share cells and crafted sets; none: they share the folder.
+        root: absolute path of the folder.
+        place: path or URL of the storage through which the nodes of a cluster share run directories and crafted sets.
+            None if all nodes see the same folder.
     """
 
     root: Path
@@ -32,15 +36,16 @@ class Workspace:
     def from_environment(
         cls, *, reading: bool = False, make: bool = True, folder: str | Path | None = None
     ) -> Workspace:
-        """`ERAT_HOME`, or `./runs`; made if it is missing.
+        """Return the workspace at `ERAT_HOME`, or at `./runs` if that is not set; create the folder if it is missing.
 
         Args:
-            folder: in its place.
-            reading: nothing is to be written into it: it may lie where nothing can be.
-            make: false leaves one that is missing so.
+            reading: whether the caller will only read, so that a read-only folder is accepted.
+            make: whether to create a missing folder.
+            folder: path to use instead of `ERAT_HOME`.
 
         Raises:
-            UserError: the folder cannot be made, read or written, or what lies in it is not of its kind.
+            UserError: The folder cannot be created, read or (unless `reading`) written, or it contains a file where a
+                folder is expected or the reverse.
         """
         given = str(folder) if folder is not None else os.environ.get("ERAT_HOME") or "runs"
         try:
@@ -49,7 +54,7 @@ class Workspace:
                 return workspace
             workspace.root.mkdir(parents=True, exist_ok=True)
             workspace._check()
-        except (RuntimeError, ValueError) as error:  # no such user, links in a circle, a character that no path has
+        except (RuntimeError, ValueError) as error:  # unknown user after "~", circular links, an illegal character
             if isinstance(error, UserError):
                 raise
             raise UserError(f"ERAT_HOME={shown(given, 300)[1:-1]} is no path: {error}") from error
@@ -62,7 +67,7 @@ class Workspace:
         return workspace
 
     def _check(self) -> None:
-        """Refuse a workspace in which a folder's place is taken by something else, or a file's."""
+        """Raise `UserError` if something other than a folder stands where a folder belongs, or likewise for a file."""
         folders = ("cells", "reports", "outbox", "audits", "ray", "mlartifacts")
         for path in (self.ledger, self.mlflow_database, *(self.root / name for name in folders)):
             is_file = path.suffix != ""
@@ -70,11 +75,11 @@ class Workspace:
                 raise UserError(f"{path} must be a {'file' if is_file else 'folder'}: move away what lies there")
 
     def sharing(self, place: str | None) -> Workspace:
-        """This workspace, with a storage for its cells and crafted sets."""
+        """Return this workspace with `place` as the storage for its run directories and crafted sets."""
         return replace(self, place=place)
 
     def on_this_node(self) -> Workspace:
-        """Where a worker works: this folder, or with a storage one of its own machine."""
+        """Return the workspace of a worker: this one, or, if there is a storage, a folder on the worker's own disk."""
         if self.place is None:
             return self
         from orchestration.storage.shared import node_folder
@@ -83,10 +88,10 @@ class Workspace:
 
     @property
     def storage(self) -> Storage | None:
-        """What `place` names.
+        """Return the storage that `place` names, or None if `place` is None.
 
         Raises:
-            UserError: nothing that is known.
+            UserError: `place` names no known kind of storage.
         """
         if self.place is None:
             return None
@@ -95,7 +100,7 @@ class Workspace:
         return storage_at(self.place)
 
     def store(self) -> Store:
-        """The crafted sets."""
+        """Return the store of crafted data sets, which goes through the shared storage if there is one."""
         from erat.corruption.store import Store
 
         if self.storage is None:
@@ -105,47 +110,57 @@ class Workspace:
         return SharedStore(self.crafted, self.storage)
 
     def fingerprints(self) -> Fingerprints:
-        """Return what fills the fingerprint of its images into a configuration; what is known of files is kept here."""
+        """Return the function that adds the fingerprint of the images to a configuration.
+
+        Fingerprints of files that were read before are cached in this workspace.
+        """
         from erat.data.fingerprint import Cache, Fingerprints
 
         return Fingerprints(Cache(self.root / "fingerprints"))
 
     @property
     def ledger(self) -> Path:
-        """What ran and what is left, one JSON line per event."""
+        """Return the path of the ledger: what ran and what is left to run, one JSON line per event."""
         return self.root / "ledger.jsonl"
 
     @property
     def crafted(self) -> Path:
-        """The store of crafted sets."""
+        """Return the folder of crafted data sets."""
         return self.root / "crafted"
 
     @property
     def mlflow_database(self) -> Path:
-        """MLflow's default store."""
+        """Return the path of the SQLite file that MLflow uses by default."""
         return self.root / "mlflow.db"
 
     @property
     def mlflow_artifacts(self) -> Path:
-        """Artifacts of the default store."""
+        """Return the folder in which MLflow's default store keeps artifacts."""
         return self.root / "mlartifacts"
 
     @property
     def ray(self) -> Path:
-        """Ray's own results."""
+        """Return the folder in which Ray Tune keeps its own results."""
         return self.root / "ray"
 
     def run_directory(self, digest: str) -> Path:
-        """The folder of one run; see `orchestration.run.directory`."""
+        """Return the folder of the run with this digest; `orchestration.run.directory` describes its content."""
         return self.root / "cells" / digest
 
     def report(self, name: str) -> Path:
-        """Tables and figures of one sweep."""
+        """Return the folder of the tables and figures of the study `name`."""
         return self.root / "reports" / name
 
 
 def move_aside(path: Path, *, folder: bool) -> None:
-    """Rename what lies at `path` and is no folder where one must be, or no file where one must be; with a warning."""
+    """Rename whatever is at `path` if it is of the wrong kind, and warn about it.
+
+    The new name is the old one with the first free number appended, such as `cells.1`.
+
+    Args:
+        path: where a folder or file is about to be written; nothing happens if nothing is there.
+        folder: whether `path` must be a folder (otherwise: a file).
+    """
     if os.path.lexists(path) and not (path.is_dir() if folder else path.is_file()):
         names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
         aside = next(name for name in names if not os.path.lexists(name))

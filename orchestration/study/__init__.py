@@ -1,3 +1,3 @@
-"""What is to run and what ran: specification, spaces, grids, ledger, status."""
+"""Studies: what is to run and what ran. Specification, search spaces, grids, ledger and status."""
 
-MOST_TRIALS = 100_000  # of one search
+MOST_TRIALS = 100_000  # in one search

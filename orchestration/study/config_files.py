@@ -1,4 +1,4 @@
-"""Files of configuration keys: what `--config` reads and `--show-config` prints."""
+"""YAML files of configuration keys, which `--config` reads and `--show-config` prints."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from orchestration.study.overrides import parse_overrides, read_text
 from orchestration.study.yaml_files import read_texts
 
 DEFAULT_PRESET = "demo"
-# From these most other values follow: what a file says of the others is compared once these are settled.
+# Most other values depend on these keys, so the other values of a file are compared after these have been set.
 _DECISIVE = ("defense.name", "data.name", "corruption.data", "corruption.labels", "model.name")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line asks for.
+    """The configuration that a command line asks for.
 
     Attributes:
-        preset: the values to start from.
-        overrides: dotted keys on top of them.
+        preset: name of the preset, whose values are the starting point.
+        overrides: dotted key -> value, applied on top of the preset.
     """
 
     preset: str
@@ -36,17 +36,20 @@ class Asked:
 
 
 def asked(words: Sequence[str] | None, file: str | None, preset: str | None, *, apart: Collection[str] = ()) -> Asked:
-    """Return what KEY=VALUE words, a file and a preset ask for: words win over the file, the file over the preset.
+    """Combine KEY=VALUE words, a file and a preset. Words take precedence over the file, the file over the preset.
 
-    The preset of the file counts where none is given. What the file says of the defense is left out where a word names
-    another defense. What it says as the preset does anyway is no override: it must not reach a trial of a study that
-    has another defense.
+    The file's keys of the defense are ignored if a word names another defense. Values of the file that equal the
+    preset's are not returned as overrides, because they must not reach trials of a study with another defense.
 
     Args:
-        apart: keys of the words that are no values of a configuration yet (a list of names).
+        words: KEY=VALUE words.
+        file: path of a YAML file of keys; None if there is none.
+        preset: name of a preset. None: that of the file, or else `DEFAULT_PRESET`.
+        apart: keys of words whose values are not values of a configuration (such as a list of names). They are kept,
+            but not used when the file is compared with the preset.
 
     Raises:
-        UserError: a word or a file that cannot be read, an unknown key, or a value out of range.
+        UserError: A word or the file cannot be read, a key is unknown, or a value is out of range.
     """
     given = parse_overrides(words)
     if file is None:
@@ -62,10 +65,14 @@ def asked(words: Sequence[str] | None, file: str | None, preset: str | None, *, 
 
 
 def read_config(file: str) -> tuple[str | None, dict[str, Any]]:
-    """Read a file of keys, nested or dotted: (its preset or none, dotted key -> value as KEY=VALUE words give it).
+    """Read a YAML file of configuration keys, which may be nested or dotted.
+
+    Returns:
+        The preset that the file names, or None; and dotted key -> value, read as the value of a KEY=VALUE word.
 
     Raises:
-        UserError: no such file, no YAML, no mapping, an unknown key, or a key given twice.
+        UserError: The file does not exist, is not YAML, does not hold a mapping, has an unknown key, or has a key
+            twice.
     """
     path = user_path(file, "--config")
     content = read_texts(path)
@@ -90,14 +97,22 @@ def read_config(file: str) -> tuple[str | None, dict[str, Any]]:
 
 
 def read_plain(file: str, what: str) -> dict[str, Any]:
-    """Read a file of keys for something that knows no presets. Raises as `read_config`, and where it names one."""
+    """Read a YAML file of configuration keys for a command that takes no preset; return dotted key -> value.
+
+    Args:
+        file: path of the file.
+        what: the command's name for the error message.
+
+    Raises:
+        UserError: As for `read_config`, or the file names a preset.
+    """
     preset, values = read_config(file)
     if preset is not None:
         raise UserError(f"{file}: {what} has settings of its own and takes no preset, got {preset}")
     return values
 
 
-_ALSO = ("train.gpus_per_worker",)  # another name for a key
+_ALSO = ("train.gpus_per_worker",)  # accepted as another name of a key
 
 
 def _flatten(path: Path, tree: Mapping[str, Any], above: str, flat: dict[str, Any]) -> None:
@@ -123,10 +138,10 @@ def _read(key: str, text: Any, defense: str) -> Any:
 
 
 def _needed(file: str, preset: str, values: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a file that the preset and the words do not say already.
+    """Return the values of a file that do not follow from the preset and the words already.
 
     Raises:
-        UserError: no configuration has these values; the file is named where it is at fault.
+        UserError: The values do not make a valid configuration. The message names the file if its values alone do not.
     """
     try:
         goal = build(preset, {**values, **words}, quiet=True).flat()
@@ -147,7 +162,7 @@ def _needed(file: str, preset: str, values: Mapping[str, Any], words: Mapping[st
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dotted keys as sections."""
+    """Return a mapping of dotted keys as a mapping of sections: `{"a.b": 1}` becomes `{"a": {"b": 1}}`."""
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         section, dot, name = key.partition(".")
@@ -159,5 +174,5 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_yaml(flat: Mapping[str, Any]) -> str:
-    """Return dotted keys and their values as YAML that `read_config` reads back."""
+    """Return a mapping of dotted keys as YAML text that `read_config` can read."""
     return yaml.safe_dump(nested(flat), sort_keys=False, allow_unicode=True)

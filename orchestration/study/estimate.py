@@ -1,4 +1,7 @@
-"""What a run will need: time, from what like runs took, else from a short calibration on this machine; and memory."""
+"""Estimate what a run will need: time, memory and disk space.
+
+The time comes from similar runs that have finished, or else from a short calibration on this machine.
+"""
 
 from __future__ import annotations
 
@@ -22,36 +25,42 @@ from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec
 
 CALIBRATION_STEPS = 3
-RECORD_BYTES = 150_000  # of a run, beside its weights: curves, selection, its part of ledger and tracking database
+# Disk space of a run besides its weights: curves, selection, and its part of the ledger and the tracking database.
+RECORD_BYTES = 150_000
 Signature = tuple[Any, ...]
 
 
 class History:
-    """What an epoch took in the finished runs of a ledger, by what its time depends on and by what it ran on.
+    """Seconds per epoch in the finished runs of a ledger, grouped by what the time depends on and by device.
 
-    Results that do not say what they were trained on come of before that was written down. They are left out: a
-    calibration takes seconds, and a guess may be wrong by a factor of fifty.
+    Old results that do not name their device are left out: a calibration takes only seconds, whereas a guess of the
+    device may be wrong by a factor of fifty.
 
     Args:
-        specs: specifications that are at hand already, by the sweeps' names.
-        on_ray: whether the runs to be timed go through Ray, which hides every GPU that a run does not ask for.
+        ledger: the ledger of the workspace.
+        specs: name of a study -> its specification, for studies whose specification was read before.
+        on_ray: whether the runs to be estimated go through Ray, which hides every GPU that a run does not ask for.
     """
 
     def __init__(self, ledger: Ledger, specs: Mapping[str, StudySpec] | None = None, *, on_ray: bool = True) -> None:
         self._ledger, self._specs, self._on_ray = ledger, specs or {}, on_ray
 
     def seconds(self, config: RunConfig) -> float:
-        """Training time of one run that has yet to begin: as like runs took, or else by a short calibration here."""
+        """Return the expected training time, in seconds, of a run that has not begun.
+
+        It is the number of epochs times the median epoch of similar runs, or, if there are none, times the epoch that
+        a short calibration on this machine predicts.
+        """
         device = self._device(config)
         by_device = self._measured.get(_signature(config), {})
-        if device is None:  # other machines have the GPU that is asked for: take the kind that ran most of these
+        if device is None:  # this machine lacks the GPU that is asked for: take the kind of GPU with most results
             found = max((took for kind, took in by_device.items() if kind != CPU), key=len, default=[])
         else:
             found = by_device.get(device, [])
         return config.train.epochs * (median(found) if found else _calibrated(_neutral(config, device)))
 
     def _device(self, config: RunConfig) -> str | None:
-        """What the run will be on, as results name it; none: a GPU, and there is none here."""
+        """Return the device that the run will use, named as in results; None if it needs a GPU that is not here."""
         wanted = config.resources
         if wanted.device == CPU or (self._on_ray and wanted.gpu == 0):
             return CPU
@@ -66,7 +75,7 @@ class History:
             try:
                 spec = self._specs.get(name) or StudySpec.of(sweep.spec)
             except UserError:
-                continue  # `status` says so
+                continue  # the command `status` reports this error
             for trial in spec.proposals(sweep).values():
                 result = self._ledger.outcome(trial.cell, name)
                 if result is not None and result.epochs and result.device:
@@ -77,30 +86,34 @@ class History:
 
 
 def memory(config: RunConfig) -> MemoryEstimate:
-    """Tensors of one worker.
+    """Return the predicted memory of one worker's tensors, in bytes.
 
     Raises:
-        UserError: the data cannot be read, or no network is made for such images.
+        UserError: The data cannot be read, or the network cannot be built for images of this shape.
     """
     return _predicted(_memory_signature(config))
 
 
 def work(config: RunConfig) -> float:
-    """Floating-point operations of all epochs, as far as they can be known ahead: which runs are long.
+    """Return the predicted floating-point operations of all epochs, which tells long runs from short ones.
 
     Raises:
-        UserError: as `memory`.
+        UserError: As for `memory`.
     """
     return float(memory(config).flops) * config.train.epochs
 
 
 def disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> int:
-    """Bytes that these runs will leave and these crafted sets will take.
+    """Return the disk space, in bytes, that will be taken by the results of runs and by crafted data sets.
 
-    A run keeps its last checkpoint (weights, momentum, statistics) and its model, of which MLflow has another copy.
+    A run keeps its last checkpoint (weights, momentum, statistics) and its model, of which MLflow keeps another copy.
+
+    Args:
+        configs: one configuration for each run.
+        sets: one configuration for each data set to be crafted.
 
     Raises:
-        UserError: as `memory`.
+        UserError: As for `memory`.
     """
     kept = [(estimate := memory(config)).buffers + estimate.optimizer + 3 * estimate.parameters for config in configs]
     shapes = [(data_shape(config), config.val.trusted) for config in sets]
@@ -109,23 +122,31 @@ def disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> int:
 
 
 def local_slots(config: RunConfig) -> int:
-    """Trials that fit on this machine side by side."""
+    """Return the number of trials of this configuration that this machine's CPU cores can run at a time, at least 1."""
     return max(1, (os.cpu_count() or 1) // (config.resources.cpu * config.train.workers))
 
 
 def _signature(config: RunConfig) -> Signature:
-    """What an epoch's time depends on: the corruption, seeds and options that are said to be free cost nothing."""
+    """Return what the time of an epoch depends on, as a key for grouping runs.
+
+    Left out are the corruption, the seeds, and the options that the defense declares free, because they cost no time.
+    """
     parts = (config.data, config.model, config.train.model_copy(update={"seed": 0}), config.val.objective)
     return (*parts, repr([(key, getattr(config.defense, key)) for key in _costly(config)]))
 
 
 def _costly(config: RunConfig) -> list[str]:
-    """The defense's options that time and memory may depend on."""
+    """Return the names of the defense's options that time and memory may depend on, sorted."""
     return sorted(type(config.defense).model_fields.keys() - config.defense.free())
 
 
 def _neutral(config: RunConfig, device: str | None) -> RunConfig:
-    """The same work on clean data and with the seeds' defaults."""
+    """Return a configuration of the same cost on clean data, with the default seeds, so that it needs no crafted set.
+
+    Args:
+        config: the configuration of the run.
+        device: `CPU` to calibrate on the CPU; any other value leaves the choice of the device to the configuration.
+    """
     keys = {
         key: value for key, value in config.flat().items() if key.startswith(("data.", "model.", "train.", "defense."))
     }
@@ -134,7 +155,7 @@ def _neutral(config: RunConfig, device: str | None) -> RunConfig:
 
 
 def _memory_signature(config: RunConfig) -> RunConfig:
-    """What memory depends on."""
+    """Return a configuration with only those values that memory depends on, so that runs alike share a prediction."""
     flat = config.flat()
     train = ("epochs", "batch_size", "momentum", "workers", "precision", "channels_last", "checkpoint_activations")
     kept = {key for key in flat if key.startswith(("data.", "model."))}
@@ -146,14 +167,14 @@ def _memory_signature(config: RunConfig) -> RunConfig:
 
 @cache
 def _calibrated(config: RunConfig) -> float:
-    """Seconds of an epoch, from a few of its steps on the clean images."""
+    """Return the seconds of one epoch on this machine, extrapolated from a few steps on the clean images."""
     train, test = load(config.data)
     batch = config.train.batch_size
     few = train.take(train.labels.argsort(stable=True)[:: max(1, len(train) // (batch * CALIBRATION_STEPS))])
     quick = build(config.preset, config.flat() | {"train.epochs": 1, "train.workers": 1})
     trainer = Trainer(quick, CorruptedSet(few, few.labels, test.take(few.labels[:1]), test.take(few.labels[:1])))
     with threads(config):
-        next(trainer.run())  # the first epoch also warms caches up
+        next(trainer.run())  # the measured epoch includes the warming up of caches
     report = trainer.history[-1]
     return report.epoch_seconds * len(train) / len(few)
 

@@ -1,4 +1,8 @@
-"""Grids: which cells a table or figure of the paper has. YAML overlays on one base of named points -> ordered cells."""
+"""Grids: the runs of a table or figure of the paper.
+
+A grid is a YAML file that names points of the axes in base.yaml, or defines points itself. It is expanded into an
+ordered list of runs.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +23,21 @@ from orchestration.study.spaces import load_space
 from orchestration.study.spec import StudySpec, unfilled
 from orchestration.study.yaml_files import read_yaml
 
-MOST_CELLS = 200_000  # of one grid
+MOST_CELLS = 200_000  # runs in one grid
 MOST_TIMES = 1000  # the paper's largest multiple of a budget is 4
-Points = dict[str, dict[str, Any]]  # name -> dotted keys that make it
+Points = dict[str, dict[str, Any]]  # name of a point -> its dotted keys and their values
 
 
 class GridSpec(Section):
-    """One grid as its file has it.
+    """One grid, with the content of its YAML file.
 
     Attributes:
-        axes: name of an axis -> names of the base's points, or points of its own, outermost first.
-        paper_axes: more axes, outside the others, where the preset is not the embedded demo.
-        paper: dotted keys, likewise.
-        space: a search space whose points, in the data set's units, are one more axis, innermost.
+        name: name of the grid.
+        about: one line that describes it.
+        axes: name of an axis -> names of points in base.yaml, or the points themselves; the outermost axis is first.
+        paper_axes: further axes, outside the others, which are used with every preset but the embedded demo.
+        paper: dotted key -> value for all runs, with every preset but the embedded demo.
+        space: name of a search space whose points, in the data set's units, are one more axis, the innermost.
     """
 
     name: str = Field(min_length=1, max_length=60, pattern=r"^\w[\w.-]*$")
@@ -59,10 +65,10 @@ class GridSpec(Section):
         return self
 
     def resolved(self, preset: str) -> dict[str, Points]:
-        """The axes with their points.
+        """Return the axes for a preset: name of an axis -> name of a point -> its dotted keys.
 
         Raises:
-            UserError: a name that the base does not have.
+            UserError: base.yaml has no point of a name that the grid uses.
         """
         base = _read("base")["axes"]
         chosen = self.axes if preset == "demo" else self.paper_axes | self.axes
@@ -85,20 +91,24 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def load_grid(name: str) -> GridSpec:
-    """A grid by name, or by path to a YAML file.
+    """Return the grid of this name, or the one in the YAML file at this path.
 
     Raises:
-        UserError: no such grid, or a file that is none.
+        UserError: There is no such grid, or the file does not describe a valid grid.
     """
     path = named_file(name, GRIDS, "grid", "--grid")
     return parse_grid(read_yaml(path), str(path))
 
 
 def parse_grid(content: Any, where: str) -> GridSpec:
-    """A grid from what its YAML says.
+    """Return the grid that the content of a YAML file describes.
+
+    Args:
+        content: the content, as `read_yaml` returns it.
+        where: the file's name for error messages.
 
     Raises:
-        UserError: as `load_grid`.
+        UserError: The content does not describe a valid grid.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{where} must hold a mapping, got {type(content).__name__}")
@@ -118,16 +128,20 @@ def specification(
     skip: Mapping[str, Sequence[str]] | None = None,
     fill: Callable[[RunConfig], RunConfig] = unfilled,
 ) -> StudySpec:
-    """The cells as a list of runs: the product of the axes in their order, seeds innermost.
+    """Return the study that runs a grid: the product of the axes in their order, with the seeds innermost.
 
     Args:
-        seeds: of training; the corrupted set is the same for all.
-        only, skip: axis -> names of the points to keep, or to leave out; or dotted key -> values that it must, or
-            must not, have in a cell.
-        fill: as of `StudySpec`.
+        grid: the grid.
+        preset: name of the preset, whose values are the starting point.
+        overrides: dotted key -> value for all runs.
+        seeds: seeds of training; the corrupted data set is the same for all of them.
+        only, skip: axis -> names of the points to keep, or to leave out; or dotted key -> values that it must have, or
+            must not have, in a run.
+        fill: see `StudySpec`.
 
     Raises:
-        UserError: an unknown axis, point, key or value, too many cells, or nothing left.
+        UserError: An axis, point, key or value is unknown, an override sets a key that the grid varies, there are more
+            than `MOST_CELLS` runs, or no run is left.
     """
     axes = grid.resolved(preset)
     for words, chosen in (("--only", only or {}), ("--skip", skip or {})):
@@ -157,7 +171,7 @@ def specification(
         for chosen in product(*kept)
         for seed in seeds
     ]
-    # Where an axis has no say (the kind of noise, of which there is none), its points are the same run.
+    # Some points of an axis may make the same run: without label noise, for example, its kind makes no difference.
     cells = list({repr(cell): cell for cell in cells}.values())
     whole = cells
     for words, picked, keep in (("--only", only, True), ("--skip", skip, False)):
@@ -171,7 +185,7 @@ def specification(
 
 
 def _scaled(cell: dict[str, Any], preset: str, base: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell in which `times`, a multiple of the poison's budget, is written out."""
+    """Return the settings of a run with `times`, a multiple of the corruption's budget, replaced by that budget."""
     if "times" not in cell:
         return cell
     plain = {key: value for key, value in cell.items() if key != "times"}
@@ -199,13 +213,17 @@ def _with_values(
     chosen: Mapping[str, Sequence[str]],
     keep: bool,
 ) -> list[dict[str, Any]]:
-    """Keep the cells in which each dotted key has one of the values, or leave these out.
+    """Return the runs in which each dotted key has one of the chosen values, or those in which it has none of them.
 
     Args:
-        whole: the cells of all points that were chosen by name, which say what values there are.
+        cells: the runs to choose from, each given by its dotted keys.
+        whole: all runs of the points that were chosen by name, from which the possible values of a key are taken.
+        words: the option's name, `--only` or `--skip`, for error messages.
+        chosen: dotted key -> values as text. Entries without a dot are names of axes and are ignored here.
+        keep: whether the chosen values are kept (otherwise: left out).
 
     Raises:
-        UserError: no cell gives the key such a value.
+        UserError: No run gives the key such a value.
     """
     for key, texts in chosen.items():
         if "." not in key:
@@ -224,12 +242,17 @@ def _with_values(
 
 
 def parse_choice(option: str, choices: Sequence[str] | None) -> dict[str, list[str]]:
-    """Read choices such as "defense=erat,ce corruption=up" as axis or dotted key -> names.
+    """Read choices such as "defense=erat,ce corruption=up" and return axis or dotted key -> names.
 
-    An axis that is named several times is narrowed each time by --only, and each time more is left out by --skip.
+    If an axis is named several times, `--only` keeps the names that all of them share, and `--skip` leaves out the
+    names of all of them.
+
+    Args:
+        option: `--only` or `--skip`.
+        choices: the option's values; None if it was not given.
 
     Raises:
-        UserError: a word that is not AXIS=NAME,NAME, or an axis of which nothing is left.
+        UserError: A word is not AXIS=NAME,NAME, or `--only` leaves no name of an axis.
     """
     if choices is not None and not all(choice.split() for choice in choices):
         raise UserError(f"{option} must not be empty: AXIS=NAME,NAME")

@@ -1,10 +1,11 @@
-"""The ledger: an append-only file of what was planned, what ran and how it ended. It alone knows what is left to do.
+"""The ledger: an append-only file of what was planned, what ran and how it ended. It alone decides what is left to do.
 
-One JSON object per line, of a form that `records` fixes. A line is written in one piece under a lock. When the file is
-read, a line torn by a crash and an event of a later version are passed over; any other line that is none of these
-events is passed over with a warning.
-What is finished is a property of a cell (the digest of a configuration), so that another sweep never runs it again.
-What was stopped early is a property of a cell *in a sweep*, whose other trials it was compared with.
+Each line is one JSON object, an event of a schema in `orchestration.storage.forms`. A line is written in one piece
+under a lock. When the file is read, lines torn by a crash and events of a later version are ignored; any other line
+that is not a known event is ignored with a warning.
+
+That a run is done holds for its cell, the digest of its configuration, so that no other study executes it again. That
+a run was stopped early holds for its cell *in one study*, because it was compared with the trials of that study.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from erat.result import RunResult
 from orchestration.storage.forms import EVENTS, lacks
 from orchestration.study.trial import Trial
 
-MOST_LINE = 2**26  # bytes; a sweep of 10,000 cells is entered in a line of two million
-_READ = 2**23  # bytes at once
-_TORN = b'{"event": "'  # how each of our own lines begins
+MOST_LINE = 2**26  # bytes; the line that enters a study of 10,000 runs has two million
+_READ = 2**23  # bytes that are read at a time
+_TORN = b'{"event": "'  # the beginning of every line that this program writes
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedResult(RunResult):
-    """How a cell ended last, as the ledger has it.
+    """How a run last ended, according to the ledger.
 
     Attributes:
-        mlflow_run_id: the run in MLflow that was told of it.
-        time: of the record, in seconds since 1970.
+        mlflow_run_id: id of the run in MLflow that has the result; None if there is none.
+        time: when the result was recorded, in seconds since 1970; None if an old ledger does not say.
     """
 
     mlflow_run_id: str | None = None
@@ -46,21 +47,32 @@ class RecordedResult(RunResult):
 
 @dataclass
 class StudyRecord:
-    """A named piece of work: its specification, the trials proposed so far, how those ended that it stopped early."""
+    """A study in the ledger.
+
+    Attributes:
+        name: name of the study.
+        spec: its specification, as `StudySpec.content` returns it.
+        trials: number of the search's trials that were asked for, without the listed runs.
+        began: when it was begun, in seconds since 1970; None if an old ledger does not say.
+        proposals: number of a trial -> the trial, for all trials proposed so far.
+        stopped: digest of a run -> its result, for the runs that this study stopped early.
+    """
 
     name: str
     spec: dict[str, Any]
     trials: int = 0
-    began: float | None = None  # seconds since 1970
+    began: float | None = None
     proposals: dict[int, Trial] = field(default_factory=dict)
     stopped: dict[str, RecordedResult] = field(default_factory=dict)
 
 
 class Ledger:
-    """Read and append. Reading is incremental: `refresh` takes in what other processes have added.
+    """The content of a ledger file, and the means to append to it.
+
+    Reading is incremental: `refresh` reads the lines that other processes have added.
 
     Args:
-        path: the file; made with the first event.
+        path: path of the file, which is created with the first event.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,16 +80,20 @@ class Ledger:
         self.studies: dict[str, StudyRecord] = {}
         self._outcomes: dict[str, RecordedResult] = {}
         self._offset = self._lines = 0
-        self._within = False  # a line that is too long to be read
+        self._within = False  # whether the last chunk ended inside a line that is too long
         self._foreign, self._first_foreign = 0, ""
         self.refresh()
 
     def append(self, event: str, **fields: Any) -> None:
-        """Write one event to the disk before returning; of one that does not fit on it nothing stays.
+        """Append one event, and return when it is on the disk. If the disk is full, no part of the event remains.
+
+        Args:
+            event: kind of the event.
+            fields: its fields; see `orchestration.storage.forms`.
 
         Raises:
-            UserError: another process holds the ledger, or it is no file.
-            OSError: it cannot be written.
+            UserError: Another process holds the ledger's lock, or the path is not a regular file.
+            OSError: The file cannot be written.
         """
         line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, default=str)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,10 +105,10 @@ class Ledger:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in the events written since the last look; warn of lines that are no events.
+        """Read the events that were appended since the last call, and warn about lines that are not events.
 
         Raises:
-            UserError: the ledger is no file, or cannot be read.
+            UserError: The ledger is not a regular file, or cannot be read.
         """
         if not self.path.is_symlink() and not self.path.exists():
             return
@@ -115,7 +131,7 @@ class Ledger:
         return UserError(f"the ledger {self.path} cannot be read: {reason}; move it away to begin anew")
 
     def _take_in(self, content: bytes) -> bytes:
-        """Apply the whole lines of `content`; what is left of it belongs to a line that is not whole yet."""
+        """Apply the complete lines of `content`, and return the rest, which begins a line that is not complete yet."""
         *lines, rest = content.split(b"\n")
         for line in lines:
             self._lines += 1
@@ -146,7 +162,14 @@ class Ledger:
         self._foreign += 1
 
     def outcome(self, cell: str, sweep: str | None = None) -> RecordedResult | None:
-        """How a cell ended: done by anyone, or stopped in this sweep, or failed; none while it is to do."""
+        """Return how a run ended, or None if it is still to be done.
+
+        A run that is done counts in every study, and one that was stopped early only in the study that stopped it.
+
+        Args:
+            cell: digest of the run's configuration.
+            sweep: name of the study; None for a run outside any study.
+        """
         outcome = self._outcomes.get(cell)
         if outcome is not None and outcome.status == "done":
             return outcome
@@ -155,17 +178,23 @@ class Ledger:
         return outcome
 
     def with_outcome(self, trial: Trial, sweep: str | None = None) -> Trial:
-        """The trial with its result, if it has ended; see `outcome`."""
+        """Return the trial with the result of its run, or unchanged if the run has not ended; see `outcome`."""
         ended = self.outcome(trial.cell, sweep)
         return trial if ended is None else replace(trial, result=ended, mlflow_run_id=ended.mlflow_run_id)
 
     def finish(self, result: RunResult, *, sweep: str | None, mlflow_run_id: str | None = None) -> None:
-        """Record how a cell ended."""
+        """Record how a run ended.
+
+        Args:
+            result: the result of the run.
+            sweep: name of the study; None for a run outside any study.
+            mlflow_run_id: id of the run in MLflow.
+        """
         content = asdict(result) | {"mlflow_run_id": mlflow_run_id}
         self.append(result.status, cell=result.cell, sweep=sweep, result=content, error=result.error)
 
     def withdraw(self, sweep: str) -> None:
-        """Free the name of a sweep under which nothing was tried."""
+        """Remove a study from which no trial was proposed, so that its name is free again. Do nothing otherwise."""
         if not self.studies[sweep].proposals:
             self.append("withdrawn", sweep=sweep)
 
@@ -176,7 +205,7 @@ class Ledger:
             known = self.studies.setdefault(event["name"], new)
             known.trials = max(known.trials, event["trials"])
             if all(event["spec"].get(key) == known.spec.get(key) for key in ("space", "base")):
-                known.spec = event["spec"]  # the same, but for where its images lie
+                known.spec = event["spec"]  # the same specification, except that the images may be elsewhere now
         elif kind == "withdrawn" and sweep and not sweep.proposals:
             del self.studies[sweep.name]
         elif kind == "proposed" and sweep:
@@ -196,7 +225,7 @@ def _result(event: dict[str, Any]) -> RecordedResult:
 
 
 def _of_no_concern(line: bytes, error: ValidationError) -> bool:
-    """Whether a line is an event of a later version, or the beginning of one of ours that a crash tore."""
+    """Return whether a line can be ignored: an event of a later version, or an event that a crash cut off."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "union_tag_invalid":
         return isinstance(first["input"].get("event"), str)

@@ -1,4 +1,4 @@
-"""Search spaces and grids by name: the YAML files that come with the project, or a file of one's own."""
+"""Find search spaces and grids by name among the project's YAML files, or by the path of any other file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ GRIDS = FOLDER / "grids"
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of the files that come with the project in `folder`, sorted."""
+    """Return the names of the YAML files in `folder` without their endings, sorted, and without base.yaml."""
     return sorted(file.stem for file in folder.glob("*.yaml") if file.stem != "base")
 
 
 def named_file(name: str, folder: Path, what: str, option: str) -> Path:
-    """Return the YAML file that comes with the project under this name, or that lies at this path.
+    """Return the path of a YAML file, given the name of one of the project's files or a path.
+
+    Args:
+        name: name of a file in `folder`, or a path that ends in .yaml or .yml.
+        folder: the project's folder of such files.
+        what: what the file describes ("space" or "grid"), for error messages.
+        option: the command line's option, for error messages.
 
     Raises:
-        UserError: there is none.
+        UserError: There is no such file.
     """
     if name.endswith((".yaml", ".yml")):
         path = user_path(name, option)

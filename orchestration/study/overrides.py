@@ -1,4 +1,4 @@
-"""KEY=VALUE words of the command line: each value is read as its key's type wants it, and is text until then."""
+"""Read the KEY=VALUE words of the command line. Each value is converted from text to the type of its key."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from erat.paths import require_text
 from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
 from erat.variants import defense_names, registered
 
-MOST_TEXT = 4096  # characters of a path
-MOST_NUMBER = 100  # characters of anything else
+MOST_TEXT = 4096  # characters in a text or path
+MOST_NUMBER = 100  # characters in any other single value; a list may have 20 times as many
 NOTHING = ("none", "null")
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _WHOLE, _DECIMAL = re.compile(r"[-+]?\d+"), re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def parse_overrides(words: Sequence[str] | None) -> dict[str, Any]:
-    """Read KEY=VALUE words as a mapping.
+    """Read KEY=VALUE words, and return dotted key -> value.
 
-    The value of a key that holds text or a path is text, whatever it looks like. Elsewhere numbers, true and false are
-    read; `none` is no value where a key may have none; `[30,60]` or `30,60` is a list where a key takes one.
+    The value of a key that holds text or a path stays text, whatever it looks like. For other keys, numbers, true and
+    false are converted. `none` is read as None if the key may be None, and `[30,60]` or `30,60` as a list if the key
+    takes a list.
 
     Raises:
-        UserError: a word that is not KEY=VALUE, a key given twice, or a value that is too long.
+        UserError: A word is not KEY=VALUE, a key is given twice, or a value is too long.
     """
     texts: dict[str, str] = {}
     for word in words or []:
@@ -49,20 +50,30 @@ def parse_overrides(words: Sequence[str] | None) -> dict[str, Any]:
 
 
 def read_text(key: str, text: str, defense: str, corruption: str = "none") -> Any:
-    """Return what `text` says for a key of a configuration with these parts; for an unknown key the text itself.
+    """Convert text to a value of a key. Return the text itself if the key is unknown.
+
+    Args:
+        key: dotted key.
+        text: the value as text.
+        defense, corruption: names of these parts in the configuration, on which the types of keys depend.
 
     Raises:
-        UserError: as `read_value`.
+        UserError: As for `read_value`.
     """
     field = field_of(key, defense, corruption)
-    return text if field is None else read_value(key, text, field)  # whether there is such a key is for others to say
+    return text if field is None else read_value(key, text, field)  # the caller checks whether the key exists
 
 
 def read_value(key: str, text: str, field: FieldInfo) -> Any:
-    """Return what `text` says for a field of the configuration; text that fits no type of it is returned as it is.
+    """Convert text to a value of a field of the configuration. Return text that fits none of its types unchanged.
+
+    Args:
+        key: dotted key of the field, for error messages.
+        text: the value as text.
+        field: the field.
 
     Raises:
-        UserError: it is longer than any value of the key.
+        UserError: The text has more than 4,096 characters (a field of text), 2,000 (a list) or 100 (anything else).
     """
     types = types_of(field.annotation)
     words = [word for kind in types if get_origin(kind) is Literal for word in get_args(kind)]
@@ -84,7 +95,7 @@ def read_value(key: str, text: str, field: FieldInfo) -> Any:
 
 
 def types_of(annotation: Any) -> list[Any]:
-    """The members of a union, of unions inside it, too."""
+    """Return the members of a union type, including those of nested unions; any other type is its only member."""
     if get_origin(annotation) in (Union, UnionType):
         return [kind for member in get_args(annotation) for kind in types_of(member)]
     if hasattr(annotation, "__metadata__"):  # Annotated
@@ -93,6 +104,7 @@ def types_of(annotation: Any) -> list[Any]:
 
 
 def takes_many(types: Sequence[Any]) -> bool:
+    """Return whether one of the types is a list or a tuple."""
     return any(get_origin(kind) in (tuple, list) for kind in types)
 
 
@@ -104,16 +116,20 @@ def _number(text: str) -> int | float | str:
 
 @cache
 def fields_of(key: str) -> dict[str, FieldInfo]:
-    """Return defense -> the field behind a dotted key in configurations with it, for the defenses that have the key."""
+    """Return name of a defense -> the field of a dotted key, for all defenses whose configuration has the key."""
     fields = {name: field_of(key, name) for name in DEFENSES.names() if key in known_keys(name)}
     return {name: field for name, field in fields.items() if field is not None}
 
 
 def as_key(key: str, value: Any) -> Any:
-    """Return a value from a file as a configuration has it under this key: 8/255 as a number, 1 as true.
+    """Convert a value from a YAML file to the type of a key: the text 8/255 to a number, or 1 to true.
+
+    Args:
+        key: dotted key.
+        value: the value; text, a number, true or false.
 
     Raises:
-        UserError: there is no such key, or no defense takes such a value for it.
+        UserError: There is no such key, or no defense accepts the value for it.
     """
     if not isinstance(value, str | bool | int | float):
         raise UserError(f"{key} must be text, a number, true or false, got {shown(value)}")
@@ -132,7 +148,7 @@ def as_key(key: str, value: Any) -> Any:
     raise UserError(f"{key}{first_error(refused)}") from refused
 
 
-# What keys that name a part may hold; the parts are registered, and no type lists them.
+# Allowed values of keys that name a part. Parts are registered while the program runs, so no type can list them.
 _NAMES: dict[str, Callable[[], list[str]]] = {
     "data.name": DATASETS.names,
     "corruption.data": lambda: ["none", *CORRUPTIONS.names()],
@@ -143,7 +159,7 @@ _NAMES: dict[str, Callable[[], list[str]]] = {
 
 
 def words_of(key: str, field: FieldInfo) -> list[str]:
-    """Return the words that a key takes: names of parts, the members of a choice, true and false; else nothing."""
+    """Return the words that a key accepts: names of parts, members of a choice, or true and false; otherwise none."""
     if key in _NAMES:
         return _NAMES[key]()
     kinds = types_of(field.annotation)
@@ -153,7 +169,7 @@ def words_of(key: str, field: FieldInfo) -> list[str]:
 
 @cache
 def _kinds_of(key: str) -> list[TypeAdapter[Any]]:
-    """What validates the values of a key, one for each way in which defenses declare it."""
+    """Return the validators of a key's values, one for each different declaration of the key by a defense."""
     distinct = {repr((field.annotation, field.metadata)): field for field in fields_of(key).values()}
     kinds: list[Any] = [Annotated[field.annotation, field] for field in distinct.values()]
     return [TypeAdapter(kind) for kind in kinds]

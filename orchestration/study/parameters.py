@@ -1,4 +1,7 @@
-"""What a search space says of one dotted key: a range of numbers, a range of whole numbers, or choices; and when."""
+"""Parameters of a search space: how one dotted key is searched.
+
+A parameter is a range of numbers, a range of integers, or a list of choices, and may have conditions on other keys.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from erat.errors import UserError, shown
 from erat.options import Number, Section
 from orchestration.study.overrides import as_key
 
-if TYPE_CHECKING:  # Optuna loads slowly: only verbs that search pay
+if TYPE_CHECKING:  # Optuna takes long to import, and only the commands that search need it
     from optuna.distributions import BaseDistribution
 
 MOST_CHOICES = 1000
@@ -24,47 +27,55 @@ class Parameter(Section):
     """How one dotted key is searched.
 
     Attributes:
-        when: dotted key -> values of it. The key is searched in trials in which each of these keys has one of its
-            values, and keeps its fixed value in the others. Empty: in all.
+        when: the conditions: other dotted key -> some of its values. The parameter's own key is searched in trials in
+            which each of these keys has one of the values given for it, and keeps its fixed value in all other trials.
+            If empty, it is searched in every trial.
     """
 
     when: dict[str, list[Any]] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _without_empty_conditions(self, handler: Any) -> dict[str, Any]:
-        """Leave `when` out where there is none, so that spaces of before there was one keep their identity."""
+        """Leave out an empty `when`, so that search spaces from before conditions existed keep their identity."""
         content: dict[str, Any] = handler(self)
         if not self.when:
             content.pop("when")
         return content
 
     def distribution(self, factor: float) -> BaseDistribution:
-        """Return Optuna's view of it. `factor` leads from the paper's units to those of the data set."""
+        """Return Optuna's distribution, scaled by `factor` from the paper's units to those of the data set."""
         raise NotImplementedError
 
     def samples(self, factor: float) -> list[Any]:
-        """Return a few values that a trial may have, the extremes among them."""
+        """Return a few values that a trial may have, with the extremes among them, scaled as by `distribution`."""
         raise NotImplementedError
 
     def read(self, key: str, value: Any) -> Any:
-        """Return the value of `key` in a point of the file as the configuration has it.
+        """Convert the value of `key` in a point of the YAML file to the configuration's type.
 
         Raises:
-            UserError: it is no such value.
+            UserError: The value is not of that type, or is none of the choices.
         """
         raise NotImplementedError
 
     def possible(self, key: str, values: Sequence[Any]) -> None:
-        """Refuse values of `key` that a condition names and no trial has.
+        """Check that each of the values, which a condition on `key` names, can occur in a trial.
 
         Raises:
-            UserError: there is one; what there is.
+            UserError: A value cannot occur, or the parameter is a range of numbers; the message says what is allowed.
         """
         raise UserError(f"{key} must have choices or be a range of whole numbers to be a condition")
 
 
 class FloatParameter(Parameter):
-    """A range of numbers."""
+    """A range of real numbers.
+
+    Attributes:
+        low, high: ends of the range, with 0 <= low < high.
+        log: whether values are drawn on a logarithmic scale, for which low must be above 0.
+        unit: the norm whose budgets the range is given in, "linf" or "l2": the range is scaled by the ratio of the
+            data set's customary budget to CIFAR-10's. None: the range is not scaled.
+    """
 
     low: Number
     high: Number
@@ -87,7 +98,7 @@ class FloatParameter(Parameter):
         return FloatDistribution(ten_digits(self.low * factor), ten_digits(self.high * factor), log=self.log)
 
     def samples(self, factor: float) -> list[Any]:
-        """Return both ends of the range, and a number between them that is not round."""
+        """Return both ends of the range, and a number between them with many digits."""
         low, high = ten_digits(self.low * factor), ten_digits(self.high * factor)
         return [low + share * (high - low) for share in (0.0, 0.382, 1.0)]
 
@@ -99,7 +110,13 @@ class FloatParameter(Parameter):
 
 
 class IntParameter(Parameter):
-    """A range of whole numbers, both ends included."""
+    """A range of integers, both ends included.
+
+    Attributes:
+        low, high: ends of the range, with 0 <= low < high <= 10**9; high must be low plus a multiple of step.
+        step: distance of two neighbouring values.
+        log: whether values are drawn on a logarithmic scale, for which low must be above 0 and step must be 1.
+    """
 
     type: Literal["int"]
     low: int = Field(le=MOST_WHOLE)
@@ -130,7 +147,7 @@ class IntParameter(Parameter):
         return IntDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def samples(self, factor: float) -> list[Any]:
-        """Return both ends of the range, and the whole number in its middle."""
+        """Return both ends of the range, and the value in its middle."""
         return [self.low, self.low + (self.high - self.low) // self.step // 2 * self.step, self.high]
 
     def read(self, key: str, value: Any) -> int:
@@ -149,7 +166,11 @@ class IntParameter(Parameter):
 
 
 class ChoiceParameter(Parameter):
-    """One of several values, without an order."""
+    """A list of values without an order, of which each trial has one.
+
+    Attributes:
+        choices: the values, 2 to 1,000, all different.
+    """
 
     choices: list[Any] = Field(min_length=2, max_length=MOST_CHOICES)
 
@@ -180,15 +201,20 @@ class ChoiceParameter(Parameter):
 
 
 def ten_digits(value: float) -> float:
-    """Ten significant digits: enough for any budget, few enough to read and to paste."""
+    """Round to ten significant digits: enough for any budget, and few enough to read and to copy."""
     return float(f"{value:.10g}")
 
 
 def read_parameter(key: str, content: Any) -> Parameter:
-    """Return the parameter that a space's file describes.
+    """Return the parameter that a search space's YAML file describes.
+
+    Args:
+        key: dotted key that the parameter searches.
+        content: what the file has for this key.
 
     Raises:
-        UserError: it is none; where, what, got and allowed.
+        UserError: The content does not describe a valid parameter. The message names the place in the file, what is
+            wrong, the value and what is allowed.
     """
     if isinstance(content, Parameter):
         return content
@@ -219,7 +245,10 @@ def read_parameter(key: str, content: Any) -> Parameter:
 
 
 def _conditions(content: Any) -> dict[str, list[Any]]:
-    """Return dotted key -> values, each as the configuration has it; one value may stand without a list."""
+    """Read the conditions of a parameter: dotted key -> values, converted to the key's type.
+
+    In the file, a single value may be given without a list.
+    """
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"when must map dotted keys to values, got {shown(content)}")
     found = {}
@@ -232,7 +261,7 @@ def _conditions(content: Any) -> dict[str, list[Any]]:
 
 
 def _placed(place: str, read: Any, key: str, value: Any) -> Any:
-    """Call `read`, and say of what it refuses where it stands."""
+    """Return `read(key, value)`, and put `place` in front of the message of any `UserError` that it raises."""
     try:
         return read(key, value)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Search spaces: YAML files that say what is searched, the paper's own points, and how many proposals follow."""
+"""Search spaces: YAML files that say which keys are searched, the paper's own points, and how many proposals follow."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ from orchestration.study.yaml_files import read_yaml
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # the budgets customary for CIFAR-10, in which the paper states its own
+PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # customary budgets for CIFAR-10, to which the paper's values relate
 
 
 class SearchSpace(Section):
-    """What a sweep tries.
+    """What a study tries.
 
     Attributes:
-        parameters: dotted key -> range or choices for Optuna's proposals; none: a list of runs, its baselines, and no
-            search. One with conditions stands behind those that it depends on.
-        points: the paper's own settings, run first and never stopped early: they are its figure.
-        proposals: how many of Optuna's follow by default.
-        generation: proposals are made so many at a time, each batch knowing all trials before it and none of its own.
-            That, not the speed of the machine, decides what is proposed and what is stopped.
-        grace: share of the epochs before a proposal may be stopped early.
-        baselines: overrides that are run beside the search for comparison.
+        name: name of the space.
+        about: one line that describes it.
+        parameters: dotted key -> range or choices for Optuna's proposals. A parameter with conditions must come after
+            those that it depends on. If empty, there is no search, and the study consists of `baselines`.
+        points: the paper's own settings. They run first and are never stopped early, because the paper's figure
+            consists of them.
+        proposals: default number of Optuna's proposals, which follow the points.
+        generation: number of proposals that are made at a time. Each batch is based on all trials before it and on none
+            of its own, so that this number, not the speed of the machine, decides what is proposed and what is stopped.
+        grace: fraction of the epochs, in [0, 1], before which no proposal is stopped early.
+        baselines: overrides of each listed run. The listed runs are for comparison with the search, or, without a
+            search, are the whole study.
     """
 
     name: str = Field(min_length=1, max_length=60, pattern=r"^\w[\w.-]*$")
@@ -59,7 +63,7 @@ class SearchSpace(Section):
     @field_validator("points")
     @classmethod
     def _typed(cls, points: list[dict[str, Any]], info: ValidationInfo) -> list[dict[str, Any]]:
-        """Read each value as its parameter has it."""
+        """Convert each value of the points to the type of its parameter."""
         parameters: Mapping[str, Parameter] = info.data.get("parameters", {})
         return [
             {
@@ -88,7 +92,7 @@ class SearchSpace(Section):
         return self
 
     def _check_conditions(self, key: str) -> None:
-        """Refuse a condition that names a key too late, or a value that the key never has."""
+        """Raise `UserError` if a condition of `key` depends on a later parameter, or on a value that cannot occur."""
         before = list(self.parameters)[: list(self.parameters).index(key)]
         for other, values in self.parameters[key].when.items():
             place = f"parameters.{key}.when"
@@ -101,7 +105,13 @@ class SearchSpace(Section):
                     raise UserError(f"{place}: {error}") from error
 
     def _counts(self, key: str, point: Mapping[str, Any], *, elsewhere: bool) -> bool:
-        """Whether a key is searched beside these values, if conditions on keys that are not searched hold or do not."""
+        """Return whether a key is searched in a trial with these values.
+
+        Args:
+            key: dotted key of a parameter.
+            point: dotted key -> value in the trial.
+            elsewhere: whether conditions on keys that are not searched are taken to hold.
+        """
         return all(
             point.get(other, ...) in values and self._counts(other, point, elsewhere=elsewhere)
             if other in self.parameters
@@ -110,14 +120,22 @@ class SearchSpace(Section):
         )
 
     def active(self, key: str, values: Mapping[str, Any]) -> bool:
-        """Whether a trial that has these values, of the keys before it, has this key, too; after `settled`."""
+        """Return whether this key is searched in a trial whose earlier keys have these values.
+
+        This is only correct for a space that `settled` returned.
+        """
         return self._counts(key, values, elsewhere=False)
 
     def settled(self, fixed: Mapping[str, Any]) -> SearchSpace:
-        """The space without conditions on keys that are not searched, which hold or not by these fixed values.
+        """Return the space after all conditions on keys that are not searched have been decided.
+
+        A parameter whose conditions do not hold is removed, and the points that become equal are merged.
+
+        Args:
+            fixed: dotted key -> value of the configuration that all trials start from.
 
         Raises:
-            UserError: nothing is left to search.
+            UserError: No parameter is left to search.
         """
         kept: dict[str, Parameter] = {}
         for key, parameter in self.parameters.items():
@@ -140,22 +158,22 @@ class SearchSpace(Section):
 
     @property
     def columns(self) -> list[str]:
-        """The dotted keys that tell the trials apart: those searched, or in a list of runs those that it sets."""
+        """Return the dotted keys in which trials differ: those searched, or, without a search, those of the runs."""
         return list(self.parameters) or list(dict.fromkeys(key for entry in self.baselines for key in entry))
 
     def scale(self, data_name: str) -> dict[str, float]:
-        """Dotted key -> factor from the paper's units to this data set's."""
+        """Return dotted key -> factor from the paper's units to those of the data set of this name."""
         epsilon = DATASETS.facts(data_name).epsilon
         units = {key: p.unit if isinstance(p, FloatParameter) else None for key, p in self.parameters.items()}
         return {key: epsilon[unit] / PAPER_UNITS[unit] if unit else 1.0 for key, unit in units.items()}
 
     def distributions(self, data_name: str) -> dict[str, BaseDistribution]:
-        """Return Optuna's view of the parameters, in their order."""
+        """Return dotted key -> Optuna's distribution in the data set's units, in the order of the parameters."""
         factors = self.scale(data_name)
         return {key: parameter.distribution(factors[key]) for key, parameter in self.parameters.items()}
 
     def scaled_points(self, data_name: str) -> list[dict[str, Any]]:
-        """The paper's points in this data set's units."""
+        """Return the paper's points in the units of the data set of this name."""
         factors = self.scale(data_name)
         return [
             {key: value if factors[key] == 1 else ten_digits(value * factors[key]) for key, value in point.items()}
@@ -163,7 +181,10 @@ class SearchSpace(Section):
         ]
 
     def examples(self, data_name: str) -> list[dict[str, Any]]:
-        """What a sweep may try: the points, ends and middles of all ranges, every choice, every conditional key."""
+        """Return trials that a study may make, so that they can be checked before it begins.
+
+        They contain the points, the ends and the middle of every range, every choice and every conditional key.
+        """
         if not self.parameters:
             return []
         factors = self.scale(data_name)
@@ -176,17 +197,17 @@ class SearchSpace(Section):
         return list({repr(sorted(example.items())): example for example in found}.values())
 
     def _demands(self, key: str) -> dict[str, Any]:
-        """Values of other keys with which this one is searched."""
+        """Return values of other searched keys for which the conditions of this key hold."""
         demands: dict[str, Any] = {}
         for other, values in self.parameters[key].when.items():
             demands |= self._demands(other) | {other: values[0]}
         return demands
 
     def check(self, values: Mapping[str, Any]) -> None:
-        """Refuse values of a trial, kept from earlier, that are none of the choices.
+        """Check that the values of a trial from the ledger are still among the choices of the parameters.
 
         Raises:
-            UserError: which.
+            UserError: A value is none of the choices; the message names it.
         """
         for key, value in values.items():
             if isinstance(parameter := self.parameters.get(key), ChoiceParameter):
@@ -201,20 +222,24 @@ def _read_point(place: str, parameter: Parameter, key: str, value: Any) -> Any:
 
 
 def load_space(name: str) -> SearchSpace:
-    """A space by name (from search_spaces/) or by path to a YAML file.
+    """Return the search space of this name in search_spaces/, or the one in the YAML file at this path.
 
     Raises:
-        UserError: no such space, broken YAML, an unknown key or a bad range.
+        UserError: There is no such space, or the file is not valid YAML, has an unknown key or has an invalid range.
     """
     path = named_file(name, FOLDER, "space", "--space")
     return parse_space(read_yaml(path), str(path))
 
 
 def parse_space(content: Any, where: str) -> SearchSpace:
-    """A space from what its YAML says.
+    """Return the search space that the content of a YAML file describes.
+
+    Args:
+        content: the content, as `read_yaml` returns it.
+        where: the file's name for error messages.
 
     Raises:
-        UserError: as `load_space`.
+        UserError: The content does not describe a valid search space.
     """
     if not isinstance(content, Mapping):
         raise UserError(f"{where} must hold a mapping, got {type(content).__name__}")

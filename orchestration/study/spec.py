@@ -1,4 +1,7 @@
-"""One sweep from its specification to its report: plans, launches, listens, records. Knows no Ray, no MLflow inside."""
+"""The specification of a study: its search space, preset and overrides, and the configuration of each of its trials.
+
+The ledger keeps the specification, and a study can only be continued under its name by the same specification.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +28,21 @@ BEFORE_IDENTITY = "made before the data were part of the identity"
 
 
 def unfilled(config: RunConfig) -> RunConfig:
-    """Return the configuration as it is: nobody has looked at its images yet."""
+    """Return the configuration unchanged. This is the default of `StudySpec.fill`, which adds no fingerprint."""
     return config
 
 
 @dataclass(frozen=True)
 class StudySpec:
-    """What a study is: runs that are listed, and maybe a search beside them.
+    """What a study consists of: listed runs, a search, or both.
 
-    The number of trials is not part of it: a search can be extended.
+    The number of trials is not part of the specification, because a search can be extended.
 
     Attributes:
-        space: its runs, its ranges or both, in the form that files and the ledger have.
-        overrides: dotted keys on top of the preset, alike for all trials.
-        fill: fills the fingerprint of its images into a configuration, and checks a given one; see
+        space: the listed runs, the parameters to search, or both, as in YAML files and in the ledger.
+        preset: name of the preset, whose values are the starting point.
+        overrides: dotted key -> value, applied on top of the preset in all trials.
+        fill: function that adds the fingerprint of the images to a configuration, and checks one that is given; see
             `Workspace.fingerprints`.
     """
 
@@ -62,17 +66,17 @@ class StudySpec:
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """What is listed: the dotted keys of each run."""
+        """Return the listed runs, each given by its dotted keys and their values."""
         return self.space.baselines
 
     @property
     def search(self) -> SearchSpace | None:
-        """What is searched; none: the listed runs are all."""
+        """Return the search space, or None if the study consists of listed runs only."""
         return self.space if self.space.parameters else None
 
     @cached_property
     def kind(self) -> Kind:
-        """A search, a matrix (runs of several defenses) or a list of runs of one defense: how it is shown."""
+        """Return how the study is shown: as a search, a matrix (of several defenses) or a list (of one defense)."""
         if self.search is not None:
             return "search"
         names = (defense_name(self.config(run).flat() | expand(run), run) for run in self.runs)
@@ -81,15 +85,15 @@ class StudySpec:
 
     @property
     def points(self) -> list[dict[str, float]]:
-        """The paper's own settings of what is searched, in this data set's units."""
+        """Return the paper's own settings of the searched keys, in the data set's units."""
         return self.space.scaled_points(self.base.data.name)
 
     def size(self, trials: int) -> int:
-        """Return the number of trials in all, of which `trials` are the search's."""
+        """Return the number of listed runs plus `trials`, the number of trials of the search."""
         return len(self.runs) + trials
 
     def known_ahead(self, trials: int) -> list[tuple[str, dict[str, Any]]]:
-        """Return source and dotted keys of the first trials, those that nobody has to propose, by their numbers."""
+        """Return (source, dotted keys) of the listed runs and up to `trials` points, in the order of their numbers."""
         return [("baseline", run) for run in self.runs] + [("paper", dict(point)) for point in self.points[:trials]]
 
     def __post_init__(self) -> None:
@@ -109,14 +113,14 @@ class StudySpec:
 
     @cached_property
     def base(self) -> RunConfig:
-        """The configuration that every trial starts from."""
+        """Return the configuration that every trial starts from."""
         return self.fill(build(self.preset, self.overrides))
 
     def config(self, trial_overrides: Mapping[str, Any]) -> RunConfig:
-        """The configuration of one trial."""
+        """Return the configuration of one trial, given its dotted keys and their values."""
         key = repr(sorted(trial_overrides.items()))
         if key not in self._configs:
-            # A matrix has many seeds of each setting, whose configurations need not be made from the start.
+            # A matrix has many seeds of each setting. Only the first configuration of a setting is built in full.
             setting = {name: value for name, value in trial_overrides.items() if name != "train.seed"}
             if len(setting) < len(trial_overrides):
                 self._configs[key] = self.config(setting).with_seed(trial_overrides["train.seed"])
@@ -126,21 +130,27 @@ class StudySpec:
 
     @cached_property
     def _configs(self) -> dict[str, RunConfig]:
-        """What was built already: a large matrix asks for each of its runs several times."""
+        """Return the cache of configurations: a large matrix asks for each of its runs several times."""
         return {}
 
     def overrides_for(self, trial_overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """The overrides that concern a trial. One of another defense drops what was meant for this one."""
+        """Return the study's overrides that apply to a trial.
+
+        If the trial has another defense than the study, overrides of options that this defense lacks are left out.
+        """
         name = str(trial_overrides.get("defense.name", self.base.defense.name))
         return {k: v for k, v in self.overrides.items() if not k.startswith("defense.") or k in known_keys(name)}
 
     def trial(self, number: int, source: str, params: dict[str, Any]) -> Trial:
-        """A trial that nobody has begun."""
+        """Return a trial with these dotted keys, number and source that has not begun."""
         config = self.config(params)
         return Trial(number, config.digest(), params, source, config.flat())
 
     def proposals(self, sweep: StudyRecord) -> dict[int, Trial]:
-        """The trials of a sweep in the ledger, by number; those that this specification cannot make are warned of."""
+        """Return number -> trial for the trials that the ledger has of this study.
+
+        Trials that this specification cannot make are left out with a warning.
+        """
         known = {}
         for number, trial in sorted(sweep.proposals.items()):
             try:
@@ -153,42 +163,54 @@ class StudySpec:
         return known
 
     def planned(self, trials: int) -> tuple[list[RunConfig], list[RunConfig]]:
-        """What is known before anything runs: (listed runs, the paper's points or, without any, what is searched)."""
+        """Return the configurations that are known before anything runs: (listed runs, trials of the search).
+
+        The latter are up to `trials` points; without points, the base configuration stands in for each trial.
+        """
         searched = [self.config(point) for point in self.points[:trials]] or [self.base] * (trials > 0)
         return [self.config(run) for run in self.runs], searched
 
     def content(self) -> dict[str, Any]:
-        """What the ledger keeps, JSON-like: what two sweeps of one name must share, and how it was asked for."""
+        """Return what the ledger keeps of the specification, as JSON values.
+
+        These are the parts of `identity`, and the preset, overrides and places of images with which it was asked for.
+        """
         root = {"data.root": self.base.data.root} if "data.root" in self.overrides else {}
         return self._shared() | {"preset": self.preset, "overrides": self.overrides | root, "images": self.images}
 
     def identity(self) -> str:
-        """A digest of what is searched, from where and on which images; how it was written does not count."""
+        """Return a digest of the search space, the base configuration and the fingerprints of the images.
+
+        Specifications that were written differently but mean the same have the same digest.
+        """
         return content_digest(self._shared())
 
     def _shared(self) -> dict[str, Any]:
-        """What two sweeps of one name must share."""
+        """Return the parts of the specification that must be equal for a study to be continued under its name."""
         others = sorted(set(self.images.values()) - {self.base.data.fingerprint})
         content = {"space": self.space.model_dump(mode="json"), "base": self.base.identity()}
         return content | ({"other_images": others} if others else {})
 
     @cached_property
     def images(self) -> dict[str, str]:
-        """Fingerprints of the image sets of all that is planned, by where they were found."""
+        """Return place -> fingerprint of the image sets that the base configuration and the listed runs use."""
         runs = [self.base, *map(self.config, self.runs)]
         return {place_of(data): data.fingerprint for data in {run.data for run in runs} if data.fingerprint is not None}
 
     @property
     def identified(self) -> bool:
-        """Whether it is said of all that is planned on which images."""
+        """Return whether the base configuration and all listed runs have the fingerprint of their images."""
         return self.base.identified and all(self.config(run).identified for run in self.runs)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> StudySpec:
-        """Read back from the ledger, with the fingerprints of then: the images need not be there.
+        """Return the specification that the ledger keeps, with the recorded fingerprints: the images are not read.
+
+        Args:
+            content: what `content` returned when the study was begun.
 
         Raises:
-            UserError: it is no specification, or one of keys that there are no more.
+            UserError: The content is damaged, or uses keys that no longer exist.
         """
         try:
             SPECIFICATION.validate_python(content)
@@ -199,7 +221,11 @@ class StudySpec:
 
 
 def register(ledger: Ledger, name: str, spec: StudySpec, trials: int) -> None:
-    """Enter a sweep into the ledger, or find it there. Raises as `check_name_is_free`."""
+    """Enter a study into the ledger, unless it is there already with as many trials and the same images.
+
+    Raises:
+        UserError: As for `check_name_is_free`.
+    """
     check_name_is_free(ledger, name, spec)
     known = ledger.studies.get(name)
     content = spec.content()
@@ -208,10 +234,10 @@ def register(ledger: Ledger, name: str, spec: StudySpec, trials: int) -> None:
 
 
 def check_name_is_free(ledger: Ledger, name: str, spec: StudySpec) -> None:
-    """A name means one specification.
+    """Check that the ledger has no study of this name with another specification.
 
     Raises:
-        UserError: the name belongs to another specification; what differs.
+        UserError: The name belongs to another specification; the message says what differs.
     """
     known = ledger.studies.get(name)
     shared = ("space", "base", "other_images")
@@ -228,10 +254,17 @@ def check_name_is_free(ledger: Ledger, name: str, spec: StudySpec) -> None:
 
 
 def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) -> StudySpec:
-    """The specification of a known sweep, to go on with: its images are looked up again, unless nothing is left to do.
+    """Return the specification of a study in the ledger so that the study can be resumed.
+
+    Unless nothing is left to run, the fingerprints of the images are computed again and compared.
+
+    Args:
+        ledger: the ledger, which must have the study.
+        name: name of the study.
+        fill: see `StudySpec`.
 
     Raises:
-        UserError: they are gone, or others; how to go on.
+        UserError: The images are missing or changed, or the study is too old to be resumed; what to do about it.
     """
     sweep = ledger.studies[name]
     old = StudySpec.of(sweep.spec)
@@ -256,6 +289,7 @@ def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) 
 
 
 def _difference(old: StudySpec, new: StudySpec) -> str:
+    """Return the first key in which the base configurations differ, its values, and the number of other such keys."""
     before, after = old.base.identity(), new.base.identity()
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     if not changed:

@@ -1,4 +1,4 @@
-"""Where a study stands according to the ledger and its cells' folders: its trials, finished or not."""
+"""The state of a study according to the ledger and the directories of its runs: its trials, finished or not."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from orchestration.study.trial import Trial
 
 
 def spec_of(ledger: Ledger, name: str) -> StudySpec:
-    """The specification of a known sweep.
+    """Return the specification of the study of this name in the ledger.
 
     Raises:
-        UserError: no such sweep; near matches.
+        UserError: There is no such study, for which the message suggests similar names, or its specification is
+            damaged.
     """
     if name not in ledger.studies:
         raise unknown_name("sweep", name, ledger.studies or ["(none yet)"])
@@ -29,7 +30,14 @@ def spec_of(ledger: Ledger, name: str) -> StudySpec:
 def trials_of(
     workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec | None = None
 ) -> tuple[list[Trial], int]:
-    """The trials proposed so far, and how many there are to be."""
+    """Return the trials proposed so far, with the state of their runs, and the number of trials in all.
+
+    Args:
+        workspace: the workspace of the study.
+        ledger: its ledger, which must have the study.
+        name: name of the study.
+        spec: its specification, if it was read before.
+    """
     sweep = ledger.studies[name]
     spec = spec or StudySpec.of(sweep.spec)
     trials = []
@@ -44,7 +52,13 @@ def trials_of(
 
 
 def not_begun(spec: StudySpec, total: int, trials: Sequence[Trial]) -> list[Trial]:
-    """The runs that are known ahead, but not proposed yet."""
+    """Return the listed runs and points of the paper that have not been proposed yet, as trials.
+
+    Args:
+        spec: specification of the study.
+        total: number of trials of the search.
+        trials: the trials proposed so far.
+    """
     known = {trial.number for trial in trials}
     planned = enumerate(spec.known_ahead(total))
     return [spec.trial(number, *entry) for number, entry in planned if number not in known]

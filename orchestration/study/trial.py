@@ -1,4 +1,4 @@
-"""A trial: one configuration in a study, and how its run stands. What is shown of it is derived from its result."""
+"""A trial: one configuration in a study, and the state of its run. What is shown of it is derived from its result."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ FINISHED = ("done", "stopped")
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Accuracies in [0, 1], times in seconds. What changes makes a new one (`dataclasses.replace`).
+    """One configuration in a study, and the state of its run. Accuracies are in [0, 1] and times in seconds.
+
+    A trial is immutable: each change makes a new one with `dataclasses.replace`.
 
     Attributes:
-        number: place in the study, from 0.
+        number: position in the study, from 0.
         cell: digest of the run's configuration.
-        params: its dotted keys on top of the study's own, and their values.
+        params: dotted key -> value, applied on top of the configuration that all trials of the study start from.
         source: "paper" for a point of the paper's own grid, "optuna" for a proposal, "baseline" for a listed run,
             "train" for a run outside any study.
-        config: the whole configuration, by dotted keys; empty where nobody has asked for it.
-        result: of the run so far, or at its end; none: nobody has begun it.
-        mlflow_run_id: its run in MLflow; none: it has none yet.
+        config: the whole configuration, dotted key -> value; empty if it was not asked for.
+        result: result of the run so far, or at its end; None if the run has not begun.
+        mlflow_run_id: id of its run in MLflow; None if there is none yet.
     """
 
     number: int
@@ -35,61 +37,73 @@ class Trial:
 
     @property
     def so_far(self) -> RunResult:
-        """The result; of a trial that nobody has begun an empty one."""
+        """Return the result so far; an empty one with the status "queued" if the run has not begun."""
         return self.result or RunResult(self.cell, "queued")
 
     @property
     def status(self) -> str:
-        """Queued, running, and then done, stopped (early, by the pruner) or failed; interrupted, it is queued again."""
+        """Return "queued", "running", "done", "stopped" (early, by the pruner) or "failed".
+
+        A trial that is interrupted is queued again.
+        """
         return self.so_far.status
 
     @property
     def ended(self) -> bool:
-        """Whether it is done, stopped or failed."""
+        """Return whether the trial is done, stopped or failed."""
         return self.status not in ("queued", "running")
 
     @property
     def epoch(self) -> int:
-        """Epochs done."""
+        """Return the number of epochs done."""
         return self.so_far.epochs
 
     @property
     def epochs(self) -> int:
-        """Epochs in all; 0 where the configuration is not known."""
+        """Return the number of epochs in all; 0 if `config` is empty."""
         return int(self.config.get("train.epochs", 0))
 
     @property
     def val_accuracy(self) -> float | None:
-        """Of the latest epoch."""
+        """Return the validation accuracy of the latest epoch; None before the first one."""
         return self.so_far.val_accuracy
 
     @property
     def best_val_accuracy(self) -> float | None:
-        """The largest over epochs; while the trial runs, it decides nothing."""
+        """Return the largest validation accuracy of all epochs so far; None before the first one.
+
+        While the trial runs, this value is only shown: the best trial of a study is chosen among those that ended.
+        """
         return self.so_far.best_val_accuracy
 
     @property
     def final_test_accuracy(self) -> float | None:
-        """Clean test accuracy of the last epoch; none while the trial runs, and of one that failed."""
+        """Return the clean test accuracy of the last epoch; None unless the trial is done or stopped."""
         return self.so_far.final_test_accuracy if self.status in FINISHED else None
 
     @property
     def best_val_test_accuracy(self) -> float | None:
-        """Clean test accuracy of the epoch with the best validation accuracy; none like `final_test_accuracy`."""
+        """Return the clean test accuracy of the epoch with the best validation accuracy.
+
+        It is None unless the trial is done or stopped.
+        """
         return self.so_far.best_val_test_accuracy if self.status in FINISHED else None
 
     @property
     def seconds(self) -> float:
-        """Time of training so far."""
+        """Return the training time so far, in seconds."""
         return self.so_far.train_seconds
 
     @property
     def seconds_left(self) -> float | None:
-        """Time until a running trial ends, at its pace so far; none before its first epoch."""
+        """Return the expected seconds until a running trial ends, judged by its epochs so far.
+
+        It is None before the first epoch is done, and if the trial does not run.
+        """
         running = self.status == "running" and self.epoch > 0
         return self.seconds / self.epoch * (self.epochs - self.epoch) if running else None
 
     @property
     def error(self) -> str | None:
-        """Why it failed."""
+        """Return one line that says why the trial failed, or None."""
         return self.so_far.error

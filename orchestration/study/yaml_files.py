@@ -1,4 +1,4 @@
-"""YAML files that a person gives, read with bounds: no file takes long, and nothing in it is lost in silence."""
+"""Read YAML files that users write, with limits, so that no file takes long and no part of it is silently ignored."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from erat.records import DamagedError, read_bytes
 
 MOST_BYTES = 2**20
 MOST_DEPTH = 30
-MOST_VALUES = 200_000  # aliases counted as often as they are used
-MOST_NUMBER = 1000  # characters of a number: PyYAML takes the square of them in time for one of base 60
-# What PyYAML raises over a date that is none, a number of 5,000 digits, `!!bool maybe`, `!!timestamp x` and the like.
+MOST_VALUES = 200_000  # the values of an alias are counted each time that it is used
+MOST_NUMBER = 1000  # characters in a number: PyYAML's time for a number of base 60 grows with their square
+# What PyYAML raises for an invalid date, a number of 5,000 digits, `!!bool maybe`, `!!timestamp x` and the like.
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError, TypeError)
 
 _Loader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a file of plain YAML: mappings, lists, numbers, text.
+    """Read a file of plain YAML, which holds mappings, lists, numbers, texts, dates, true, false and null.
 
     Raises:
-        UserError: it cannot be read, is not UTF-8 or no YAML, gives a key twice, or is too large, deep or entangled.
+        UserError: The file cannot be read, is not UTF-8 or not valid YAML, has a key twice, is larger than 1 MiB, is
+            nested more than 30 levels deep, has more than 200,000 values, or has an alias that contains itself.
     """
     return _read(path, lambda loader, root: loader.construct_document(root))
 
 
 def read_texts(path: Path) -> Any:
-    """Read a file of plain YAML whose values all stay the text that is written there; `null` is none.
+    """Read a file of plain YAML, but keep every value as the text that the file has. `null` is read as None.
 
     Raises:
-        UserError: as `read_yaml`.
+        UserError: As for `read_yaml`.
     """
     return _read(path, lambda loader, root: _texts(root))
 
@@ -68,7 +69,7 @@ def _read(path: Path, construct: Callable[[Any, yaml.Node], Any]) -> Any:
 
 
 def _refuse_depth(text: str) -> None:
-    """Look at the nesting before anything is built, which goes down into it."""
+    """Raise `yaml.YAMLError` if the text is nested too deep. This must precede the construction, which is recursive."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -92,10 +93,15 @@ def _constructed(text: str, construct: Callable[[Any, yaml.Node], Any]) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """The number of values below a node, aliases written out.
+    """Return the number of values in a node and below it, where an alias counts each time that it is used.
+
+    Args:
+        node: the node.
+        known: id of a node -> its number of values, or None while they are being counted. This function fills it.
 
     Raises:
-        yaml.YAMLError: there are more than `MOST_VALUES`, an alias holds itself, or a key is given twice.
+        yaml.YAMLError: There are more than `MOST_VALUES`, a value that is not text has more than `MOST_NUMBER`
+            characters, an alias contains itself, or a key is not plain text or is given twice.
     """
     if isinstance(node, yaml.ScalarNode) and len(node.value) > MOST_NUMBER and not node.tag.endswith(":str"):
         raise yaml.YAMLError(f"a value that is no text has {len(node.value):,} characters")

@@ -1,1 +1,1 @@
-"""MLflow."""
+"""Tracking of runs in MLflow."""

@@ -1,4 +1,7 @@
-"""Calls to a server that may be away for a while: kept in order, on disk if need be, made once each."""
+"""A queue of calls to a server that may be unreachable for a while.
+
+The calls are made in order, and removed once they have succeeded. Those that wait are kept on disk if need be.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,22 @@ from pydantic import TypeAdapter
 from erat.config import content_digest
 from erat.records import append_line, read_rows
 
-# After a failure that took t seconds (a server that hangs), the next attempt waits this many times t: a sick server
-# then costs at most a tenth of the driver's time. One that refuses at once is asked again at the very next call.
+# After an attempt that failed after t seconds, the next one waits this many times t. A server that hangs then costs at
+# most a tenth of the driver's time, and one that refuses immediately is tried again at the very next call.
 _REST = 9.0
 
 Entry = tuple[str, list[Any]]  # the name of a call, and its arguments
 ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
-MOST_SPOOL = 2**30  # bytes of a file of calls
+MOST_SPOOL = 2**30  # bytes in a file of calls
 
 
 class Outbox:
-    """A queue of calls by name. The first that fails stops the queue, so that what is sent arrives in order.
+    """A queue of calls by name. The first call that fails blocks those after it, so that they arrive in order.
 
     Args:
-        call: makes one.
-        hopeless: told the error of a call and how often that call has failed; true gives the call up.
-        spool: keeps what waits until it is sent, beyond this process's end; none: in memory alone.
+        call: makes the call of this name with these arguments.
+        hopeless: whether to give a call up, given its error and the number of times that it has failed.
+        spool: file that keeps the waiting calls even if this process ends. None: they are kept in memory only.
     """
 
     def __init__(
@@ -40,13 +43,16 @@ class Outbox:
     ) -> None:
         self._call, self._hopeless, self._spool = call, hopeless, spool
         self._waiting: deque[Entry] = deque(spool.adopt() if spool else [])
-        self._failures = 0  # of the first call in the queue
+        self._failures = 0  # how often the first call in the queue has failed
         self._away = False
         self._said: set[str] = set()
         self._not_before = 0.0
 
     def put(self, name: str, *arguments: Any) -> None:
-        """Make a call after those that wait. It must be harmless to repeat: an answer may have been lost on its way."""
+        """Make a call after those that wait, or let it wait too if the server does not answer.
+
+        The call must be harmless to repeat, because it is repeated if only the server's answer was lost.
+        """
         entry = (name, list(arguments))
         self._waiting.append(entry)
         if time.monotonic() >= self._not_before:
@@ -55,7 +61,7 @@ class Outbox:
             self._spool.append(entry)
 
     def flush(self) -> int:
-        """Make the calls that wait. Returns how many still do."""
+        """Make the calls that wait, and return the number of those that still wait."""
         while self._waiting:
             name, arguments = self._waiting[0]
             begun = time.monotonic()
@@ -77,29 +83,29 @@ class Outbox:
         return len(self._waiting)
 
     def _warn_away(self, error: Exception) -> None:
-        """One warning per outage, not one per epoch."""
+        """Warn that the server does not answer: once per outage, not once per epoch."""
         if not self._away:
             _log().warning("MLflow does not answer (%s): entries are kept, and sent when it does", one_line(error))
         self._away = True
 
     def _warn_refused(self, name: str, error: Exception) -> None:
-        """One warning per reason: a run deleted on MLflow's page refuses every epoch to come."""
+        """Warn that a call was refused: once per reason, as every later epoch of a run deleted in MLflow is refused."""
         if (said := f"{name.strip('_').replace('_', ' ')}: {one_line(error)}") not in self._said:
             _log().warning("MLflow refused to %s; training goes on without it", said)
         self._said.add(said)
 
 
 class Spool:
-    """Calls that wait for one server, as lines of a file. It is gone once all of them are made.
+    """Calls that wait for one server, as lines of a file, which is deleted once all of them are made.
 
-    A process holds the file that it writes; the files of processes that have ended are adopted by the next one. All
-    lines since the queue was last empty are there, those that were sent in between too: they are harmless to repeat.
+    A process holds the lock of the file that it writes; the next process adopts the files of processes that have ended.
+    The file has all calls since the queue was last empty, including those made since then: they are harmless to repeat.
 
     Args:
-        folder: of all such files, in a workspace. What the calls name inside that workspace is found again when it
-            was moved.
-        server: whose calls these are.
-        once: what the same server was called before.
+        folder: folder of all such files, in a workspace. Paths in the workspace that calls have as arguments stay valid
+            when the workspace is moved.
+        server: name or address of the server that the calls are for.
+        once: earlier name or address of the same server, whose files are adopted too.
     """
 
     def __init__(self, folder: Path, server: str, once: str | None = None) -> None:
@@ -109,21 +115,21 @@ class Spool:
         self._lock = FileLock(f"{self._path}.lock", timeout=0)
 
     def append(self, entry: Entry) -> None:
-        """Keep a call, on the disk before this returns."""
+        """Append a call to the file, and return when it is on the disk."""
         if not self._lock.is_locked:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         append_line(self._path, json.dumps(entry, default=self._plain).encode())
 
     def clear(self) -> None:
-        """All calls are made."""
+        """Delete the file, because all calls have been made."""
         if self._lock.is_locked:
             self._path.unlink(missing_ok=True)
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 
     def adopt(self) -> list[Entry]:
-        """The calls that ended processes left, oldest file first; they are this one's from now on."""
+        """Move the calls that ended processes left to this process's file, and return them, oldest file first."""
         adopted = []
         files = {path for server in (self._server, self._once) for path in self._folder.glob(f"{server}-*.jsonl")}
         for path in sorted(files, key=lambda path: path.lstat().st_mtime):
@@ -137,10 +143,10 @@ class Spool:
                     if whole:
                         path.unlink(missing_ok=True)
                     else:
-                        path.replace(path.with_suffix(".damaged"))  # for a person to look at
+                        path.replace(path.with_suffix(".damaged"))  # kept so that the user can inspect it
                     Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:
-                continue  # its process lives
+                continue  # the process that writes this file is alive
             except OSError as error:
                 _log().warning(
                     "%s cannot be taken over now, and is not sent to MLflow: %s", path, error.strerror or error
@@ -148,22 +154,26 @@ class Spool:
         return adopted
 
     def _read(self, path: Path) -> tuple[list[Entry], bool]:
-        """Return the calls in a file, and whether these are all that it holds."""
+        """Return the calls in a file, and whether the file holds nothing else."""
         rows, damage = read_rows(path, ENTRY, MOST_SPOOL)
         if damage is not None:
             _log().warning("%s: what is not understood is not sent to MLflow (%s)", path, damage)
-        # What follows the last whole line was torn by a crash: a call that nobody was told of.
+        # A damaged last line was cut off by a crash. Its call was never confirmed to the caller, so nothing is lost.
         whole = damage is None or damage.startswith(f"line {len(rows) + 1}:")
         return [(name, [self._place(value) for value in arguments]) for name, arguments in rows], whole
 
     def _plain(self, value: Any) -> Any:
+        """Return a form that JSON can hold: of a path, relative to the workspace if it is inside; of the rest, text."""
         if not isinstance(value, Path):
             return str(value)
         workspace = self._folder.parent.absolute()
         return {"path": str(value.relative_to(workspace) if value.is_relative_to(workspace) else value)}
 
     def _place(self, value: Any) -> Any:
-        """A path again: inside this workspace if it was inside the workspace when it lay elsewhere."""
+        """Turn what `_plain` made of a path into a path again; return any other value unchanged.
+
+        A path that was inside this workspace before the workspace was moved is returned as a path inside it now.
+        """
         if not (isinstance(value, dict) and value.keys() == {"path"} and isinstance(value["path"], str)):
             return value
         workspace, path = self._folder.parent, Path(value["path"])
@@ -173,7 +183,10 @@ class Spool:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, at most 300 characters; for a refused connection, wrapped four times over, the innermost."""
+    """Return an error as one line of at most 300 characters.
+
+    If the innermost cause is an `OSError`, such as a refused connection that was wrapped four times, that one is used.
+    """
     inner = error
     while cause := inner.__cause__ or inner.__context__:
         inner = cause

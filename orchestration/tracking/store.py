@@ -1,4 +1,4 @@
-"""Where MLflow's store is, how its SQLite file is opened, and the server that shows it. Imports no mlflow."""
+"""MLflow's store: its address, its SQLite file, and the server that shows it. This module does not import mlflow."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ from erat.errors import UserError
 from orchestration.storage.workspace import Workspace
 
 _START_SECONDS = 90.0
-# Where MLflow's tables hold places of artifacts.
+# The columns of MLflow's database that have addresses of artifacts: table -> column.
 _PLACES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def tracking_uri(workspace: Workspace) -> str:
-    """MLFLOW_TRACKING_URI, or the SQLite file of `workspace` by its absolute path."""
+    """Return MLFLOW_TRACKING_URI or, if that is not set, the URI of the workspace's SQLite file (an absolute path)."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.mlflow_database.absolute()}"
 
 
 def is_http(uri: str) -> bool:
-    """Whether a tracking server, not this process, holds the store."""
+    """Return whether the store is behind a tracking server, rather than opened by this process."""
     return uri.startswith(("http://", "https://"))
 
 
 def own_database(workspace: Workspace) -> Path | None:
-    """The SQLite file of `workspace`, whose artifacts lie beside it; None where another store is used."""
+    """Return the SQLite file of `workspace`, which has its artifacts next to it; None if another store is used."""
     database = sqlite_path(tracking_uri(workspace))
     return database if database == workspace.mlflow_database.absolute() else None
 
 
 def readable_copy(workspace: Workspace, folder: Path) -> Path:
-    """Copy the SQLite file of a workspace that cannot be written into a folder; the copy knows where the artifacts lie.
+    """Copy the SQLite file of a read-only workspace into `folder`, and return the path of the copy.
+
+    The copy refers to the artifacts at their present place in the workspace.
 
     Raises:
-        OSError: it cannot be copied.
-        sqlite3.Error: not a database.
+        OSError: The file cannot be copied.
+        sqlite3.Error: The file is not a database.
     """
     source, copy = workspace.mlflow_database, folder / workspace.mlflow_database.name
-    for ending in ("", "-wal"):  # what was written last may not have come to the file itself
+    for ending in ("", "-wal"):  # the latest changes may still be in the write-ahead log
         if (part := source.with_name(source.name + ending)).exists():
             shutil.copyfile(part, copy.with_name(copy.name + ending))
     relocate(copy, workspace.mlflow_artifacts.absolute())
@@ -55,22 +57,24 @@ def readable_copy(workspace: Workspace, folder: Path) -> Path:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file behind a `sqlite:///` URI; None for any other store."""
+    """Return the absolute path of the file of a `sqlite:///` URI; None for any other store."""
     name = uri.removeprefix("sqlite:///").split("?")[0]
     return Path(name).absolute() if uri.startswith("sqlite:///") and name not in ("", ":memory:") else None
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be shown."""
+    """Return the URI without its user name and password, so that it can be shown."""
     login = urlsplit(uri).netloc.rpartition("@")[0]
     return uri.replace(f"{login}@", "", 1) if login else uri
 
 
 def check_database_server(uri: str) -> None:
-    """Knock at a database server's port: MLflow itself would knock for two minutes.
+    """Check that a database server accepts connections, because MLflow itself would try for two minutes.
+
+    Do nothing if the URI is not that of a PostgreSQL, MySQL or SQL Server database.
 
     Raises:
-        OSError: nobody opens within five seconds.
+        OSError: The server does not accept a connection within five seconds.
     """
     address = urlsplit(uri)
     port = _DATABASE_PORTS.get(address.scheme.split("+")[0])
@@ -79,25 +83,27 @@ def check_database_server(uri: str) -> None:
 
 
 def remove_database(database: Path) -> None:
-    """The file and what SQLite keeps beside it."""
+    """Delete a database file and the files that SQLite keeps next to it."""
     for path in (database, *(database.with_name(database.name + ending) for ending in ("-wal", "-shm", "-journal"))):
         path.unlink(missing_ok=True)
 
 
 def relocate(database: Path, artifacts: Path) -> None:
-    """Have a store find its artifacts where they lie now: MLflow keeps their absolute place, which a move makes wrong.
+    """Correct the addresses of artifacts in a database after the workspace was moved: MLflow stores absolute ones.
 
     Args:
-        artifacts: the folder beside the database. A place that is no such folder's is somebody's choice, and stays.
+        database: MLflow's SQLite file.
+        artifacts: the folder of artifacts, next to the database. An address that does not end with the name of this
+            folder was chosen by the user and is not changed.
 
     Raises:
-        sqlite3.Error: not a database, or not writable.
+        sqlite3.Error: The file is not a database, or is read-only.
     """
     now = artifacts.as_uri()
     with closing(sqlite3.connect(database, timeout=30)) as connection, connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if "experiments" not in tables:
-            return  # a fresh one
+            return  # a new database, without tables
         asked = connection.execute("SELECT DISTINCT artifact_location FROM experiments")
         places = [place for (place,) in asked if str(place).startswith("file:")]
         for before in places:
@@ -113,10 +119,12 @@ def relocate(database: Path, artifacts: Path) -> None:
 
 
 def use_write_ahead_log(database: Path) -> None:
-    """Let readers and a writer work at once. Stays with the file; a fresh one is also made twice as fast.
+    """Switch a SQLite file to write-ahead logging, so that it can be read while another process writes to it.
+
+    The setting is stored in the file. It also halves the time in which MLflow sets up a new database.
 
     Raises:
-        sqlite3.Error: not a database, or not writable.
+        sqlite3.Error: The file is not a database, or is read-only.
     """
     with closing(sqlite3.connect(database, timeout=30)) as connection:
         if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -124,18 +132,26 @@ def use_write_ahead_log(database: Path) -> None:
 
 
 def start_server(uri: str, artifacts: Path, log: Path, host: str, port: int) -> subprocess.Popen[bytes]:
-    """Run `mlflow server` on a store and wait until its page answers.
+    """Start `mlflow server` on a store, and wait until its page answers.
 
-    The server leads a process group of its own, so that `stop_server` ends its workers too.
+    The server leads its own process group, so that `stop_server` also ends its workers.
+
+    Args:
+        uri: the store.
+        artifacts: the folder of artifacts.
+        log: file for the server's output.
+        host: address to listen on, 127.0.0.1 or localhost.
+        port: port to listen on, in [1, 65535].
 
     Raises:
-        UserError: a wrong address, a port in use, or a server that ends or stays silent.
+        UserError: The address or port is not allowed, the port is in use, or the server ends or does not answer within
+            90 seconds.
     """
     _check_address(host, port)
     options = {"--backend-store-uri": uri, "--artifacts-destination": str(artifacts), "--host": host}
     words = [word for option in options.items() for word in option]
     command = [sys.executable, "-m", "mlflow", "server", *words, "--port", str(port), "--workers", "1"]
-    # Job execution starts eight more processes, for features that this project does not use.
+    # MLflow's job execution would start eight more processes for features that this project does not use.
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -150,7 +166,7 @@ def start_server(uri: str, artifacts: Path, log: Path, host: str, port: int) -> 
 
 
 def stop_server(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """End a server and its workers; by force after `patience` seconds."""
+    """End a server and its workers, by SIGTERM and, if they have not ended after `patience` seconds, by SIGKILL."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)
@@ -175,10 +191,10 @@ def _check_address(host: str, port: int) -> None:
 
 
 def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    import urllib.request  # here: with what it loads it takes a tenth of the time of a status
+    import urllib.request  # not at the top, because this import takes a tenth of the time of the command `status`
 
     give_up = time.monotonic() + _START_SECONDS
-    # A proxy of the environment must not be asked for this machine's own page.
+    # A request to this machine must not go through a proxy that the environment names.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < give_up:
         if process.poll() is not None:

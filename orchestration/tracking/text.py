@@ -1,4 +1,4 @@
-"""Names and values as MLflow takes them and as a person reads them."""
+"""Convert names and values to forms that MLflow accepts and that people can read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHILD_TAGS = {
     "backbone": "model.name",
     "seed": "train.seed",
 }
-# Keys that tell the trials of a sweep apart, as the run's name shows them.
+# Keys in which the trials of a search differ -> their short names in the name of a run.
 _NAME_KEYS = {
     "defense.epsilon_inf": "eps_inf",
     "defense.epsilon_2": "eps_2",
@@ -30,12 +30,12 @@ _NAME_KEYS = {
 
 
 def child_tags(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The tags that follow from a flat configuration."""
+    """Return the tags of a run in MLflow, such as `dataset`, that its configuration (by dotted keys) determines."""
     return {tag: config[key] for tag, key in _CHILD_TAGS.items() if key in config}
 
 
 def run_name(config: Mapping[str, Any]) -> str:
-    """What a person reads in a list of runs: "erat uhp+symmetric60% eps_inf=0.1 eps_2=0.8 eta=0.3 seed=3"."""
+    """Return the name of a run in MLflow, such as "erat uhp+symmetric60% eps_inf=0.1 eps_2=0.8 eta=0.3 seed=3"."""
     data, labels = config.get("corruption.data", "none"), config.get("corruption.labels", "none")
     rate = f"{float(config.get('corruption.rate') or 0):.0%}"
     corruptions = [data] * (data != "none") + [f"{labels}{rate}"] * (labels != "none")
@@ -46,30 +46,34 @@ def run_name(config: Mapping[str, Any]) -> str:
 
 
 def compare_hint(sweep: str) -> str:
-    """What to type into the search box of MLflow's page to see one sweep's runs."""
+    """Return the text that finds the runs of one study when it is typed into the search box of MLflow's page."""
     return f"tags.sweep = {quoted(sweep)}"
 
 
 def legal_name(key: str) -> str:
-    """A name that every MLflow takes: it refuses most other characters, and some uses of / and : ."""
+    """Return a name that every version of MLflow accepts, of at most 250 characters.
+
+    MLflow refuses most characters but letters, digits and `_-. `, and some uses of `/` and `:`; they become `_`.
+    """
     return re.sub(r"[^\w\-. ]", "_", key)[:250]
 
 
 def metric_name(key: str) -> str:
-    """Return a metric's name as every MLflow takes it. A slash stays: its page groups metrics by what stands before it.
+    """Return a metric's name that every version of MLflow accepts, of at most 250 characters.
 
-    MLflow takes a name for a path, and refuses one that another path leads to as well, such as `a//b` or `a/./b`.
+    A slash is kept, because MLflow's page groups metrics by the part before it. MLflow treats the name as a path, and
+    refuses one that is not in its shortest form, such as `a//b` or `a/./b`.
     """
     parts = (re.sub(r"^\.+", "_", legal_name(part)) or "_" for part in key.split("/"))
     return "/".join(parts)[:250].rstrip("/")
 
 
 def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return what MLflow gets of an epoch, by name: every finite number of its row but the epoch, which is the step.
+    """Return the metrics of an epoch for MLflow: all finite numbers of its row but the epoch, which becomes the step.
 
     Args:
-        row: a line of metrics.jsonl. A loss term NAME becomes `loss/NAME`; a number that the defense reports keeps its
-            name, unless the trainer has a figure of that name, which then counts.
+        row: a line of metrics.jsonl. A loss term NAME becomes `loss/NAME`. A number that the defense reports keeps its
+            name, unless the trainer reports a metric of the same name, which then takes precedence.
     """
     terms = {f"loss/{name}": value for name, value in (row.get("loss_terms") or {}).items()}
     numbers = {**(row.get("numbers") or {}), **terms, **row}
@@ -81,7 +85,7 @@ def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def text(value: Any, length: int) -> str:
-    """A value as the command line takes it (none, true, 0.1, [60, 80]), cut to `length` characters."""
+    """Return a value as the command line accepts it (none, true, 0.1, [60, 80]), cut to `length` characters."""
     if value is None:
         return "none"
     whole = value if isinstance(value, str) else json.dumps(value, default=str)
@@ -89,10 +93,10 @@ def text(value: Any, length: int) -> str:
 
 
 def quoted(value: str) -> str:
-    """A string in MLflow's search language, which knows no escapes.
+    """Return a text in quotes for MLflow's search language, which has no escape characters.
 
     Raises:
-        UserError: it holds both kinds of quotes.
+        UserError: The text contains both single and double quotes.
     """
     quote = '"' if "'" in value else "'"
     if quote in value:

@@ -1,7 +1,7 @@
-"""What MLflow shows: one experiment, a parent run per sweep, a child per cell. The only module that imports mlflow.
+"""Track studies in MLflow: one experiment, with a parent run for each study and a child run for each of its runs.
 
-Used by the driver process alone. The ledger, not MLflow, decides what is done; so a tracking server that fails costs
-warnings, never a trial.
+This is the only module that imports mlflow, and only the driver process uses it. The ledger, not MLflow, decides what
+is done, so that a tracking server that fails causes warnings but never the loss of a trial.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 __all__ = ["EPOCH_METRICS", "EXPERIMENT", "Ending", "Tracker", "compare_hint", "run_name", "serve", "stop_server"]
 
 EXPERIMENT = "erat"
-# What the trainer reports of every epoch. A defense adds its loss terms and what numbers it has.
+# The metrics that the trainer reports in every epoch. A defense may add loss terms and other numbers.
 EPOCH_METRICS = (
     "test_accuracy",
     "val_accuracy",
@@ -80,33 +80,33 @@ Ending = Literal["done", "stopped", "failed", "interrupted"]
 
 _MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _CALLS = ("_send_start", "_send_epoch", "_send_summary", "_send_artifacts", "_send_end")
-_PARENT, _RUN_NAME = "mlflow.parentRunId", "mlflow.runName"  # names that MLflow's pages understand
-# MLflow's own limits (older servers: 5,000 for a tag).
+_PARENT, _RUN_NAME = "mlflow.parentRunId", "mlflow.runName"  # tags that have a meaning for MLflow's page
+# MLflow's limits: characters in a param and in a tag (5,000 on older servers), entries and metrics in one request.
 _PARAM_LENGTH, _TAG_LENGTH, _BATCH, _METRIC_BATCH = 6000, 5000, 100, 1000
 
-# For this process, unless the user has set them.
+# Environment variables that are set for this process, unless the user has set them.
 _ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the outbox tries again, without stopping the driver for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's retries would block the driver for minutes; the outbox retries
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
     "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "300",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output ends with one JSON object
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output must end with one JSON object
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
 
 class Tracker:
-    """Writes runs to one store. `Tracker.open` makes it.
+    """A writer of runs to one MLflow store. `Tracker.open` creates it.
 
-    Methods that begin a run return its MLflow id or, while the server does not answer, a stand-in that every method of
-    this tracker takes.
+    Methods that begin a run return its MLflow id. While the server does not answer they return a substitute, which all
+    methods of this tracker accept.
 
     Attributes:
-        uri: the store.
-        experiment_id: of the experiment "erat".
+        uri: URI of the store.
+        experiment_id: MLflow's id of the experiment "erat".
     """
 
     def __init__(self, client: MlflowClient, uri: str, experiment_id: str, spool: Spool | None = None) -> None:
@@ -114,22 +114,22 @@ class Tracker:
         self.uri = uri
         self.experiment_id = experiment_id
         self._outbox = Outbox(self._make, self._hopeless, spool)
-        self._ids: dict[str, str] = {}  # stand-in -> MLflow's id
+        self._ids: dict[str, str] = {}  # substitute -> MLflow's id
         self._last_epoch: dict[str, int] = {}  # MLflow's id -> last step in the store
-        self._refused = 0  # how often in a row a call has failed while the store answered
+        self._refused = 0  # number of successive failures of a call while the store answered
 
     @classmethod
     def open(cls, workspace: Workspace) -> Tracker:
-        """The store that MLFLOW_TRACKING_URI names, or the SQLite file of `workspace`; made if it is fresh.
+        """Open the store that MLFLOW_TRACKING_URI names, or else the SQLite file of `workspace`; create a missing one.
 
         Raises:
-            UserError: the store cannot be reached or made; within about ten seconds for a server.
+            UserError: The store cannot be reached or created. For a server this takes about ten seconds.
         """
         uri = tracking_uri(workspace)
         database, fresh = sqlite_path(uri), False
         make_client = _import_mlflow()
         own = own_database(workspace)
-        # Of a workspace that is moved, its own store is the same one still.
+        # The workspace's own store has a fixed name, so that it is still recognised after the workspace was moved.
         spool = Spool(workspace.root / "outbox", uri if own is None else "own", once=uri)
         artifacts = None if is_http(uri) else workspace.mlflow_artifacts.absolute().as_uri()
         try:
@@ -139,7 +139,7 @@ class Tracker:
                 return cls(client, uri, _experiment(client, artifacts), spool)
             database.parent.mkdir(parents=True, exist_ok=True)
             fresh = not database.exists()
-            # MLflow's migration of a fresh file crashes when several processes begin it at once.
+            # MLflow crashes if several processes set up a new database file at once.
             with held(database.with_name(f"{database.name}.lock"), patience=120):
                 use_write_ahead_log(database)
                 if own is not None:
@@ -150,27 +150,34 @@ class Tracker:
             raise
         except Exception as error:
             if database is not None and fresh:
-                remove_database(database)  # half made, it would be taken for a damaged one next time
+                remove_database(database)  # an incomplete database would be taken for a damaged one next time
             raise UserError(_cannot_open(uri, error)) from error
 
     def start_parent(
         self, name: str, *, kind: str, tags: Mapping[str, Any], params: Mapping[str, Any] | None = None
     ) -> str:
-        """The run of a whole command, which holds a sweep's runs; the one of this name is opened again if it exists."""
+        """Begin the parent run of a whole command, such as a study, or reopen the one of this name; return its id.
+
+        Args:
+            name: name of the study.
+            kind: "sweep" or "audit".
+            tags: further tags.
+            params: params of the parent run.
+        """
         own = {"sweep": name, "role": "parent", "kind": kind, "status": "running", _RUN_NAME: name}
         return self._start({**tags, **own}, params or {})
 
     def start_run(
         self, cell: str, config: Mapping[str, Any], *, parent: str | None, sweep: str | None, source: str
     ) -> str:
-        """A cell's run; the one of this cell under this parent is opened again if it exists.
+        """Begin to track a run in MLflow, or reopen its MLflow run under this parent; return the id in MLflow.
 
         Args:
             cell: digest of the configuration.
-            config: flat, dotted keys; becomes the params.
-            parent: id that `start_parent` returned.
-            sweep: its name.
-            source: what proposed this run ("paper", "optuna", "baseline", ...).
+            config: dotted key -> value, which become the params.
+            parent: id that `start_parent` returned; None for a run outside any study.
+            sweep: name of the study; None for a run outside any study.
+            source: where the run comes from ("paper", "optuna", "baseline", ...).
         """
         tags = child_tags(config) | {"cell": cell, "source": source, "status": "running", _RUN_NAME: run_name(config)}
         tags |= {"sweep": sweep} if sweep is not None else {}
@@ -180,8 +187,8 @@ class Tracker:
     def log_epoch(self, run_id: str, row: Mapping[str, Any], epoch: int) -> None:
         """Log every finite number of `row`, a line of metrics.jsonl, as step `epoch`, counted from 1.
 
-        Loss terms are named `loss/NAME`. An epoch at or before the last one stored is left out: replaying a run's
-        epochs adds only what is missing.
+        Loss terms are named `loss/NAME`. An epoch at or before the last one stored is left out, so that logging all
+        epochs of a run again adds only those that are missing.
         """
         self._outbox.put("_send_epoch", run_id, epoch_metrics(row), epoch, _milliseconds())
 
@@ -196,24 +203,33 @@ class Tracker:
         """End a run.
 
         Args:
-            summary: final metrics; what is not a finite number is left out.
+            run_id: id that `start_run` or `start_parent` returned.
+            status: how the run ended.
+            summary: final metrics; values that are not finite numbers are left out.
             artifacts: folder whose files are stored with the run.
-            error: text of a failure; its tail becomes the tag `error`.
+            error: why the run failed; its last 5,000 characters become the tag `error`.
         """
         self._finish(run_id, status, summary, artifacts, {"status": status} | ({"error": error} if error else {}))
 
     def finish_parent(
         self, run_id: str, *, summary: Mapping[str, float | None], artifacts: Path | None = None, ok: bool
     ) -> None:
-        """End a sweep's run; `ok` says that no cell failed."""
+        """End the parent run of a study.
+
+        Args:
+            run_id: id that `start_parent` returned.
+            summary: final metrics; values that are not finite numbers are left out.
+            artifacts: folder whose files are stored with the run.
+            ok: whether no run of the study failed.
+        """
         status = "done" if ok else "failed"
         self._finish(run_id, status, summary, artifacts, {"status": status})
 
     def flush(self) -> int:
-        """Try once more to send what waits. Returns how many entries still do; the next process will send them."""
+        """Try again to send the calls that wait; return the number of those left, which the next process will send."""
         return self._outbox.flush()
 
-    # -- What the outbox calls: each may be repeated without harm ---------------------------------------------------
+    # -- calls that the outbox makes: each is harmless to repeat ----------------------------------------------------
 
     def _make(self, name: str, arguments: list[Any]) -> None:
         if name not in _CALLS:
@@ -221,7 +237,7 @@ class Tracker:
         getattr(self, name)(*arguments)
 
     def _start(self, tags: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-        stand_in = f"unsent-{uuid.uuid4().hex}"  # another process may have to send it
+        stand_in = f"unsent-{uuid.uuid4().hex}"  # unique over all processes, because another one may have to send it
         self._outbox.put("_send_start", stand_in, tags, params, _milliseconds())
         return self._real(stand_in)
 
@@ -250,7 +266,8 @@ class Tracker:
     def _send_params(self, run: Run, config: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
 
-        # A param cannot change. Keys of place (data.root) may differ when a run goes on elsewhere: the first stay.
+        # MLflow does not let a param change. Paths such as data.root may differ when a run is resumed on another
+        # machine; the first values are kept.
         texts = {legal_name(key): text(value, _PARAM_LENGTH) for key, value in config.items()}
         params = [Param(key, value) for key, value in texts.items() if key not in run.data.params]
         for begin in range(0, len(params), _BATCH):
@@ -259,7 +276,7 @@ class Tracker:
     def _send_epoch(self, run_id: str, row: Mapping[str, float | None], epoch: int, now: int) -> None:
         run_id = self._real(run_id)
         if epoch > self._last(run_id):
-            # Those of EPOCH_METRICS last: by them an epoch counts as stored.
+            # The metrics in EPOCH_METRICS go last, because an epoch counts as stored once they are there.
             metrics = _metrics(dict(sorted(row.items(), key=lambda item: item[0] in EPOCH_METRICS)), now, epoch)
             for begin in range(0, len(metrics), _METRIC_BATCH):
                 self._client.log_batch(run_id, metrics=metrics[begin : begin + _METRIC_BATCH])
@@ -271,7 +288,7 @@ class Tracker:
         self._outbox.put("_send_summary", run_id, summary, tags, _milliseconds())
         if artifacts is not None:
             self._outbox.put("_send_artifacts", run_id, artifacts)
-        # Last, so that a run that reads "finished" has everything.
+        # This call is the last one, so that a run with the status "finished" is complete.
         self._outbox.put("_send_end", run_id, _MLFLOW_STATUS[status], _milliseconds())
 
     def _send_summary(self, run_id: str, summary: Mapping[str, Any], tags: Mapping[str, str], now: int) -> None:
@@ -285,13 +302,13 @@ class Tracker:
 
     def _send_artifacts(self, run_id: str, folder: Path) -> None:
         if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")  # MLflow would store nothing and say nothing
+            raise FileNotFoundError(f"no folder {folder}")  # MLflow would silently store nothing
         self._client.log_artifacts(self._real(run_id), str(folder))
 
     def _send_end(self, run_id: str, status: str, now: int) -> None:
         self._client.set_terminated(self._real(run_id), status, end_time=now)
 
-    # -- Small helpers ----------------------------------------------------------------------------------------------
+    # -- small helpers ----------------------------------------------------------------------------------------------
 
     def _real(self, run_id: str) -> str:
         return self._ids.get(run_id, run_id)
@@ -304,7 +321,12 @@ class Tracker:
         return self._last_epoch[run_id]
 
     def _hopeless(self, error: Exception, failures: int) -> bool:
-        """Whether a call would fail for ever: refused as it stands, or time and again while the store answers."""
+        """Return whether to give a call up: it was refused, or it fails again and again while the store answers.
+
+        Args:
+            error: the error of the last attempt.
+            failures: how often the call has failed.
+        """
         from mlflow.exceptions import MlflowException
 
         if isinstance(error, MlflowException):
@@ -312,7 +334,7 @@ class Tracker:
                 return True
         elif isinstance(error, FileNotFoundError | PermissionError) or not isinstance(error, OSError):
             return True
-        # Once does not count: the store may have come back in the moment after the call failed.
+        # A single failure does not count, because the store may have recovered between the call and `_answers`.
         self._refused = self._refused + 1 if failures >= 5 and self._answers() else 0
         return self._refused >= 3
 
@@ -325,10 +347,18 @@ class Tracker:
 
 
 def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 5000) -> subprocess.Popen[bytes]:
-    """Start MLflow's page on this store and wait until it answers. End it with `stop_server`.
+    """Start MLflow's page on the store of a workspace, and wait until it answers. `stop_server` ends it.
+
+    If the workspace is read-only, the page shows a temporary copy of the database.
+
+    Args:
+        workspace: the workspace.
+        host: address to listen on, 127.0.0.1 or localhost.
+        port: port to listen on, in [1, 65535].
 
     Raises:
-        UserError: MLFLOW_TRACKING_URI names a server already; the port is taken; the address is not this machine's own.
+        UserError: MLFLOW_TRACKING_URI already names a server, the port is in use or not allowed, the host is not this
+            machine's loopback address, or the store cannot be opened.
     """
     uri = tracking_uri(workspace)
     if is_http(uri):
@@ -336,7 +366,7 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 5000) -> su
     artifacts, database = workspace.mlflow_artifacts.absolute(), sqlite_path(uri)
     if own_database(workspace) is None or os.access(workspace.root, os.W_OK):
         if database is not None and (database == own_database(workspace) or not database.exists()):
-            Tracker.open(workspace)  # makes it, or mends it after a move
+            Tracker.open(workspace)  # creates the database, or corrects its paths after the workspace was moved
         return start_server(uri, artifacts, workspace.root / "mlflow-ui.log", host, port)
     folder = Path(tempfile.mkdtemp(prefix="erat-ui-"))
     try:
@@ -352,21 +382,22 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 5000) -> su
 
 
 def save_model(model: nn.Module, example: NDArray[np.float32], classes: Sequence[str], folder: Path) -> None:
-    """Write a network as an MLflow model with a signature, which `mlflow models serve -m FOLDER` serves.
+    """Write a network as an MLflow model with a signature, which `mlflow models serve -m FOLDER` can serve.
 
-    It is stored as an exported program (.pt2): a graph and weights, no pickled code.
+    The network is stored as an exported program (.pt2), which consists of a graph and weights, without pickled code.
 
     Args:
-        model: on the CPU, in eval mode.
-        example: two images (2, C, H, W), what the network takes; the signature's batch is of any size.
-        classes: the names of its outputs, in order.
+        model: the network, on the CPU and in eval mode.
+        example: two images as the network takes them, (2, C, H, W). The signature allows batches of any size.
+        classes: names of the network's outputs, in order.
+        folder: where the model is written.
     """
     _import_mlflow()
     import mlflow.pytorch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    # Without names: a named input reaches the network as a mapping, which it does not take.
+    # The input has no name, because MLflow passes named inputs as a mapping, which the network does not accept.
     inputs = TensorSpec(example.dtype, (-1, *example.shape[1:]))
     outputs = TensorSpec(np.dtype(np.float32), (-1, len(classes)))
     mlflow.pytorch.save_model(
@@ -381,18 +412,29 @@ def save_model(model: nn.Module, example: NDArray[np.float32], classes: Sequence
 
 
 def _import_mlflow() -> type[MlflowClient]:
-    """Import late (it takes a second) and quietly."""
+    """Import mlflow only when it is needed, because this takes a second, and without its messages; return its client.
+
+    The defaults in `_ENVIRONMENT` are set before.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # It shows each error of the database with its traceback, before the error comes to the outbox, which says a line.
+    # This logger shows every database error with its traceback; the outbox then reports the same error in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient
 
 
 def _experiment(client: MlflowClient, artifacts: str | None) -> str:
-    """Id of the project's experiment, made if it is missing."""
+    """Return the id of the project's experiment; create the experiment if it is missing.
+
+    Args:
+        client: MLflow's client.
+        artifacts: URI of the folder of artifacts for a new experiment; None: the server's default.
+
+    Raises:
+        UserError: The experiment was deleted.
+    """
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         from mlflow.exceptions import MlflowException
@@ -400,7 +442,7 @@ def _experiment(client: MlflowClient, artifacts: str | None) -> str:
         try:
             return str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
         except MlflowException:
-            # Another driver of the same server may have been a moment faster.
+            # Another driver that uses the same server may have created it a moment earlier.
             found = client.get_experiment_by_name(EXPERIMENT)
             if found is None:
                 raise
@@ -413,7 +455,7 @@ def _experiment(client: MlflowClient, artifacts: str | None) -> str:
 def _cannot_open(uri: str, error: Exception) -> str:
     shown = without_password(uri)
     database = sqlite_path(uri)
-    # SQLite tells of a full disk in several ways, one of which is "disk I/O error".
+    # SQLite reports a full disk in several ways, one of which is "disk I/O error".
     if "disk is full" in str(error) or (database is not None and _is_full(database.parent)):
         return f"MLflow's store {shown} cannot be written: the disk is full; free some space"
     if "MLFLOW_TRACKING_URI" not in os.environ:
@@ -432,9 +474,13 @@ def _is_full(folder: Path) -> bool:
 
 
 def _metrics(row: Mapping[str, float | None], timestamp: int, step: int) -> list[Metric]:
-    """Finite numbers only: MLflow turns infinity into 1.8e308, which ruins a plot's axis.
+    """Return the finite numbers of a row as MLflow's metrics. MLflow would store infinity as 1.8e308 and ruin plots.
 
-    The time is that of the event: MLflow drops a point that it holds already, so that sending one twice is harmless.
+    Args:
+        row: name -> value.
+        timestamp: when the event happened, in milliseconds since 1970. It is the same when the event is sent again, so
+            that MLflow recognises and drops the second copy.
+        step: the epoch, or 0 for a summary.
     """
     from mlflow.entities import Metric
 
@@ -443,4 +489,5 @@ def _metrics(row: Mapping[str, float | None], timestamp: int, step: int) -> list
 
 
 def _milliseconds() -> int:
+    """Return the present time in milliseconds since 1970."""
     return int(time.time() * 1000)
