@@ -33,7 +33,7 @@ class BudgetAxis:
 
     @classmethod
     def of(cls, rows: Sequence[Trial]) -> BudgetAxis:
-        """Return the axis for these rows: the paper's pairs among them, or some of the rows' budgets if there are none."""
+        """Return the axis for these rows: the paper's pairs among them, or some of their budgets if there are none."""
         paper = sorted({pair(row) for row in rows if row.source == "paper" and pair(row)[0] > 0})
         if len({eps_inf for eps_inf, _ in paper}) < 2:
             return cls(tuple(log_ticks(EPSILON_INF, [pair(row)[0] for row in rows])))
