@@ -101,7 +101,7 @@ class TestProposals:
 
     @pytest.mark.parametrize("known", range(4, 17))
     def test_a_sweep_cut_anywhere_goes_on_with_the_same_proposals(self, known: int) -> None:
-        """The values agree to the last digit: one that differs in the eleventh would make this run and later ones others."""
+        """The values agree to the last digit: another eleventh digit would make this run and those after it others."""
         whole = sweep(sampler(), 17)
         assert sweep(sampler(), 17, whole[:known]) == whole
 
@@ -287,7 +287,7 @@ class TestTuneSide:
         assert driver.words == [(1, "the node died")]
 
     def test_no_more_trials_are_begun_than_have_room(self) -> None:
-        """Data-parallel trials ask Tune for almost nothing: without a limit all would start, and none get its workers."""
+        """Data-parallel trials ask Tune for almost nothing: without a limit all would start, and none get workers."""
         search = QueueSearcher(FakeDriver(), slots=1, ahead=False)
         assert search.suggest("a") == {"number": 0}
         assert search.suggest("b") is None
