@@ -165,7 +165,7 @@ def test_two_nodes_train_what_one_worker_does(
     assert {"checkpoint.pt", "metrics.jsonl", "result.json", "artifacts/model.pt"} <= set(names)
 
 
-# --- a node that goes ------------------------------------------------------------------------------------------------
+# --- a node that leaves ----------------------------------------------------------------------------------------------
 
 PLAIN = {
     "defense.name": "ce",

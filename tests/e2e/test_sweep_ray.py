@@ -306,7 +306,7 @@ def wait_for_an_epoch(workspace: Workspace, sweep: str, ended: int = 0, seconds:
     pytest.fail(f"no trial of {sweep} came under way")
 
 
-# --- interruptions, on Ray of the command's own -----------------------------------------------------------------------
+# --- interruptions, with a Ray that the command starts ----------------------------------------------------------------
 
 
 def of_home(workspace: Workspace) -> list[psutil.Process]:

@@ -27,7 +27,7 @@ def _undone() -> Iterator[None]:
 
 
 class Mine(erat.Defense):
-    """A defense without a description of its own."""
+    """A defense that has no description."""
 
     Options = erat.DefenseOptions
 

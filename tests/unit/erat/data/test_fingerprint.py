@@ -77,7 +77,7 @@ def paint(path: Path, value: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-# --- what changes the cell, and what does not -------------------------------------------------------------------------
+# --- what changes the digest, and what does not -----------------------------------------------------------------------
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "a pixel of training": lambda root: paint(root / "train/cat/0.png", 1),

@@ -104,7 +104,7 @@ def test_prototypes_are_state() -> None:
     assert torch.equal(other.prototypes, model.prototypes)
 
 
-# --- the answer that selects -----------------------------------------------------------------------------------------
+# --- the prediction that selects -------------------------------------------------------------------------------------
 
 
 def test_the_answer_is_the_mean_of_classifier_and_prototypes() -> None:

@@ -333,7 +333,7 @@ def test_errors_all_alike_still_leave_something_to_learn_from() -> None:
     assert split.mask.tolist() == [True, True] + [False] * 6
 
 
-# --- the least there is ----------------------------------------------------------------------------------------------
+# --- the smallest labelled set ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def seen(trainer: Trainer) -> Record:
 
 
 def work(rank: int, folder: Path) -> None:
-    """Train without an interruption, then cut after an epoch, and resume with a trainer that has the checkpoint alone."""
+    """Train without an interruption, then cut after an epoch, and resume with a trainer that has only a checkpoint."""
     with joined(rank, folder) as data:
         config, ranks = load_config(folder / "run.json"), Ranks.current()
         whole = Trainer(config, data, ranks, folder / "whole")

@@ -142,7 +142,7 @@ def test_a_node_s_folder_is_this_user_s_alone(tmp_path: Path, monkeypatch: pytes
         node_folder("s3://bucket/a")
 
 
-# --- cells and sets over several nodes -------------------------------------------------------------------------------
+# --- runs and sets over several nodes --------------------------------------------------------------------------------
 
 
 @pytest.fixture
