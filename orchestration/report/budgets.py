@@ -10,7 +10,7 @@ from math import isclose, log
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, value
 from orchestration.study.trial import Trial
 
-MARGIN = 2.0  # percentage points below the best from which a setting counts as hurting
+MARGIN = 2.0  # a setting hurts if it is more than this many percentage points below the best
 # Fig. 5 of the paper: multiples of the reference l_inf budget, and the multiples of the l_2 budget paired with them.
 _MULTIPLES = ((1 / 8, 0.2), (1 / 4, 0.4), (1 / 2, 0.6), (3 / 4, 0.8), (1.0, 1.0), (3 / 2, 1.2), (2.0, 1.4), (3.0, 1.6))
 _GLYPHS = {1 / 8: "⅛", 1 / 4: "¼", 1 / 2: "½", 3 / 4: "¾"}

@@ -40,7 +40,7 @@ else:
         (True, 1, True, 1, ["ready", "batch"]),  # ends the batch, then leaves
         (True, 30, True, 1, ["ready"]),  # the grace period ends first
         (True, 0.1, False, 0, ["ready", "batch", "went on"]),
-        (False, 30, True, 7, ["ready"]),  # it does not train, and leaves at once
+        (False, 30, True, 7, ["ready"]),  # it does not train: the handler that Ray has set ends it
     ],
 )
 def test_it_leaves(trains: bool, batch: float, told: bool, code: int, said: list[str]) -> None:
