@@ -1,4 +1,4 @@
-"""Run many trainings: searches and matrices of runs on Ray, tracked in MLflow, that go on where they were cut short.
+"""Runs many trainings: searches and matrices of runs on Ray, tracked in MLflow, which resume after an interruption.
 
 >>> from orchestration import Study
 >>> study = Study.create(space="budgets", corruption__rate=0.4).run()
@@ -31,10 +31,10 @@ _MODULES = {
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-if not TYPE_CHECKING:  # else every misspelt name would pass for one of these
+if not TYPE_CHECKING:  # otherwise every misspelt name would pass for one of these
 
     def __getattr__(name: str) -> Any:
-        """Load a public name's module, the first time that the name is used."""
+        """Load the module of a public name when the name is first used."""
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         found = globals()[name] = getattr(import_module(_HOME[name]), name)

@@ -1,4 +1,4 @@
-"""Studies from Python: what the command line's sweep, matrix, resume, retry, status and report are built on."""
+"""Provides studies in Python, on which the verbs sweep, matrix, resume, retry, status and report are built."""
 
 from __future__ import annotations
 
@@ -44,15 +44,16 @@ class Study:
     """A named list of runs, or a search for good ones: made by `Study.create`, found again by `load_study`.
 
     Args:
-        trials: of the search, in all; a study that has more keeps them.
-        found: the ledger that it was found in, with the images of then; none: it is new, or asked for anew.
+        trials: number of trials of the search in all; a study that has more keeps them.
+        found: the ledger in which the study was found, with the images of that time; None if the study is new or was
+            created again from its specification.
 
     Attributes:
-        name: under which the same specification is continued or extended.
+        name: the name under which the same specification is continued or extended.
         spec: what is to run.
-        search_trials: how many the search comes to; 0 for a list of runs.
-        workspace: where everything lies.
-        end: what the last `run` of this object left: its files, its seconds; none before.
+        search_trials: number of trials of the search; 0 for a list of runs.
+        workspace: the folder that holds everything of the study.
+        end: the files and the duration of the last `run` of this object; None before the first.
     """
 
     def __init__(
@@ -82,25 +83,30 @@ class Study:
         overrides: Mapping[str, Any] | None = None,
         **more_overrides: Any,
     ) -> Study:
-        """Say what is to run. Nothing is written or trained before `run`.
+        """Create a study; nothing is written or trained before `run`.
 
         >>> from orchestration import Study
         >>> study = Study.create(space="budgets", trials=6, corruption__rate=0.4, overrides={"train.epochs": 5})
 
         Args:
-            space: a name in search_spaces/, a YAML file, or what such a file holds. With parameters it is a search,
-                without them a list of runs.
-            grid: in its place, a grid by name, file or content: every combination of its points, once for each seed.
-            name: of the study; none: the space's or grid's, with a digest behind it where anything was changed.
+            space: a name in search_spaces/, a YAML file, or the content of such a file. With parameters it is a search,
+                without parameters a list of runs.
+            grid: given instead of `space`, a grid by name, file or content: every combination of its points, once for
+                each
+                seed.
+            name: the name of the study; None: that of the space or grid, followed by a digest if anything was changed.
             preset: values to start from: "demo", "paper" or "official".
-            trials: of the search, in all; more than last time extends it; none: what the space says.
-            seeds, only, skip: of a grid: seeds of training; axis or dotted key -> names to keep, or to leave out.
-            workspace: folder for everything that is written; none: ERAT_HOME, or ./runs.
+            trials: number of trials of the search in all; a larger number than last time extends it; None: the number
+                of
+                the space.
+            seeds, only, skip: for a grid: the seeds of training; the names to keep or to leave out, by axis or dotted
+                key.
+            workspace: folder for everything that is written; None: ERAT_HOME, or ./runs.
             overrides: dotted configuration keys on top of the preset.
             more_overrides: the same as keywords, with "__" for the dot: `defense__eta=0.3`.
 
         Raises:
-            UserError: an unknown name, key or value, or a name that belongs to another specification.
+            UserError: a name, key or value is not known, or the name belongs to another specification.
         """
         home, given = _home(workspace), _overrides(overrides, more_overrides)
         if (space is None) == (grid is None):
@@ -123,20 +129,24 @@ class Study:
         )
 
     def run(self, address: str | None = None, *, at_most: int | None = None) -> Study:
-        """Run what is left of it, wait for the end, and write its tables and figures; a run that fails fails alone.
+        """Run what is left of the study, wait for the end, and write its tables and figures.
+
+        A run that fails does not stop the others.
 
         Args:
-            address: Ray cluster to join: "HOST:PORT", "ray://HOST:PORT" or "auto"; none: Ray on this machine.
-            at_most: runs side by side; none: as many as fit.
+            address: the Ray cluster to join: "HOST:PORT", "ray://HOST:PORT" or "auto"; None: Ray on this machine.
+            at_most: the largest number of runs side by side; None: as many as fit.
 
         Returns:
-            This study, with `end`.
+            This study, with `end` set.
 
         Raises:
-            UserError: the data, the tracking server or the cluster cannot be had, or another process runs this study.
-            KeyboardInterrupt: passed on; what finished is on record, and `run` goes on.
+            UserError: the data, the tracking server or the cluster is not available, or another process runs this
+                study.
+            KeyboardInterrupt: the run was interrupted; finished trials are on record, and another `run` resumes the
+                rest.
         """
-        # Ray's parts load slowly: who only looks at results does not pay.
+        # Imported here because Ray loads slowly, and a caller who only looks at results does not need it.
         from orchestration.search.launch import run_study
 
         ledger = self._reopen()
@@ -147,7 +157,7 @@ class Study:
         return self
 
     def retry(self, address: str | None = None, *, at_most: int | None = None) -> Study:
-        """Run the failed trials again, and those still to do. Arguments, result and errors as of `run`."""
+        """Run the failed trials again, and those still to do; arguments, result and errors are those of `run`."""
         ledger = self._reopen()
         proposals = ledger.studies[self.name].proposals.values() if self.begun else ()
         for proposal in list(proposals):
@@ -158,17 +168,17 @@ class Study:
 
     @property
     def begun(self) -> bool:
-        """Whether it is on record in the workspace."""
+        """Return whether the study is on record in the workspace."""
         return self.name in self._ledger().studies
 
     @property
     def parameters(self) -> list[str]:
-        """The dotted keys that tell its trials apart: those searched, or those that its list of runs sets."""
+        """Return the dotted keys that distinguish the trials: those searched, or those that the list of runs sets."""
         return self.spec.space.columns
 
     @property
     def trials(self) -> list[Trial]:
-        """All trials that are known, in the order of their numbers: ended, running, and planned ones not begun."""
+        """Return all known trials in the order of their numbers: ended, running, and planned but not begun."""
         ledger, begun = self._ledger(), self.begun_trials()
         known = ledger.studies[self.name].trials if self.name in ledger.studies else 0
         left = not_begun(self.spec, max(known, self.search_trials), begun)
@@ -181,20 +191,20 @@ class Study:
 
     @property
     def total(self) -> int:
-        """How many trials there are to be."""
+        """Return the number of trials of the whole study."""
         return self.spec.size(self.search_trials)
 
     @property
     def best(self) -> Trial | None:
-        """The finished trial that validation accuracy speaks for, none if none finished; test accuracy has no say."""
+        """Return the finished trial with the best validation accuracy, or None; test accuracy plays no part."""
         from orchestration.report.summary import best
 
         return best(self.begun_trials())
 
     def results(self) -> DataFrame:
-        """Return a pandas table with one row a trial and, behind `COLUMNS`, a column for each configuration key.
+        """Return a pandas table with a row per trial: the columns `COLUMNS`, then one for each configuration key.
 
-        Accuracies in [0, 1], times in seconds; `params` holds what was chosen for the trial, as a dictionary.
+        Accuracies are in [0, 1], times in seconds; `params` holds what was chosen for the trial, as a dictionary.
         """
         from pandas import DataFrame
 
@@ -204,28 +214,28 @@ class Study:
         return DataFrame(rows, columns=[*COLUMNS, *keys])
 
     def report(self, path: str | Path | None = None, *, format: str = "html", what: str = "path") -> Path:
-        """Write its tables and figures beside the paper's as one file, finished or not; return the file.
+        """Write tables and figures of the study, finished or not, beside the paper's into one file; return the file.
 
         Args:
-            path: none: `reports/NAME/` in the workspace.
+            path: the file to write; None: one in `reports/NAME/` in the workspace.
             format: "html", "csv", "latex" or "md".
-            what: `path` was given as, for messages.
+            what: the option or argument that `path` came from, for messages.
 
         Raises:
-            UserError: it was never run, an unknown format, or a file that cannot be written.
+            UserError: the study was never run, the format is not known, or the file cannot be written.
         """
         from orchestration.report.document import write_report
 
         return write_report(self.workspace, self.name, format, path, what=what)
 
     def _ledger(self) -> Ledger:
-        """What is on record now."""
+        """Return the ledger with its present records."""
         self._records.refresh()
         return self._records
 
     def _reopen(self) -> Ledger:
-        """What is on record, to be added to; a study that was found there looks for its images anew."""
-        Workspace.from_environment(folder=self.workspace.root)  # refuses one that cannot be written
+        """Return the ledger for adding records; the images of a study that was loaded from it are looked up anew."""
+        Workspace.from_environment(folder=self.workspace.root)  # refuses a workspace that cannot be written
         ledger = self._ledger()
         if self._found:
             self.spec = reopened(ledger, self.name, self.workspace.fingerprints())
@@ -233,13 +243,13 @@ class Study:
 
 
 def load_study(name: str, workspace: Home = None) -> Study:
-    """Find a study that was run before, to look at it or to go on with it.
+    """Find a study that was run before, to look at it or to resume it.
 
     Args:
-        workspace: as of `Study.create`; to look at, one that cannot be written will do.
+        workspace: as in `Study.create`; to look at a study, a workspace that cannot be written is enough.
 
     Raises:
-        UserError: no such study; the message lists near matches.
+        UserError: there is no such study; the message lists near matches.
     """
     home = _home(workspace, reading=True)
     ledger = Ledger(home.ledger)
@@ -253,13 +263,13 @@ def study_names(workspace: Home = None) -> list[str]:
 
 
 def check_name(name: str, what: str = "name") -> str:
-    """Return a study's name, which becomes a folder and a tag, if it can be one.
+    """Return the name of a study, which becomes a folder and a tag, after checking that it is allowed.
 
     Args:
-        what: it was given as, for the message.
+        what: the option or argument that the name came from, for the message.
 
     Raises:
-        UserError: it cannot.
+        UserError: the name has other characters, a wrong first character or more than 100 characters.
     """
     if not name or len(name) > 100 or not all(char.isalnum() or char in "-_." for char in name) or name[0] in ".-":
         raise UserError(f"{what} must be letters, digits, '-', '_' and '.', at most 100, got {shown(name)}")
@@ -267,7 +277,7 @@ def check_name(name: str, what: str = "name") -> str:
 
 
 def _default_name(spec: StudySpec, plain: bool) -> str:
-    """The space's own, with a digest behind it where anything was changed."""
+    """Return the name of the space, followed by a digest if anything was changed."""
     return spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"
 
 
@@ -278,7 +288,7 @@ def _home(workspace: Home, *, reading: bool = False) -> Workspace:
 
 
 def _overrides(given: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys out of both ways to write them."""
+    """Return dotted keys from both ways of writing them."""
     overrides = dict(given or {})
     for word, value in more.items():
         key = word.replace("__", ".", 1)

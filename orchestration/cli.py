@@ -1,4 +1,4 @@
-"""The command line: verbs and their help."""
+"""Defines the command line: its verbs and their help."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 
 
 def _given(value: str | None) -> str | None:
-    """Refuse an option that is given without a value, which would else pass for one that is not given."""
+    """Refuse an option with an empty value, which would otherwise pass for an option that is not given."""
     if value == "":
         raise typer.BadParameter("it must not be empty")
     return value
@@ -80,20 +80,20 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run and 
 
 
 def _verb(*examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a verb whose help ends with these examples."""
+    """Return a decorator that registers a verb whose help ends with these examples."""
     text = "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  python orchestrate.py {line}" for line in examples)
     return app.command(cls=OnceCommand, epilog=text)
 
 
 def parse_overrides(words: list[str] | None) -> dict[str, Any]:
-    """Read KEY=VALUE words; see `orchestration.study.overrides`, which loads what a help page has no need of."""
+    """Read KEY=VALUE words; the reader is loaded here because no help page needs `orchestration.study.overrides`."""
     from orchestration.study import overrides as reader
 
     return reader.parse_overrides(words)
 
 
 def _asked(words: list[str] | None, file: str | None, preset: str | None, apart: tuple[str, ...] = ()) -> Any:
-    """Read what words, a file and a preset ask for; see `orchestration.study.config_files`."""
+    """Read the configuration that words, a file and a preset ask for; see `orchestration.study.config_files`."""
     from orchestration.study import config_files
 
     return config_files.asked(words, file, preset, apart=apart)
@@ -184,7 +184,7 @@ def matrix(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a table or figure of the paper: every defense on every corruption. What is done already is not run again."""
+    """Run a table or figure of the paper: every defense on every corruption. Finished runs are not repeated."""
     from orchestration.api import Study
     from orchestration.storage.workspace import Workspace
     from orchestration.study.grids import load_grid, parse_choice, specification
@@ -218,7 +218,7 @@ def matrix(
 
 @_verb("resume budgets")
 def resume(name: StudyName, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
-    """Go on with a sweep: unfinished trials from their last checkpoint, then those not begun."""
+    """Resume a sweep: unfinished trials from their last checkpoint, then those that have not begun."""
     from orchestration.api import load_study
 
     _run_study(load_study(name), address, at_most, as_json)
@@ -226,7 +226,7 @@ def resume(name: StudyName, address: Address = None, at_most: AtMost = None, as_
 
 @_verb("retry budgets")
 def retry(name: StudyName, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
-    """Run the failed trials of a sweep again, and no others but those still to do."""
+    """Run the failed trials of a sweep again, and those that are still to do; finished trials stay as they are."""
     from orchestration.api import load_study
 
     _run_study(load_study(name), address, at_most, as_json, retry=True)
@@ -255,7 +255,7 @@ def status(
     watch: Annotated[bool, typer.Option(help="show it anew every 2 seconds, until nothing runs or Ctrl-C")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What ran, what is running, what is left."""
+    """Show what has run, what is running and what is left to do."""
     from orchestration.commands import overview
     from orchestration.storage.workspace import Workspace
 
@@ -285,7 +285,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tables and figures beside the paper's, as one file: a page to read, or CSV, LaTeX, Markdown."""
+    """Write tables and figures beside the paper's into one file: a page to read, CSV, LaTeX or Markdown."""
     from orchestration.api import load_study
 
     path = load_study(name).report(out, format=form, what="--out")
@@ -313,7 +313,7 @@ def train(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one configuration; interrupted, the same command goes on from the last epoch."""
+    """Train one configuration; after an interruption, the same command resumes after the last epoch."""
     from erat.config import build
     from orchestration.commands import overview
     from orchestration.run.directory import RunDirectory
@@ -385,7 +385,7 @@ def craft(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Craft a corrupted set into the store ahead of training; look at it; prove that it bites."""
+    """Craft a corrupted set into the store ahead of training; preview it; verify that its corruption has an effect."""
     from erat.config import build
     from orchestration.api import Study
     from orchestration.commands import overview
@@ -457,7 +457,7 @@ def audit(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train on images of one's own, and find out which labels are wrong and whether the images are poisoned.
+    """Train on your own images, and find out which labels are wrong and whether the images are poisoned.
 
     data.root is a folder of class folders, a .csv (path, label), a .parquet or a .npz file. It is only read.
     """
@@ -504,7 +504,7 @@ def audit(
 
 
 def _checked(name: str | None) -> str | None:
-    """The name asked for, if there is one and it can be one."""
+    """Return the name that was asked for, if there is one, after checking that it is allowed."""
     from orchestration.api import check_name
 
     return None if name is None else check_name(name, "--name")
@@ -548,7 +548,7 @@ def config(
     form: Annotated[str, typer.Option("--format", help="text or md")] = "text",
     as_json: AsJson = False,
 ) -> None:
-    """Every key of a configuration: type, default, allowed values and meaning."""
+    """List every key of a configuration: type, default, allowed values and meaning."""
     from orchestration.commands.configuration import listing
 
     text, content = listing(keys or [], preset, defense, form)
@@ -560,7 +560,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
     host: Annotated[str, typer.Option(help="127.0.0.1 or localhost; MLflow asks nobody for a password")] = "127.0.0.1",
 ) -> None:
-    """MLflow's page on this project's store, until Ctrl-C."""
+    """Serve MLflow's page on this project's store until Ctrl-C."""
     from orchestration.storage.workspace import Workspace
     from orchestration.tracking import tracker
 
@@ -582,7 +582,7 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What this machine and cluster can do, and what is missing: versions, devices, storage, tracking, disk."""
+    """Check what this machine and cluster can do, and what is missing: versions, devices, storage, tracking, disk."""
     from orchestration.commands import doctor
     from orchestration.storage.workspace import Workspace
 
@@ -594,7 +594,7 @@ def doctor(
 
 
 def _run_study(study: Study, address: str | None, at_most: int | None, as_json: bool, *, retry: bool = False) -> None:
-    """Run what is left of a study, show its end, and exit 1 if a trial failed."""
+    """Run what is left of a study, show its results, and exit with status 1 if a trial failed."""
     from orchestration.commands import overview
     from orchestration.run.directory import RunDirectory
     from orchestration.search.driver import best_json, result_json
@@ -628,7 +628,7 @@ def _run_study(study: Study, address: str | None, at_most: int | None, as_json: 
 
 
 def _plan_study(study: Study, as_json: bool) -> None:
-    """Say what a study would run."""
+    """Show what a study would run."""
     from orchestration.commands import overview
     from orchestration.study.ledger import Ledger
 
@@ -647,7 +647,11 @@ def _say_if_fewer(study: Study) -> None:
 
 
 def main() -> None:
-    """Run the command. Exit 0 done, 1 a run failed, 2 wrong input, 70 unforeseen, 130 interrupted, 141 nobody reads."""
+    """Run the command and exit with its status.
+
+    0: done; 1: a run failed; 2: the input is wrong; 70: an unforeseen error; 130: interrupted; 141: the reader of
+    standard output has closed it.
+    """
     quiet()
     signal.signal(signal.SIGTERM, _as_interrupt)
     sys.exit(guarded(_run))
@@ -655,10 +659,10 @@ def main() -> None:
 
 def _run() -> Any:
     code = app(standalone_mode=False)
-    sys.stdout.flush()  # what cannot be written is met here, not when Python ends
+    sys.stdout.flush()  # output that cannot be written is reported here, not when Python ends
     return code
 
 
 def _as_interrupt(number: int, frame: Any) -> None:
-    """A request to end is treated like Ctrl-C: servers are stopped, and a sweep says how to go on."""
+    """Treat a request to end like Ctrl-C, so that servers are stopped and a sweep says how to resume it."""
     raise KeyboardInterrupt

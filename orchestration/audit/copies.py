@@ -53,7 +53,7 @@ class CopyGroup:
 
     @property
     def words(self) -> str:
-        """Return a description of the group for a person."""
+        """Return a description of the group for a reader."""
         kind = "the same pixels" if self.exact else "nearly the same picture"
         said = [kind, "under different labels" if self.labels_differ else f"labelled {self.copies[0].label}"]
         if self.parts_differ:

@@ -112,7 +112,7 @@ def poison_verdict(test: PoisonTest) -> str:
 
 
 def hold_words(hold: Hold) -> str:
-    """Return the name of a condition for a person, such as "APGD, l_inf 0.0314" or "noise, standard deviation 0.08"."""
+    """Return the name of a condition in words, such as "APGD, l_inf 0.0314" or "noise, standard deviation 0.08"."""
     if hold.kind == "none":
         return "as they are"
     if hold.kind in ("linf", "l2"):

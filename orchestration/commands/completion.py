@@ -1,4 +1,7 @@
-"""What the shell offers for the word under the cursor. Quick and silent: no torch, and no error while one types."""
+"""Provides the words that the shell offers for the word under the cursor.
+
+It must be quick and silent: it does not load torch, and it prints no error while the user types.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ Offer = str | tuple[str, str]  # a word, or a word and its meaning
 
 
 def _silent(offers: Callable[..., Iterable[Offer]]) -> Callable[[typer.Context, str], list[Offer]]:
-    """Offer nothing where something is amiss; of what is offered only words that begin as the one begun."""
+    """Wrap a completer so that it offers nothing if it fails, and only words that start with the incomplete one."""
 
     @wraps(offers)
     def offered(ctx: typer.Context, incomplete: str) -> list[Offer]:
@@ -31,7 +34,7 @@ def _silent(offers: Callable[..., Iterable[Offer]]) -> Callable[[typer.Context, 
 
 @_silent
 def presets(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
-    """Names of presets."""
+    """Offer the names of presets."""
     from erat.presets import PRESETS
 
     return PRESETS
@@ -39,7 +42,7 @@ def presets(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 
 @_silent
 def spaces(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
-    """Names of search spaces."""
+    """Offer the names of search spaces."""
     from orchestration.study.named import FOLDER, names_in
 
     return names_in(FOLDER)
@@ -47,7 +50,7 @@ def spaces(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 
 @_silent
 def grids(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
-    """Names of grids."""
+    """Offer the names of grids."""
     from orchestration.study.named import GRIDS, names_in
 
     return names_in(GRIDS)
@@ -55,7 +58,7 @@ def grids(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 
 @_silent
 def studies(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
-    """Names of the sweeps and matrices in the ledger."""
+    """Offer the names of the sweeps and matrices in the ledger."""
     from orchestration.storage.workspace import Workspace
     from orchestration.study.ledger import Ledger
 
@@ -64,7 +67,7 @@ def studies(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 
 @_silent
 def defenses(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
-    """Names of defenses and their variants."""
+    """Offer the names of defenses and their variants."""
     from erat.variants import defense_names
 
     return defense_names()
@@ -72,7 +75,7 @@ def defenses(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 
 @_silent
 def keys(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
-    """Dotted keys."""
+    """Offer the dotted keys."""
     from erat.config import all_keys
 
     return all_keys()
@@ -80,9 +83,9 @@ def keys(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 
 @_silent
 def overrides(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
-    """KEY= of every key, then the words that the key takes.
+    """Offer KEY= for every key, then the words that the key takes.
 
-    bash takes the two sides of an equals sign for words of their own, and replaces the second alone.
+    bash treats the two sides of an equals sign as separate words and replaces only the second.
     """
     from erat.config import all_keys, field_of
     from orchestration.study.overrides import words_of
@@ -92,7 +95,7 @@ def overrides(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
     defense = next((word.partition("=")[2] for word in before if word.startswith("defense.name=")), "erat")
     key, equals, _ = incomplete.partition("=")
     start = f"{key}="
-    if before and "=" not in before[-1]:  # the sign is the word under the cursor, or the one before
+    if before and "=" not in before[-1]:  # the word under the cursor, or the one before it, is the sign
         return _words(before[-1], defense, field_of, words_of)
     if equals:
         return [start + word for word in _words(key, defense, field_of, words_of)]

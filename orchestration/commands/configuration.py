@@ -1,4 +1,4 @@
-"""`config`: every key of a configuration, as the models have it, for a terminal, as Markdown, or as JSON."""
+"""Implements `config`: lists every key of a configuration from the models, for a terminal, as Markdown, or as JSON."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ from erat.variants import registered
 from orchestration.study.overrides import types_of, words_of
 
 FORMATS = ("text", "md")
-WIDTH = 100  # characters of a line of text
+WIDTH = 100  # characters per line of text
 _TYPES = {bool: "true or false", int: "whole number", float: "number", str: "text", NoneType: "none"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One key.
+    """A key of the configuration.
 
     Attributes:
-        default: as the preset fills it in; none where the key is left open.
-        allowed: the range or the words that it takes; empty where its type says all.
-        parts: the defenses or data corruptions that have it like this; empty where all configurations do.
+        key: the dotted key.
+        type: the type of its value, in words.
+        default: the default that the preset fills in; None if the key is left open.
+        allowed: the range, or the words that it takes; empty if the type says everything.
+        meaning: the description of the key.
+        parts: the defenses or data corruptions that have the key in this form; empty if all configurations have it.
     """
 
     key: str
@@ -44,12 +47,12 @@ class Entry:
 
 
 def entries(preset: str = "demo", defense: str | None = None) -> list[Entry]:
-    """All keys, or those of configurations with `defense`, in the order of the models.
+    """Return all keys, or those of configurations with `defense`, in the order of the models.
 
-    Keys of a defense, or of a data corruption, stand once for each way in which these have them.
+    A key of a defense or of a data corruption has one entry for each different form in which these have it.
 
     Raises:
-        UserError: an unknown preset or defense.
+        UserError: the preset or the defense is not known.
     """
     if defense is not None:
         registered(defense)
@@ -83,7 +86,7 @@ def _own_keys(kind: str) -> list[str]:
 def _ways(
     key: str, flats: Mapping[str, Mapping[str, Any]], fields: Mapping[str, FieldInfo | None], whole: int
 ) -> list[Entry]:
-    """The ways in which parts have a key, each with the names of these parts; with none where all `whole` are alike."""
+    """Return an entry for each form of a key, with the parts that have it so, or with no parts if all `whole` agree."""
     ways: dict[Entry, list[str]] = {}
     for name, field in fields.items():
         default = flats[name].get(key)
@@ -119,7 +122,7 @@ def _type(field: FieldInfo, is_choice: bool) -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    """The bounds of a number, or of each in a list: "[0, 1]", "(0, 1)" without its ends, "≥ 1"; empty without any."""
+    """Return the range of a number, or of each in a list: "[0, 1]", "(0, 1)" without its ends, "≥ 1"; "" if none."""
     marks = list(field.metadata)
     for kind in types_of(field.annotation):
         if get_origin(kind) is tuple:
@@ -137,7 +140,7 @@ def _range(field: FieldInfo) -> str:
 
 
 def _number(value: Any) -> str:
-    """A bound or a default as a person writes it: 2^32, 10^7, 8/255."""
+    """Return a bound or a default in the form in which people write it: 2^32, 10^7, 8/255."""
     if isinstance(value, int) and value > 10**6:
         power = next((f"{base}^{n}" for base in (2, 10) for n in range(6, 70) if base**n == value), None)
         return power or str(value)
@@ -148,7 +151,7 @@ def _number(value: Any) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as one writes it behind KEY=."""
+    """Return a value in the form in which it is written after KEY=."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -159,10 +162,10 @@ def written(value: Any) -> str:
 
 
 def chosen(found: Sequence[Entry], words: Sequence[str]) -> list[Entry]:
-    """The entries of these keys, or of all keys that begin so.
+    """Return the entries of these keys, or of all keys that start with these words.
 
     Raises:
-        UserError: there is no such key; near matches.
+        UserError: there is no such key; the message lists near matches.
     """
     kept: list[Entry] = []
     for word in words:
@@ -174,7 +177,7 @@ def chosen(found: Sequence[Entry], words: Sequence[str]) -> list[Entry]:
 
 
 def as_text(found: Sequence[Entry]) -> str:
-    """A key, what it takes, and what it means, each on lines of its own."""
+    """Return each key, the values that it takes and its meaning on separate lines."""
     lines = []
     for entry in found:
         having = f"; with {', '.join(entry.parts)}" if entry.parts else ""
@@ -217,7 +220,7 @@ Defaults below are those of the preset `{preset}`, and `none` stands for a key t
 
 
 def as_markdown(found: Sequence[Entry], preset: str = "demo") -> str:
-    """A table a section; with all keys, what the presets differ in."""
+    """Return a Markdown table per section; if all keys are listed, also what the presets differ in."""
     parts = [_HEAD.format(preset=preset)]
     for section in dict.fromkeys(entry.key.partition(".")[0] for entry in found):
         here = [entry for entry in found if entry.key.startswith(f"{section}.")]
@@ -232,7 +235,7 @@ def as_markdown(found: Sequence[Entry], preset: str = "demo") -> str:
 
 
 def _about(section: str) -> str:
-    """The first paragraph of the documentation of a section's model."""
+    """Return the first paragraph of the docstring of a section's model."""
     kind = RunConfig.model_fields[section].annotation
     return " ".join((getdoc(kind) or "").split("\n\n")[0].split())
 
@@ -250,10 +253,10 @@ def _presets() -> tuple[list[str], list[list[str]]]:
 
 
 def listing(words: Sequence[str], preset: str, defense: str | None, form: str) -> tuple[str, list[dict[str, Any]]]:
-    """Return what `config` prints: (the text, the same for `--json`).
+    """Return the output of `config`: the text, and the same content for `--json`.
 
     Raises:
-        UserError: an unknown key, preset, defense or format.
+        UserError: a key, preset, defense or format is not known.
     """
     if form not in FORMATS:
         raise unknown_name("format", form, FORMATS)

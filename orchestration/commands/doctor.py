@@ -26,7 +26,7 @@ LOW_DISK_GB, LOW_MEMORY_GB = 5, 4
 
 
 def check(workspace: Workspace, address: str | None, console: Console) -> dict[str, Any]:
-    """Check everything that a run needs, on every node if an address is given, and print a line for each.
+    """Check everything that a run needs, on every node if an address is given, and print a line for each check.
 
     Returns:
         The findings; "ok" says whether everything is there.

@@ -1,4 +1,4 @@
-"""What a person is shown besides the live table: plans, states, results. Each also returns what `--json` prints."""
+"""Prints plans, states and results, apart from the live table; each function also returns what `--json` prints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from orchestration.tracking.store import tracking_uri
 from orchestration.tracking.text import compare_hint
 
 WATCH_SECONDS = 2.0
-MOST_ROWS = 60  # of a list of trials
+MOST_ROWS = 60  # largest number of rows in a list of trials
 _LISTED = ("name", "space", "preset", "trials", "done", "stopped", "running", "failed", "left")
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def show_sweep(end: StudyEnd, console: Console) -> None:
-    """The end of a sweep: table, best setting, where everything lies."""
+    """Print the results of a sweep: the table, the best setting, and the places of all files."""
     driver, rows = end.driver, end.driver.trials
     if driver.spec.kind == "search":
         console.print(terminal(summary(rows, driver.spec.space.columns)))
@@ -64,7 +64,7 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
 
 
 def show_run(row: Trial, workspace: Workspace, console: Console) -> None:
-    """The end of one training."""
+    """Print the results of one training."""
     if row.status in FINISHED:
         console.print(
             f"{row.status}: clean test accuracy {accuracy(row.final_test_accuracy)} in the last epoch, "
@@ -74,7 +74,7 @@ def show_run(row: Trial, workspace: Workspace, console: Console) -> None:
 
 
 def crafted(manifest: dict[str, Any], console: Console) -> dict[str, Any]:
-    """A crafted set's manifest: the image part with the label part's noise beside it."""
+    """Print and return the manifest of a crafted set: its image part, with the noise of its label part."""
     images, labels = manifest["images"], manifest["labels"]
     shown = (
         "path",
@@ -100,8 +100,9 @@ def crafted(manifest: dict[str, Any], console: Console) -> dict[str, Any]:
 def plan_sweep(
     name: str, spec: StudySpec, trials: int, workspace: Workspace, ledger: Ledger, console: Console
 ) -> dict[str, Any]:
-    """What a sweep would run."""
-    from orchestration.study import estimate  # here, as in all plans: it loads torch, which a status does without
+    """Print and return what a sweep would run."""
+    # Imported here, as in all plans, because it loads torch, which `status` does not need.
+    from orchestration.study import estimate
 
     overrides = [params for _, params in spec.known_ahead(trials)]
     known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
@@ -125,7 +126,7 @@ def plan(
     like_base: int = 0,
     spec: StudySpec | None = None,
 ) -> dict[str, Any]:
-    """What these cells, and `like_base` more of `spec` that are yet to be proposed, would cost."""
+    """Print and return what these runs, and `like_base` more of `spec` that are still to be proposed, would cost."""
     from orchestration.crafting.sets import missing_sets
     from orchestration.study import estimate
 
@@ -174,7 +175,7 @@ def plan(
 
 
 def _disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> float | None:
-    """GB; that it is not known keeps no one from running."""
+    """Return the disk space needed in GB, or None if it is not known, which must not keep anyone from running."""
     from orchestration.study import estimate
 
     try:
@@ -184,7 +185,10 @@ def _disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> float | No
 
 
 def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
-    """MB of the run that needs most, and the words for it. That it is not known keeps no one from running."""
+    """Return the memory in MB of the run that needs most, and the words for it.
+
+    It is None if it is not known, which must not keep anyone from running.
+    """
     from erat.engine.memory import MB
     from orchestration.study import estimate
 
@@ -207,7 +211,7 @@ def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
 
 
 def plan_sets(configs: Sequence[RunConfig], lacking: Sequence[RunConfig], console: Console) -> dict[str, Any]:
-    """How many crafted sets these need, and which the store lacks."""
+    """Print and return how many crafted sets these runs need, and which of them the store lacks."""
     from orchestration.crafting.sets import distinct_sets, set_name
 
     needed, missing = len(distinct_sets(configs)), [set_name(config) for config in lacking]
@@ -217,7 +221,7 @@ def plan_sets(configs: Sequence[RunConfig], lacking: Sequence[RunConfig], consol
 
 
 def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
-    """Every sweep in the ledger."""
+    """Print and return every sweep in the ledger."""
     ledger = Ledger(workspace.ledger)
     content: list[dict[str, Any]] = []
     for name in ledger.studies:
@@ -243,10 +247,10 @@ def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
 
 
 def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any]:
-    """One sweep, trial by trial.
+    """Print and return a sweep, trial by trial.
 
     Raises:
-        UserError: no such sweep.
+        UserError: there is no such sweep.
     """
     study = load_study(name, workspace)
     spec, rows, total = study.spec, study.begun_trials(), study.total
@@ -286,10 +290,10 @@ def _heard(workspace: Workspace, row: Trial) -> float | None:
 
 
 def watch(workspace: Workspace, name: str, console: Console) -> dict[str, Any]:
-    """`of_sweep` again and again, until nothing runs under this name; what it said last.
+    """Repeat `of_sweep` until nothing runs under this name, and return its last content.
 
     Raises:
-        UserError: no such sweep.
+        UserError: there is no such sweep.
     """
     try:
         while True:
@@ -306,7 +310,7 @@ def watch(workspace: Workspace, name: str, console: Console) -> dict[str, Any]:
 
 
 def _worth_showing(rows: Sequence[Trial]) -> list[Trial]:
-    """All of a few; of many those that are not finished, and the last finished ones."""
+    """Return all rows if they are few; otherwise the unfinished ones and the last finished ones."""
     if len(rows) <= MOST_ROWS:
         return list(rows)
     open_rows = [row for row in rows if row.status not in FINISHED][:MOST_ROWS]
@@ -316,6 +320,6 @@ def _worth_showing(rows: Sequence[Trial]) -> list[Trial]:
 
 
 def counts_of(rows: Sequence[Trial], total: int) -> dict[str, int]:
-    """How many trials are in which state, and how many are left to do."""
+    """Return the number of trials in each state, and the number that is left to do."""
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "stopped", "running", "failed")}
     return counts | {"left": total - counts["done"] - counts["stopped"] - counts["failed"]}

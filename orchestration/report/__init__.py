@@ -1,1 +1,1 @@
-"""What a person gets to see of a sweep: tables, figures, and the paper's figures to hold them against."""
+"""Shows what a study found: tables, figures, and the paper's figures for comparison."""

@@ -1,4 +1,4 @@
-"""The paper's sweep over pairs of training budgets (Fig. 5): where a budget stands among them, and which ones hurt."""
+"""Describes the paper's sweep over pairs of training budgets (Fig. 5): their order, and which ones hurt."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from math import isclose, log
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, value
 from orchestration.study.trial import Trial
 
-MARGIN = 2.0  # points below the best from which on a setting counts as hurting
-# Fig. 5 of the paper: multiples of the reference l_inf budget, and the multiples of the l_2 one that go with them.
+MARGIN = 2.0  # a setting hurts if it is more than this many percentage points below the best
+# Fig. 5 of the paper: multiples of the reference l_inf budget, and the multiples of the l_2 budget paired with them.
 _MULTIPLES = ((1 / 8, 0.2), (1 / 4, 0.4), (1 / 2, 0.6), (3 / 4, 0.8), (1.0, 1.0), (3 / 2, 1.2), (2.0, 1.4), (3.0, 1.6))
 _GLYPHS = {1 / 8: "⅛", 1 / 4: "¼", 1 / 2: "½", 3 / 4: "¾"}
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -19,12 +19,12 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 
 @dataclass(frozen=True)
 class BudgetAxis:
-    """The paper's pairs, equally spaced in their order; any other budget stands between them, by its logarithm.
+    """An axis with the paper's pairs, equally spaced in order; other budgets lie between them, by their logarithm.
 
     Attributes:
-        stops: l_inf budgets that carry a tick, ascending and positive.
-        companions: the l_2 budget that goes with each stop; empty where the stops are not the paper's pairs.
-        reference: the data set's customary l_inf budget, which the paper's pairs are multiples of, if it is known.
+        stops: l_inf budgets that have a tick, ascending and positive.
+        companions: the l_2 budget that is paired with each stop; empty if the stops are not the paper's pairs.
+        reference: the usual l_inf budget of the data set, of which the paper's pairs are multiples, if it is known.
     """
 
     stops: tuple[float, ...]
@@ -33,7 +33,7 @@ class BudgetAxis:
 
     @classmethod
     def of(cls, rows: Sequence[Trial]) -> BudgetAxis:
-        """The axis for these rows: the paper's pairs among them, or some of their budgets where there are none."""
+        """Return the axis for these rows: the paper's pairs among them, or some of their budgets if there are none."""
         paper = sorted({pair(row) for row in rows if row.source == "paper" and pair(row)[0] > 0})
         if len({eps_inf for eps_inf, _ in paper}) < 2:
             return cls(tuple(log_ticks(EPSILON_INF, [pair(row)[0] for row in rows])))
@@ -41,7 +41,7 @@ class BudgetAxis:
         return cls(tuple(companions), tuple(companions.values()), _reference(paper))
 
     def position(self, eps_inf: float) -> float:
-        """Where this budget stands: 0 at the first stop, 1 at the second; just off the axis what lies far beyond."""
+        """Return the place of a budget: 0 at the first stop, 1 at the second, just off the axis if it is far beyond."""
         if eps_inf <= 0 or len(self.stops) < 2:
             return 0.0 if eps_inf in self.stops else -0.7
         after = min(max(bisect_right(self.stops, eps_inf), 1), len(self.stops) - 1)
@@ -50,7 +50,7 @@ class BudgetAxis:
         return min(max(place, -0.7), len(self.stops) - 0.3)
 
     def label(self, index: int) -> str:
-        """One stop in up to three lines: multiple of the reference, eps_inf, eps_2."""
+        """Return the label of a stop in up to three lines: multiple of the reference, eps_inf, eps_2."""
         lines = [value(EPSILON_INF, self.stops[index])]
         if self.companions:
             lines.append(value(EPSILON_2, self.companions[index]))
@@ -61,7 +61,7 @@ class BudgetAxis:
 
 
 def log_ticks(key: str, numbers: Iterable[float]) -> list[float]:
-    """Round numbers around these on a logarithmic axis: 2^n/255 for an l_inf budget, else 1, 2 and 5 times 10^n."""
+    """Return round numbers near these for a logarithmic axis: 2^n/255 for an l_inf budget, else 1, 2, 5 times 10^n."""
     positive = [number for number in numbers if number > 0]
     if not positive:
         return []
@@ -74,12 +74,12 @@ def log_ticks(key: str, numbers: Iterable[float]) -> list[float]:
 
 
 def pair(row: Trial) -> tuple[float, float]:
-    """(eps_inf, eps_2) of a trial; 0 for a budget that it does not have."""
+    """Return (eps_inf, eps_2) of a trial, with 0 for a budget that it does not have."""
     return float(row.params.get(EPSILON_INF) or 0.0), float(row.params.get(EPSILON_2) or 0.0)
 
 
 def _reference(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """The l_inf budget of which all these pairs are the paper's multiples; None if there is none, or more than one."""
+    """Return the l_inf budget of which all these pairs are the paper's multiples, None unless there is exactly one."""
     fitting: list[float] = []
     for times_inf, times_2 in _MULTIPLES if pairs else ():
         unit_inf, unit_2 = pairs[0][0] / times_inf, pairs[0][1] / times_2
@@ -90,7 +90,7 @@ def _reference(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 
 def hurting(accuracies: Sequence[float], margin: float = MARGIN) -> tuple[int, int]:
-    """How many settings at the small end, and at the large end, lie more than `margin` points below the best."""
+    """Return how many settings at the small end, and at the large end, are more than `margin` points below the best."""
     if not accuracies:
         return 0, 0
     below = [max(accuracies) - accuracy > margin for accuracy in accuracies]

@@ -20,7 +20,7 @@ QUIET_SECONDS = 5.0  # plain lines: at most one per set in this time
 class CraftView(Protocol):
     """A view of the progress of sets; a set that was in the store already is not shown.
 
-    `left` says how much time is left, if the caller knows better than the speed of the present stage tells.
+    `left` says how much time is left, if the caller knows it better than the speed of the present stage tells.
     """
 
     def show(self, name: str, what: str, done: int, total: int, left: str = "") -> None: ...

@@ -1,4 +1,4 @@
-"""What a page can show of one cell, read from its folder and packed: what many cells share is stored once."""
+"""Packs the details of a run that a page can show, from its directory; values that many runs share are stored once."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from orchestration.run.directory import RunDirectory
 from orchestration.storage.forms import Confusion, Selection
 from orchestration.study.trial import Trial
 
-FEW_CLASSES = 20  # up to so many, the whole confusion matrix is kept; beyond, what is confused most
+FEW_CLASSES = 20  # up to this many classes the whole confusion matrix is kept, above it the most frequent confusions
 MOST_PAIRS = 30
-TAIL = 1500  # characters of a failed run's traceback
+TAIL = 1500  # number of characters at the end of a failed run's traceback
 _SELECTION = ("labelled_per_class", "correct_per_class", "wrong_per_class", "caught_per_class")
 
 
 @dataclass
 class Pool:
-    """Values that several cells have in common, each once; cells hold their numbers."""
+    """Values that several runs have in common, each stored once; the runs refer to them by number."""
 
     values: list[Any] = field(default_factory=list)
     _numbers: dict[str, int] = field(default_factory=dict)
 
     def add(self, value: Any) -> int:
-        """The number of this value."""
+        """Store a value, if it is new, and return its number."""
         key = json.dumps(value, sort_keys=True, default=str)
         if key not in self._numbers:
             self._numbers[key] = len(self.values)
@@ -36,11 +36,13 @@ class Pool:
 
 
 def detail_of(row: Trial, run: RunDirectory, command: str, pool: Pool) -> dict[str, Any]:
-    """The packed content of a cell's drill-down.
+    """Return the packed content of a run's drill-down.
 
     Args:
-        run: its directory; what is not there is left out.
-        command: the shell line that runs it again.
+        row: the trial.
+        run: the directory of the run; files that are missing are left out.
+        command: the shell command that runs the configuration again.
+        pool: the values that runs share.
     """
     epochs, result = run.read_metrics(), row.so_far
     content = {
@@ -74,7 +76,7 @@ def detail_of(row: Trial, run: RunDirectory, command: str, pool: Pool) -> dict[s
 
 
 def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """A flat configuration by its first words; the seed apart, so that seeds share the rest."""
+    """Group a flat configuration by the first words of its keys; the seed is apart, so that seeds share the rest."""
     sections: dict[str, dict[str, Any]] = {}
     for key, value in config.items():
         section, _, name = key.partition(".")
@@ -84,9 +86,9 @@ def _sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _terms(epochs: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]] | None:
-    """Return each loss term over the epochs, none where an epoch did not have it; none if there are no terms.
+    """Return each loss term over the epochs, with None for an epoch that lacks it; return None if there are no terms.
 
-    Three digits: there may be many terms, and more cannot be seen in a curve.
+    Values have three digits: there may be many terms, and a curve cannot show more.
     """
     terms = [entry.get("loss_terms") or {} for entry in epochs]
     names = dict.fromkeys(name for entry in terms for name in entry)
@@ -99,13 +101,13 @@ def _numbers(epochs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def _short(value: Any, digits: int = 4) -> float | None:
-    """Four digits: more cannot be seen."""
+    """Round a number to some digits, four by default, because a reader cannot see more in a figure."""
     number = finite(value) if isinstance(value, int | float) else None
     return None if number is None else float(f"{number:.{digits}g}")
 
 
 def _selection(content: Selection | None, pool: Pool) -> dict[str, Any]:
-    """The last epoch's selection: per class labelled, of these right; wrong labels, of these caught."""
+    """Return the last epoch's selection by class: labelled, rightly labelled among these; wrong labels, caught ones."""
     if not content or not content["epochs"]:
         return {}
     last = content["epochs"][-1]

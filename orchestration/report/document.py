@@ -1,4 +1,4 @@
-"""A report: what the ledger and the cells' folders say of a sweep, finished or not, as one file to read or to paste."""
+"""Writes the report of a study, finished or not, from the ledger and the run directories, as one file."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
 
 
 def write_report(workspace: Workspace, name: str, form: str, out: str | Path | None, *, what: str = "--out") -> Path:
-    """Write the report of a sweep; the file.
+    """Write the report of a study, and return the file.
 
     Args:
         form: html, csv, latex or md.
-        out: the file to write; by default one in the sweep's report folder.
-        what: that `out` was given as, for messages.
+        out: the file to write; by default one in the study's report folder.
+        what: the option or argument that `out` came from, for messages.
 
     Raises:
-        UserError: no such sweep or format, or a file that cannot be written.
+        UserError: there is no such study or format, or the file cannot be written.
     """
     if form not in SUFFIXES:
         raise unknown_name("format", form, SUFFIXES)
@@ -100,7 +100,7 @@ def _curves(workspace: Workspace, rows: Sequence[Trial]) -> Epochs:
 
 
 def _selections(workspace: Workspace, rows: Sequence[Trial]) -> dict[str, Selection]:
-    """What each ERAT selected, where it ran without rebalancing too: else there is nothing to compare it with."""
+    """Return the selections of each ERAT run, if it also ran without rebalancing: otherwise there is no comparison."""
     names = {row.cell: baseline_name(row) for row in rows if row.status in FINISHED}
     if not {"ERAT", "ERAT w/o RB"} <= set(names.values()):
         return {}
@@ -113,7 +113,7 @@ def _selections(workspace: Workspace, rows: Sequence[Trial]) -> dict[str, Select
 
 
 def _counts(rows: Sequence[Trial], total: int) -> dict[str, int]:
-    """How many are in which state; the last is what nobody has begun."""
+    """Return the number of trials in each state; the last state is "not begun"."""
     counts = {state: sum(row.status == state for row in rows) for state in ("done", "stopped", "failed", "running")}
     counts["interrupted"] = sum(row.status == "queued" and row.epoch > 0 for row in rows)
     return counts | {"not begun": max(total, len(rows)) - sum(counts.values())}
@@ -122,7 +122,7 @@ def _counts(rows: Sequence[Trial], total: int) -> dict[str, int]:
 def _facts(
     workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: Sequence[Trial]
 ) -> list[tuple[str, str]]:
-    """What was run, when, where and with which code."""
+    """Return what was run, when, where and with which code."""
     base, images = spec.base, sorted(set(spec.images.values()))
     seeds = sorted({row.config["train.seed"] for row in rows if "train.seed" in row.config})
     shown = ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{seeds[0]} to {seeds[-1]} ({len(seeds)})"
@@ -153,7 +153,7 @@ def _date(moment: float) -> str:
 
 
 def _machines(workspace: Workspace, rows: Sequence[Trial], most: int = 400) -> list[tuple[str, str]]:
-    """Commits and devices of the finished runs, of the first ones where there are very many."""
+    """Return the commits and devices of the finished runs, of the first `most` if there are more."""
     commits: Counter[str] = Counter()
     devices: Counter[str] = Counter()
     for row in [row for row in rows if row.status in FINISHED][:most]:

@@ -1,4 +1,4 @@
-"""What a study came to as one text to paste or to work with: its tables in one of the formats."""
+"""Writes the results of a study as one text to paste or to process: its tables in one of the formats."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ def study_text(kind: Kind, form: str, rows: Sequence[Trial], columns: Sequence[s
     """Return the tables of a study.
 
     Args:
+        kind: the kind of the study.
         form: md, csv or latex.
-        columns: the dotted keys that tell the runs apart.
-        remark: what to know of all figures: a column of CSV, a comment of LaTeX, a last paragraph of Markdown.
+        rows: its trials.
+        columns: the dotted keys that distinguish the runs.
+        remark: a note on all figures: a column of CSV, a comment of LaTeX, a last paragraph of Markdown.
     """
     if kind == "search" or not rows:
         return search_text(form, rows, columns, remark)
@@ -32,17 +34,17 @@ def study_text(kind: Kind, form: str, rows: Sequence[Trial], columns: Sequence[s
 
 
 def search_text(form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:
-    """Return a list of trials, best validation accuracy first; as CSV all that is known of each."""
+    """Return a list of trials, best validation accuracy first; CSV has everything that is known of each trial."""
     return _text(form, [records(rows, columns) if form == "csv" else summary(rows, columns)], remark)
 
 
 def grid_text(form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:
-    """Return runs of one defense as a table of corruptions; as CSV run by run."""
+    """Return the runs of one defense as a table of corruptions; CSV has a line per run."""
     return _text(form, [records(rows, columns) if form == "csv" else grid(rows)], remark)
 
 
 def matrix_text(form: str, rows: Sequence[Trial], remark: str = "") -> str:
-    """Return runs of several defenses: a table per data set and label noise; in Markdown also who wins where."""
+    """Return the runs of several defenses: a table per data set and label noise; Markdown also says who wins."""
     if form == "csv":
         return _text(form, [matrix_records(rows)], remark)
     if form == "latex":
@@ -55,13 +57,13 @@ def matrix_text(form: str, rows: Sequence[Trial], remark: str = "") -> str:
 
 
 def _of_a_paper(view: TableView, group: Group) -> Table:
-    """Return a table that stands alone, with a caption of its own."""
+    """Return a table that stands alone, with its own caption."""
     title = ", ".join(part for part in (view.shown.title, group.title) if part)
     return replace(view.shown, title=title, caption=note(view.table.has_paper))
 
 
 def _text(form: str, tables: Sequence[Table], remark: str, notes: Sequence[str] = ()) -> str:
-    """Return the tables in a format, with `notes` behind them where it has room for words."""
+    """Return the tables in a format, followed by `notes` if the format has room for words."""
     match form:
         case "csv":
             return "".join(csv_text(table.with_column("note", remark) if remark else table) for table in tables)

@@ -1,4 +1,4 @@
-"""Accuracy over the searched settings, as PNG and SVG: what a sweep found, beside what the paper found."""
+"""Draws accuracy over the searched settings, as PNG and SVG: the result of a sweep beside that of the paper."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from orchestration.report.notation import EPSILON_2, EPSILON_INF, header, search
 from orchestration.report.summary import best
 from orchestration.study.trial import Trial
 
-_LINEAR = ("defense.eta", "defense.lambda_u", EPSILON_2)  # searched evenly over a range that starts at or near 0
-# The paper's own setting and its finding, per key that it studies alone.
+# searched on a linear scale over a range that starts at or near 0
+_LINEAR = ("defense.eta", "defense.lambda_u", EPSILON_2)
+# The paper's own setting and its finding, for each key that the paper studies alone.
 _FINDINGS = {
     "defense.eta": (0.1, "Paper, Fig. 6: η = 0.1 best balances clean labels against equal classes"),
     "defense.lambda_u": (25.0, "Paper, Fig. 7: unlabelled images help; too small and too large a weight both hurt"),
@@ -28,10 +29,10 @@ _FINDINGS = {
 
 
 def sweep_figure(space_name: str, rows: Sequence[Trial], baselines: Sequence[Trial], out: Path) -> list[Path]:
-    """The figure that suits the searched keys.
+    """Draw the figure that fits the searched keys.
 
     Args:
-        space_name: names the files.
+        space_name: the name of the files.
         rows: the trials; those that have not ended are left out.
         baselines: reference runs.
         out: folder for the PNG and the SVG.
@@ -53,7 +54,7 @@ def sweep_figure(space_name: str, rows: Sequence[Trial], baselines: Sequence[Tri
 
 @matplotlib.rc_context(marks.STYLE)
 def budget_figure(rows: Sequence[Trial], baselines: Sequence[Trial], out: Path, name: str = "budgets") -> list[Path]:
-    """Left: accuracy over the paper's eight pairs of Fig. 5. Right: both budgets as a plane.
+    """Draw accuracy over the paper's eight pairs of Fig. 5 (left) and in the plane of both budgets (right).
 
     Returns:
         `budgets.png` and `budgets.svg`; nothing if no trial ended.
@@ -77,7 +78,7 @@ def _draw_budgets(axes: Axes, trials: Sequence[Trial], baselines: Sequence[Trial
     marks.draw_trials(axes, trials, position)
     _ring_best(axes, trials, position, _shown)
     _frame(axes, trials, baselines)
-    # A trial stopped early is low because it is young: no evidence about its budget.
+    # A trial that was stopped early is low because it trained little, which says nothing about its budget.
     full = sorted((row for row in trials if row.source == "paper" and row.status == "done"), key=position)
     verdict = _shade(axes, [(position(row), height) for row in full if (height := _shown(row)) is not None])
     axes.set_title(f"Paper, Fig. 5: too small and too large both hurt.\n{verdict}", loc="left")
@@ -89,7 +90,7 @@ def _draw_budgets(axes: Axes, trials: Sequence[Trial], baselines: Sequence[Trial
 
 
 def _shade(axes: Axes, curve: Sequence[tuple[float, float]]) -> str:
-    """Shade the ends of the curve (position, accuracy) that hurt; say in a sentence what was found."""
+    """Shade the ends of the curve (position, accuracy) where budgets hurt, and say in a sentence what was found."""
     if len(curve) < 3:
         return "Here: too few of the paper's pairs ran to the end to tell."
     places = [place for place, _ in curve]
@@ -110,7 +111,7 @@ def _shade(axes: Axes, curve: Sequence[tuple[float, float]]) -> str:
 
 
 def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[Trial], axis: BudgetAxis) -> None:
-    """Both budgets of every trial, coloured by the validation accuracy that the choice is made by."""
+    """Draw both budgets of every trial, coloured by the validation accuracy on which the choice is based."""
     seen = [(row, height) for row in trials if (height := validated(row)) is not None and min(pair(row)) > 0]
     axes.set_title("Both budgets", loc="left")
     axes.set(xlabel="ε∞", ylabel="ε2")
@@ -124,7 +125,7 @@ def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[Trial], axis: Budge
         axes.scatter(*pair(row), s=size, marker=shape, facecolors=face, edgecolors=tuple(colour), zorder=3)
     _ring_best(axes, trials, lambda row: pair(row)[0], lambda row: pair(row)[1])
     axes.set_xscale("log")
-    stops = axis.stops[1::2] if len(axis.stops) > 6 else axis.stops  # every label would not fit
+    stops = axis.stops[1::2] if len(axis.stops) > 6 else axis.stops  # there is no room for every label
     marks.ticks(axes, stops, [value(EPSILON_INF, stop) for stop in stops])
     places = [*axis.stops, *(pair(row)[0] for row, _ in seen)]
     axes.set_xlim(min(places) / 1.3, max(places) * 1.3)
@@ -133,13 +134,13 @@ def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[Trial], axis: Budge
 
 
 def _shown(row: Trial) -> float | None:
-    """Test accuracy, or validation accuracy where no test was made; in percent."""
+    """Return the test accuracy, or the validation accuracy if no test was made, in percent."""
     height = tested(row)
     return validated(row) if height is None else height
 
 
 def _frame(axes: Axes, trials: Sequence[Trial], baselines: Sequence[Trial]) -> None:
-    """Fit the y axis to the paper's points and the best trial, or to all full trials where the paper's are missing."""
+    """Fit the y axis to the paper's points and the best trial, or to all full trials if the paper's are missing."""
     full = [row for row in trials if row.status == "done"]
     chosen = best(trials)
     core = [row for row in full if row.source == "paper"]
@@ -157,7 +158,7 @@ def _ring_best(axes: Axes, trials: Sequence[Trial], x: marks.Position, y: marks.
 
 
 class Scale:
-    """An x axis for the values of one key: numbers as they are, anything else as equally spaced names."""
+    """An x axis for the values of one key: numbers at their values, anything else as equally spaced names."""
 
     def __init__(self, rows: Sequence[Trial], key: str) -> None:
         self.key = key
@@ -167,7 +168,7 @@ class Scale:
         self.log = bool(found) and self.numeric and key not in _LINEAR and 0 < 20 * min(found) <= max(found)
 
     def position(self, row: Trial) -> float:
-        """Where the row stands; NaN, which is not drawn, if it has no such value."""
+        """Return the place of a row on the axis, or NaN, which is not drawn, if the row has no such value."""
         setting = row.params.get(self.key)
         if setting is None:
             return nan
@@ -188,7 +189,7 @@ class Scale:
 def line_figure(
     rows: Sequence[Trial], key: str, baselines: Sequence[Trial], out: Path, name: str | None = None
 ) -> list[Path]:
-    """Accuracy over one searched key; the files are named after it unless `name` is given."""
+    """Draw accuracy over one searched key; the files are named after the key unless `name` is given."""
     trials = [row for row in marks.finished(rows) if row.params.get(key) is not None]
     if not trials:
         return []
@@ -212,7 +213,7 @@ def line_figure(
 
 @matplotlib.rc_context(marks.STYLE)
 def joint_figure(rows: Sequence[Trial], keys: Sequence[str], out: Path, name: str = "joint") -> list[Path]:
-    """Validation accuracy over each of several keys that were searched together, one panel a key."""
+    """Draw validation accuracy over each of several keys that were searched together, one panel per key."""
     trials = [row for row in marks.finished(rows) if validated(row) is not None]
     if not trials or not keys:
         return []

@@ -1,4 +1,4 @@
-"""The files that a study leaves when it ends: its tables, its figures and what it was."""
+"""Writes the files that a study leaves when it ends: its tables, its figures and its specification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestration.study.trial import Trial
 
 
 def write_files(spec: StudySpec, trials: Sequence[Trial], folder: Path) -> list[str]:
-    """Write tables and figures of a study into its report folder. Returns the paths of those to look at."""
+    """Write tables and figures of a study into its report folder, and return the paths of those to look at."""
     columns = spec.space.columns
     documents = {f"summary.{form}": search_text(form, trials, columns) for form in ("md", "csv")}
     if spec.kind == "matrix":
@@ -28,7 +28,7 @@ def write_files(spec: StudySpec, trials: Sequence[Trial], folder: Path) -> list[
 
 
 def _figures(spec: StudySpec, trials: Sequence[Trial], folder: Path) -> list[Path]:
-    # What draws loads slowly: only what draws pays.
+    # Imported here because plotting loads slowly, and only callers that draw need it.
     if spec.kind == "search":
         from orchestration.report.figures import sweep_figure
 

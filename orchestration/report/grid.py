@@ -1,4 +1,4 @@
-"""Runs that were planned, not searched, as a table: data corruption x label noise, mean and spread over seeds."""
+"""Shows planned, not searched, runs as a table of data corruption x label noise: mean and spread over seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Score:
-    """What the seeds of one setting reached, in percent; runs that did not end are missing from it."""
+    """The accuracies of the seeds of one setting, in percent; runs that have not ended are missing."""
 
     values: tuple[float, ...]
     planned: int
@@ -29,21 +29,21 @@ class Score:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the sample; none for a single seed."""
+        """Return the standard deviation of the sample, or None for a single seed."""
         return stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def deviation(self) -> str:
-        """Return " ± 1.3", or nothing where there is no spread."""
+        """Return " ± 1.3", or nothing if there is no spread."""
         return "" if self.spread is None else f" ± {self.spread:.1f}"
 
     @property
     def count(self) -> str:
-        """Return how many seeds there are, "2 of 3" where some are missing."""
+        """Return the number of seeds, as "2 of 3" if some are missing."""
         return f"{len(self.values)}" if len(self.values) == self.planned else f"{len(self.values)} of {self.planned}"
 
     def text(self) -> str:
-        """ "35.2 ± 1.3 (3)", or "(2 of 3)" where runs are missing."""
+        """Return "35.2 ± 1.3 (3)", or "(2 of 3)" for the count if runs are missing."""
         if self.mean is None:
             return MISSING
         return f"{self.mean:.1f}{self.deviation} ({self.count})"
@@ -51,7 +51,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Grid:
-    """A pivot of rows: `cells[line][column]`; the names in the order in which they were planned."""
+    """A pivot table of rows: `cells[line][column]`, with the names in the order in which they were planned."""
 
     lines: list[str]
     columns: list[str]
@@ -59,7 +59,7 @@ class Grid:
 
     @classmethod
     def of(cls, rows: Sequence[Trial]) -> Grid:
-        """Lines are defenses on data corruptions, columns are label noises."""
+        """Build the table: lines are defenses on data corruptions, columns are label noises."""
         found: dict[str, dict[str, list[Trial]]] = {}
         for row in rows:
             found.setdefault(_line(row), {}).setdefault(column_name(row), []).append(row)
@@ -71,14 +71,14 @@ class Grid:
         return cls(list(found), columns, cells)
 
     def fall(self, line: str, column: str) -> float | None:
-        """Points below the first line of the column, which is the one without data corruption."""
+        """Return the points below the first line of the column, which is the one without data corruption."""
         here, there = (self.cells[name].get(column) for name in (line, self.lines[0]))
         if here is None or there is None or here.mean is None or there.mean is None:
             return None
         return there.mean - here.mean
 
     def texts(self) -> list[list[str]]:
-        """Heading and body."""
+        """Return the heading and the body as texts."""
         body = []
         for line in self.lines:
             words = [line]
@@ -98,18 +98,18 @@ def _line(row: Trial) -> str:
 
 
 def column_name(row: Trial) -> str:
-    """The label noise of a run: "symmetric 0.6", "none"."""
+    """Return the label noise of a run as text: "symmetric 0.6", "none"."""
     labels, rate = row.config.get("corruption.labels", "none"), row.config.get("corruption.rate")
     return f"{labels} {rate:g}" if rate and labels != "none" else str(labels)
 
 
 def score_of(rows: Sequence[Trial]) -> Score:
-    """What these runs, the seeds of one setting, reached."""
+    """Return the score of these runs, which are the seeds of one setting."""
     reached = [tested(row) for row in rows if row.status == "done"]
     return Score(tuple(value for value in reached if value is not None), len(rows))
 
 
 def grid(rows: Sequence[Trial]) -> Table:
-    """Return the runs of one defense: data corruption x label noise."""
+    """Return the runs of one defense as a table: data corruption x label noise."""
     heading, *body = Grid.of(rows).texts()
     return Table.of(heading, body, caption=CAPTION)

@@ -1,4 +1,4 @@
-"""A grid of runs as bars, with the seeds as dots."""
+"""Draws a grid of runs as bars, with the seeds as dots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestration.study.trial import Trial
 
 @matplotlib.rc_context(marks.STYLE)
 def grid_figure(rows: Sequence[Trial], out: Path) -> list[Path]:
-    """A bar per cell with the seeds as dots, grouped by line; the files written, none if no run ended."""
+    """Draw a bar per setting with the seeds as dots, grouped by line; return the files, none if no run has ended."""
     grid = Grid.of(rows)
     if not any(cell.values for line in grid.cells.values() for cell in line.values()):
         return []

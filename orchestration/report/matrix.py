@@ -1,4 +1,4 @@
-"""Runs of many defenses on many corruptions as the paper's tables have them: one table per data set and label noise."""
+"""Shows runs of many defenses on many corruptions like the paper's tables: one table per data set and label noise."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ CAPTION = (
     "many); test accuracy chooses nothing. Best in bold, second best underlined."
 )
 _RECORDED = ("planned", "done", "mean", "std", "paper", "difference", "seeds")
-_PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}  # as our tables write them
-# What makes a run's place in the tables, and its seed.
+# names in this project's tables
+_PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}
+# The keys that determine the place of a run in the tables, and its seed.
 _PLACED = ("data.name", "corruption.data", "corruption.labels", "corruption.rate", "defense.name", "train.seed")
 LineName = Callable[[Trial], str]
 Setting = tuple[str, str]  # data set, label noise
@@ -27,14 +28,14 @@ Setting = tuple[str, str]  # data set, label noise
 
 @dataclass(frozen=True)
 class MatrixTable:
-    """One table: `cells[defense][corruption]`, names in the order in which they were planned."""
+    """A table: `cells[defense][corruption]`, with the names in the order in which they were planned."""
 
     dataset: str
     noise: str
     defenses: list[str]
     corruptions: list[str]
     cells: dict[str, dict[str, Score]]
-    paper: dict[tuple[str, str], float]  # what the paper prints for (defense, corruption), in percent
+    paper: dict[tuple[str, str], float]  # the paper's figure for (defense, corruption), in percent
 
     @property
     def title(self) -> str:
@@ -46,22 +47,22 @@ class MatrixTable:
         return any((defense, of) in self.paper for defense in self.defenses for of in self.corruptions)
 
     def mean_of(self, defense: str) -> float | None:
-        """Mean over the corruptions; none while one is missing."""
+        """Return the mean over the corruptions, or None while one is missing."""
         means = [self.cells[defense][corruption].mean for corruption in self.corruptions]
         return None if any(value is None for value in means) else mean(value for value in means if value is not None)
 
     @cached_property
     def ranks(self) -> dict[str, dict[str, Mark]]:
-        """Corruption -> the defenses that are best and second best on it."""
+        """Return, for each corruption, the defenses that are best and second best on it."""
         return {of: _ranks({name: self.cells[name][of].mean for name in self.defenses}) for of in self.corruptions}
 
     @cached_property
     def mean_ranks(self) -> dict[str, Mark]:
-        """The defenses whose means are best and second best."""
+        """Return the defenses with the best and the second best mean."""
         return _ranks({name: self.mean_of(name) for name in self.defenses})
 
     def line(self, defense: str) -> list[Cell]:
-        """Return what the defense reached on each corruption, and in the mean."""
+        """Return the figures of a defense on each corruption, and their mean."""
         cells = [
             figure(self.cells[defense][of], self.ranks[of].get(defense), self.paper.get((defense, of)))
             for of in self.corruptions
@@ -69,7 +70,7 @@ class MatrixTable:
         return [*cells, self.mean_cell(defense)]
 
     def mean_cell(self, defense: str, best: float | None = None) -> Cell:
-        """Return the mean over the corruptions; on a page with that of the epochs `best` by validation below it."""
+        """Return the mean over the corruptions; a page shows that of the epochs `best` by validation below it."""
         average = self.mean_of(defense)
         if average is None:
             return Cell(MISSING)
@@ -78,14 +79,14 @@ class MatrixTable:
 
 
 def _ranks(reached: Mapping[str, float | None]) -> dict[str, Mark]:
-    """Return the marks of those that deserve one; figures that read the same share a place."""
+    """Return the marks of the best and second best; figures that are equal as printed share a place."""
     values = {name: round(number, 1) for name, number in reached.items() if number is not None}
     order = sorted(set(values.values()), reverse=True)
     return {name: Mark(order.index(number)) for name, number in values.items() if number in order[:2]}
 
 
 def line_name(row: Trial) -> str:
-    """ "ERAT", "ERAT, η 0.1", "UNICON, vgg16": a run's defense, with what else it is told apart by."""
+    """Return a run's defense and the other settings that distinguish it: "ERAT", "ERAT, η 0.1", "UNICON, vgg16"."""
     others = [key for key in row.params if key not in (*_PLACED, "corruption.epsilon") and not named(key, row)]
     words = [
         str(row.params[key]) if key == "model.name" else f"{header(key)} {value(key, row.params[key])}"
@@ -95,10 +96,12 @@ def line_name(row: Trial) -> str:
 
 
 def matrix_tables(rows: Sequence[Trial], line: LineName = line_name) -> list[MatrixTable]:
-    """The tables that these rows fill, in the order of the rows. An unfinished run is missing from its cell.
+    """Return the tables that these rows fill, in the order of the rows; an unfinished run is missing from its cell.
 
     Args:
-        line: the line of a table that a run belongs to; `baseline_name` where what else varies is kept apart otherwise.
+        rows: the runs.
+        line: names the line of a table that a run belongs to; `baseline_name` if other settings are kept apart in
+            another way.
     """
     found: dict[Setting, dict[str, dict[str, list[Trial]]]] = {}
     for row in rows:
@@ -118,14 +121,14 @@ def _table(setting: Setting, by_defense: dict[str, dict[str, list[Trial]]]) -> M
     kind = noise.split(" ")[0]
     paper = {
         (_PAPER_NAMES.get(cell.method, cell.method), cell.data_corruption): cell.test_accuracy
-        for cell in reversed(published())  # where two tables contradict each other, the first counts
+        for cell in reversed(published())  # if two tables contradict each other, the first counts
         if cell.dataset == dataset and cell.label_noise == kind
     }
     return MatrixTable(dataset, noise, list(by_defense), corruptions, cells, paper)
 
 
 def corruption_name(row: Trial) -> str:
-    """The data corruption of a run as the paper writes it."""
+    """Return the data corruption of a run as the paper writes it."""
     kind = str(row.config.get("corruption.data", "none"))
     if kind == "none":
         return kind
@@ -146,12 +149,14 @@ def figure(
     notes: Sequence[int] = (),
     runs: Sequence[str] = (),
 ) -> Cell:
-    """Return the cell of what the seeds of one setting reached, in percent.
+    """Return the table cell for the seeds of one setting, in percent.
 
     Args:
+        score: the accuracies of the seeds in the last epoch.
+        mark: whether the figure is the best or the second best of its column.
         paper: the figure that the paper prints, if any; `notes` are its footnotes.
-        best: what they reached in the epoch that was best by validation; on a page alone.
-        missing: what stands there where no run has ended.
+        best: the accuracies in the epoch that was best by validation; shown only on a page.
+        missing: the text if no run has ended.
         runs: digests of the seeds' runs.
     """
     beside = []
@@ -159,7 +164,7 @@ def figure(
         beside.append(Part(missing, "why"))
     elif best is not None and best.mean is not None:
         beside.append(Part(f"{best.mean:.1f}{best.deviation}", "best", short="", title="epoch best by validation"))
-    if paper is not None:  # on a line of text it stands only beside one of ours
+    if paper is not None:  # a line of text shows it only beside a figure of this project
         short, after = ("", "") if score.mean is None else (f"[{paper:.1f}]", f"({score.mean - paper:+.1f})")
         words = "the paper's figure, and ours minus it"
         beside.append(Part(f"{paper:.2f}", "paper", short, after, words, tuple(notes)))
@@ -171,7 +176,7 @@ def figure(
 
 
 def drawn(table: MatrixTable, lines: Iterable[Sequence[Cell | str]], notes: Sequence[int] = ()) -> Table:
-    """Return the table of these lines: the defense, its figure on each corruption, their mean."""
+    """Return the table of these lines: the defense, its figure on each corruption, and the mean of these."""
     columns: list[str | Column] = ["defense", *table.corruptions, Column("mean", kind="mean")]
     return Table.of(columns, lines, title=table.title, notes=notes)
 
@@ -182,7 +187,7 @@ def matrix(rows: Sequence[Trial]) -> list[Table]:
 
 
 def note(has_paper: bool) -> str:
-    """Say how to read the tables."""
+    """Return the caption that says how to read the tables."""
     return f"{CAPTION} In brackets: the paper's." if has_paper else CAPTION
 
 
@@ -206,7 +211,7 @@ def matrix_records(rows: Sequence[Trial]) -> Table:
 
 
 def summary_sentences(rows: Sequence[Trial], line: LineName = line_name) -> list[str]:
-    """Plain words: who has the highest mean, how often it is best, and what a paired test over the cells says."""
+    """Say who has the highest mean, how often it is best, and what a paired test over the cells finds."""
     tables = matrix_tables(rows, line)
     means = {name: values for name in _names(tables) if (values := _over_cells(tables, name))}
     complete = {name: values for name, values in means.items() if len(values) == max(map(len, means.values()))}
@@ -223,7 +228,7 @@ def summary_sentences(rows: Sequence[Trial], line: LineName = line_name) -> list
         f"{mean(complete[best].values()) - mean(complete[second].values()):.1f} points ahead of {second}.",
     ]
     if len(cells) >= 6:
-        from scipy.stats import wilcoxon  # here: half a second to load
+        from scipy.stats import wilcoxon  # imported here because it takes half a second to load
 
         tests = []
         for name in order[1:]:
@@ -239,7 +244,7 @@ def _names(tables: Sequence[MatrixTable]) -> list[str]:
 
 
 def _over_cells(tables: Sequence[MatrixTable], defense: str) -> dict[tuple[str, str, str], float]:
-    """The finished cells of a defense over all tables."""
+    """Return the finished cells of a defense over all tables."""
     return {
         (table.dataset, table.noise, corruption): cell.mean
         for table in tables

@@ -40,7 +40,7 @@ def header(key: str, ascii_only: bool = False) -> str:
 
 
 def value(key: str, number: Any) -> str:
-    """Return a setting as a person writes it: with three digits, or as k/255 if it is such an l_inf budget."""
+    """Return a setting as people write it: with three digits, or as k/255 if it is such an l_inf budget."""
     if number is None:
         return MISSING
     if isinstance(number, bool):
@@ -115,7 +115,7 @@ def validated(row: Trial) -> float | None:
 
 
 def validation_words(config: RunConfig) -> str:
-    """What the validation images are, and what to beware of."""
+    """Return what the validation images are, with a warning if their accuracy misleads."""
     share = f"{config.val.fraction:.0%} of the training images"
     if config.val.trusted:
         return f"validation: {share}, split off before corruption, trusted (clean images and labels)"

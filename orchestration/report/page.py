@@ -1,4 +1,4 @@
-"""A sweep or matrix as one HTML file: no network, no other files, light, dark, print and phone."""
+"""Writes a sweep or matrix as one HTML file without network or other files, for light, dark, print and phone."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from orchestration.report.table import Cell, Column, Table
 from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of
 from orchestration.study.trial import FINISHED, Trial
 
-MOST_BYTES = 3_400_000  # of what is kept of single runs; with tables and figures a page stays below 5 MB
+MOST_BYTES = 3_400_000  # most bytes of the details of single runs; with tables and figures a page stays below 5 MB
 Detail = Callable[[Trial, Pool], dict[str, Any]]
-Epochs = Mapping[str, Sequence[float]]  # cell -> test accuracy after each epoch, in [0, 1]
+Epochs = Mapping[str, Sequence[float]]  # run -> test accuracy after each epoch, in [0, 1]
 
 
 @dataclass
 class Subject:
-    """What a page is about.
+    """The content of a page.
 
     Attributes:
-        rows: all runs, those not begun included.
+        rows: all runs, including those that have not begun.
         facts: (name, words) of what was run, in order.
-        columns: the dotted keys that tell the runs apart.
-        searched: whether Optuna searched; else the runs are a table's.
+        columns: the dotted keys that distinguish the runs.
+        searched: whether Optuna searched; otherwise the runs are those of a table.
         figures: (caption, SVG) of a search.
-        curves: test accuracies over epochs, of the finished cells.
-        selection: cell -> its `selection.json`, of the runs that Fig. 2 compares.
-        search: what finds the runs in MLflow.
-        detail: packs one run's drill-down.
+        curves: test accuracies over epochs, of the finished runs.
+        selection: run -> its `selection.json`, of the runs that Fig. 2 compares.
+        search: the filter that finds the runs in MLflow.
+        detail: packs the drill-down of one run.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Subject:
 
 
 def html_page(subject: Subject) -> str:
-    """The whole file."""
+    """Return the whole file as text."""
     notes = Footnotes()
     groups = [] if subject.searched else groups_of(subject.rows, notes)
     views = [view for group in groups for view in group.tables]
@@ -93,7 +93,7 @@ def html_page(subject: Subject) -> str:
 
 
 def _runs(rows: Sequence[Trial]) -> Table:
-    """Return a line per run; it opens the run's drill-down."""
+    """Return a table with a line per run, which opens the drill-down of the run."""
     words = ("run", "data", "labels", "defense", "images", "seed", "last", "best by val.", "state", "time")
     lines = (
         (
@@ -120,9 +120,9 @@ def _percent(share: float | None) -> str:
 
 
 def _kept(subject: Subject) -> tuple[list[Trial], str]:
-    """The runs whose drill-downs fit, and their data as JSON that is safe inside a script element.
+    """Return the runs whose drill-downs fit, and their data as JSON that is safe inside a script element.
 
-    Failed runs first, then the first seeds: what is left out is the repetition.
+    Failed runs come first, then the first seeds, so that only repetitions are left out.
     """
     pool, kept, packed, size = Pool(), [], [], 0
     order = sorted(
@@ -132,7 +132,8 @@ def _kept(subject: Subject) -> tuple[list[Trial], str]:
     for row in order:
         before = len(pool.values)
         text = _json(subject.detail(row, pool))
-        size += len(text) + 400 + sum(len(_json(value)) for value in pool.values[before:])  # 400: its line in the list
+        # 400: the line of the run in the list
+        size += len(text) + 400 + sum(len(_json(value)) for value in pool.values[before:])
         if size > MOST_BYTES:
             break
         kept.append(row)
@@ -149,7 +150,7 @@ def _json(content: Any) -> str:
 
 
 def _figures(group: Group, curves: Epochs) -> dict[str, Any]:
-    """Heat maps and curves, one a table, and the bars over all of them."""
+    """Draw heat maps and curves, one per table, and the bars over all tables."""
     names = list(dict.fromkeys(name for view in group.tables for name in view.table.defenses))
     reached = {
         name: [
@@ -170,7 +171,7 @@ def _figures(group: Group, curves: Epochs) -> dict[str, Any]:
 
 
 def _over_settings(subject: Subject) -> list[tuple[str, list[tuple[str, Markup]]]]:
-    """(heading, figures with their captions) of what goes beyond tables: the paper's Figures 2 to 8 and RQ5."""
+    """Return (heading, figures with captions) of what the tables do not show: the paper's Figures 2 to 8 and RQ5."""
     names = list(dict.fromkeys(map(baseline_name, subject.rows)))
     sections: dict[str, list[tuple[str, Markup]]] = {}
     for trend in trends_of(subject.rows):
@@ -200,13 +201,13 @@ def _over_settings(subject: Subject) -> list[tuple[str, list[tuple[str, Markup]]
 
 
 def _round_up(number: float) -> float:
-    """The next 1, 2 or 5 times a power of ten."""
+    """Return the next larger number that is 1, 2 or 5 times a power of ten."""
     scale = 10.0 ** floor(log10(number))
     return next(step * scale for step in (1, 2, 5, 10) if step * scale >= number)
 
 
 def _lines(view: TableView, curves: Epochs) -> list[trend_svg.Curve]:
-    """A defense's mean over its finished runs after each epoch; runs of other lengths than most are left out."""
+    """Return each defense's mean over finished runs after each epoch, without runs whose length differs from most."""
     lines = []
     for name, cells in view.lines.items():
         runs = [

@@ -68,7 +68,7 @@ class Progress:
         return self.count(*FINISHED, "failed")
 
     def age(self, row: Trial) -> float:
-        """Return the seconds since a running row last changed; 0 for other rows, whose time does not go on."""
+        """Return the seconds since a running row last changed; 0 for other rows, whose time does not pass."""
         return self._clock() - self._seen[row.number].at if row.status == "running" else 0.0
 
     def newest_ended(self) -> list[int]:

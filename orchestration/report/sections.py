@@ -1,4 +1,4 @@
-"""A matrix as a page shows it: groups of tables, each cell with both figures, the paper's, and why one is missing."""
+"""Arranges a matrix for a page: groups of tables, with both figures, the paper's, or the reason why one is missing."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from orchestration.report.notation import MISSING, baseline_name, header, value
 from orchestration.report.table import Cell, Table
 from orchestration.study.trial import FINISHED, Trial
 
-# What tables and their lines and columns are made of; a key beside these that varies makes groups of tables.
+# The keys of tables, their lines and columns; another key that varies divides the tables into groups.
 _AXES = ("defense.name", "data.name", "corruption.data", "corruption.labels", "corruption.rate")
 _SEEDS = ("train.seed", "corruption.seed")
-MOST_RUNS = 12  # of a cell that can be opened
+MOST_RUNS = 12  # runs of a table cell that can be opened
 Place = tuple[str, str, str, str]  # data set, label noise, defense, data corruption
 
 
 @dataclass
 class CellView:
-    """One cell: its runs, what they reached in the last epoch and in the one best by validation, how it is shown."""
+    """A table cell: its runs, their scores in the last epoch and in the best by validation, and how it is shown."""
 
     runs: list[Trial]
     last: Score
@@ -31,7 +31,7 @@ class CellView:
 
 @dataclass
 class TableView:
-    """One table: lines[defense] is its cells in the order of the corruptions."""
+    """A table: `lines[defense]` has its cells in the order of the corruptions."""
 
     table: MatrixTable
     lines: dict[str, list[CellView]]
@@ -39,22 +39,22 @@ class TableView:
 
     @property
     def begun(self) -> bool:
-        """Whether a cell has a figure."""
+        """Return whether any cell has a figure."""
         return any(cell.last.mean is not None for cells in self.lines.values() for cell in cells)
 
 
 @dataclass
 class Group:
-    """Tables that differ in data set and label noise alone."""
+    """A group of tables that differ only in data set and label noise."""
 
-    title: str  # what sets the group apart; empty where there is one group
+    title: str  # the settings of the group; empty if there is only one
     rows: list[Trial]
     tables: list[TableView]
     sentences: list[str]
 
 
 def reason(row: Trial) -> str:
-    """Why a run has no result: "failed", "running 4/10", "not begun", …"""
+    """Return why a run has no result: "failed", "running 4/10", "not begun", …"""
     if row.status == "running":
         return f"running {row.epoch}/{row.epochs}"
     if row.status == "queued":
@@ -63,7 +63,7 @@ def reason(row: Trial) -> str:
 
 
 def groups_of(rows: Sequence[Trial], notes: Footnotes) -> list[Group]:
-    """The groups in the order of the rows."""
+    """Return the groups in the order of the rows."""
     keys = _extra_keys(rows)
     found: dict[str, list[Trial]] = {}
     for row in rows:
@@ -76,7 +76,7 @@ def groups_of(rows: Sequence[Trial], notes: Footnotes) -> list[Group]:
 
 
 def _extra_keys(rows: Sequence[Trial]) -> list[str]:
-    """What was set run by run, is no axis or seed, and does not follow from the axes."""
+    """Return the keys that were set per run, are neither axis nor seed, and do not follow from the axes."""
     values: dict[str, dict[tuple[str, ...], set[str]]] = {}
     for row in rows:
         axes = (baseline_name(row), *(str(row.config.get(key)) for key in _AXES))
@@ -87,12 +87,12 @@ def _extra_keys(rows: Sequence[Trial]) -> list[str]:
 
 
 def place_of(row: Trial) -> Place:
-    """The cell of the tables that a run belongs to."""
+    """Return the table cell that a run belongs to."""
     return str(row.config.get("data.name")), column_name(row), baseline_name(row), corruption_name(row)
 
 
 def by_validation(rows: Sequence[Trial]) -> list[Trial]:
-    """The same runs, judged by the epoch that was best by validation."""
+    """Return the same runs, judged by the epoch that was best by validation."""
     results = [replace(row.so_far, final_test_accuracy=row.best_val_test_accuracy) for row in rows]
     return [replace(row, result=result) for row, result in zip(rows, results, strict=True)]
 
@@ -144,7 +144,7 @@ def _missing(runs: Sequence[Trial]) -> str:
 
 
 def _complete(tables: Sequence[MatrixTable]) -> set[tuple[str, str, str]]:
-    """(data set, noise, corruption) of the columns in which every defense has a figure."""
+    """Return (data set, noise, corruption) of the columns in which every defense has a figure."""
     return {
         (table.dataset, table.noise, corruption)
         for table in tables
@@ -154,7 +154,7 @@ def _complete(tables: Sequence[MatrixTable]) -> set[tuple[str, str, str]]:
 
 
 def _sentences(rows: Sequence[Trial]) -> list[str]:
-    """`summary_sentences` over the columns that all defenses have finished: no mean is of an easier choice of cells."""
+    """Return `summary_sentences` over the columns that all defenses have finished, so that means are comparable."""
     tables = matrix_tables(rows, baseline_name)
     complete, columns = _complete(tables), sum(len(table.corruptions) for table in tables)
     kept = [
@@ -163,7 +163,7 @@ def _sentences(rows: Sequence[Trial]) -> list[str]:
     words = summary_sentences(kept, baseline_name)
     if not words:
         return ["Too few cells are finished to compare the defenses."] if len({*map(baseline_name, rows)}) > 1 else []
-    words[:2] = words[1::-1]  # who wins before by how much
+    words[:2] = words[1::-1]  # first who wins, then by how much
     if len(complete) < columns:
         words.insert(1, f"So far all defenses have finished {len(complete)} of {columns} settings; these are compared.")
     if any("p = " in sentence for sentence in words):
@@ -172,7 +172,7 @@ def _sentences(rows: Sequence[Trial]) -> list[str]:
 
 
 def _winners(rows: Sequence[Trial]) -> list[str]:
-    """Who is best on which data corruptions, a sentence a table."""
+    """Say for each table in a sentence which defense is best on which data corruptions."""
     sentences = []
     for table in matrix_tables(rows, baseline_name):
         wins: dict[str, list[str]] = {}
@@ -188,7 +188,7 @@ def _winners(rows: Sequence[Trial]) -> list[str]:
 
 
 def missing_rows(rows: Sequence[Trial]) -> list[tuple[str, list[Trial]]]:
-    """The runs without a result, by state: failed ones first, each with its own words."""
+    """Return the runs without a result by state; failed ones come first."""
     states: dict[str, list[Trial]] = {name: [] for name in ("failed", "running", "interrupted", "not begun")}
     for row in rows:
         if row.status not in FINISHED:

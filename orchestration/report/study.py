@@ -1,4 +1,4 @@
-"""What a search says about its settings: importance, parallel coordinates, contours; from the rows alone."""
+"""Draws what a search says about its settings, from the trials: importance, parallel coordinates, contours."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from orchestration.report.figures import sweep_figure
 from orchestration.report.notation import header, validated, value
 from orchestration.study.trial import Trial
 
-ENOUGH = 6  # trials from which on the figures say more than the table
+ENOUGH = 6  # number of trials from which the figures say more than the table
 Ranges = Mapping[str, BaseDistribution]
 
 
 def search_figures(name: str, rows: Sequence[Trial], ranges: Ranges) -> list[tuple[str, str]]:
-    """(caption, SVG) of every figure that the finished trials are enough for."""
+    """Return (caption, SVG) of every figure for which there are enough finished trials."""
     found = []
     searched, baselines = ([row for row in rows if (row.source == "baseline") is kind] for kind in (False, True))
     with TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def search_figures(name: str, rows: Sequence[Trial], ranges: Ranges) -> list[tup
 
 
 def _settings(trials: Sequence[Trial], key: str) -> list[Any]:
-    """The values of a key in the trials that have it."""
+    """Return the values of a key in the trials that have it."""
     return [row.params[key] for row in trials if row.params.get(key) is not None]
 
 
@@ -61,7 +61,7 @@ def _is_log(range_: BaseDistribution, settings: Iterable[float]) -> bool:
 
 
 def _widened(range_: BaseDistribution, settings: Sequence[Any]) -> BaseDistribution:
-    """The range, made to hold the paper's points, too."""
+    """Return the range, widened to contain the paper's points too."""
     if isinstance(range_, CategoricalDistribution):
         return CategoricalDistribution(list(dict.fromkeys([*range_.choices, *settings])))
     assert isinstance(range_, FloatDistribution | IntDistribution), "parameters are of these kinds"
@@ -72,7 +72,7 @@ def _widened(range_: BaseDistribution, settings: Sequence[Any]) -> BaseDistribut
 
 
 def study_of(trials: Sequence[Trial], ranges: Ranges) -> optuna.Study:
-    """The trials as Optuna's own; a range is widened to hold the paper's points."""
+    """Return the trials as an Optuna study; ranges are widened to contain the paper's points."""
     wide = {key: _widened(range_, _settings(trials, key)) for key, range_ in ranges.items()}
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for row in trials:
@@ -86,7 +86,10 @@ def study_of(trials: Sequence[Trial], ranges: Ranges) -> optuna.Study:
 
 
 def importances(trials: Sequence[Trial], ranges: Ranges) -> dict[str, float]:
-    """Key -> share, largest first, of the keys that every trial has; empty for fewer than two, or equal accuracies."""
+    """Return the importance of each key that every trial has, as shares in descending order.
+
+    It is empty if there are fewer than two such keys, or if all accuracies are equal.
+    """
     shared = {key: range_ for key, range_ in ranges.items() if len(_settings(trials, key)) == len(trials)}
     if len({row.best_val_accuracy for row in trials}) < 2 or len(shared) < 2:
         return {}
@@ -106,7 +109,7 @@ def _parallel(trials: Sequence[Trial], ranges: Ranges) -> str:
         place_of, labels[header(key)] = _axis(key, range_, _settings(trials, key))
         axes[header(key)] = [None if (of := row.params.get(key)) is None else place_of(of) for row in trials]
     heights = [validated(row) or 0.0 for row in trials]
-    scale_, below = marks.colour_scale(heights)  # one collapsed trial must not press the others together
+    scale_, below = marks.colour_scale(heights)  # one collapsed trial must not squeeze the others together
     low, high = float(scale_.vmin or 0), max(heights)
     places = [max(height - low, 0.0) / ((high - low) or 1.0) for height in heights]
     axes["validation"] = list(places)
@@ -117,7 +120,10 @@ def _parallel(trials: Sequence[Trial], ranges: Ranges) -> str:
 def _axis(
     key: str, range_: BaseDistribution, settings: Sequence[Any]
 ) -> tuple[Callable[[Any], float], list[tuple[float, str]]]:
-    """(value -> place in [0, 1] on its axis, the axis' labels); choices in order, numbers between the extremes."""
+    """Return a map from a value to its place in [0, 1] on the axis of the key, and the labels of the axis.
+
+    Choices keep their order; numbers lie between the smallest and the largest setting.
+    """
     if isinstance(range_, CategoricalDistribution):
         names = [choice for choice in range_.choices if choice in settings]
         steps = max(len(names) - 1, 1)
@@ -132,7 +138,8 @@ def _axis(
 def _contour(trials: Sequence[Trial], first: str, second: str, ranges: Ranges) -> str:
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    places, even = [], []  # in the settings' units, and as they lie on the axes: neighbours are neighbours to the eye
+    # in the units of the settings, and scaled as on the axes, so that neighbours are those that the eye sees
+    places, even = [], []
     for key, set_scale in ((first, axes.set_xscale), (second, axes.set_yscale)):
         settings = np.array([float(row.params[key]) for row in trials])
         log = _is_log(ranges[key], settings)
@@ -149,7 +156,7 @@ def _contour(trials: Sequence[Trial], first: str, second: str, ranges: Ranges) -
         plane = Triangulation(places[0], places[1], triangles)
         filled = axes.tricontourf(plane, heights, levels=levels, cmap="cividis", extend="min" if below else "neither")
         figure.colorbar(filled, ax=axes, label="best validation accuracy (%)", format="%.1f")
-    except (RuntimeError, ValueError):  # all trials on one line: there is no plane to colour
+    except (RuntimeError, ValueError):  # all trials lie on one line, so that there is no plane to colour
         pass
     axes.scatter(places[0], places[1], s=24, facecolors="#fdfdfd", edgecolors="#333333", linewidths=1, clip_on=False)
     axes.set(xlabel=header(first), ylabel=header(second))
@@ -159,7 +166,7 @@ def _contour(trials: Sequence[Trial], first: str, second: str, ranges: Ranges) -
 
 
 def inlined(text: str, prefix: str) -> str:
-    """matplotlib's SVG for a page: no prolog and no addresses, ids of its own, the page's ink and ground."""
+    """Adapt matplotlib's SVG to a page: without prolog and addresses, with prefixed ids and the colours of the page."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)

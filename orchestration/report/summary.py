@@ -1,4 +1,4 @@
-"""The end of a sweep: its table, the best setting, and the command that runs it again."""
+"""Summarises a sweep: its table, the best setting, and the command that runs that setting again."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _RECORDED = (
 
 
 def best(rows: Sequence[Trial]) -> Trial | None:
-    """The setting to take: largest `best_val_accuracy`, ties to the lower number.
+    """Return the best setting: the largest `best_val_accuracy`; of equal ones the lowest number.
 
-    A trial that a scheduler stopped is eligible only where no trial is done. A baseline never is: it is not a
-    setting of the space. Test accuracy plays no part.
+    A trial that a scheduler stopped is eligible only if no trial is done. A baseline is never eligible, because it is
+    not a setting of the space. Test accuracy plays no part.
     """
     for status in ("done", "stopped"):
         eligible = [row for row in rows if row.status == status and row.source != "baseline" and _rank(row)[0] == 0]
@@ -39,18 +39,18 @@ def best(rows: Sequence[Trial]) -> Trial | None:
 
 
 def _rank(row: Trial) -> tuple[int, float, int]:
-    """Sort key: measured before unmeasured, then the better validation accuracy, then the lower number."""
+    """Return a sort key: measured before unmeasured, then the better validation accuracy, then the lower number."""
     found = finite(row.best_val_accuracy)
     return (1, 0.0, row.number) if found is None else (0, -found, row.number)
 
 
 def ranked(rows: Sequence[Trial]) -> list[Trial]:
-    """Best validation accuracy first; what has none comes last."""
+    """Sort trials by validation accuracy, best first; those without one come last."""
     return sorted(rows, key=_rank)
 
 
 def caption(rows: Sequence[Trial]) -> str:
-    """How the choice was made, and what the validation images were if the configurations say it."""
+    """Say how the choice was made and, if the configurations tell, which the validation images were."""
     said = {(row.config["val.trusted"], row.config.get("val.objective")) for row in rows if "val.trusted" in row.config}
     if len(said) != 1:
         return _CHOICE
@@ -107,7 +107,7 @@ def best_sentence(rows: Sequence[Trial], columns: Sequence[str]) -> str:
 
 
 def records(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
-    """Return everything about each trial, unrounded, under dotted keys; empty where nothing was measured."""
+    """Return everything about each trial, unrounded, under dotted keys; values that were not measured are empty."""
     lines = []
     for row in ranked(rows):
         settings = [row.params.get(key) for key in columns]
@@ -117,12 +117,12 @@ def records(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
 
 
 def paste_command(row: Trial, preset: str, overrides: Mapping[str, Any]) -> str:
-    """The shell line that runs this trial's configuration again.
+    """Return the shell command that runs the configuration of a trial again.
 
     Args:
-        row: the trial; its searched values win over `overrides`.
+        row: the trial; its searched values take precedence over `overrides`.
         preset: the preset that the sweep started from.
-        overrides: what the user gave the sweep as KEY=VALUE.
+        overrides: the KEY=VALUE settings that the user gave for the sweep.
     """
     settings = {**overrides, **row.params}
     settings.pop("preset", None)
@@ -131,8 +131,11 @@ def paste_command(row: Trial, preset: str, overrides: Mapping[str, Any]) -> str:
 
 
 def _typed(setting: Any) -> str:
-    """A value as one types it, to be read as its key wants it. Floats keep every digit: the same digest results."""
-    if hasattr(setting, "item"):  # numpy's numbers, whose repr says np.float64(...)
+    """Write a value so that its key reads it back from a command line.
+
+    Floats keep every digit, so that the digest stays the same.
+    """
+    if hasattr(setting, "item"):  # numpy's numbers have a repr such as np.float64(...)
         setting = setting.item()
     if isinstance(setting, str):
         return setting

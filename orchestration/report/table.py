@@ -1,4 +1,4 @@
-"""A table as a value: what stands in it, without a format. `orchestration.report.render` has one writer per format."""
+"""Represents a table by its content, without a format; `orchestration.report.render` has one writer per format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 
 class Mark(IntEnum):
-    """The place of a figure in its column; ties share a place."""
+    """The rank of a figure in its column; ties share a rank."""
 
     BEST = 0
     SECOND = 1
@@ -20,12 +20,12 @@ class Part:
     """Words that belong to a cell beside its value: a spread, a count, a second figure.
 
     Attributes:
-        text: as a page shows it.
-        kind: what it is ("spread", "n", "best", "paper", "why", "error"), or the status of a trial; sets its style.
-        short: what stands for it in a line of text; `text` where it is None, nothing where it is empty.
-        after: words behind its footnotes, on a page alone.
-        title: what it is in words, for who points at it on a page.
-        notes: numbers of its footnotes, on a page alone.
+        text: the words on a page.
+        kind: the meaning ("spread", "n", "best", "paper", "why", "error"), or the status of a trial; sets the style.
+        short: the words in a line of text; None: `text`; empty: nothing.
+        after: words behind the footnotes, only on a page.
+        title: an explanation that a page shows when the pointer rests on the words.
+        notes: numbers of the footnotes, only on a page.
     """
 
     text: str
@@ -37,23 +37,23 @@ class Part:
 
     @property
     def line(self) -> str:
-        """Return what stands for it in a line of text."""
+        """Return the words for a line of text."""
         return self.text if self.short is None else self.short
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell. What a format cannot show, it leaves out: footnotes, links and shades belong to a page.
+    """A cell. A format leaves out what it cannot show: footnotes, links and shades appear only on a page.
 
     Attributes:
-        value: a text or a number; None is an empty cell. CSV gets it as it is, all other formats its text.
+        value: a text or a number; None is an empty cell. CSV has the value itself, all other formats its text.
         mark: whether it is the best or the second best of its column.
-        tail: parts that follow the value without a gap; each brings the space that it needs.
+        tail: parts that follow the value without a gap; each contains the space that it needs.
         beside: other figures, which stand below the value on a page and after it in a line.
-        state: the status of a trial where the cell says it; sets the colour.
+        state: the status of a trial, if the cell shows it; sets the colour.
         notes: numbers of footnotes.
         runs: digests of the runs that the cell opens on a page.
-        shade: a share in [0, 1] that a page shows as the cell's colour.
+        shade: a share in [0, 1] that a page shows as the colour of the cell.
     """
 
     value: object = None
@@ -67,7 +67,7 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """Return the value as text, with nothing behind it."""
+        """Return the value as text, without its tail."""
         return "" if self.value is None else str(self.value)
 
     @property
@@ -77,18 +77,18 @@ class Cell:
 
     @property
     def others(self) -> str:
-        """Return what stands beside the value in a line of text."""
+        """Return the words for a line of text that stand beside the value."""
         return " ".join(part.line for part in self.beside if part.line)
 
     @property
     def line(self) -> str:
-        """Return all that a line of text has of the cell."""
+        """Return everything that a line of text shows of the cell."""
         return " ".join(words for words in (self.figure, self.others) if words)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column; `kind` "mean" sets it apart from the others on a page."""
+    """A column; the `kind` "mean" sets it apart from the others on a page."""
 
     heading: str
     align: Literal["left", "right"] = "right"
@@ -97,11 +97,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row: cells, or plain values where there is nothing to say beside them.
+    """A row of cells, or of plain values if nothing stands beside them.
 
     Attributes:
-        chosen: whether it is set in bold: the best trial, a total.
-        state: the status of a trial that sets the whole row's style.
+        values: the cells or plain values.
+        chosen: whether the row is set in bold, as the best trial or a total is.
+        state: the status of a trial, which sets the style of the whole row.
     """
 
     values: tuple[object, ...]
@@ -119,13 +120,14 @@ class Table:
     """A table; every row has as many values as there are columns.
 
     Attributes:
-        title: names it.
-        caption: says how to read it, in full sentences.
+        title: the name of the table.
+        caption: how to read the table, in full sentences.
         notes: numbers of the title's footnotes.
-        dense: whether it has many columns of short words, which a terminal sets close, with headings broken into lines.
+        dense: whether the table has many columns of short words; a terminal then sets it close and breaks the headings
+            into lines.
 
     Raises:
-        ValueError: a row of another length.
+        ValueError: a row has another length.
     """
 
     columns: tuple[Column, ...]
@@ -151,7 +153,7 @@ class Table:
         notes: Sequence[int] = (),
         dense: bool = False,
     ) -> Table:
-        """Return the table of these lines; of columns that are only named, the first is aligned left, others right."""
+        """Return the table of these lines; of columns given by name, the first is aligned left, the others right."""
         columns = (
             name if isinstance(name, Column) else Column(name, "right" if place else "left")
             for place, name in enumerate(headings)

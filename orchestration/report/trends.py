@@ -1,4 +1,4 @@
-"""What a matrix varies beside defenses and corruptions, and how accuracy goes with it: the paper's Figures 3 to 8."""
+"""Finds what a matrix varies beside defenses and corruptions, for accuracy over it as in the paper's Figures 3 to 8."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ Setting = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Trend:
-    """One panel.
+    """One panel of a figure.
 
     Attributes:
-        axis: what is varied, as the paper writes it.
-        ticks: its settings, ascending where they are numbers; of several keys in step, a line for each.
-        ordered: whether they are.
-        lines: defense -> its cell at each setting.
+        title: the heading of the panel.
+        axis: the name of what is varied, as the paper writes it.
+        ticks: its settings, in ascending order if they are numbers; if several keys vary in step, a line for each key.
+        ordered: whether the settings are numbers.
+        lines: defense -> its score at each setting.
     """
 
     title: str
@@ -35,7 +36,7 @@ class Trend:
 
 
 def trends_of(rows: Sequence[Trial]) -> list[Trend]:
-    """The panels of a matrix that varies one thing more; none where it varies nothing, or several things at once."""
+    """Return the panels of a matrix that varies one more thing; none if it varies nothing or several things at once."""
     keys = varied(rows)
     if not keys:
         return []
@@ -48,7 +49,7 @@ def trends_of(rows: Sequence[Trial]) -> list[Trend]:
 
 
 def varied(rows: Sequence[Trial]) -> list[str]:
-    """The keys that vary within one defense on one kind of corruption, all in step; empty where they are not."""
+    """Return the keys that vary within one defense on one kind of corruption, in step; empty if they do not."""
     lines: dict[tuple[str, ...], list[Trial]] = {}
     for row in rows:
         lines.setdefault((baseline_name(row), *(str(row.config.get(key)) for key in _PLACED[1:4])), []).append(row)
@@ -64,7 +65,7 @@ def varied(rows: Sequence[Trial]) -> list[str]:
 
 
 def _kinds(row: Trial, rows: Sequence[Trial], keys: Sequence[str]) -> list[str]:
-    """The kinds of label noise whose panels a run stands in: without noise it is where each of them begins."""
+    """Return the kinds of label noise whose panels show a run; a run without noise is the start of each of them."""
     kind = str(row.config.get("corruption.labels"))
     if kind != "none" or _RATE not in keys:
         return [kind]
@@ -113,7 +114,7 @@ def _axis(keys: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Selected:
-    """What two ways of selecting took of each class, rightly and wrongly labelled, after one epoch."""
+    """The samples of each class that two ways of selecting took after one epoch, rightly and wrongly labelled."""
 
     title: str
     classes: list[str]
@@ -121,10 +122,11 @@ class Selected:
 
 
 def selections_of(rows: Sequence[Trial], selection: Mapping[str, Mapping[str, Any]]) -> list[Selected]:
-    """ERAT's selection without and with rebalancing, after the first epoch that selects and after the last (Fig. 2).
+    """Return ERAT's selections without and with rebalancing, after the first epoch that selects and the last (Fig. 2).
 
     Args:
-        selection: cell -> its `selection.json`.
+        rows: the trials.
+        selection: run -> its `selection.json`.
     """
     pairs: dict[tuple[str, ...], dict[str, Trial]] = {}
     for row in rows:
@@ -147,7 +149,7 @@ def selections_of(rows: Sequence[Trial], selection: Mapping[str, Mapping[str, An
 
 
 def _stack(content: Mapping[str, Any], number: int) -> list[tuple[float, float]]:
-    """Per class (right, wrong) of the labelled samples; of the epochs after the warm-up, which takes all of them."""
+    """Return (right, wrong) labelled samples per class, of the epochs after the warm-up, which takes all samples."""
     taken = [sum(epoch["labelled_per_class"]) for epoch in content["epochs"]]
     selecting = [epoch for epoch, count in zip(content["epochs"], taken, strict=True) if count < max(taken)]
     epochs = selecting or content["epochs"]
@@ -158,7 +160,7 @@ def _stack(content: Mapping[str, Any], number: int) -> list[tuple[float, float]]
 
 
 def seconds_per_epoch(rows: Sequence[Trial]) -> dict[str, list[float]]:
-    """Defense -> what an epoch took in each of its finished runs."""
+    """Return for each defense the seconds per epoch in each of its finished runs."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row.status == "done" and row.epoch and row.seconds:

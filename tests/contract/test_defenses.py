@@ -1,4 +1,4 @@
-"""What the trainer may expect of every defense, run over all that are registered, all variants, and options of each."""
+"""Tests what the trainer may expect of every defense: all registered ones, all variants, some options of each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from erat.engine.underway import Interrupted
 from erat.variants import defense_names
 
 OPTIONS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in defense_names()} | {
-    # Every way to select, every way to perturb, in a defense that has another one by default.
+    # Every way to select and every way to perturb, each in a defense whose default is another.
     "erat mixture": {"defense.selector": "mixture"},
     "erat errors": {"defense.selector": "errors"},
     "erat worst of 2": {"defense.worst_of": 2},
@@ -64,7 +64,7 @@ def trainer(make_config: Callable[..., RunConfig], data: CorruptedSet, options: 
 
 
 def updates(trainer: Trainer) -> Iterator[tuple[Batch, Clock, Update]]:
-    """Every update of the first epoch (a warm-up, for those that have one) and of the third."""
+    """Yield every update of the first epoch (a warm-up, for defenses that have one) and of the third."""
     for clock in (Clock(0), Clock(2)):
         for phase in trainer.defense.plan_epoch(clock, trainer._train).phases:
             for batch, at in trainer._batches(phase, clock):
@@ -87,7 +87,7 @@ def assert_same_bits(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
 
 
 def assert_same_end(ours: Trainer, theirs: Trainer) -> None:
-    """Networks, what else the defense keeps, and momenta."""
+    """Assert that networks, all other state of the defense, and momenta are equal."""
     assert_same_bits(state(ours), state(theirs))
     steps, other = ours._optimizer.state_dict()["state"], theirs._optimizer.state_dict()["state"]
     assert steps.keys() == other.keys()
@@ -95,7 +95,7 @@ def assert_same_end(ours: Trainer, theirs: Trainer) -> None:
 
 
 def figures(report: EpochReport) -> dict[str, Any]:
-    """A report without what depends on how busy the machine is."""
+    """Return a report without the numbers that depend on how busy the machine is."""
     return {key: value for key, value in asdict(report).items() if key not in ("epoch_seconds", "images_per_second")}
 
 
@@ -108,7 +108,7 @@ def test_three_steps_change_every_network(trainer: Trainer) -> None:
         prefix = f"networks.{network}."
         names = [prefix + name for name, _ in trainer.defense.networks[network].named_parameters()]
         unchanged = [name for name in names if torch.equal(before[name], trainer.defense.state_dict()[name])]
-        # UNICON's projection learns from unlabelled samples, of which a warm-up has none.
+        # UNICON's projection learns from unlabelled samples, and a warm-up has none.
         assert all(".projectors." in name for name in unchanged)
     list(trainer.run())
     for name, _ in trainer.defense.networks.named_parameters():
@@ -134,7 +134,7 @@ def test_going_on_from_a_checkpoint_is_bit_equal(
     expected = [figures(report) for report in whole.run()]
     for _ in range(config.train.epochs):
         trainer = Trainer(config, data, folder=tmp_path)
-        torch.manual_seed(trainer.epochs_done)  # another process has another global state
+        torch.manual_seed(trainer.epochs_done)  # another process has another global random state
         next(trainer.run())
     assert [figures(report) for report in trainer.history] == expected
     assert_same_end(trainer, whole)
@@ -154,7 +154,7 @@ def test_going_on_from_the_checkpoint_before_is_bit_equal(
     with pytest.warns(UserWarning, match="going on from the one before it"):
         trainer = Trainer(config, data, folder=tmp_path)
     assert trainer.epochs_done == config.train.epochs - 1
-    torch.manual_seed(1)  # another process has another global state
+    torch.manual_seed(1)  # another process has another global random state
     list(trainer.run())
     assert [figures(report) for report in trainer.history] == expected
     assert_same_end(trainer, whole)
@@ -164,7 +164,7 @@ def test_going_on_from_the_checkpoint_before_is_bit_equal(
 def test_going_on_inside_an_epoch_is_bit_equal(
     make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options, tmp_path: Path
 ) -> None:
-    """Told to leave after each batch, in whatever phase that is."""
+    """The trainer is told to stop after each batch, in every phase."""
     config = make_config(options)
     whole = Trainer(config, data)
     expected = [figures(report) for report in whole.run()]
@@ -178,7 +178,7 @@ def test_going_on_inside_an_epoch_is_bit_equal(
             break
         except Interrupted:
             left += 1
-    assert left > config.train.epochs  # inside of epochs, and at their ends
+    assert left > config.train.epochs  # both inside epochs and at their ends
     assert [figures(report) for report in trainer.history] == expected
     assert_same_end(trainer, whole)
 

@@ -1,4 +1,4 @@
-"""The directions that imports take and the places that side effects live in, read from the source itself."""
+"""Tests, by reading the source, in which direction imports point and where side effects are allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
 
 ROOT = Path(__file__).parents[2]
 
-# The only files that may import these, wherever in the file.
+# The only files that may import these packages, at any place in the file.
 IMPORTERS = {
     "ray": {
         "orchestration/cluster/crafting.py",
@@ -51,7 +51,10 @@ def tree_of(file: str) -> ast.Module:
 
 
 def imports(tree: ast.Module, package: str = "") -> Iterator[str]:
-    """Full names of all modules (and of what is imported from them) at any depth, functions and strings included."""
+    """Return the full names of all modules, and of the names imported from them.
+
+    Imports at any depth count, in functions and in strings too.
+    """
     aliases = aliases_of(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -68,7 +71,7 @@ def imports(tree: ast.Module, package: str = "") -> Iterator[str]:
 
 
 def aliases_of(tree: ast.Module) -> dict[str, str]:
-    """What the names that a file imports stand for: np -> numpy, F -> torch.nn.functional."""
+    """Return what the imported names of a file stand for: np -> numpy, F -> torch.nn.functional."""
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -79,7 +82,7 @@ def aliases_of(tree: ast.Module) -> dict[str, str]:
 
 
 def dotted(node: ast.AST, aliases: dict[str, str]) -> str:
-    """The full name behind `a.b.c`, or nothing for other expressions."""
+    """Return the full name behind `a.b.c`, or nothing for other expressions."""
     if isinstance(node, ast.Name):
         return aliases.get(node.id, node.id)
     if isinstance(node, ast.Attribute):
@@ -89,19 +92,19 @@ def dotted(node: ast.AST, aliases: dict[str, str]) -> str:
 
 
 def called(tree: ast.Module) -> set[str]:
-    """Full names of all functions that a file mentions, called or handed on."""
+    """Return the full names of all functions that a file mentions, whether it calls them or passes them on."""
     aliases = aliases_of(tree)
     return {dotted(node, aliases) for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.Name))}
 
 
 def tops(file: str) -> set[str]:
-    """The top-level packages that a file imports."""
+    """Return the top-level packages that a file imports."""
     package = ".".join(Path(file).parent.parts)
     return {name.split(".")[0] for name in imports(tree_of(file), package)}
 
 
 def within(file: str) -> set[str]:
-    """The project's own files that a file imports."""
+    """Return the project's own files that a file imports."""
     package = ".".join(Path(file).parent.parts)
     own = set()
     for name in imports(tree_of(file), package):
@@ -111,7 +114,7 @@ def within(file: str) -> set[str]:
 
 
 def reachable(file: str) -> set[str]:
-    """All of the project's files that importing this one, and running its functions, may load."""
+    """Return all files of the project that may be loaded by importing this file and running its functions."""
     found, waiting = {file}, [file]
     while waiting:
         new = within(waiting.pop()) - found
@@ -177,7 +180,7 @@ def test_one_cell_runs_without_ray_and_without_mlflow() -> None:
     assert not loaded & set().union(*IMPORTERS.values())
 
 
-# Rooms of orchestration/ by level: a module imports from its own room and from lower levels.
+# Rooms of orchestration/ by level: a module imports only from its own room and from lower levels.
 LEVELS = (
     {"storage", "terminal"},
     {"run", "tracking"},
@@ -215,7 +218,7 @@ def test_no_module_imports_itself_in_a_circle(file: str) -> None:
 
 @cache
 def reachable_modules(file: str) -> frozenset[str]:
-    """As `reachable`, but for what packages re-export."""
+    """Return the same as `reachable`, but without what packages only re-export."""
     found, waiting = {file}, [file]
     while waiting:
         new = {other for other in within(waiting.pop()) if not other.endswith("__init__.py")} - found
@@ -246,7 +249,7 @@ def test_registered_parts_are_the_science_s_own() -> None:
 
 
 def test_one_owner_of_the_update() -> None:
-    """Crafting UP trains a network of its own, which no defense and no run ever sees."""
+    """Crafting UP trains a separate network, which no defense and no run ever uses."""
     owners = {
         file
         for file in files("erat")

@@ -1,4 +1,4 @@
-"""What commands that only read or explain may load: they answer at once, in little memory."""
+"""Tests what commands that only read or explain may load, so that they answer at once and in little memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEAVY = {
     "torch",
     "torchvision",
 }
-# Runs commands one after the other in one process; says on the last line which of the heavy packages it came to load.
+# Runs commands one after another in one process; the last line names the heavy packages that were loaded.
 RUN = """
 import json, sys
 from orchestration.commands.console import guarded
@@ -46,7 +46,7 @@ EPOCH = {"epoch": 1, "val_accuracy": 0.5, "test_accuracy": 0.5, "epoch_seconds":
 
 
 def fill(workspace: Workspace, name: str, spec: StudySpec, trials: int) -> None:
-    """Enter a study whose runs are done, failed, stopped, interrupted and not begun, in turns."""
+    """Add a study to the ledger whose runs are done, failed, stopped, interrupted and not begun, in turn."""
     ledger = Ledger(workspace.ledger)
     register(ledger, name, spec, trials)
     points = spec.space.scaled_points(spec.base.data.name)
@@ -67,7 +67,7 @@ def fill(workspace: Workspace, name: str, spec: StudySpec, trials: int) -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a search and the whole Table III, 168 cells."""
+    """Make a workspace with a search and the whole of Table III, 168 runs."""
     workspace = Workspace(tmp_path_factory.mktemp("home"))
     fill(workspace, "budgets", StudySpec(load_space("budgets"), "demo", {}), 9)
     fill(workspace, "table3", specification(load_grid("table3"), "demo", {}), 0)
@@ -75,7 +75,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(home: Path, *commands: list[str]) -> tuple[list[int], list[str], str]:
-    """(exit statuses, heavy packages that are loaded in the end, all that was written)."""
+    """Return (exit statuses, heavy packages that are loaded in the end, all output)."""
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(commands), json.dumps(sorted(HEAVY))],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Mixed precision, memory format and compilation: switches of the trainer that every registered defense honours."""
+"""Tests mixed precision, memory format and compilation: trainer switches that every registered defense honours."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_channels_last_is_how_convolutions_see_their_images(make_config: Config,
 def test_compiled_networks_learn_the_same(
     make_config: Config, data: CorruptedSet, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced for real, and run without generated code, which takes minutes to make."""
+    """Networks are really traced, but run without generated code, which takes minutes to make."""
     original = nn.Module.compile
     compiled: list[nn.Module] = []
 

@@ -1,4 +1,4 @@
-"""How a command line ends and what it says."""
+"""Represents the exit status and the output of a command line."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 class Said:
-    """How a command ended and what it said."""
+    """The exit status and the output of a command."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
 
     @property
     def json(self) -> dict[str, Any]:
-        """The last line of standard output, the only one there."""
+        """Return the last line of standard output, which must be its only line, as JSON."""
         (line,) = self.out.splitlines()
         content: dict[str, Any] = json.loads(line)
         return content

@@ -1,4 +1,4 @@
-"""What end-to-end tests share: one Ray cluster per module, and command lines run on it."""
+"""Provides what the end-to-end tests share: one Ray cluster per module, and command lines that run on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A cluster of two cores that all sweeps of this file join."""
+    """Start a cluster of two cores, which all sweeps of this file join."""
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 128 * 2**20}
     made = Cluster(initialize_head=True, head_node_args=options)
     yield made
@@ -34,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def command(cluster: Cluster, workspace: Workspace) -> Iterator[Command]:
-    """Run a command line in this process, on the cluster. `at` is another home."""
+    """Return a function that runs a command line in this process, on the cluster; `at` is another workspace."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)

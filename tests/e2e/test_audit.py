@@ -1,4 +1,4 @@
-"""The verb `audit`, from a folder to its page, lists and classifier; and what it refuses."""
+"""Tests the verb `audit`: from a folder to its page, lists and classifier; and the input that it refuses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.e2e.commands import Said
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no readable image")
 BRIEF = ("data.image_size=8", "train.epochs=6", "defense.epsilon_inf=0.05", "defense.epsilon_2=0.5", "data.flip=false")
-WRONG = 6  # images of class 0 that lie in the folder of class 1
+WRONG = 6  # images of class 0 in the folder of class 1
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,10 @@ def contents(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(make_images: Callable[..., ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of 40 images with odd names, six of them in the wrong folder; copies, a broken and a lonely one."""
+    """Make three classes of 40 images with odd names.
+
+    Six of them lie in the wrong folder; there are also copies, a broken file and a class with a single picture.
+    """
     root = tmp_path_factory.mktemp("own") / "my images"
     images = make_images(120, classes=3, seed=1)
     for row, (picture, label) in enumerate(zip(images.images[:, 0], images.labels.tolist(), strict=True)):
@@ -68,7 +71,7 @@ def folder(make_images: Callable[..., ImageSet], tmp_path_factory: pytest.TempPa
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture.numpy()).save(path)
     Image.open(root / "日本" / "bild 002.png").save(root / "Käfer <b>" / "copy.png")
-    near = np.asarray(Image.open(root / "wasp & bee" / "bild 004.png")) // 2 + 50  # darker, of less contrast
+    near = np.asarray(Image.open(root / "wasp & bee" / "bild 004.png")) // 2 + 50  # darker, with less contrast
     Image.fromarray(near).save(root / "日本" / "\x1b[31mnear.png")
     (root / "日本" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (root / "lonely").mkdir()
@@ -145,7 +148,7 @@ def test_copies_under_two_labels_are_reported_and_share_a_fold(said: Said) -> No
 
 
 def test_copies_are_named_everywhere(said: Said) -> None:
-    """A copy and a near-copy under other labels: in the words, in the report, in the list, on the page."""
+    """A copy and a near-copy with other labels are named in the output, in the report, in the list and on the page."""
     groups = {tuple(copy["path"] for copy in group["copies"]): group for group in said.json["copies"]}
     same = groups["Käfer <b>/copy.png", "日本/bild 002.png"]
     assert (same["exact"], same["labels_differ"], same["parts_differ"]) == (True, True, False)
@@ -246,7 +249,7 @@ def test_mlflow_serves_the_classifier(said: Said, tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     model = report(said) / "mlflow-model"
     options = ["-m", str(model), "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
-    # The server starts `python`, which must be this one.
+    # The server starts `python`, which must be this interpreter.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
@@ -273,7 +276,7 @@ def test_mlflow_serves_the_classifier(said: Said, tmp_path: Path) -> None:
 def test_it_goes_on_after_what_is_kept(
     said: Said, command: Callable[..., Said], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command trains nothing anew, and comes to the same findings."""
+    """The same command, run again, trains nothing anew and comes to the same findings."""
     monkeypatch.setattr(audit_verb, "examine", None)
     again = command(f"data.root={folder}", *BRIEF, "--folds", "2", "--json", "--name", "mine")
     assert again.code == 0, again.err

@@ -1,6 +1,8 @@
-"""What docker/compose.yaml starts, started by hand with the same settings: an object store (moto in MinIO's place),
-PostgreSQL, MLflow's server with its host check, a Ray head without cores and two workers as processes of their own that
-ask for a token. A small sweep goes through all of it, and so does a job that is submitted.
+"""Tests the services of docker/compose.yaml, started by hand with the same settings.
+
+They are an object store (moto in place of MinIO), PostgreSQL, MLflow's server with its host check, a Ray head without
+cores, and two workers as separate processes that require a token. A small sweep and a submitted job run through all of
+them.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ SPACE = "{name: tiny, about: two rates, proposals: 0, baselines: [{train.lr: 0.1
 
 
 class Stack:
-    """The services, by their names in compose.yaml."""
+    """The services, under their names in compose.yaml."""
 
     def __init__(self, folder: Path, store_url: str, tracking: TrackingServer) -> None:
         self.folder, self.tracking = folder, tracking
@@ -52,7 +54,7 @@ class Stack:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": "120",  # on a busy machine; a container would be started again
+            "RAY_raylet_start_wait_time_s": "120",  # for a busy machine; a container would be restarted instead
             "MLFLOW_TRACKING_URI": tracking.uri,
             "AWS_ENDPOINT_URL": store_url,
             "AWS_REGION": "us-east-1",
@@ -68,8 +70,8 @@ class Stack:
         return f"127.0.0.1:{self.ports['gcs']}"
 
     def start_ray(self, name: str, *options: str) -> None:
-        """A Ray node that stays in the foreground, as `--block` has it in the containers."""
-        # Containers have addresses of their own; here the nodes must not meet at one port.
+        """Start a Ray node that stays in the foreground, as it does in the containers by `--block`."""
+        # Containers have separate addresses; here the nodes must not use the same port.
         own = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "metrics-export-port")]
         common = ("--node-ip-address=127.0.0.1", "--object-store-memory=134217728", "--block", *own)
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -89,7 +91,7 @@ class Stack:
         )
 
     def stop(self) -> None:
-        """All processes that this stack started, and theirs."""
+        """Stop all processes that this stack has started, and their children."""
         for process in self.processes:
             with suppress(psutil.NoSuchProcess):
                 family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
@@ -97,7 +99,7 @@ class Stack:
                     with suppress(psutil.NoSuchProcess):
                         member.kill()
             process.wait()
-        # Ray's own processes leave the family of the command that started them.
+        # Ray's own processes leave the process group of the command that started them.
         for member in psutil.process_iter():
             with suppress(psutil.Error):
                 if member.environ().get("RAY_AUTH_TOKEN_PATH") == self.environment["RAY_AUTH_TOKEN_PATH"]:
@@ -114,7 +116,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     folder = tmp_path_factory.mktemp("stack")
     for part in (folder, *folder.parents[:2]):
-        part.chmod(0o755)  # PostgreSQL's user must come through
+        part.chmod(0o755)  # PostgreSQL's user must be able to pass through
     store = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     store.start()
     host, port = store.get_host_and_port()
@@ -125,7 +127,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for bucket in ("mlflow", "cells"):
         client.create_bucket(Bucket=bucket)
     with postgres(folder / "database") as database:
-        # As compose.yaml has it: the password is in the environment, not in the URI.
+        # As in compose.yaml, the password is in the environment, not in the URI.
         address = urlsplit(database)
         assert address.password
         store_uri = database.replace(f":{address.password}@", "@")
@@ -208,7 +210,7 @@ def test_a_job_is_submitted_and_finds_what_is_done(stack: Stack) -> None:
 
 
 def test_the_tracking_server_answers_to_its_own_names_alone(stack: Stack) -> None:
-    give_up = time.monotonic() + 60  # a worker of its may just have been started anew
+    give_up = time.monotonic() + 60  # one of its workers may just have been restarted
     while (status := _status(stack, {})) == 503 and time.monotonic() < give_up:
         time.sleep(1)
     assert status == 200

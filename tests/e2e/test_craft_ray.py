@@ -1,4 +1,4 @@
-"""Corrupted sets crafted as Ray tasks, and the proof that they bite, from the command line."""
+"""Tests that corrupted sets are crafted as Ray tasks, and that `craft --verify` shows their effect, by command line."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ VERIFY = ["craft", "--verify", "corruption.data=urp,uhp,uap", "--labels", "none,
 
 @pytest.fixture(scope="module")
 def verified(command: Command) -> Said:
-    """CE on no and three data corruptions, without and with label noise."""
+    """Train CE on no data corruption and on three, without and with label noise."""
     with pytest.MonkeyPatch.context() as patch:
-        # Whatever is crafted in this process, and not in a Ray worker, fails.
+        # Crafting in this process, instead of in a Ray worker, fails.
         patch.setattr(pipeline, "_craft", _refuse)
         said = command(*VERIFY, "--json")
     assert said.code == 0, said.err
@@ -101,7 +101,7 @@ def _write(path: Path, content: bytes) -> Path:
 
 
 def test_what_a_task_refuses_reaches_the_person_in_one_line(command: Command, workspace: Workspace) -> None:
-    """The ensemble needs four classes; that is found out in the worker."""
+    """An error of a worker is reported to the user in one line: here, that the ensemble needs four classes."""
     folder = workspace.root.parent / "two"
     _two_classes(folder)
     words = ["data.name=folder", f"data.root={folder}", "corruption.data=aa", "corruption.attack=standard"]
@@ -141,7 +141,7 @@ def _two_classes(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_crafting_goes_on_to_the_same_set(tmp_path: Path) -> None:
-    """SIGKILL in the middle, then the same command: it goes on from its last state and ends at the same pixels."""
+    """After a SIGKILL in the middle, the same command resumes from the last state and ends with the same pixels."""
     words = ["corruption.data=uap", "corruption.steps=2000", "corruption.source_epochs=1"]
     undisturbed = _craft(tmp_path / "undisturbed", *words)
     killed = subprocess.Popen(_line(*words), env=_environment(tmp_path / "killed"), cwd=ROOT, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The command never shows one set's figures as another's: other images are another run, moved ones are the same."""
+"""Tests that figures of one image set are never shown for another: other images make another run, moved ones do not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def arrays(path: Path, classes: int) -> Path:
 
 
 def train(workspace: Path, root: Path | str, at: Path = ROOT) -> tuple[dict[str, Any], str]:
-    """(what `train --json` printed, or nothing; what it told)."""
+    """Return (the JSON that `train --json` printed, or nothing; its messages)."""
     words = ("data.name=folder", f"data.root={root}", "defense.name=ce", *PLAIN, "--json")
     done = subprocess.run(
         [sys.executable, str(ROOT / "orchestrate.py"), "train", *words],
@@ -64,7 +64,7 @@ def test_two_sets_are_two_cells_and_one_that_moved_is_one(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_list_with_mended_labels_is_trained_anew(tmp_path: Path) -> None:
-    """What an audit leaves in cleaned.csv, after it suggested other labels."""
+    """The list is like cleaned.csv after an audit, which suggested other labels."""
     pictures = np.load(arrays(tmp_path / "a.npz", 2))
     for row, image in enumerate(pictures["images"]):
         Image.fromarray(image).save(tmp_path / f"{row}.png")

@@ -1,4 +1,4 @@
-"""The package as `pip install .` leaves it: all that the command needs is in it, from whatever folder it is called."""
+"""Tests the package as `pip install .` installs it: it is complete, and the command works from any folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the project starts by itself listens on this machine alone."""
+"""Tests that whatever the project starts by itself listens only on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small matrix on a real Ray cluster: every cell once, its tables, and no more at a time than allowed."""
+"""Tests a small matrix on a real Ray cluster: every run once, its tables, and no more at a time than allowed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Two Ray nodes that share nothing but a storage (an S3 server of our own) and the network: runs over both of them, a
-node that dies, a node that is told to leave, and what `doctor` sees.
+"""Tests two Ray nodes that share only a storage (an S3 server that the tests start) and the network.
+
+The tests cover runs over both nodes, a node that dies, a node that is told to leave, and what `doctor` reports.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from tests.servers import s3_server
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-# Selection, mixture and perturbations on real digits, in seconds, on a network with batch statistics. Few steps, since
-# what rounding turns in one of them grows with every later one.
+# Selection, mixture and perturbations on real digits, in seconds, on a network with batch statistics. There are few
+# steps, because a rounding difference in one step grows with every later one.
 SHORT = {
     "data.limit": 400,
     "corruption.data": "urp",
@@ -51,7 +52,7 @@ def words(options: dict[str, Any]) -> list[str]:
 
 
 class Nodes:
-    """A head without cores, and two nodes of one core each with temporary folders of their own."""
+    """A head without cores, and two nodes with one core each and separate temporary folders."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,7 +67,7 @@ class Nodes:
         )
 
     def processes(self, node: Any) -> list[psutil.Process]:
-        """Its trial workers."""
+        """Return the trial workers of a node."""
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         return [p for p in raylet.children(recursive=True) if "ray::" in " ".join(p.cmdline())]
 
@@ -108,7 +109,7 @@ def command(nodes: Nodes, workspace: Workspace, place: str) -> Iterator[Command]
 
 
 def alone(options: dict[str, Any], folder: Path) -> tuple[RunConfig, Any, list[dict[str, Any]]]:
-    """The same run on one worker, here."""
+    """Train the same run with one worker, in this process."""
     config = build("demo", options)
     result = execute_run(config, Workspace(folder))
     return config, result, RunDirectory(Workspace(folder), config.digest()).read_metrics()
@@ -146,14 +147,14 @@ def test_more_workers_than_places_is_one_line(command: Command, place: str, work
 def test_two_nodes_train_what_one_worker_does(
     defense: str, command: Command, place: str, workspace: Workspace, tmp_path: Path
 ) -> None:
-    """Each worker on a node of its own; the same selection, and the same accuracy but for rounding."""
+    """With each worker on another node, the selection is the same, and the accuracy is the same except for rounding."""
     options = SHORT | {"defense.name": defense}
     said = command("train", *words(options), "train.workers=2", f"storage.path={place}", "--json")
     assert said.code == 0, said.err
     _, one, rows = alone(options, tmp_path)
     both = RunDirectory(workspace, said.json["cell"]).read_metrics()
     for ours, theirs in zip(both, rows, strict=True):
-        # Rounding turns a sign step of an attack now and then, and one sample's score may pass the threshold.
+        # Rounding sometimes flips a sign step of an attack, and the score of one sample may cross the threshold.
         assert ours["labelled_per_class"] == pytest.approx(theirs["labelled_per_class"], abs=2)
     print(defense, [row["labelled_per_class"] for row in both], [row["labelled_per_class"] for row in rows])
     assert both[0]["train_loss"] == pytest.approx(rows[0]["train_loss"], rel=1e-3)
@@ -164,7 +165,7 @@ def test_two_nodes_train_what_one_worker_does(
     assert {"checkpoint.pt", "metrics.jsonl", "result.json", "artifacts/model.pt"} <= set(names)
 
 
-# --- a node that goes ------------------------------------------------------------------------------------------------
+# --- a node that leaves ----------------------------------------------------------------------------------------------
 
 PLAIN = {
     "defense.name": "ce",
@@ -185,7 +186,7 @@ baselines:
 
 
 def under_way(workspace: Workspace, sweep: str, epochs: int) -> bool:
-    """Whether every cell of the sweep has done so many epochs."""
+    """Return whether every run of the sweep has finished this many epochs."""
     ledger = Ledger(workspace.ledger)
     cells = [p.cell for p in ledger.studies[sweep].proposals.values()] if sweep in ledger.studies else []
     return len(cells) == 2 and all(len(RunDirectory(workspace, cell).read_metrics()) >= epochs for cell in cells)

@@ -1,4 +1,4 @@
-"""Parts of one's own in studies on a real Ray: from a script, from a package, and the examples of the page."""
+"""Tests user-defined parts in studies on a real Ray: from a script, from a package, and the examples of the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from erat import temporary_registrations
 from tests.public import OWN, PARTS, installed, run_examples
 
 ROOT = Path(__file__).parents[2]
-# The defense is the script's own, of which no worker can import anything; the rest comes from an installed package.
+# The defense is defined in the script, which no worker can import; the other parts come from an installed package.
 SCRIPT = """
 import sys
 import erat

@@ -1,4 +1,4 @@
-"""Whole sweeps on a real Ray cluster and a real MLflow store: they end, go on, extend, and survive mishaps."""
+"""Tests whole sweeps on a real Ray cluster and MLflow store: they end, resume, extend and survive failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from tests.e2e.commands import Command, Said
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 6
-# Plain training on clean digits: a second a trial. Weight decay kills most of the range, so that proposals are stopped.
+# Plain training on clean digits takes a second per trial. In most of its range weight decay spoils the training, so
+# that some proposals are stopped early.
 BASE = [
     "defense.name=ce",
     "corruption.data=none",
@@ -56,7 +57,7 @@ SPACE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Write a space's file, the tiny one with changes."""
+    """Return a function that writes the file of a space: the tiny space with changes."""
 
     def write(**changes: Any) -> str:
         path = tmp_path_factory.mktemp("space") / "space.yaml"
@@ -72,7 +73,7 @@ def events(workspace: Workspace, sweep: str) -> list[dict[str, Any]]:
 
 
 def table(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What two sweeps must have in common, trial by trial."""
+    """Return what two sweeps must have in common, trial by trial."""
     kept = ("cell", "status", "config", "final_test_accuracy", "best_val_test_accuracy", "val_accuracy", "error")
     return [{key: run[key] for key in kept} for run in content["runs"]]
 
@@ -82,7 +83,7 @@ def table(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def first(command: Command, space: Callable[..., str]) -> Said:
-    """The sweep that others are compared with."""
+    """Run the sweep with which others are compared."""
     said = command("sweep", "--space", space(), "--name", "first", *BASE, "--json")
     assert said.code == 0, said.err
     return said
@@ -199,7 +200,7 @@ class TestFromBeginningToEnd:
     def test_what_the_ledger_missed_is_read_from_the_cells(
         self, first: Said, command: Command, workspace: Workspace
     ) -> None:
-        """The driver was killed between a trial's last words and its own entry, for every trial."""
+        """For every trial the driver was killed between the end of the trial and its own entry in the ledger."""
         kept = [
             line
             for line in workspace.ledger.read_text().splitlines()
@@ -291,7 +292,7 @@ def kill_a_worker(cluster: Cluster, workspace: Workspace, sweep: str) -> None:
 
 
 def wait_for_an_epoch(workspace: Workspace, sweep: str, ended: int = 0, seconds: float = 120) -> None:
-    """Until a trial is under way, after at least so many have ended."""
+    """Wait until a trial is under way, after at least this many have ended."""
     give_up = time.monotonic() + seconds
     while time.monotonic() < give_up:
         ledger = Ledger(workspace.ledger)
@@ -305,11 +306,11 @@ def wait_for_an_epoch(workspace: Workspace, sweep: str, ended: int = 0, seconds:
     pytest.fail(f"no trial of {sweep} came under way")
 
 
-# --- interruptions, on Ray of the command's own -----------------------------------------------------------------------
+# --- interruptions, with a Ray that the command starts ----------------------------------------------------------------
 
 
 def of_home(workspace: Workspace) -> list[psutil.Process]:
-    """The living processes that were started for this home: a command, and all that its Ray consists of."""
+    """Return the living processes that belong to this workspace: a command, and all processes of its Ray."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -331,7 +332,7 @@ def gone(workspace: Workspace, seconds: float) -> bool:
 
 @pytest.fixture
 def own_home(tmp_path: Path) -> Iterator[Workspace]:
-    """A home whose processes are ended when the test is over."""
+    """Provide a workspace whose processes are ended after the test."""
     workspace = Workspace(tmp_path / "own")
     yield workspace
     for process in of_home(workspace):
@@ -350,7 +351,7 @@ def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background job ignores SIGINT and hands that on.
+        # A background job of a shell ignores SIGINT and passes that on to its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for_an_epoch(own_home, "cut", ended=2)
@@ -367,7 +368,7 @@ def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
         assert gone(own_home, 15), of_home(own_home)
     else:
         assert process.returncode == -signal.SIGKILL
-        gone(own_home, 15)  # if not, the resumed sweep waits for the cells that they hold
+        gone(own_home, 15)  # otherwise the resumed sweep waits for the runs that they hold
     ended = [event for event in events(own_home, "cut") if event["event"] in ("done", "stopped", "failed")]
     assert 2 <= len(ended) < 5
     assert "failed" not in {event["event"] for event in ended}
@@ -385,7 +386,7 @@ def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
 def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
     command: Command, space: Callable[..., str], workspace: Workspace
 ) -> None:
-    """Two workers over gloo through Ray Train. Where a trial is killed instead of asked, the next waits for ever."""
+    """Two workers use gloo through Ray Train; were a trial killed, not asked to stop, the next would wait for ever."""
     decaying = space(
         parameters={"train.weight_decay": {"low": 0, "high": 5}},
         points=[{"train.weight_decay": 0}],

@@ -1,4 +1,4 @@
-"""MLflow's server on PostgreSQL: sixteen drivers write at once, the server is killed in the middle, nothing is lost."""
+"""Tests MLflow's server on PostgreSQL: sixteen drivers write at once, the server is killed midway, nothing is lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WRITERS, RUNS, EPOCHS = 16, 2, 12
 
 
 def write(number: int, folder: str, uri: str) -> None:
-    """What a driver tells of its sweep, at an epoch in some tenths of a second; it ends when all is sent."""
+    """Report a sweep as a driver does, with an epoch every few tenths of a second, and end when everything is sent."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     tracker = Tracker.open(Workspace(Path(folder) / f"writer {number}"))
     parent = tracker.start_parent(f"sweep {number}", kind="sweep", tags={})
@@ -45,7 +45,7 @@ def write(number: int, folder: str, uri: str) -> None:
 @pytest.mark.timeout(600)
 def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in (tmp_path, *tmp_path.parents[:2]):
-        part.chmod(0o755)  # PostgreSQL's user must come through
+        part.chmod(0o755)  # PostgreSQL's user must be able to pass through
     with postgres(tmp_path / "database") as store:
         server = TrackingServer(store, tmp_path / "server", workers=4)
         server.start()
@@ -76,7 +76,7 @@ def _runs(reader: Tracker) -> list[Any]:
 
 
 def _points(reader: Tracker) -> int:
-    """Epochs that have arrived."""
+    """Return the number of epochs that have arrived."""
     found = 0
     for run in _runs(reader):
         if "cell" in run.data.tags and "val_accuracy" in run.data.metrics:

@@ -1,7 +1,7 @@
-"""Digests that name runs and crafted sets: what was made before under a name is found again under it.
+"""Tests the digests that name runs and crafted sets: what an earlier version stored under a name is found again.
 
-`digests.json` was written when the settings of the corruptions were fields of one section, by
-`python -m tests.golden.test_digests`.
+`digests.json` was written by `python -m tests.golden.test_digests` when the settings of the corruptions were fields of
+one section.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from erat.variants import defense_names
 
 FILE = Path(__file__).with_name("digests.json")
 SETS = ("mnist", "cifar10", "cifar100", "tiny-imagenet", "folder")
-# Every kind as it is, and with what it alone can be told.
+# Every kind with its defaults, and with each option that only this kind has.
 POISONS: dict[str, dict[str, Any]] = {
     "none": {"data": "none"},
     "urp": {"data": "urp"},
@@ -55,7 +55,7 @@ def _keys(corruption: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(name, preset, overrides)."""
+    """Return (name, preset, overrides) of every case."""
     for preset in PRESETS:
         for data in SETS:
             for name, poison in POISONS.items():
@@ -67,7 +67,7 @@ def _cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _digests(config: RunConfig) -> list[str]:
-    """Of the run, of its images in the store and of its labels there, whatever is in the set."""
+    """Return the digests of the run, of its images in the store and of its labels there, whatever the set contains."""
     traits = Traits("f" * 64, colour=config.data.name != "mnist")
     images = None if config.corruption.data == "none" else _image_parameters(traits, config)
     return [config.digest(), content_digest(images), content_digest(_label_parameters(traits, config))]

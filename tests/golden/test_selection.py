@@ -1,4 +1,4 @@
-"""Eqs. 1-5 against numbers worked out by hand; the arithmetic stands beside them."""
+"""Tests Eqs. 1-5 against numbers worked out by hand; the arithmetic is given beside them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_score_is_the_squared_distance_to_the_label() -> None:
         0.06,  # 0.2^2 + 0.1^2 + 0.1^2
         1.46,  # 0.8^2 + 0.9^2 + 0.1^2
         0.0,
-        2.0,  # the largest there is: certain, and of another class
+        2.0,  # the largest possible score: certain, and of another class
     ]
     assert_numbers(scores(probs, labels), expected)
     one_hot = torch.nn.functional.one_hot(labels, 3)
@@ -49,7 +49,7 @@ def test_score_is_the_squared_distance_to_the_label() -> None:
 
 
 def test_score_asks_that_the_other_mass_be_spread_thin_and_cross_entropy_does_not() -> None:
-    """Both give the label 0.4: 0.36 + 2 * 0.09 = 0.54 against 0.36 + 0.36 = 0.72."""
+    """Both predictions give the label 0.4: 0.36 + 2 * 0.09 = 0.54 against 0.36 + 0.36 = 0.72."""
     probs, labels = torch.tensor([[0.4, 0.3, 0.3], [0.4, 0.6, 0.0]]), torch.tensor([0, 0])
     assert_numbers(scores(probs, labels), [0.54, 0.72])
     assert_numbers(scores(probs, labels, "ce"), [-math.log(0.4)] * 2)
@@ -72,7 +72,7 @@ def test_raw_count_is_of_the_scores_at_or_below_the_mean() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, 0.7, 1.9, 2.0])
 @pytest.mark.parametrize("count", [1, 3, 7, 10, 999, 1003])
 def test_raw_count_of_equal_scores_is_all_of_them(value: float, count: int, dtype: torch.dtype) -> None:
-    """A sum rounded down, divided by its count, is a mean below each of them."""
+    """If a sum was rounded down, the mean computed from it lies below each of the values."""
     assert raw_count(torch.full((count,), value, dtype=dtype)) == count
 
 
@@ -169,7 +169,7 @@ def test_smallest_scores_of_each_class_and_ties_to_the_first() -> None:
 
 
 def test_ties_go_to_the_first_in_large_sets_too() -> None:
-    """Unstable sorts keep the order of few equal values by accident."""
+    """Unstable sorts may keep the order of a few equal values by accident."""
     labels = torch.arange(20_000) % 2
     mask = smallest_per_class(torch.full((20_000,), 0.5), labels, torch.tensor([3000, 10]))
     assert mask[labels == 0].nonzero().flatten().tolist() == list(range(3000))

@@ -1,4 +1,4 @@
-"""What a step costs, counted, and the losses of the first steps, pinned: a refactoring changes neither."""
+"""Tests the counted cost of a step and the pinned losses of the first steps; a refactoring changes neither."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Make = Callable[..., Any]
 
 # --- passes of a step ------------------------------------------------------------------------------------------------
 
-WIDTHS = (5, 7)  # of the second convolution, which no other layer shares
+WIDTHS = (5, 7)  # widths of the second convolution, which no other layer has
 CONVOLUTION, BACKWARD = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
 
 
@@ -44,10 +44,11 @@ def two_convolutions(num_classes: int, channels: int, image_size: int) -> nn.Mod
 
 
 class InteriorFlops(TorchDispatchMode):
-    """Floating-point operations of the second convolution as the kernels are called, by torch's own formulas.
+    """Counts floating-point operations of the second convolution as kernels are called, by torch's own formulas.
 
-    An interior layer shows all three kinds of work. The first layer would not: the student's images need no gradient,
-    so the training pass leaves out the input gradient there, in any network.
+    An interior layer does all three kinds of work. The first layer does not: the student's images need no gradient, so
+    that
+    the training pass leaves out the input gradient there, in any network.
     """
 
     def __init__(self) -> None:
@@ -88,11 +89,11 @@ def batch_of(labelled: int, unlabelled: int, phase: str) -> Batch:
 
 
 def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train") -> tuple[float, float, float]:
-    """(forward, input-gradient, weight-gradient) passes of one image each that a step makes, on average over turns.
+    """Return the (forward, input-gradient, weight-gradient) passes of one image that a step makes, averaged over turns.
 
-    Of two networks, a step trains one.
+    With two networks, a step trains one of them.
     """
-    seen: list[float] = []  # images, a shrunk one as the share of its pixels
+    seen: list[float] = []  # number of images; a shrunk image counts as its share of the pixels
     networks = [module for module in trainer.defense.networks.modules() if isinstance(module, Normalized)]
     with InteriorFlops() as one, torch.no_grad():
         networks[0].eval()(torch.zeros(1, 1, 8, 8))
@@ -117,7 +118,7 @@ def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train
 @pytest.mark.parametrize(
     ("overrides", "labelled", "unlabelled"),
     [
-        # PGD 7 + 7; three student views, forward and both gradients, 9; the pseudo-label, 1.
+        # PGD 7 + 7; three student views with forward and both gradients, 9; the pseudo-label, 1.
         pytest.param({}, 23, 24, id="ERAT"),
         pytest.param({"defense.norms": "linf"}, 23, 24, id="ERAT_inf"),
         pytest.param({"defense.norms": "l2"}, 23, 24, id="ERAT_2"),
@@ -125,9 +126,9 @@ def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train
         pytest.param({"defense.uniform": False}, 43, 44, id="w/o Uni"),
         pytest.param({"defense.adversarial": False}, 3, 4, id="w/o AT"),
         pytest.param({"defense.strong": False}, 23, 24, id="w/o Aug"),
-        # The clean prediction is not the first forward pass of PGD here, hence one more.
+        # The clean prediction is not the first forward pass of PGD here, which costs one more pass.
         pytest.param({"defense.random_start": True}, 24, 25, id="random start"),
-        # Beyond the paper. One step from where the image was moved last, and the clean prediction: 3 in place of 14.
+        # Beyond the paper: one step from the image's last perturbation, and the clean prediction: 3 instead of 14.
         pytest.param({"defense.warm_start": True, "defense.steps": 1}, 12, 13, id="one warm step"),
         pytest.param(
             {"defense.warm_start": True, "defense.steps": 1, "defense.consistency": False}, 11, 12, id="and no p(x)"
@@ -149,14 +150,15 @@ def test_units_of_a_step(
     assert sum(passes(trainer, 64, 0)) == 64 * labelled
 
 
-# Every registered defense says here what a step costs an image: labelled, unlabelled (none: it has none).
+# The cost of a step per image for every registered defense: labelled, unlabelled (none if it has no such images).
 UNITS: dict[str, tuple[float, float | None]] = {
     "ce": (3, None),
     "iss": (3, None),
     "at": (14 + 3, None),
-    # Two steps in turn: one trains all on one forward pass, 3; of the other's three updates two need features alone.
+    # Two steps in turn: one trains everything on one forward pass, 3; two of the other's three updates need only
+    # features.
     "dat": ((3 + 1 + 1 + 3) / 2, None),
-    # Two views, labels guessed by one network and pseudo-labels by both; then both views train.
+    # Two views, with labels guessed by one network and pseudo-labels by both; then both views train.
     "dividemix": (2 + 2 * 3, 4 + 2 * 3),
     # And the contrastive pass over both views of the unlabelled images.
     "unicon": (2 + 2 * 3, 4 + 2 * 3 + 2 * 3),
@@ -178,7 +180,7 @@ def test_every_defense_costs_what_its_formula_says(
         assert sum(passes(trainer, 64, 64)) == 64 * (labelled + unlabelled)
 
 
-# The combinations pay for their parts.
+# Combinations cost as much as their parts.
 COMBINED: dict[str, tuple[float, float | None]] = {
     "at_dividemix": (2 + 2 * (14 + 3), 4 + 2 * (14 + 3)),
     "at_unicon": (2 + 2 * (14 + 3), 4 + 2 * (14 + 3) + 2 * 3),
@@ -201,7 +203,7 @@ def test_units_of_combinations(make_config: Make, make_data: Make, register: Mak
 
 
 def test_units_of_a_step_by_kind(make_config: Make, make_data: Make, register: Make) -> None:
-    """3,008 in all. No weight gradient is computed for a perturbation, and no gradient at all for a pseudo-label."""
+    """The sum is 3,008. A perturbation takes no weight gradient, and a pseudo-label takes no gradient at all."""
     register(BACKBONES, "two_convolutions", two_convolutions)
     trainer = Trainer(make_config({"model.name": "two_convolutions"}), make_data(64))
     forward, input_gradient, weight_gradient = passes(trainer, 64, 64)
@@ -233,7 +235,7 @@ def test_units_of_a_warm_up_step(
 
 
 def losses(config: RunConfig, data: CorruptedSet, count: int) -> list[float]:
-    """The total losses of the first `count` updates."""
+    """Return the total losses of the first `count` updates."""
     trainer = Trainer(config, data)
     totals: list[Tensor] = []
     update = trainer._update
@@ -251,9 +253,10 @@ def losses(config: RunConfig, data: CorruptedSet, count: int) -> list[float]:
 
 
 def smooth(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """Two convolutions under tanh.
+    """Return two convolutions with tanh.
 
-    A ReLU that is on here and off on another processor, its input being 1e-8 to either side of zero, turns the gradient
+    A ReLU whose input is 1e-8 to either side of zero may be on on one processor and off on another. That turns the
+    gradient
     that PGD follows and with it, some steps later, the third digit of the loss. Smooth networks agree to 1e-6.
     """
     return nn.Sequential(
@@ -275,20 +278,23 @@ GOLDEN: dict[str, list[float]] = {
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_first_losses(make_config: Make, make_data: Make, register: Make, name: str) -> None:
-    """Exact on one thread of one machine; other processors sum in another order, hence the tolerance: without kinks
-    (a smooth network, or one in float64) they agree to 2e-7.
+    """The first losses are exact on one thread of one machine.
+
+    Other processors sum in another order, hence the tolerance: without kinks (a smooth network, or one in float64) they
+    agree to 2e-7.
 
     After a change that is meant to change the numbers, show by a study over seeds that accuracy holds, and put the new
-    ones here.
+    numbers here.
     """
     register(BACKBONES, "smooth", smooth)
-    # All that a preset or a data set would fill in, so that neither has a say here.
+    # Everything that a preset or a data set would fill in, so that neither has an influence here.
     options: dict[str, Any] = {"defense.name": name, "train.seed": 2, "train.schedule": "step", "train.lr": 0.05}
     if name == "erat":
         budgets = {"defense.epsilon_inf": 0.1, "defense.epsilon_2": 1.0, "defense.policy": "cifar10"}
         config = make_config(options | budgets | {"model.name": "smooth"})
     else:
-        # In float32 a unit lies within 1e-7 of its ReLU's kink in the fifth step, whose loss is 1.358141 or 1.358097.
+        # In float32 the input of a unit lies within 1e-7 of its ReLU's kink in the fifth step, whose loss is 1.358141
+        # or 1.358097.
         register(BACKBONES, "small in double", in_double(small))
         config = make_config(options | {"data.flip": False, "model.name": "small in double"})
     assert losses(config, make_data(48), 6) == pytest.approx(GOLDEN[name], rel=1e-5)

@@ -1,8 +1,8 @@
-"""What each format makes of the tables of a search, of runs of one defense and of a matrix, letter for letter.
+"""Tests the tables of a search, of runs of one defense and of a matrix in each format, letter for letter.
 
-The files in `tables/` are of the time when each table had a writer per format. Of those, three have changed since: the
-grid's LaTeX caption promised bold and underlined figures that it has not, its terminal caption lacked a full stop, and
-LaTeX's columns are aligned as everywhere else.
+The files in `tables/` were written when each table had a writer per format. Three of them have changed since then: the
+caption of the grid's LaTeX promised bold and underlined figures that it does not have, its terminal caption lacked a
+full stop, and LaTeX's columns are now aligned as in the other formats.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What tests of the crafting share: a trained source network, orders and configurations that are soon carried out."""
+"""Provides what tests of the crafting share: a trained source network, and orders and configurations that are quick."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def network(seed: int = 0) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def trained_source(make_images: Callable[..., ImageSet]) -> nn.Module:
-    """A network that knows the clean images, after a few steps."""
+    """Train a network that knows the clean images after a few steps."""
     images = make_images(200, seed=5)
     pixels, trained = images.images.float() / 255, network()
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9)
@@ -55,7 +55,7 @@ def source(trained_source: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def order(make_images: Callable[..., ImageSet], source: nn.Module) -> Craft:
-    """60 images of four classes, l_2 budget 1, with options for any kind."""
+    """Make an order for 60 images of four classes, with an l_2 budget of 1 and options for any kind."""
     images = make_images(60, seed=1)
     return Craft(
         images=images.images.float() / 255,
@@ -73,7 +73,10 @@ def order(make_images: Callable[..., ImageSet], source: nn.Module) -> Craft:
 
 @pytest.fixture
 def configure(toy: object, make_config: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
-    """`configure({"corruption.data": "up"})`: a brief crafting of the toy set; UHP and half of the labels wrong."""
+    """Return `configure({"corruption.data": "up"})`, which configures a brief crafting of the toy set.
+
+    The defaults are UHP and half of the labels wrong.
+    """
 
     def make(overrides: Mapping[str, Any] | None = None) -> RunConfig:
         given = {"corruption.data": "uhp", "corruption.labels": "symmetric"} | dict(overrides or {})

@@ -1,4 +1,4 @@
-"""`python -m tests`: what it runs in which order, its exit status, its last line, and the kernels that it chooses."""
+"""Tests `python -m tests`: the order of its programs, its exit status, its last line, and its choice of kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="0" skipped="{}
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Call `main` on so many cores; programs are only recorded, and end with the given statuses, pytest's in turn."""
+    """Return a function that calls `main` on a given number of cores.
+
+    Programs are only recorded, and end with the given statuses; those of pytest are given in turn.
+    """
 
     def play(
         *words: str, pytests: Sequence[int] = (0, 0), others: int = 0, cores: int = 2, memory: int = 8
@@ -96,7 +99,7 @@ def test_words_reach_pytest(run: Run, words: list[str], marks: tuple[str, str], 
     ],
 )
 def test_the_worst_status_counts(run: Run, pytests: tuple[int, int], others: int, code: int) -> None:
-    """5 is pytest's "nothing selected", which one of the two runs may say."""
+    """The status 5 is pytest's "nothing selected", with which one of the two runs may end."""
     assert run(pytests=pytests, others=others)[0] == code
 
 

@@ -1,4 +1,4 @@
-"""The files that start containers and clusters: valid where a schema is at hand, and as closed as they say they are."""
+"""Tests the files that start containers and clusters: valid where a schema is available, and properly closed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KUBERNETES = {
 
 
 def pods() -> dict[str, dict[str, Any]]:
-    """Every pod template of the Kubernetes files."""
+    """Return every pod template of the Kubernetes files."""
     found = {}
     for (file, kind), document in KUBERNETES.items():
         if kind in ("RayCluster", "RayJob"):
@@ -47,7 +47,7 @@ def pods() -> dict[str, dict[str, Any]]:
 
 
 def locked(name: str) -> dict[str, str]:
-    """Names and versions of a lock file."""
+    """Return names and versions of a lock file."""
     pattern = r"^([A-Za-z0-9_.\-]+)(?:\[[^\]]*\])?==([^\s\\;]+)"
     found = re.findall(pattern, (DOCKER / "lock" / name).read_text(), re.MULTILINE)
     return {package.lower().replace("_", "-").replace(".", "-"): version for package, version in found}
@@ -79,7 +79,7 @@ def test_what_is_locked_is_hashed_and_names_no_place() -> None:
 
 
 def test_the_locked_versions_are_those_tested_here() -> None:
-    """Of what numbers depend on; a newer one is locked once the tests have run on it."""
+    """This covers packages on which numbers depend; a newer version is locked once the tests have run with it."""
     versions = locked("base.txt") | locked("torch-cuda.txt")
     assert versions["ray"] == ray.__version__ or metadata.version("ray") > versions["ray"]
     for name in ("torch", "torchvision", "numpy", "ray", "mlflow", "optuna"):
@@ -149,7 +149,7 @@ def test_the_tracking_server_knows_its_own_names_alone() -> None:
 
 
 def test_no_secret_comes_to_a_command_line() -> None:
-    """A shell in the container would put what it expands where every process of the machine can read it."""
+    """A shell in the container would put an expanded variable where every process of the machine can read it."""
     secret = {
         name.removesuffix("_FILE")
         for service in SERVICES.values()
@@ -220,7 +220,7 @@ def test_pods_run_as_nobody_of_note_with_a_token_and_with_bounds(pod: str) -> No
     "command",
     [
         KUBERNETES["kuberay-job.yaml", "RayJob"]["spec"]["entrypoint"].split(),
-        # As a person types it after the compose file's first lines.
+        # As a user types it after the first lines of the compose file.
         [
             "python",
             "orchestrate.py",

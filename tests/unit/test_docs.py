@@ -1,4 +1,4 @@
-"""The pages: what they name is there, what they link to is there, the README is short, the site says the same."""
+"""Tests the pages: what they name and link to exists, the README is short, and the site has the same content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILES = LISTED or [
 ]  # no git: an archive
 PAGES = sorted(name for name in FILES if name.endswith(".md") and (ROOT / name).is_file())
 
-# Files that a page tells its reader to make, and files of the projects that comparison.md read.
+# Files that a page tells its reader to make, and files of the projects that comparison.md describes.
 EXAMPLES = {
     "erat/corruption/regions.py",
     "erat/data/sources/npz.py",
@@ -63,7 +63,7 @@ def slugs(page: str) -> set[str]:
 
 
 def missing_paths(page: str) -> Iterator[str]:
-    """Yield the files and folders of this project that a page names and that are not there."""
+    """Yield the files and folders of this project that a page names and that do not exist."""
     text = text_of(page)
     for name in {*PATH.findall(text), *(name for name in PYTHON.findall(text) if name not in EXAMPLES)}:
         path = name.rstrip(".")
@@ -73,7 +73,7 @@ def missing_paths(page: str) -> Iterator[str]:
 
 
 def missing_modules(page: str) -> Iterator[str]:
-    """Yield the modules, and names in them, that a page names and that are not there."""
+    """Yield the modules, and names in them, that a page names and that do not exist."""
     for name in set(MODULE.findall(text_of(page))):
         if not name.endswith((".py", ".md", ".yaml")) and f"{name.replace('.', '/')}.py" not in EXAMPLES:
             module, rest = name, []
@@ -88,7 +88,7 @@ def missing_modules(page: str) -> Iterator[str]:
 
 
 def broken_links(page: str) -> Iterator[str]:
-    """Yield the relative links of a page whose file or anchor is not there."""
+    """Yield the relative links of a page whose file or anchor does not exist."""
     for target in LINK.findall(prose_of(page)):
         if re.match(r"[a-z]+:", target):
             continue
@@ -129,7 +129,7 @@ def test_examples_are_told_of_and_are_not_there() -> None:
 
 
 def test_the_readme_is_a_front_door() -> None:
-    """About 900 words: what is more belongs into docs/."""
+    """It has about 900 words; everything else belongs in docs/."""
     assert len(re.sub(r"[|:\-`]+", " ", text_of("README.md")).split()) < 1050
 
 
@@ -183,7 +183,7 @@ def test_the_checks_build_the_site(status: int, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_warning_of_the_site_fails_the_checks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With --quiet it would not: MkDocs counts the warnings that it writes."""
+    """With --quiet it would not fail, because MkDocs counts only the warnings that it prints."""
     pytest.importorskip("material")
     (tmp_path / "docs").mkdir()
     (tmp_path / "mkdocs.yml").write_text("site_name: a\n")

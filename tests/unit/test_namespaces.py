@@ -1,4 +1,4 @@
-"""Hosts on one machine: each has the address that it was given, sees the others, and is gone with the program."""
+"""Tests hosts on one machine: each has the given address, sees the others, and is gone when the program ends."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.skipif(
     (why := namespaces.problem()) is not None, reason=f"network namespaces cannot be made here: {why}"
 )
 
-# On a server in the first host: who called, and what a caller from the second was told; then, whether an error takes
-# the hub away, and whether a thread can move to a host.
+# On a server in the first host: who called, and what a caller from the second was told; then, whether an error removes
+# the hub, and whether a thread can move to a host.
 INSIDE = """
 import json, psutil, subprocess, sys, threading
 from tests import namespaces

@@ -1,4 +1,4 @@
-"""The public names of both packages: all there, described, lazy; and the examples of their page run."""
+"""Tests the public names of both packages: complete, described, lazy; and the examples on their page run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the study of two nodes says of runs that are alike, and of runs that are not."""
+"""Tests what the study of two nodes reports about runs that are alike, and about runs that are not."""
 
 from __future__ import annotations
 
@@ -32,7 +32,11 @@ def run(seed: int, arm: str, *, flipped: int = 0, **more: Any) -> Row:
 
 
 def study(**of_two: Any) -> list[Row]:
-    """Three seeds of all arms, and a gradient; `of_two`: what two nodes have other than one worker."""
+    """Make three seeds of all arms, and a gradient.
+
+    Args:
+        of_two: what differs on two nodes from one worker.
+    """
     runs = [run(seed, arm, **(of_two if arm == "two nodes" else {})) for seed in range(3) for arm in ARMS]
     return [*runs, {"what": "gradients", "defense": "erat", "step": "warm-up", "addresses": ["a"], "relative": 1e-6}]
 
@@ -49,7 +53,7 @@ def test_runs_that_are_alike_are_within_all_tolerances() -> None:
     ("change", "said"),
     [
         ({"noise_caught": 0.85}, "| +5.00 ± 0.00 (5.00) | +0.00 ± 0.00 (0.00) | ± 1.00: DOES NOT HOLD |"),
-        # In the mean it may be none, but no seed lies where one worker's does.
+        # The mean difference could be zero, but no seed is where one worker's is.
         ({"accuracy": 0.88}, "| -3.00 ± 0.58 (3.11) | +0.00 ± 0.00 (0.00) | ± 5.73: DOES NOT HOLD |"),
         ({"flipped": 5}, "| erat | 95.00 ± 0.00 | 100.00 ± 0.00 | 100.00 ± 0.00 | 2.00 below at most: DOES NOT HOLD |"),
         ({"loss": [2.0, 1.1]}, "| erat, two nodes | 0.000 | 10.000 | +5.00 ± 0.00 (5.00) |"),

@@ -1,1 +1,1 @@
-"""One writer per format: Markdown, CSV, LaTeX, terminal, HTML. Each takes any `Table`."""
+"""Writes tables as Markdown, CSV, LaTeX, terminal text and HTML: one writer per format, each for any `Table`."""

@@ -1,4 +1,4 @@
-"""A table for a page, escaped; and what the templates of the pages share."""
+"""Writes a table for a page, with all text escaped, and provides what the templates of the pages share."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from orchestration.terminal import harmless
 
 
 def html(table: Table, kind: str = "", name: str = "") -> Markup:
-    """Return the table's element.
+    """Return the table as an HTML element.
 
     Args:
-        kind: its class.
-        name: its id.
+        table: the table.
+        kind: the class of the element.
+        name: the id of the element.
     """
     macros: Any = _environment().get_template("table.html").module
     return Markup(macros.table(table, kind, name))
@@ -51,5 +52,5 @@ def _environment() -> Environment:
 
 
 def _shown(value: Any) -> Any:
-    """Write out the control characters of any text that is no markup."""
+    """Write out the control characters of any text that is not markup."""
     return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value

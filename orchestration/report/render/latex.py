@@ -1,4 +1,4 @@
-"""A table for a paper: LaTeX that compiles wherever it is \\input, with booktabs' rules where that is loaded."""
+"""Writes a table for a paper: LaTeX that compiles wherever it is \\input, with booktabs' rules if that is loaded."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ _PREAMBLE = r"""% Needs no package; with \usepackage{booktabs} the rules are boo
 
 
 def escape(text: str) -> str:
-    """Return any text as one line that LaTeX prints as it is."""
+    """Return any text as one line that LaTeX prints literally."""
     return "".join(_SPECIAL.get(char, char) for char in one_line(text))
 
 
 def latex(table: Table) -> str:
-    """Return the table as one that floats, with title and caption above it."""
+    """Return the table as a float, with title and caption above it."""
     words = ". ".join(part for part in (table.title, table.caption) if part)
     lines = [
         r"\begin{table}",
@@ -65,7 +65,8 @@ def latex_file(tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     line = " & ".join(cells) + r" \\"
-    return f"{{}}{line}" if line.startswith(("[", "*")) else line  # either would belong to the \\ before it
+    # either would be read as an argument of the \\ before it
+    return f"{{}}{line}" if line.startswith(("[", "*")) else line
 
 
 def _cell(cell: Cell, row: Row) -> str:

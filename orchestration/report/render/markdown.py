@@ -1,4 +1,4 @@
-"""A table for a README or an issue, in GitHub's Markdown."""
+"""Writes a table for a README or an issue, in GitHub's Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import re
 from orchestration.report.table import Cell, Mark, Table
 from orchestration.terminal import one_line
 
-# What Markdown would take for a mark; an underscore inside a word, an & or a bracket that begins nothing, is none.
+# Characters that Markdown would read as markup; not an underscore inside a word, or an & or bracket that begins
+# nothing.
 _SPECIAL = re.compile(r"[\\`*|<~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|\[(?=[^]]*][(\[])")
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 _MARKS = {Mark.BEST: "**{}**", Mark.SECOND: "<u>{}</u>", None: "{}"}
@@ -15,12 +16,12 @@ _RULES = {"left": ":--", "right": "--:"}
 
 
 def escape(text: str) -> str:
-    """Return any text as one line that Markdown shows as it is."""
+    """Return any text as one line that Markdown shows literally."""
     return _SPECIAL.sub(lambda match: _ENTITIES.get(match[0], f"\\{match[0]}"), one_line(text))
 
 
 def markdown(table: Table) -> str:
-    """Return the table under its title, and its caption below; no line end behind it."""
+    """Return the table under its title, with its caption below; the text does not end with a line break."""
     lines = [
         [escape(column.heading) for column in table.columns],
         [_RULES[column.align] for column in table.columns],

@@ -1,4 +1,4 @@
-"""A table as CSV, which a spreadsheet shows and does not run."""
+"""Writes a table as CSV that a spreadsheet shows but does not execute."""
 
 from __future__ import annotations
 

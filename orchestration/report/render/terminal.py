@@ -1,4 +1,4 @@
-"""A table for the terminal, drawn by rich."""
+"""Writes a table for the terminal, drawn by rich."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from orchestration.terminal import one_line
 
 STATUS_STYLES = {"queued": "dim", "running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red"}
 _MARKS = {Mark.BEST: "bold", Mark.SECOND: "underline", None: ""}
-_MANY = 10  # columns; a dense table of more has no gaps, so that four searched values fit into 80 characters
+_MANY = 10  # columns; a dense table with more has no gaps, so that four searched values fit into 80 characters
 
 
 def terminal(table: Table, rules: bool = True, wrap: bool = True) -> rich.table.Table:
-    """Return what rich prints. No text of the table is taken for rich's markup.
+    """Return a table that rich prints; no text of the table is interpreted as rich's markup.
 
     Args:
+        table: the table.
         rules: whether there is a rule below the headings.
-        wrap: whether cells that do not fit go on in a second line; else they are cut. A dense table's always are.
+        wrap: whether cells that do not fit continue on a second line; otherwise they are cut, as in a dense table
+            always.
     """
     gap = 0 if table.dense and len(table.columns) > _MANY else 1
     drawn = rich.table.Table(

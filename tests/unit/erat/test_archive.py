@@ -1,4 +1,4 @@
-"""Archives: tensors and plain values, read without running anything, and nothing damaged taken for whole."""
+"""Tests archives: tensors and plain values are read without running code, and no damaged file is taken for intact."""
 
 from __future__ import annotations
 

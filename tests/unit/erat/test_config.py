@@ -1,4 +1,4 @@
-"""The run configuration: what is refused and how it is said, what is filled in, what identifies a run."""
+"""Tests the run configuration: what is refused with which message, what is filled in, what identifies a run."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_corruption_settings_of_no_corruption_are_none() -> None:
 
 
 def test_a_root_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Workers run in folders of their own."""
+    """Workers run in other folders."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert build("demo", {"data.root": "pictures"}).data.root == str(tmp_path / "pictures")
@@ -192,7 +192,7 @@ def test_a_root_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_presets_do_not_disagree_with_the_method() -> None:
-    """Sec. 1 of the method: the paper's schedule and defaults."""
+    """The reference is Sec. 1 of the method: the paper's schedule and defaults."""
     flat = build("paper").flat()
     expected = {
         "model.name": "resnet34",
@@ -237,7 +237,7 @@ def test_every_name_makes_a_configuration() -> None:
         {"resources.cpu": 7},
         {"resources.gpu": 0.5},
         {"resources.device": "cpu"},
-        {"defense.epsilon_inf": "1/10"},  # what the data set fills in anyway
+        {"defense.epsilon_inf": "1/10"},  # what the data set would fill in
         {"corruption.norm": "l2"},
         {"corruption.steps": 500},
         {"corruption.share": 1.0},

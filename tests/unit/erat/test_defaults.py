@@ -1,4 +1,4 @@
-"""What a configuration leaves open of a corruption: filled by its kind; what has no use is dropped, and said so."""
+"""Tests the values of a corruption that a configuration leaves open, and the warning about settings without a use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestration.study.overrides import parse_overrides
 
 Overrides = dict[str, Any]
 
-# The lengths of the paper, and what else only some kinds have.
+# The lengths in the paper, and the options that only some kinds have.
 OPTIONS: dict[str, Overrides] = {
     "urp": {},
     "uhp": {"steps": 500},
@@ -75,7 +75,7 @@ def test_files_are_found_and_digested_from_where_the_user_stands(
 
 
 class TestAKindOfOnesOwn:
-    """One class with its options, and one line of the registry."""
+    """Tests that a user's kind takes one class with its options, and one line of the registry."""
 
     @pytest.fixture(autouse=True)
     def _registered(self, register: Callable[..., None]) -> None:
@@ -158,7 +158,7 @@ def test_the_options_of_a_kind_make_another_run(kind: str, key: str, value: Any)
 
 
 def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
-    """Not by its path, which is not part of a run, and not by a digest of another time."""
+    """Its path, which is not part of a run, and a digest of an earlier content do not matter."""
     for name, content in (("one", b"same"), ("two", b"same"), ("three", b"other")):
         (tmp_path / name).write_bytes(content)
     keys = {"corruption.source_weights": {}, "corruption.labels_file": {"corruption.labels": "human-worst"}}
@@ -210,7 +210,7 @@ def test_what_has_no_use_is_said_and_makes_no_other_run(base: Overrides, key: st
 @pytest.mark.parametrize("labels", ["none", "symmetric", "asymmetric", "instance"])
 @pytest.mark.parametrize("data", ["none", *CORRUPTIONS.names()])
 def test_nothing_is_said_of_what_has_a_use(preset: str, labels: str, data: str) -> None:
-    """Neither of a preset's own values, nor of all values of a run said once more."""
+    """This holds for a preset's own values, and for all values of a run given once more."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         config = build(preset, {"corruption.data": data, "corruption.labels": labels})

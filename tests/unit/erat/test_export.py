@@ -1,4 +1,4 @@
-"""The exported classifier: the same answers, any number of images, no pickled code."""
+"""Tests the exported classifier: the same predictions, any number of images, no pickled code."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_nothing_of_the_training_images_goes_along(program: Path, trained: Defen
 
 
 class Payload:
-    """What would run code if it were unpickled."""
+    """An object that would run code if it were unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return (Path.touch, (Path("/tmp/should-not-be-there"),))  # type: ignore[return-value]
 
 
 def rewritten(program: Path, path: Path, ending: str, content: bytes) -> Path:
-    """A copy with the one file that ends so replaced."""
+    """Return a copy in which the only file with this ending is replaced."""
     with zipfile.ZipFile(program) as source, zipfile.ZipFile(path, "w") as target:
         replaced = 0
         for name in source.namelist():
@@ -108,7 +108,7 @@ Entries = list[tuple[str, bytes]]
 
 
 class Mark:
-    """Unpickled, it makes a file: what an attacker would have in its place is anything."""
+    """An object that creates a file when it is unpickled; an attacker could do anything instead."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -118,7 +118,7 @@ class Mark:
 
 
 def code(marker: Path) -> str:
-    """The same as source."""
+    """Return source code that does the same."""
     return f"__import__('pathlib').Path('{marker}').touch()"
 
 
@@ -129,14 +129,14 @@ def saved(marker: Path) -> bytes:
 
 
 def edited(entries: Mapping[str, bytes], name: str, change: Callable[[Any], object]) -> Entries:
-    """All entries; `change` may write into the JSON of one."""
+    """Return all entries; `change` may modify the JSON of one."""
     content = json.loads(entries[name])
     change(content)
     return [(key, json.dumps(content).encode() if key == name else value) for key, value in entries.items()]
 
 
 def twice(entries: Mapping[str, bytes], marker: Path) -> Entries:
-    """torch reads the first entry of a name, Python's zipfile the last."""
+    """Store entries twice: torch reads the first entry of a name, Python's zipfile the last."""
     config = json.loads(entries[WEIGHT_LIST])
     first = next(iter(config["config"].values()))
     first["use_pickle"] = True
@@ -146,7 +146,7 @@ def twice(entries: Mapping[str, bytes], marker: Path) -> Entries:
 
 
 def opaque(entries: Mapping[str, bytes], marker: Path) -> Entries:
-    """torch unpickles constants of this name, whatever is said of them."""
+    """Add a constant with a name that torch unpickles, whatever its description says."""
     content = pickle.dumps(Mark(marker))
     meta: dict[str, Any] = {"dtype": 1, "sizes": [{"as_int": len(content)}], "strides": [{"as_int": 1}], "layout": 7}
     meta |= {"storage_offset": {"as_int": 0}, "requires_grad": False, "device": {"type": "cpu", "index": None}}
@@ -156,7 +156,7 @@ def opaque(entries: Mapping[str, bytes], marker: Path) -> Entries:
 
 
 def symbols(entries: Mapping[str, bytes], marker: Path) -> Entries:
-    """torch has sympy evaluate symbolic sizes, as Python."""
+    """Put code into symbolic sizes, which torch lets sympy evaluate as Python."""
 
     def change(program: Any) -> None:
         for value in program["graph_module"]["graph"]["tensor_values"].values():
@@ -168,7 +168,7 @@ def symbols(entries: Mapping[str, bytes], marker: Path) -> Entries:
 
 
 def guards(entries: Mapping[str, bytes], marker: Path) -> Entries:
-    """torch compiles guards and calls them with each batch, where it has sample inputs."""
+    """Put code into guards, which torch compiles and calls with each batch if there are sample inputs."""
     file = io.BytesIO()
     torch.save(((torch.zeros(2, 1, 8, 8),), {}), file)
     with_sample = {**entries, "data/sample_inputs/model.pt": file.getvalue()}
@@ -176,18 +176,18 @@ def guards(entries: Mapping[str, bytes], marker: Path) -> Entries:
 
 
 def names(entries: Mapping[str, bytes], marker: Path) -> Entries:
-    """torch writes names of inputs into the source that it makes of a graph."""
+    """Put code into the names of inputs, which torch writes into the source that it makes from a graph."""
     bad = json.dumps(f"images=({code(marker)})")
     return [(name, c.decode().replace('"images"', bad).encode() if name == GRAPH else c) for name, c in entries.items()]
 
 
 def legacy(entries: Mapping[str, bytes], marker: Path) -> Entries:
-    """torch prefers constants in one pickled file."""
+    """Add constants in one pickled file, which torch prefers."""
     return [*entries.items(), ("data/constants/model.pt", saved(marker))]
 
 
 def entries_of(program: Path) -> tuple[str, dict[str, bytes]]:
-    """(the one folder, what is in it)."""
+    """Return (the only folder, its content)."""
     with zipfile.ZipFile(program) as archive:
         return archive.namelist()[0].partition("/")[0], {
             name.partition("/")[2]: archive.read(name) for name in archive.namelist()
@@ -283,7 +283,7 @@ def test_every_defense_comes_back(name: str, images: ImageSet, tmp_path: Path) -
 
 
 def described(program: Path, path: Path, **changes: Any) -> Path:
-    """A copy that says other things of its network."""
+    """Return a copy with another description of its network."""
     root, entries = entries_of(program)
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in edited(entries, DESCRIPTION, lambda description: description.update(changes)):

@@ -1,4 +1,4 @@
-"""Locks: probed without a trace, waited for, and named when somebody does not let go."""
+"""Tests locks: they are probed without a trace, waited for, and named if another process does not release them."""
 
 from __future__ import annotations
 

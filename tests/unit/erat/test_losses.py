@@ -1,4 +1,4 @@
-"""The loss terms against numbers worked out by hand."""
+"""Tests the loss terms against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from erat.losses import consistency, cross_entropy, ramp
 
 
 def test_cross_entropy_is_the_mean() -> None:
-    """-ln 0.5 and -ln 0.25: the mean is 1.5 ln 2."""
+    """The values are -ln 0.5 and -ln 0.25, with the mean 1.5 ln 2."""
     logits = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
     assert cross_entropy(logits, torch.tensor([0, 1])).item() == pytest.approx(1.5 * math.log(2))
 
 
 def test_consistency_by_mean_and_by_sum() -> None:
-    """Squared errors 0.01 + 0.04 + 0.01 and 0: over two samples and three classes 0.06 / 6; per sample 0.06 / 2."""
+    """The squared errors are 0.01 + 0.04 + 0.01 and 0.
+
+    Over two samples and three classes the mean is 0.06 / 6; per sample it is 0.06 / 2.
+    """
     logits = torch.tensor([[0.4, 0.4, 0.2], [0.1, 0.2, 0.7]]).log()
     target = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.2, 0.7]])
     assert consistency(logits, target).item() == pytest.approx(0.01)

@@ -1,4 +1,4 @@
-"""Parts of one's own: by decorator, by call, from an installed package; and what becomes of a broken one."""
+"""Tests user-defined parts: by decorator, by call, from an installed package; and the handling of a broken one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _undone() -> Iterator[None]:
 
 
 class Mine(erat.Defense):
-    """Says nothing."""
+    """A defense that has no description."""
 
     Options = erat.DefenseOptions
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_is_refused(register: Any, name: str, part: Any, words: s
 
 @pytest.fixture
 def looks_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder for installed packages, in which plugins have not been looked for yet."""
+    """Provide a folder for installed packages, in which plugins have not been looked for yet."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(plugins, "_found", False)
     monkeypatch.setattr(plugins, "faults", [])

@@ -1,4 +1,4 @@
-"""The registries: lazy, without doubles, and helpful about names that they lack."""
+"""Tests the registries: they load lazily, refuse duplicates, and suggest names for one that is not known."""
 
 from __future__ import annotations
 

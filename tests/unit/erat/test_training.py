@@ -1,4 +1,4 @@
-"""One run by `erat.train`: the same figures as on the command line, and from where it was cut short."""
+"""Tests a run by `erat.train`: it has the same figures as on the command line, and resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config(make_config: Make, toy: object) -> RunConfig:
 
 
 def figures(result: erat.RunResult) -> erat.RunResult:
-    """Without what differs from time to time."""
+    """Return a result without what differs from one execution to the next."""
     return replace(result, train_seconds=0.0, peak_memory_mb=0.0)
 
 

@@ -1,4 +1,4 @@
-"""Names for settings: each is the same run as its settings spelled out, and gives way to what is said beside it."""
+"""Tests names for settings: each is the same run as its settings written out, and explicit settings override it."""
 
 from __future__ import annotations
 

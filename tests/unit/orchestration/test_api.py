@@ -1,4 +1,4 @@
-"""Studies from Python, without Ray: what is planned, what a ledger says, and what is refused."""
+"""Tests studies in Python, without Ray: plans, results from the ledger, and refusals."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def small(home: Path) -> Study:
 
 
 def end(study: Study, number: int, status: str = "done", **figures: Any) -> None:
-    """Enter what a run of this study leaves in the ledger."""
+    """Record the end of a run of this study in the ledger."""
     ledger = Ledger(study.workspace.ledger)
     register(ledger, study.name, study.spec, study.search_trials)
     trial = study.trials[number]

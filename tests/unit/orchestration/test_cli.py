@@ -1,4 +1,4 @@
-"""The command line: bad input ends in one line and leaves nothing behind, results are one JSON object."""
+"""Tests the command line: bad input ends in one line and leaves nothing behind, results are one JSON object."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ RUN_KEYS = {
 
 
 class Said:
-    """How a command ended and what it said."""
+    """The exit status and the output of a command."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
 
     @property
     def json(self) -> Any:
-        """The last line of standard output, the only one there."""
+        """Return the last line of standard output, which must be its only line, as JSON."""
         (line,) = self.out.splitlines()
         return json.loads(line)
 
     @property
     def error(self) -> str:
-        """The one line of a refusal."""
+        """Return the one line with which a command is refused."""
         assert self.code == 2, (self.code, self.err)
         (line,) = [line for line in self.err.splitlines() if line.startswith("error:")]
         assert self.err.splitlines()[-1] == line
@@ -77,7 +77,7 @@ Command = Callable[..., Said]
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
-    """A home of its own for one test."""
+    """Provide a separate workspace for one test."""
     monkeypatch.setenv("ERAT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return Workspace(tmp_path / "home")
@@ -85,7 +85,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
-    """A home for tests that train: MLflow's store is made once."""
+    """Provide a workspace for tests that train, so that MLflow's store is made only once."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("shared") / "home"
         patch.setenv("ERAT_HOME", str(root))
@@ -95,7 +95,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command line in this process."""
+    """Return a function that runs a command line in this process."""
 
     def run(*words: str) -> Said:
         capsys.readouterr()
@@ -136,7 +136,7 @@ class TestHelp:
 
 
 class TestWrongInput:
-    """Exit 2, one line on standard error, nothing in the ledger."""
+    """Tests that wrong input gives exit status 2, one line on standard error, and nothing in the ledger."""
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -265,7 +265,7 @@ class TestWrongInput:
         said = command(verb, *(CE if verb == "train" else TINY)).error
         assert uri in said
         assert "refused" in said.lower()
-        # 6 seconds, 42 with a dozen other programs on two cores; what MLflow would wait by itself is 4 minutes.
+        # It takes 6 seconds, or 42 with a dozen other programs on two cores; MLflow by itself would wait for 4 minutes.
         assert time.monotonic() - begun < 90
         assert not workspace.ledger.exists()
         assert not workspace.crafted.exists(), "crafting may take hours"
@@ -305,7 +305,7 @@ class TestFullDisk:
 
     @pytest.mark.apart
     def test_a_store_that_a_ray_task_cannot_write(self, command: Command, workspace: Workspace) -> None:
-        """A sweep crafts in Ray's workers: what they meet reaches the person all the same, and nothing is begun."""
+        """A sweep crafts in Ray's workers: their errors reach the user nevertheless, and nothing is begun."""
         workspace.root.mkdir(parents=True, exist_ok=True)
         workspace.crafted.write_text("a file in the folder's place")
         said = command("sweep", *TINY).error
@@ -384,7 +384,7 @@ class TestFullDisk:
 
 @pytest.fixture(scope="module")
 def first(shared: Workspace) -> dict[str, Any]:
-    """One run, in a process of its own, as a person starts it."""
+    """Train one run in a separate process, as a user starts it."""
     done = subprocess.run(
         [sys.executable, "orchestrate.py", "train", *ERAT, "--json"],
         cwd=ROOT,
@@ -428,7 +428,7 @@ class TestTrain:
         assert len(events(shared)) == before
 
     def test_force_makes_it_again_to_the_same_figures(self, command: Command, shared: Workspace) -> None:
-        words = ("train", *ERAT, "train.seed=94", "--json")  # a run of its own: other tests compare with `first`
+        words = ("train", *ERAT, "train.seed=94", "--json")  # another run than `first`, with which other tests compare
         first = command(*words).json
         again = command(*words, "--force").json
         assert again["train_seconds"] != first["train_seconds"]
@@ -470,10 +470,10 @@ class TestInterruption:
     def test_a_signal_ends_a_run_that_then_goes_on(
         self, sign: signal.Signals, command: Command, shared: Workspace
     ) -> None:
-        """Ctrl-C, and what a container's end sends."""
+        """The signals are Ctrl-C and the one that ends a container."""
         words = [word for word in CE if not word.startswith("train.epochs")]
         words += ["train.epochs=400", f"train.seed={sign.value}"]
-        # A shell's background job ignores SIGINT and hands that on.
+        # A background job of a shell ignores SIGINT and passes that on to its children.
         process = subprocess.Popen(
             [sys.executable, "orchestrate.py", "train", *words],
             cwd=ROOT,
@@ -560,11 +560,11 @@ class TestCraft:
 
 
 class Called(BaseException):
-    """Raised in place of running a sweep, with what it was called with."""
+    """Raised with the arguments of the call instead of running a sweep."""
 
 
 class TestSweepVerbs:
-    """Which sweep the verbs run; that it runs is tested on a cluster."""
+    """Tests which sweep the verbs run; tests on a cluster show that it runs."""
 
     @pytest.fixture(autouse=True)
     def _no_cluster(self, monkeypatch: pytest.MonkeyPatch) -> None:

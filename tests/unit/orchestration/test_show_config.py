@@ -1,4 +1,4 @@
-"""`--config` and `--show-config` of every verb that takes keys, and `config`, from the command line."""
+"""Tests `--config` and `--show-config` of every verb that takes keys, and `config`, from the command line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VERBS = ["train", "craft", "sweep", "matrix", "audit"]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command line in this process: (exit status, standard output, standard error)."""
+    """Return a function that runs a command line here and returns (exit status, standard output, standard error)."""
     monkeypatch.setenv("ERAT_HOME", str(tmp_path / "home"))
 
     def run(*words: str) -> tuple[int, str, str]:
@@ -36,7 +36,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
 
 def run_of(text: str, tmp_path: Path) -> Any:
-    """The run that what was printed stands for."""
+    """Return the run that the printed text describes."""
     path = tmp_path / "shown.yaml"
     path.write_text(text)
     preset, values = read_config(str(path))
@@ -75,7 +75,7 @@ def test_the_same_verb_takes_what_it_printed(words: list[str], command: Command,
 
 
 def test_a_plain_study_from_a_file_is_the_same_study(command: Command, tmp_path: Path) -> None:
-    """Its name holds no digest, for nothing was changed."""
+    """The study's name has no digest, because nothing was changed."""
     _, shown, _ = command("matrix", "--grid", "table6", "--show-config")
     (tmp_path / "plain.yaml").write_text(shown)
     code, out, err = command(

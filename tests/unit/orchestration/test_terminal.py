@@ -1,4 +1,4 @@
-"""Names and messages that would command the terminal are written out, wherever they are printed."""
+"""Tests that control characters in names and messages are written out wherever these are printed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestration.report.live import LiveView
 from orchestration.terminal import Terminal, harmless, one_line
 from tests.trials import make_trial
 
-TITLE = "\x1b]0;owned\x1b\\"  # sets a window's title
+TITLE = "\x1b]0;owned\x1b\\"  # this sequence sets the title of a window
 EVIL = f"a{TITLE}\x9b31m\x1b[2Jb\u202egnp.exe"
 WRITTEN = r"a\x1b]0;owned\x1b\\x9b31m\x1b[2Jb\u202egnp.exe"
 

@@ -1,4 +1,4 @@
-"""APGD: against its authors' program, its schedule, its budget, what it costs."""
+"""Tests APGD: against its authors' program, its schedule, its budget, and its cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUDGETS = [("linf", 0.03), ("linf", 0.1), ("l2", 0.3), ("l2", 1.0)]
 
 @pytest.fixture
 def images(make_images: Callable[..., ImageSet]) -> Tensor:
-    """Sixty images; some pixels lie at both ends of [0, 1]."""
+    """Make sixty images with some pixels at both ends of [0, 1]."""
     return make_images(60, seed=1).images.float() / 255
 
 
@@ -59,10 +59,13 @@ def test_it_reaches_the_loss_of_the_authors_program(
 
 @pytest.mark.parametrize(("norm", "epsilon"), BUDGETS)
 def test_it_takes_the_path_of_the_authors_program(source: nn.Module, images: Tensor, norm: str, epsilon: float) -> None:
-    """Up to the review after step 57: if 12 of 16 steps rose, their code halves the step and the paper's rule does not.
+    """The paths agree up to the review after step 57.
 
-    In float64: in float32 about one image in a hundred leaves the path, where a unit of the network comes within
-    rounding of its ReLU's kink or a loss has settled.
+    There, if 12 of 16 steps rose, the authors' code halves the step, and the paper's rule does not. The test uses
+    float64:
+    in float32 about one image in a hundred leaves the path, where the input of a unit is within rounding of its ReLU's
+    kink
+    or a loss has settled.
     """
     source, images = source.double(), images.double()
     seen: list[Tensor] = []
@@ -116,7 +119,7 @@ def test_the_number_is_that_of_the_images(
 
 @pytest.mark.parametrize(("norm", "epsilon"), BUDGETS)
 def test_it_is_never_below_its_start(source: nn.Module, images: Tensor, norm: str, epsilon: float) -> None:
-    """Neither below the clean images' loss, nor below that of points that PGD came to."""
+    """It is below neither the clean images' loss nor that of points that PGD reached."""
     budget, loss = Budget.of(norm, epsilon, images), partial(label_loss, LABELS)
     with frozen(source):
         started = pgd(source, images, loss, budget, steps=5, step_size=budget.epsilon / 5)
@@ -153,11 +156,11 @@ def test_a_start_outside_the_ball_is_projected(source: nn.Module, images: Tensor
 
 
 class Linear:
-    """Images, and a linear network whose logits are to come near those of another point in the ball.
+    """Images, and a linear network whose logits should come close to those of another point in the ball.
 
     Pixels, goals and weights are small multiples of powers of two, so that in float64 every sum is exact in whichever
-    order a processor adds. A network with ReLU would not do: where a unit lies within rounding of zero, two machines
-    (or two batch sizes) may see gradients that differ by per cents, and the ascents part.
+    order a processor adds. A network with ReLU would not do: where the input of a unit is within rounding of zero, two
+    machines (or two batch sizes) may see gradients that differ by per cents, and the ascents diverge.
     """
 
     def __init__(self) -> None:
@@ -171,7 +174,7 @@ class Linear:
         return images.flatten(1) @ self.weights.T
 
     def ascent(self, norm: str, epsilon: float, rows: slice) -> tuple[Tensor, Tensor]:
-        """(the points that the rows' images came by, first dimension: steps; what was kept of them)."""
+        """Return (the points that the images of the rows pass, first dimension: steps; the points that were kept)."""
         seen: list[Tensor] = []
 
         def watched(images: Tensor) -> Tensor:
@@ -184,7 +187,7 @@ class Linear:
 
 
 def test_an_image_does_not_depend_on_its_neighbours() -> None:
-    """Each halves its own step at its own time: alone it passes the same points, to the bit, as in a batch."""
+    """Each image halves its own step at its own time: alone it passes the same points, to the bit, as in a batch."""
     linear = Linear()
     path, kept = linear.ascent("linf", 0.25, slice(None))
     assert torch.equal((path * 2**22).round(), path * 2**22), "so few bits that their squares are exact, too"
@@ -195,8 +198,9 @@ def test_an_image_does_not_depend_on_its_neighbours() -> None:
 
 
 def test_an_image_does_not_depend_on_its_neighbours_in_l2() -> None:
-    """There is a square root in its steps, so nearly the same points; no decision is near a tie, where rounding would
-    say whether a loss rose.
+    """The steps contain a square root, so that the points are only nearly the same.
+
+    No decision is near a tie, where rounding would determine whether a loss rose.
     """
     linear = Linear()
     path, kept = linear.ascent("l2", 1.0, slice(None))
@@ -223,7 +227,7 @@ def test_a_budget_of_zero_leaves_the_clean_image(source: nn.Module, images: Tens
 
 
 def test_it_raises_whatever_it_is_given(source: nn.Module, images: Tensor) -> None:
-    """Towards a class rather than away from one."""
+    """The objective here leads towards a class instead of away from one."""
     towards = (LABELS + 1) % 4
     moved, _ = apgd(source, images, partial(label_gain, towards), Budget.of("l2", 2.5, images), steps=20)
     assert (source(moved).argmax(1) == towards).float().mean() > 0.9

@@ -1,4 +1,4 @@
-"""The PGD loop: against two references, per image, inside its budget, without a trace on the network."""
+"""Tests the PGD loop: against two references, per image, inside its budget, and without changing the network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EPSILON = {"linf": 8 / 255, "l2": 0.5}
 
 @pytest.fixture
 def network() -> nn.Module:
-    """Convolution, batch norm, dropout: all that eval mode changes."""
+    """Return a network with a convolution, batch norm and dropout, which are all that eval mode changes."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
         layers: Any = nn.Sequential(
@@ -44,7 +44,10 @@ def network() -> nn.Module:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Images that reach both ends of [0, 1]; fifteen, no power of 2, so that dividing a loss by them rounds."""
+    """Make images that reach both ends of [0, 1].
+
+    There are fifteen, which is not a power of 2, so that dividing a loss by their number rounds.
+    """
     return (1.4 * torch.rand(15, 3, 16, 16, generator=torch.Generator().manual_seed(1)) - 0.2).clamp(0, 1)
 
 
@@ -56,14 +59,17 @@ def label_loss(logits: Tensor) -> Tensor:
 
 
 def attack(network: nn.Module, images: Tensor, norm: str, epsilon: float | None = None, steps: int = STEPS) -> Tensor:
-    """Steps of a fifth of the budget, rounded to float32 once, as where a step is one number for all images."""
+    """Attack with steps of a fifth of the budget.
+
+    The step is rounded to float32 once, as it is where one number serves all images.
+    """
     size = EPSILON[norm] if epsilon is None else epsilon
     step = torch.full((len(images),), size / 5)
     return pgd(network, images, label_loss, Budget.of(norm, size, images), steps=steps, step_size=step)
 
 
 def reference_linf(network: nn.Module, images: Tensor, epsilon: float, step: float) -> Tensor:
-    """Madry et al.'s attack, written for reading: mean loss over the batch, one norm, no options."""
+    """Run Madry et al.'s attack, written for reading: mean loss over the batch, one norm, no options."""
     moved = images.clone()
     for _ in range(STEPS):
         moved.requires_grad_(True)
@@ -74,7 +80,7 @@ def reference_linf(network: nn.Module, images: Tensor, epsilon: float, step: flo
 
 
 def reference_l2(network: nn.Module, images: Tensor, epsilon: float, step: float) -> Tensor:
-    """The same under l_2, image by image."""
+    """Run the same attack under l_2, image by image."""
     rows = []
     for image, label in zip(images, LABELS, strict=True):
         moved = image
@@ -111,7 +117,7 @@ def test_torchattacks_agrees(network: nn.Module, images: Tensor, norm: str, tole
 
 
 def test_the_literal_l2_of_the_paper_is_linf_with_the_l2_budget(network: nn.Module, images: Tensor) -> None:
-    """Why it is not the default: sign steps and clipping to 0.5 allow a norm of 0.5 sqrt(3 * 16 * 16) = 13.9."""
+    """It is not the default because sign steps and clipping to 0.5 allow a norm of 0.5 sqrt(3 * 16 * 16) = 13.9."""
     literal = reference_linf(network, images, EPSILON["l2"], EPSILON["l2"] / 5)
     assert l2_norm(literal - images).min() > 5
 
@@ -241,7 +247,7 @@ def flags(network: nn.Module) -> list[bool]:
 
 
 def unlike(network: Any) -> Any:
-    """Flags that differ from module to module and from weight to weight."""
+    """Set flags that differ from module to module and from weight to weight."""
     network.train()
     network[1].eval()
     network[0].bias.requires_grad_(False)
@@ -288,7 +294,7 @@ def test_objective_is_the_distance_moved_plus_the_cross_entropy() -> None:
 
 
 def test_consistency_alone_has_no_gradient_at_the_clean_image() -> None:
-    """Hence the pseudo-label: without a cross-entropy term an unlabelled image would never move."""
+    """This is why the pseudo-label is needed: without a cross-entropy term an unlabelled image would never move."""
     logits = torch.tensor([[1.0, -0.5, 0.3]], requires_grad=True)
     clean = logits.detach().softmax(1)
     labels = logits.detach().argmax(1)

@@ -1,4 +1,4 @@
-"""The parts of an audit: folds, joint opinion, label quality, noise, poisoning tests, robustness, settings."""
+"""Tests the parts of an audit: folds, joint opinion, label quality, noise, poisoning tests, robustness, settings."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_noise_is_counted_per_class_that_is_shown() -> None:
 
 
 def plainly(count: int = 240, *, classes: int = 4, seed: int = 0) -> ImageSet:
-    """Smooth pictures that say nothing of the class."""
+    """Make smooth pictures that say nothing about the class."""
     labels = torch.arange(count) % classes
     coarse = torch.rand(count, 1, 4, 4, generator=seeded(seed))
     pixels = torch.nn.functional.interpolate(coarse, (12, 12), mode="bilinear")
@@ -243,7 +243,7 @@ def test_few_of_many_images_are_attacked_and_of_every_class(
     make_images: Callable[..., ImageSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = make_images(60, classes=3, seed=3)
-    by_class = images.take(images.labels.argsort(stable=True))  # as the files of a folder come
+    by_class = images.take(images.labels.argsort(stable=True))  # in the order in which the files of a folder are read
     trained = train_on(robust_settings(by_class, {"train.epochs": 1, "defense.warmup_epochs": 1}), by_class).defense
     attacked: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Copies and near-copies: what is found, what is left alone, and at what cost."""
+"""Tests copies and near-copies: which are found, which images are left alone, and the cost."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ CHANGES: dict[str, Change] = {
 
 @pytest.fixture(scope="module")
 def photographs() -> list[Image.Image]:
-    """Squares of 96 x 96 pixels that do not overlap, of two photographs that scikit-learn ships; no plain skies."""
+    """Return squares of 96 x 96 pixels that do not overlap, from two photographs that scikit-learn ships.
+
+    Squares of plain sky are left out.
+    """
     squares = []
     for picture in load_sample_images().images:
         rows, columns = picture.shape[0] // 96, picture.shape[1] // 96
@@ -64,14 +67,14 @@ def photographs() -> list[Image.Image]:
 
 
 def read(pictures: list[Image.Image], size: int = 32) -> Tensor:
-    """As the audit reads them from files."""
+    """Read pictures in the same way as the audit reads them from files."""
     decoded = [decode(np.asarray(picture), size) for picture in pictures]
     return stack([one.pixels for one in decoded if not isinstance(one, str)], 3)
 
 
 @pytest.fixture(scope="module")
 def digits() -> Tensor:
-    """The 5,000 embedded digits, no two of which are the same."""
+    """Return the 5,000 embedded digits, no two of which are the same."""
     return torch.cat([part.images for part in SOURCE.load(DataConfig(name="mnist"))])
 
 
@@ -148,7 +151,7 @@ def test_many_that_are_all_alike_are_one_group(photographs: list[Image.Image], m
 
 
 def test_copies_far_apart_in_a_large_set_are_found() -> None:
-    """Without a loop over pairs: 18 million of them here."""
+    """They are found without a loop over pairs, of which there are 18 million here."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (6000, 1, 8, 8), generator=generator).to(torch.uint8)
     pixels = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)

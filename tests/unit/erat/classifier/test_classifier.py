@@ -1,4 +1,4 @@
-"""The classifier with the habits of scikit-learn."""
+"""Tests the classifier with the conventions of scikit-learn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BRIEF: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data(make_images: Callable[..., ImageSet]) -> tuple[NDArray[np.uint8], NDArray[np.str_], NDArray[np.str_]]:
-    """(pictures, given labels of which 10 are wrong, true labels)."""
+    """Return (pictures, given labels of which 10 are wrong, true labels)."""
     images = make_images(120, classes=3, seed=1)
     true = np.array(["ant", "bee", "cow"])[images.labels.numpy()]
     given = true.copy()

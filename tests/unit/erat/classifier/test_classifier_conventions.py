@@ -1,7 +1,7 @@
-"""scikit-learn's own checks: of the classifier as it is, and of an adapter that gives it rows of numbers as images.
+"""Runs scikit-learn's own checks on the classifier itself, and on an adapter that shows it rows of numbers as images.
 
-The checks give tables of a few numbers in a row, which are no images. The adapter scales each column to [0, 1], makes
-squares of each number, and lays these beside each other; all the rest is the classifier's own.
+The checks use tables with a few numbers in a row, which are not images. The adapter scales each column to [0, 1], makes
+a square of each number and lays the squares side by side; everything else is the classifier's own.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tests.unit.erat.classifier.test_classifier import BRIEF
 
 Data = tuple[NDArray[np.uint8], NDArray[np.str_]]
 
-SIDE = 8  # pixels of the adapter's images
+SIDE = 8  # height and width of the adapter's images in pixels
 
 
 class Tabular(ERATClassifier):
-    """The classifier on rows of numbers, (N, D)."""
+    """The classifier for rows of numbers, (N, D)."""
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Tabular:
         table = validate_data(self, X, dtype=np.float64)
@@ -59,8 +59,8 @@ class Tabular(ERATClassifier):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        # In so few epochs, on squares of one grey each, it does not reach the 83 % that scikit-learn asks for.
-        # What it learns of images is tested in test_classifier.py.
+        # In so few epochs, on squares of a single grey each, it does not reach the 83 % that scikit-learn asks for.
+        # What it learns from images is tested in test_classifier.py.
         tags.classifier_tags.poor_score = True
         tags.input_tags.two_d_array, tags.input_tags.three_d_array, tags.input_tags.positive_only = True, False, False
         return tags
@@ -77,7 +77,7 @@ QUICK = Tabular(
     device="cpu",
     settings={"defense.policy": "svhn", "defense.strong": False},
 )
-# Check -> why it fails, as scikit-learn's `expected_failed_checks` wants it. None does.
+# Check -> the reason why it fails, in the form of scikit-learn's `expected_failed_checks`. No check fails.
 EXPECTED: dict[str, str] = {}
 
 
@@ -87,7 +87,7 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
 
 
 def test_scikit_learns_checks_of_the_classifier_itself() -> None:
-    """Those that need no table."""
+    """These are the checks that need no table."""
     with pytest.warns(SkipTestWarning, match="Can't test estimator ERATClassifier which requires input"):
         results = check_estimator(ERATClassifier(**BRIEF))
     assert results and {row["status"] for row in results} == {"passed"}

@@ -1,4 +1,4 @@
-"""What the classifier is given: scales of images, missing values, labels of any kind, seeds."""
+"""Tests the input of the classifier: scales of images, missing values, labels of any kind, seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fitted classifier survives: pickle, joblib, copies, other processes, and a file that anybody may have written."""
+"""Tests that a fitted classifier survives pickle, joblib, copies, other processes, and a file of unknown origin."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TENSORS = ("probs", "quality", "suggested", "probability", "issue", "believed_la
 @pytest.fixture(scope="module")
 def pictures(make_images: Callable[..., ImageSet]) -> NDArray[np.uint8]:
     pixels = make_images(60, classes=3, seed=1).images[:, 0].numpy()
-    pixels[5] = pixels[7]  # a copy, under another label
+    pixels[5] = pixels[7]  # a copy with another label
     return pixels
 
 

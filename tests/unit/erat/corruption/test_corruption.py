@@ -1,4 +1,4 @@
-"""Data corruptions: their budgets, what makes each what it is, and rounding to 8 bit without leaving the budget."""
+"""Tests data corruptions: their budgets, what defines each kind, and rounding to 8 bit without leaving the budget."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ K = 4
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The few images are learnt before UP's perturbation has grown."""
+    """Keep UP from stopping early, because the few images are learnt before its perturbation has grown."""
     monkeypatch.setattr(up, "STOP_ERROR", -1.0)
 
 
 def again(order: Craft, **changes: Any) -> Craft:
-    """The same order with its random numbers from the start."""
+    """Return the same order with its random numbers restarted."""
     return replace(order, generator=torch.Generator().manual_seed(0), **changes)
 
 
@@ -38,7 +38,7 @@ def norms(delta: Tensor, norm: str) -> Tensor:
 
 
 def per_class(delta: Tensor, labels: Tensor) -> Tensor:
-    """One row per class, after a check that all its images wear the same."""
+    """Return one row per class, after checking that all images of a class have the same perturbation."""
     for k in range(K):
         assert bool((delta[labels == k] == delta[labels == k][:1]).all())
     return torch.stack([delta[labels == k][0] for k in range(K)])
@@ -122,7 +122,7 @@ def test_urp_has_norm_epsilon_exactly_under_l2_and_fills_the_cube_under_linf(ord
 
 
 def loss_after(images: Tensor, labels: Tensor, steps: int) -> float:
-    """Train loss of a fresh network, of other weights than the crafting one's."""
+    """Return the train loss of a new network, whose weights differ from those of the crafting network."""
     trained = build_model("small", K, 1, 8, [0.5], [0.25], seed=77)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.05, momentum=0.9)
     for _ in range(steps):
@@ -134,7 +134,7 @@ def loss_after(images: Tensor, labels: Tensor, steps: int) -> float:
 
 @pytest.mark.parametrize("granularity", ["class", "sample"])
 def test_up_makes_images_easy_to_fit(make_images: Callable[..., ImageSet], order: Craft, granularity: str) -> None:
-    """On images of pure noise nothing but the perturbation tells the classes apart."""
+    """On images of pure noise only the perturbation tells the classes apart."""
     noise = make_images(60, seed=1, signal=0.0).images.float() / 255
     delta = CORRUPTIONS["up"].perturb(again(order, images=noise, norm="linf", epsilon=0.1, granularity=granularity))
     clean = loss_after(noise, order.labels, 15)
@@ -143,7 +143,7 @@ def test_up_makes_images_easy_to_fit(make_images: Callable[..., ImageSet], order
 
 
 def test_up_stops_at_one_percent_of_train_error(order: Craft, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images that are learnt at once need few rounds; with a threshold that nothing reaches, all are made."""
+    """Images that are learnt at once need few rounds; with a threshold that is never reached, all rounds are made."""
     told: list[int] = []
     watched = replace(order, progress=lambda what, done, total: told.append(done))
     CORRUPTIONS["up"].perturb(again(watched, options=CORRUPTIONS["up"].Options().own()))
@@ -195,7 +195,7 @@ def test_a_step_descends_by_the_mean_over_each_class_and_leaves_absent_ones(sour
 
 @pytest.mark.parametrize("epsilon", [0.1, 8 / 255, 0.5 / 255, 0.9 / 255, 1 / 255, 0.03, 0.3, 0.0])
 def test_rounding_never_exceeds_an_linf_budget(epsilon: float) -> None:
-    """0.1 is 25.5 grey levels: rounded to the nearest, 26 would be too many."""
+    """A budget of 0.1 is 25.5 grey levels: rounding to the nearest would give 26, which is too many."""
     draw = torch.Generator().manual_seed(0)
     clean = torch.randint(0, 256, (50, 3, 8, 8), generator=draw).to(torch.uint8)
     delta = (2 * torch.rand(clean.shape, generator=draw) - 1).sign() * epsilon
@@ -226,7 +226,7 @@ def test_rounding_is_to_nearest_and_clips() -> None:
 
 
 def test_truncation_is_the_last_resort() -> None:
-    """0.9 grey levels under l_inf: 0.99 ** 50 of it still rounds to 1."""
+    """Scaling does not help 0.9 grey levels under l_inf: 0.99 ** 50 of it still rounds to 1."""
     clean = torch.full((1, 1, 1, 2), 100, dtype=torch.uint8)
     delta = torch.tensor([0.9, -0.9]).view(1, 1, 1, 2) / 255
     assert torch.equal(quantize(clean, delta, "linf", 0.9 / 255), clean)

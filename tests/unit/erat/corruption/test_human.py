@@ -1,4 +1,4 @@
-"""Human labels: read from a file of CIFAR-N's format, given to the images that they were given to, nothing else run."""
+"""Tests human labels: they are read from a file of CIFAR-N's format, assigned to the right images, and run no code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from erat.data.types import CorruptedSet, ImageSet
 from erat.defaults import file_digest
 from erat.errors import UserError
 
-# torch remarks on what is no file of its own.
+# torch warns about files that it did not write.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 Configure = Callable[..., RunConfig]
 Content = dict[str, Any]
@@ -28,14 +28,14 @@ CIFAR10N = ["human-aggregate", "human-random1", "human-random2", "human-random3"
 
 @pytest.fixture
 def clean(toy: Any) -> ImageSet:
-    """The 120 training images."""
+    """Return the 120 training images."""
     train: ImageSet = toy.load(None)[0]
     return train
 
 
 @pytest.fixture
 def content(clean: ImageSet) -> Content:
-    """What a file holds: arrays of int64, in the order of the training set as it is read."""
+    """Return the content of a file: arrays of int64, in the order in which the training set is read."""
     true, rng = clean.labels.numpy(), np.random.RandomState(0)
 
     def given(rate: float) -> np.ndarray[Any, Any]:
@@ -109,7 +109,7 @@ def as_numpy_1_wrote_it(raw: bytes) -> bytes:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 def test_files_of_the_authors_time_are_read(clean: ImageSet, content: Content, tmp_path: Path, zipped: bool) -> None:
-    """The published files are of 2021: numpy 1 called the module of its arrays by another name."""
+    """The published files are of 2021, when numpy 1 had another name for the module of its arrays."""
     path = save(content, tmp_path / "new.pt", _use_new_zipfile_serialization=zipped)
     old = tmp_path / "old.pt"
     if zipped:
@@ -126,7 +126,7 @@ def test_files_of_the_authors_time_are_read(clean: ImageSet, content: Content, t
 
 
 def positions(images: ImageSet, among: ImageSet) -> list[int]:
-    """Which of `among` these images are; the toy images all differ."""
+    """Return the positions of the images in `among`; the toy images all differ."""
     where = {image.numpy().tobytes(): i for i, image in enumerate(among.images)}
     return [where[image.numpy().tobytes()] for image in images.images]
 
@@ -136,7 +136,7 @@ def positions(images: ImageSet, among: ImageSet) -> list[int]:
 def test_each_image_gets_the_label_that_it_was_given(
     configure: Configure, clean: ImageSet, content: Content, tmp_path: Path, limit: int | None, trusted: bool
 ) -> None:
-    """Also where a limit and a validation part leave only some of them."""
+    """This holds also if a limit and a validation part leave only some of the images."""
     path = save(content, tmp_path / "human.pt")
     human = {"corruption.labels": "human-worst", "corruption.labels_file": str(path), "corruption.data": "none"}
     config = configure(human | {"data.limit": limit, "val.trusted": trusted})
@@ -247,7 +247,7 @@ def test_a_list_is_not_a_file_of_named_labels(clean: ImageSet, tmp_path: Path) -
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 def test_a_damaged_file(clean: ImageSet, content: Content, tmp_path: Path, zipped: bool) -> None:
-    """Cut off anywhere, or with bytes that were other ones: refused in one line, or the labels are whole."""
+    """A file that is cut off anywhere, or has other bytes, is refused in one line, or the labels are intact."""
     path = save(content, tmp_path / "human.pt", _use_new_zipfile_serialization=zipped)
     raw, rng = path.read_bytes(), np.random.RandomState(0)
     damaged = [raw[:cut] for cut in (1, 10, len(raw) // 2, len(raw) - 1)]

@@ -1,4 +1,4 @@
-"""L2C: its gradient against two others, its one step, the choice among its generators, images that judge only."""
+"""Tests L2C: its gradient against two others, its one step, the choice of a generator, and held-out images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BRIEF = {"steps": 3, "width": 4, "lr": 1e-2}
 
 
 def again(order: Craft, **changes: Any) -> Craft:
-    """The same order with its random numbers from the start."""
+    """Return the same order with its random numbers restarted."""
     return replace(order, norm="linf", epsilon=0.1, generator=torch.Generator().manual_seed(0), **changes)
 
 
@@ -70,7 +70,7 @@ def gradient(network: nn.Module, weights: Weights, images: Tensor, labels: Tenso
 
 
 def setting(victim: nn.Module, order: Craft, dtype: torch.dtype) -> tuple[nn.Module, Weights, Weights, Tensor, Tensor]:
-    """(network, weights, a direction in their space, images, labels) of one number format."""
+    """Return (network, weights, a direction in their space, images, labels) in one number format."""
     network = victim.to(dtype)
     draw = torch.Generator().manual_seed(3)
     direction = [torch.randn(weight.shape, generator=draw).to(dtype) for weight in network.parameters()]
@@ -81,7 +81,7 @@ def setting(victim: nn.Module, order: Craft, dtype: torch.dtype) -> tuple[nn.Mod
 def test_it_is_what_a_second_backward_pass_gives(
     victim: nn.Module, order: Craft, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """Both the number and its gradient by the images."""
+    """Both the number and its gradient with respect to the images agree."""
     network, weights, direction, images, labels = setting(victim, order, dtype)
     images.requires_grad_(True)
     grads = gradient(network, weights_of(network), images, labels, create_graph=True)
@@ -94,7 +94,10 @@ def test_it_is_what_a_second_backward_pass_gives(
 
 
 def test_it_is_the_limit_of_central_differences(victim: nn.Module, order: Craft) -> None:
-    """Of the loss, and of the loss's gradient by the images. Near enough that no ReLU changes sides."""
+    """The loss and its gradient with respect to the images agree.
+
+    The differences are small enough that no ReLU changes sides.
+    """
     network, weights, direction, images, labels = setting(victim, order, torch.float64)
     images.requires_grad_(True)
     got = directional_derivative(network, weights, direction, images, labels)
@@ -122,7 +125,7 @@ def test_it_leaves_network_weights_and_direction_as_they_were(victim: nn.Module,
 
 
 def fooled(victim: nn.Module, weights: Weights, images: Tensor, labels: Tensor, generator: nn.Module) -> float:
-    """CE(theta'; x), where theta' is the victim after one step on x + delta."""
+    """Return CE(theta'; x), where theta' is the victim after one step on x + delta."""
     with torch.no_grad():
         moved = (images + 0.1 * generator(images)).clamp(0, 1)
     step = gradient(victim, [weight.clone() for weight in weights], moved, labels)
@@ -131,7 +134,7 @@ def fooled(victim: nn.Module, weights: Weights, images: Tensor, labels: Tensor, 
 
 
 def test_a_step_of_the_generator_leaves_the_victim_worse(victim: nn.Module, order: Craft) -> None:
-    """Twelve victims and generators: one step of one generator may overshoot."""
+    """Twelve victims and generators are tested, because one step of one generator may overshoot."""
     draw, gains = torch.Generator().manual_seed(0), []
     images, labels = order.images, order.labels
     for seed in range(12):
@@ -147,7 +150,7 @@ def test_a_step_of_the_generator_leaves_the_victim_worse(victim: nn.Module, orde
 
 
 def test_the_step_follows_the_gradient_of_what_it_raises(victim: nn.Module, order: Craft) -> None:
-    """Differentiated through the victim's step, the customary way."""
+    """The reference differentiates through the victim's step in the usual way."""
     images, labels, weights = order.images[:24], order.labels[:24], weights_of(victim)
     generator = seeded(partial(UNet, 1, 4))
     parameters = list(generator.parameters())
@@ -163,7 +166,10 @@ def test_the_step_follows_the_gradient_of_what_it_raises(victim: nn.Module, orde
 def test_a_victim_learns_from_the_generator_that_the_trial_began_with(
     make_images: Callable[..., ImageSet], order: Craft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The copy that learns only looks ahead. Per batch: its own x + delta, then x, then x + delta of the plain step."""
+    """The copy that learns is used only to look ahead.
+
+    Per batch the victim sees: its own x + delta, then x, then x + delta of the plain step.
+    """
     seen: list[Tensor] = []
     real = l2c._gradient
     monkeypatch.setattr(
@@ -186,7 +192,7 @@ def test_a_victim_learns_from_the_generator_that_the_trial_began_with(
 
 
 class Scripted:
-    """Trials as they are, but for the accuracies that they report; keeps the generator that each one judged."""
+    """Real trials, except for the accuracies that they report; each also keeps the generator that it judged."""
 
     def __init__(self, accuracies: list[float]) -> None:
         self.accuracies: Iterator[float] = iter(accuracies)
@@ -210,7 +216,7 @@ class Scripted:
 def test_the_generator_whose_victim_knew_least_is_chosen(
     order: Craft, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], best: int
 ) -> None:
-    """Four victims judge the first generator and what three trials made of it; of equals the first is taken."""
+    """Four victims judge the first generator and those of three trials; of equally good ones the first is chosen."""
     script = Scripted(accuracies)
     script.install(monkeypatch)
     delta = L2C.perturb(again(order, options={"steps": 3, "width": 4, "lr": 1e-2}))
@@ -218,19 +224,19 @@ def test_the_generator_whose_victim_knew_least_is_chosen(
     for generator in script.judged:
         with frozen(l2c._settled(generator, order)), torch.no_grad():
             perturbations.append(0.1 * generator(order.images))
-    # Close, not equal: the statistics were taken over the same images in another order.
+    # Close but not equal: the statistics were computed over the same images in another order.
     assert [torch.allclose(delta, other, atol=1e-6) for other in perturbations] == [i == best for i in range(4)]
 
 
 def test_running_statistics_are_those_of_all_images(order: Craft) -> None:
-    """After a few trials they are nowhere near the batches that the generator learnt by."""
+    """After a few trials they are far from those of the batches with which the generator learnt."""
     generator = seeded(partial(UNet, 1, 4))
     with torch.no_grad():
         by_batch = generator(order.images)  # 60 images: one batch
         as_left = deepcopy(generator).eval()(order.images)
         settled = l2c._settled(generator, order).eval()(order.images)
     assert (as_left - by_batch).abs().max() > 0.2
-    # Not closer: a running variance is that of the sample, over n - 1.
+    # Not closer, because a running variance is that of the sample, over n - 1.
     torch.testing.assert_close(settled, by_batch, atol=0.08, rtol=0)
 
 
@@ -254,7 +260,7 @@ def test_the_accuracy_is_that_on_clean_held_out_images(order: Craft, monkeypatch
 
 
 def test_held_out_images_are_not_trained_on(order: Craft, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever they show and whatever their labels, the generators are the same."""
+    """Whatever these images show and whatever their labels are, the generators are the same."""
     generators = []
     for images, labels in ((order.images, order.labels), altered(order, held_out_of(order))):
         with monkeypatch.context() as patch:
@@ -278,7 +284,7 @@ def test_every_other_image_is_trained_on(order: Craft, monkeypatch: pytest.Monke
 
 
 def held_out_of(order: Craft) -> Tensor:
-    """The images that judge: a tenth, drawn by the order's own generator."""
+    """Return the images that judge: a tenth, drawn by the order's own generator."""
     chosen = _Confusion(again(order, options=BRIEF)).val
     assert len(chosen) == round(HELD_OUT * 60)
     return chosen
@@ -310,7 +316,7 @@ def test_under_l2_each_image_moves_by_all_of_its_budget(order: Craft) -> None:
 
 
 def test_it_is_one_function_of_the_image(order: Craft) -> None:
-    """Equal images are perturbed equally, whatever their labels and neighbours."""
+    """Equal images have equal perturbations, whatever their labels and neighbours are."""
     images = order.images.clone()
     images[50] = images[1]
     delta = L2C.perturb(again(order, images=images, options=BRIEF))

@@ -1,4 +1,4 @@
-"""Label noise: rates, who turns into whom, the published instance noise, seeds."""
+"""Tests label noise: its rates, which class turns into which, the published instance noise, seeds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def balanced(per_class: int, num_classes: int = 10) -> torch.Tensor:
 
 
 def noisy_grey_world(count: int, channels: int = 3, size: int = 32) -> ImageSet:
-    """Images that share CIFAR-10's mean colour and are noise otherwise."""
+    """Make images with CIFAR-10's mean colour that are noise otherwise."""
     rng = np.random.RandomState(5)
     mean = np.array(CIFAR10_MEAN[:channels])[:, None, None]
     pixels = np.clip(mean + 40 * rng.standard_normal((count, channels, size, size)), 0, 255).astype(np.uint8)
@@ -185,7 +185,7 @@ def test_cores_prefers_the_published_classes() -> None:
 
 
 def test_cores_draws_like_one_choice_per_image() -> None:
-    """Against the definition written out image by image with numpy's own `choice`."""
+    """The reference is the definition, written out image by image with numpy's own `choice`."""
     images = noisy_grey_world(200, size=4)
     rng = np.random.RandomState(0)
     draws = rng.normal(0.6, 0.1, 10**6)

@@ -1,4 +1,4 @@
-"""From a configuration to the corrupted set: split first, then corrupt; budgets kept on disk, test set untouched."""
+"""Tests the way from configuration to corrupted set: split, then corruption; budgets on disk, test set untouched."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Configure = Callable[..., RunConfig]
 
 @pytest.fixture
 def clean(toy: Any) -> ImageSet:
-    """All 120 training images as they are before the split."""
+    """Return all 120 training images as they are before the split."""
     train: ImageSet = toy.load(None)[0]
     return train
 
 
 @pytest.fixture
 def run(configure: Configure, tmp_path: Path) -> Callable[..., CorruptedSet]:
-    """The corrupted set of the toy data under some overrides, all from one store."""
+    """Return a function that makes the corrupted set of the toy data under some overrides, all from one store."""
 
     def corrupt(overrides: dict[str, Any] | None = None) -> CorruptedSet:
         return corrupted_set(configure(overrides), Store(tmp_path))
@@ -40,12 +40,12 @@ def run(configure: Configure, tmp_path: Path) -> Callable[..., CorruptedSet]:
 
 
 def rows(images: ImageSet) -> set[bytes]:
-    """Every image's pixels; the toy images all differ."""
+    """Return the pixels of every image; the toy images all differ."""
     return {image.numpy().tobytes() for image in images.images}
 
 
 def positions(images: ImageSet, among: ImageSet) -> list[int]:
-    """Which of `among` these images are."""
+    """Return the positions of the images in `among`."""
     where = {image.numpy().tobytes(): i for i, image in enumerate(among.images)}
     return [where[image.numpy().tobytes()] for image in images.images]
 
@@ -164,14 +164,14 @@ def test_a_manifest_names_the_trained_network_if_there_was_one(run: Callable[...
 
 
 def poisoned(data: CorruptedSet, plain: CorruptedSet) -> set[int]:
-    """Which training images differ from the clean ones."""
+    """Return which training images differ from the clean ones."""
     differ = (data.train.images != plain.train.images).flatten(1).any(1)
     return set(differ.nonzero().flatten().tolist())
 
 
 @pytest.mark.parametrize("kind", ["urp", "ap"])
 def test_a_share_of_the_images_is_poisoned(run: Callable[..., CorruptedSet], tmp_path: Path, kind: str) -> None:
-    """The rest is clean; a larger share poisons the same images and more of them; all come from one crafting."""
+    """The other images are clean; a larger share adds images to those of a smaller one; there is only one crafting."""
     plain = run({"corruption.data": "none"})
     whole = run({"corruption.data": kind})
     found: list[set[int]] = [set()]
@@ -276,7 +276,7 @@ def test_labels_and_images_are_corrupted_independently(run: Callable[..., Corrup
 
 
 def there(config: RunConfig, store: Store) -> bool:
-    """Whether the store holds everything that `corrupted_set` would read."""
+    """Return whether the store holds everything that `corrupted_set` would read."""
     images, labels = stored_parts([config])[0]
     return (images is None or images in store) and labels in store
 

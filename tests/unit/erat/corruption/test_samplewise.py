@@ -1,4 +1,4 @@
-"""AP and AA: what each image is moved towards or away from, batch by batch."""
+"""Tests AP and AA: what each image is moved towards or away from, batch by batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from erat.registry import CORRUPTIONS
 
 
 def again(order: Craft, **changes: Any) -> Craft:
-    """The same order with its random numbers from the start."""
+    """Return the same order with its random numbers restarted."""
     return replace(order, generator=torch.Generator().manual_seed(0), **changes)
 
 
@@ -69,7 +69,7 @@ def test_apgd_ce_raises_the_loss_of_every_image(order: Craft, source: nn.Module,
 def test_apgd_ce_starts_on_the_surface_of_the_ball(order: Craft, source: nn.Module, norm: str) -> None:
     seen: list[Tensor] = []
     source.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    grey = torch.full_like(order.images, 0.5)  # nothing is cut off at 0 or 1
+    grey = torch.full_like(order.images, 0.5)  # no value is clipped at 0 or 1
     CORRUPTIONS["aa"].perturb(again(order, images=grey, norm=norm, epsilon=0.3))
     start = seen[0] - grey
     size = l2_norm(start) if norm == "l2" else start.abs().flatten(1).amax(1)
@@ -78,7 +78,10 @@ def test_apgd_ce_starts_on_the_surface_of_the_ball(order: Craft, source: nn.Modu
 
 
 def ensemble(order: Craft, epsilon: float, *, norm: str = "linf", wrong: int = 12) -> tuple[Tensor, Tensor, Tensor]:
-    """(delta, labels, which images the order labels wrongly): the network cannot but get these wrong."""
+    """Return (delta, labels, which images the order labels wrongly) of the ensemble.
+
+    The network cannot predict the wrong labels.
+    """
     labels = order.labels.clone()
     labels[:wrong] = (labels[:wrong] + 1) % 4
     options = {"attack": "standard", "steps": 5}
@@ -88,7 +91,7 @@ def ensemble(order: Craft, epsilon: float, *, norm: str = "linf", wrong: int = 1
 
 @pytest.fixture
 def without_square(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ensemble without the 5,000 queries that its last attack spends on each image that is left."""
+    """Replace the last attack of the ensemble, which spends 5,000 queries on each image that is left."""
     monkeypatch.setattr(SquareAttack, "perturb", lambda self, x, y=None: x)
 
 
@@ -108,7 +111,7 @@ def test_standard_moves_only_images_that_it_turns(order: Craft, source: nn.Modul
 
 @pytest.mark.usefixtures("without_square")
 def test_standard_is_decided_by_its_generator_and_leaves_torch_s_own_alone(order: Craft) -> None:
-    """The authors' program seeds globally."""
+    """The authors' program sets the global seed instead."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first, *_ = ensemble(order, 0.15)
@@ -133,7 +136,7 @@ def test_standard_moves_nothing_where_all_is_wrong_and_one_image_alone(order: Cr
 def test_standard_reviews_step_sizes_as_often_as_its_steps_ask(
     order: Craft, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
-    """The authors' program takes its intervals from the number of steps that it is made with."""
+    """The authors' program computes its intervals from the number of steps with which it is created."""
     made: list[AutoAttack] = []
     monkeypatch.setattr(
         AutoAttack, "run_standard_evaluation", lambda self, images, *_, **__: (made.append(self), (images, None))[1]
@@ -195,7 +198,7 @@ def test_every_image_is_moved_once_with_its_own_label(make_images: Callable[...,
 
 @pytest.mark.parametrize("kind", ["ap", "aa"])
 def test_no_image_depends_on_its_neighbours(order: Craft, kind: str) -> None:
-    """But for AA's random starts, which are the same numbers for the first images."""
+    """The exception is AA's random starts, which are the same numbers for the first images."""
     delta = CORRUPTIONS[kind].perturb(again(order))
     alone = CORRUPTIONS[kind].perturb(again(order, images=order.images[:5], labels=order.labels[:5]))
     torch.testing.assert_close(alone, delta[:5], rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The source network: its recipe, an interrupted training, weights from a file."""
+"""Tests the source network: its recipe, an interrupted training, weights from a file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Configure = Callable[..., RunConfig]
 
 @pytest.fixture
 def clean(toy: Any) -> ImageSet:
-    """The 120 training images."""
+    """Return the 120 training images."""
     train: ImageSet = toy.load(None)[0]
     return train
 
@@ -38,7 +38,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def rows(images: ImageSet) -> set[bytes]:
-    """Every image's pixels; the toy images all differ."""
+    """Return the pixels of every image; the toy images all differ."""
     return {image.numpy().tobytes() for image in images.images}
 
 
@@ -68,7 +68,10 @@ def test_it_is_clean_trained_frozen_in_eval_mode_and_the_same_again(
 def test_its_recipe_and_its_best_epoch(
     configure: Configure, tmp_path: Path, clean: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SGD 0.1, batch 128, x 0.1 at 2/3 and 5/6; the epoch that is best on the held-out tenth, the first of equals."""
+    """The recipe is SGD 0.1, batch 128, x 0.1 at 2/3 and 5/6.
+
+    The kept epoch is the best on the held-out tenth, the first of equally good ones.
+    """
     made: list[tuple[RunConfig, CorruptedSet]] = []
 
     class Recorded(Trainer):
@@ -98,7 +101,7 @@ def test_its_recipe_and_its_best_epoch(
 
 
 def test_its_seeds_differ_from_those_of_a_run(configure: Configure, tmp_path: Path) -> None:
-    """A defense must not by chance start from the very weights that the perturbation was made against."""
+    """A defense must not by chance start from the same weights against which the perturbation was made."""
     config = configure()
     data = corrupted_set(config, Store(tmp_path))
     trained = Trainer(config, data).defense.networks["main"].state_dict()
@@ -110,7 +113,7 @@ def test_its_seeds_differ_from_those_of_a_run(configure: Configure, tmp_path: Pa
 
 
 class Killed(Exception):  # noqa: N818
-    """What ends a training half way."""
+    """Raised to end a training half way."""
 
 
 def killed_at(epoch: int) -> Callable[[str, int, int], None]:
@@ -125,7 +128,10 @@ def killed_at(epoch: int) -> Callable[[str, int, int], None]:
 def test_a_training_goes_on_where_it_was_killed(
     configure: Configure, tmp_path: Path, clean: ImageSet, epochs: tuple[int, ...]
 ) -> None:
-    """Once, several times, or at one place twice: the weights are those of a training that nobody disturbed."""
+    """It is killed once, several times, or twice at one place.
+
+    The weights are those of a training without an interruption.
+    """
     config = configure({"corruption.source_epochs": 6})
     undisturbed, manifest = source_network(clean, config, Store(tmp_path / "undisturbed"))
     store = Store(tmp_path / "killed")
@@ -182,7 +188,7 @@ def test_a_damaged_file_of_a_training_does_not_change_the_network(
 
 
 def other_network(classes: int = 4) -> nn.Module:
-    """Weights that no training here would come to."""
+    """Return weights that no training here would reach."""
     return build_model("small", classes, 1, 8, [0.1], [0.7], seed=123)
 
 

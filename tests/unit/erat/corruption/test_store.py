@@ -1,4 +1,4 @@
-"""The store: made once, whole or not at all, checked when read, its arrays shared and read-only."""
+"""Tests the store: entries are made once, complete or not at all, checked when read, shared and read-only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def never() -> tuple[Arrays, dict[str, Any]]:
 
 
 def left_over(root: Path) -> list[str]:
-    """What lies in the store but for locks."""
+    """Return the files in the store other than locks."""
     return [path.name for path in root.iterdir() if path.suffix != ".lock"]
 
 
@@ -104,7 +104,7 @@ def test_a_workspace_lies_beside_its_entry_and_goes_when_that_is_made(tmp_path: 
 
 
 def fetch_slowly(root: str, record: str, barrier: Barrier) -> None:
-    """One of two processes that want the same entry at the same time."""
+    """Run one of two processes that want the same entry at the same time."""
 
     def slowly() -> tuple[Arrays, dict[str, Any]]:
         with Path(record).open("a") as file:
@@ -202,7 +202,7 @@ def test_damage_is_seen_said_and_mended(tmp_path: Path, damage: Any) -> None:
 
 
 def put(name: str, array: Any) -> Any:
-    """Damage that fits the checksum: another array."""
+    """Return a function that puts another array in place, with a checksum that fits."""
 
     def damage(path: Path) -> None:
         np.save(path / f"{name}.npy", array)
@@ -225,7 +225,7 @@ def header(shape: str, descr: str = "|u1") -> bytes:
 
 
 def sealed(path: Path, **fields: Any) -> None:
-    """Write the checksum that fits what lies there."""
+    """Write the checksum that fits the present content."""
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {"checksum": _checksum(path)} | fields))
 
@@ -316,7 +316,7 @@ def test_a_damaged_set_in_a_store_that_cannot_be_written_is_one_line(
 
 
 def test_an_array_that_does_not_fit_on_the_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy says "12 requested and 0 written", without the system's number."""
+    """numpy says "12 requested and 0 written", without the system's error number."""
 
     def refuse(file: Any, array: Any) -> None:
         raise OSError("12 requested and 0 written")
@@ -341,7 +341,7 @@ def test_a_damaged_entry_is_not_there_and_a_missing_one_is_no_matter(tmp_path: P
     damage_pixel(path)
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged.*made again"):
         assert WANTED not in store
-    damage_pixel(path)  # the same bit once more
+    damage_pixel(path)  # the same bit again
     assert WANTED in store
 
 

@@ -1,4 +1,4 @@
-"""Every batched operation against torchvision's 8-bit kernel, image by image."""
+"""Tests every batched operation against torchvision's 8-bit kernel, image by image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from erat.data.augment import ops
 from erat.data.augment.policies import GEOMETRIC, LEVELS, OPERATIONS, PHOTOMETRIC, POLICIES, SIGNED, magnitude_space
 
 SIZES = [(14, 14), (28, 28), (32, 32), (20, 33)]
-# Results that are whole levels by nature agree exactly. The others are cut to whole levels by the 8-bit kernels and
-# kept as they are here.
+# Results that are whole levels by nature agree exactly. The 8-bit kernels cut the others to whole levels; here they are
+# kept as they are.
 EXACT = {"posterize", "solarize", "equalize", "invert"}
 
 
 def sample_images(channels: int, height: int, width: int) -> Tensor:
-    """uint8, shape (8, channels, height, width): noise, ramps, few levels, flat parts, a digit-like figure."""
+    """Make uint8 images, shape (8, channels, height, width): noise, ramps, few levels, flat parts, a kind of digit."""
     generator = torch.Generator().manual_seed(0)
     shape = (channels, height, width)
     noise = torch.randint(0, 256, shape, generator=generator)
@@ -35,7 +35,7 @@ def sample_images(channels: int, height: int, width: int) -> Tensor:
 
 
 def reference(name: str, image: Tensor, magnitude: float) -> Tensor:
-    """What torchvision's AutoAugment does to one uint8 image."""
+    """Return what torchvision's AutoAugment makes of one uint8 image."""
     angle, shift, shear, centre = 0.0, [0, 0], [0.0, 0.0], None
     match name:
         case "shear_x":
@@ -76,7 +76,7 @@ def all_magnitudes(name: str, height: int, width: int) -> list[float]:
 def test_photometric_operations_agree_with_torchvision(name: str, size: tuple[int, int], channels: int) -> None:
     images = sample_images(channels, *size)
     magnitudes = all_magnitudes(name, *size)
-    # One batch of all images at all magnitudes: each image must be treated by its own.
+    # One batch has all images at all magnitudes: each image must be treated by its own magnitude.
     batch = images.repeat(len(magnitudes), 1, 1, 1)
     per_image = torch.tensor(magnitudes).repeat_interleave(len(images))
     before = batch / 255
@@ -91,7 +91,7 @@ def test_photometric_operations_agree_with_torchvision(name: str, size: tuple[in
     levels = result * 255
     difference = (levels.round() - expected).abs()
     assert difference.max() <= (0 if name in EXACT or (name == "color" and channels == 1) else 1)
-    if name != "sharpness":  # there torchvision rounds the blurred image, too
+    if name != "sharpness":  # for this operation torchvision rounds the blurred image, too
         lost = levels - expected
         assert lost.min() > -2e-3, "torchvision only cuts off what is beyond a whole level"
         assert lost.max() < 1 + 2e-3
@@ -113,14 +113,14 @@ def test_geometric_operations_pick_the_pixels_of_torchvision(name: str, size: tu
     assert torch.equal(batch, before)
     differs = ((result * 255).round() != expected).any(dim=1)
     assert not (differs & ~near_pixel_edge(matrices.double(), height, width)).any()
-    # On an edge float32 rounding decides, and along a sheared row or column many pixels lie on one.
+    # On an edge float32 rounding decides, and along a sheared row or column many pixels lie on an edge.
     assert differs.float().mean() < 2e-3
     if height == width == 32:
         assert not differs.any()
 
 
 def near_pixel_edge(matrices: Tensor, height: int, width: int) -> Tensor:
-    """Where the source position lies within 1e-4 pixels of the edge between two pixels: bool, shape (N, H, W)."""
+    """Return where the source position lies within 1e-4 pixels of an edge between two pixels: bool, shape (N, H, W)."""
     x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
     y = (torch.arange(height, dtype=torch.float64) - (height - 1) / 2)[:, None]
     near = torch.zeros(len(matrices), height, width, dtype=torch.bool)

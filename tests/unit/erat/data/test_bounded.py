@@ -1,4 +1,4 @@
-"""Tables and arrays that claim more than there is, or hold what would run: one line, and no memory spent."""
+"""Tests tables and arrays that claim a false size, or hold code: they are refused in one line, without using memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGES = np.zeros((4, 8, 8), np.uint8)
 
 
 def array(shape: tuple[int, ...], descr: str, content: bytes = b"") -> bytes:
-    """A .npy file with a header of one's own."""
+    """Return a .npy file with the given header."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
     return file.getvalue() + content
@@ -149,7 +149,7 @@ def test_odd_cells(tmp_path: Path, label: str, row: str) -> None:
 
 
 def test_a_long_csv_is_not_held_as_a_whole(tmp_path: Path) -> None:
-    """One field of 1 GB, which is sparse on the disk: the reader stops after a mebibyte of it."""
+    """The field of 1 GB is sparse on the disk: the reader stops after a mebibyte of it."""
     path = tmp_path / "labels.csv"
     with path.open("wb") as file:
         file.write(b"path,label\n")

@@ -1,4 +1,4 @@
-"""One's own images in tables and arrays, trusted labels, odd and broken entries, splits that additions leave alone."""
+"""Tests a user's images in tables and arrays, trusted labels, odd or broken entries, and splits that stay stable."""
 
 from __future__ import annotations
 

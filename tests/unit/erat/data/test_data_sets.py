@@ -1,4 +1,4 @@
-"""What every set offers whatever its source: size, limit, validation split, fingerprint; and the embedded digits."""
+"""Tests what every set offers whatever its source: size, limit, validation split, fingerprint; also the digits."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_validation_split_follows_its_seed_alone() -> None:
 
 
 def test_validation_split_shares_what_rounding_leaves() -> None:
-    """Ten classes of four at 10 %: no class alone rounds to an image, together they hold out four."""
+    """With ten classes of four at 10 %, no single class rounds to an image, but together they hold out four."""
     _, val = loading.split_validation(random_set(40, classes=10), 0.1, seed=0)
     assert len(val) == 4
 

@@ -1,4 +1,4 @@
-"""The fingerprint of an image set, and the identity of runs, crafted sets and source networks that it is part of."""
+"""Tests the fingerprint of an image set, and the identity of runs, crafted sets and source networks with it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PLAIN = {"corruption.data": "none", "corruption.labels": "none", "defense.name":
 
 
 def folder_at(root: Path, parts: tuple[str, ...] = ("train", "test")) -> Path:
-    """Two classes of six images of noise each in every part."""
+    """Make a folder with two classes of six noise images each in every part."""
     random = np.random.RandomState(0)
     for part in parts:
         for name in ("cat", "dog"):
@@ -66,7 +66,7 @@ def arrays(count: int = 24) -> dict[str, Any]:
 
 
 def cell(root: Path | str, cache: Cache | None = None, **more: Any) -> str:
-    """The digest of a run on the images at `root`."""
+    """Return the digest of a run on the images at `root`."""
     keys = {"data.name": "folder", "data.root": str(root), **PLAIN, **more}
     return Fingerprints(cache)(build("demo", keys)).digest()
 
@@ -77,7 +77,7 @@ def paint(path: Path, value: int) -> None:
     Image.fromarray(pixels).save(path)
 
 
-# --- what changes the cell, and what does not -------------------------------------------------------------------------
+# --- what changes the digest, and what does not -----------------------------------------------------------------------
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "a pixel of training": lambda root: paint(root / "train/cat/0.png", 1),
@@ -196,7 +196,7 @@ def test_a_parquet_file_is_known_by_the_bytes_in_it(tmp_path: Path) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_fingerprint_of_arrays_sees_every_part_of_them(data: st.DataObject) -> None:
-    """Change any one value, name or part: another fingerprint. The same values again: the same."""
+    """A change of any one value, name or part gives another fingerprint; the same values give the same one."""
     count = data.draw(st.integers(2, 6))
     pixels = torch.randint(0, 255, (count, 1, 3, 3), dtype=torch.uint8)
     parts = (ImageSet(pixels, torch.arange(count) % 2, ("a", "b")), ImageSet(pixels[:1], torch.zeros(1).long(), ("a",)))
@@ -236,7 +236,7 @@ def test_size_and_limit_are_keys_of_their_own(tmp_path: Path, size: int, limit: 
 
 
 def test_the_digits_keep_the_cells_that_they_had() -> None:
-    """As they were before there were fingerprints; so no finished run of the demonstration is made anew."""
+    """They are the digests from before there were fingerprints, so that no finished run of the demo is repeated."""
     assert build("demo").digest() == "88a58b0f247ca402"
     assert "data.fingerprint" not in build("demo").identity()
     assert build("demo").data.fingerprint == fingerprint_of(build("demo").data, Cache())
@@ -278,7 +278,7 @@ def test_no_run_begins_without_a_fingerprint(toy: Any, tmp_path: Path) -> None:
 
 
 def test_a_trainer_on_images_at_hand_needs_none(make_images: Any, tmp_path: Path) -> None:
-    """Its checkpoint belongs to these images all the same."""
+    """Its checkpoint belongs to these images nevertheless."""
     config = build("demo", PLAIN | {"data.name": "folder", "train.epochs": 1, "train.batch_size": 8})
 
     def trainer(seed: int) -> Trainer:
@@ -328,7 +328,7 @@ def test_files_that_are_no_images_count_alike_before_and_after_they_are_read(tmp
     (root / "train/cat/broken.png").write_bytes(b"no image")
     (root / "train/cat/gone.png").symlink_to(root / "nowhere")
     with (root / "train/cat/vast.png").open("wb") as file:
-        file.truncate(2**43)  # of which nothing is on the disk; it would take an hour to read
+        file.truncate(2**43)  # sparse on the disk; reading it would take an hour
     config = Fingerprints()(build("demo", {"data.name": "folder", "data.root": str(root)}))
     load_parts(config.data)
 
@@ -338,13 +338,13 @@ def test_files_that_are_no_images_count_alike_before_and_after_they_are_read(tmp
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files count as settled as soon as they are written."""
+    """Let files count as settled as soon as they are written."""
     monkeypatch.setattr(module, "SETTLED_NS", -(10**18))
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that are read for their digests."""
+    """Record the files that are read for their digests."""
     seen: list[Path] = []
     plain = module.digest_of
 
@@ -368,7 +368,7 @@ def test_files_are_read_once(tmp_path: Path, settled: None, reads: list[Path]) -
 
 
 def test_a_file_with_its_old_size_and_time_is_read_again(tmp_path: Path, settled: None) -> None:
-    """Whoever puts a file's time back cannot put back when its entry was changed."""
+    """A program that sets a file's time back cannot set back the time at which its entry was changed."""
     root, cache = npz(tmp_path / "a.npz"), Cache(tmp_path / "cache")
     before, status = cell(root, cache), root.stat()
     npz(root, **NPZ_CHANGES["a pixel"])
@@ -468,7 +468,7 @@ def test_mirrored_views_make_another_source_network(make_images: Any) -> None:
 
 
 def test_other_bytes_of_the_same_pixels_make_another_source_network(make_images: Any) -> None:
-    """The tenth that is held out from its training goes by the files' bytes."""
+    """The tenth that is held out from its training depends on the bytes of the files."""
     images, config = make_images(40), build("demo", {"corruption.data": "ap"})
     positions = [replace(images, positions=torch.rand(40, dtype=torch.float64)) for _ in range(2)]
     found = [source_parameters(each, config) for each in (images, *positions)]
@@ -489,7 +489,7 @@ def test_everything_made_from_a_set_is_of_that_set(make_images: Any, what: str) 
 
 
 def test_asymmetric_labels_are_of_one_map(register: Callable[..., None], make_images: Any) -> None:
-    """Two sets of the same images may say otherwise which classes look alike."""
+    """Two sources of the same images may differ in which classes look alike."""
 
     class Source:
         def __init__(self, similar: dict[int, int] | None) -> None:

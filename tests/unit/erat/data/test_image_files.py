@@ -1,4 +1,4 @@
-"""Image files that are small and claim to be huge: bounded one by one, and over all readers together."""
+"""Tests image files that are small and claim to be huge: limits for one file, and over all readers together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from erat.data.image_files import Decoded, decode, decode_all, scale_deep
 
 
 def bomb(path: Path, side: int, channels: int = 4) -> Path:
-    """A PNG of zeros: side x side pixels of 8 bit."""
+    """Write a PNG of zeros: side x side pixels of 8 bit."""
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     packer = zlib.compressobj(9)
     row = bytes(1 + channels * side)
@@ -59,7 +59,7 @@ def test_more_pixels_than_are_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_memory_is_known_before_an_image_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, name: str, more: dict[str, bool], needed: float
 ) -> None:
-    """Also where a draft decodes fewer pixels than there are: a progressive JPEG is held in full first."""
+    """This holds even if a draft decodes fewer pixels: a progressive JPEG is first held in full."""
     Image.new(mode, (640, 640)).save(tmp_path / name, **more)
     monkeypatch.setattr(image_files, "MOST_MEMORY", round(needed * 640**2) - 1)
     assert f"of 0 million pixels takes {needed * 0.4096:.0f} MB to decode" in str(decode(tmp_path / name, 8))
@@ -90,7 +90,7 @@ def test_readers_share_one_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_two_bombs_take_what_one_may(tmp_path: Path) -> None:
-    """Two PNGs of 8,900 x 8,900 transparent pixels, some 300 kB each: 3.2 GB once, for each its 20 bytes a pixel."""
+    """Two PNGs of 8,900 x 8,900 transparent pixels, some 300 kB each, once took 3.2 GB: 20 bytes per pixel of each."""
     paths = [bomb(tmp_path / f"{k}.png", 8900) for k in range(2)]
     assert all(path.stat().st_size < 400_000 for path in paths)
     script = (

@@ -1,4 +1,4 @@
-"""One's own images in folders: layouts, splits, odd files, links."""
+"""Tests a user's images in folders: layouts, splits, odd files, links."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_centre_of_a_wide_upright_image(tmp_path: Path) -> None:
     Image.fromarray(wide).save(tmp_path / "wide.png")
     turned = Image.fromarray(np.rot90(wide, 1).copy())
     exif = Image.Exif()
-    exif[0x0112] = 6  # "turn me a quarter clockwise"
+    exif[0x0112] = 6  # the orientation "rotate by a quarter clockwise"
     turned.save(tmp_path / "turned.png", exif=exif)
     expected = np.zeros((2, 2, 3), np.uint8)
     expected[0], expected[1] = (0, 0, 250), (250, 0, 0)

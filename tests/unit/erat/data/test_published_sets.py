@@ -1,4 +1,4 @@
-"""CIFAR and Tiny-ImageNet, on small files in their published formats that the tests write and serve themselves."""
+"""Tests CIFAR and Tiny-ImageNet with small files in their published formats, which the tests write and serve."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def md5(path: Path) -> str:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A folder and the address at which a web server on this machine shows it."""
+    """Return a folder and the address at which a web server on this machine serves it."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
@@ -62,7 +62,10 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def bless(monkeypatch: pytest.MonkeyPatch, dataset: Any, root: Path) -> None:
-    """Let torchvision expect the checksums of the files that lie there now; its loading code stays the real one."""
+    """Let torchvision expect the checksums of the present files.
+
+    Its loading code stays the real one.
+    """
     base = root / dataset.base_folder
     for name in ("train_list", "test_list"):
         monkeypatch.setattr(dataset, name, [[file, md5(base / file)] for file, _ in getattr(dataset, name)])
@@ -132,7 +135,7 @@ def test_cifar_damaged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_cifar_download(served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's real fetching, from a server of the test's own."""
+    """torchvision really downloads, from a server that the test starts."""
     dataset = cifar.CIFAR10.dataset
     write_cifar(dataset, tmp_path / "made", 10)
     bless(monkeypatch, dataset, tmp_path / "made")
@@ -144,7 +147,7 @@ def test_cifar_download(served: tuple[Path, str], tmp_path: Path, monkeypatch: p
     train, _ = cifar.CIFAR10.load(config("cifar10", tmp_path / "new", download=True))
     assert len(train) == 50
     archive.unlink()
-    cifar.CIFAR10.load(config("cifar10", tmp_path / "new", download=True))  # asks for nothing that is there
+    cifar.CIFAR10.load(config("cifar10", tmp_path / "new", download=True))  # downloads nothing that is there already
     with pytest.raises(UserError, match="by hand") as error:
         cifar.CIFAR10.load(config("cifar10", tmp_path / "other", download=True))
     one_line(error)
@@ -159,7 +162,7 @@ def test_cifar100_coarse_map() -> None:
     assert len(superclasses) == 20
     assert all(len(names) == 5 for names in superclasses.values())
     assert len(set(fine)) == 100
-    # The coarse label of each fine class, in order, as the data set's own files have it.
+    # The coarse label of each fine class, in order, as in the data set's own files.
     published = (
         "4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5 "
         "5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13 "

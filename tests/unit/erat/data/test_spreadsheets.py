@@ -1,4 +1,4 @@
-"""Cells that a spreadsheet would run are written as text, and come back as they were."""
+"""Tests that cells which a spreadsheet would execute are written as text, and are read back unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_all_else_is_left_alone(value: object) -> None:
 @example("\r\n=1")
 def test_every_text_comes_back(text: str) -> None:
     assert unguarded(guarded(text)) == text
-    text = text.replace("\0", "")  # which the csv module of Python 3.11 takes, and older ones do not
+    text = text.replace("\0", "")  # the csv module of Python 3.11 reads this character, older ones do not
     assert [unguarded(row[0]) for row in csv.reader(io.StringIO(csv_text([[text, "x"]]), newline=""))] == [text]
 
 

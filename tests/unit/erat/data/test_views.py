@@ -1,4 +1,4 @@
-"""Weak and strong views: what is drawn, how often, per image, and alike on any number of workers."""
+"""Tests weak and strong views: the draws, their frequencies, per image, and the same on any number of workers."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def seeded(seed: int = 0, rank: int = 0, workers: int = 1) -> BatchRandom:
 
 
 def photos(n: int, channels: int = 3, size: int = 32) -> Tensor:
-    """Smooth float images on the 8-bit grid, all different."""
+    """Make smooth float images on the 8-bit grid, all different."""
     coarse = torch.rand(n, channels, 5, 5, generator=torch.Generator().manual_seed(9))
     smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
     return (smooth * 255).round() / 255
 
 
 def assert_share(count: int, n: int, probability: float) -> None:
-    """Within four standard deviations of a binomial count."""
+    """Assert that a binomial count is within four standard deviations of its mean."""
     assert abs(count - n * probability) <= 4 * math.sqrt(n * probability * (1 - probability)), (count / n, probability)
 
 
 def assert_same_mean(ours: Tensor, theirs: Tensor) -> None:
-    """Within four standard deviations of a difference of means."""
+    """Assert that the difference of two means is within four standard deviations."""
     ours, theirs = ours.double(), theirs.double()
     deviation = (ours.var() / len(ours) + theirs.var() / len(theirs)).sqrt()
     assert (ours.mean() - theirs.mean()).abs() < 4 * deviation, (ours.mean(), theirs.mean())
@@ -98,7 +98,7 @@ def test_workers_together_see_the_views_of_one_worker(name: str, workers: int) -
     images = photos(24)
     alone = seeded(6)
     together = [seeded(6, rank, workers) for rank in range(workers)]
-    for _ in range(2):  # the second round shows that the generators stay alike
+    for _ in range(2):  # the second round shows that the generators remain equal
         parts = [VIEWS[name](part, random) for part, random in zip(images.chunk(workers), together, strict=True)]
         torch.testing.assert_close(torch.cat(parts), VIEWS[name](images, alone), rtol=0, atol=1e-6)
 
@@ -139,7 +139,7 @@ def test_workers_share_the_draws_of_one_worker(draw: str) -> None:
                 return getattr(random, draw)(n, 2, 3)
 
     alone, together = seeded(), [seeded(0, rank, 2) for rank in range(2)]
-    for n in (6, 4):  # a labelled part and an unlabelled one of another size
+    for n in (6, 4):  # a labelled part, and an unlabelled part of another size
         parts = [call(random, n // 2) for random in together]
         assert all(len(part) == n // 2 for part in parts)
         assert torch.equal(torch.cat(parts), call(alone, n))
@@ -285,7 +285,7 @@ def test_a_strong_view_is_what_torchvision_makes_of_the_same_draws(policy: str, 
             assert difference.max() == 0, applied
         elif len(applied) == 1:
             assert difference.max() <= 1, applied
-        else:  # a second operation may magnify a level, or move one over a threshold in a few pixels
+        else:  # a second operation may magnify a level, or move it over a threshold in a few pixels
             assert difference.median() <= 3, applied
     assert compared_exactly > 20
 

@@ -1,4 +1,4 @@
-"""DAT: what two heads disagree on, and which weights each of its updates moves."""
+"""Tests DAT: the discrepancy between two heads, and the weights that each of its updates moves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ LOGITS = torch.from_numpy(P).float().log() + 3, torch.from_numpy(Q).float().log(
 
 
 def test_the_discrepancy_is_the_sum_of_both_cross_entropies() -> None:
-    """And that is the symmetric relative entropy plus both entropies."""
+    """Both equal the symmetric relative entropy plus both entropies."""
     crossed = -(P * np.log(Q) + Q * np.log(P)).sum(1).mean()
     by_parts = np.mean([entropy(p, q) + entropy(q, p) + entropy(p) + entropy(q) for p, q in zip(P, Q, strict=True)])
     assert crossed == pytest.approx(by_parts)
@@ -59,7 +59,10 @@ def test_the_discrepancy_is_the_sum_of_both_cross_entropies() -> None:
 
 
 def test_the_published_discrepancy_takes_the_softmax_twice() -> None:
-    """Relative entropies of softmax(p) and softmax(q) summed over the batch; entropies' mean over batch and classes."""
+    """Relative entropies of softmax(p) and softmax(q) are summed over the batch.
+
+    The entropies are averaged over batch and classes.
+    """
     p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (P, Q))
     divergence = sum(entropy(a, b) + entropy(b, a) for a, b in zip(p, q, strict=True))
     entropies = -(P * np.log(P + 1e-6)).mean() - (Q * np.log(Q + 1e-6)).mean()

@@ -1,4 +1,4 @@
-"""ERAT: which loss terms a step has and what goes into them, what an epoch selects, what is attacked and how."""
+"""Tests ERAT: the loss terms of a step and their inputs, the selection of an epoch, and what is attacked and how."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EPSILON = {"epsilon_inf": 0.1, "epsilon_2": 1.0, "policy": "cifar10"}
 
 
 def network_for(seed: int) -> nn.Module:
-    """Smooth and without batch statistics, so that every number can be computed again."""
+    """Return a smooth network without batch statistics, so that every number can be computed again."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
         return nn.Sequential(
@@ -105,7 +105,7 @@ def test_without_unlabelled_samples_only_the_labelled_terms_stay() -> None:
 @pytest.mark.parametrize("uniform", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_every_term_is_what_eq_8_says(uniform: bool, reduction: str) -> None:
-    """The loss written out once more from its parts, with the same draws in the same order."""
+    """The loss is written out once more from its parts, with the same draws in the same order."""
     model = defense(uniform=uniform, reduction=reduction, warmup_epochs=0, ramp_epochs=0.0)
     given = batch()
     network = model.networks["main"].eval()
@@ -146,7 +146,7 @@ def test_warm_up_terms_are_what_eq_9_says(uniform: bool) -> None:
 
 
 def test_no_gradient_flows_into_targets_or_perturbations() -> None:
-    """With views and attacks replaced by constants, the gradient of the loss is the same."""
+    """If views and attacks are replaced by constants, the gradient of the loss is the same."""
     model = defense(warmup_epochs=0, ramp_epochs=0.0)
     given = batch()
     parameters = list(model.parameters())
@@ -180,7 +180,7 @@ def test_loss_with_eval_statistics_for_the_attack_and_training_ones_for_the_stud
 
 def perturbed(options: dict[str, Any], count: int = 400) -> tuple[Tensor, Tensor]:
     given = batch(count, 0)
-    # In float64, so that a batch of another size moves an image alike.
+    # In float64, so that the batch size does not change how an image moves.
     model = ERAT(ERATOptions(**(EPSILON | options)), Task(12, CLASSES, False, lambda seed: InDouble(network_for(seed))))
     random = BatchRandom(torch.Generator().manual_seed(0))
     return given.images, perturb(model, given.images, given.labels, random) - given.images.repeat(
@@ -215,7 +215,7 @@ def test_one_norm_alone(norms: str, inside: str) -> None:
 def test_without_uniform_sampling_each_image_meets_each_norm() -> None:
     images, delta = perturbed({"uniform": False})
     assert len(delta) == 2 * len(images)
-    # A batch of 800 and one of 400 may take other kernels: equal but for float32's last bits.
+    # A batch of 800 and one of 400 may use other kernels: equal except for float32's last bits.
     torch.testing.assert_close(delta[:400], perturbed({"norms": "linf"})[1], rtol=0, atol=1e-6)
     torch.testing.assert_close(delta[400:], perturbed({"norms": "l2"})[1], rtol=0, atol=1e-6)
 
@@ -232,7 +232,7 @@ def test_random_starts_move_even_a_zero_step() -> None:
 
 
 def test_the_objective_has_both_parts() -> None:
-    """Eq. 6 against a plain loop that computes the clean prediction by a pass of its own."""
+    """The reference is Eq. 6 in a plain loop that computes the clean prediction by a separate pass."""
     given = batch(10, 0)
     model = defense(norms="linf")
     network = model.networks["main"].eval()
@@ -252,7 +252,7 @@ def test_the_objective_has_both_parts() -> None:
 
 
 class Fixed(nn.Module):
-    """A network whose predictions lie in the image: pixel k of the one row is the probability of class k."""
+    """A network whose predictions are stored in the image: pixel k of the only row is the probability of class k."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class Fixed(nn.Module):
 
 
 class Data:
-    """Training data of a given list of predictions."""
+    """Training data with a given list of predictions."""
 
     num_classes = 2
 
@@ -312,7 +312,8 @@ def test_warm_up_takes_everything_and_then_the_selection_splits() -> None:
 def test_the_second_selection_uses_the_first_one_s_class_scores() -> None:
     """Labelled before: class 0 0.02 0.08 0.98 (mean 0.36), class 1 0.18 0.32 (mean 0.25).
 
-    R = (0.82, 0.875) / 1.695: 5 R = 2.419, 2.581 -> 2, 3: the third of class 0 goes, the third of class 1 comes.
+    R = (0.82, 0.875) / 1.695: 5 R = 2.419, 2.581 -> 2, 3: the third of class 0 is dropped, the third of class 1 is
+    added.
     """
     data, model = Data(*TWO_CLASSES), selecting(eta=1.0)
     model.plan_epoch(Clock(2), data)
@@ -347,7 +348,8 @@ def test_selection_options(options: dict[str, Any], labelled: list[int]) -> None
 def test_a_cross_entropy_has_no_bound_of_2() -> None:
     """Class 0 as before, 0.785; class 1 0.357 and three times 4.605, mean 3.543. Mean of all 2.164: N_l = 5.
 
-    Of at most 4.605: R = (0.830, 0.231) / 1.060: 5 R = 3.91, 1.09 -> 4, 1. A bound of 2 would leave class 1 nothing.
+    Of at most 4.605: R = (0.830, 0.231) / 1.060: 5 R = 3.91, 1.09 -> 4, 1. A bound of 2 would leave no quota to class
+    1.
     """
     data = Data([0.9, 0.8, 0.3, 0.2, 0.3, 0.99, 0.99, 0.99], TWO_CLASSES[1])
     plan = selecting(score="ce", eta=1.0).plan_epoch(Clock(2), data)
@@ -355,7 +357,7 @@ def test_a_cross_entropy_has_no_bound_of_2() -> None:
 
 
 def test_the_cross_entropy_score_may_choose_otherwise() -> None:
-    """With the label at 0.4, l_2 prefers the other mass spread thin; cross-entropy takes the first of equals."""
+    """With the label at 0.4, l_2 prefers other mass spread thin; cross-entropy takes the first of equal scores."""
     probs = torch.tensor([[0.4, 0.6, 0.0], [0.4, 0.3, 0.3], [0.1, 0.9, 0.0]])
     labels = torch.zeros(3, dtype=torch.int64)
     assert scores(probs, labels).argmin() == 1

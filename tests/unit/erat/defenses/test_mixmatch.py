@@ -1,4 +1,4 @@
-"""DivideMix and UNICON: what the two networks learn from, term by term, and in which order they do."""
+"""Tests DivideMix and UNICON: what the two networks learn from, term by term, and in which order they learn."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def by_name(terms: Any) -> dict[str, float]:
 
 
 def test_sharpening_raises_the_likely_ones() -> None:
-    """At T = 0.5 0.6 and 0.4 become 0.36 and 0.16, over their sum."""
+    """At T = 0.5 the values 0.6 and 0.4 become 0.36 and 0.16, divided by their sum."""
     probs = torch.tensor([[0.6, 0.4], [1.0, 0.0]])
     torch.testing.assert_close(sharpen(probs, 0.5), torch.tensor([[0.36 / 0.52, 0.16 / 0.52], [1.0, 0.0]]))
     torch.testing.assert_close(sharpen(probs, 1.0), probs)
@@ -75,7 +75,10 @@ def test_sharpening_raises_the_likely_ones() -> None:
 @pytest.mark.parametrize(("name", "place"), [("main", 0), ("peer", 1)])
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_targets_are_refined_by_one_network_and_guessed_by_both(name: str, place: int, temperature: float) -> None:
-    """w y + (1 - w) p, p the mean of two views; and the mean of two views and two networks; each sharpened."""
+    """Refined: w y + (1 - w) p, where p is the mean of two views. Guessed: the mean of two views and two networks.
+
+    Both are sharpened.
+    """
     model = dividemix(temperature=temperature)
     trust = torch.linspace(0, 1, SAMPLES)
     model.trust[place] = trust
@@ -133,7 +136,10 @@ def test_partners_are_a_permutation_among_neighbours(sizes: tuple[int, ...]) -> 
 
 
 def test_any_neighbour_is_as_likely_a_partner() -> None:
-    """Of a row of two views of 8 labelled and 8 unlabelled samples each of 32, itself and other groups among them."""
+    """The row is one of two views of 8 labelled and 8 unlabelled samples each, 32 rows in all.
+
+    Its partner may be the row itself or a row of another group.
+    """
     random = draws()
     partners = torch.stack([_partners(random, (8, 8, 8, 8)) for _ in range(3000)])
     for row in (0, 13, 31):
@@ -166,7 +172,7 @@ def test_the_larger_share_of_a_beta_draw(alpha: float) -> None:
 
 @pytest.mark.parametrize("share", [8, 24])
 def test_both_workers_mix_alike(share: int) -> None:
-    """One worker's partners, cut in two: a share of whole blocks has its neighbours all on one worker."""
+    """The reference is one worker's partners, cut in two: a share of whole blocks has all neighbours on one worker."""
     sizes = (share,) * 4
     alone = _partners(draws().grouped(*(2 * size for size in sizes)), tuple(2 * size for size in sizes))
     for rank in (0, 1):
@@ -179,7 +185,7 @@ def test_both_workers_mix_alike(share: int) -> None:
 
 
 def slow_partners(random: BatchRandom, sizes: tuple[int, ...]) -> Tensor:
-    """In each block of neighbours the rows in the order of their keys."""
+    """Sort the rows of each block of neighbours by their keys."""
     keys, block = random.rand(sum(sizes)), blocks(sizes)
     partner = torch.empty(sum(sizes), dtype=torch.int64)
     for number in block.unique():
@@ -189,7 +195,7 @@ def slow_partners(random: BatchRandom, sizes: tuple[int, ...]) -> Tensor:
 
 
 def slow_contrastive(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """NT-Xent, pair by pair."""
+    """Compute NT-Xent pair by pair."""
     both, count = torch.cat([first, second]), len(first)
     total = torch.zeros(())
     for i in range(2 * count):
@@ -200,7 +206,7 @@ def slow_contrastive(first: Tensor, second: Tensor, temperature: float) -> Tenso
 
 
 def recomputed(model: MixMatch, given: Batch, strong: bool) -> dict[str, Tensor]:
-    """Every term once more, with the same draws in the same order; targets and views are constants."""
+    """Compute every term once more, with the same draws in the same order; targets and views are constants."""
     place = {"main": 0, "peer": 1}[given.update]
     network, random = model.networks[given.update], draws()
     images = torch.cat([given.images, given.images, given.unlabelled, given.unlabelled])
@@ -241,7 +247,7 @@ def recomputed(model: MixMatch, given: Batch, strong: bool) -> dict[str, Tensor]
 def test_every_term_and_gradient_is_what_its_formula_says(
     make: Callable[..., MixMatch], options: dict[str, Any], strong: bool, name: str
 ) -> None:
-    """The targets are constants there: that gradients agree means that none flows into them."""
+    """The targets are constants in the formula, so that equal gradients mean that none flows into the targets."""
     model = make(**options)
     model.trust[:] = torch.linspace(0, 1, SAMPLES)
     given = step_of(name)

@@ -1,4 +1,4 @@
-"""MSPL: prototypes and what moves them, its answer, its loss term by term, and networks cut before their last layer."""
+"""Tests MSPL: prototypes and their updates, its answer, its loss term by term, and networks without the last layer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def defense(**options: Any) -> MSPL:
 
 
 def trained_a_little(**options: Any) -> MSPL:
-    """With prototypes of all classes."""
+    """Train a little, until all classes have prototypes."""
     model = defense(**options)
     model.loss(batch(seed=5), Clock(0))
     return model
@@ -54,7 +54,7 @@ def by_name(terms: Any) -> dict[str, float]:
 
 
 def unit(*rows: list[float]) -> Tensor:
-    """Rows of unit length, with zeros behind."""
+    """Make rows of unit length, padded with zeros."""
     return F.normalize(F.pad(torch.tensor(rows), (0, 128 - len(rows[0]))), dim=1)
 
 
@@ -104,7 +104,7 @@ def test_prototypes_are_state() -> None:
     assert torch.equal(other.prototypes, model.prototypes)
 
 
-# --- the answer that selects -----------------------------------------------------------------------------------------
+# --- the prediction that selects -------------------------------------------------------------------------------------
 
 
 def test_the_answer_is_the_mean_of_classifier_and_prototypes() -> None:
@@ -130,7 +130,7 @@ def test_before_any_class_was_met_prototypes_say_nothing() -> None:
 
 
 def test_a_prototype_counts_by_its_direction() -> None:
-    """Several workers average theirs after an epoch, and a mean of unit vectors is shorter than they are."""
+    """Several workers average their prototypes after an epoch, and a mean of unit vectors is shorter than they are."""
     model, images = trained_a_little(), batch().images
     with torch.no_grad():
         before = model._answer(images)
@@ -179,7 +179,7 @@ def test_the_selection_goes_by_that_answer() -> None:
 
 
 def slow_contrastive(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """NT-Xent, row by row."""
+    """Compute NT-Xent row by row."""
     both, count = torch.cat([first, second]), len(first)
     rows = []
     for i in range(2 * count):
@@ -189,7 +189,7 @@ def slow_contrastive(first: Tensor, second: Tensor, temperature: float) -> Tenso
 
 
 def recomputed(model: MSPL, given: Batch) -> dict[str, Tensor]:
-    """Every term once more, with the same draws in the same order; moves the prototypes as a step does."""
+    """Compute every term once more, with the same draws in the same order, and move the prototypes as a step does."""
     labelled, rows = len(given.labels), len(given.labels) + len(given.unlabelled)
     network, random = model.networks["main"], draws()
     plain = torch.cat([given.images, given.unlabelled])

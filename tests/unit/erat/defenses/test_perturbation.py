@@ -1,4 +1,4 @@
-"""Options beyond the paper: cheaper perturbations that keep their budgets, and labelled sets that are kept."""
+"""Tests options beyond the paper: cheaper perturbations that keep their budgets, and labelled sets that are reused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_budgets_are_kept_and_the_loss_is_raised(
     network: nn.Module, images: Tensor, norm: str, options: dict[str, Any]
 ) -> None:
     made = poison(norms=norm, **options)
-    for _ in range(2):  # a warm start begins somewhere only the second time
+    for _ in range(2):  # a warm start has a perturbation to start from only the second time
         moved = made(network, images, LABELS, random(), INDICES)
     delta = moved - images
     assert moved.dtype == torch.float32
@@ -73,7 +73,7 @@ def test_budgets_are_kept_and_the_loss_is_raised(
 
 
 def test_two_warm_steps_twice_come_as_far_as_four(network: nn.Module, images: Tensor) -> None:
-    """Under l_inf, whose sign steps have a fixed length, going on is the same as not having stopped."""
+    """Under l_inf, whose sign steps have a fixed length, continuing is the same as not having stopped."""
     warm, whole = poison(norms="linf", steps=2, warm_start=True), poison(norms="linf", steps=4)
     warm(network, images, LABELS, random(), INDICES)
     again = warm(network, images, LABELS, random(), INDICES)
@@ -82,7 +82,7 @@ def test_two_warm_steps_twice_come_as_far_as_four(network: nn.Module, images: Te
 
 
 def test_a_warm_start_belongs_to_the_image(network: nn.Module, images: Tensor) -> None:
-    """Met in another batch and another order, each image goes on from its own perturbation."""
+    """In another batch and another order, each image continues from its own perturbation."""
     made = poison(norms="linf", steps=1, warm_start=True)
     made(network, images, LABELS, random(), INDICES)
     kept = made.last_delta.clone()
@@ -95,7 +95,7 @@ def test_a_warm_start_belongs_to_the_image(network: nn.Module, images: Tensor) -
 
 
 def test_a_warm_start_keeps_to_the_norm_that_is_drawn_now(network: nn.Module, images: Tensor) -> None:
-    """A perturbation of norm 1 under l_2 is cut to 0.1 a pixel when the image draws l_inf the next time."""
+    """A perturbation of norm 1 under l_2 is cut to 0.1 per pixel when the image draws l_inf the next time."""
     made = poison(steps=1, warm_start=True)
     for seed in range(4):
         draw = BatchRandom(torch.Generator().manual_seed(seed))
@@ -128,7 +128,7 @@ def test_a_warm_start_needs_one_worker(make_config: Make) -> None:
 
 
 def test_a_resumed_warm_start_is_bit_equal(make_config: Make, make_data: Make, tmp_path: Path) -> None:
-    """What the images were moved to last stands in the checkpoint."""
+    """The checkpoint contains the last perturbations of the images."""
     config: RunConfig = make_config({"defense.warm_start": True, "defense.steps": 2})
     data: CorruptedSet = make_data(64)
     whole = Trainer(config, data)
@@ -166,7 +166,7 @@ def test_the_default_keeps_no_state_and_draws_nothing_more(make_config: Make, ma
 
 
 def test_a_step_waits_for_no_device(make_config: Make, make_data: Make) -> None:
-    """On the meta device nothing has a value: whatever asks for one, and would make the host wait for a GPU, fails."""
+    """On the meta device nothing has a value, so that reading one, for which the host would wait for a GPU, fails."""
     trainer = Trainer(make_config(), make_data(64))
     batch, _ = next(trainer._batches(trainer.plan(Clock(0)).phases[0], Clock(0)))
     for phase, unlabelled in (("warmup", batch.images[:0]), ("train", batch.images)):

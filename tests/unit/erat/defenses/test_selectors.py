@@ -1,4 +1,4 @@
-"""Who is believed: DivideMix's mixture, UNICON's divergence, MSPL's errors, and ERAT with each of them."""
+"""Tests which labels are believed: by DivideMix's mixture, UNICON's divergence, MSPL's errors, and ERAT with each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def select(kind: str, probs: Tensor, labels: Tensor, **options: Any) -> Split:
 
 
 def predictions(given: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Class probabilities with `given` for each label, the rest on the class after it."""
+    """Return class probabilities with `given` for each label and the rest on the class after it."""
     probs = torch.zeros(len(labels), classes)
     rows = torch.arange(len(labels))
     probs[rows, labels] = given
@@ -44,7 +44,7 @@ def predictions(given: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def losses(low: tuple[float, float], high: tuple[float, float]) -> Tensor:
-    """60 losses of one Gaussian, then 40 of another, each (mean, deviation)."""
+    """Draw 60 losses from one Gaussian, then 40 from another, each given as (mean, deviation)."""
     draw = np.random.default_rng(0)
     return torch.from_numpy(np.concatenate([draw.normal(*low, 60), draw.normal(*high, 40)]))
 
@@ -53,7 +53,10 @@ APART, OVERLAPPING = losses((0.4, 0.1), (2.5, 0.4)), losses((1.0, 0.5), (2.2, 0.
 
 
 def expectation_maximisation(losses_N: Tensor) -> NDArray[np.float64]:
-    """Posterior of the smaller mean: 2-means from both ends, then at most ten rounds of EM, until 1e-2 is gained."""
+    """Return the posterior of the smaller mean.
+
+    The start is 2-means from both ends; then there are at most ten rounds of EM, until the gain is below 1e-2.
+    """
     x = losses_N.double().numpy()
     x = (x - x.min()) / (x.max() - x.min())
     centres = np.array([0.0, 1.0])
@@ -140,7 +143,7 @@ def test_a_higher_threshold_believes_fewer() -> None:
 
 
 class Row(nn.Module):
-    """The logarithm of one row of the image."""
+    """A layer that returns the logarithm of one row of the image."""
 
     def __init__(self, row: int) -> None:
         super().__init__()
@@ -151,14 +154,14 @@ class Row(nn.Module):
 
 
 def written(row: int) -> nn.Module:
-    """A network whose predictions lie in a row of the image."""
+    """Return a network whose predictions are stored in a row of the image."""
     last = nn.Linear(2, 2, bias=False)
     nn.init.eye_(last.weight)
     return nn.Sequential(Row(row), last)
 
 
 class Written:
-    """Training data with the predictions of two networks in them."""
+    """Training data that contain the predictions of two networks."""
 
     num_classes = 2
 
@@ -175,7 +178,7 @@ class Written:
 
 
 LABELS = torch.arange(12) % 2
-# What each network believes of the given label: "main" doubts the last six, "peer" every third.
+# The networks' belief in the given label: "main" doubts the last six, "peer" every third.
 MAIN = torch.tensor([0.95, 0.9, 0.92, 0.94, 0.91, 0.93, 0.05, 0.1, 0.08, 0.06, 0.09, 0.07])
 PEER = torch.tensor([0.07, 0.9, 0.95, 0.06, 0.91, 0.93, 0.05, 0.94, 0.9, 0.08, 0.96, 0.97])
 
@@ -237,7 +240,8 @@ def test_the_divergence_is_scipy_s_distance_squared(base: str) -> None:
     ("values", "cutoff"),
     [
         ([0.1, 0.2, 0.6], 0.3),  # mean 0.3
-        ([0.5, 0.9, 1.0], 0.8 - 0.3 / 5),  # mean 0.8, above 0.7: lowered by a fifth of what lies above the least
+        # mean 0.8, above 0.7: lowered by a fifth of its distance from the smallest value
+        ([0.5, 0.9, 1.0], 0.8 - 0.3 / 5),
         ([0.75, 0.75], 0.75),
     ],
 )
@@ -248,7 +252,7 @@ def test_the_cutoff_is_the_mean_and_less_where_that_is_high(values: list[float],
 def test_the_cutoff_s_two_numbers_are_options() -> None:
     values = torch.tensor([0.1, 0.2, 0.6]).double()
     assert divergence_cutoff(values, 0.25, 2.0) == pytest.approx(0.3 - 0.2 / 2)
-    # A mean that is not above the limit lowers nothing.
+    # A mean that is not above the limit is not lowered.
     assert divergence_cutoff(torch.tensor([0.5, 1.0]).double(), 0.75, 5.0) == 0.75
 
 
@@ -258,7 +262,7 @@ BY_CLASS = torch.tensor([0] * 6 + [1] * 6 + [2] * 2)
 
 
 def test_every_class_gives_its_share_of_the_count_below_the_cutoff() -> None:
-    """Nine over three classes: the best three of each, and of the last class all two."""
+    """The count is nine over three classes: the best three of each, and of the last class both that it has."""
     split = select("jsd", predictions(GIVEN, BY_CLASS, 3), BY_CLASS)
     labelled, rest = split.indices()
     assert labelled.tolist() == [2, 4, 5, 7, 8, 9, 12, 13]
@@ -313,7 +317,10 @@ def test_a_label_is_kept_whole_below_half_and_in_part_above() -> None:
 
 
 def test_an_error_below_the_mean_of_all_or_of_its_class_is_believed() -> None:
-    """Means 0.2 and 1.8, of all 1: in class 0 the last is above its class's, in class 1 the first above that of all."""
+    """The means are 0.2 and 1.8, and 1 over all.
+
+    In class 0 the last error is above its class's mean, in class 1 the first is above the mean of all.
+    """
     errors = torch.tensor([0.1, 0.2, 0.3, 1.1, 2.0, 2.3])
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     split = select("errors", predictions((-errors).exp(), labels, 2), labels)
@@ -326,16 +333,16 @@ def test_errors_all_alike_still_leave_something_to_learn_from() -> None:
     assert split.mask.tolist() == [True, True] + [False] * 6
 
 
-# --- the least there is ----------------------------------------------------------------------------------------------
+# --- the smallest labelled set ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("mask", "count", "expected"),
     [
         ([1, 1, 0, 0, 0], 2, [1, 1, 0, 0, 0]),  # enough
-        ([0, 0, 0, 1, 1], 3, [0, 1, 1, 0, 1]),  # too few: the smallest values in their place
-        ([0, 0, 0, 0, 0], 1, [0, 1, 0, 0, 0]),  # of equal ones the first
-        ([0, 0, 0, 0, 0], 9, [1, 1, 1, 1, 1]),  # all there are
+        ([0, 0, 0, 1, 1], 3, [0, 1, 1, 0, 1]),  # too few: the smallest values instead
+        ([0, 0, 0, 0, 0], 1, [0, 1, 0, 0, 0]),  # the first of equal values
+        ([0, 0, 0, 0, 0], 9, [1, 1, 1, 1, 1]),  # as many as there are
         ([1, 1, 1, 1, 1], 9, [1, 1, 1, 1, 1]),
     ],
 )

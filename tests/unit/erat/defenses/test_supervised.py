@@ -1,4 +1,4 @@
-"""Defenses that keep every label: ISS, adversarial training, ELR and UEraser, all of them plain training in parts."""
+"""Tests defenses that keep every label: ISS, adversarial training, ELR and UEraser, all based on plain training."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_plain_training_is_cross_entropy_on_weak_views() -> None:
 
 
 def pixels(channels: int, count: int = 5, side: int = 24) -> Tensor:
-    """Smooth shapes under noise, uint8."""
+    """Make smooth shapes under noise, uint8."""
     draw = torch.Generator().manual_seed(channels)
     coarse = torch.rand(count, channels, 4, 4, generator=draw)
     smooth = F.interpolate(coarse, side, mode="bilinear")
@@ -71,7 +71,7 @@ def pixels(channels: int, count: int = 5, side: int = 24) -> Tensor:
 
 
 def through_pil(image: Tensor, quality: int) -> np.ndarray[Any, Any]:
-    """Coded and decoded; H, W or H, W, 3."""
+    """Encode and decode an image of shape H, W or H, W, 3."""
     array = image.numpy()
     coded = Image.fromarray(array[0]) if len(array) == 1 else Image.merge("RGB", [Image.fromarray(c) for c in array])
     file = io.BytesIO()
@@ -206,7 +206,7 @@ def test_a_norm_that_was_said_is_kept() -> None:
 
 
 def learnt_from(model: CrossEntropy, given: Batch) -> Tensor:
-    """The images on which a step trains."""
+    """Return the images on which a step trains."""
     seen: list[tuple[bool, Tensor]] = []
     hook = (
         model.train()
@@ -279,7 +279,7 @@ def test_without_uniform_sampling_every_norm_is_learnt_from() -> None:
 
 
 def test_early_learning_regularisation_by_hand() -> None:
-    """t <- 0.7 t + 0.3 p from 0 on; the loss is cross-entropy plus 3 log(1 - <p, t>), its gradient that of p alone."""
+    """From 0 on, t <- 0.7 t + 0.3 p; the loss is cross-entropy plus 3 log(1 - <p, t>), with the gradient of p only."""
     model = plain(criterion="elr", weak="none")
     given = replace(batch(unlabelled=0), indices=torch.tensor([3, 1, 0, 2, 7, 6, 5, 11]))
     network, target = model.networks["main"], torch.zeros(8, CLASSES)

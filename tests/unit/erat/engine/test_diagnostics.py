@@ -1,4 +1,4 @@
-"""Figures of a labelled set against true labels, class by class: counted by hand for a plan that stays the same."""
+"""Tests the figures of a labelled set against true labels, by class, counted by hand for a fixed plan."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from erat.engine.trainer import Trainer
 from erat.options import DefenseOptions
 from erat.registry import DEFENSES
 
-# Twelve samples of four classes, of which five wear a wrong label: 0 -> 1, 0 -> 2, 1 -> 2, 2 -> 1 and 3 -> 1.
+# Twelve samples of four classes, five of which have a wrong label: 0 -> 1, 0 -> 2, 1 -> 2, 2 -> 1 and 3 -> 1.
 TRUE = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])
 GIVEN = torch.tensor([0, 1, 2, 1, 1, 2, 2, 1, 2, 3, 3, 1])
-# Without a label: two wrong ones (the second and the last) and two right ones.
+# Without a label: two with wrong labels (the second and the last) and two with right ones.
 DROPPED = torch.tensor([1, 4, 9, 11])
 
 
@@ -59,7 +59,7 @@ def report(
     make_data: Callable[..., CorruptedSet],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Report:
-    """`report(selected, predicted)`: one epoch of a plan that says so."""
+    """Return `report(selected, predicted)`, the report of one epoch with that plan and these predictions."""
     register(DEFENSES, "fixed", Fixed)
     clean = make_data(12)
     data = replace(clean, train=replace(clean.train, labels=GIVEN), true_labels=TRUE)
@@ -83,7 +83,7 @@ def without(indices: Tensor) -> Tensor:
 
 
 def test_wrong_and_caught_labels_are_counted_under_the_label_that_they_wear(report: Report) -> None:
-    """Three of the wrong ones say class 1, two say class 2; two of those that say 1 were dropped."""
+    """Three of the wrong labels are class 1, two are class 2; two of those that are class 1 were dropped."""
     got = report(without(DROPPED))
     assert got.wrong_per_class == [0, 3, 2, 0]
     assert got.caught_per_class == [0, 2, 0, 0]
@@ -103,7 +103,7 @@ def test_the_counts_add_up(report: Report) -> None:
 
 
 def test_pseudo_labels_are_measured_where_the_label_was_dropped_alone(report: Report) -> None:
-    """Of the four dropped ones three are predicted as what they truly are; the others do not count."""
+    """Of the four dropped samples three are predicted as their true class; the other samples do not count."""
     predicted = (TRUE + 1) % 4
     predicted[DROPPED] = TRUE[DROPPED]
     predicted[9] = 0

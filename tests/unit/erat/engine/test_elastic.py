@@ -1,5 +1,6 @@
-"""A checkpoint of several workers goes on with as many to the same bits, and with more or fewer to the same numbers;
-also one that was written inside an epoch, since one of them was told to leave.
+"""Tests that a checkpoint of several workers is continued by as many to the same bits, by others to the same numbers.
+
+This includes a checkpoint that was written inside an epoch because one of the workers was told to leave.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def seen(trainer: Trainer) -> Record:
 
 
 def work(rank: int, folder: Path) -> None:
-    """Undisturbed; cut after an epoch; and on from there, by a trainer that knows the checkpoint alone."""
+    """Train without an interruption, then cut after an epoch, and resume with a trainer that has only a checkpoint."""
     with joined(rank, folder) as data:
         config, ranks = load_config(folder / "run.json"), Ranks.current()
         whole = Trainer(config, data, ranks, folder / "whole")
@@ -49,11 +50,11 @@ def work(rank: int, folder: Path) -> None:
         again = Trainer(config, data, ranks, folder / "cut")
         assert again.epochs_done == CUT
         list(again.run())
-        # What one worker had begun.
+        # What one worker has begun.
         grown = Trainer(config, data, ranks, folder / "of one")
         assert grown.epochs_done == CUT
         list(grown.run())
-        # The second worker alone is told to leave, after the second batch of each process; both do.
+        # Only the second worker is told to leave, after the second batch of each process; both leave.
         interruptions = 0
         while True:
             told = (rank == 1 and batch >= 2 for batch in count())
@@ -115,7 +116,7 @@ def test_all_leave_when_one_is_told_to(both: list[Record]) -> None:
     for worker in both:
         for key, value in worker["whole"]["state"].items():
             assert torch.equal(worker["left"]["state"][key], value), key
-        # Loss terms were summed up in another order.
+        # Loss terms were summed in another order.
         ours, theirs = (torch.tensor(worker[name]["history"]) for name in ("left", "whole"))
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
 
@@ -136,7 +137,7 @@ def test_two_go_on_where_one_was(both: list[Record]) -> None:
 
 
 def disagree(rank: int, folder: Path) -> None:
-    """The second worker's copy of the newest checkpoint is damaged: it would go on from the one before."""
+    """Damage the second worker's copy of the newest checkpoint, so that it would resume from the one before."""
     with joined(rank, folder) as data:
         config, own = load_config(folder / "run.json"), folder / f"of {rank}"
         list(Trainer(config, data, Ranks(), own).run())

@@ -1,4 +1,4 @@
-"""Accuracy, confusion, functions over whole sets, and accuracy under attack."""
+"""Tests accuracy, confusion, functions over whole sets, and accuracy under attack."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from erat.options import DefenseOptions
 
 
 class Bright(Defense):
-    """Answers 1 for images of mean above a half; its dropout would spoil that in training mode."""
+    """A network that predicts 1 for images of mean above a half; its dropout would spoil that in training mode."""
 
     def __init__(self) -> None:
         super().__init__(DefenseOptions(name="bright"), Task(0, 2, False, lambda _: nn.Identity()))
@@ -37,7 +37,7 @@ class Bright(Defense):
 
 
 def grey(count: int) -> ImageSet:
-    """Constant 4 x 4 images of grey levels 0, 1, 2, ..., labelled 1 above the middle."""
+    """Make constant 4 x 4 images of grey levels 0, 1, 2, ..., with label 1 above the middle."""
     levels = torch.arange(count) % 256
     pixels = levels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
     return ImageSet(pixels, (levels > 127).long(), ("dark", "bright"))
@@ -87,7 +87,7 @@ def test_accuracy_and_confusion() -> None:
 
 
 def test_attacked_predictions_change_what_the_budget_reaches() -> None:
-    """Even images may lose 0.1 of their grey, odd ones an l_2 of 0.2: 0.05 on each of 16 pixels."""
+    """Even images may lose 0.1 of their grey, odd images an l_2 norm of 0.2, which is 0.05 on each of 16 pixels."""
     images = grey(256)
     answers = attacked_predictions(Bright().train(), images, {"linf": 0.1, "l2": 0.2})
     distance = (images.images[:, 0, 0, 0].float() / 255 - 0.5).abs()
@@ -115,7 +115,7 @@ def test_attacked_images_stay_in_their_budgets_over_all_batches(monkeypatch: pyt
 
 
 def test_a_trained_network_is_worse_under_attack(make_config: Callable[..., Any], make_data: Any) -> None:
-    """And `val.objective=perturbed` is that figure, while nothing else of the run changes."""
+    """With `val.objective=perturbed` the validation accuracy is that figure, and nothing else of the run changes."""
     options = {"defense.name": "ce", "train.epochs": 4, "data.name": "mnist", "train.seed": 1}
     data = make_data(96, wrong=0.0)
     clean = Trainer(make_config(options), data)

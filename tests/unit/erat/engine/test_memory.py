@@ -1,4 +1,4 @@
-"""Memory: counted tensor by tensor, predicted to the same number, and saved by computing activations twice."""
+"""Tests memory: counted tensor by tensor, predicted to the same number, and saved by computing activations twice."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def shape_of(data: CorruptedSet) -> DataShape:
 
 
 def measured_step(config: RunConfig, data: CorruptedSet) -> int:
-    """The most that the second step of the first epoch and of the last one hold."""
+    """Return the largest amount that the second step of the first epoch and of the last epoch hold."""
     trainer, peaks = Trainer(config, data), []
     for clock in (Clock(0), Clock(config.train.epochs - 1)):
         steps = trainer.steps(trainer.plan(clock), clock)
@@ -136,7 +136,7 @@ class TestPredicted:
     def test_a_step_needs_what_was_predicted(self, options: dict[str, Any], make_config: Make, data: Any) -> None:
         config = make_config({"data.image_size": SIZE, "train.batch_size": 32} | options)
         predicted, measured = predict(config, shape_of(data)).step, measured_step(config, data)
-        # Of the same sizes; what differs are some draws on the host and how many images an operation of a view meets.
+        # Of the same sizes; some draws on the host differ, and how many images an operation of a view is applied to.
         assert predicted == pytest.approx(measured, rel=0.02)
 
     @pytest.mark.parametrize(("model", "twice"), [("resnet18", False), ("resnet18", True), ("vgg11", False)])
@@ -156,7 +156,7 @@ class TestPredicted:
     def test_attacked_validation_is_counted_and_needs_no_more_than_a_step(
         self, make_config: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """In the batches of the scoring pass it would: an attack keeps activations."""
+        """It would need more in the batches of the scoring pass, because an attack keeps activations."""
         shape = DataShape(5000, 1000, 1000, 1, 8, CLASSES)
         clean, perturbed = (predict(make_config({"val.objective": o}), shape) for o in ("clean", "perturbed"))
         assert perturbed.step == clean.step
@@ -220,7 +220,7 @@ class TestPredicted:
 
 class TestPaperScale:
     def test_its_preset_in_seconds_and_without_its_data(self) -> None:
-        started = time.process_time()  # of this process: other programs may keep the cores busy
+        started = time.process_time()  # the time of this process, because other programs may keep the cores busy
         memory = predict(build("paper"))
         assert time.process_time() - started < 10
         assert memory.data == 60_000 * (3 * 32 * 32 + 8)
@@ -315,7 +315,7 @@ class TestOncePerSort:
 
 
 class Tower(nn.Module):
-    """A few blocks of one kind between an entrance and a linear layer."""
+    """A few blocks of one kind between an input layer and a linear layer."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -356,7 +356,7 @@ def three_steps(network: nn.Module, batch: tuple[Tensor, Tensor]) -> list[Tensor
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)  # for dropout
         for _ in range(3):
-            # Two passes of which each moves the statistics.
+            # Two passes, each of which moves the statistics.
             loss = F.cross_entropy(network(images), labels) + F.cross_entropy(network(1 - images), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -432,7 +432,7 @@ class TestCheckpointActivations:
         if kind == "encoder":
             network.eval()
             for block in network.blocks:
-                block.training = True  # without dropout's draws
+                block.training = True  # without the draws of dropout
         loss = F.cross_entropy(network(images), labels)
         weights = list(network.parameters())
         first = torch.autograd.grad(loss, weights, retain_graph=True)

@@ -1,4 +1,4 @@
-"""What an epoch reports beside the trainer's own figures: its loss terms, and the numbers that a defense has of it."""
+"""Tests what an epoch reports beside the trainer's own figures: its loss terms, and the numbers of a defense."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TellerOptions(DefenseOptions):
 
 
 class Teller(Defense):
-    """Plain training of two steps an epoch that reports what the tests want reported."""
+    """Plain training of two steps per epoch that reports what a test asks for."""
 
     Options = TellerOptions
     planned: dict[str, float]
@@ -55,7 +55,10 @@ Make = Callable[..., Trainer]
 def teller(
     register: Callable[..., None], make_config: Callable[..., RunConfig], make_data: Callable[..., CorruptedSet]
 ) -> Make:
-    """`teller(planned={"x": 1.0}, noted={"y": lambda clock: 2.0})`: a trainer on 32 images, two steps an epoch."""
+    """Return `teller(planned={"x": 1.0}, noted={"y": lambda clock: 2.0})`.
+
+    It makes a trainer on 32 images, with two steps per epoch.
+    """
     kind = type("Teller", (Teller,), {})
     register(DEFENSES, "teller", kind)
 
@@ -122,7 +125,7 @@ def test_what_is_not_finite_is_left_out(teller: Make) -> None:
 
 @pytest.mark.parametrize("name", ["val_accuracy", "train_loss", "epoch", "final_test_accuracy"])
 def test_a_number_cannot_take_the_name_of_a_figure(teller: Make, name: str) -> None:
-    """What chooses by validation accuracy must not be told another one."""
+    """Otherwise a choice by validation accuracy could be given another number."""
     with pytest.raises(ValueError, match=f"number '{name}' of the defense must have a name of its own"):
         next(teller({name: 1.0}).run())
     with pytest.raises(ValueError, match=f"number '{name}' of the defense must have a name of its own"):

@@ -1,6 +1,6 @@
-"""Two workers do what one does: the same batches and draws, the same gradients, the same labelled set on both.
+"""Tests that two workers do what one does: the same batches and draws, gradients, and labelled set on both.
 
-One pair of processes does everything that needs two and writes down what it saw; the tests read that.
+One pair of processes does everything that needs two workers and records what happened; the tests read the record.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def train(config: RunConfig, data: CorruptedSet, folder: Path | None = None) -> Record:
-    """A run, with the gradients that each update steps along and what each batch held."""
+    """Train a run, and return the gradients along which each update steps and the content of each batch."""
     trainer = Trainer(config, data, Ranks.current(), folder)
     gradients: list[list[Tensor]] = []
     labelled: list[Tensor] = []
@@ -47,7 +47,7 @@ def train(config: RunConfig, data: CorruptedSet, folder: Path | None = None) -> 
         labelled.append(batch.indices)
         unlabelled.append(batch.unlabelled_indices)
         terms = loss(batch, clock)
-        terms.note("mean_index", batch.indices.double().mean())  # of another half on each worker
+        terms.note("mean_index", batch.indices.double().mean())  # of another half of the batch on each worker
         return terms
 
     trainer._optimizer.step = recorded_step  # type: ignore[method-assign, assignment]
@@ -68,7 +68,7 @@ def train(config: RunConfig, data: CorruptedSet, folder: Path | None = None) -> 
 
 
 def collectives(ranks: Ranks) -> Record:
-    """Every collective once, on values that tell the workers apart."""
+    """Call every collective once, on values that differ between the workers."""
     rank = ranks.rank
     parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(1))]
     parameters[0].grad = torch.full((2, 2), float(rank))
@@ -95,7 +95,7 @@ def collectives(ranks: Ranks) -> Record:
 
 
 def work(rank: int, folder: Path) -> None:
-    """What each of the two processes does."""
+    """Do everything that one of the two processes does."""
     with joined(rank, folder) as data:
         seen: Record = {"collectives": collectives(Ranks.current())}
         for name in RUNS:
@@ -123,7 +123,7 @@ def configs(make_config: Callable[..., RunConfig]) -> Callable[[int], dict[str, 
 def both(
     data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Record]:
-    """What the two workers saw."""
+    """Return the records of the two workers."""
     return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configs(2))
 
 
@@ -131,7 +131,7 @@ def both(
 def one(
     data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]], register: Callable[..., None]
 ) -> Callable[[str], Record]:
-    """The same run on one worker."""
+    """Return the record of the same run on one worker."""
     singles = configs(1)
     register(BACKBONES, "smooth", smooth)
     return lambda name: train(singles[name], data)
@@ -168,7 +168,7 @@ def test_two_workers_share_one_worker_s_batches(both: list[Record], one: Callabl
 
 @pytest.mark.parametrize("name", RUNS)
 def test_both_workers_hold_the_same_bits(both: list[Record], name: str) -> None:
-    """Weights, statistics, the labelled set and all figures: the first one's checkpoint must be the other's too."""
+    """Weights, statistics, the labelled set and all figures are equal: one worker's checkpoint serves the other too."""
     mine, other = both[0][name], both[1][name]
     for key, value in mine["state"].items():
         assert torch.equal(value, other["state"][key]), key
@@ -240,7 +240,7 @@ def test_a_worker_alone_talks_to_nobody() -> None:
 @pytest.mark.parametrize("copies", [1, 2, 3])
 @pytest.mark.parametrize("draw", ["rand", "randn", "randint", "bernoulli"])
 def test_grouped_rows_are_one_worker_s_rows(draw: str, copies: int) -> None:
-    """Per worker 3 labelled and 2 unlabelled rows, and these again for each view: one worker has 6 and 4."""
+    """Each worker has 3 labelled and 2 unlabelled rows, and these again for each view: one worker has 6 and 4."""
 
     def rows(rank: int, workers: int, labelled: int, unlabelled: int) -> Tensor:
         random = BatchRandom(torch.Generator().manual_seed(0), rank, workers).grouped(labelled, unlabelled)

@@ -1,6 +1,6 @@
-"""Every defense on two workers: the same selection and the same bits on both, and as far as it can be one worker's.
+"""Tests every defense on two workers: both have the same selection and bits, which are one worker's where possible.
 
-One pair of processes trains all of them and writes down what it saw; the tests read that.
+One pair of processes trains all defenses and records what happened; the tests read the record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from erat.engine.trainer import Trainer
 from erat.registry import DEFENSES
 from tests.two_workers import Record, joined, on_two_workers, own_models_are_known
 
-# On a network without batch statistics. 16 samples a step are shares of 8, a whole block of mixup's neighbours.
+# On a network without batch statistics. Batches of 16 samples give shares of 8, a whole block of mixup's neighbours.
 RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFENSES.names()} | {
     "at both norms": {"defense.name": "at", "defense.norms": "both"},
     "iss ueraser": {"defense.name": "iss", "defense.strong": True, "defense.worst_of": 2},
@@ -34,15 +34,15 @@ RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFE
     "unicon wo prior": {"defense.name": "unicon", "defense.contrastive_weight": 0.0},
 }
 SELECTING = [name for name in RUNS if RUNS[name]["defense.name"] in ("erat", "dividemix", "unicon", "mspl")]
-# What each worker takes over its own share: MixMatch's prior penalty, UNICON's contrastive term, MSPL's and its
-# prototypes. These agree with one worker in parts alone.
+# What each worker computes over its own share: MixMatch's prior penalty, UNICON's contrastive term, MSPL's term and its
+# prototypes. These agree with one worker only in parts.
 PER_WORKER = ["dividemix", "dividemix in turn", "unicon", "mspl"]
 EXACT = [name for name in RUNS if name not in PER_WORKER]
 
 
 @contextmanager
 def set_up(name: str) -> Iterator[None]:
-    """Where a run is to go without the prior penalty, it is worth nothing."""
+    """Set the prior penalty to zero for runs without it."""
     if "wo prior" not in name:
         yield
         return
@@ -51,7 +51,7 @@ def set_up(name: str) -> Iterator[None]:
 
 
 def train(config: RunConfig, data: CorruptedSet) -> Record:
-    """A run, with each epoch's plan, each step's terms and the gradients that it steps along."""
+    """Train a run, and return each epoch's plan, each step's terms and the gradients along which it steps."""
     trainer = Trainer(config, data, Ranks.current())
     plans: list[tuple[Any, Any]] = []
     gradients: list[list[Tensor]] = []
@@ -88,7 +88,7 @@ def train(config: RunConfig, data: CorruptedSet) -> Record:
 
 
 def work(rank: int, folder: Path) -> None:
-    """What each of the two processes does."""
+    """Do everything that one of the two processes does."""
     with joined(rank, folder) as data:
         seen: Record = {}
         for name in RUNS:
@@ -116,13 +116,13 @@ def configs(make_config: Callable[..., RunConfig]) -> Callable[[int], dict[str, 
 def both(
     data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Record]:
-    """What the two workers saw."""
+    """Return the records of the two workers."""
     return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configs(2))
 
 
 @pytest.fixture(scope="module")
 def alone(data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]]) -> Callable[[str], Record]:
-    """The same run on one worker."""
+    """Return the record of the same run on one worker."""
     singles, seen = configs(1), {}
 
     def of(name: str) -> Record:
@@ -135,7 +135,7 @@ def alone(data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]]) ->
 
 
 def differences(name: str, both: list[Record], alone: Record) -> list[float]:
-    """Of each step's gradient, the largest difference between two workers and one."""
+    """Return for each step's gradient the largest difference between two workers and one."""
     mine, theirs = both[0][name]["gradients"], alone["gradients"]
     assert len(mine) == len(theirs) > 0
     pairs = [list(zip(ours, one, strict=True)) for ours, one in zip(mine, theirs, strict=True)]
@@ -147,7 +147,7 @@ def sizes(alone: Record) -> list[float]:
 
 
 def mean_terms(name: str, both: list[Record], step: int) -> dict[str, float]:
-    """Over both workers."""
+    """Return the terms, averaged over both workers."""
     first, second = (seen[name]["terms"][step][1] for seen in both)
     return {key: (first[key] + second[key]) / 2 for key in first}
 
@@ -196,10 +196,10 @@ def test_without_a_selection_nothing_is_selected_on_either(both: list[Record], n
 def test_two_workers_step_along_one_worker_s_gradient(
     both: list[Record], alone: Callable[[str], Record], name: str
 ) -> None:
-    """But for a sign step of an attack that rounding turns now and then, which moves one pixel of one image."""
+    """The exception is a sign step of an attack that rounding flips at times, which moves one pixel of one image."""
     found = sorted(differences(name, both, alone(name)))
     print(f"{name}: gradients of up to {max(sizes(alone(name))):.1e} differ by {found[-1]:.1e}")
-    # DAT's turns against its second head move little.
+    # DAT's steps against its second head move little.
     assert min(sizes(alone(name))) > (1e-4 if name == "dat" else 1e-2)
     attacked = RUNS[name]["defense.name"] in ("at", "erat") or RUNS[name].get("defense.adversarial", False)
     assert max(found[:-2] if attacked else found) < 1e-5
@@ -219,13 +219,14 @@ def test_two_workers_select_what_one_does(both: list[Record], alone: Callable[[s
 
 @pytest.mark.parametrize(
     ("name", "gradient", "weight"),
-    # A twentieth of the gradient's size at most, and a half: the contrastive term has half as many to tell apart.
+    # At most a twentieth of the gradient's size, or a half: the contrastive term has half as many samples to
+    # distinguish.
     [("dividemix", 0.05, 1e-4), ("dividemix in turn", 0.05, 1e-4), ("unicon", 0.5, 1e-3)],
 )
 def test_mixmatch_differs_by_what_each_worker_takes_over_its_own_share(
     both: list[Record], alone: Callable[[str], Record], name: str, gradient: float, weight: float
 ) -> None:
-    """Not at all in the warm-up, nor in the terms that are means over samples."""
+    """They do not differ in the warm-up, nor in the terms that are means over samples."""
     one, found = alone(name), differences(name, both, alone(name))
     start = first_selecting_step(one)
     assert max(found[:start]) < 1e-5
@@ -253,7 +254,7 @@ def test_mspl_s_labels_cost_the_same_and_the_terms_of_its_prototypes_do_not(
 
 
 def test_both_workers_prototypes_are_averaged(both: list[Record]) -> None:
-    """Each worker's are of unit length, and their mean no longer."""
+    """Each worker's prototypes have unit length, but their mean does not."""
     norms = both[0]["mspl"]["state"]["prototypes"].norm(dim=2)
     assert bool((norms > 0.5).all())
     assert bool((norms <= 1 + 1e-6).all())

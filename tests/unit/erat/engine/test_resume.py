@@ -1,4 +1,4 @@
-"""An interrupted crafting goes on to the same bits; what it goes on from lies in a workspace that then disappears."""
+"""Tests that an interrupted crafting ends with the same bits, from states in a workspace that is then deleted."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ LONG = [
     (kind, granularity)
     for kind in CORRUPTIONS.names()
     for granularity in CORRUPTIONS[kind].granularities
-    if CORRUPTIONS[kind].Options.own_keys()  # the others are made at once
+    if CORRUPTIONS[kind].Options.own_keys()  # the others are made in a single step
 ]
 
 
 class Killed(Exception):  # noqa: N818
-    """What ends a crafting half way."""
+    """Raised to end a crafting half way."""
 
 
 class Watch:
-    """Counts what is told, and raises at the n-th time."""
+    """A progress listener that counts its calls and raises at the n-th."""
 
     def __init__(self, die_at: int | None = None) -> None:
         self.told: list[int] = []
@@ -50,14 +50,17 @@ class Watch:
 
 @pytest.fixture
 def order(make_images: Callable[..., ImageSet], order: Craft) -> Craft:
-    """So many images that no step is a pass over all of them."""
+    """Make an order with so many images that no step is a pass over all of them."""
     images = make_images(300, seed=1)
     return replace(order, images=images.images.float() / 255, labels=images.labels)
 
 
 @pytest.fixture(autouse=True)
 def _until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last steps decide: UP makes all its rounds, L2C takes its last generator, AP and AA have three batches."""
+    """Make the last steps matter.
+
+    UP makes all its rounds, L2C takes its last generator, AP and AA have three batches.
+    """
     monkeypatch.setattr(up, "STOP_ERROR", -1.0)
     monkeypatch.setattr(up, "SAMPLE_STEPS", 3)
     real = l2c._Confusion._trial
@@ -72,7 +75,7 @@ def _until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def craft(order: Craft, kind: str, granularity: str, scratch: Scratch, watch: Watch) -> Tensor:
-    """As a new process would: nothing is left of an earlier one but its scratch."""
+    """Craft as a new process would, to which an earlier process has left nothing but its scratch folder."""
     fresh = replace(
         order,
         granularity=granularity,

@@ -1,4 +1,4 @@
-"""The learning rate over time."""
+"""Tests the learning rate over time."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def test_cosine_falls_from_the_peak_to_zero() -> None:
 
 
 def test_onecycle_rises_for_three_tenths_and_falls() -> None:
-    """From 1/25 of the peak, half-way between at 15 %, the peak at 30 %, half-way down at 65 %, nearly nothing."""
+    """It starts at 1/25 of the peak, is half-way at 15 %, peaks at 30 %, is half-way down at 65 %, and ends near 0."""
     got = rates([0, 1.5, 3, 6.5, 10, 12], lr=0.1, epochs=10, schedule="onecycle")
     assert got == pytest.approx([0.004, 0.052, 0.1, 0.05 * (1 + 1e-4), 1e-5, 1e-5])
 
 
 def test_onecycle_is_what_torch_anneals() -> None:
-    """One value per step, as its scheduler counts: step s of S stands at s / (S - 1) of the way."""
+    """There is one value per step, counted as in torch's scheduler: step s of S is at s / (S - 1) of the way."""
     import torch
 
     parameter = torch.zeros(1, requires_grad=True)
@@ -41,7 +41,7 @@ def test_onecycle_is_what_torch_anneals() -> None:
     theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total, pct_start=0.3, final_div_factor=400)
     config = TrainConfig(lr=0.1, epochs=10, schedule="onecycle")
     for step in range(total):
-        # Their rise ends at step 0.3 * S - 1 where ours ends at 0.3 of the way.
+        # Their rise ends at step 0.3 * S - 1, this project's at 0.3 of the way.
         peak = 0.3 * total - 1
         time = 3 * step / peak if step <= peak else 3 + 7 * (step - peak) / (total - 1 - peak)
         assert learning_rate(config, time) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)

@@ -1,4 +1,4 @@
-"""Batch statistics over all workers, and batches taken in parts: both leave what one worker would have done."""
+"""Tests batch statistics over all workers, and batches computed in parts: both give what one worker computes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.two_workers import Record, joined, on_two_workers, own_models_are_kno
 
 Config = Callable[..., RunConfig]
 # On the demo's network, whose four BatchNorms see a whole batch: warm-up, selection, both parts of DivideMix. In
-# float64: in float32 a value before a ReLU comes so near to 0 that rounding turns its sign, and with it the gradient.
+# float64, because in float32 a value before a ReLU comes so near to 0 that rounding flips its sign, and with it the
+# gradient.
 RUNS: dict[str, dict[str, Any]] = {
     "ce": {"defense.name": "ce", "train.epochs": 2},
     "erat": {"defense.warmup_epochs": 1, "train.epochs": 2},
@@ -61,7 +62,10 @@ def train(config: RunConfig, data: CorruptedSet) -> Record:
 
 
 def one_layer(rank: int, workers: int) -> Record:
-    """A layer's output, gradients and statistics on this worker's share of a batch of nine: five, and four."""
+    """Return a layer's output, gradients and statistics on this worker's share of a batch of nine.
+
+    The shares are five and four samples.
+    """
     torch.manual_seed(0)
     inputs, weights = torch.randn(9, 3, 4, 4) * 2 + 1, torch.randn(9, 3, 4, 4)
     mine = [slice(0, 9)] if workers == 1 else [slice(0, 5), slice(5, 9)]
@@ -156,7 +160,7 @@ def test_with_batch_norm_two_workers_do_what_one_does(
 
 
 def test_dividemix_selects_and_ends_as_on_one_worker(both: list[Record], alone: Callable[[str], Record]) -> None:
-    """But for its prior penalty, which each worker takes over its own share."""
+    """The exception is its prior penalty, which each worker computes over its own share."""
     one, two = alone("dividemix"), both[0]["dividemix"]
     for ours, theirs in zip(two["gradients"][0], one["gradients"][0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -247,7 +251,7 @@ def test_keys_that_came_later_leave_a_run_its_name(make_config: Config) -> None:
 
 
 def test_an_empty_batch_norm_counts_as_torch_s_does() -> None:
-    """Alone, without a process group, a layer in eval mode asks nobody."""
+    """Alone, without a process group, a layer in eval mode calls no collective."""
     layer = nn.BatchNorm1d(2).eval()
     synchronise(layer, torch.device("cpu"))
     assert isinstance(layer, SynchronisedBatchNorm)

@@ -1,4 +1,4 @@
-"""The training loop: what each step sees and moves, what an epoch reports, how it fails and how it goes on."""
+"""Tests the training loop: what each step sees and moves, what an epoch reports, how it fails and how it resumes."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class RecorderOptions(DefenseOptions):
 
 
 class Recorder(Defense):
-    """Plain training that writes down what it is given. Tests set the class attributes."""
+    """Plain training that records what it is given; tests set the class attributes."""
 
     Options = RecorderOptions
     plan: EpochPlan | None = None
-    spoil: int | None = None  # epoch whose loss is not a number
+    spoil: int | None = None  # epoch whose loss is not finite
     batches: list[tuple[Batch, Clock]]
 
     def __init__(self, options: DefenseOptions, task: Task) -> None:
@@ -63,7 +63,10 @@ class Recorder(Defense):
 
 @pytest.fixture
 def recorder(register: Make, make_config: Make, make_data: Make) -> Make:
-    """`recorder({"train.epochs": 2}, plan=...)`: a trainer of a fresh Recorder class on 64 images."""
+    """Return `recorder({"train.epochs": 2}, plan=...)`.
+
+    It makes a trainer of a new Recorder class on 64 images.
+    """
 
     def make(overrides: dict[str, Any] | None = None, folder: Path | None = None, **attributes: Any) -> Trainer:
         if "recorder" in DEFENSES:
@@ -109,7 +112,7 @@ def test_an_epoch_passes_once_through_the_labelled_set(recorder: Make, make_data
 
 
 def test_the_unlabelled_set_cycles_beside_the_labelled_one(recorder: Make) -> None:
-    """50 labelled in three steps of 16; 14 unlabelled fill 48 places: each comes three or four times."""
+    """50 labelled samples make three steps of 16; 14 unlabelled fill 48 places: each occurs three or four times."""
     everything = torch.arange(64)
     plan = EpochPlan((Phase(everything[:50], everything[50:]),))
     trainer = recorder(plan=plan)
@@ -153,7 +156,7 @@ def test_phases_come_in_order_and_tell_their_name(recorder: Make) -> None:
 
 
 def test_an_update_is_plain_sgd(make_config: Make, make_data: Make) -> None:
-    """v = g + wd w, then 0.9 v + g + wd w; w -= lr v, at the learning rate of that very moment."""
+    """v = g + wd w, then 0.9 v + g + wd w; w -= lr v, with the learning rate of the same step."""
     config = make_config({"defense.name": "ce", "defense.weak": "none", "train.weight_decay": 0.01})
     trainer = Trainer(config, make_data(64))
     (phase,) = trainer.defense.plan_epoch(Clock(0), trainer._train).phases
@@ -273,7 +276,7 @@ def test_the_report_of_an_epoch(recorder: Make, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_selection_figures_are_counts_of_given_labels_against_true_ones(recorder: Make) -> None:
-    """The first 16 of 64 wear the next class's label: 48 are right. Chosen are 8 wrong and 24 right ones."""
+    """The first 16 of 64 have the next class's label: 48 are right. 8 wrong and 24 right ones are selected."""
     mask = torch.zeros(64, dtype=torch.bool)
     mask[8:40] = True
     everything = torch.arange(64)
@@ -282,7 +285,8 @@ def test_selection_figures_are_counts_of_given_labels_against_true_ones(recorder
     assert report.selection_precision == 24 / 32
     assert report.selection_recall == 24 / 48
     assert report.labelled_fraction == 0.5
-    # Classes go round, so the right 24 are six of each and so are the wrong eight, two of each, under any label.
+    # Classes alternate, so that the 24 right samples are six of each class, and the eight wrong ones two of each, by
+    # any label.
     assert report.labelled_per_class == [8, 8, 8, 8]
     assert report.correct_per_class == [6, 6, 6, 6]
 
@@ -406,7 +410,7 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, recorder: Make) -> None:
     for name in ("checkpoint.pt", "bare.pt"):
         (tmp_path / name).replace(tmp_path / "checkpoint.pt")
         with pytest.raises(UserError, match="it holds pickled code, which is not run") as caught:
-            recorder(folder=tmp_path)  # and nothing else in its place
+            recorder(folder=tmp_path)  # and no other state in its place
         assert "\n" not in str(caught.value)
 
 
@@ -502,7 +506,7 @@ def test_a_config_of_the_run_is_what_the_trainer_keeps(make_config: Callable[...
 
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same(make_config: Callable[..., Any], make_data: Callable[..., Any]) -> None:
-    """But for rounding; names in the checkpoint stay, so that a run goes on with the switch or without."""
+    """The exception is rounding; names in the checkpoint stay, so that a run resumes with the switch or without it."""
     data = make_data(64)
     plain, compiled = (Trainer(make_config({"train.compile": on, "train.epochs": 2}), data) for on in (False, True))
     losses = [[report.train_loss for report in trainer.run()] for trainer in (plain, compiled)]

@@ -1,4 +1,4 @@
-"""Every registered backbone: shapes, sizes against the literature, initial weights, normalisation."""
+"""Tests every registered backbone: shapes, sizes against the literature, initial weights, normalisation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from erat.models.unet import UNet
 from erat.models.vit import patch_size
 from erat.registry import BACKBONES
 
-HEAVY = {"wideresnet28_10", "vit_b16"}  # seconds each where numbers are computed, on one core
+HEAVY = {"wideresnet28_10", "vit_b16"}  # these take seconds each on one core if numbers are computed
 REAL = [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in BACKBONES.names()]
 
 
 def on_meta(name: str, num_classes: int = 10, channels: int = 3, image_size: int = 32) -> nn.Module:
-    """The backbone without memory: shapes are computed, numbers are not."""
+    """Build the backbone without memory, so that shapes but no numbers are computed."""
     with torch.device("meta"):
         return BACKBONES[name](num_classes, channels, image_size)
 
@@ -28,13 +28,13 @@ def build(name: str, seed: int = 0, image_size: int = 28) -> nn.Module:
 
 
 def batch(count: int, image_size: int = 28, channels: int = 1) -> tuple[Tensor, Tensor]:
-    """Random images (count, C, size, size) in [0, 1] with labels 0, 1, 2, ..."""
+    """Make random images (count, C, size, size) in [0, 1] with labels 0, 1, 2, ..."""
     generator = torch.Generator().manual_seed(7)
     return torch.rand(count, channels, image_size, image_size, generator=generator), torch.arange(count) % 10
 
 
 def final_map(name: str, image_size: int) -> int:
-    """Pixels a side of the map that the last convolution puts out."""
+    """Return the height and width in pixels of the map that the last convolution returns."""
     network = on_meta(name, image_size=image_size)
     sides: list[int] = []
     for module in network.modules():
@@ -270,7 +270,7 @@ def test_unet_maps_images_to_values_of_their_shape_between_the_signs(
 
 
 def test_unet_has_the_published_widths() -> None:
-    """64-128-256-512, at the size of the image and halved three times; then the same way up."""
+    """The widths are 64-128-256-512, at the size of the image and halved three times, then the same on the way up."""
     with torch.device("meta"):
         network = UNet(3, 64)
     maps: list[tuple[int, int, int]] = []

@@ -1,4 +1,4 @@
-"""How long an audit takes: its stages, what is left of them, and the estimate against real trainings."""
+"""Tests how long an audit takes: its stages, the time left for them, and the estimate against real trainings."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def test_time_left_is_said_from_the_first_epoch_and_follows_what_was_measured(
         clock,
     )
     assert left.seconds == 70
-    clock.now += 20  # twice as long as expected: so is everything, as far as is known
+    clock.now += 20  # twice as long as expected, so the rest is expected to take twice as long too
     assert left("first", 1, 2) == "about 2:00 left in all"
     clock.now += 40
     assert left("first", 2, 2) == "about 1:20 left in all"
-    clock.now += 5  # plain training is as fast as expected
+    clock.now += 5  # plain training takes as long as expected
     assert left("second", 1, 2) == "about 1:05 left in all"
     clock.now += 5
     left("second", 2, 2)
@@ -115,7 +115,7 @@ def test_of_a_training_that_goes_on_the_first_epochs_are_not_counted() -> None:
 def test_calibration_comes_within_a_factor_of_real_trainings(
     audited: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A factor of two, in time of the processor, which no other program takes."""
+    """The factor is two, measured in processor time, on which other programs have no influence."""
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     costs = calibrate(audited)
     todo = stages(audited, costs, tmp_path, search=False, trusted=0)

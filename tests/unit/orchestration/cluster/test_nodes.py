@@ -1,4 +1,4 @@
-"""What is asked of every node before anything is trained on it, and in which words it is refused."""
+"""Tests what every node is checked for before anything is trained on it, and the messages that refuse a node."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_node_that_does_not_answer() -> None:
 
 
 def test_workers_talk_on_the_network_on_which_ray_knows_their_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever address the machine's name has; `python -m tests.two_nodes` does it with two addresses."""
+    """This holds whatever address the machine's name has; `python -m tests.two_nodes` tests it with two addresses."""
     from orchestration.cluster import execution, session
 
     addresses = {name: entries[0].address for name, entries in psutil.net_if_addrs().items()}

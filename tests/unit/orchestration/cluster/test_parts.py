@@ -1,4 +1,4 @@
-"""Parts that a program registered itself, packed for another process and found there when they are asked for."""
+"""Tests that parts which a program registered itself are packed for another process and are found there when needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many trials find a place on a cluster: a worker needs all that it needs on one node."""
+"""Tests how many trials fit on a cluster: a worker needs all of its resources on one node."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestration.cluster import session
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What Ray says of its nodes; to be filled."""
+    """Replace Ray's list of nodes with a list that the test fills."""
     known: list[dict[str, Any]] = []
     monkeypatch.setattr(session.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in known])
     return known

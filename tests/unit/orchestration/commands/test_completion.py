@@ -1,4 +1,4 @@
-"""What the shell is offered: typer's own script asks the command, which answers quickly and never with an error."""
+"""Tests what the shell offers: typer's own script asks the command, which answers quickly and never with an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestration.study.spaces import load_space
 from orchestration.study.spec import StudySpec, register
 
 ROOT = Path(__file__).parents[4]
-# The installed command, which says at its end whether torch was loaded.
+# The installed command, which reports at its end whether torch was loaded.
 COMMAND = """
 import atexit, sys
 atexit.register(lambda: print("torch" if {"torch", "optuna", "ray"} & set(sys.modules) else "light", file=sys.stderr))
@@ -42,7 +42,10 @@ def run(home: Path, *words: str, **environment: str) -> subprocess.CompletedProc
 
 
 def offered(home: Path, line: str) -> tuple[list[str], str]:
-    """(what bash is offered for the last word of a line, what else was said); bash splits words at equals signs."""
+    """Return (what bash offers for the last word of a line, all other output).
+
+    bash splits words at equals signs.
+    """
     words = line.replace("=", " = ").split(" ")
     words = [word for word in words[:-1] if word] + [words[-1]]
     if line.endswith("="):

@@ -1,4 +1,4 @@
-"""`config`: every key, from the models; the page in docs/ is what it prints."""
+"""Tests `config`, which lists every key from the models; the page in docs/ is what it prints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_key_has_a_type_and_a_meaning(found: list[Entry]) -> None:
 
 
 def test_the_page_in_docs_is_current() -> None:
-    """Write it anew with: python orchestrate.py config --format md > docs/configuration.md"""
+    """To write the page again: python orchestrate.py config --format md > docs/configuration.md"""
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == as_markdown(entries())
 
 
@@ -78,7 +78,7 @@ def test_a_key_of_data_corruptions_says_which_have_it_and_how(found: list[Entry]
 def test_defaults_are_the_preset_s_and_the_defense_s() -> None:
     flat = build("official", {"defense.name": "unicon"}).flat()
     for entry in entries("official", "unicon"):
-        if not entry.parts or "up" in entry.parts:  # the preset's data corruption
+        if not entry.parts or "up" in entry.parts:  # those of the preset's data corruption
             value = flat[entry.key]
             assert entry.default == (tuple(value) if isinstance(value, list) else value), entry.key
         assert not entry.parts or entry.key.startswith("corruption.")
@@ -86,7 +86,7 @@ def test_defaults_are_the_preset_s_and_the_defense_s() -> None:
 
 
 def test_a_default_reads_back(found: list[Entry]) -> None:
-    """What is shown can be given: `none`, 8/255, lists."""
+    """What is shown can be given as input: `none`, 8/255, lists."""
     for preset in ("demo", "paper"):
         kind = build(preset).corruption.data
         mine = [entry for entry in entries(preset, "erat") if not entry.parts or kind in entry.parts]

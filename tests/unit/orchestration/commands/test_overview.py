@@ -1,4 +1,4 @@
-"""Plans and states: what is counted, and that looking changes nothing."""
+"""Tests plans and states: the counts are right, and looking at them changes nothing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def result(cell: str, status: str, epochs: int = 4, error: str | None = None) ->
 
 @pytest.fixture
 def ledger(workspace: Workspace) -> Ledger:
-    """Of six trials five are known: one done, one failed, one stopped, one interrupted, one not begun."""
+    """Make a ledger with five of six trials known: one done, failed, stopped, interrupted and not begun each."""
     made, ledger = spec(), Ledger(workspace.ledger)
     register(ledger, "a", made, 5)
     cells = [
@@ -194,7 +194,7 @@ class TestPlan:
 
 
 class TestMemory:
-    """What the run that needs most is said to need."""
+    """Tests the memory that is printed for the run that needs most."""
 
     @pytest.fixture(autouse=True)
     def _one_second_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`train --profile`: the parts of a step add up, and the files can be opened."""
+"""Tests `train --profile`: the parts of a step add up, and the files can be opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crafting as a person meets it: which sets are needed, how far they are, the sheet, and the runs of --verify."""
+"""Tests crafting as users see it: the sets that are needed, their progress, the sheet, and the runs of --verify."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Time that passes when told to."""
+    """Replace the clock with one that advances only when a test says so."""
     now = [100.0]
     monkeypatch.setattr(crafting.time, "monotonic", lambda: now[0])
 
@@ -90,7 +90,10 @@ def silent(name: str, what: str, done: int, total: int) -> None: ...
 
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """In the place of Ray's tasks: what is called with the number of a group that is done, or, put on top, an error."""
+    """Replace Ray's tasks.
+
+    The first entry is to be called with the number of a group that is done; an error that is put on top is raised.
+    """
     ended: list[Any] = []
 
     def craft_sets(groups: Any, workspace: Workspace, told: Any, ready: Callable[[int], None], given_up: Any) -> None:
@@ -176,7 +179,7 @@ def test_a_crafting_that_goes_on_counts_from_where_it_was(clock: Callable[[float
 
 
 def test_what_was_said_is_not_said_again() -> None:
-    """The end of a Ray task is read from its file as often as one looks."""
+    """The end of a Ray task is read from its file each time that somebody looks."""
     stream = io.StringIO()
     with craft_view(stream) as view:
         for _ in range(3):
@@ -204,7 +207,7 @@ def test_a_sheet_shows_every_kind_and_the_transitions(workspace: Workspace) -> N
 
 
 def test_a_sheet_of_many_colour_classes(workspace: Workspace, register: Callable[..., None], make_images: Any) -> None:
-    """Of 30 classes ten are shown; colours stay colours; without noise the heat map is the diagonal."""
+    """Ten of 30 classes are shown; colours stay colours; without noise the heat map is the diagonal."""
     from dataclasses import replace
 
     import torch

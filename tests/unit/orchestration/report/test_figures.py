@@ -1,4 +1,4 @@
-"""The figures: files, text in the SVG, positions, what is shaded, and silence where there is nothing to draw."""
+"""Tests the figures: files, texts in the SVG, positions, shaded areas, and no figure if there is nothing to draw."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def baselines() -> list[Trial]:
 
 
 def text_of(paths: list[Path]) -> list[str]:
-    """The strings that the SVG shows as text."""
+    """Return the strings that the SVG shows as text."""
     svg = next(path for path in paths if path.suffix == ".svg").read_text(encoding="utf-8")
     return [re.sub(r"<[^>]+>", "", found).strip() for found in re.findall(r"<text[^>]*>(.*?)</text>", svg, re.DOTALL)]
 
@@ -64,7 +64,7 @@ class TestBudgetFigure:
         assert {"too small", "too large", "stopped early", "best by validation accuracy"} <= set(words)
         assert "ERAT w/o AT: 91.6" in joined
         assert "CE: 51.7 (below this axis)" in joined
-        assert "1 trial below this axis" in joined  # the one that was stopped at 40 %
+        assert "1 trial below this axis" in joined  # the trial that was stopped at 40 %
         for piece in ("⅛×", "1×", "1.5×", "3×", "1/255", "12/255", "24/255", "0.8"):
             assert piece in words, piece
 
@@ -161,8 +161,8 @@ class TestAxis:
 
     def test_only_the_ends_hurt(self) -> None:
         assert hurting([80, 88, 93, 95, 96, 95, 94, 90]) == (3, 1)
-        assert hurting([96, 90, 95, 93.9]) == (0, 1)  # a dent in the middle is no end
-        assert hurting([95, 94, 93]) == (0, 0)  # two points are not more than two
+        assert hurting([96, 90, 95, 93.9]) == (0, 1)  # a dent in the middle is not an end
+        assert hurting([95, 94, 93]) == (0, 0)  # a difference of two points is not more than two points
         assert hurting([]) == (0, 0)
 
     def test_log_ticks_are_round_and_cover_the_values(self) -> None:
@@ -175,7 +175,7 @@ class TestDispatch:
     def test_two_budgets(self, tmp_path: Path) -> None:
         paths = sweep_figure("budgets", paper_rows() + proposals() + baselines(), [], tmp_path)
         assert [path.name for path in paths] == ["budgets.png", "budgets.svg"]
-        assert any(word.startswith("ERAT w/o AT") for word in text_of(paths))  # found among the rows
+        assert any(word.startswith("ERAT w/o AT") for word in text_of(paths))  # it is among the rows
 
     @pytest.mark.parametrize(("key", "finding"), [(ETA, "Paper, Fig. 6"), (LAMBDA, "Paper, Fig. 7")])
     def test_one_key_shows_the_papers_finding(self, tmp_path: Path, key: str, finding: str) -> None:

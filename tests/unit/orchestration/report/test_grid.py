@@ -1,4 +1,4 @@
-"""Planned runs as a table and a figure: means and spreads over seeds, what is missing, how far corruptions bite."""
+"""Tests planned runs as a table and a figure: means and spreads over seeds, missing runs, the harm of corruptions."""
 
 from __future__ import annotations
 

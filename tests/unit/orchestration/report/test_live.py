@@ -1,4 +1,4 @@
-"""The live view: exact plain lines, a bounded table, time left, nothing on standard output."""
+"""Tests the live view: exact plain lines, a bounded table, the time left, nothing on standard output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = ["defense.epsilon_inf", "defense.epsilon_2"]
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that advances only when a test says so."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -28,7 +28,7 @@ class Clock:
 
 
 class Screen(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -147,7 +147,7 @@ class TestWhere:
 
 
 def frame(rows: list[Trial], terminal: Screen, clock: Clock, title: str = "sweep", total: int = 0) -> list[str]:
-    """The lines that the live table occupies 7 s after these rows were reported."""
+    """Return the lines that the live table occupies 7 s after these rows were reported."""
     progress = Progress(total, clock)
     progress.update(rows)
     clock.now += 7
@@ -264,10 +264,11 @@ class TestTimeLeft:
         rows = [row(0, "done", 10, seconds=40.0)]
         rows += [row(1, "running", 5, seconds=30.0), row(2, "running", 5, seconds=50.0)]
         rows += [row(3), row(4)]
-        # 6 s an epoch: trial 3 follows trial 1 at 30 s and ends at 90; trial 4 follows trial 2 at 50 and ends at 110
+        # 6 s per epoch: trial 3 follows trial 1 at 30 s and ends at 90 s; trial 4 follows trial 2 at 50 s and ends at
+        # 110 s
         assert sweep_left(rows, {}, 5, 2) == 110
         assert sweep_left(rows, {1: 10.0, 2: 10.0}, 5, 2) == 100
-        assert sweep_left(rows, {}, 6, 2) == 150  # one more to be proposed, after trial 3
+        assert sweep_left(rows, {}, 6, 2) == 150  # one more trial is proposed after trial 3
 
     def test_early_stopping_shortens_what_is_expected(self) -> None:
         rows = [row(0, "done", 10), row(1, "stopped", 2)]

@@ -1,4 +1,4 @@
-"""Reports: what the page says of finished and unfinished runs, that it stands alone, and the other formats."""
+"""Tests reports: what the page says of finished and unfinished runs, that it stands alone, and the other formats."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def grid(preset: str = "demo", grid_name: str = "table3", **choice: Any) -> Stud
 
 
 def with_states(spec: StudySpec, states: dict[int, str]) -> list[tuple[dict[str, Any], str, str]]:
-    """The spec's runs, done unless a state is given; "absent" ones are not proposed."""
+    """Return the spec's runs, done unless another state is given; "absent" runs are not proposed."""
     runs = [(entry, "baseline", states.get(number, "done")) for number, entry in enumerate(spec.runs)]
     return [run for run in runs if run[2] != "absent"]
 
@@ -61,19 +61,19 @@ def make_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def small(make_page: Callable[..., str]) -> str:
-    """Three defenses on two corruptions: one run failed, one is interrupted, one not begun."""
+    """Make a page of three defenses on two corruptions: one run failed, one is interrupted, one has not begun."""
     spec = grid(only={"defense": ["ce", "mspl", "erat"], "corruption": ["up", "uhp"], "noise": ["symmetric"]})
     return make_page(spec, {1: "failed", 4: "interrupted", 5: "absent"})
 
 
 @pytest.fixture(scope="module")
 def whole(make_page: Callable[..., str]) -> str:
-    """Table III with all of its 168 cells, on the paper's data set."""
+    """Make a page of Table III with all of its 168 runs, on the paper's data set."""
     return make_page(grid("paper"), {})
 
 
 class Outline(HTMLParser):
-    """Checks that elements are nested, and collects ids, addresses and headers without a scope."""
+    """A parser that checks the nesting of elements and collects ids, addresses and headers without a scope."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ def test_a_drill_down_has_all_that_reproduces_a_cell(small: str) -> None:
 
 
 def test_a_drill_down_of_epochs_that_lack_terms_and_numbers(tmp_path: Path) -> None:
-    """Terms of a warm-up alone, numbers that ended, values that are none; and rows of before there were any."""
+    """Epochs may lack terms and numbers, have numbers that end or values that are none, or come from older versions."""
     base = {"val_accuracy": 0.5, "test_accuracy": 0.5, "epoch_seconds": 1.0}
     more = [
         {"loss_terms": {"warmup": 2.34567}, "numbers": {"early": 1}},
@@ -375,7 +375,7 @@ def test_ten_thousand_cells_in_a_minute_and_little_memory(tmp_path: Path) -> Non
     write_home(Workspace(tmp_path), "many", spec, with_states(spec, {5: "failed"}))
     environment = os.environ | {"ERAT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     began = time.monotonic()
-    # Not what the system says of an ended child, which counts the memory of the process that it was forked from.
+    # Not what the system reports of an ended child: that counts the memory of the process from which it was forked.
     script = (
         "import atexit, runpy, sys; sys.argv[1:] = ['report', 'many']\n"
         "atexit.register(lambda: print(next(line for line in open('/proc/self/status') if 'VmHWM' in line)))\n"

@@ -1,4 +1,4 @@
-"""The summary of a sweep: ranking, choice, table, exports, the command to paste."""
+"""Tests the summary of a sweep: ranking, choice, table, exports, the command to paste."""
 
 from __future__ import annotations
 

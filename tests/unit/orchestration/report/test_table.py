@@ -1,4 +1,4 @@
-"""One table through every format: what each escapes, marks and leaves out; and that no other module draws one."""
+"""Tests one table in every format: what each escapes, marks and leaves out; and that no other module draws a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestration.report.table import Cell, Column, Mark, Part, Row, Table
 from orchestration.terminal import Terminal
 
 ROOT = Path(__file__).parents[4]
-# A table of a kind that the project does not have: which machine trains how fast.
+# A table of a kind that the project does not have: how fast machines train.
 NAMES = [
     "a|b",
     "R&D <b>",
@@ -100,7 +100,7 @@ def test_latex_is_escaped_and_has_as_many_cells_as_columns() -> None:
         "=1+1 &  & failed",
         r"\textbackslash{}x1b[31mred\textbackslash{}u202e &  & failed",
         r"$\varepsilon$$_\infty$ $\pm$ $\lambda$ &  & failed",
-        "{}[link](x) &  & failed",  # what follows \\ in brackets would be its argument
+        "{}[link](x) &  & failed",  # text in brackets after \\ would be its argument
         r"\textbackslash{} ` * \{50\%\} \#1 \$ \textasciicircum{} \textasciitilde{} &  & failed",
         " &  & failed",
     ]
@@ -153,7 +153,7 @@ def test_a_dense_table_breaks_headings_and_never_cells() -> None:
 
 
 class Elements(HTMLParser):
-    """The cells of a table by row, [attributes, text]; elements must be nested."""
+    """A parser that collects the cells of a table by row as [attributes, text]; elements must be nested."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ def test_html_is_escaped_and_nested() -> None:
     assert '<caption>Speed &amp; cost<sup><a href="#note-3"' in text
     words = ["".join(line[0][1]) for line in seen.rows[1:]]
     expected = ["" if name is None else name for name in NAMES]
-    expected[0], expected[4] = "a|b1", r"\x1b[31mred\u202e"  # the 1 is the footnote's
+    expected[0], expected[4] = "a|b1", r"\x1b[31mred\u202e"  # the 1 is that of the footnote
     assert words == expected
     assert [{attributes["scope"] for attributes, _ in line[:1]} for line in seen.rows] == [{"col"}] + 9 * [{"row"}]
     best, second, failed = (seen.rows[line][2] for line in (1, 2, 3))

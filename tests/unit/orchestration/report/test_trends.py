@@ -1,4 +1,4 @@
-"""Accuracy over what a grid varies, the paper's Figures 2 to 8: which panels, lines and places there are, and drawn."""
+"""Tests accuracy over what a grid varies, the paper's Figures 2 to 8: panels, lines, places, and the drawings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory of a run: what it is made to be, what is forgotten when, and how a stop is asked for."""
+"""Tests the directory of a run: how it is prepared, which files are deleted when, and how a stop is requested."""
 
 from __future__ import annotations
 

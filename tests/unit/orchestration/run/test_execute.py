@@ -1,4 +1,4 @@
-"""One cell on its own: what it leaves behind, and that being cut short leaves no trace in the result."""
+"""Tests a single run: the files that it leaves, and that an interruption leaves no trace in its result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
 
-CLOCK = ("epoch_seconds", "images_per_second")  # all that may differ between two runs of one cell
+CLOCK = ("epoch_seconds", "images_per_second")  # all that may differ between two executions of one run
 EPOCHS = 4
 TINY = {"data.limit": 120, "defense.steps": 1, "corruption.labels": "symmetric", "train.epochs": EPOCHS}
 ROOT = Path(__file__).parents[4]
@@ -55,19 +55,19 @@ def workspace(tmp_path: Path) -> Workspace:
 
 @pytest.fixture(scope="module")
 def undisturbed(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run from beginning to end."""
+    """Train without an interruption, and return the folder of the run."""
     workspace = Workspace(tmp_path_factory.mktemp("undisturbed"))
     assert execute_run(config, workspace).status == "done"
     return workspace.run_directory(config.digest())
 
 
 def at(folder: Path) -> RunDirectory:
-    """The run whose folder this is."""
+    """Return the run directory at this folder."""
     return RunDirectory(Workspace(folder.parent.parent), folder.name)
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:
-    """The metrics without what the clock says."""
+    """Return the metrics without those that depend on the clock."""
     return [{key: value for key, value in row.items() if key not in CLOCK} for row in at(folder).read_metrics()]
 
 
@@ -87,7 +87,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 
 
 def until(epoch: int) -> Callable[[Sequence[EpochReport]], bool]:
-    """A listener that asks for a stop after this epoch."""
+    """Return a listener that asks for a stop after this epoch."""
     return lambda history: history[-1].epoch < epoch
 
 
@@ -169,7 +169,7 @@ class TestWhatIsLeft:
             raise metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(metadata, "version", absent)
-        monkeypatch.setenv("PATH", "/nowhere")  # nor is git
+        monkeypatch.setenv("PATH", "/nowhere")  # and git is not found either
         said = environment()
         assert set(said["versions"].values()) == {"absent"}
         assert said["git_commit"] is None

@@ -1,4 +1,4 @@
-"""One driver at a time, and the wish that it stop."""
+"""Tests that only one driver runs a study at a time, and that a driver can be asked to stop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with driving(Workspace(Path(sys.argv[1])), "mine"):
 
 @pytest.fixture
 def driver(tmp_path: Path) -> subprocess.Popen[str]:
-    """Another process that drives `mine`, started as a shell starts what is to run in the background."""
+    """Start another process that drives `mine`, in the way in which a shell starts a background job."""
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -108,7 +108,7 @@ def test_a_run_says_that_it_is_alive_until_it_ends(tmp_path: Path, monkeypatch: 
     ("host", "age", "running"), [("elsewhere", 3, True), ("elsewhere", 60, False), (platform.node(), 3, False)]
 )
 def test_a_lock_that_is_not_seen_across_machines(tmp_path: Path, host: str, age: float, running: bool) -> None:
-    """On this machine the lock says all; of another one only what it said of itself is known."""
+    """On this machine the lock is decisive; of another machine only its heartbeat is known."""
     run = RunDirectory(Workspace(tmp_path), "c")
     run.prepare()
     run.heartbeat.write_text(host)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what an epoch reported comes back, from this version and from earlier ones."""
+"""Tests metrics.jsonl: what an epoch reported is read back, from files of this version and of earlier ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_terms_and_numbers_come_back(tmp_path: Path) -> None:
 
 
 def test_rows_of_earlier_versions_stay_readable(tmp_path: Path) -> None:
-    """They have no numbers, the first ones no terms; and a term that was not finite was written."""
+    """Rows of earlier versions have no numbers, the first ones no terms; some have terms that are not finite."""
     rows = [ROW, ROW | {"epoch": 2, "loss_terms": {"ce": float("nan"), "main": 1.0}}]
     first, second = read(tmp_path, *rows)
     assert first == ROW

@@ -1,4 +1,4 @@
-"""A worker that is told to leave: when its training has seen to it, or at once while it does not train."""
+"""Tests a worker that is told to leave: it leaves when its training has reacted, or at once if it does not train."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ else:
     ("trains", "batch", "told", "code", "said"),
     [
         (True, 1, True, 1, ["ready", "batch"]),  # ends the batch, then leaves
-        (True, 30, True, 1, ["ready"]),  # grace is over first
+        (True, 30, True, 1, ["ready"]),  # the grace period ends first
         (True, 0.1, False, 0, ["ready", "batch", "went on"]),
-        (False, 30, True, 7, ["ready"]),  # as before
+        (False, 30, True, 7, ["ready"]),  # it does not train: the handler that Ray has set ends it
     ],
 )
 def test_it_leaves(trains: bool, batch: float, told: bool, code: int, said: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""How often a trial is begun again."""
+"""Tests how often a trial is started again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep is, what a name means, and what a sweep records of its trials. Knows no Ray and no MLflow."""
+"""Tests what a sweep is, what its name means, and what it records of its trials, without Ray and MLflow."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TestSpecification:
 
 
 class TestKind:
-    """What a study is: said once, and shown accordingly everywhere."""
+    """Tests that the kind of a study is decided once and shown accordingly everywhere."""
 
     def test_what_is_searched_beside_its_runs_is_a_search(self) -> None:
         made = spec()
@@ -200,7 +200,7 @@ class TestNames:
 
 
 class TestPaste:
-    """The command that a summary offers must name the very run that it shows."""
+    """Tests that the command in a summary runs exactly the run that it stands beside."""
 
     @pytest.mark.parametrize("preset", ["demo", "paper"])
     @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ class TestPaste:
 
 
 class FakeTracker:
-    """Writes down what it is told."""
+    """A tracker that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -251,7 +251,7 @@ class FakeTracker:
 
 
 class FakeProposer:
-    """Gives back what is put in front, then 0.5."""
+    """A proposer that returns the given proposals first, then 0.5."""
 
     def __init__(self) -> None:
         self.waiting: list[Mapping[str, float]] = []
@@ -266,7 +266,7 @@ class FakeProposer:
 
 
 class World:
-    """A driver with everything around it faked but the disk."""
+    """A driver whose surroundings are all fake, except for the disk."""
 
     def __init__(self, workspace: Workspace, total: int = 3, **changes: Any) -> None:
         self.workspace, self.spec, self.tracker = (
@@ -290,7 +290,7 @@ class World:
         )
 
     def begin(self, count: int = 1) -> list[dict[str, Any]]:
-        """The next trials, started."""
+        """Start the next trials, and return their parameters."""
         started = []
         for _ in range(count):
             trial = self.driver.queue.next()
@@ -303,7 +303,7 @@ class World:
         return self.workspace.run_directory(self.driver.queue.trials[number].cell)
 
     def epochs(self, number: int, *val_accuracies: float) -> None:
-        """What a worker writes after its epochs."""
+        """Write what a worker writes after its epochs."""
         rows = [
             {
                 "epoch": epoch,
@@ -418,7 +418,7 @@ class TestDriver:
         assert "Tried to allocate 2 GiB; again with fewer side by side: lower train.batch_size" in str(outcome.error)
 
     def test_the_tracker_knows_of_an_end_before_the_ledger(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A driver killed between the two finds the result again, and the tracker takes it twice for once."""
+        """A driver killed between the two finds the result again; the tracker treats the repeated end as one."""
         world.begin(2)
         world.result(1, "done", epochs=4)
 
@@ -480,7 +480,7 @@ class TestDriver:
 
 class TestStopping:
     def test_what_counts_ends_with_the_epoch_in_which_it_was_decided(self, world: World) -> None:
-        """Data-parallel workers may be further when they see it; how far must not show."""
+        """Data-parallel workers may have gone further when they notice the stop; the result must not show how far."""
         world.begin(2)
         world.driver.stop(1, 2)
         world.driver.stop(1, 3)

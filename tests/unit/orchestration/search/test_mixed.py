@@ -1,4 +1,4 @@
-"""A search over choices, whole numbers and conditional keys: from the space's file to the ledger, a cut, and a page."""
+"""Tests a search over choices, integers and conditional keys: from the space's file to ledger, resume and page."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ CONTENT: dict[str, Any] = {
 
 
 def outcome(cell: str, params: dict[str, Any]) -> RunResult:
-    """How a trial ends, as a function of its values."""
+    """Return how a trial ends, as a function of its values."""
     reached = {"erat": 0.8, "dividemix": 0.7, "ce": 0.4}[params[NAME]] + 0.1 * params.get(ETA, 0.2) - params[LR]
     content = {"cell": cell, "status": "done", "epochs": 16, "val_history": [reached]} | dict.fromkeys(FIGURES, reached)
     return RunResult.of(content)
 
 
 def search(workspace: Workspace, total: int) -> list[dict[str, Any]]:
-    """Go on with the study until it has `total` trials; the values of all."""
+    """Continue the study until it has `total` trials, and return the values of all of them."""
     spec, ledger = StudySpec(parse_space(CONTENT, "mixed.yaml"), "demo", {}), Ledger(workspace.ledger)
     register(ledger, "mixed", spec, total)
     sampler = OptunaSampler(

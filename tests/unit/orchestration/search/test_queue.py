@@ -1,4 +1,4 @@
-"""What a sweep tries next and what it stops: decided by results alone, in whatever order they come in."""
+"""Tests what a sweep tries next and what it stops: results alone decide, in whatever order they arrive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ETA = "defense.eta"
 
 
 class FakeProposer:
-    """Proposes numbers that depend on everything it was told before, and on the order of the telling."""
+    """A proposer whose numbers depend on everything that it was told before, and on the order of these calls."""
 
     def __init__(self) -> None:
         self.waiting: list[Mapping[str, float]] = []
@@ -95,13 +95,13 @@ def done(*history: float, status: str = "done") -> RunResult:
 
 
 def curve(trial: Trial) -> list[float]:
-    """What a trial reaches, as a function of its settings alone."""
+    """Return the accuracies of a trial, as a function of its settings alone."""
     top = 1 - abs(trial.params.get(ETA, 0.5) - 0.3)
     return [round(top * share, 6) for share in (0.4, 0.6, 0.8, 1.0)]
 
 
 def take(made: Queue) -> list[Trial]:
-    """All trials that may run now."""
+    """Return all trials that may run now."""
     trials = []
     while (trial := made.next()) is not None:
         trials.append(trial)
@@ -115,7 +115,7 @@ def end(made: Queue, trial: Trial) -> None:
 
 
 def run(made: Queue, order: Callable[[list[Trial]], list[Trial]] = list, until: int = 99) -> dict[int, str]:
-    """Run a sweep to its end, each batch ending in the given order; number -> how it ended."""
+    """Run a sweep to its end, where each batch ends in the given order; return, for each number, how it ended."""
     while batch := take(made):
         for trial in order(batch):
             if sum(trial.ended for trial in in_order(made)) == until:
@@ -245,7 +245,7 @@ class TestOrderOfCompletion:
 
 class TestMedianRule:
     def made(self, *histories: list[float], patience: int = 2, statuses: Iterable[str] = ()) -> Queue:
-        """A sweep of one baseline and as many points, ended so, and two proposals that run."""
+        """Make a sweep with a baseline and points that ended with these histories, and two running proposals."""
         points = [round(0.01 * index, 2) for index in range(1, len(histories))]
         made, _ = queue(total=len(points) + 2, points=points, patience=patience)
         statuses = [*statuses, *["done"] * len(histories)]
@@ -301,7 +301,7 @@ class TestGoingOn:
 
     @pytest.mark.parametrize("ended", range(8))
     def test_a_sweep_cut_anywhere_makes_the_same_trials(self, ended: int) -> None:
-        """The ledger then knows what was proposed, and how the first so many trials ended."""
+        """The ledger then has the proposals, and the results of the first `ended` trials."""
         whole = self.reference()
         begun, _ = queue(total=6)
         run(begun, until=ended)
@@ -320,7 +320,7 @@ class TestGoingOn:
         assert len(sampler.told) == 4, "all but the last generation, of which nobody needs to know any more"
 
     def test_a_retried_trial_keeps_its_values(self) -> None:
-        """Others were proposed knowing that it failed; its values must not be made anew."""
+        """Other values were proposed with the knowledge that it failed, so its own must not be proposed anew."""
         whole = self.reference()
         outcomes = {trial.cell: trial.so_far for trial in in_order(whole) if trial.ended and trial.number != 4}
         made, _ = queue(total=6, known=as_known(whole), outcomes=outcomes)

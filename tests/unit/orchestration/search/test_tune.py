@@ -1,4 +1,4 @@
-"""Optuna behind Tune's searcher interface: the same proposals however often the sweep was cut. Needs no cluster."""
+"""Tests Optuna behind Tune's searcher interface: the same proposals after any interruption. Needs no cluster."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def sampler(seed: int = 0, points: Sequence[Mapping[str, float]] = POINTS) -> Op
 
 
 def outcome(params: Mapping[str, float], number: int) -> RunResult:
-    """How a trial ends, as a function of its values: most are done, some stopped, some failed."""
+    """Return how a trial ends, as a function of its values: most are done, some stopped, some failed."""
     reached = 1 - (params["defense.eta"] - 0.4) ** 2 - abs(math.log(params["defense.epsilon_inf"] / 0.1)) / 5
     status = "failed" if number % 7 == 6 else "stopped" if number > 2 and reached < 0.9 else "done"
     history = [0.4 * reached, 0.8 * reached] + ([reached] if status == "done" else [])
@@ -62,7 +62,10 @@ def outcome(params: Mapping[str, float], number: int) -> RunResult:
 
 
 def sweep(made: OptunaSampler, total: int, known: Sequence[Mapping[str, float]] = ()) -> list[dict[str, Any]]:
-    """All values of a sweep: the points, then generations; those in `known` are kept from an earlier session."""
+    """Run a sweep and return all its values: the points, then generations.
+
+    The values in `known` are kept from an earlier session.
+    """
     tried = [made.suggest(str(number)) for number in range(len(POINTS))]
     for number, params in enumerate(tried):
         made.tell(str(number), outcome(params, number))
@@ -98,7 +101,7 @@ class TestProposals:
 
     @pytest.mark.parametrize("known", range(4, 17))
     def test_a_sweep_cut_anywhere_goes_on_with_the_same_proposals(self, known: int) -> None:
-        """To the last digit: a value that differs in the eleventh would make another run, and others after it."""
+        """The values agree to the last digit: another eleventh digit would make this run and those after it others."""
         whole = sweep(sampler(), 17)
         assert sweep(sampler(), 17, whole[:known]) == whole
 
@@ -130,7 +133,7 @@ class TestProposals:
 
 
 class TestTelling:
-    """What the study holds of a trial afterwards. Nothing may stay running: it would be forgotten by the sampler."""
+    """Tests what the Optuna study holds of ended trials; one that stays "running" would be ignored by the sampler."""
 
     def told(self, outcome: RunResult) -> Any:
         made = sampler()
@@ -262,7 +265,7 @@ class TestTuneSide:
         assert not driver.ends
 
     def test_what_the_driver_raises_ends_the_search_and_no_trial(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Tune takes what a searcher raises at a trial's end for the trial's own fault, and runs it again."""
+        """Tune takes an error of the searcher at a trial's end for an error of the trial, and runs the trial again."""
         driver = FakeDriver()
         search = QueueSearcher(driver, slots=1, ahead=True)
         search.suggest("a")
@@ -284,7 +287,7 @@ class TestTuneSide:
         assert driver.words == [(1, "the node died")]
 
     def test_no_more_trials_are_begun_than_have_room(self) -> None:
-        """Data-parallel trials ask Tune for next to nothing: without this all would start and none get its workers."""
+        """Data-parallel trials ask Tune for almost nothing: without a limit all would start, and none get workers."""
         search = QueueSearcher(FakeDriver(), slots=1, ahead=False)
         assert search.suggest("a") == {"number": 0}
         assert search.suggest("b") is None
@@ -366,7 +369,7 @@ class TestNoRoom:
 
 
 class TestWhatAListenerRaised:
-    """Tune turns whatever its searcher and callbacks raise into an error of its own, text and all."""
+    """Tests that errors of callbacks are found again: Tune turns them into an error of its own, with only the text."""
 
     @staticmethod
     def wrapped(raiser: Callable[[], None]) -> tune.TuneError:

@@ -1,4 +1,4 @@
-"""Stored files are read with suspicion: whatever lies there, the answer is a value of the form or one line."""
+"""Tests that stored files are read with suspicion: any content gives a value of the form or a one-line error."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
 def test_what_is_too_large_is_not_read(tmp_path: Path) -> None:
     file = tmp_path / "large.json"
     with file.open("wb") as opened:
-        opened.truncate(2**36)  # sparse
+        opened.truncate(2**36)  # a sparse file
     with pytest.raises(DamagedError, match="larger than 1,000 bytes"):
         read_json(file, NUMBERS, most=1000)
     assert read_words(file, most=10) == "\0" * 10

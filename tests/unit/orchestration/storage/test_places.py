@@ -1,4 +1,4 @@
-"""A home on a full disk, at a place that cannot be written, or moved elsewhere; on real mounts, where allowed."""
+"""Tests a workspace on a full disk, on a read-only place, or moved; on real mounts where these are allowed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mount(*words: str) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, of 4 MB."""
+    """Mount a separate disk of 4 MB."""
     place = tmp_path / "disk"
     place.mkdir()
     mount("-t", "tmpfs", "-o", "size=4m", "none", str(place))
@@ -53,7 +53,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def read_only(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
-    """Shows a folder at a second place, where it cannot be written."""
+    """Return a function that shows a folder at a second place, where it cannot be written."""
     place = tmp_path / "read-only"
     place.mkdir()
     mounted = []
@@ -70,7 +70,7 @@ def read_only(tmp_path: Path) -> Iterator[Callable[[Path], Path]]:
 
 
 def fill(disk: Path, left: int = 4096) -> Path:
-    """Take all room but this many bytes."""
+    """Use up all free space except for this many bytes."""
     free = os.statvfs(disk)
     file = disk / "filler"
     file.write_bytes(bytes(free.f_bavail * free.f_frsize - left))
@@ -93,7 +93,7 @@ def config(spec: StudySpec) -> RunConfig:
 
 @pytest.fixture
 def finished(spec: StudySpec, config: RunConfig, tmp_path: Path) -> Workspace:
-    """A home with a sweep of one run, done."""
+    """Make a workspace with a finished sweep of one run."""
     workspace = Workspace(tmp_path / "home")
     ledger = Ledger(workspace.ledger)
     register(ledger, "s", spec, 0)

@@ -1,4 +1,4 @@
-"""Storage that nodes share: a folder, URLs of several kinds, an S3 server of our own; what is lost, and what is not."""
+"""Tests storage that nodes share: a folder, URLs of several kinds, a local S3 server; and what a failure loses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Run = Callable[[dict[str, Any]], RunConfig]
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """The URL of a bucket on a server of this machine."""
+    """Return the URL of a bucket on a server of this machine."""
     with s3_server() as url:
         yield url
 
@@ -142,12 +142,15 @@ def test_a_node_s_folder_is_this_user_s_alone(tmp_path: Path, monkeypatch: pytes
         node_folder("s3://bucket/a")
 
 
-# --- cells and sets over several nodes -------------------------------------------------------------------------------
+# --- runs and sets over several nodes --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Workspace]:
-    """`node("a", place)`: the home of a worker on node a, which shares nothing with the others but the storage."""
+    """Return `node("a", place)`, which makes the workspace of a worker on node a.
+
+    A node shares nothing with the others but the storage.
+    """
 
     def of(name: str, place: str) -> Workspace:
         (tmp_path / f"node {name}").mkdir(exist_ok=True)
@@ -222,7 +225,7 @@ def test_what_was_there_before_is_kept_by_the_storage(storage: Storage, tmp_path
 @pytest.mark.slow
 @pytest.mark.apart
 def test_two_that_train_the_same_cell_leave_what_one_would(s3: str, tmp_path: Path) -> None:
-    """Two sweeps over an object store, where nobody locks: each writes whole files, and the same ones."""
+    """Two sweeps use an object store, where nothing is locked: each writes complete files, and the same ones."""
     place = s3.replace("/runs?", f"/{tmp_path.name}?")
     brief = {"data.limit": 200, "corruption.data": "urp", "train.epochs": 4, "defense.warmup_epochs": 2}
     config = build("demo", brief)
@@ -252,7 +255,7 @@ def test_two_that_train_the_same_cell_leave_what_one_would(s3: str, tmp_path: Pa
 
 
 def there(config: RunConfig, store: Store) -> bool:
-    """Whether the store holds everything that `corrupted_set` would read."""
+    """Return whether the store holds everything that `corrupted_set` would read."""
     images, labels = stored_parts([config])[0]
     return (images is None or images in store) and labels in store
 
@@ -336,7 +339,7 @@ def test_a_node_s_crafting_is_followed_from_the_driver(
 def test_half_a_set_on_the_storage_is_none(
     tmp_path: Path, node: Callable[[str, str], Workspace], configure: Run
 ) -> None:
-    """A node that died while it sent one: the manifest, which makes it whole, goes last."""
+    """A node died while it sent a set: the manifest, which completes the set, is sent last."""
     from erat.corruption import pipeline
 
     config, place = configure({"corruption.data": "urp"}), str(tmp_path / "shared")

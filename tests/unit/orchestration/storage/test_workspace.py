@@ -1,4 +1,4 @@
-"""ERAT_HOME: what it may be, and what must not lie in it."""
+"""Tests ERAT_HOME: which values are allowed, and what must not be in the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of keys: what --show-config prints, --config reads back; words win over the file, the file over the preset."""
+"""Tests files of keys: --config reads what --show-config prints; words override the file, the file the preset."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_values_are_read_as_words_are(write: Any) -> None:
 
 
 def test_what_the_preset_says_anyway_is_no_override(write: Any) -> None:
-    """Else a whole configuration would carry its defense's settings into the baselines of a study."""
+    """Otherwise a whole configuration would carry its defense's settings into the baselines of a study."""
     assert asked([], write(as_yaml(build("demo").flat())), None).overrides == {}
     changed = build("paper", {"data.name": "cifar100", "train.lr": 0.2})
     assert asked([], write(as_yaml(changed.flat())), None).overrides == {"data.name": "cifar100", "train.lr": 0.2}

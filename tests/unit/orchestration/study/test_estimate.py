@@ -1,4 +1,4 @@
-"""How long a run will take: from runs of its sort, or from a few steps on this machine."""
+"""Tests the estimate of a run's time: from earlier runs of the same kind, or from a few steps on this machine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _calibration_says_1000(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ran(config: RunConfig, workspace: Workspace, *epoch_seconds: float, device: str | None = "cpu") -> None:
-    """A run in the ledger, whose epochs took so long; of none it never ended."""
+    """Add a run with these seconds per epoch to the ledger; without any, the run never ended."""
     ledger, cell = Ledger(workspace.ledger), config.digest()
     if "a" not in ledger.studies:
         spec = StudySpec.listing("a", "", [{}], "demo", {})
@@ -124,7 +124,7 @@ class TestFromHistory:
 
 
 class TestDevices:
-    """What ran on a GPU says nothing of a CPU, nor one GPU of another."""
+    """Tests that runs on a GPU say nothing about a CPU, and runs on one GPU nothing about another."""
 
     GPU: ClassVar = {"resources.gpu": 1}
 
@@ -211,7 +211,7 @@ class TestCalibration:
 
 
 def test_work_tells_long_runs_from_short_ones(make_config: Make) -> None:
-    """By counted operations: ERAT makes 23 and 24 passes where CE makes 3; the first layer's differ a little."""
+    """By counted operations ERAT makes 23 and 24 passes where CE makes 3; those of the first layer differ a little."""
     ce, erat, at = (estimate.work(make_config({"defense.name": name})) for name in ("ce", "erat", "at"))
     assert ce < at < erat
     assert erat / ce == pytest.approx((23 + 24) / 3, rel=0.15)

@@ -1,4 +1,4 @@
-"""Grids as cells, and finished cells as the paper's tables."""
+"""Tests grids as lists of runs, and finished runs as the paper's tables."""
 
 from __future__ import annotations
 

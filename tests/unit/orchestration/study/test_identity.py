@@ -1,4 +1,4 @@
-"""What a study's name means where images are one's own, and what was made before runs knew their images."""
+"""Tests what a study's name means for a user's own images, and records from before runs had fingerprints of images."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def study(workspace: Workspace, root: Path | str, baselines: list[dict[str, Any]
 
 
 def finish(ledger: Ledger, made: StudySpec, numbers: tuple[int, ...]) -> None:
-    """As if these runs of sweep "s" were done."""
+    """Record these runs of sweep "s" as done."""
     for number in numbers:
         params = made.runs[number]
         cell = made.config(params).digest()
@@ -201,7 +201,7 @@ def test_images_of_before_are_marked(workspace: Workspace, old: Ledger, tmp_path
 
 
 def test_runs_of_before_are_not_reused(workspace: Workspace, old: Ledger, tmp_path: Path) -> None:
-    """Whether the images are known now or not."""
+    """This holds whether the images are known now or not."""
     [run] = old.studies["mine"].proposals.values()
     made = spec_of(old, "mine")
     assert old.outcome(made.config(run.params).digest()) is None
@@ -216,7 +216,7 @@ def test_runs_of_before_are_not_reused(workspace: Workspace, old: Ledger, tmp_pa
 
 
 def test_a_study_begun_without_the_command_looks_at_its_images_too(workspace: Workspace, tmp_path: Path) -> None:
-    """A fingerprint that is given, of other images, must not bring up their figures."""
+    """A given fingerprint of other images must not bring up the figures of those images."""
     from orchestration.search.launch import run_study
 
     made = study(workspace, arrays(tmp_path / "a.npz"))

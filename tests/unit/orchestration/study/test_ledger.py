@@ -1,4 +1,4 @@
-"""The ledger: what is on disk counts, whoever wrote it, and nothing that a crash tore."""
+"""Tests the ledger: every record on disk counts, whoever wrote it, except for those that a crash left incomplete."""
 
 from __future__ import annotations
 

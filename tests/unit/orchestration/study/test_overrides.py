@@ -1,4 +1,4 @@
-"""KEY=VALUE words: what each type of key makes of a text; `shown`, which puts input into messages."""
+"""Tests KEY=VALUE words: how each type of key reads a text; and `shown`, which puts input into messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from orchestration.study.overrides import parse_overrides
         ("data.flip=yes", True),
         ("data.flip=off", False),
         ("data.flip=none", None),
-        ("defense.squeeze=none", "none"),  # a word of its own, not "no value"
+        ("defense.squeeze=none", "none"),  # the name of an option, not "no value"
         ("corruption.data=[up]", "[up]"),
         ("corruption.data={}", "{}"),
         ("corruption.rate=0.4", 0.4),

@@ -1,4 +1,4 @@
-"""Whole numbers, choices and conditions of a search space: what may be tried, and one line for what may not."""
+"""Tests integers, choices and conditions of a search space: what may be tried, and one-line errors for the rest."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TestKinds:
             assert (THRESHOLD in example) == (example[SELECTOR] == "mixture")
 
     def test_a_range_of_numbers_keeps_the_form_of_before(self) -> None:
-        """The names of studies hold a digest of it."""
+        """The names of studies contain a digest of it."""
         kept = space({ETA: {"low": 0, "high": 1, "type": "float"}}).model_dump(mode="json")["parameters"]
         assert kept == {ETA: {"low": 0.0, "high": 1.0, "log": False, "unit": None}}
 
@@ -78,7 +78,7 @@ class TestConditions:
         assert made.active(ETA, {"defense.name": "erat", SELECTOR: "rebalance"})
         assert not made.active(ETA, {"defense.name": "erat", SELECTOR: "mixture"})
         assert not made.active(ETA, {"defense.name": "ce"})
-        spec = StudySpec(made, "demo", {"defense.lambda_u": 5})  # ce lacks the keys that are searched for erat alone
+        spec = StudySpec(made, "demo", {"defense.lambda_u": 5})  # ce lacks the keys that are searched only for erat
         assert spec.config({"defense.name": "ce"}).defense.name == "ce"
 
     def test_a_key_that_a_defense_lacks_needs_a_condition(self) -> None:

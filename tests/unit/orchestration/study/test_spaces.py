@@ -1,4 +1,4 @@
-"""Search spaces: the shipped ones say what the paper says, and a bad file is refused in one line."""
+"""Tests search spaces: the shipped ones agree with the paper, and a bad file is refused in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAIRS = [(1, 0.1), (2, 0.2), (4, 0.3), (6, 0.4), (8, 0.5), (12, 0.6), (16, 0.7),
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """A good space's YAML, changed; None drops a key."""
+    """Return the YAML of a good space with changes; None drops a key."""
     good = {
         "name": "mine",
         "about": "a test",
@@ -30,7 +30,7 @@ def content(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_list_of_runs_searches_nothing() -> None:
-    """Its columns are the keys that the runs set, in the order in which they turn up."""
+    """Its columns are the keys that the runs set, in the order in which they first occur."""
     runs = [{"defense.name": "ce"}, {"defense.name": "erat", "train.seed": 1}]
     space = parse_space(content(parameters=None, points=None, baselines=runs, proposals=0), "here")
     assert space.columns == ["defense.name", "train.seed"]
@@ -39,7 +39,7 @@ def test_a_list_of_runs_searches_nothing() -> None:
 
 
 def refusal(text: str, folder: Path) -> str:
-    """What is said of a file that holds this text."""
+    """Return the error message for a file that holds this text."""
     path = folder / "mine.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -75,7 +75,7 @@ class TestShipped:
         ]
 
     def test_budgets_follow_what_is_customary_for_mnist(self) -> None:
-        """8/255 and 0.5 are the reference pair, for which MNIST has 0.1 and 1.0."""
+        """In place of the reference pair 8/255 and 0.5, MNIST has 0.1 and 1.0."""
         points = load_space("budgets").scaled_points("mnist")
         assert points[4] == {INF: 0.1, TWO: 1.0}
         for point, (k, l2) in zip(points, PAIRS, strict=True):
@@ -132,7 +132,7 @@ class TestReading:
 
 
 class TestRefusals:
-    """One line each, with what is wrong, where, and what is allowed."""
+    """Tests that each error is one line, with what is wrong, where, and what is allowed."""
 
     @pytest.mark.parametrize(
         ("changes", "words"),

@@ -1,4 +1,4 @@
-"""A trial: what is shown of it follows from its result, and what changes is a new one."""
+"""Tests a trial: what is shown of it follows from its result, and a change makes a new trial."""
 
 from __future__ import annotations
 

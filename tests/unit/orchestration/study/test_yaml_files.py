@@ -1,4 +1,4 @@
-"""YAML files that a person gives: bounds, encodings, keys given twice."""
+"""Tests YAML files from users: size limits, encodings, repeated keys."""
 
 from __future__ import annotations
 

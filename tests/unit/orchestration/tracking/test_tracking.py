@@ -1,4 +1,4 @@
-"""Tracking on real SQLite stores: names, parents and children, replays, failing servers."""
+"""Tests tracking on real SQLite stores: names, parents and children, repeated calls, failing servers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _no_foreign_store(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    # Characters that URIs are particular about.
+    # Characters that have a meaning in URIs.
     return Workspace(tmp_path_factory.mktemp("home") / "with space & é #1 50%")
 
 
@@ -69,7 +69,7 @@ def tracker(workspace: Workspace) -> Tracker:
 
 @pytest.fixture
 def sweep(request: pytest.FixtureRequest) -> str:
-    """A sweep of its own for each test, since they share a store."""
+    """Return a separate sweep name for each test, since the tests share a store."""
     return str(request.node.name)
 
 
@@ -88,7 +88,7 @@ def begin(tracker: Tracker, sweep: str, cell: str = "cell", **changes: Any) -> s
 
 
 class Faulty:
-    """A client whose server is away while `error` is set; remembers the order of what arrived."""
+    """A client whose server is unreachable while `error` is set; it records the order of what arrived."""
 
     def __init__(self, client: Any, writes: tuple[str, ...] = ("log_batch", "create_run", "set_terminated")) -> None:
         self.client, self.writes = client, writes
@@ -170,13 +170,13 @@ def free_port() -> int:
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, workspace: Workspace, uri: str | None = None) -> str:
-    """The one line with which a store is refused, within ten seconds."""
+    """Return the one line with which a store is refused, within ten seconds."""
     if uri is not None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     begun = time.monotonic()
     with pytest.raises(UserError) as caught:
         Tracker.open(workspace)
-    assert time.monotonic() - begun < 15  # eight, and a busy machine
+    assert time.monotonic() - begun < 15  # it takes eight seconds; the rest is for a busy machine
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -204,7 +204,7 @@ def test_unusable_addresses(uri: str, workspace: Workspace, monkeypatch: pytest.
 
 
 def test_a_full_disk_is_named_and_leaves_no_half_made_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left behind, the half-made file would be refused the next time, when there is room again."""
+    """If the half-made file were left behind, it would be refused the next time, when there is room again."""
     workspace = Workspace(tmp_path)
 
     def fill(client: Any, artifacts: Any) -> str:
@@ -265,7 +265,7 @@ def test_run_names() -> None:
     assert run_name({"defense.name": "ce", "corruption.data": "none"}) == "ce clean seed=0"
     assert run_name({"defense.name": "ce", "corruption.data": "up", "train.seed": 1}) == "ce up seed=1"
     assert run_name({"defense.name": "erat", "defense.epsilon_inf": 8 / 255}) == "erat clean eps_inf=0.03137 seed=0"
-    # An ablation must not pass for the whole method, whose other settings it shares.
+    # An ablation must not pass for the whole method, with which it shares all other settings.
     assert run_name({"defense.name": "erat", "defense.adversarial": False}) == "ERAT w/o AT clean seed=0"
 
 
@@ -307,7 +307,7 @@ def test_reopening_makes_no_second_run(tracker: Tracker, workspace: Workspace, s
     run_id = begin(tracker, sweep)
     tracker.finish(run_id, "failed", {}, error="boom")
     later = Tracker.open(workspace)
-    # The same cell elsewhere: a param cannot change, and a new one is added.
+    # The same run elsewhere: a param cannot change, and a new one is added.
     assert begin(later, sweep, **{"data.root": "/elsewhere", "new.key": 1}) == run_id
     run = later._client.get_run(run_id)
     assert (run.info.status, run.data.tags["status"]) == ("RUNNING", "running")
@@ -354,7 +354,7 @@ def test_every_finite_number_of_an_epoch_is_logged(tracker: Tracker, sweep: str)
 
 
 def test_a_name_that_mlflow_would_refuse_costs_no_epoch(tracker: Tracker, sweep: str) -> None:
-    """One metric with a bad name and MLflow refuses all that come with it."""
+    """If one metric has a bad name, MLflow refuses all metrics that are sent with it."""
     run_id = begin(tracker, sweep)
     names = ["", ".", "..", "../up", "/", "a//b", "a/../b", "a/./b", "/root", "x" * 300, "y" * 244 + "/", "ä ö-ü.1"]
     row = {"val_accuracy": 0.5, "loss_terms": dict.fromkeys(names, 1.0), "numbers": dict.fromkeys(names, 2.0)}
@@ -414,7 +414,10 @@ def test_artifacts_lie_in_the_home(tracker: Tracker, workspace: Workspace, sweep
 
 @pytest.fixture
 def moved(tracker: Tracker, workspace: Workspace, sweep: str, tmp_path: Path) -> Iterator[tuple[Workspace, str]]:
-    """A copy of the home at another place, and the id of a run in it with an artifact; the old place is a trap."""
+    """Return a copy of the workspace at another place, and the id of a run in it with an artifact.
+
+    Afterwards it is checked that nothing was written into the old place.
+    """
     (tmp_path / "table.csv").write_text("a,b")
     (tmp_path / "files").mkdir()
     os.replace(tmp_path / "table.csv", tmp_path / "files" / "table.csv")
@@ -474,7 +477,7 @@ def test_a_home_that_cannot_be_written_is_served_from_a_copy(
     started: dict[str, Any] = {}
 
     class Server:
-        """Stands for the process."""
+        """A stand-in for the server process."""
 
     def start(uri: str, artifacts: Path, log: Path, host: str, port: int) -> Server:
         from mlflow import MlflowClient
@@ -500,7 +503,7 @@ def test_a_home_that_cannot_be_written_is_served_from_a_copy(
 
 
 def test_what_waits_is_sent_after_a_move(tracker: Tracker, workspace: Workspace, sweep: str, tmp_path: Path) -> None:
-    """An earlier version wrote the whole path of an artifact; this one writes it from the home on."""
+    """An earlier version stored the whole path of an artifact; this one stores it relative to the workspace."""
     old, new = Workspace(tmp_path / "old"), Workspace(tmp_path / "new")
     artifacts = old.run_directory("c") / "artifacts"
     artifacts.mkdir(parents=True)
@@ -591,7 +594,7 @@ def test_entries_wait_and_arrive_in_order_once(
         tracker.log_epoch(run_id, {"val_accuracy": epoch / 10}, epoch)
     tracker.finish(run_id, "done", {"final_test_accuracy": 0.5})
     assert tracker.flush() == 5
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]  # one for the whole outage
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]  # a single warning for the whole outage
     client.error = None
     client.arrived.clear()
     assert tracker.flush() == 0
@@ -616,7 +619,7 @@ def test_runs_begun_while_the_server_is_away(faulty: tuple[Tracker, Faulty], swe
 
 
 def test_what_waits_outlives_its_process(tracker: Tracker, workspace: Workspace, sweep: str, tmp_path: Path) -> None:
-    """The server away, then the driver killed: the next one sends it all, in order, once."""
+    """The server was unreachable, then the driver was killed: the next driver sends everything, in order, once."""
     folder = workspace.root / "outbox"
     away = Faulty(tracker._client)
     killed = Tracker(away, tracker.uri, tracker.experiment_id, Spool(folder, "a server"))  # type: ignore[arg-type]
@@ -640,7 +643,7 @@ def test_what_waits_outlives_its_process(tracker: Tracker, workspace: Workspace,
     assert spooled.exists(), "its process lives"
     killed._outbox._spool._lock.release()  # type: ignore[union-attr]  # as the kernel does for a killed process
     with spooled.open("a") as file:
-        file.write('["_send_epoch", ["')  # torn
+        file.write('["_send_epoch", ["')  # an incomplete line
     assert another("another server")._outbox.flush() == 0
     assert spooled.exists(), "what waits for one server is not sent to another"
     for _ in range(2):
@@ -698,7 +701,7 @@ def test_a_hanging_server_is_not_asked_at_every_call(
 ) -> None:
     tracker, client = faulty
     run_id = begin(tracker, sweep)
-    clock = iter(range(0, 1000, 8))  # every look at the clock finds eight seconds gone
+    clock = iter(range(0, 1000, 8))  # eight seconds pass between any two looks at the clock
     monkeypatch.setattr("orchestration.tracking.outbox.time.monotonic", lambda: next(clock))
     client.error = ConnectionError("timed out")
     for epoch in range(1, 11):
@@ -709,7 +712,7 @@ def test_a_hanging_server_is_not_asked_at_every_call(
 def test_a_server_that_is_back_a_moment_after_a_call_failed_has_refused_nothing(
     faulty: tuple[Tracker, Faulty], sweep: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long it was away: the call is made again, not given up."""
+    """This holds however long the server was away: the call is repeated, not given up."""
     tracker, client = faulty
     run_id = begin(tracker, sweep)
     client.error = ConnectionError("away")
@@ -737,7 +740,7 @@ def test_what_is_refused_for_good_does_not_block_the_rest(
     tracker: Tracker, sweep: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     gone, stays = begin(tracker, sweep, "gone"), begin(tracker, sweep, "stays")
-    tracker._client.delete_run(gone)  # by hand, on MLflow's page
+    tracker._client.delete_run(gone)  # deleted by hand on MLflow's page
     for epoch in (1, 2, 3):
         tracker.log_epoch(gone, {"val_accuracy": 0.1}, epoch)
     tracker.log_epoch(stays, {"val_accuracy": 0.1}, 1)
