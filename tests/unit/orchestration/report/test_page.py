@@ -26,6 +26,7 @@ from orchestration.report.errata import RECONSTRUCTION, Footnotes
 from orchestration.report.render.latex import escape, latex
 from orchestration.report.sections import groups_of
 from orchestration.report.table import Table
+from orchestration.run.directory import RunDirectory
 from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification
 from orchestration.study.spaces import load_space
@@ -189,10 +190,12 @@ def test_a_drill_down_of_epochs_that_lack_terms_and_numbers(tmp_path: Path) -> N
         {"loss_terms": {"labelled": 1.5, "gone": None}, "numbers": {"rate": float("inf")}},
     ]
     row = run("erat", "up", 0.5)
+    directory = RunDirectory(Workspace(tmp_path), row.cell)
+    directory.path.mkdir(parents=True)
     for extra in (more, [{}, {}], [{"loss_terms": {}, "numbers": {}}] * 2):
         lines = [json.dumps({"epoch": number + 1} | base | entry) for number, entry in enumerate(extra)]
-        (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-        content = detail_of(row, tmp_path, {}, "", Pool())
+        (directory.path / "metrics.jsonl").write_text("\n".join(lines))
+        content = detail_of(row, directory, "", Pool())
         assert content["curves"][2] == [0.5, 0.5]
         if extra is not more:
             assert "terms" not in content and "numbers" not in content
