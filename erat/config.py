@@ -353,7 +353,7 @@ def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
 def known_keys(defense: str) -> tuple[str, ...]:
     """Return all dotted keys of a configuration with this defense or variant, and with any data corruption."""
     corruption = list(CorruptionOptions().model_dump())
-    corruption += [key for kind in CORRUPTIONS.names() for key in corruption_options(kind).own_keys()]
+    corruption += [key for keys in CORRUPTIONS.each(lambda kind: corruption_options(kind).own_keys()) for key in keys]
     sections: dict[str, Iterable[str]] = {name: _fields(name) for name in RunConfig.model_fields}
     sections["corruption"] = dict.fromkeys(corruption)
     sections["defense"] = fields_of(DEFENSES.options(registered(defense)))
@@ -362,7 +362,7 @@ def known_keys(defense: str) -> tuple[str, ...]:
 
 def all_keys() -> list[str]:
     """Return the dotted keys that a configuration with any of the defenses can have, sorted."""
-    return sorted({key for defense in DEFENSES.names() for key in known_keys(defense)})
+    return sorted({key for keys in DEFENSES.each(known_keys) for key in keys})
 
 
 def has_key(key: str, defense: str) -> bool:
@@ -384,9 +384,12 @@ def field_of(key: str, defense: str, corruption: str = "none") -> FieldInfo | No
         return corruption_field(name, corruption)
     if section != "defense":
         return _fields(section).get(name)
-    mine = [registered(defense)] if defense in defense_names() else []
-    fields = (fields_of(DEFENSES.options(one)).get(name) for one in [*mine, *DEFENSES.by_weight()])
-    return next((field for field in fields if field is not None), None)
+
+    def read(one: str) -> FieldInfo | None:
+        return fields_of(DEFENSES.options(one)).get(name)
+
+    mine = read(registered(defense)) if defense in defense_names() else None
+    return mine if mine is not None else next((field for field in DEFENSES.each(read) if field is not None), None)
 
 
 def _fields(section: str) -> Mapping[str, FieldInfo]:
@@ -396,14 +399,25 @@ def _fields(section: str) -> Mapping[str, FieldInfo]:
     return fields_of(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
 
 
-def load_config(path: Path) -> RunConfig:
-    """Read a configuration that `model_dump_json` wrote."""
-    return RunConfig.model_validate_json(path.read_text())
+def load_config(path: str | Path) -> RunConfig:
+    """Read a configuration that `model_dump_json` wrote, such as `config.json` of a run.
+
+    Raises:
+        UserError: the file cannot be read, or holds no configuration.
+    """
+    try:
+        return RunConfig.model_validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{shown(str(path), 300)} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise UserError(f"{shown(str(path), 300)} holds no configuration: {first_error(error)}") from error
 
 
 def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Fill the keys whose default follows from the data set or the corruption."""
     values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in raw.items()}
+    if not all(isinstance(values.get(part, {}), dict) for part in ("data", "corruption")):
+        return values  # the model says what is wrong
     facts = DATASETS.facts(str(values.get("data", {}).get("name", "cifar10")))
     data, corruption, defense = (values.setdefault(part, {}) for part in ("data", "corruption", "defense"))
     if data.get("flip") is None:

@@ -69,7 +69,7 @@ def corruption_field(key: str, kind: str = "none") -> FieldInfo | None:
     mine = fields_of(CORRUPTIONS.known(kind).Options if kind in CORRUPTIONS else CorruptionOptions).get(key)
     if mine is not None:
         return mine
-    others = (fields_of(CORRUPTIONS.known(one).Options).get(key) for one in CORRUPTIONS.by_weight())
+    others = CORRUPTIONS.each(lambda one: fields_of(CORRUPTIONS.known(one).Options).get(key))
     return next((field for field in others if field is not None), None)
 
 

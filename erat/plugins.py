@@ -20,7 +20,8 @@ GROUP = "erat.plugins"
 
 _lock = threading.RLock()
 _waiting: list[tuple[str, Callable[[], object]]] = []
-_found, _loading = False, False
+_found = False
+_loading: int | None = None  # the thread that loads plugins
 faults: list[str] = []  # one line for each plugin that failed
 
 
@@ -28,20 +29,21 @@ def load() -> None:
     """Load the installed plugins and the loaders given to `expect` that have not been loaded yet."""
     global _found, _loading
     with _lock:
-        if _loading:  # a plugin looked up a name while it registered its parts
+        if _loading is not None:  # a plugin looked up a name while it registered its parts
             return
-        _loading = True
+        _loading = threading.get_ident()
         try:
             if not _found:
                 from importlib.metadata import entry_points  # imported here because it loads slowly
 
                 _found = True
-                for point in entry_points(group=GROUP):
-                    _waiting.append((f"plugin {point.name} ({point.value})", partial(_enter, point)))
+                points = entry_points(group=GROUP)
+                # Before what `expect` was given: a part that a program sends replaces the one that is installed.
+                _waiting[:0] = [(f"plugin {one.name} ({one.value})", partial(_enter, one)) for one in points]
             while _waiting:
                 _attempt(*_waiting.pop(0))
         finally:
-            _loading = False
+            _loading = None
 
 
 def expect(origin: str, loader: Callable[[], object]) -> None:
@@ -56,8 +58,8 @@ def expect(origin: str, loader: Callable[[], object]) -> None:
 
 
 def loading() -> bool:
-    """Return whether a plugin is being loaded; every process that loads it gets the parts that it registers."""
-    return _loading
+    """Return whether this thread is loading a plugin, whose parts every process finds by itself."""
+    return _loading == threading.get_ident()
 
 
 def _enter(point: EntryPoint) -> None:
@@ -69,7 +71,7 @@ def _enter(point: EntryPoint) -> None:
 def _attempt(origin: str, loader: Callable[[], object]) -> None:
     try:
         loader()
-    except Exception as error:  # code of other packages may raise any error
+    except (Exception, SystemExit) as error:  # code of other packages may raise any error, or try to end the program
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         faults.append(f"the {origin} could not be loaded ({reason})")
         warnings.warn(f"{faults[-1]}; its parts are missing", stacklevel=2)

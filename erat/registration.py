@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 from erat import plugins
 from erat.config import known_keys
 from erat.errors import UserError, shown
+from erat.options import DefenseOptions
 from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES, BackboneBuilder, Registry
 from erat.variants import VARIANTS
 
@@ -46,7 +47,7 @@ def register_defense(name: str, part: Any = None, *, known: str | None = None, r
         part: the class, or "module:attribute"; None: a decorator is returned.
         known: for a part given as "module:attribute", the place of its `Options` in the same form, so that a program
             that only reads configurations need load neither the part nor torch.
-        replace: replace an existing part of this name, for instance when a notebook cell is run again.
+        replace: replace a part of yours with this name, for instance when a notebook cell is run again.
 
     Returns:
         The part as it was given, or the decorator.
@@ -106,7 +107,7 @@ def register_backbone(name: str, part: Any = None, *, replace: bool = False) -> 
 def temporary_registrations() -> Iterator[None]:
     """Undo, at the end of a `with` block, all registrations made in it; for tests."""
     plugins.load()  # plugins loaded inside the block would lose their parts at its end and never be loaded again
-    tables = ("_targets", "_places", "_loaded", "_added")
+    tables = ("_targets", "_places", "_loaded", "_asides", "_added")
     before = {one: {table: dict(getattr(one, table)) for table in tables} for one in REGISTRIES.values()}
     try:
         yield
@@ -134,6 +135,8 @@ def _register(
     def add(given: P) -> P:
         target = given if isinstance(given, str) else made(name, given)
         if replace and name in registry:
+            if name in registry.own:  # its name is in the identity of runs: another part must not pass for it
+                raise UserError(f"{registry.kind} {name!r} comes with erat and cannot be replaced; choose another name")
             registry.remove(name)
         registry.add(name, target, known)
         known_keys.cache_clear()
@@ -150,10 +153,9 @@ def _check_defense(name: str, part: Any) -> Any:
     if not (isinstance(part, type) and issubclass(part, Defense)):
         raise UserError(f"defense {name!r} must be a subclass of erat.Defense, got {shown(part)}")
     options = getattr(part, "Options", None)
-    if options is None:
-        raise UserError(
-            f"defense {name!r} must have Options, a subclass of erat.DefenseOptions; {part.__name__} has none"
-        )
+    if not (isinstance(options, type) and issubclass(options, DefenseOptions)):
+        got = "none" if options is None else shown(options)
+        raise UserError(f"defense {name!r} must have Options, a subclass of erat.DefenseOptions; got {got}")
     allowed = get_args(options.model_fields["name"].annotation)
     if allowed and name not in allowed:
         raise UserError(

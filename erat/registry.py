@@ -10,7 +10,8 @@ when a name is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from erat.options import DefenseOptions
 
 T = TypeVar("T")
+R = TypeVar("R")
+
+
+class BrokenPartError(UserError):
+    """A registered part, or the knowledge of it, cannot be imported."""
 
 
 class Registry(Generic[T]):
@@ -45,10 +51,12 @@ class Registry(Generic[T]):
         self._places: dict[str, str] = {}  # the places of the knowledge for which no part is loaded
         self._loaded: dict[str, T] = {}
         self._asides: dict[str, Any] = {}  # the objects at these places
-        self._added: dict[str, str | T] = {}  # without the parts of plugins, which every process finds by itself
+        # As given to `add`, without the parts of plugins, which every process finds by itself.
+        self._added: dict[str, tuple[str | T, str | None]] = {}
         for name, target in entries.items():
             self.add(name, *([target] if isinstance(target, str) else target))
         self._added.clear()
+        self.own = frozenset(self._targets)  # the names that come with the project
 
     def add(self, name: str, target: str | T, known: str | None = None) -> None:
         """Register a part.
@@ -72,17 +80,16 @@ class Registry(Generic[T]):
         if known is not None:
             self._places[name] = known
         if not plugins.loading():
-            self._added[name] = target
+            self._added[name] = target, known
 
     def remove(self, name: str) -> None:
         """Remove a registered part."""
         del self._targets[name]
-        self._places.pop(name, None)
-        self._loaded.pop(name, None)
-        self._added.pop(name, None)
+        for table in (self._places, self._loaded, self._asides, self._added):
+            table.pop(name, None)
 
-    def added(self) -> dict[str, str | T]:
-        """Return the parts that this program registered itself, as given to `add`; other processes do not have them."""
+    def added(self) -> dict[str, tuple[str | T, str | None]]:
+        """Return target and known of the parts that this program registered itself; other processes lack them."""
         return dict(self._added)
 
     def names(self) -> list[str]:
@@ -100,15 +107,26 @@ class Registry(Generic[T]):
 
         Raises:
             UserError: there is no such name; the message lists near matches.
+            BrokenPartError: the part cannot be imported.
         """
         self.require(name)
         if name not in self._loaded:
-            self._loaded[name] = _imported(self._targets[name])
+            self._loaded[name] = self._imported(name, self._targets[name])
         return self._loaded[name]
 
     def by_weight(self) -> list[str]:
         """Return all registered names, sorted, with the parts that must be loaded for knowledge of them at the end."""
         return sorted(self.names(), key=lambda name: name not in self._places and name not in self._loaded)
+
+    def each(self, read: Callable[[str], R]) -> Iterator[R]:
+        """Yield what `read` makes of each name in the order of `by_weight`; skip broken parts, with a warning each."""
+        for name in self.by_weight():
+            try:
+                found = read(name)
+            except BrokenPartError as error:
+                warnings.warn(f"{error}; it is left out", stacklevel=2)
+            else:
+                yield found
 
     def require(self, name: str) -> None:
         """Check that there is a part with this name, without loading it. Raises as `__getitem__`."""
@@ -125,13 +143,20 @@ class Registry(Generic[T]):
         if name not in self._places:
             return ask(self[name])
         if name not in self._asides:
-            self._asides[name] = _imported(self._places[name])
+            self._asides[name] = self._imported(name, self._places[name])
         return self._asides[name]
 
-
-def _imported(target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)
+    def _imported(self, name: str, target: str) -> Any:
+        module, _, attribute = target.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except Exception as error:  # code of other packages may raise any error
+            if name in self.own:
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise BrokenPartError(
+                f"{self.kind} {name!r}, registered as {target}, cannot be loaded ({reason})"
+            ) from error
 
 
 def _place(target: object) -> str:

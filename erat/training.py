@@ -74,13 +74,17 @@ def train(
         if sets is None:
             sets = Path(stack.enter_context(TemporaryDirectory(prefix="erat-")))
         if home is not None:
-            home.mkdir(parents=True, exist_ok=True)
+            try:
+                home.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"folder must be a folder that can be written, got {home}: {error.strerror}") from error
         run = Training(config, Store(sets / "crafted" if store is None else sets), folder=home, progress=progress)
         if home is not None:
             write_atomic(home / "config.json", config.model_dump_json(indent=2).encode())
         status = "done"
         for history, _ in run.epochs():
-            if on_epoch is not None and on_epoch(history) is False:
+            answer = None if on_epoch is None else on_epoch(history)
+            if answer is not None and not answer:
                 status = "stopped"
                 break
         if home is not None:

@@ -112,6 +112,8 @@ class Study:
         if (space is None) == (grid is None):
             raise UserError("a study needs a space or a grid: give one of the two")
         fill = home.fingerprints()
+        if any(isinstance(seed, bool) or not isinstance(seed, int) for seed in seeds) or len({*seeds}) < len(seeds):
+            raise UserError(f"seeds must be different whole numbers, got {shown(seeds)}")
         if grid is not None:
             if trials is not None:
                 raise UserError(f"trials are of a search, which a grid has none of; got {trials}")
@@ -120,9 +122,12 @@ class Study:
             return cls(name or _default_name(spec, plain and preset == "demo"), spec, 0, home)
         if only or skip or tuple(seeds) != (0,):
             raise UserError("seeds, only and skip choose points of a grid; a space has none: set train.seed")
-        if trials is not None and not (isinstance(trials, int) and 1 <= trials <= MOST_TRIALS):
-            raise UserError(f"trials must be a whole number in [1, {MOST_TRIALS}], got {shown(trials)}")
+        _check_count("trials", trials)
         spec = StudySpec(_space(space), preset, given, fill)
+        if trials is not None and spec.search is None:
+            raise UserError(
+                f"trials are of a search, which {spec.space.name}, a list of runs, has none of; got {trials}"
+            )
         plain = not given and preset == "demo" and space == spec.space.name
         return cls(
             name or _default_name(spec, plain), spec, trials or len(spec.space.points) + spec.space.proposals, home
@@ -149,6 +154,7 @@ class Study:
         # Imported here because Ray loads slowly, and a caller who only looks at results does not need it.
         from orchestration.search.launch import run_study
 
+        _check_count("at_most", at_most)
         ledger = self._reopen()
         check_name_is_free(ledger, self.name, self.spec)
         self.end = run_study(
@@ -158,6 +164,7 @@ class Study:
 
     def retry(self, address: str | None = None, *, at_most: int | None = None) -> Study:
         """Run the failed trials again, and those still to do; arguments, result and errors are those of `run`."""
+        _check_count("at_most", at_most)
         ledger = self._reopen()
         proposals = ledger.studies[self.name].proposals.values() if self.begun else ()
         for proposal in list(proposals):
@@ -226,7 +233,7 @@ class Study:
         """
         from orchestration.report.document import write_report
 
-        return write_report(self.workspace, self.name, format, path, what=what)
+        return write_report(self.workspace, self.name, format, path, ledger=self._ledger(), what=what)
 
     def _ledger(self) -> Ledger:
         """Return the ledger with its present records."""
@@ -274,6 +281,12 @@ def check_name(name: str, what: str = "name") -> str:
     if not name or len(name) > 100 or not all(char.isalnum() or char in "-_." for char in name) or name[0] in ".-":
         raise UserError(f"{what} must be letters, digits, '-', '_' and '.', at most 100, got {shown(name)}")
     return name
+
+
+def _check_count(name: str, value: int | None) -> None:
+    """Raise a `UserError` if a number of trials that was given cannot be one."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_TRIALS):
+        raise UserError(f"{name} must be a whole number in [1, {MOST_TRIALS}], got {shown(value)}")
 
 
 def _default_name(spec: StudySpec, plain: bool) -> str:

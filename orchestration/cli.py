@@ -46,6 +46,7 @@ Overrides = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
+        callback=_given,
         help="values to start from: demo (minutes on a laptop), paper or official",
         show_default="demo",
         autocompletion=completion.presets,

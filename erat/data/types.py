@@ -48,10 +48,12 @@ class ImageSet:
 
     @property
     def num_classes(self) -> int:
+        """Return the number of classes, K."""
         return len(self.class_names)
 
     @property
     def channels(self) -> int:
+        """Return the number of channels of an image, C."""
         return int(self.images.shape[1])
 
     @property

@@ -13,6 +13,7 @@ from functools import partial
 import cloudpickle
 
 from erat import plugins
+from erat.config import known_keys
 from erat.errors import UserError
 from erat.registration import REGISTRIES
 
@@ -45,6 +46,9 @@ def expect(packed: Packed) -> None:
 
 
 def _adopt(kind: str, name: str, content: bytes) -> None:
-    part = pickle.loads(content)  # may import the module that registers the part, hence the test below
-    if name not in REGISTRIES[kind]:
-        REGISTRIES[kind].add(name, part)
+    part, known = pickle.loads(content)  # may import the module that registers the part
+    registry = REGISTRIES[kind]
+    if name in registry:
+        registry.remove(name)
+    registry.add(name, part, known)
+    known_keys.cache_clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import getdoc
 from types import NoneType
@@ -16,7 +16,7 @@ from erat.config import RunConfig, build, field_of, known_keys, unknown_key
 from erat.defaults import corruption_options
 from erat.errors import unknown_name
 from erat.presets import PRESETS
-from erat.registry import CORRUPTIONS, DEFENSES
+from erat.registry import CORRUPTIONS, DEFENSES, Registry
 from erat.variants import registered
 from orchestration.study.overrides import types_of, words_of
 
@@ -57,10 +57,11 @@ def entries(preset: str = "demo", defense: str | None = None) -> list[Entry]:
     if defense is not None:
         registered(defense)
     chosen = build(preset, {"defense.name": defense} if defense else {}, quiet=True)
-    defenses = [chosen.defense.name] if defense else _starting_with(chosen.defense.name, DEFENSES.names())
+    defenses = [chosen.defense.name] if defense else _starting_with(chosen.defense.name, _sound(DEFENSES, known_keys))
     of_defense = {name: build(preset, {"defense.name": name}, quiet=True).flat() for name in defenses}
     of_defense[chosen.defense.name] = chosen.flat()
-    of_corruption = {name: build(preset, {"corruption.data": name}, quiet=True).flat() for name in CORRUPTIONS.names()}
+    kinds = _sound(CORRUPTIONS, CORRUPTIONS.known)
+    of_corruption = {name: build(preset, {"corruption.data": name}, quiet=True).flat() for name in kinds}
     keys = dict.fromkeys(key for name in defenses for key in known_keys(name))
     sections = list(RunConfig.model_fields)
     found: list[Entry] = []
@@ -71,9 +72,9 @@ def entries(preset: str = "demo", defense: str | None = None) -> list[Entry]:
         if section == "defense" and name != "name":
             flats = {part: flat for part, flat in of_defense.items() if key in flat}
             fields, whole = {part: field_of(key, part) for part in flats}, len(defenses)
-        elif kinds := [kind for kind in of_corruption if key == f"corruption.{name}" and name in _own_keys(kind)]:
-            flats = {kind: of_corruption[kind] for kind in kinds}
-            fields = {kind: field_of(key, chosen.defense.name, kind) for kind in kinds}
+        elif owners := [kind for kind in of_corruption if key == f"corruption.{name}" and name in _own_keys(kind)]:
+            flats = {kind: of_corruption[kind] for kind in owners}
+            fields = {kind: field_of(key, chosen.defense.name, kind) for kind in owners}
             whole = 0
         found += _ways(key, flats, fields, whole)
     return found
@@ -94,6 +95,11 @@ def _ways(
         if field is not None:
             ways.setdefault(_entry(key, field, default), []).append(name)
     return [replace(way, parts=() if len(of) == whole else tuple(sorted(of))) for way, of in ways.items()]
+
+
+def _sound(registry: Registry[Any], read: Callable[[str], Any]) -> list[str]:
+    """Return the names of the parts whose knowledge can be read, sorted."""
+    return sorted(registry.each(lambda name: (read(name), name)[1]))
 
 
 def _starting_with(first: str, names: Sequence[str]) -> list[str]:

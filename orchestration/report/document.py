@@ -30,12 +30,21 @@ from orchestration.tracking.text import compare_hint
 SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
 
 
-def write_report(workspace: Workspace, name: str, form: str, out: str | Path | None, *, what: str = "--out") -> Path:
+def write_report(
+    workspace: Workspace,
+    name: str,
+    form: str,
+    out: str | Path | None,
+    *,
+    ledger: Ledger | None = None,
+    what: str = "--out",
+) -> Path:
     """Write the report of a study, and return the file.
 
     Args:
         form: html, csv, latex or md.
         out: the file to write; by default one in the study's report folder.
+        ledger: the ledger of the workspace, if the caller has read it.
         what: the option or argument that `out` came from, for messages.
 
     Raises:
@@ -43,7 +52,7 @@ def write_report(workspace: Workspace, name: str, form: str, out: str | Path | N
     """
     if form not in SUFFIXES:
         raise unknown_name("format", form, SUFFIXES)
-    ledger = Ledger(workspace.ledger)
+    ledger = ledger or Ledger(workspace.ledger)
     spec = spec_of(ledger, name)
     rows, _ = trials_of(workspace, ledger, name, spec)
     rows = sorted([*rows, *not_begun(spec, ledger.studies[name].trials, rows)], key=lambda row: row.number)

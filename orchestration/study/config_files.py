@@ -11,6 +11,7 @@ import yaml
 
 from erat.config import all_keys, build, unknown_key
 from erat.errors import UserError, shown, unknown_name
+from erat.options import EVERYWHERE
 from erat.paths import require_text, user_path
 from erat.presets import PRESETS
 from erat.variants import VARIANTS
@@ -20,6 +21,18 @@ from orchestration.study.yaml_files import read_texts
 DEFAULT_PRESET = "demo"
 # Most other values depend on these keys, so the other values of a file are compared after these have been set.
 _DECISIVE = ("defense.name", "data.name", "corruption.data", "corruption.labels", "model.name")
+
+
+# Keys of a file that are not meant for another defense, data set, folder or poison, if a word names one.
+_OF_A_PART: dict[str, tuple[str, ...]] = {
+    "defense.name": ("defense.",),
+    "data.name": ("data.",),
+    "data.root": ("data.root", "data.fingerprint"),
+    "corruption.data": (
+        *("corruption.data", "corruption.norm", "corruption.epsilon", "corruption.granularity", "corruption.source"),
+        *(f"corruption.{key}" for key in EVERYWHERE),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,9 @@ class Asked:
 def asked(words: Sequence[str] | None, file: str | None, preset: str | None, *, apart: Collection[str] = ()) -> Asked:
     """Combine KEY=VALUE words, a file and a preset. Words take precedence over the file, the file over the preset.
 
-    The file's keys of the defense are ignored if a word names another defense. Values of the file that equal the
-    preset's are not returned as overrides, because they must not reach trials of a study with another defense.
+    The file's keys of the defense, the data set or the poison are ignored if a word names another one. Values of the
+    file that equal the preset's are not returned as overrides, because they must not reach trials of a study with
+    another defense.
 
     Args:
         words: KEY=VALUE words.
@@ -58,10 +72,25 @@ def asked(words: Sequence[str] | None, file: str | None, preset: str | None, *, 
     chosen = preset or of_file or DEFAULT_PRESET
     if chosen not in PRESETS:
         raise unknown_name("preset", chosen, PRESETS)
-    if "defense.name" in given and given["defense.name"] != values.get("defense.name", "erat"):
-        values = {key: value for key, value in values.items() if not key.startswith("defense.")}
     whole = {key: value for key, value in given.items() if key not in apart}
-    return Asked(chosen, _needed(file, chosen, values, whole) | given)
+    try:
+        values = _needed(
+            file, chosen, values, {}
+        )  # what a complete file has from its own data set or norm goes with that
+    except UserError:  # it may be complete only with the words
+        return Asked(chosen, _needed(file, chosen, _without_parts(values, given), whole) | given)
+    values = _without_parts(values, given)
+    build(chosen, {**values, **whole}, quiet=True)  # a bad word is refused here
+    return Asked(chosen, values | given)
+
+
+def _without_parts(values: dict[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a file without those of a defense, data set or poison that a word replaces by another."""
+    for key, of_part in _OF_A_PART.items():
+        own = values.get(key, "erat" if key == "defense.name" else words.get(key))
+        if key in words and words[key] != own:
+            values = {name: value for name, value in values.items() if not name.startswith(of_part)}
+    return values
 
 
 def read_config(file: str) -> tuple[str | None, dict[str, Any]]:
@@ -84,11 +113,11 @@ def read_config(file: str) -> tuple[str | None, dict[str, Any]]:
     if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise UserError(f"{path}: {unknown_name('preset', str(preset), PRESETS)}")
     allowed = all_keys()
-    defense = str(texts.get("defense.name", "erat"))
+    parts = str(texts.get("defense.name", "erat")), str(texts.get("corruption.data", "none"))
     values = {}
     for key, text in texts.items():
         try:
-            values[key] = _read(key, text, defense)
+            values[key] = _read(key, text, *parts)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         if key not in allowed and key not in _ALSO:
@@ -126,7 +155,7 @@ def _flatten(path: Path, tree: Mapping[str, Any], above: str, flat: dict[str, An
             flat[key] = value
 
 
-def _read(key: str, text: Any, defense: str) -> Any:
+def _read(key: str, text: Any, defense: str, corruption: str) -> Any:
     if isinstance(text, list):
         if not all(isinstance(part, str) for part in text):
             raise UserError(f"{key} must be a value or a list of values, got {shown(text)}")
@@ -134,7 +163,7 @@ def _read(key: str, text: Any, defense: str) -> Any:
     if text is None:
         return None
     require_text(text, shown(key))
-    return read_text(key, text, defense)
+    return read_text(key, text, defense, corruption)
 
 
 def _needed(file: str, preset: str, values: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,11 +114,10 @@ def _number(text: str) -> int | float | str:
     return float(text) if _DECIMAL.fullmatch(text) else text
 
 
-@cache
 def fields_of(key: str) -> dict[str, FieldInfo]:
     """Return name of a defense -> the field of a dotted key, for all defenses whose configuration has the key."""
-    fields = {name: field_of(key, name) for name in DEFENSES.names() if key in known_keys(name)}
-    return {name: field for name, field in fields.items() if field is not None}
+    fields = DEFENSES.each(lambda name: (name, field_of(key, name) if key in known_keys(name) else None))
+    return {name: field for name, field in sorted(fields) if field is not None}
 
 
 def as_key(key: str, value: Any) -> Any:

@@ -154,7 +154,8 @@ class StudySpec:
         known = {}
         for number, trial in sorted(sweep.proposals.items()):
             try:
-                self.space.check(trial.params)
+                if trial.source == "optuna":  # a listed run may have a value that is not searched
+                    self.space.check(trial.params)
                 self.config(trial.params)
             except UserError as error:
                 warnings.warn(f"trial {number} of {sweep.name} in the ledger is passed over: {error}", stacklevel=2)

@@ -33,6 +33,7 @@ EXAMPLES = {
     "digits.py",
     "docker/secrets",
     "domainbed/scripts/sweep.py",
+    "smooth.py",  # of the reader, in the tutorial
     "domainbed/scripts/train.py",
     "train.py",
 }

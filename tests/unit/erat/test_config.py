@@ -402,3 +402,20 @@ def test_a_value_of_another_kind_is_one_line(overrides: Overrides) -> None:
     with pytest.raises(UserError) as caught:
         build("demo", overrides)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "holds no configuration: "),
+        ('{"data": 3}', "holds no configuration: "),
+    ],
+)
+def test_a_file_that_holds_no_configuration_is_one_line(content: str | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        load_config(str(path))
+    assert "\n" not in str(caught.value)

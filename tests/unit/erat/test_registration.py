@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 import erat
 from erat import plugins
 from erat.config import all_keys, known_keys
+from orchestration.commands.configuration import entries
+from orchestration.study.overrides import fields_of
 from tests.public import OWN, PARTS, installed
 
 ROOT = Path(__file__).parents[3]
@@ -48,7 +51,9 @@ def test_a_name_by_call_by_text_and_undone() -> None:
         assert erat.register_backbone("late", "no_such_module:thing") == "no_such_module:thing"
         assert erat.DEFENSES["mine"] is Mine
         assert "late" in erat.BACKBONES.names()
-        with pytest.raises(ModuleNotFoundError):
+        with pytest.raises(
+            erat.UserError, match="backbone 'late', registered as no_such_module:thing, cannot be loaded"
+        ):
             erat.BACKBONES["late"]
         assert "defense.name" in known_keys("mine")
     assert "mine" not in erat.DEFENSES
@@ -67,6 +72,56 @@ def test_a_taken_name_is_refused_unless_replaced() -> None:
         erat.register_defense("mine", other)
     erat.register_defense("mine", other, replace=True)
     assert erat.DEFENSES["mine"] is other
+    with pytest.raises(erat.UserError, match="defense 'erat' comes with erat and cannot be replaced"):
+        erat.register_defense("erat", Mine, replace=True)
+
+
+def test_what_is_known_of_a_part_is_undone_with_it() -> None:
+    erat.register_defense("mine", Mine)
+    with erat.temporary_registrations():
+        erat.register_defense(
+            "mine", "erat.defenses.ce:CrossEntropy", known="erat.options:DefenseOptions", replace=True
+        )
+        assert erat.DEFENSES.options("mine") is erat.DefenseOptions
+    assert erat.DEFENSES.options("mine") is Mine.Options
+
+
+def test_a_part_that_cannot_be_loaded_leaves_the_others_usable() -> None:
+    erat.register_defense("ghost", "no_such_module:Other")
+    erat.register_corruption("shade", "no_such_module:Other")
+    for ask in (all_keys, entries, lambda: known_keys("ce"), lambda: fields_of("defense.eta")):
+        known_keys.cache_clear()
+        with pytest.warns(
+            UserWarning, match=r"'(ghost|shade)', registered as no_such_module:Other, .*; it is left out"
+        ):
+            assert ask()
+    with pytest.raises(erat.UserError, match=r"unknown key 'defense\.eeta'"):
+        erat.build("demo", {"defense.eeta": 3})
+    with pytest.raises(erat.UserError, match="defense 'ghost', registered as no_such_module:Other, cannot be loaded"):
+        erat.build("demo", {"defense.name": "ghost"})
+
+
+def test_a_plugin_that_ends_the_program_is_one_line(looks_anew: Path) -> None:
+    installed(looks_anew, "erat_test_exit", "import sys\nsys.exit(3)\n", "erat_test_exit")
+    with pytest.warns(UserWarning, match=r"plugin erat_test_exit .* could not be loaded \(SystemExit: 3\)"):
+        assert "small" in erat.BACKBONES.names()
+
+
+def test_another_thread_s_part_is_not_taken_for_a_plugin_s(looks_anew: Path) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        inside.set()
+        assert go_on.wait(20)
+
+    plugins.expect("slow loader", slow)
+    loader = threading.Thread(target=erat.BACKBONES.names)
+    loader.start()
+    assert inside.wait(20)
+    erat.register_backbone("mine", len)
+    go_on.set()
+    loader.join()
+    assert set(erat.BACKBONES.added()) == {"mine"}
 
 
 class _WrongName(erat.DefenseOptions):

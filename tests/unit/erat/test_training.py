@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,7 +65,7 @@ def test_another_run_s_folder_is_refused_and_stays(config: RunConfig, tmp_path: 
 
 
 def test_false_ends_it(config: RunConfig) -> None:
-    result = erat.train(config, on_epoch=lambda history: len(history) < 2)
+    result = erat.train(config, on_epoch=lambda history: np.bool_(len(history) < 2))
     assert (result.status, result.epochs) == ("stopped", 2)
 
 
@@ -78,3 +79,9 @@ def test_runs_share_a_store(config: RunConfig, tmp_path: Path, monkeypatch: pyte
 def test_several_workers_need_a_study(make_config: Make) -> None:
     with pytest.raises(erat.UserError, match=r"train.workers must be 1 in erat.train, got 2"):
         erat.train(make_config({"train.workers": 2}))
+
+
+def test_a_folder_that_cannot_be_one_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(erat.UserError, match=r"folder must be a folder that can be written, got .*file: File exists"):
+        erat.train(config, folder=tmp_path / "file")

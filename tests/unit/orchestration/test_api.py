@@ -114,7 +114,10 @@ def test_names_are_those_of_the_command_line(home: Path) -> None:
         ({"space": "budgets", "train__epoch": 3}, "unknown key 'train.epoch'"),
         ({"space": "budgets", "train__epochs": 3, "overrides": {"train.epochs": 3}}, "given twice"),
         ({"space": "budgets", "trials": 0}, r"trials must be a whole number in \[1, "),
+        ({"space": "budgets", "trials": True}, r"trials must be a whole number in \[1, 100000\], got True"),
+        ({"space": SPACE, "trials": 3}, "which momentum, a list of runs, has none of; got 3"),
         ({"grid": "table3", "trials": 3}, "which a grid has none of; got 3"),
+        ({"grid": "table3", "seeds": (0, 0)}, r"seeds must be different whole numbers, got \(0, 0\)"),
         ({"space": "budgets", "seeds": (0, 1)}, "choose points of a grid"),
         ({"space": "budgets", "name": "../up"}, "name must be letters"),
     ],
@@ -199,3 +202,24 @@ def test_retry_asks_for_the_failed_ones_alone(small: Study, monkeypatch: pytest.
     assert ran == ["small"]
     ledger = Ledger(small.workspace.ledger)
     assert [ledger.outcome(trial.cell, "small") is None for trial in small.trials] == [True, False]
+
+
+@pytest.mark.parametrize("at_most", [-1, 0, True, 2.0])
+def test_a_number_of_runs_side_by_side_is_one(small: Study, at_most: Any) -> None:
+    for act in (small.run, small.retry):
+        with pytest.raises(UserError, match=r"at_most must be a whole number in \[1, 100000\], got "):
+            act(at_most=at_most)
+    assert not small.begun
+
+
+def test_a_listed_run_with_a_value_that_is_not_searched_stays_on_record(home: Path) -> None:
+    space = {
+        "name": "which",
+        "about": "one of two defenses",
+        "parameters": {"defense.name": {"choices": ["erat", "dat"]}},
+        "proposals": 1,
+        "baselines": [{"defense.name": "ce"}],
+    }
+    study = Study.create(space=space, workspace=home)
+    end(study, 0)
+    assert [(trial.number, trial.status) for trial in load_study(study.name, home).begun_trials()] == [(0, "done")]

@@ -43,6 +43,23 @@ def test_what_registers_itself_when_it_is_imported_is_not_registered_twice(recwa
     assert not recwarn
 
 
+def test_a_part_that_was_sent_takes_the_place_of_one_that_a_plugin_registers() -> None:
+    with erat.temporary_registrations():
+        erat.register_backbone("mine", "erat.models.resnet:resnet18")
+        packed = parts.pack()
+    plugins.expect("plugin", lambda: erat.register_backbone("mine", "erat.models.small:small"))
+    parts.expect(packed)
+    assert erat.BACKBONES["mine"].__name__ == "resnet18"
+
+
+def test_where_its_options_are_travels_with_a_part() -> None:
+    with erat.temporary_registrations():
+        erat.register_defense("mine", "no_such_module:Mine", known="erat.defenses.options:CrossEntropyOptions")
+        packed = parts.pack()
+    parts.expect(packed)
+    assert erat.DEFENSES.options("mine").__name__ == "CrossEntropyOptions"
+
+
 def test_what_cannot_travel_says_so_before_anything_runs() -> None:
     source = type("Held", (), {"facts": erat.SourceFacts({}, False, "digits"), "load": len, "lock": threading.Lock()})()
     source.held = threading.Lock()

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import erat
 from erat.config import build
+from erat.corruption.base import DataCorruption
 from erat.errors import UserError
+from erat.options import CorruptionOptions
 from orchestration.study.config_files import Asked, as_yaml, asked, read_config
 from orchestration.study.spaces import load_space
 from orchestration.study.spec import StudySpec
@@ -158,3 +161,28 @@ def test_a_bad_word_is_not_blamed_on_the_file(write: Any) -> None:
     with pytest.raises(UserError) as caught:
         asked(["train.lr=much"], file, None)
     assert "train.lr" in str(caught.value) and "keys.yaml" not in str(caught.value)
+
+
+def test_what_belongs_to_another_data_set_or_poison_is_not_taken_over(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(as_yaml(build("demo", {"train.epochs": 3, "corruption.share": 0.5}).flat()))
+    for words in ({"data.name": "cifar10"}, {"corruption.data": "up"}, {"corruption.data": "none"}):
+        back = asked([f"{key}={value}" for key, value in words.items()], str(whole), None)
+        expected = build(
+            "demo", {"train.epochs": 3} | ({"corruption.share": 0.5} if "none" not in words.values() else {}) | words
+        )
+        assert build(back.preset, back.overrides, quiet=True) == expected
+
+
+def test_a_file_is_read_with_its_own_corruption_s_options(tmp_path: Path) -> None:
+    class MyOptions(CorruptionOptions):
+        attack: bool = False
+
+    class Mine(DataCorruption):
+        kind, norm, Options = "mine", "linf", MyOptions
+
+    path = tmp_path / "mine.yaml"
+    path.write_text("corruption.data: mine\ncorruption.attack: true\n")
+    with erat.temporary_registrations():
+        erat.register_corruption("mine", Mine)
+        assert read_config(str(path))[1]["corruption.attack"] is True
