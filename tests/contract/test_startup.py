@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from erat.config import build
+from erat.result import RunResult
 from orchestration.cli import app
+from orchestration.run.directory import RunDirectory
 from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification
 from orchestration.study.ledger import Ledger
@@ -56,13 +58,15 @@ def fill(workspace: Workspace, name: str, spec: StudySpec, trials: int) -> None:
         if state == "none":
             continue
         ledger.append("proposed", sweep=name, number=number, params=params, source=source, cell=cell)
-        folder = workspace.prepare(cell)
+        run = RunDirectory(workspace, cell)
+        run.prepare()
+        folder = run.path
         (folder / "metrics.jsonl").write_text(json.dumps(EPOCH) + "\n")
         if state != "interrupted":
             result = {"cell": cell, "status": state, "epochs": 16, "train_seconds": 3.0, **FIGURES}
             (folder / "result.json").write_text(json.dumps(result))
             error = "RuntimeError: a test" if state == "failed" else None
-            ledger.finish(cell, state, result, sweep=name, error=error)
+            ledger.finish(RunResult.of(result | {"error": error}), sweep=name)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ MODULES = (
             "commands.doctor",
             "commands.overview",
             "commands.profile",
-            "commands.report",
+            "report.document",
             "commands.verify",
             "crafting.jobs",
             "report.crafting",

@@ -16,6 +16,7 @@ import pytest
 import erat
 from erat import plugins
 from erat.config import all_keys, known_keys
+from erat.registration import REGISTRIES
 from orchestration.commands.configuration import entries
 from orchestration.study.overrides import fields_of
 from tests.public import OWN, PARTS, installed
@@ -26,6 +27,8 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(autouse=True)
 def _undone() -> Iterator[None]:
     with erat.temporary_registrations():
+        for registry in REGISTRIES.values():  # other tests of this process may have added parts
+            registry._added.clear()
         yield
 
 

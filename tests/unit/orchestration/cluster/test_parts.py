@@ -9,6 +9,7 @@ import pytest
 
 import erat
 from erat import plugins
+from erat.registration import REGISTRIES
 from orchestration.cluster import parts, session
 from orchestration.run.preemption import prepare
 
@@ -16,6 +17,8 @@ from orchestration.run.preemption import prepare
 @pytest.fixture(autouse=True)
 def _undone() -> Iterator[None]:
     with erat.temporary_registrations():
+        for registry in REGISTRIES.values():  # other tests of this process may have added parts
+            registry._added.clear()
         yield
 
 

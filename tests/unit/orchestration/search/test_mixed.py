@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from orchestration.commands.report import write_report
 
 from erat.result import RunResult
+from orchestration.report.document import write_report
 from orchestration.search.driver import make_queue
 from orchestration.search.tune import OptunaSampler
 from orchestration.storage.workspace import Workspace

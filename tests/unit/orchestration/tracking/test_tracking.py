@@ -370,7 +370,7 @@ def test_more_numbers_than_mlflow_takes_at_once(tracker: Tracker, sweep: str) ->
     tracker.log_epoch(run_id, {"val_accuracy": 0.5, "numbers": {f"n{i}": float(i) for i in range(2100)}}, 1)
     metrics = tracker._client.get_run(run_id).data.metrics
     assert len(metrics) == 2101 and metrics["n2099"] == 2099
-    assert tracker.logged_epochs(run_id) == 1
+    assert history(tracker, run_id) == [(1, 0.5)]
 
 
 def test_replays_add_only_what_is_missing(tracker: Tracker, workspace: Workspace, sweep: str) -> None:
