@@ -11,8 +11,8 @@ from pathlib import Path
 
 SCRIPT = """
 import json, os, psutil, ray
-from orchestration import cluster
-with cluster.connection(None, cores=1):
+from orchestration.cluster import session
+with session.connection(None, cores=1):
     ray.get(ray.remote(lambda: os.getpid()).remote())
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     found = [[p.name(), c.laddr.ip] for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
