@@ -198,6 +198,7 @@ def test_a_broken_plugin_is_one_line_and_stops_nothing(looks_anew: Path) -> None
         erat.BACKBONES["theirs"]
 
 
+@pytest.mark.slow
 def test_the_command_finds_installed_parts_and_survives_a_broken_one(tmp_path: Path) -> None:
     site = installed(tmp_path / "site", "erat_test_parts", PARTS, "erat_test_parts")
     installed(site, "erat_test_bad", "1 / 0\n", "erat_test_bad")

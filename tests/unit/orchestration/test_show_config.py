@@ -74,6 +74,7 @@ def test_the_same_verb_takes_what_it_printed(words: list[str], command: Command,
     assert (code, again) == (0, first), err
 
 
+@pytest.mark.slow
 def test_a_plain_study_from_a_file_is_the_same_study(command: Command, tmp_path: Path) -> None:
     """The study's name has no digest, because nothing was changed."""
     _, shown, _ = command("matrix", "--grid", "table6", "--show-config")

@@ -112,6 +112,7 @@ def test_of_a_training_that_goes_on_the_first_epochs_are_not_counted() -> None:
     assert left("all images", 9, 10) == "about 0:10 left in all"
 
 
+@pytest.mark.slow
 def test_calibration_comes_within_a_factor_of_real_trainings(
     audited: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ def _open(root: Path, answers: Any) -> None:
         answers.put(repr(error))
 
 
+@pytest.mark.slow
 def test_six_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     # The fork server imports MLflow once; the race is in the database.
     context = multiprocessing.get_context("forkserver")
