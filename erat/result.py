@@ -15,7 +15,8 @@ class RunResult:
 
     Attributes:
         cell: the digest of the run's configuration.
-        status: "done", "stopped" (early, on request) or "failed"; for a run that has not ended, "running" or "queued".
+        status: "done", "stopped" (early, on request) or "failed"; for a run that has not ended, "running", "queued" or
+            "paused" (after an epoch that was given ahead, to go on later).
         epochs: the number of epochs done.
         val_accuracy: the validation accuracy of the last epoch.
         best_val_accuracy: the largest validation accuracy of all epochs.

@@ -143,6 +143,11 @@ class RunDirectory:
         self._remove(*STATE, *ENDS)
         self.send(*STATE, *ENDS)
 
+    def drop_checkpoints(self) -> None:
+        """Delete the checkpoints, here and on the storage."""
+        self._remove(CHECKPOINT, STATE[-1])
+        self.send(CHECKPOINT, STATE[-1])
+
     def write_metrics(self, history: Sequence[EpochReport]) -> None:
         """Rewrite the whole file of metrics, so that after a resume it has exactly the epochs of the checkpoint.
 

@@ -11,10 +11,13 @@ from erat.config import RunConfig
 from erat.result import RunResult, summarise
 from orchestration.report.summary import best
 from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_request
+from orchestration.run.heartbeat import is_running
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler
 from orchestration.storage.workspace import Workspace
-from orchestration.study.ledger import Ledger
+from orchestration.study.ledger import Ledger, StudyRecord
+from orchestration.study.registries import PRUNERS
+from orchestration.study.spaces import Confirmation
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.tracker import Tracker
@@ -54,8 +57,18 @@ class StudyDriver:
     ready: Callable[[int], bool] = lambda number: True
 
     def __post_init__(self) -> None:
+        work_of = self.work_of
         self.queue = make_queue(
-            self.spec, self.total, self.name, self.ledger, self.sampler, self._proposed, self.work_of, self.ready
+            self.spec,
+            self.total,
+            self.name,
+            self.ledger,
+            self.sampler,
+            on_proposed=self._proposed,
+            on_promoted=self._promoted,
+            on_stopped=self._stopped_at_rung,
+            work_of=(lambda overrides: work_of(self.spec.config(overrides))) if work_of else lambda overrides: 0.0,
+            ready=self.ready,
         )
         self._runs: dict[int, str] = {}
         self._retries = Retries()
@@ -72,6 +85,7 @@ class StudyDriver:
             "workspace": str(self.workspace.root),
             "config": config.model_dump_json(),
             "stop_request": stop_request(self.name),
+            "pause_after": self.queue.pauses_after(trial.number),
         }
 
     def started(self, number: int) -> None:
@@ -150,6 +164,17 @@ class StudyDriver:
                 cell=trial.cell,
             )
 
+    def _promoted(self, trial: Trial, epoch: int) -> None:
+        self.ledger.append("promoted", sweep=self.name, number=trial.number, epoch=epoch)
+
+    def _stopped_at_rung(self, trial: Trial) -> None:
+        run = self._directory(trial.cell)
+        if not is_running(run):  # for another study
+            run.drop_checkpoints()
+        run_id = trial.mlflow_run_id or self._runs[trial.number]
+        track_end(self.tracker, run_id, trial.so_far, run)
+        self.ledger.finish(trial.so_far, sweep=self.name, mlflow_run_id=run_id)
+
     def _result(self, trial: Trial) -> RunResult | Retry:
         run, request = self._directory(trial.cell), stop_request(self.name)
         run.fetch(METRICS, *ENDS)
@@ -202,37 +227,38 @@ def make_queue(
     name: str,
     ledger: Ledger,
     sampler: Sampler,
-    on_proposed: Callable[[Trial], None] = lambda trial: None,
-    work_of: Callable[[RunConfig], float] | None = None,
-    ready: Callable[[int], bool] = lambda number: True,
+    **more: Any,
 ) -> Queue:
     """Return the queue of a study's trials, according to its specification and the ledger.
 
     Args:
-        spec: specification of the study.
+        spec: specification of the study, whose window is settled.
         total: number of trials of the search, without the listed runs.
         name: name of the study.
-        ledger: the ledger, whose proposals of this study are kept.
+        ledger: the ledger, whose proposals and decisions of this study are kept.
         sampler: proposes the search's trials.
-        on_proposed: called with each new trial.
-        work_of: see `StudyDriver`.
-        ready: number of a trial -> whether it may begin.
+        more: further arguments of the queue.
     """
-    known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
-    epochs = spec.base.train.epochs
+    record = ledger.studies.get(name) or StudyRecord(name, {})
+    space, epochs = spec.space, spec.base.train.epochs
+    assert space.window != "auto", "the window is settled before the study begins"
+    confirm = space.confirm if isinstance(space.confirm, Confirmation) else None
     return Queue(
         runs=spec.runs,
         points=spec.points,
         total=total,
-        generation=spec.space.generation,
+        window=space.window,
         sampler=sampler,
-        known=known,
+        pruner=PRUNERS[space.pruner](space, epochs),
+        block=space.block,
+        known=spec.proposals(record),
         trial_of=lambda *made: ledger.with_outcome(spec.trial(*made), name),
-        on_proposed=on_proposed,
-        patience_epochs=max(1, round(spec.space.grace * epochs)),
         epochs=epochs,
-        work_of=(lambda overrides: work_of(spec.config(overrides))) if work_of else lambda overrides: 0.0,
-        ready=ready,
+        totals=record.totals,
+        promoted=record.promoted,
+        confirm_top=confirm.top if confirm else 0,
+        confirm_seeds=confirm.seeds if confirm else 1,
+        **more,
     )
 
 

@@ -22,9 +22,11 @@ from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_reques
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import driving
 from orchestration.search.driver import StudyDriver, track_end
+from orchestration.search.queue import Sampler
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
+from orchestration.study.registries import SAMPLERS
 from orchestration.study.spec import StudySpec, register, unfilled
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
@@ -85,12 +87,6 @@ def run_study(
     workers, fewest = spec.base.train.workers, spec.base.resources.min_workers
     if address is not None:
         session.check_reachable(address)
-    sampler = tune.OptunaSampler(
-        spec.space.distributions(spec.base.data.name),
-        seed=spec.base.train.seed,
-        startup_trials=max(1, len(spec.points)),
-        active=spec.space.active,
-    )
     with ExitStack() as stack:
         stack.enter_context(driving(workspace, name))
         # Starting Ray takes seconds, most of it waiting, so MLflow's store is opened at the same time.
@@ -104,6 +100,8 @@ def run_study(
         tracker = opening.result()
         fit = session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
         slots = min(fit, at_most or fit)
+        spec = with_window(spec, slots)
+        sampler = make_sampler(spec)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
         # A search begins with its points and fits its few listed runs into idle slots, so their order is of no concern.
@@ -142,6 +140,23 @@ def run_study(
         )
         _send_all(tracker)
     return StudyEnd(driver, files, seconds)
+
+
+def with_window(spec: StudySpec, slots: int) -> StudySpec:
+    """Return the specification with a window, twice the number of slots if none was given."""
+    if spec.search is None or spec.space.window != "auto":
+        return spec
+    return replace(spec, space=spec.space.model_copy(update={"window": 2 * slots}))
+
+
+def make_sampler(spec: StudySpec) -> Sampler:
+    """Return the sampler of a study."""
+    space = spec.space
+    startup = space.startup if space.startup != "auto" else len(space.points) or 10
+    made: Sampler = SAMPLERS[space.sampler](
+        space.distributions(spec.base.data.name), seed=spec.base.train.seed, startup=startup, active=space.active
+    )
+    return made
 
 
 def _send_all(tracker: Tracker) -> None:

@@ -1,9 +1,8 @@
-"""Connect Ray Tune and Optuna to the queue of a study."""
+"""Connect Ray Tune to the queue of a study."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 import warnings
@@ -13,144 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import optuna
-from optuna.distributions import FloatDistribution, IntDistribution
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from erat.errors import UserError
 from erat.result import RunResult
-from erat.seeding import derive
 from orchestration.cluster import execution, session
 from orchestration.run.retries import Retry
 from orchestration.search.queue import Queue
-from orchestration.study.parameters import ten_digits
 from orchestration.study.trial import Trial
 
 METRIC = "val_accuracy"
 SAY_AFTER = 60.0  # seconds without a running trial until a warning
 PATIENCE = float(os.environ.get("ERAT_PATIENCE", "600"))  # seconds without a running trial until the search gives up
-
-
-class SeededPerTrial(optuna.samplers.BaseSampler):
-    """A TPE sampler whose proposal for trial n depends only on the seed, on n and on the results told before.
-
-    It does not depend on the number of earlier proposals, so that a study that is resumed asks only for the missing
-    trials and still gets the proposals that it would have made without the interruption. Optuna's study must hold the
-    same rounded values (ten digits) as the ledger, because later proposals are made from them.
-
-    Args:
-        seed: seed of all draws.
-        startup_trials: number of trials before which TPE draws at random.
-    """
-
-    def __init__(self, seed: int, startup_trials: int) -> None:
-        self._seed = seed
-        self._startup = startup_trials
-        self._samplers: dict[int, optuna.samplers.TPESampler] = {}
-
-    def _of(self, number: int) -> optuna.samplers.TPESampler:
-        if number not in self._samplers:
-            seed = derive(self._seed, "proposal", number) % 2**32
-            self._samplers[number] = optuna.samplers.TPESampler(seed=seed, n_startup_trials=self._startup)
-        return self._samplers[number]
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
-        return self._of(trial.number).infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> Any:
-        values = self._of(trial.number).sample_relative(study, trial, search_space)
-        return {name: _rounded(search_space[name], value) for name, value in values.items()}
-
-    def sample_independent(self, study: Any, trial: Any, param_name: Any, param_distribution: Any) -> Any:
-        value = self._of(trial.number).sample_independent(study, trial, param_name, param_distribution)
-        return _rounded(param_distribution, value)
-
-
-def _rounded(distribution: Any, value: Any) -> Any:
-    """Round a real number to ten significant digits; return integers and choices unchanged."""
-    return ten_digits(value) if isinstance(distribution, FloatDistribution) else value
-
-
-def _always(key: str, values: Mapping[str, Any]) -> bool:
-    return True
-
-
-class OptunaSampler:
-    """Ray Tune's `OptunaSearch` on an Optuna study that we create, so that known values can precede its proposals.
-
-    Args:
-        distributions: dotted key -> Optuna's distribution; a key comes after those that it depends on.
-        seed: seed of all draws.
-        startup_trials: number of trials before which Optuna draws at random.
-        active: returns whether this key is searched in a trial whose earlier keys have these values.
-    """
-
-    def __init__(
-        self,
-        distributions: Mapping[str, Any],
-        *,
-        seed: int,
-        startup_trials: int,
-        active: Callable[[str, Mapping[str, Any]], bool] = _always,
-    ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = optuna.storages.InMemoryStorage()
-        optuna.create_study(storage=storage, study_name="sweep", direction="maximize")
-
-        def define(trial: Any) -> None:
-            values: dict[str, Any] = {}
-            for key, distribution in distributions.items():
-                if active(key, values):
-                    values[key] = _suggested(trial, key, distribution)
-
-        # A function of the trial, not a fixed search space, because a trial may lack some keys. Optuna then draws each
-        # key independently, from the results of the trials that have it.
-        self._search = OptunaSearch(
-            define,
-            metric=METRIC,
-            mode="max",
-            sampler=SeededPerTrial(seed, startup_trials),
-            storage=storage,
-            study_name="sweep",
-        )
-        self._study = optuna.load_study(study_name="sweep", storage=storage)
-
-    def enqueue(self, params: Mapping[str, Any]) -> None:
-        """Put these values (dotted key -> value) at the end of those that `suggest` returns before it proposes any."""
-        self._study.enqueue_trial(dict(params))
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        """Return the values of the next trial, dotted key -> value; empty if there is none."""
-        return dict(self._search.suggest(trial_id) or {})
-
-    def tell(self, trial_id: str, result: RunResult) -> None:
-        """Tell Optuna how a trial ended.
-
-        A trial that is done is complete with its best validation accuracy, and one that was stopped is pruned with the
-        accuracies of all its epochs. One that failed, or whose accuracy is not finite, is failed.
-        """
-        reached = result.best_val_accuracy
-        if result.status == "done" and reached is not None and math.isfinite(reached):
-            self._search.on_trial_complete(trial_id, {METRIC: reached})
-            return
-        if result.status == "stopped":
-            for epoch, value in enumerate(result.val_history, start=1):
-                self._search.on_trial_result(trial_id, {METRIC: value, "training_iteration": epoch})
-        self._search.on_trial_complete(trial_id, None, error=result.status != "stopped")
-
-
-def _suggested(trial: Any, key: str, distribution: Any) -> Any:
-    match distribution:
-        case FloatDistribution():
-            return trial.suggest_float(key, distribution.low, distribution.high, log=distribution.log)
-        case IntDistribution():
-            step, log = distribution.step, distribution.log
-            return trial.suggest_int(key, distribution.low, distribution.high, step=step, log=log)
-        case _:
-            return trial.suggest_categorical(key, distribution.choices)
 
 
 class Driver(Protocol):
@@ -193,7 +68,7 @@ class Held:
 
 
 class QueueSearcher(Searcher):
-    """A Tune searcher that returns the trials of the queue, and waits while an earlier generation has not ended.
+    """A Tune searcher that returns the trials of the queue, and waits while the queue has none.
 
     Args:
         driver: the driver, with the queue.

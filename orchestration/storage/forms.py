@@ -26,7 +26,7 @@ Cell = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 Seconds = Annotated[float, Field(ge=0, le=_FAR)]
-Number = Annotated[int, Field(ge=0, le=2 * MOST_CELLS)]
+Number = Annotated[int, Field(ge=0, le=10**10)]
 AnyNumber = Annotated[float, Field(allow_inf_nan=True)] | None  # None and infinite or NaN values are ignored later
 
 
@@ -35,7 +35,7 @@ class Result(TypedDict, total=False):
 
     __pydantic_config__ = Open  # type: ignore[misc]
     cell: Cell
-    status: Literal["done", "stopped", "failed"]
+    status: Literal["done", "stopped", "failed", "paused"]
     epochs: Count
     val_accuracy: Share | None
     best_val_accuracy: Share | None
@@ -102,6 +102,28 @@ class EndEvent(TypedDict):
     sweep: NotRequired[Name | None]
     error: NotRequired[str | None]
     time: NotRequired[Seconds | None]
+
+
+class PausedEvent(TypedDict):
+    """Ledger event: a trial reached a rung, and waits there for the trials of its block."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    event: Literal["paused"]
+    sweep: Name
+    cell: Cell
+    result: Result
+    error: NotRequired[str | None]
+    time: NotRequired[Seconds | None]
+
+
+class PromotedEvent(TypedDict):
+    """Ledger event: a trial was among the best of its block at a rung, and goes on from its checkpoint."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    event: Literal["promoted"]
+    sweep: Name
+    number: Number
+    epoch: Annotated[int, Field(ge=1, le=10**9)]
 
 
 class RetryEvent(TypedDict):
@@ -175,7 +197,7 @@ class Confusion(TypedDict):
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(
     Annotated[
-        StudyEvent | WithdrawnEvent | ProposedEvent | EndEvent | RetryEvent,
+        StudyEvent | WithdrawnEvent | ProposedEvent | EndEvent | PausedEvent | PromotedEvent | RetryEvent,
         Field(discriminator="event"),
     ]
 )

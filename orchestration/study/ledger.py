@@ -56,6 +56,9 @@ class StudyRecord:
         began: when it was begun, in seconds since 1970; None if an old ledger does not say.
         proposals: number of a trial -> the trial, for all trials proposed so far.
         stopped: digest of a run -> its result, for the runs that this study stopped early.
+        paused: digest of a run -> its result at the last rung that it reached.
+        promoted: number of a trial -> epoch of the last rung from which it was promoted.
+        totals: the numbers of trials that were asked for, in order, each larger than the one before.
     """
 
     name: str
@@ -64,6 +67,9 @@ class StudyRecord:
     began: float | None = None
     proposals: dict[int, Trial] = field(default_factory=dict)
     stopped: dict[str, RecordedResult] = field(default_factory=dict)
+    paused: dict[str, RecordedResult] = field(default_factory=dict)
+    promoted: dict[int, int] = field(default_factory=dict)
+    totals: list[int] = field(default_factory=list)
 
 
 class Ledger:
@@ -178,12 +184,20 @@ class Ledger:
         return outcome
 
     def with_outcome(self, trial: Trial, sweep: str | None = None) -> Trial:
-        """Return the trial with the result of its run, or unchanged if the run has not ended; see `outcome`."""
+        """Return the trial with the result of its run, or unchanged if the run has not ended; see `outcome`.
+
+        A trial that waits at a rung has the result that it had there, with the status "paused", or "queued" once it has
+        been promoted.
+        """
         ended = self.outcome(trial.cell, sweep)
+        if ended is None and sweep in self.studies:
+            ended = self.studies[sweep].paused.get(trial.cell)
+            if ended is not None and self.studies[sweep].promoted.get(trial.number, 0) >= ended.epochs:
+                ended = replace(ended, status="queued")
         return trial if ended is None else replace(trial, result=ended, mlflow_run_id=ended.mlflow_run_id)
 
     def finish(self, result: RunResult, *, sweep: str | None, mlflow_run_id: str | None = None) -> None:
-        """Record how a run ended.
+        """Record how a run ended, or that it waits at a rung.
 
         Args:
             result: the result of the run.
@@ -203,6 +217,8 @@ class Ledger:
         if kind == "sweep":
             new = StudyRecord(event["name"], event["spec"], began=event.get("time"))
             known = self.studies.setdefault(event["name"], new)
+            if event["trials"] > known.trials or not known.totals:
+                known.totals.append(event["trials"])
             known.trials = max(known.trials, event["trials"])
             if all(event["spec"].get(key) == known.spec.get(key) for key in ("space", "base")):
                 known.spec = event["spec"]  # the same specification, except that the images may be elsewhere now
@@ -213,6 +229,10 @@ class Ledger:
             sweep.proposals[trial.number] = trial
         elif kind == "stopped" and sweep:
             sweep.stopped[event["cell"]] = _result(event)
+        elif kind == "paused" and sweep:
+            sweep.paused[event["cell"]] = _result(event)
+        elif kind == "promoted" and sweep:
+            sweep.promoted[event["number"]] = event["epoch"]
         elif kind in ("done", "failed"):
             self._outcomes[event["cell"]] = _result(event)
         elif kind == "retry":

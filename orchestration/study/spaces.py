@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from erat.config import all_keys, first_error, unknown_key
+from erat.config import RunConfig, all_keys, first_error, unknown_key
 from erat.errors import UserError, unknown_name
-from erat.options import Number, Section
+from erat.options import MOST_EPOCHS, Number, Section
 from erat.registry import DATASETS
 from orchestration.study import MOST_TRIALS
 from orchestration.study.named import FOLDER, named_file
 from orchestration.study.parameters import ChoiceParameter, FloatParameter, Parameter, read_parameter, ten_digits
+from orchestration.study.registries import PRUNERS, SAMPLERS
 from orchestration.study.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # customary budgets for CIFAR-10, to which the paper's values relate
+
+
+# What is recorded of the search settings of a list of runs, which has no search. These are the defaults of the first
+# version, so that the digest of a list, from which its default name is made, stays what it was.
+_NO_SEARCH = {"proposals": 0, "generation": 2, "grace": 0.5}
+
+Objective = Literal["val_accuracy", "cost"]
+
+
+class Confirmation(Section):
+    """How the best trials of a search are confirmed.
+
+    Attributes:
+        top: number of the best trials that are trained again.
+        seeds: number of seeds of each of them in all, that of the search among them.
+    """
+
+    top: int = Field(3, ge=1, le=1000)
+    seeds: int = Field(3, ge=2, le=99)
 
 
 class SearchSpace(Section):
@@ -33,9 +64,19 @@ class SearchSpace(Section):
         points: the paper's own settings. They run first and are never stopped early, because the paper's figure
             consists of them.
         proposals: default number of Optuna's proposals, which follow the points.
-        generation: number of proposals that are made at a time. Each batch is based on all trials before it and on none
-            of its own, so that this number, not the speed of the machine, decides what is proposed and what is stopped.
-        grace: fraction of the epochs, in [0, 1], before which no proposal is stopped early.
+        sampler: name of what makes the proposals.
+        pruner: name of what stops proposals early.
+        window: trial n of the search is proposed from, and stopped against, the trials before n - `window` alone, so
+            that this number, not the speed of the machine, decides what is tried. "auto" becomes twice the number of
+            trials that run at a time when the study begins.
+        startup: number of results before which proposals are drawn at random. "auto": 10, or with points, their number.
+        grace: fraction of the epochs, in [0, 1], before which the pruner "median" stops no proposal.
+        rungs: epochs at which the pruner "halving" compares the trials of a block; ascending. "auto": those that follow
+            from the schedule.
+        block: number of successive proposals that "halving" compares with each other.
+        confirm: how the best trials are confirmed with further seeds. "auto": top 3 with 3 seeds with the preset
+            "paper", and "none", not at all, with the others.
+        objective: what the search optimises: validation accuracy, or that and the cost, in seconds of an epoch.
         baselines: overrides of each listed run. The listed runs are for comparison with the search, or, without a
             search, are the whole study.
     """
@@ -45,8 +86,15 @@ class SearchSpace(Section):
     parameters: dict[str, SerializeAsAny[Parameter]] = Field(default_factory=dict)
     points: list[dict[str, Any]] = Field(default_factory=list)
     proposals: int = Field(2, ge=0, le=MOST_TRIALS)
-    generation: int = Field(2, ge=1, le=MOST_TRIALS)
+    sampler: str = "tpe"
+    pruner: str = "median"
+    window: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_TRIALS)] = "auto"
+    startup: Literal["auto"] | Annotated[int, Field(ge=0, le=MOST_TRIALS)] = "auto"
     grace: Number = Field(0.5, ge=0, le=1)
+    rungs: Literal["auto"] | list[Annotated[int, Field(ge=1, le=MOST_EPOCHS)]] = "auto"
+    block: int = Field(24, ge=2, le=MOST_TRIALS)
+    confirm: Literal["auto", "none"] | Confirmation = "auto"
+    objective: list[Objective] = Field(["val_accuracy"], min_length=1, max_length=2)
     baselines: list[dict[str, Any]] = Field(default_factory=list)
 
     @field_validator("parameters", mode="before")
@@ -72,6 +120,40 @@ class SearchSpace(Section):
             }
             for place, point in enumerate(points)
         ]
+
+    @field_validator("sampler")
+    @classmethod
+    def _a_sampler(cls, name: str) -> str:
+        SAMPLERS.require(name)
+        return name
+
+    @field_validator("pruner")
+    @classmethod
+    def _a_pruner(cls, name: str) -> str:
+        PRUNERS.require(name)
+        return name
+
+    @field_validator("rungs")
+    @classmethod
+    def _ascending(cls, rungs: Any) -> Any:
+        if rungs != "auto" and (not rungs or any(a >= b for a, b in itertools.pairwise(rungs))):
+            raise UserError(f"rungs must be ascending epochs, such as [30, 60], got {rungs}")
+        return rungs
+
+    @field_validator("objective")
+    @classmethod
+    def _accuracy_first(cls, objective: list[Objective]) -> list[Objective]:
+        if objective not in (["val_accuracy"], ["val_accuracy", "cost"]):
+            raise UserError(f"objective must be [val_accuracy] or [val_accuracy, cost], got {objective}")
+        return objective
+
+    @model_serializer(mode="wrap")
+    def _content(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.parameters:
+            return content
+        kept = ("name", "about", "parameters", "points", "baselines")
+        return {key: content[key] for key in kept} | _NO_SEARCH
 
     @model_validator(mode="after")
     def _known_keys(self) -> SearchSpace:
@@ -156,6 +238,25 @@ class SearchSpace(Section):
         except ValidationError as error:
             raise UserError(f"the space {self.name}: {first_error(error)}") from error
 
+    def scheduled(self, base: RunConfig, preset: str) -> SearchSpace:
+        """Return the space with the values of `rungs` and `confirm` that "auto" stands for.
+
+        Args:
+            base: the configuration that all trials start from, whose schedule decides the rungs.
+            preset: name of the preset; the paper's confirms the winners.
+
+        Raises:
+            UserError: A rung lies beyond the last epoch.
+        """
+        update: dict[str, Any] = {}
+        if self.confirm == "auto":
+            update["confirm"] = Confirmation() if preset == "paper" else "none"
+        if self.pruner == "halving":
+            update["rungs"] = rungs_of(base) if self.rungs == "auto" else self.rungs
+            if late := [rung for rung in update["rungs"] if rung >= base.train.epochs]:
+                raise UserError(f"rungs must be below the last epoch, {base.train.epochs}, got {late[0]}")
+        return self.model_copy(update=update)
+
     @property
     def columns(self) -> list[str]:
         """Return the dotted keys in which trials differ: those searched, or, without a search, those of the runs."""
@@ -212,6 +313,25 @@ class SearchSpace(Section):
         for key, value in values.items():
             if isinstance(parameter := self.parameters.get(key), ChoiceParameter):
                 parameter.possible(key, [value])
+
+
+def settled_epoch(config: RunConfig) -> int:
+    """Return the epoch at which warm-up and ramp are over; before it, accuracy says little about the end."""
+    flat = config.flat()
+    return math.ceil(float(flat.get("defense.warmup_epochs", 0)) + float(flat.get("defense.ramp_epochs", 0)))
+
+
+def rungs_of(config: RunConfig) -> list[int]:
+    """Return the rungs that follow from the schedule: a third of the epochs, a ninth, ..., as far as they tell much.
+
+    The first one is not before the warm-up and the ramp are over. If a third of the epochs is before that, the only
+    rung is the epoch at which they are over, and there is none if that is the last epoch or later.
+    """
+    epochs, settled = config.train.epochs, max(1, settled_epoch(config))
+    rungs: list[int] = []
+    while (rung := round(epochs / 3 ** (len(rungs) + 1))) >= settled and rung < epochs:
+        rungs.insert(0, rung)
+    return rungs or [settled] * (settled < epochs)
 
 
 def _read_point(place: str, parameter: Parameter, key: str, value: Any) -> Any:

@@ -25,6 +25,7 @@ from orchestration.study.trial import FINISHED, Trial
 
 Kind = Literal["search", "matrix", "list"]
 BEFORE_IDENTITY = "made before the data were part of the identity"
+BEFORE_WINDOW = "begun by an earlier version, whose search made its proposals in generations"
 
 
 def unfilled(config: RunConfig) -> RunConfig:
@@ -99,6 +100,8 @@ class StudySpec:
     def __post_init__(self) -> None:
         if any(parameter.when for parameter in self.space.parameters.values()):
             object.__setattr__(self, "space", self.space.settled(self.base.flat()))
+        if self.search is not None:
+            object.__setattr__(self, "space", self.space.scheduled(self.base, self.preset))
         for key in self.space.parameters:
             if key in self.overrides:
                 raise UserError(f"{key} is what the space {self.space.name} searches; it cannot be set as well")
@@ -217,7 +220,9 @@ class StudySpec:
             SPECIFICATION.validate_python(content)
         except ValidationError as error:
             raise UserError(f"what the ledger says of this sweep is damaged: {why(error)}") from None
-        space, fill = parse_space(content["space"], "the ledger"), Recalled(content.get("images", {}))
+        # Lists of runs still record the size of a generation, and searches of earlier versions had one.
+        kept = {key: value for key, value in content["space"].items() if key != "generation"}
+        space, fill = parse_space(kept, "the ledger"), Recalled(content.get("images", {}))
         return cls(space, content["preset"], dict(content["overrides"]), fill)
 
 
@@ -245,6 +250,8 @@ def check_name_is_free(ledger: Ledger, name: str, spec: StudySpec) -> None:
     if known is None or content_digest({k: known.spec[k] for k in shared if k in known.spec}) == spec.identity():
         return
     other = StudySpec.of(known.spec)
+    if _in_generations(known.spec):
+        raise UserError(f"sweep {name!r} was {BEFORE_WINDOW}; choose another --name: finished runs are not repeated")
     if not other.identified:
         raise UserError(f"sweep {name!r} was {BEFORE_IDENTITY}; choose another --name")
     if other.identity() != spec.identity():
@@ -278,6 +285,11 @@ def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) 
     ended = [outcome for outcome in outcomes if outcome is not None and outcome.status in FINISHED]
     if len(ended) >= old.size(sweep.trials):
         return old
+    if _in_generations(sweep.spec):
+        raise UserError(
+            f"sweep {name!r} was {BEFORE_WINDOW}: status and report show it; to go on, repeat the first command with "
+            "another --name: finished runs are not repeated"
+        )
     try:
         new = replace(old, fill=fill)
         if new.identity() != old.identity():
@@ -287,6 +299,11 @@ def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) 
             f"{error}; if the images lie elsewhere now, repeat the first command with --name {name} and their data.root"
         ) from error
     return new
+
+
+def _in_generations(content: Mapping[str, Any]) -> bool:
+    """Return whether what the ledger keeps of a specification is of a search by a version without windows."""
+    return bool(content["space"].get("parameters")) and "generation" in content["space"]
 
 
 def _difference(old: StudySpec, new: StudySpec) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from erat.result import RunResult
 
 FINISHED = ("done", "stopped")
+CONFIRMING = 10_000_000  # the number of a confirmation is this, times 1, 2, ..., plus the number of its candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +18,12 @@ class Trial:
     A trial is immutable: each change makes a new one with `dataclasses.replace`.
 
     Attributes:
-        number: position in the study, from 0.
+        number: position in the study, from 0; for a confirmation see `confirmation`.
         cell: digest of the run's configuration.
         params: dotted key -> value, applied on top of the configuration that all trials of the study start from.
         source: "paper" for a point of the paper's own grid, "optuna" for a proposal, "baseline" for a listed run,
-            "train" for a run outside any study.
+            "confirm" for a trial that repeats one of the best trials with another seed, "train" for a run outside any
+            study.
         config: the whole configuration, dotted key -> value; empty if it was not asked for.
         result: result of the run so far, or at its end; None if the run has not begun.
         mlflow_run_id: id of its run in MLflow; None if there is none yet.
@@ -42,16 +44,21 @@ class Trial:
 
     @property
     def status(self) -> str:
-        """Return "queued", "running", "done", "stopped" (early, by the pruner) or "failed".
+        """Return "queued", "running", "paused" (at a rung), "done", "stopped" (early, by the pruner) or "failed".
 
-        A trial that is interrupted is queued again.
+        A trial that is interrupted is queued again, and so is one that is promoted from its rung.
         """
         return self.so_far.status
 
     @property
     def ended(self) -> bool:
         """Return whether the trial is done, stopped or failed."""
-        return self.status not in ("queued", "running")
+        return self.status in ("done", "stopped", "failed")
+
+    @property
+    def confirms(self) -> int | None:
+        """Return the number of the trial that this one repeats with another seed; None if it is no confirmation."""
+        return self.number % CONFIRMING if self.number >= CONFIRMING else None
 
     @property
     def epoch(self) -> int:
@@ -107,3 +114,11 @@ class Trial:
     def error(self) -> str | None:
         """Return one line that says why the trial failed, or None."""
         return self.so_far.error
+
+
+def confirmation(candidate: int, repeat: int) -> int:
+    """Return the number of the trial that repeats trial `candidate` with the `repeat`-th further seed, from 1.
+
+    The number does not depend on how many trials the search has, so that it stays when the search is extended.
+    """
+    return CONFIRMING * repeat + candidate
