@@ -20,7 +20,7 @@ from erat.records import why
 from erat.variants import defense_name, expand
 from orchestration.storage.forms import SPECIFICATION
 from orchestration.study.ledger import Ledger, StudyRecord
-from orchestration.study.spaces import SearchSpace, parse_space
+from orchestration.study.spaces import Confirmation, SearchSpace, parse_space
 from orchestration.study.trial import FINISHED, Trial
 
 Kind = Literal["search", "matrix", "list"]
@@ -85,6 +85,11 @@ class StudySpec:
         return "matrix" if any(name != first for name in names) else "list"
 
     @property
+    def pareto(self) -> bool:
+        """Return whether this is a search with two objectives, validation accuracy and cost."""
+        return self.search is not None and "cost" in self.space.objective
+
+    @property
     def points(self) -> list[dict[str, float]]:
         """Return the paper's own settings of the searched keys, in the data set's units."""
         return self.space.scaled_points(self.base.data.name)
@@ -146,8 +151,15 @@ class StudySpec:
 
     def trial(self, number: int, source: str, params: dict[str, Any]) -> Trial:
         """Return a trial with these dotted keys, number and source that has not begun."""
-        config = self.config(params)
-        return Trial(number, config.digest(), params, source, config.flat())
+        return self.completed(Trial(number, self.config(params).digest(), params, source))
+
+    def completed(self, trial: Trial) -> Trial:
+        """Return a trial with what the specification says of it: its configuration, its rungs, its number of seeds."""
+        confirm, config = self.space.confirm, self.config(trial.params).flat()
+        if trial.source == "confirm" and isinstance(confirm, Confirmation):
+            return replace(trial, config=config, seeds=confirm.seeds)
+        rungs = self.space.rungs if trial.source == "optuna" and self.space.pruner == "halving" else "auto"
+        return replace(trial, config=config, rungs=() if rungs == "auto" else tuple(rungs))
 
     def proposals(self, sweep: StudyRecord) -> dict[int, Trial]:
         """Return number -> trial for the trials that the ledger has of this study.

@@ -9,7 +9,14 @@ from rich.text import Text
 from orchestration.report.table import Cell, Mark, Table
 from orchestration.terminal import one_line
 
-STATUS_STYLES = {"queued": "dim", "running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red"}
+STATUS_STYLES = {
+    "queued": "dim",
+    "running": "cyan",
+    "paused": "magenta",
+    "done": "green",
+    "stopped": "yellow",
+    "failed": "bold red",
+}
 _MARKS = {Mark.BEST: "bold", Mark.SECOND: "underline", None: ""}
 _MANY = 10  # columns; a dense table with more has no gaps, so that four searched values fit into 80 characters
 
