@@ -100,7 +100,7 @@ class StudyDriver:
     def _epoch(self, number: int, status: str) -> None:
         run = self._directory(self.queue.trials[number].cell)
         run.fetch(METRICS)
-        # Beyond the next rung, another study trained the same run. Neither a decision nor a proposal may depend on that.
+        # Beyond its next rung another study trained the run. No decision and no proposal may depend on that.
         metrics = run.read_metrics()[: self.queue.pauses_after(number)]
         self.queue.record(number, summarise(run.cell, status, metrics))
         for entry in metrics:
@@ -116,7 +116,7 @@ class StudyDriver:
         self._retries.heard(number, words)
 
     def ended(self, number: int) -> RunResult | Retry:
-        """Record how a trial ended, or that it paused, and return its result; return a `Retry` if it is to run again."""
+        """Record how a trial ended or paused and return its result, or return a `Retry` if it is to run again."""
         trial = self.queue.trials[number]
         result = self._result(trial)
         if isinstance(result, Retry):
