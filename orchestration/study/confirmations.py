@@ -8,7 +8,7 @@ from math import isfinite
 from statistics import fmean, stdev
 from typing import Any
 
-from orchestration.study.trial import Trial
+from orchestration.study.trial import Trial, confirmation
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +142,10 @@ def expected(rows: Sequence[Trial], trials: int, top: int, seeds: int) -> int:
         seeds: number of seeds of each of them in all.
     """
     searched = [row for row in rows if row.source != "baseline" and row.confirms is None]
-    known = {row.confirms for row in rows if row.confirms is not None}
+    known = {row.number for row in rows if row.confirms is not None}
     if len(searched) < trials or not all(row.ended for row in searched):
-        return max(min(top, trials) * (seeds - 1), sum(row.confirms is not None for row in rows))
-    done = [(row.best_val_accuracy, row.number) for row in searched if row.status == "done"]
+        return max(min(top, trials) * (seeds - 1), len(known))
+    distinct = {row.cell: row for row in reversed(searched)}.values()  # of trials with the same settings, the first
+    done = [(row.best_val_accuracy, row.number) for row in distinct if row.status == "done"]
     ranked = sorted((-best, number) for best, number in done if best is not None and isfinite(best))
-    return len(known | {number for _, number in ranked[:top]}) * (seeds - 1)
+    return len(known | {confirmation(number, repeat) for _, number in ranked[:top] for repeat in range(1, seeds)})
