@@ -34,7 +34,7 @@ from erat.records import append_line
 from erat.result import summarise
 from orchestration.cluster import execution
 from orchestration.report.live import LiveView
-from orchestration.run.directory import METRICS, RESULT_FILE, RunDirectory
+from orchestration.run.directory import RESULT_FILE, RunDirectory
 from orchestration.search import launch, tune
 from orchestration.search.driver import StudyDriver
 from orchestration.storage.workspace import Workspace
