@@ -37,7 +37,7 @@ def pareto_figure(rows: Sequence[Trial], out: Path, name: str = "pareto") -> lis
     best = sorted((seconds, 100 * height, row.number) for row, seconds, height in known if row.number in members)
     if others:
         x, y = zip(*others, strict=True)
-        axes.scatter(x, y, s=36, facecolors="white", edgecolors=marks.MUTED, label="beaten in both", zorder=3)
+        axes.scatter(x, y, s=36, facecolors="white", edgecolors=marks.MUTED, label="not on the front", zorder=3)
     x, y, numbers = zip(*best, strict=True)
     axes.plot(x, y, color=marks.PAPER, lw=1.5, zorder=2)
     axes.scatter(x, y, s=60, color=marks.PAPER, label="on the Pareto front", zorder=4)

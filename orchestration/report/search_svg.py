@@ -143,10 +143,10 @@ def pareto_front(rows: Sequence[Trial]) -> tuple[str, str] | None:
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if row.number in on_front else 3.5}" class="{kind}"/></g>'
         )
     parts += _labels([(str(row.number), *places[row.number]) for row in members])
-    parts += _legend([("dot on-front", "on the front, with its number"), ("dot beaten", "beaten in both")], "dot")
+    parts += _legend([("dot on-front", "on the front, with its number"), ("dot beaten", "not on the front")], "dot")
     caption = (
         "Validation accuracy (best epoch, in percent) over the seconds of an epoch, as it ran, a point per trial that "
-        "is done. The line is the Pareto front: no other trial is as good and as cheap. Choose a point to see its run."
+        "is done. The line is the Pareto front: no trial is better and cheaper than one on it. Choose a point to see its run."
     )
     return caption, "".join([*parts, "</svg>"])
 
@@ -157,10 +157,10 @@ def _pair(row: Trial) -> str:
 
 
 def _labels(points: Sequence[tuple[str, float, float]]) -> list[str]:
-    """Return a label above and left of each point that has room for it; points come from left to right."""
+    """Return a label above and left of each point that has room for it, the last point first."""
     parts: list[str] = []
     before = (-100.0, -100.0)
-    for words, x, y in points:
+    for words, x, y in reversed(points):
         if abs(x - before[0]) >= 16 or abs(y - before[1]) >= 14:
             parts.append(text(x - 5, y - 8, words, "label", "middle"))
             before = (x, y)
@@ -186,7 +186,7 @@ def _even(low: float, high: float, parts: int = 6) -> list[float]:
 
 
 def _heights(low: float, high: float) -> list[str]:
-    parts = []
+    parts = [text(_LEFT + 2, _TOP - 3, "validation accuracy, %", "tick")]
     for value in _even(low, high, 5):
         if low <= value <= high:
             y = _up(value, low, high)

@@ -128,9 +128,7 @@ def _parallel(trials: Sequence[Trial], ranges: Ranges) -> str:
         place_of, labels[header(key)] = _axis(key, range_, _settings(trials, key))
         axes[header(key)] = [None if (of := row.params.get(key)) is None else place_of(of) for row in trials]
     heights = [validated(row) or 0.0 for row in trials]
-    full = [height for height, row in zip(heights, trials, strict=True) if not row.at_rung]
-    scale_, below = marks.colour_scale(full or heights)  # one collapsed trial must not squeeze the others together
-    below = below or min(heights) < float(scale_.vmin or 0)
+    scale_, below = marks.colour_scale(heights)  # one collapsed trial must not squeeze the others together
     low, high = float(scale_.vmin or 0), max(heights)
     places = [max(height - low, 0.0) / ((high - low) or 1.0) for height in heights]
     axes["validation"] = list(places)

@@ -51,16 +51,18 @@ def best(rows: Sequence[Trial]) -> Trial | None:
     """Return the best setting: the one with the best mean over seeds, or else the largest `best_val_accuracy`.
 
     The former decides as soon as any trial has been confirmed with further seeds; see `confirmations.winner`. Of equal
-    ones, it is the lowest number. A trial that a scheduler stopped is eligible only if no trial is done. A baseline is
-    never eligible, because it is not a setting of the space. Test accuracy plays no part.
+    ones, it is the lowest number. A trial that a pruner stopped is eligible only if no trial is done, and one that was
+    stopped at a rung not even then while others go on, because it lost against them. A baseline is never eligible,
+    because it is not a setting of the space. Test accuracy plays no part.
     """
     if (chosen := winner(rows)) is not None:
         return chosen.trial
-    for status in ("done", "stopped"):
-        eligible = [row for row in rows if row.status == status and row.source not in OTHERS and _rank(row)[0] == 0]
-        if eligible:
-            return min(eligible, key=_rank)
-    return None
+    searched = [row for row in rows if row.source not in OTHERS and _rank(row)[0] == 0]
+    eligible = [row for row in searched if row.status == "done"]
+    if not eligible:
+        lost = not all(row.ended for row in searched)
+        eligible = [row for row in searched if row.status == "stopped" and not (lost and row.at_rung)]
+    return min(eligible, key=_rank, default=None)
 
 
 def _rank(row: Trial) -> tuple[int, float, int]:
@@ -95,7 +97,7 @@ def caption(rows: Sequence[Trial], pareto: bool = False) -> str:
         words.append(f"Validation: {kind}{attacked} (val.trusted={str(bool(trusted)).lower()}).")
     if rungs := rungs_of(rows):
         words.append(
-            f"Rungs after epoch {listed(rungs)}: there the best third of each block is promoted (↑ and the epoch), "
+            f"Rungs after epoch{'s' * (len(rungs) > 1)} {listed(rungs)}: there the best third of each block is promoted (↑ and the epoch), "
             "and the others are stopped."
         )
     if pareto:
@@ -215,7 +217,7 @@ def best_sentence(rows: Sequence[Trial], columns: Sequence[str]) -> str:
     """Say which setting is best, and what it reached."""
     row, over = best(rows), winner(rows)
     if row is None:
-        return "No trial has ended yet."
+        return f"No trial has come to its {'last epoch' if rungs_of(rows) else 'end'} yet."
     settings = ", ".join(f"{header(key)} = {value(key, row.params.get(key))}" for key in columns)
     if over is not None:
         return (

@@ -196,7 +196,8 @@ def parallel(
                 parts.append(text(x + 5, top + plot_h * (1 - place) + 4, words, "tick"))
     if legend:
         y = top + plot_h + 38
-        for x, kind, words in ((65.0, "curve done", "to the last epoch"), (215.0, "pale", legend)):
+        entries = [("curve done", "to the last epoch")] * (not all(pale)) + [("pale", legend)]
+        for x, (kind, words) in zip((65.0, 215.0), entries, strict=False):
             parts.append(f'<line x1="{x:g}" x2="{x + 24:g}" y1="{y:g}" y2="{y:g}" class="{kind}"/>')
             parts.append(text(x + 30, y + 4, words, "tick"))
     return "".join([*parts, "</svg>"])

@@ -9,12 +9,14 @@ from typing import Any
 
 from erat.config import RunConfig
 from erat.result import RunResult, summarise
+from orchestration.report.notation import number_of
 from orchestration.report.summary import best
 from orchestration.run.directory import ENDS, METRICS, RESULT_FILE, RunDirectory, left_over, stop_request
 from orchestration.run.heartbeat import is_running
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler
 from orchestration.storage.workspace import Workspace
+from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.ledger import Ledger, StudyRecord
 from orchestration.study.registries import PRUNERS
 from orchestration.study.spaces import Confirmation
@@ -121,7 +123,7 @@ class StudyDriver:
         result = self._result(trial)
         if isinstance(result, Retry):
             with_fewer = ", with fewer beside it" if result.fewer else ""
-            warnings.warn(f"trial {number}: {result.reason}; it goes on{with_fewer}", stacklevel=2)
+            warnings.warn(f"trial {number_of(trial)}: {result.reason}; it goes on{with_fewer}", stacklevel=2)
             self._queue_again(trial)
             self.view(self.trials)
             return result
@@ -177,7 +179,7 @@ class StudyDriver:
             run.drop_checkpoints()
         run_id = trial.mlflow_run_id or self._runs[trial.number]
         run.fetch_artifacts()
-        track_end(self.tracker, run_id, trial.so_far, run)
+        track_end(self.tracker, run_id, trial.so_far, run, at_rung=True)
         self.ledger.finish(trial.so_far, sweep=self.name, mlflow_run_id=run_id)
 
     def _result(self, trial: Trial) -> RunResult | Retry:
@@ -221,7 +223,9 @@ class StudyDriver:
 
     def _track_start(self, number: int) -> None:
         trial = self.queue.trials[number]
-        run = self.tracker.start_run(trial.cell, trial.config, parent=self.parent, sweep=self.name, source=trial.source)
+        run = self.tracker.start_run(
+            trial.cell, trial.config, parent=self.parent, sweep=self.name, source=trial.source, tags=_tags(trial)
+        )
         self._runs[number] = run
         self.queue.record(number, trial.so_far, run)
 
@@ -281,20 +285,55 @@ def make_queue(
     )
 
 
-def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory) -> None:
-    """Pass the result of a run to the tracker, with its artifacts unless it failed or is paused."""
+def _tags(trial: Trial) -> dict[str, int]:
+    """Return what MLflow says of the place of a trial in its search: which it confirms, from which rung it goes on."""
+    confirms = {} if trial.confirms is None else {"confirms": trial.confirms}
+    return confirms | ({"promoted": trial.promoted} if trial.promoted else {})
+
+
+def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory, *, at_rung: bool = False) -> None:
+    """Pass the result of a run to the tracker, with its artifacts unless it failed or is paused.
+
+    Args:
+        tracker: where runs are tracked.
+        run_id: id of the run there.
+        result: the result.
+        run: the run's directory.
+        at_rung: whether the run was stopped at a rung, after the last of its epochs.
+    """
     tracker.finish(
         run_id,
         result.status,  # type: ignore[arg-type]
         {} if result.status == "paused" else {key: getattr(result, key) for key in SUMMARY_METRICS},
         run.artifacts if result.status in FINISHED else None,
         result.error,
+        {"rung": result.epochs} if at_rung or result.status == "paused" else None,
     )
 
 
+def track_winner(tracker: Tracker, rows: Sequence[Trial]) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """Add to the MLflow runs of the candidates what their seeds say; return the metrics and tags of the winner.
+
+    Args:
+        tracker: where runs are tracked.
+        rows: the trials of a study that has ended.
+
+    Returns:
+        Metrics and tags for the study's own run: the means and spreads of the winner, if it is confirmed, and its
+        number and cell.
+    """
+    for each in confirmed(rows):
+        if each.trial.mlflow_run_id is not None:
+            tracker.add(each.trial.mlflow_run_id, each.figures())
+    chosen, over = best(rows), winner(rows)
+    tags = {} if chosen is None else {"best_trial": chosen.number, "best_cell": chosen.cell}
+    return {} if over is None else over.figures(), tags
+
+
 def result_json(row: Trial) -> dict[str, Any]:
-    """Return a run as `--json` prints it."""
-    return {
+    """Return a run as `--json` prints it; a confirmation also says which trial it `confirms`, and its seed."""
+    more = {} if row.confirms is None else {"confirms": row.confirms, "seed": row.config.get("train.seed")}
+    return more | {
         "cell": row.cell,
         "status": row.status,
         "config": row.config,
@@ -307,7 +346,19 @@ def result_json(row: Trial) -> dict[str, Any]:
     }
 
 
-def best_json(rows: list[Trial]) -> dict[str, Any] | None:
-    """Return the best trial as `--json` prints it, with its number and searched values; None if no trial qualifies."""
-    chosen = best(rows)
-    return None if chosen is None else result_json(chosen) | {"params": chosen.params, "number": chosen.number}
+def best_json(rows: Sequence[Trial]) -> dict[str, Any] | None:
+    """Return the best trial as `--json` prints it, with its number and searched values; None if no trial qualifies.
+
+    If it was chosen by its mean over several seeds, `confirmed` has mean, spread, their number and the seeds.
+    """
+    chosen, over = best(rows), winner(rows)
+    if chosen is None:
+        return None
+    content = result_json(chosen) | {"params": chosen.params, "number": chosen.number}
+    return content | ({} if over is None else {"confirmed": over.content()})
+
+
+def confirmed_json(rows: Sequence[Trial]) -> dict[str, Any]:
+    """Return `confirmed`, the candidates over their seeds, as `--json` prints it; nothing if there are none."""
+    candidates = [each.content() for each in confirmed(rows)]
+    return {"confirmed": candidates} if candidates else {}

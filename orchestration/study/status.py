@@ -47,7 +47,7 @@ def trials_of(
         run = RunDirectory(workspace, proposed.cell)
         trial = ledger.with_outcome(spec.completed(proposed), name)
         if trial.status == "queued" and run.path.exists():  # not begun, begun, or promoted from a rung
-            state, metrics = "running" if is_running(run) else "queued", run.read_metrics()
+            state, metrics = "running" if is_running(run) else "queued", run.read_metrics()[: trial.until]
             if state == "running" or len(metrics) >= trial.epoch:
                 trial = replace(trial, result=summarise(trial.cell, state, metrics))
         trials.append(trial)
