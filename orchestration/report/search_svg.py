@@ -146,7 +146,8 @@ def pareto_front(rows: Sequence[Trial]) -> tuple[str, str] | None:
     parts += _legend([("dot on-front", "on the front, with its number"), ("dot beaten", "not on the front")], "dot")
     caption = (
         "Validation accuracy (best epoch, in percent) over the seconds of an epoch, as it ran, a point per trial that "
-        "is done. The line is the Pareto front: no trial is better and cheaper than one on it. Choose a point to see its run."
+        "is done. The line is the Pareto front: no trial is better and cheaper than one on it. Choose a point to see "
+        "its run."
     )
     return caption, "".join([*parts, "</svg>"])
 

@@ -97,8 +97,8 @@ def caption(rows: Sequence[Trial], pareto: bool = False) -> str:
         words.append(f"Validation: {kind}{attacked} (val.trusted={str(bool(trusted)).lower()}).")
     if rungs := rungs_of(rows):
         words.append(
-            f"Rungs after epoch{'s' * (len(rungs) > 1)} {listed(rungs)}: there the best third of each block is promoted (↑ and the epoch), "
-            "and the others are stopped."
+            f"Rungs after {'epochs' if len(rungs) > 1 else 'epoch'} {listed(rungs)}: there the best third of each "
+            "block is promoted (↑ and the epoch), and the others are stopped."
         )
     if pareto:
         words.append("◆ on the Pareto front of validation accuracy and seconds of an epoch.")
