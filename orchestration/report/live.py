@@ -24,6 +24,7 @@ from orchestration.report.notation import (
     number_of,
     origin,
     promotion,
+    settings_number,
     state,
     value,
     with_spread,
@@ -260,7 +261,7 @@ class _Terminal:
         settings = {key: value(key, row.params.get(key)) for key in self._columns}
         epoch = f"{row.epoch:>{len(str(row.epochs))}}/{row.epochs}" if row.epochs else MISSING
         cells: dict[str, Cell | str] = {
-            "#": Cell(f"★ {number_of(row)}" if leads else number_of(row), mark),
+            "#": Cell(f"★ {row.number}" if leads else str(settings_number(row)), mark),
             "source": origin(row),
             "status": Cell(state(row), tail=(Part(f" {went_on}"),) if went_on else (), state=row.status),
             **({} if "settings" in without else settings),

@@ -95,13 +95,20 @@ def named(key: str, row: Trial) -> bool:
 
 
 def origin(row: Trial) -> str:
-    """Return the source of a trial's settings in a word or two; for a baseline, its name."""
+    """Return the source of a trial in a word or two: for a baseline its name, for a confirmation its seed."""
+    if row.confirms is not None:
+        return f"seed {row.config.get('train.seed', MISSING)}"
     return baseline_name(row) if row.source == "baseline" else row.source
+
+
+def settings_number(row: Trial) -> int:
+    """Return the number of the trial that has these settings: of a confirmation, that of the trial that it repeats."""
+    return row.number if row.confirms is None else row.confirms
 
 
 def number_of(row: Trial) -> str:
     """Return the number of a trial, such as "7", or "7, seed 2" if it repeats trial 7 with the seed 2."""
-    return str(row.number) if row.confirms is None else f"{row.confirms}, seed {row.config.get('train.seed', MISSING)}"
+    return str(row.number) if row.confirms is None else f"{row.confirms}, {origin(row)}"
 
 
 def state(row: Trial) -> str:

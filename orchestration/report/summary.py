@@ -17,6 +17,7 @@ from orchestration.report.notation import (
     number_of,
     origin,
     promotion,
+    settings_number,
     state,
     value,
     with_spread,
@@ -144,7 +145,8 @@ def _line(row: Trial, columns: Sequence[str], chosen: bool, on_front: bool) -> t
     went_on = promotion(row)
     return (
         Cell(
-            f"{marked} {number_of(row)}".strip(), runs=() if row.status == "queued" and not row.epoch else (row.cell,)
+            f"{marked} {settings_number(row)}".strip(),
+            runs=() if row.status == "queued" and not row.epoch else (row.cell,),
         ),
         origin(row),
         *(value(key, row.params.get(key)) for key in columns),
