@@ -201,8 +201,8 @@ class Study:
     @property
     def total(self) -> int:
         """Return the number of trials of the whole study, with its confirmations as far as they are known."""
-        confirmations = confirmations_of(self.spec, self.search_trials, self.begun_trials())
-        return self.spec.size(self.search_trials) + confirmations
+        begun = [] if self.spec.confirmation is None else self.begun_trials()
+        return self.spec.size(self.search_trials) + confirmations_of(self.spec, self.search_trials, begun)
 
     @property
     def best(self) -> Trial | None:

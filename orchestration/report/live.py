@@ -224,7 +224,7 @@ class _Terminal:
         rows = self._progress.rows
         leader, over = best(rows), winner(rows)
         if over is not None:
-            parts.append(f"best val {with_spread(over.val)} over {over.val.n} seeds (trial {over.trial.number})")
+            parts.append(f"best val {with_spread(over.val)} (trial {over.trial.number}, {over.val.n} seeds)")
         elif leader is not None:
             parts.append(f"best val {accuracy(leader.best_val_accuracy)} (trial {leader.number})")
         return " · ".join([self._progress.ended_of_total(), *parts, self._progress.counts()])

@@ -92,6 +92,12 @@ class StudySpec:
         return self.search is not None and "cost" in self.space.objective
 
     @property
+    def confirmation(self) -> Confirmation | None:
+        """Return how the best trials of the search are confirmed, or None if they are not."""
+        confirm = self.space.confirm
+        return confirm if self.search is not None and isinstance(confirm, Confirmation) else None
+
+    @property
     def points(self) -> list[dict[str, float]]:
         """Return the paper's own settings of the searched keys, in the data set's units."""
         return self.space.scaled_points(self.base.data.name)
@@ -183,9 +189,9 @@ class StudySpec:
 
     def completed(self, trial: Trial) -> Trial:
         """Return a trial with what the specification says of it: its configuration, its rungs, its number of seeds."""
-        confirm, config = self.space.confirm, self.config(trial.params).flat()
-        if trial.source == "confirm" and isinstance(confirm, Confirmation):
-            return replace(trial, config=config, seeds=confirm.seeds)
+        config = self.config(trial.params).flat()
+        if trial.source == "confirm" and self.confirmation is not None:
+            return replace(trial, config=config, seeds=self.confirmation.seeds)
         rungs = self.space.rungs if trial.source == "optuna" and self.space.pruner == "halving" else "auto"
         return replace(trial, config=config, rungs=() if rungs == "auto" else tuple(rungs))
 

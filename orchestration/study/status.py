@@ -12,7 +12,6 @@ from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import expected
 from orchestration.study.ledger import Ledger
-from orchestration.study.spaces import Confirmation
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
 
@@ -62,10 +61,8 @@ def confirmations_of(spec: StudySpec, trials: int, rows: Sequence[Trial]) -> int
         trials: number of trials of the search.
         rows: the trials proposed so far.
     """
-    confirm = spec.space.confirm
-    if spec.search is None or not isinstance(confirm, Confirmation):
-        return 0
-    return expected(rows, trials, confirm.top, confirm.seeds)
+    confirm = spec.confirmation
+    return 0 if confirm is None else expected(rows, trials, confirm.top, confirm.seeds)
 
 
 def not_begun(spec: StudySpec, total: int, trials: Sequence[Trial]) -> list[Trial]:
