@@ -249,13 +249,13 @@ class Queue:
     def _add(self, trial: Trial) -> None:
         """Take in a trial that has just been made.
 
-        A proposal that repeats an earlier configuration is not run again: it ends as that trial does.
+        A trial of the search that repeats an earlier configuration is not run again: it ends as that one does.
         """
-        if trial.source == "optuna" and trial.cell in self._first_of:
-            self._same[trial.number] = first = self._first_of[trial.cell]
-            trial = self._like(trial, self.trials[first])
-        elif trial.source in ("paper", "optuna"):
-            self._first_of.setdefault(trial.cell, trial.number)
+        if trial.source in ("paper", "optuna"):
+            first = self._first_of.setdefault(trial.cell, trial.number)
+            if first != trial.number:
+                self._same[trial.number] = first
+                trial = self._like(trial, self.trials[first])
         self._keep(trial)
 
     def _like(self, trial: Trial, first: Trial) -> Trial:
