@@ -27,7 +27,8 @@ from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import SAMPLERS
-from orchestration.study.spec import StudySpec, register, unfilled
+from orchestration.study.spaces import SearchSpace
+from orchestration.study.spec import StudySpec, as_begun, register, unfilled
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
 
@@ -100,7 +101,8 @@ def run_study(
         tracker = opening.result()
         fit = session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
         slots = min(fit, at_most or fit)
-        spec = with_window(spec, slots)
+        spec = with_window(as_begun(ledger, name, spec), slots, trials)
+        _warn_if_narrow(spec, slots, trials)
         sampler = make_sampler(spec)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
@@ -142,19 +144,52 @@ def run_study(
     return StudyEnd(driver, files, seconds)
 
 
-def with_window(spec: StudySpec, slots: int) -> StudySpec:
-    """Return the specification with a window, twice the number of slots if none was given."""
-    if spec.search is None or spec.space.window != "auto":
+def with_window(spec: StudySpec, slots: int, trials: int) -> StudySpec:
+    """Return the specification of a search with the window and startup that "auto" stands for.
+
+    Args:
+        spec: the specification.
+        slots: number of trials that run at a time.
+        trials: number of trials of the search, without the listed runs.
+    """
+    if spec.search is None:
         return spec
-    return replace(spec, space=spec.space.model_copy(update={"window": 2 * slots}))
+    space, update = spec.space, dict[str, int]()
+    if space.window == "auto":
+        # A few proposals after many points are to see most of these, for which they wait where there are many slots.
+        update["window"] = max(1, min(2 * slots, trials - len(space.points)))
+    if space.startup == "auto":
+        update["startup"] = startup_of(space)
+    return replace(spec, space=space.model_copy(update=update)) if update else spec
+
+
+def _warn_if_narrow(spec: StudySpec, slots: int, trials: int) -> None:
+    """Warn that a window, settled on a smaller cluster or given, leaves slots idle. With rungs it limits less."""
+    window = spec.space.window
+    proposals = trials - len(spec.space.points)
+    if spec.search is None or window == "auto" or spec.space.pruner == "halving":
+        return
+    if window + 1 < min(slots, proposals):
+        warnings.warn(
+            f"with the window {window}, at most {window + 1} proposals run at a time, and {slots} would fit; a study "
+            "under another --name begins with a window of its own",
+            stacklevel=2,
+        )
+
+
+def startup_of(space: SearchSpace) -> int:
+    """Return the number of results before which a study of this space draws its proposals at random."""
+    return (len(space.points) or 10) if space.startup == "auto" else space.startup
 
 
 def make_sampler(spec: StudySpec) -> Sampler:
     """Return the sampler of a study."""
     space = spec.space
-    startup = space.startup if space.startup != "auto" else len(space.points) or 10
     made: Sampler = SAMPLERS[space.sampler](
-        space.distributions(spec.base.data.name), seed=spec.base.train.seed, startup=startup, active=space.active
+        space.distributions(spec.base.data.name),
+        seed=spec.base.train.seed,
+        startup=startup_of(space),
+        active=space.active,
     )
     return made
 
