@@ -109,11 +109,12 @@ def run_study(
         # A search begins with its points and fits its few listed runs into idle slots, so their order is of no concern.
         work_of = _work_of if spec.search is None else None
         ready = crafting.gate(baselines, points)
+        pool = stack.enter_context(ThreadPoolExecutor(1))  # for proposals
         driver = StudyDriver(
-            name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready
+            name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready, pool=pool
         )
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
-        with LiveView(title, spec.space.columns, driver.queue.size) as view:
+        with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.size) as view:
             driver.view = view.update
             try:
                 with crafting.running(view.crafting.show):
@@ -190,6 +191,7 @@ def make_sampler(spec: StudySpec) -> Sampler:
         seed=spec.base.train.seed,
         startup=startup_of(space),
         active=space.active,
+        objective=space.objective,
     )
     return made
 
@@ -239,13 +241,16 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
         run.forget()
     run_id = tracker.start_run(cell, trial.config, parent=None, sweep=None, source="train")
     title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
+    sent = 0  # epochs
     with LiveView(title, [], 1) as view:
 
         def on_epoch() -> None:
+            nonlocal sent
             run.fetch(METRICS)
             rows = run.read_metrics()
-            for entry in rows:
+            for entry in rows[sent:]:
                 tracker.log_epoch(run_id, entry, entry["epoch"])
+            sent = max(sent, len(rows))
             view.update([replace(trial, result=summarise(cell, "running", rows))])
 
         on_epoch()

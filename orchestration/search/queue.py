@@ -273,7 +273,9 @@ class Queue:
                 return None
             if earlier and self._promoted.get(number, 0) < earlier[-1] and trial.status != "done":
                 continue  # it was stopped at an earlier rung, or failed before it
-            if (number, rung) in self._at_rung:
+            # A trial that has done the rung's epoch and has not paused yet would miss the decision.
+            settled = trial.ended or trial.status == "paused" or self._promoted.get(number, 0) >= rung
+            if (number, rung) in self._at_rung and settled:
                 best[number] = self._at_rung[number, rung]
             elif not trial.ended:
                 return None
