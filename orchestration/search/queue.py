@@ -184,7 +184,8 @@ class Queue:
             running += not rests and self.begin <= number < self.size
         confirming = self._confirming or ()
         repeated = sum(not trial.ended for trial in self.trials.values() if trial.confirms is not None)
-        return listed + min(searched, max(self.window, running)) + len(confirming) + repeated
+        # A trial runs beside those of its window.
+        return listed + min(searched, max(self.window + 1, running)) + len(confirming) + repeated
 
     @property
     def exhausted(self) -> bool:

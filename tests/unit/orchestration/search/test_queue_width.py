@@ -51,7 +51,7 @@ def end(queue: Queue, trial: Trial, status: str = "done") -> None:
 
 @pytest.mark.parametrize(
     ("shape", "width"),
-    [({"runs": 5}, 5), ({"total": 3}, 3), ({"total": 20}, 4), ({"runs": 2, "total": 20, "window": 8}, 10)],
+    [({"runs": 5}, 5), ({"total": 3}, 3), ({"total": 20}, 5), ({"runs": 2, "total": 20, "window": 8}, 11)],
     ids=["a list", "a short search", "a window", "both"],
 )
 def test_at_the_beginning_it_is_the_window_and_the_listed_runs(shape: dict[str, int], width: int) -> None:
@@ -70,7 +70,7 @@ def test_it_ends_with_the_study() -> None:
         if running:
             end(queue, running.pop(0))
     assert widths == sorted(widths, reverse=True)
-    assert [widths[0], queue.width] == [3, 0]
+    assert [widths[0], queue.width] == [4, 0]
 
 
 def test_a_trial_that_rests_at_a_rung_wants_no_slot() -> None:
