@@ -27,12 +27,15 @@ from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import SAMPLERS
-from orchestration.study.spaces import SearchSpace
+from orchestration.study.settings import begin_as, startup_of, warn_if_narrow
 from orchestration.study.spec import StudySpec, as_begun, register, unfilled
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
 
 POLL_SECONDS = 0.5
+# On a cluster that grows by itself, a study without --max-concurrent counts on at least so many slots: its window is
+# settled before the nodes are there, and would otherwise follow from the few that are.
+GROWN_SLOTS = 24
 
 
 @dataclass
@@ -77,7 +80,7 @@ def run_study(
         KeyboardInterrupt: The study was interrupted; everything that has finished is recorded.
     """
     # These modules import Ray, which takes long; only commands that need them should wait for it.
-    from orchestration.cluster import session
+    from orchestration.cluster import autoscaling, session
     from orchestration.search import tune
 
     started = time.monotonic()
@@ -99,10 +102,16 @@ def run_study(
         if address is not None:
             session.check_nodes(workspace)
         tracker = opening.result()
+        demand = stack.enter_context(autoscaling.Demand(resources, workers).held())
+        if address is not None:
+            demand.ask(max(1, min(at_most or GROWN_SLOTS, _left(name, spec, trials, ledger))))
         fit = session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
         slots = min(fit, at_most or fit)
-        spec = with_window(as_begun(ledger, name, spec), slots, trials)
-        _warn_if_narrow(spec, slots, trials)
+        grows = address is not None and autoscaling.autoscales()
+        if grows:
+            session.check_nodes(workspace)  # those that have come
+        spec = begin_as(as_begun(ledger, name, spec), max(slots, at_most or GROWN_SLOTS) if grows else slots, trials)
+        warn_if_narrow(spec, slots, trials)
         sampler = make_sampler(spec)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
@@ -113,7 +122,8 @@ def run_study(
         driver = StudyDriver(
             name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready, pool=pool
         )
-        title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
+        at_a_time = f"{slots} trial{'s' * (slots > 1)} at a time{' so far' * bool(grows)}"
+        title = f"{name}: {spec.space.about} · preset {spec.preset} · {at_a_time}"
         with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.size) as view:
             driver.view = view.update
             try:
@@ -124,8 +134,9 @@ def run_study(
                         storage=workspace.ray,
                         resources=resources,
                         workers=workers,
-                        slots=slots,
-                        ahead=workers == 1 and slots == fit,
+                        fewest=fewest,
+                        at_most=at_most,
+                        demand=None if address is None else demand,
                     )
             except BaseException as error:
                 driver.interrupted()
@@ -145,42 +156,10 @@ def run_study(
     return StudyEnd(driver, files, seconds)
 
 
-def with_window(spec: StudySpec, slots: int, trials: int) -> StudySpec:
-    """Return the specification of a search with the window and startup that "auto" stands for.
-
-    Args:
-        spec: the specification.
-        slots: number of trials that run at a time.
-        trials: number of trials of the search, without the listed runs.
-    """
-    if spec.search is None:
-        return spec
-    space, update = spec.space, dict[str, int]()
-    if space.window == "auto":
-        # A few proposals after many points are to see most of these, for which they wait where there are many slots.
-        update["window"] = max(1, min(2 * slots, trials - len(space.points)))
-    if space.startup == "auto":
-        update["startup"] = startup_of(space)
-    return replace(spec, space=space.model_copy(update=update)) if update else spec
-
-
-def _warn_if_narrow(spec: StudySpec, slots: int, trials: int) -> None:
-    """Warn that a window, settled on a smaller cluster or given, leaves slots idle. With rungs it limits less."""
-    window = spec.space.window
-    proposals = trials - len(spec.space.points)
-    if spec.search is None or window == "auto" or spec.space.pruner == "halving":
-        return
-    if window + 1 < min(slots, proposals):
-        warnings.warn(
-            f"with the window {window}, at most {window + 1} proposals run at a time, and {slots} would fit; a study "
-            "under another --name begins with a window of its own",
-            stacklevel=2,
-        )
-
-
-def startup_of(space: SearchSpace) -> int:
-    """Return the number of results before which a study of this space draws its proposals at random."""
-    return (len(space.points) or 10) if space.startup == "auto" else space.startup
+def _left(name: str, spec: StudySpec, trials: int, ledger: Ledger) -> int:
+    """Return how many listed runs and trials of the search have not ended, without confirmations."""
+    known = ledger.studies[name].proposals.values() if name in ledger.studies else ()
+    return len(spec.runs) + trials - sum(ledger.outcome(proposal.cell, name) is not None for proposal in known)
 
 
 def make_sampler(spec: StudySpec) -> Sampler:
@@ -287,14 +266,15 @@ def _train_here_or_on_ray(
 
     if config.train.workers == 1 and address is None:
         return execute_run(config, workspace.on_this_node(), on_epoch=listen)
-    from orchestration.cluster import execution, session
+    from orchestration.cluster import autoscaling, execution, session
 
-    with session.connection(address):
+    resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
+    workers, fewest = config.train.workers, config.resources.min_workers
+    with session.connection(address), autoscaling.Demand(resources, workers).held() as demand:
         if address is not None:
             session.check_nodes(workspace)
-        resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
-        patience = session.JOIN_SECONDS if address else 0
-        session.slots(resources, config.train.workers, config.resources.min_workers, patience=patience)
+            demand.ask(1)
+        session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
         run, request = RunDirectory(workspace, config.digest()), stop_request("train")
         run.withdraw_stop(request)
         # Ray Train's controller is another process and cannot call functions here, so the run's directory is polled.

@@ -174,6 +174,20 @@ class Queue:
         return self.size + expected
 
     @property
+    def width(self) -> int:
+        """Return how many trials could run at the same time now, if there were any number of slots."""
+        listed, searched, running = self.begin, self.total, 0
+        for number, trial in self.trials.items():
+            rests = trial.ended or trial.status == "paused"
+            listed -= rests and number < self.begin
+            searched -= rests and self.begin <= number < self.size
+            running += not rests and self.begin <= number < self.size
+        confirming = self._confirming or ()
+        repeated = sum(not trial.ended for trial in self.trials.values() if trial.confirms is not None)
+        # A trial runs beside those of its window.
+        return listed + min(searched, max(self.window + 1, running)) + len(confirming) + repeated
+
+    @property
     def exhausted(self) -> bool:
         """Return whether every trial has been made, and none waits at a rung or for a slot."""
         return not (self._listed or self._search or self._going_on or self._waiting) and self._confirming == deque()

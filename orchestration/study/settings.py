@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,6 +14,7 @@ from erat.errors import UserError, shown
 from erat.options import MOST_EPOCHS
 from orchestration.study import MOST_TRIALS
 from orchestration.study.spaces import Confirmation, SearchSpace
+from orchestration.study.spec import StudySpec
 
 
 def with_settings(
@@ -59,6 +62,44 @@ def with_settings(
 def no_search(what: str, name: str, got: object) -> UserError:
     """Return the error that a setting of a search was given to a list of runs."""
     return UserError(f"{what} is of a search, which {name}, a list of runs, has none of; got {shown(got)}")
+
+
+def begin_as(spec: StudySpec, slots: int, trials: int) -> StudySpec:
+    """Return the specification of a search with the window and startup that "auto" stands for.
+
+    Args:
+        spec: the specification.
+        slots: number of trials that run at a time.
+        trials: number of trials of the search, without the listed runs.
+    """
+    if spec.search is None:
+        return spec
+    space, update = spec.space, dict[str, int]()
+    if space.window == "auto":
+        # A few proposals after many points are to see most of these, for which they wait where there are many slots.
+        update["window"] = max(1, min(2 * slots, trials - len(space.points)))
+    if space.startup == "auto":
+        update["startup"] = startup_of(space)
+    return replace(spec, space=space.model_copy(update=update)) if update else spec
+
+
+def warn_if_narrow(spec: StudySpec, slots: int, trials: int) -> None:
+    """Warn that a window, settled on a smaller cluster or given, leaves slots idle. With rungs it limits less."""
+    window = spec.space.window
+    proposals = trials - len(spec.space.points)
+    if spec.search is None or window == "auto" or spec.space.pruner == "halving":
+        return
+    if window + 1 < min(slots, proposals):
+        warnings.warn(
+            f"with the window {window}, at most {window + 1} proposals run at a time, and {slots} would fit; a study "
+            "under another --name begins with a window of its own",
+            stacklevel=2,
+        )
+
+
+def startup_of(space: SearchSpace) -> int:
+    """Return the number of results before which a study of this space draws its proposals at random."""
+    return (len(space.points) or 10) if space.startup == "auto" else space.startup
 
 
 def setting_words(space: SearchSpace) -> str:
