@@ -140,6 +140,7 @@ class Queue:
         # The search's trials: those made that have not ended, those promoted that wait for a slot, and the number of an
         # earlier trial with the same configuration, with which a trial ends.
         self._open: set[int] = set()
+        self._beside: set[int] = set()  # the listed runs and confirmations that were made and have not ended
         self._going_on: deque[int] = deque()
         self._same: dict[int, int] = {}
         self._first_of: dict[str, int] = {}  # cell -> number of the first trial that has it
@@ -177,6 +178,14 @@ class Queue:
         if self._confirming is not None:
             expected = len(self._confirming) + sum(trial.confirms is not None for trial in self.trials.values())
         return self.size + expected
+
+    @property
+    def width(self) -> int:
+        """Return how many trials could run at the same time now, if there were any number of slots."""
+        running = sum(self.trials[number].status != "paused" for number in self._open)
+        # A trial runs beside those of its window.
+        search = min(len(self._search) + running, max(self.window + 1, running))
+        return search + len(self._listed) + len(self._beside) + len(self._confirming or ())
 
     @property
     def exhausted(self) -> bool:
@@ -262,6 +271,7 @@ class Queue:
         number, history = trial.number, trial.so_far.val_history
         self.trials[number] = trial
         if not self.begin <= number < self.size:
+            self._beside = self._beside - {number} if trial.ended else self._beside | {number}
             return
         self._blocks.note(number, history)
         if number >= self.first:
