@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 # The only files that may import these packages, at any place in the file.
 IMPORTERS = {
     "ray": {
+        "orchestration/cluster/autoscaling.py",
         "orchestration/cluster/crafting.py",
         "orchestration/cluster/execution.py",
         "orchestration/cluster/session.py",
