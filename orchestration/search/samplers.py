@@ -24,7 +24,7 @@ from orchestration.search.queue import Observation
 from orchestration.study import abilities
 from orchestration.study.abilities import Abilities
 from orchestration.study.parameters import ten_digits
-from orchestration.study.sampling import combinations
+from orchestration.study.sampling import alike, combinations
 
 _DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"val_accuracy": "maximize", "cost": "minimize"}
 Told = tuple[TrialState, "list[float] | None", "dict[int, float]"]  # state, values, value after each epoch
@@ -290,7 +290,8 @@ class Grid:
 
     def given(self, number: int, params: Mapping[str, Any]) -> None:
         """Leave these values out, which were given ahead."""
-        self._left = [each for each in self._left if each != params]
+        given = alike(params)
+        self._left = [each for each in self._left if alike(each) != given]
 
     def propose(self, number: int, known: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the next combination, or the values that are known.

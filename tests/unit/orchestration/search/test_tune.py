@@ -1,18 +1,15 @@
-"""Tests Optuna behind Tune's searcher interface: the same proposals after any interruption. Needs no cluster."""
+"""Tests what stands between the driver and Ray Tune: trials go out and results come in. Needs no cluster."""
 
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from optuna.distributions import FloatDistribution
-from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -24,147 +21,12 @@ from orchestration.search.tune import (
     METRIC,
     SAY_AFTER,
     Held,
-    OptunaSampler,
     Progress,
     QueueScheduler,
     QueueSearcher,
-    SeededPerTrial,
     _what_a_listener_raised,
 )
-from orchestration.study.spaces import ten_digits
 from orchestration.study.trial import Trial
-
-RANGES = {
-    "defense.epsilon_inf": FloatDistribution(0.0125, 0.3, log=True),
-    "defense.eta": FloatDistribution(0.0, 1.0),
-}
-POINTS = [
-    {"defense.epsilon_inf": 0.1, "defense.eta": 0.2},
-    {"defense.epsilon_inf": 0.2, "defense.eta": 0.9},
-    {"defense.epsilon_inf": 0.05, "defense.eta": 0.5},
-]
-GENERATION = 2
-
-
-def sampler(seed: int = 0, points: Sequence[Mapping[str, float]] = POINTS) -> OptunaSampler:
-    made = OptunaSampler(RANGES, seed=seed, startup_trials=len(points))
-    for point in points:
-        made.enqueue(point)
-    return made
-
-
-def outcome(params: Mapping[str, float], number: int) -> RunResult:
-    """Return how a trial ends, as a function of its values: most are done, some stopped, some failed."""
-    reached = 1 - (params["defense.eta"] - 0.4) ** 2 - abs(math.log(params["defense.epsilon_inf"] / 0.1)) / 5
-    status = "failed" if number % 7 == 6 else "stopped" if number > 2 and reached < 0.9 else "done"
-    history = [0.4 * reached, 0.8 * reached] + ([reached] if status == "done" else [])
-    return RunResult("c", status, best_val_accuracy=max(history), val_history=history)
-
-
-def sweep(made: OptunaSampler, total: int, known: Sequence[Mapping[str, float]] = ()) -> list[dict[str, Any]]:
-    """Run a sweep and return all its values: the points, then generations.
-
-    The values in `known` are kept from an earlier session.
-    """
-    tried = [made.suggest(str(number)) for number in range(len(POINTS))]
-    for number, params in enumerate(tried):
-        made.tell(str(number), outcome(params, number))
-    while len(tried) < total:
-        numbers = range(len(tried), min(len(tried) + GENERATION, total))
-        for number in numbers:
-            if number < len(known):
-                made.enqueue(known[number])
-            tried.append(made.suggest(str(number)))
-        for number in numbers:
-            made.tell(str(number), outcome(tried[number], number))
-    return tried
-
-
-class TestProposals:
-    def test_points_come_first_and_in_order(self) -> None:
-        made = sampler()
-        assert [made.suggest(str(number)) for number in range(3)] == POINTS
-
-    def test_the_same_seed_and_outcomes_give_the_same_proposals(self) -> None:
-        assert sweep(sampler(), 13) == sweep(sampler(), 13)
-
-    def test_another_seed_gives_others(self) -> None:
-        one, other = sweep(sampler(0), 9), sweep(sampler(1), 9)
-        assert one[:3] == other[:3] == POINTS
-        assert all(a != b for a, b in zip(one[3:], other[3:], strict=True))
-
-    def test_other_outcomes_give_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        one = sweep(sampler(), 9)
-        flat = RunResult("c", "done", best_val_accuracy=0.5, val_history=[0.5])
-        monkeypatch.setitem(globals(), "outcome", lambda params, number: flat)
-        assert sweep(sampler(), 9)[3:] != one[3:]
-
-    @pytest.mark.parametrize("known", range(4, 17))
-    def test_a_sweep_cut_anywhere_goes_on_with_the_same_proposals(self, known: int) -> None:
-        """The values agree to the last digit: another eleventh digit would make this run and those after it others."""
-        whole = sweep(sampler(), 17)
-        assert sweep(sampler(), 17, whole[:known]) == whole
-
-    def test_more_trials_are_what_a_longer_sweep_would_have_had(self) -> None:
-        assert sweep(sampler(), 9) == sweep(sampler(), 15)[:9]
-
-    def test_two_proposals_of_one_generation_differ(self) -> None:
-        tried = sweep(sampler(), 9)
-        assert len({tuple(params.values()) for params in tried}) == 9
-
-    def test_proposals_lie_in_their_ranges_with_ten_digits(self) -> None:
-        for params in sweep(sampler(), 40)[3:]:
-            for key, value in params.items():
-                assert RANGES[key].low <= value <= RANGES[key].high
-                assert value == ten_digits(value)
-
-    def test_without_points_the_first_are_random(self) -> None:
-        made = OptunaSampler(RANGES, seed=0, startup_trials=1)
-        assert made.suggest("0") != made.suggest("1")
-
-    def test_the_sampler_does_not_care_how_often_it_was_asked(self) -> None:
-        asked, fresh = (SeededPerTrial(seed=3, startup_trials=2) for _ in range(2))
-        eta = RANGES["defense.eta"]
-        study = SimpleNamespace(_get_trials=lambda **options: [], direction=None)
-        for number in range(5):
-            asked.sample_independent(study, SimpleNamespace(number=number), "defense.eta", eta)
-        again = [s.sample_independent(study, SimpleNamespace(number=7), "defense.eta", eta) for s in (asked, fresh)]
-        assert again[0] == again[1]
-
-
-class TestTelling:
-    """Tests what the Optuna study holds of ended trials; one that stays "running" would be ignored by the sampler."""
-
-    def told(self, outcome: RunResult) -> Any:
-        made = sampler()
-        made.suggest("0")
-        made.tell("0", outcome)
-        return made._study.trials[0]
-
-    def test_done(self) -> None:
-        trial = self.told(RunResult("c", "done", best_val_accuracy=0.75, val_history=[0.75, 0.5]))
-        assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.75)
-
-    def test_stopped_is_pruned_with_its_curve(self) -> None:
-        trial = self.told(RunResult("c", "stopped", best_val_accuracy=0.4, val_history=[0.1, 0.4, 0.3]))
-        assert trial.state is TrialState.PRUNED
-        assert trial.intermediate_values == {1: 0.1, 2: 0.4, 3: 0.3}
-
-    def test_failed(self) -> None:
-        failed = RunResult("c", "failed", best_val_accuracy=0.9, val_history=[0.9])
-        assert self.told(failed).state is TrialState.FAIL
-
-    @pytest.mark.parametrize("reached", [math.nan, math.inf, None])
-    def test_a_value_that_is_no_number_is_a_failure(self, reached: float | None) -> None:
-        trial = self.told(RunResult("c", "done", best_val_accuracy=reached))
-        assert trial.state is TrialState.FAIL
-
-    def test_after_a_failure_proposals_go_on(self) -> None:
-        made = sampler()
-        for number in range(3):
-            made.suggest(str(number))
-            made.tell(str(number), RunResult("c", "failed", error="boom"))
-        assert made.suggest("3").keys() == RANGES.keys()
 
 
 class FakeDriver:
