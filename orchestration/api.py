@@ -129,9 +129,7 @@ class Study:
                 f"trials are of a search, which {spec.space.name}, a list of runs, has none of; got {trials}"
             )
         plain = not given and preset == "demo" and space == spec.space.name
-        return cls(
-            name or _default_name(spec, plain), spec, trials or len(spec.space.points) + spec.space.proposals, home
-        )
+        return cls(name or _default_name(spec, plain), spec, spec.trials(trials), home)
 
     def run(self, address: str | None = None, *, at_most: int | None = None) -> Study:
         """Run what is left of the study, wait for the end, and write its tables and figures.

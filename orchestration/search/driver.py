@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from erat.config import RunConfig
 from erat.result import RunResult, summarise
 from orchestration.report.summary import best
-from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_request
+from orchestration.run.directory import ENDS, METRICS, RESULT_FILE, RunDirectory, left_over, stop_request
 from orchestration.run.heartbeat import is_running
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler
@@ -100,7 +100,8 @@ class StudyDriver:
     def _epoch(self, number: int, status: str) -> None:
         run = self._directory(self.queue.trials[number].cell)
         run.fetch(METRICS)
-        metrics = run.read_metrics()
+        # Beyond its next rung another study trained the run. No decision and no proposal may depend on that.
+        metrics = run.read_metrics()[: self.queue.pauses_after(number)]
         self.queue.record(number, summarise(run.cell, status, metrics))
         for entry in metrics:
             self.tracker.log_epoch(self._runs[number], entry, entry["epoch"])
@@ -115,7 +116,7 @@ class StudyDriver:
         self._retries.heard(number, words)
 
     def ended(self, number: int) -> RunResult | Retry:
-        """Record how a trial ended and return its result, or return a `Retry` if the trial is to run again."""
+        """Record how a trial ended or paused and return its result, or return a `Retry` if it is to run again."""
         trial = self.queue.trials[number]
         result = self._result(trial)
         if isinstance(result, Retry):
@@ -169,9 +170,13 @@ class StudyDriver:
 
     def _stopped_at_rung(self, trial: Trial) -> None:
         run = self._directory(trial.cell)
-        if not is_running(run):  # for another study
+        run.fetch(RESULT_FILE)
+        finished = run.read_result()
+        # Another study, or the command `train`, may be at work on this run, or may have finished it.
+        if not is_running(run) and (finished is None or finished.status != "done"):
             run.drop_checkpoints()
         run_id = trial.mlflow_run_id or self._runs[trial.number]
+        run.fetch_artifacts()
         track_end(self.tracker, run_id, trial.so_far, run)
         self.ledger.finish(trial.so_far, sweep=self.name, mlflow_run_id=run_id)
 
@@ -180,13 +185,16 @@ class StudyDriver:
         run.fetch(METRICS, *ENDS)
         run.fetch_artifacts()
         result, stop_epoch = run.read_result(), run.stop_epoch(request)
+        pause_after = self.queue.pauses_after(trial.number)
+        if result is not None and left_over(result, pause_after):
+            result = None  # a promoted trial whose worker died before it began
         if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
             return self._failed(trial, result)
+        if result.status == "paused":
+            return _up_to(result, run.read_metrics()[:pause_after])
         if result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may notice the stop request only after later epochs, or when they are done.
-            stopped = summarise(run.cell, "stopped", run.read_metrics()[:stop_epoch])
-            kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb")}
-            result = replace(stopped, **kept)
+            result = _up_to(replace(result, status="stopped"), run.read_metrics()[:stop_epoch])
             run.withdraw_stop(request)
         return result
 
@@ -221,6 +229,17 @@ class StudyDriver:
         return RunDirectory(self.workspace, cell)
 
 
+def _up_to(result: RunResult, rows: Sequence[Mapping[str, Any]]) -> RunResult:
+    """Return a result with the figures of these epochs alone; the run may have gone further.
+
+    Args:
+        result: the result of the run, whose status is kept.
+        rows: the figures of each epoch that counts, in order.
+    """
+    kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb", "device")}
+    return replace(summarise(result.cell, result.status, rows), **kept)
+
+
 def make_queue(
     spec: StudySpec,
     total: int,
@@ -241,13 +260,13 @@ def make_queue(
     """
     record = ledger.studies.get(name) or StudyRecord(name, {})
     space, epochs = spec.space, spec.base.train.epochs
-    assert space.window != "auto", "the window is settled before the study begins"
+    assert spec.search is None or space.window != "auto", "the window is settled before the study begins"
     confirm = space.confirm if isinstance(space.confirm, Confirmation) else None
     return Queue(
         runs=spec.runs,
         points=spec.points,
         total=total,
-        window=space.window,
+        window=1 if space.window == "auto" else space.window,  # a list of runs has none
         sampler=sampler,
         pruner=PRUNERS[space.pruner](space, epochs),
         block=space.block,
@@ -263,11 +282,11 @@ def make_queue(
 
 
 def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory) -> None:
-    """Pass the result of a run to the tracker, with its artifacts unless it failed."""
+    """Pass the result of a run to the tracker, with its artifacts unless it failed or is paused."""
     tracker.finish(
         run_id,
         result.status,  # type: ignore[arg-type]
-        {key: getattr(result, key) for key in SUMMARY_METRICS},
+        {} if result.status == "paused" else {key: getattr(result, key) for key in SUMMARY_METRICS},
         run.artifacts if result.status in FINISHED else None,
         result.error,
     )

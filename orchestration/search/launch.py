@@ -171,7 +171,11 @@ def make_sampler(spec: StudySpec) -> Sampler:
     space = spec.space
     startup = space.startup if space.startup != "auto" else len(space.points) or 10
     made: Sampler = SAMPLERS[space.sampler](
-        space.distributions(spec.base.data.name), seed=spec.base.train.seed, startup=startup, active=space.active
+        space.distributions(spec.base.data.name),
+        seed=spec.base.train.seed,
+        startup=startup,
+        active=space.active,
+        objective=space.objective,
     )
     return made
 

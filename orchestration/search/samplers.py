@@ -1,22 +1,33 @@
-"""Samplers by name, from Optuna: what the search tries next.
+"""Samplers by name: what the search tries next. All but the grid are Optuna's.
 
-Each draw depends only on the seed, on the number of the trial and on what was told before, so that a study that is
-resumed gets the proposals that it would have made without the interruption. Optuna's study holds the same rounded
-values (ten digits) as the ledger, because later proposals are made from them.
+A proposal depends on the seed, on the number of the trial and on what was given, proposed and told before, and on
+nothing else. A study that is resumed repeats these calls with the values that it knows, and so gets the proposals that
+it would have made without the interruption. Optuna's study holds the values of the ledger, with ten digits, because
+later proposals are made from them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import optuna
-from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
 
+from erat.errors import UserError
 from erat.seeding import derive
 from orchestration.search.queue import Observation
+from orchestration.study import abilities
+from orchestration.study.abilities import Abilities
 from orchestration.study.parameters import ten_digits
+from orchestration.study.sampling import combinations
+
+_DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"val_accuracy": "maximize", "cost": "minimize"}
+Told = tuple[TrialState, "list[float] | None", "dict[int, float]"]  # state, values, value after each epoch
 
 
 def _always(key: str, values: Mapping[str, Any]) -> bool:
@@ -24,82 +35,363 @@ def _always(key: str, values: Mapping[str, Any]) -> bool:
 
 
 class OptunaSampler:
-    """A sampler of Optuna on a study in memory.
+    """A sampler of Optuna on a study in memory; the base of those below.
+
+    Optuna's sampler is made anew for each proposal, with a seed of its own, so that no proposal depends on how many
+    random numbers others drew.
 
     Args:
         distributions: dotted key -> Optuna's distribution; a key comes after those that it depends on.
         seed: seed of all draws.
         startup: number of results before which the values are drawn at random.
         active: returns whether this key is searched in a trial whose earlier keys have these values.
+        objective: what is optimised, "val_accuracy" or that and "cost".
     """
+
+    abilities: ClassVar[Abilities] = Abilities()
+    # Whether Optuna's sampler reads the results of pruned trials. The value of a pruned trial is told to the others as
+    # that of a complete one: if they ignored it, they would try again where trials were stopped.
+    reads_pruned: ClassVar[bool] = False
+    # Whether Optuna's sampler needs what it noted in the study at earlier proposals. It then makes all proposals anew
+    # when a study is resumed.
+    reads_notes: ClassVar[bool] = False
 
     def __init__(
         self,
-        distributions: Mapping[str, Any],
+        distributions: Mapping[str, BaseDistribution],
         *,
         seed: int,
         startup: int,
         active: Callable[[str, Mapping[str, Any]], bool] = _always,
+        objective: Sequence[str] = ("val_accuracy",),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._distributions, self._seed, self._startup, self._active = distributions, seed, startup, active
-        self._study = optuna.create_study(direction="maximize")
-        self._asked: dict[int, optuna.Trial] = {}
+        # Optuna calls its QMC sampler and the grouping of conditional keys experimental; the tests hold what is used.
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self.distributions, self.seed, self.startup, self._active = dict(distributions), seed, startup, active
+        self.conditional = not all(active(key, {}) for key in distributions)
+        self._directions = [_DIRECTIONS[name] for name in objective]
+        self._study = self._new_study()
+        self._places: dict[int, int] = {}  # number of a trial -> its place in Optuna's study
+        self._running: dict[int, optuna.Trial] = {}  # by place: trials that were not told
+        self._replaced: dict[int, Told] = {}  # place -> what was told of a trial that had been told before
 
-    def draws(self, seed: int) -> optuna.samplers.BaseSampler:
+    def draws(self, seed: int) -> BaseSampler:
         """Return Optuna's sampler for one proposal, with this seed."""
         raise NotImplementedError
 
+    def joint(self) -> dict[str, BaseDistribution] | None:
+        """Return what is drawn jointly, by sorted keys; None: Optuna finds it out from the earlier trials.
+
+        Without conditions all keys are; the order is the one that Optuna would find.
+        """
+        return None if self.conditional else dict(sorted(self.distributions.items()))
+
     def given(self, number: int, params: Mapping[str, Any]) -> None:
         """Take note of values that were given ahead."""
-        self._study.enqueue_trial(dict(params))
-        self._ask(number)
+        self._ask(number, _Draw(None, params, {}))
 
     def propose(self, number: int, known: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the values of a trial: those that are known, or else a new proposal."""
-        if known is not None:
-            self.given(number, known)
-            return dict(known)
-        return self._ask(number)
+        anew = known is None or self.reads_notes
+        inner = self.draws(derive(self.seed, "proposal", number) % 2**32) if anew else None
+        made = self._ask(number, _Draw(inner, known, self.joint()))
+        return made if known is None else dict(known)
 
     def tell(self, number: int, observation: Observation) -> None:
-        """Take a trial into account in later proposals."""
-        trial = self._asked[number]
-        if observation.state == "complete":
-            self._study.tell(trial, observation.best_val_accuracy)
-        elif observation.state == "pruned":
-            assert observation.best_val_accuracy is not None
-            trial.report(observation.best_val_accuracy, observation.epochs)
-            self._study.tell(trial, state=TrialState.PRUNED)
-        else:
-            self._study.tell(trial, state=TrialState.FAIL)
+        """Take a trial into account in later proposals; another call for the same trial replaces the first one."""
+        place, (state, values, history) = self._places[number], self._told(observation)
+        if place not in self._running:
+            self._replaced[place] = state, values, history
+            return
+        trial = self._running.pop(place)
+        for epoch, value in history.items():
+            trial.report(value, epoch)
+        self._study.tell(place, None if state is TrialState.PRUNED else values, state)
 
-    def _ask(self, number: int) -> dict[str, Any]:
-        self._study.sampler = self.draws(derive(self._seed, "proposal", number) % 2**32)
-        self._asked[number] = trial = self._study.ask()
+    def _told(self, observation: Observation) -> Told:
+        best, cost = observation.best_val_accuracy, observation.cost
+        if observation.state == "failed" or best is None:
+            return TrialState.FAIL, None, {}
+        if observation.state == "pruned" and self.reads_pruned:
+            return TrialState.PRUNED, [best], {observation.epochs: best}
+        if len(self._directions) == 1:
+            return TrialState.COMPLETE, [best], {}
+        # The cost is known at the end alone; two objectives therefore exclude pruners (`sampling.check`).
+        return (TrialState.FAIL, None, {}) if cost is None else (TrialState.COMPLETE, [best, cost], {})
+
+    def _ask(self, number: int, draw: _Draw) -> dict[str, Any]:
+        if self._replaced:
+            self._rebuild()
+        self._study.sampler = draw
+        trial = self._study.ask()
+        self._places[number], self._running[trial.number] = trial.number, trial
         values: dict[str, Any] = {}
-        for key, distribution in self._distributions.items():
-            if self._active(key, values):
+        for key, distribution in self.distributions.items():
+            if self._active(key, values) if draw.known is None else key in draw.known:
                 values[key] = _suggested(trial, key, distribution)
         return values
 
+    def _rebuild(self) -> None:
+        """Make the study anew: Optuna has no means to replace what was told of a trial."""
+        earlier, self._study = self._study.get_trials(deepcopy=False), self._new_study()
+        for trial in earlier:
+            if trial.number in self._running and not self.reads_notes:
+                self._study.sampler = _Draw(None, trial.params, {})
+                self._running[trial.number] = again = self._study.ask()
+                for key, distribution in trial.distributions.items():
+                    _suggested(again, key, distribution)
+            else:
+                self._study.add_trial(self._latest(trial))
+        self._replaced.clear()
+
+    def _latest(self, trial: FrozenTrial) -> FrozenTrial:
+        """Return the trial with what was told of it last."""
+        if trial.number not in self._replaced:
+            return trial
+        state, values, history = self._replaced[trial.number]
+        return optuna.trial.create_trial(
+            state=state,
+            values=values,
+            params=trial.params,
+            distributions=trial.distributions,
+            system_attrs=trial.system_attrs,
+            intermediate_values=history,
+        )
+
+    def _new_study(self) -> optuna.Study:
+        storage = InMemoryStorage() if self.reads_notes else _WithoutNotes()
+        return optuna.create_study(storage=storage, directions=self._directions)
+
 
 class TPE(OptunaSampler):
-    """The tree-structured Parzen estimator."""
+    """The tree-structured Parzen estimator.
 
-    def draws(self, seed: int) -> optuna.samplers.BaseSampler:
+    Bergstra et al. 2011, Algorithms for Hyper-Parameter Optimization; with all keys drawn jointly (Falkner et al. 2018,
+    BOHB).
+    """
+
+    reads_pruned: ClassVar[bool] = True
+
+    def draws(self, seed: int) -> BaseSampler:
         """Return Optuna's sampler for one proposal, with this seed."""
+        # What matters is said here and not left to the version's defaults, which have changed. `multivariate`: keys
+        # whose best values depend on each other are drawn together; with conditions, in groups of keys that occur
+        # together. `constant_liar`: trials without a result count as bad ones, or the trials of a window, which know
+        # the same results, would be near each other.
         return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=self._startup, multivariate=True, constant_liar=True
+            seed=seed,
+            n_startup_trials=self.startup,
+            multivariate=True,
+            group=self.conditional,
+            constant_liar=True,
         )
 
 
-def _suggested(trial: Any, key: str, distribution: Any) -> Any:
+class GP(OptunaSampler):
+    """A Gaussian process with the logarithm of the expected improvement; trials without a result are integrated out.
+
+    Ament et al. 2023, Unexpected Improvements to Expected Improvement for Bayesian Optimization.
+    """
+
+    abilities: ClassVar[Abilities] = abilities.GP
+
+    def draws(self, seed: int) -> BaseSampler:
+        """Return Optuna's sampler for one proposal, with this seed."""
+        # No process can be fitted to no result. Accuracies of equal settings differ by chance: not deterministic.
+        return optuna.samplers.GPSampler(
+            seed=seed, n_startup_trials=max(1, self.startup), deterministic_objective=False
+        )
+
+
+class CMAES(OptunaSampler):
+    """Covariance matrix adaptation over the ranges of numbers; choices are drawn at random.
+
+    Hansen 2016, The CMA Evolution Strategy: A Tutorial.
+    """
+
+    abilities: ClassVar[Abilities] = abilities.CMAES
+    reads_notes: ClassVar[bool] = True
+
+    def draws(self, seed: int) -> BaseSampler:
+        """Return Optuna's sampler for one proposal, with this seed."""
+        return optuna.samplers.CmaEsSampler(
+            seed=seed, n_startup_trials=max(1, self.startup), warn_independent_sampling=False
+        )
+
+    def joint(self) -> dict[str, BaseDistribution]:
+        """Return the ranges of numbers."""
+        keys = sorted(self.distributions.items())
+        return {key: kind for key, kind in keys if not isinstance(kind, CategoricalDistribution)}
+
+
+class _WithoutResults(OptunaSampler):
+    """A sampler whose proposals do not depend on results."""
+
+    def tell(self, number: int, observation: Observation) -> None:
+        """Take no account of a trial."""
+
+
+class QMC(_WithoutResults):
+    """A scrambled Sobol sequence, which covers the space more evenly than random values.
+
+    Bergstra and Bengio 2012, Random Search for Hyper-Parameter Optimization.
+    """
+
+    abilities: ClassVar[Abilities] = abilities.QMC
+    reads_notes: ClassVar[bool] = True
+
+    def draws(self, seed: int) -> BaseSampler:
+        """Return Optuna's sampler for one proposal, which continues the one sequence of the study."""
+        return optuna.samplers.QMCSampler(
+            qmc_type="sobol", scramble=True, seed=derive(self.seed, "sequence") % 2**32, warn_independent_sampling=False
+        )
+
+
+class Random(_WithoutResults):
+    """Values drawn at random, each key for itself."""
+
+    def draws(self, seed: int) -> BaseSampler:
+        """Return Optuna's sampler for one proposal, with this seed."""
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    def joint(self) -> dict[str, BaseDistribution]:
+        """Return nothing."""
+        return {}
+
+
+class Grid:
+    """Every combination of choices, whole numbers and steps once, in an order drawn from the seed.
+
+    The order is mixed so that the first trials, and the trials of a block, are from the whole grid. Combinations that
+    the points give are left out. Optuna's own grid is not used: it draws among what is left, which
+    depends on the clock.
+
+    Args:
+        distributions, seed, active: as for `OptunaSampler`. Every distribution must be countable; see `sampling.check`.
+        startup, objective: without meaning for a grid.
+    """
+
+    abilities: ClassVar[Abilities] = abilities.GRID
+
+    def __init__(
+        self,
+        distributions: Mapping[str, BaseDistribution],
+        *,
+        seed: int,
+        startup: int = 0,
+        active: Callable[[str, Mapping[str, Any]], bool] = _always,
+        objective: Sequence[str] = ("val_accuracy",),
+    ) -> None:
+        every = list(combinations({key: _values(kind) for key, kind in distributions.items()}, active))
+        order = sorted(range(len(every)), key=lambda place: derive(seed, "grid", place))
+        self._left = [every[place] for place in order]
+        self._proposed = 0
+
+    def given(self, number: int, params: Mapping[str, Any]) -> None:
+        """Leave these values out, which were given ahead."""
+        self._left = [each for each in self._left if each != params]
+
+    def propose(self, number: int, known: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the next combination, or the values that are known.
+
+        Raises:
+            UserError: The grid has no further combination.
+        """
+        self._proposed += 1
+        if known is not None:
+            return dict(known)
+        if self._proposed > len(self._left):
+            raise UserError(f"the grid has {len(self._left)} trials beside the points, got {self._proposed}")
+        return dict(self._left[self._proposed - 1])
+
+    def tell(self, number: int, observation: Observation) -> None:
+        """Take no account of a trial."""
+
+
+class _Draw(BaseSampler):
+    """The draw of one proposal: Optuna's sampler with rounded values, or values that are known.
+
+    Args:
+        inner: Optuna's sampler; None: it is not asked.
+        known: the values; None: those of `inner` are taken.
+        joint: what `inner` draws jointly; None: it decides that itself.
+    """
+
+    def __init__(
+        self, inner: BaseSampler | None, known: Mapping[str, Any] | None, joint: dict[str, BaseDistribution] | None
+    ) -> None:
+        self.inner, self.known, self.joint = inner, known, joint
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return what is drawn jointly."""
+        if self.inner is None or self.joint is not None:
+            return self.joint or {}
+        return self.inner.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the values that are drawn jointly."""
+        values = self.inner.sample_relative(study, trial, search_space) if self.inner is not None else {}
+        if self.known is not None:
+            return {}
+        return {key: _rounded(value, search_space[key]) for key, value in values.items()}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return the value of one key."""
+        if self.known is not None:
+            return _rounded(self.known[param_name], param_distribution)
+        assert self.inner is not None, "either of them is given"
+        return _rounded(self.inner.sample_independent(study, trial, param_name, param_distribution), param_distribution)
+
+
+class _WithoutNotes(InMemoryStorage):
+    """A storage that drops what a sampler notes of a trial.
+
+    TPE and GP note what they drew jointly, also for conditional keys that the trial does not have in the end, and take
+    account of that while the trial runs. The ledger has no such notes, so a resumed study would go on differently.
+    """
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Do nothing."""
+
+
+def _rounded(value: Any, distribution: BaseDistribution) -> Any:
+    """Return a value as the study holds it: with ten digits, and within the range.
+
+    A point may lie outside the range, where Optuna would refuse it; it then counts as the nearest value.
+    """
+    if isinstance(distribution, CategoricalDistribution):
+        return value
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    if step is not None:
+        return low + min(max(round((value - low) / step), 0), round((high - low) / step)) * step
+    return min(max(ten_digits(value), low), high)
+
+
+def _suggested(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> Any:
+    """Return the value of a key as the ledger has it."""
     match distribution:
-        case FloatDistribution():
-            return ten_digits(trial.suggest_float(key, distribution.low, distribution.high, log=distribution.log))
-        case IntDistribution():
-            step, log = distribution.step, distribution.log
-            return trial.suggest_int(key, distribution.low, distribution.high, step=step, log=log)
+        case FloatDistribution(low=low, high=high, step=step, log=log):
+            return ten_digits(trial.suggest_float(key, low, high, step=step, log=log))
+        case IntDistribution(low=low, high=high, step=step, log=log):
+            return trial.suggest_int(key, low, high, step=step, log=log)
+        case CategoricalDistribution(choices=choices):
+            return trial.suggest_categorical(key, choices)
         case _:
-            return trial.suggest_categorical(key, distribution.choices)
+            raise AssertionError(f"no such distribution is made of a parameter: {distribution}")
+
+
+def _values(distribution: BaseDistribution) -> list[Any]:
+    """Return all values of a distribution that is countable, ascending, or in the order of the choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    assert step is not None, "`sampling.check` lets no other range pass"
+    values = [low + place * step for place in range(round((high - low) / step) + 1)]
+    return [ten_digits(value) if isinstance(distribution, FloatDistribution) else value for value in values]

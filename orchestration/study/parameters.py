@@ -6,6 +6,7 @@ A parameter is a range of numbers, a range of integers, or a list of choices, an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_serializer, model_validator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # Optuna takes long to import, and only the commands that sea
     from optuna.distributions import BaseDistribution
 
 MOST_CHOICES = 1000
+MOST_STEPS = 100_000  # of a range of numbers
 MOST_WHOLE = 10**9
 _NUMBER: TypeAdapter[float] = TypeAdapter(Number)
 
@@ -35,12 +37,10 @@ class Parameter(Section):
     when: dict[str, list[Any]] = Field(default_factory=dict)
 
     @model_serializer(mode="wrap")
-    def _without_empty_conditions(self, handler: Any) -> dict[str, Any]:
-        """Leave out an empty `when`, so that search spaces from before conditions existed keep their identity."""
+    def _without_what_is_empty(self, handler: Any) -> dict[str, Any]:
+        """Leave out an empty `when` and a `step` of None: spaces from before these existed keep their identity."""
         content: dict[str, Any] = handler(self)
-        if not self.when:
-            content.pop("when")
-        return content
+        return {key: value for key, value in content.items() if (key, value) not in (("when", {}), ("step", None))}
 
     def distribution(self, factor: float) -> BaseDistribution:
         """Return Optuna's distribution, scaled by `factor` from the paper's units to those of the data set."""
@@ -48,6 +48,10 @@ class Parameter(Section):
 
     def samples(self, factor: float) -> list[Any]:
         """Return a few values that a trial may have, with the extremes among them, scaled as by `distribution`."""
+        raise NotImplementedError
+
+    def values(self, factor: float) -> Sequence[Any] | None:
+        """Return all values that a trial may have, scaled as by `distribution`; None if they cannot be counted."""
         raise NotImplementedError
 
     def read(self, key: str, value: Any) -> Any:
@@ -71,14 +75,16 @@ class FloatParameter(Parameter):
     """A range of real numbers.
 
     Attributes:
-        low, high: ends of the range, with 0 <= low < high.
-        log: whether values are drawn on a logarithmic scale, for which low must be above 0.
+        low, high: ends of the range, with 0 <= low < high; with a step, high must be low plus a multiple of it.
+        step: distance of two neighbouring values; None: any value of the range.
+        log: whether values are drawn on a logarithmic scale, for which low must be above 0 and step None.
         unit: the norm whose budgets the range is given in, "linf" or "l2": the range is scaled by the ratio of the
             data set's customary budget to CIFAR-10's. None: the range is not scaled.
     """
 
     low: Number
     high: Number
+    step: Number | None = Field(None, gt=0)
     log: bool = False
     unit: Literal["linf", "l2"] | None = Field(None, description="scale by the data set's customary budget")
 
@@ -90,17 +96,49 @@ class FloatParameter(Parameter):
             raise UserError(f"low must be 0 or more, got {self.low}")
         if self.log and self.low == 0:
             raise UserError("low must be above 0 where log is true, got 0")
+        if self.step is not None:
+            self._divided(self.step)
         return self
+
+    def _divided(self, step: float) -> None:
+        if self.log:
+            raise UserError(f"step must not be given where log is true, got {step:g}; choices can be any values")
+        steps = (self.high - self.low) / step
+        if steps > MOST_STEPS:
+            raise UserError(f"step must make at most {MOST_STEPS} steps of the range, got {step:g}")
+        if round(steps) < 1 or abs(steps - round(steps)) > 1e-6:
+            last = self.low + max(1, int(steps)) * step
+            raise UserError(
+                f"high must be low plus a multiple of step ({step:g}), for example {last:g}, got {self.high:g}"
+            )
 
     def distribution(self, factor: float) -> BaseDistribution:
         from optuna.distributions import FloatDistribution
 
-        return FloatDistribution(ten_digits(self.low * factor), ten_digits(self.high * factor), log=self.log)
+        low, high = ten_digits(self.low * factor), ten_digits(self.high * factor)
+        if self.step is None:
+            return FloatDistribution(low, high, log=self.log)
+        # Optuna counts in decimal places, and lowers a `high` that is not reached exactly.
+        step = ten_digits(self.step * factor)
+        exact = Decimal(str(low)) + self._steps * Decimal(str(step))
+        return FloatDistribution(low, float(exact), step=step)
+
+    @property
+    def _steps(self) -> int:
+        return round((self.high - self.low) / self.step) if self.step is not None else 0
 
     def samples(self, factor: float) -> list[Any]:
         """Return both ends of the range, and a number between them with many digits."""
+        if (values := self.values(factor)) is not None:
+            return [values[0], values[len(values) // 2], values[-1]]
         low, high = ten_digits(self.low * factor), ten_digits(self.high * factor)
         return [low + share * (high - low) for share in (0.0, 0.382, 1.0)]
+
+    def values(self, factor: float) -> Sequence[float] | None:
+        if self.step is None:
+            return None
+        low, step = ten_digits(self.low * factor), ten_digits(self.step * factor)
+        return [ten_digits(low + place * step) for place in range(self._steps + 1)]
 
     def read(self, key: str, value: Any) -> float:
         try:
@@ -150,6 +188,9 @@ class IntParameter(Parameter):
         """Return both ends of the range, and the value in its middle."""
         return [self.low, self.low + (self.high - self.low) // self.step // 2 * self.step, self.high]
 
+    def values(self, factor: float) -> Sequence[int]:
+        return range(self.low, self.high + 1, self.step)
+
     def read(self, key: str, value: Any) -> int:
         whole = (isinstance(value, int) and not isinstance(value, bool)) or (
             isinstance(value, float) and value.is_integer()
@@ -188,6 +229,9 @@ class ChoiceParameter(Parameter):
 
     def samples(self, factor: float) -> list[Any]:
         return list(self.choices)
+
+    def values(self, factor: float) -> Sequence[Any]:
+        return self.choices
 
     def read(self, key: str, value: Any) -> Any:
         value = as_key(key, value)

@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from erat.registry import Registry
+from orchestration.study.abilities import ANY, Abilities
 
-SAMPLERS: Registry[Any] = Registry(
+
+class Samplers(Registry[Any]):
+    """Samplers by name."""
+
+    def abilities(self, name: str) -> Abilities:
+        """Return what a sampler can do: its `abilities`, or if it says nothing, anything. Raises as `__getitem__`."""
+        found: Abilities = self._known(name, lambda sampler: getattr(sampler, "abilities", ANY))
+        return found
+
+
+SAMPLERS: Samplers = Samplers(
     "sampler",
     {
-        "tpe": "orchestration.search.samplers:TPE",
-        "gp": "orchestration.search.samplers:GP",
-        "cmaes": "orchestration.search.samplers:CMAES",
-        "qmc": "orchestration.search.samplers:QMC",
-        "random": "orchestration.search.samplers:Random",
-        "grid": "orchestration.search.samplers:Grid",
+        "tpe": ("orchestration.search.samplers:TPE", "orchestration.study.abilities:ANY"),
+        "gp": ("orchestration.search.samplers:GP", "orchestration.study.abilities:GP"),
+        "cmaes": ("orchestration.search.samplers:CMAES", "orchestration.study.abilities:CMAES"),
+        "qmc": ("orchestration.search.samplers:QMC", "orchestration.study.abilities:QMC"),
+        "random": ("orchestration.search.samplers:Random", "orchestration.study.abilities:ANY"),
+        "grid": ("orchestration.search.samplers:Grid", "orchestration.study.abilities:GRID"),
     },
 )
 

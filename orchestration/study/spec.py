@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from erat.errors import UserError
 from erat.records import why
 from erat.variants import defense_name, expand
 from orchestration.storage.forms import SPECIFICATION
+from orchestration.study import sampling
 from orchestration.study.ledger import Ledger, StudyRecord
 from orchestration.study.spaces import SearchSpace, parse_space
 from orchestration.study.trial import FINISHED, Trial
@@ -89,6 +91,30 @@ class StudySpec:
         """Return the paper's own settings of the searched keys, in the data set's units."""
         return self.space.scaled_points(self.base.data.name)
 
+    @cached_property
+    def most_trials(self) -> int | None:
+        """Return the number of trials of a grid search, the points among them; None: there may be any number."""
+        if self.space.sampler != "grid" or self.search is None:
+            return None
+        return sampling.grid_size(self.space, self.base.data.name)
+
+    def trials(self, asked: int | None) -> int:
+        """Return the number of trials of the search, without the listed runs.
+
+        Args:
+            asked: the number that was asked for. None: that of the space, or all of a grid.
+
+        Raises:
+            UserError: The grid has fewer.
+        """
+        if self.most_trials is None:
+            return asked or len(self.space.points) + self.space.proposals
+        if asked is not None and asked > self.most_trials:
+            raise UserError(
+                f"trials must be at most {self.most_trials}, all of the grid {self.space.name}, got {asked}"
+            )
+        return asked or self.most_trials
+
     def size(self, trials: int) -> int:
         """Return the number of listed runs plus `trials`, the number of trials of the search."""
         return len(self.runs) + trials
@@ -102,6 +128,8 @@ class StudySpec:
             object.__setattr__(self, "space", self.space.settled(self.base.flat()))
         if self.search is not None:
             object.__setattr__(self, "space", self.space.scheduled(self.base, self.preset))
+            sampling.check(self.space)
+            self.most_trials  # noqa: B018 - raises if a grid has too many
         for key in self.space.parameters:
             if key in self.overrides:
                 raise UserError(f"{key} is what the space {self.space.name} searches; it cannot be set as well")
@@ -177,10 +205,12 @@ class StudySpec:
     def content(self) -> dict[str, Any]:
         """Return what the ledger keeps of the specification, as JSON values.
 
-        These are the parts of `identity`, and the preset, overrides and places of images with which it was asked for.
+        These are the parts of `identity`, and the preset, overrides and places of images with which it was asked for;
+        of a search also the version of Optuna, whose samplers may draw other values in another version.
         """
         root = {"data.root": self.base.data.root} if "data.root" in self.overrides else {}
-        return self._shared() | {"preset": self.preset, "overrides": self.overrides | root, "images": self.images}
+        asked = {"preset": self.preset, "overrides": self.overrides | root, "images": self.images}
+        return self._shared() | asked | ({} if self.search is None else {"optuna": version("optuna")})
 
     def identity(self) -> str:
         """Return a digest of the search space, the base configuration and the fingerprints of the images.
@@ -235,7 +265,17 @@ def register(ledger: Ledger, name: str, spec: StudySpec, trials: int) -> None:
     check_name_is_free(ledger, name, spec)
     known = ledger.studies.get(name)
     content = spec.content()
-    if known is None or known.trials < trials or known.spec.get("images", {}) != content["images"]:
+    if known is None:
+        ledger.append("sweep", name=name, spec=content, trials=trials)
+        return
+    before, now = known.spec.get("optuna"), content.get("optuna")
+    if before is not None and before != now:
+        warnings.warn(
+            f"sweep {name} was begun with Optuna {before}, and Optuna {now} goes on: trials that were made stay, "
+            "further proposals may differ from those that the old version would have made",
+            stacklevel=2,
+        )
+    if known.trials < trials or before != now or known.spec.get("images", {}) != content["images"]:
         ledger.append("sweep", name=name, spec=content, trials=trials)
 
 

@@ -76,9 +76,15 @@ EPOCH_METRICS = (
     "images_per_second",
     "learning_rate",
 )
-Ending = Literal["done", "stopped", "failed", "interrupted"]
+Ending = Literal["done", "stopped", "failed", "interrupted", "paused"]
 
-_MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_MLFLOW_STATUS = {
+    "done": "FINISHED",
+    "stopped": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+    "paused": "SCHEDULED",  # it may go on
+}
 _CALLS = ("_send_start", "_send_epoch", "_send_summary", "_send_artifacts", "_send_end")
 _PARENT, _RUN_NAME = "mlflow.parentRunId", "mlflow.runName"  # tags that have a meaning for MLflow's page
 # MLflow's limits: characters in a param and in a tag (5,000 on older servers), entries and metrics in one request.
