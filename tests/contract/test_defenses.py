@@ -214,13 +214,12 @@ def test_a_run_that_pauses_and_is_promoted_is_bit_equal(
     make_config: Callable[..., RunConfig],
     data: CorruptedSet,
     options: Options,
+    whole: Whole,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The run pauses after one epoch, and then after two; the third is its last."""
     config = make_config(options | {"data.fingerprint": "0" * 16})
-    whole = Trainer(config, data)
-    expected = [figures(report) for report in whole.run()]
     made = replace(data, manifest={"labels": {}, "images": {}})
     monkeypatch.setattr("erat.training.corrupted_set", lambda *_: made)
     workspace = Workspace(tmp_path)
@@ -230,10 +229,10 @@ def test_a_run_that_pauses_and_is_promoted_is_bit_equal(
         result = execute_run(config, workspace, pause_after=pause_after)
         assert (result.status, result.epochs) == (status, epochs)
     rows = [EpochReport(**row) for row in run.read_metrics()]
-    assert [figures(report) for report in rows] == json.loads(json.dumps(expected))
-    assert_same_end(Trainer(config, made, folder=run.path), whole)
+    assert [figures(report) for report in rows] == json.loads(json.dumps(whole.expected))
+    assert_same_end(Trainer(config, made, folder=run.path), whole.trainer)
     weights = torch.load(run.artifacts / "model.pt", weights_only=True)
-    assert_same_bits(weights, whole.defense.networks.state_dict())
+    assert_same_bits(weights, whole.trainer.defense.networks.state_dict())
 
 
 @pytest.mark.slow
