@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from erat.errors import UserError, shown
+from erat.registry import Registry
 from orchestration.commands import completion
 from orchestration.commands.console import OnceCommand
 from orchestration.study import MOST_TRIALS
+from orchestration.study.registries import PRUNERS, SAMPLERS
 
 Verb = Callable[..., None]
 
@@ -63,6 +65,57 @@ StudyName = Annotated[
     typer.Argument(
         help="a sweep or matrix",
         autocompletion=completion.studies,
+    ),
+]
+
+
+def _names(registry: Registry[Any]) -> str:
+    return ", ".join(sorted(registry.own))
+
+
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=nonempty,
+        help=f"what proposes trials, instead of the space's: {_names(SAMPLERS)}",
+        autocompletion=completion.samplers,
+    ),
+]
+Pruner = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        callback=nonempty,
+        help=f"what stops trials early, instead of the space's: {_names(PRUNERS)}",
+        autocompletion=completion.pruners,
+    ),
+]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        callback=nonempty,
+        help="trials that a proposal does not wait for; auto: twice as many as run at a time when the sweep begins",
+        autocompletion=completion.automatic,
+    ),
+]
+Rungs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="EPOCHS|auto",
+        callback=nonempty,
+        help="epochs at which halving compares trials, with commas; auto: they follow from the schedule",
+        autocompletion=completion.automatic,
+    ),
+]
+Confirm = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TOPxSEEDS|none",
+        callback=nonempty,
+        help="train the best TOP trials with so many seeds each, and choose by the mean; auto: 3x3 with --preset paper",
+        autocompletion=completion.confirmations,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]

@@ -13,11 +13,16 @@ from orchestration.cli.options import (
     AsJson,
     AtMost,
     ConfigFile,
+    Confirm,
     DryRun,
     Overrides,
     Preset,
+    Pruner,
+    Rungs,
+    Sampler,
     ShowConfig,
     StudyName,
+    Window,
     checked_name,
     nonempty,
     print_config,
@@ -40,6 +45,7 @@ verbs = typer.Typer()
     verbs,
     "sweep --space budgets",
     "sweep --space eta --trials 12 corruption.rate=0.4",
+    "sweep --space joint --trials 24 --pruner halving --confirm 3x3",
     "sweep --space budgets --preset paper data.root=/data --address auto",
 )
 def sweep(
@@ -54,6 +60,11 @@ def sweep(
     trials: Annotated[
         int | None, typer.Option(min=1, max=MOST_TRIALS, help="search trials in all; more than last time extends")
     ] = None,
+    sampler: Sampler = None,
+    pruner: Pruner = None,
+    window: Window = None,
+    rungs: Rungs = None,
+    confirm: Confirm = None,
     preset: Preset = None,
     config: ConfigFile = None,
     show_config: ShowConfig = False,
@@ -66,12 +77,21 @@ def sweep(
     """Search a space with Optuna through Ray Tune; the paper's own points come first."""
     from orchestration.api import Study
     from orchestration.storage.workspace import Workspace
+    from orchestration.study.settings import with_settings
     from orchestration.study.spaces import load_space
     from orchestration.study.spec import StudySpec
 
     given = read_asked(overrides, config, preset)
+    settings: dict[str, Any] = {
+        "sampler": sampler,
+        "pruner": pruner,
+        "window": window,
+        "rungs": rungs,
+        "confirm": confirm,
+    }
     if show_config:
-        print_config(StudySpec(load_space(space), given.preset, given.overrides).base.flat(), as_json)
+        asked = with_settings(load_space(space), **settings)
+        print_config(StudySpec(asked, given.preset, given.overrides).base.flat(), as_json)
         return
     study = Study.create(
         space,
@@ -80,6 +100,7 @@ def sweep(
         trials=trials,
         workspace=Workspace.from_environment(reading=dry_run),
         overrides=given.overrides,
+        **settings,
     )
     plan_and_show(study, as_json) if dry_run else run_and_show(study, address, at_most, as_json)
 

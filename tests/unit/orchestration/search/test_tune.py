@@ -1,18 +1,15 @@
-"""Tests Optuna behind Tune's searcher interface: the same proposals after any interruption. Needs no cluster."""
+"""Tests what stands between Tune and the queue of a study. Needs no cluster."""
 
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from optuna.distributions import FloatDistribution
-from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -21,154 +18,22 @@ from erat.errors import UserError
 from erat.result import RunResult
 from orchestration.run.retries import Retry
 from orchestration.search.tune import (
+    COUNT_SECONDS,
     METRIC,
     SAY_AFTER,
     Held,
-    OptunaSampler,
     Progress,
     QueueScheduler,
     QueueSearcher,
-    SeededPerTrial,
     _what_a_listener_raised,
 )
-from orchestration.study.spaces import ten_digits
 from orchestration.study.trial import Trial
-
-RANGES = {
-    "defense.epsilon_inf": FloatDistribution(0.0125, 0.3, log=True),
-    "defense.eta": FloatDistribution(0.0, 1.0),
-}
-POINTS = [
-    {"defense.epsilon_inf": 0.1, "defense.eta": 0.2},
-    {"defense.epsilon_inf": 0.2, "defense.eta": 0.9},
-    {"defense.epsilon_inf": 0.05, "defense.eta": 0.5},
-]
-GENERATION = 2
-
-
-def sampler(seed: int = 0, points: Sequence[Mapping[str, float]] = POINTS) -> OptunaSampler:
-    made = OptunaSampler(RANGES, seed=seed, startup_trials=len(points))
-    for point in points:
-        made.enqueue(point)
-    return made
-
-
-def outcome(params: Mapping[str, float], number: int) -> RunResult:
-    """Return how a trial ends, as a function of its values: most are done, some stopped, some failed."""
-    reached = 1 - (params["defense.eta"] - 0.4) ** 2 - abs(math.log(params["defense.epsilon_inf"] / 0.1)) / 5
-    status = "failed" if number % 7 == 6 else "stopped" if number > 2 and reached < 0.9 else "done"
-    history = [0.4 * reached, 0.8 * reached] + ([reached] if status == "done" else [])
-    return RunResult("c", status, best_val_accuracy=max(history), val_history=history)
-
-
-def sweep(made: OptunaSampler, total: int, known: Sequence[Mapping[str, float]] = ()) -> list[dict[str, Any]]:
-    """Run a sweep and return all its values: the points, then generations.
-
-    The values in `known` are kept from an earlier session.
-    """
-    tried = [made.suggest(str(number)) for number in range(len(POINTS))]
-    for number, params in enumerate(tried):
-        made.tell(str(number), outcome(params, number))
-    while len(tried) < total:
-        numbers = range(len(tried), min(len(tried) + GENERATION, total))
-        for number in numbers:
-            if number < len(known):
-                made.enqueue(known[number])
-            tried.append(made.suggest(str(number)))
-        for number in numbers:
-            made.tell(str(number), outcome(tried[number], number))
-    return tried
-
-
-class TestProposals:
-    def test_points_come_first_and_in_order(self) -> None:
-        made = sampler()
-        assert [made.suggest(str(number)) for number in range(3)] == POINTS
-
-    def test_the_same_seed_and_outcomes_give_the_same_proposals(self) -> None:
-        assert sweep(sampler(), 13) == sweep(sampler(), 13)
-
-    def test_another_seed_gives_others(self) -> None:
-        one, other = sweep(sampler(0), 9), sweep(sampler(1), 9)
-        assert one[:3] == other[:3] == POINTS
-        assert all(a != b for a, b in zip(one[3:], other[3:], strict=True))
-
-    def test_other_outcomes_give_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        one = sweep(sampler(), 9)
-        flat = RunResult("c", "done", best_val_accuracy=0.5, val_history=[0.5])
-        monkeypatch.setitem(globals(), "outcome", lambda params, number: flat)
-        assert sweep(sampler(), 9)[3:] != one[3:]
-
-    @pytest.mark.parametrize("known", range(4, 17))
-    def test_a_sweep_cut_anywhere_goes_on_with_the_same_proposals(self, known: int) -> None:
-        """The values agree to the last digit: another eleventh digit would make this run and those after it others."""
-        whole = sweep(sampler(), 17)
-        assert sweep(sampler(), 17, whole[:known]) == whole
-
-    def test_more_trials_are_what_a_longer_sweep_would_have_had(self) -> None:
-        assert sweep(sampler(), 9) == sweep(sampler(), 15)[:9]
-
-    def test_two_proposals_of_one_generation_differ(self) -> None:
-        tried = sweep(sampler(), 9)
-        assert len({tuple(params.values()) for params in tried}) == 9
-
-    def test_proposals_lie_in_their_ranges_with_ten_digits(self) -> None:
-        for params in sweep(sampler(), 40)[3:]:
-            for key, value in params.items():
-                assert RANGES[key].low <= value <= RANGES[key].high
-                assert value == ten_digits(value)
-
-    def test_without_points_the_first_are_random(self) -> None:
-        made = OptunaSampler(RANGES, seed=0, startup_trials=1)
-        assert made.suggest("0") != made.suggest("1")
-
-    def test_the_sampler_does_not_care_how_often_it_was_asked(self) -> None:
-        asked, fresh = (SeededPerTrial(seed=3, startup_trials=2) for _ in range(2))
-        eta = RANGES["defense.eta"]
-        study = SimpleNamespace(_get_trials=lambda **options: [], direction=None)
-        for number in range(5):
-            asked.sample_independent(study, SimpleNamespace(number=number), "defense.eta", eta)
-        again = [s.sample_independent(study, SimpleNamespace(number=7), "defense.eta", eta) for s in (asked, fresh)]
-        assert again[0] == again[1]
-
-
-class TestTelling:
-    """Tests what the Optuna study holds of ended trials; one that stays "running" would be ignored by the sampler."""
-
-    def told(self, outcome: RunResult) -> Any:
-        made = sampler()
-        made.suggest("0")
-        made.tell("0", outcome)
-        return made._study.trials[0]
-
-    def test_done(self) -> None:
-        trial = self.told(RunResult("c", "done", best_val_accuracy=0.75, val_history=[0.75, 0.5]))
-        assert (trial.state, trial.value) == (TrialState.COMPLETE, 0.75)
-
-    def test_stopped_is_pruned_with_its_curve(self) -> None:
-        trial = self.told(RunResult("c", "stopped", best_val_accuracy=0.4, val_history=[0.1, 0.4, 0.3]))
-        assert trial.state is TrialState.PRUNED
-        assert trial.intermediate_values == {1: 0.1, 2: 0.4, 3: 0.3}
-
-    def test_failed(self) -> None:
-        failed = RunResult("c", "failed", best_val_accuracy=0.9, val_history=[0.9])
-        assert self.told(failed).state is TrialState.FAIL
-
-    @pytest.mark.parametrize("reached", [math.nan, math.inf, None])
-    def test_a_value_that_is_no_number_is_a_failure(self, reached: float | None) -> None:
-        trial = self.told(RunResult("c", "done", best_val_accuracy=reached))
-        assert trial.state is TrialState.FAIL
-
-    def test_after_a_failure_proposals_go_on(self) -> None:
-        made = sampler()
-        for number in range(3):
-            made.suggest(str(number))
-            made.tell(str(number), RunResult("c", "failed", error="boom"))
-        assert made.suggest("3").keys() == RANGES.keys()
 
 
 class FakeDriver:
     """Three trials, the last of which waits until the others have ended."""
+
+    width = 3
 
     def __init__(self) -> None:
         self.queue: Any = self
@@ -216,7 +81,7 @@ class FakeDriver:
 class TestTuneSide:
     def test_waiting_and_the_end_are_told_apart(self) -> None:
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=1, ahead=True)
+        search = QueueSearcher(driver, fit=1, ahead=True)
         assert [search.suggest(name) for name in "ab"] == [{"number": 0}, {"number": 1}]
         assert search.suggest("c") is None
         search.on_trial_complete("b")
@@ -230,7 +95,7 @@ class TestTuneSide:
 
     def test_a_trial_that_is_to_run_again_comes_first_and_ends_once(self) -> None:
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=2, ahead=True)
+        search = QueueSearcher(driver, fit=2, ahead=True)
         assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
         driver.verdicts = [Retry(fewer=False, reason="the worker died after epoch 3")]
         search.on_trial_complete("a", error=True)
@@ -242,7 +107,7 @@ class TestTuneSide:
 
     def test_after_a_want_of_memory_fewer_run_side_by_side(self) -> None:
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=2, ahead=True)
+        search = QueueSearcher(driver, fit=2, ahead=True)
         assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
         driver.verdicts = [Retry(fewer=True, reason="out of memory")]
         search.on_trial_complete("a", error=True)
@@ -255,7 +120,7 @@ class TestTuneSide:
 
     def test_a_storage_that_cannot_be_written_ends_the_search_and_no_trial(self) -> None:
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=1, ahead=True)
+        search = QueueSearcher(driver, fit=1, ahead=True)
         search.suggest("a")
         search.on_trial_complete("a", {"storage_fault": "the disk is full (on a)"})
         search.on_trial_complete("a", error=True)
@@ -267,7 +132,7 @@ class TestTuneSide:
     def test_what_the_driver_raises_ends_the_search_and_no_trial(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Tune takes an error of the searcher at a trial's end for an error of the trial, and runs the trial again."""
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=1, ahead=True)
+        search = QueueSearcher(driver, fit=1, ahead=True)
         search.suggest("a")
 
         def full(number: int) -> RunResult:
@@ -275,7 +140,7 @@ class TestTuneSide:
 
         monkeypatch.setattr(driver, "ended", full)
         search.on_trial_complete("a")
-        progress = Progress(driver, search.held, lambda: "")
+        progress = Progress(driver, search.held, lambda: "", patience=100)
         with pytest.raises(OSError, match="No space left"):
             progress.on_step_end(1, [])
         assert not driver.ends
@@ -288,7 +153,7 @@ class TestTuneSide:
 
     def test_no_more_trials_are_begun_than_have_room(self) -> None:
         """Data-parallel trials ask Tune for almost nothing: without a limit all would start, and none get workers."""
-        search = QueueSearcher(FakeDriver(), slots=1, ahead=False)
+        search = QueueSearcher(FakeDriver(), fit=1, ahead=False)
         assert search.suggest("a") == {"number": 0}
         assert search.suggest("b") is None
         search.on_trial_complete("a")
@@ -305,7 +170,7 @@ class TestTuneSide:
 
     def test_tune_sees_validation_accuracy_alone(self) -> None:
         assert METRIC == "val_accuracy"
-        assert QueueSearcher(FakeDriver(), slots=1, ahead=False).metric == METRIC
+        assert QueueSearcher(FakeDriver(), fit=1, ahead=False).metric == METRIC
 
     def test_the_driver_neither_is_copied_nor_travels(self) -> None:
         driver = FakeDriver()
@@ -313,6 +178,95 @@ class TestTuneSide:
         assert copy.deepcopy(held)() is driver
         with pytest.raises(AssertionError, match="does not travel"):
             pickle.loads(pickle.dumps(held))()
+
+
+class Endless(FakeDriver):
+    """A driver whose queue never waits and never ends."""
+
+    exhausted = False
+    width = 100
+
+    def next(self, *, idle: bool) -> Trial | None:
+        self.made += 1
+        return Trial(self.made - 1, "cell", {}, "paper")
+
+
+class TestSlots:
+    """Tests that slots are counted anew when nodes come or go, whatever limits them besides."""
+
+    @staticmethod
+    def begin(search: QueueSearcher) -> int:
+        """Begin as many trials as the searcher gives, 50 at most, and return how many there were."""
+        for count in range(50):
+            if search.suggest(f"{len(search._running)}-{count}") is None:
+                return count
+        return 50
+
+    def test_nodes_that_come_are_used(self) -> None:
+        """Trials of several workers, which nobody but the searcher holds back."""
+        search = QueueSearcher(Endless(), fit=2, ahead=False)
+        assert self.begin(search) == 2
+        search.resize(5)
+        assert [self.begin(search), search.slots] == [3, 5]
+
+    def test_nodes_that_go_get_no_new_trials(self) -> None:
+        search = QueueSearcher(Endless(), fit=3, ahead=False)
+        assert self.begin(search) == 3
+        search.resize(1)
+        names = list(search._running)
+        for left, name in zip((0, 0, 1), names, strict=True):
+            search.on_trial_complete(name)
+            assert self.begin(search) == left, "there is room again only when the last has ended"
+
+    def test_no_more_run_than_the_user_allows(self) -> None:
+        search = QueueSearcher(Endless(), fit=1, at_most=3, ahead=True)
+        assert self.begin(search) == 50, "there is no limit but the cluster, which is Tune's concern"
+        search = QueueSearcher(Endless(), fit=1, at_most=3, ahead=False)
+        assert self.begin(search) == 1
+        search.resize(8)
+        assert self.begin(search) == 2
+
+    def test_with_more_room_than_the_user_allows_none_is_asked_ahead(self) -> None:
+        search = QueueSearcher(Endless(), fit=8, at_most=3, ahead=True)
+        assert self.begin(search) == 3
+        search.resize(2)
+        assert self.begin(search) == 50, "the cluster is the limit, and more may wait for it"
+
+    @pytest.mark.parametrize(("fit", "slots"), [(1, 1), (3, 1), (8, 4), (0, 0)])
+    def test_a_want_of_memory_stays_in_force_when_the_cluster_changes(self, fit: int, slots: int) -> None:
+        driver = Endless()
+        search = QueueSearcher(driver, fit=4, ahead=True)
+        search.suggest("a")
+        driver.verdicts = [Retry(fewer=True, reason="out of memory")]
+        search.on_trial_complete("a", error=True)
+        assert search.slots == 2
+        search.resize(fit)
+        assert search.slots == slots
+        assert self.begin(search) == slots, "none is asked ahead"
+
+    def test_one_trial_always_may_run(self) -> None:
+        driver = Endless()
+        search = QueueSearcher(driver, fit=2, ahead=True)
+        driver.verdicts = [Retry(fewer=True, reason="out of memory")] * 5
+        for name in "abcde":
+            search.suggest(name)
+            search.on_trial_complete(name, error=True)
+        assert search.slots == 1
+        search.resize(8)
+        assert search.slots == 4, "memory was short with two side by side, but not shorter with one"
+
+    def test_a_study_without_any_place_is_one_that_waits(self) -> None:
+        driver = FakeDriver()
+        search = QueueSearcher(driver, fit=0, ahead=False)
+        assert [search.suggest("a"), search.held()] == [None, 1]
+        search.resize(1)
+        assert search.held() == 0
+        search.suggest("a")
+        assert search.held() == 1
+
+    @pytest.mark.parametrize(("at_most", "wanted"), [(None, 100), (7, 7), (200, 100)])
+    def test_what_is_wanted_of_a_cluster_that_grows(self, at_most: int | None, wanted: int) -> None:
+        assert QueueSearcher(Endless(), fit=1, at_most=at_most, ahead=True).wanted() == wanted
 
 
 class Clock:
@@ -363,6 +317,13 @@ class TestNoRoom:
         progress.on_trial_error(5, [], trial)
         clock.now = 450
         progress.on_step_end(5, [])
+
+    def test_the_cluster_is_counted_once_a_second(self, clock: Clock) -> None:
+        counted: list[float] = []
+        progress = Progress(FakeDriver(), lambda: 0, lambda: "", patience=100, count=lambda: counted.append(clock.now))
+        for clock.now in (0.0, 0.5 * COUNT_SECONDS, 0.9 * COUNT_SECONDS, COUNT_SECONDS, 1.5 * COUNT_SECONDS):
+            progress.on_step_end(1, [])
+        assert counted == [0.0, COUNT_SECONDS]
 
     def test_it_is_saved_without_what_it_listens_to(self) -> None:
         assert pickle.loads(pickle.dumps(self.progress()))._waiting is None
