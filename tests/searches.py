@@ -15,7 +15,7 @@ from typing import Any
 from erat.result import RunResult, summarise
 from orchestration.run.directory import RunDirectory
 from orchestration.search.driver import make_queue
-from orchestration.search.launch import make_sampler, with_window
+from orchestration.search.launch import make_sampler
 from orchestration.search.simulate import simulate
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
@@ -34,6 +34,7 @@ SPACE: dict[str, Any] = {
     "rungs": [4, 12],
     "block": 12,
     "window": 4,
+    "startup": 10,
     "confirm": "none",
 }
 
@@ -70,7 +71,7 @@ def write_search(
     Returns:
         The ledger.
     """
-    spec, ledger = with_window(spec, slots), Ledger(workspace.ledger)
+    ledger = Ledger(workspace.ledger)
     workspace.root.mkdir(parents=True, exist_ok=True)
     register(ledger, name, spec, trials)
 

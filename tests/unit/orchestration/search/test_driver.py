@@ -245,8 +245,15 @@ class FakeTracker:
         self.calls.append(("epoch", run_id, epoch, row["val_accuracy"]))
 
     def finish(
-        self, run_id: str, status: str, summary: Mapping[str, Any], artifacts: Any = None, error: Any = None
+        self,
+        run_id: str,
+        status: str,
+        summary: Mapping[str, Any],
+        artifacts: Any = None,
+        error: Any = None,
+        tags: Any = None,
     ) -> None:
+        assert not tags, "there are no rungs here"
         self.calls.append(("finish", run_id, status, dict(summary), artifacts, error))
 
     def then(self, call: Callable[[], None]) -> None:

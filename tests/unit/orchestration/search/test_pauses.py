@@ -52,17 +52,26 @@ class FakeTracker:
         self.ends: list[tuple[str, str, dict[str, Any], Path | None]] = []
         self.started: list[str] = []
         self.epochs: dict[str, list[int]] = {}
+        self.tags: dict[str, dict[str, Any]] = {}
 
     def start_run(self, cell: str, config: Mapping[str, Any], **options: Any) -> str:
         self.started.append(cell)
+        self.tags.setdefault(f"run-{cell}", {}).update(options["tags"])
         return f"run-{cell}"
 
     def log_epoch(self, run_id: str, row: Mapping[str, Any], epoch: int) -> None:
         self.epochs.setdefault(run_id, []).append(epoch)
 
     def finish(
-        self, run_id: str, status: str, summary: Mapping[str, Any], artifacts: Path | None = None, error: Any = None
+        self,
+        run_id: str,
+        status: str,
+        summary: Mapping[str, Any],
+        artifacts: Path | None = None,
+        error: Any = None,
+        tags: Mapping[str, Any] | None = None,
     ) -> None:
+        self.tags.setdefault(run_id, {}).update(tags or {})
         self.ends.append((run_id, status, dict(summary), artifacts))
 
     def then(self, call: Callable[[], None]) -> None:
@@ -149,6 +158,7 @@ def test_a_trial_at_a_rung_is_recorded_as_such(world: World) -> None:
     assert (event["sweep"], event["cell"], event["result"]["epochs"]) == ("a", result.cell, 2)
     assert event["result"]["mlflow_run_id"] == f"run-{result.cell}"
     assert world.tracker.ends == [(f"run-{result.cell}", "paused", {}, None)], "no final figures, and no artifacts"
+    assert world.tracker.tags[f"run-{result.cell}"] == {"rung": 2}
     assert world.ledger.outcome(result.cell, "a") is None, "it has not ended"
 
 
@@ -180,6 +190,9 @@ def test_the_best_of_a_block_goes_on_at_once_and_the_others_are_stopped(world: W
         (f"run-{world.folder(number).name}", "stopped") for number in (0, 2)
     }
     assert world.tracker.ends[-1][3] is not None, "a stopped trial hands its artifacts over"
+    tags = [world.tracker.tags[f"run-{world.folder(number).name}"] for number in range(3)]
+    assert tags == [{"rung": 2}, {"rung": 2, "promoted": 2}, {"rung": 2}]
+    assert world.driver.queue.trials[1].promoted == 2
     assert [(world.folder(number) / "checkpoint.pt").exists() for number in range(3)] == [False, True, False]
     world.pauses(1, 0.1, 0.5, 0.5, 0.6)
     last = world.begin()
