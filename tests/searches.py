@@ -19,6 +19,7 @@ from orchestration.search.launch import make_sampler
 from orchestration.search.simulate import simulate
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
+from orchestration.study.settings import begin_as
 from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec, register
 from orchestration.study.trial import Trial
@@ -34,7 +35,6 @@ SPACE: dict[str, Any] = {
     "rungs": [4, 12],
     "block": 12,
     "window": 4,
-    "startup": 10,
     "confirm": "none",
 }
 
@@ -71,7 +71,7 @@ def write_search(
     Returns:
         The ledger.
     """
-    ledger = Ledger(workspace.ledger)
+    spec, ledger = begin_as(spec, slots, trials), Ledger(workspace.ledger)
     workspace.root.mkdir(parents=True, exist_ok=True)
     register(ledger, name, spec, trials)
 
