@@ -348,13 +348,13 @@ def make_queue(
     """
     record = ledger.studies.get(name) or StudyRecord(name, {})
     space, epochs = spec.space, spec.base.train.epochs
-    assert space.window != "auto", "the window is settled before the study begins"
+    assert spec.search is None or space.window != "auto", "the window is settled before the study begins"
     confirm = space.confirm if isinstance(space.confirm, Confirmation) else None
     return Queue(
         runs=spec.runs,
         points=spec.points,
         total=total,
-        window=space.window,
+        window=1 if space.window == "auto" else space.window,  # a list of runs has none
         sampler=sampler,
         pruner=PRUNERS[space.pruner](space, epochs),
         block=space.block,
