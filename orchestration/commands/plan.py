@@ -184,8 +184,8 @@ def _plan(
         f"  cells: {content['cells']} ({content['done']} done, {content['failed']} failed, {len(todo)} to do, "
         f"{len(imagined)} of these yet to be proposed){repeated}"
     )
-    hours = _span(least.training * workers / 3600, most.training * workers / 3600, "{:.2f}")
-    work = _span(least.trainings, most.trainings, "{:.3g}")
+    hours = _span(least.training * workers / 3600, most.training * workers / 3600, "{:.2f}".format)
+    work = _span(least.trainings, most.trainings, lambda number: f"{number:.1f}".removesuffix(".0"))
     by = "a few steps on this machine" if timed_here else "finished runs like these"
     crafting = " and crafting" if missing else ""
     console.print(
@@ -207,10 +207,9 @@ def _plan(
     return content
 
 
-def _span(low: float, high: float, form: str | Callable[[float], str]) -> str:
+def _span(low: float, high: float, form: Callable[[float], str]) -> str:
     """Return a range for a person, or one figure if both ends look alike."""
-    shown = [form.format(value) if isinstance(form, str) else form(value) for value in (low, high)]
-    return shown[0] if shown[0] == shown[1] else " to ".join(shown)
+    return " to ".join(dict.fromkeys(map(form, (low, high))))
 
 
 def _say_assumed(spec: StudySpec, ranges: bool, console: Console) -> None:
@@ -247,7 +246,8 @@ def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
     if not configs:
         return None, "none, nothing is left to do"
     try:
-        most = max((estimate.memory(config) for config in configs), key=lambda memory: memory.total)
+        distinct = {id(config): config for config in configs}.values()
+        most = max((estimate.memory(config) for config in distinct), key=lambda memory: memory.total)
     except Exception as error:
         reason = str(error).splitlines() or [type(error).__name__]
         return None, f"not known ({reason[0]})"

@@ -28,6 +28,7 @@ CALIBRATION_STEPS = 3
 # Disk space of a run besides its weights: curves, selection, and its part of the ledger and the tracking database.
 RECORD_BYTES = 150_000
 Signature = tuple[Any, ...]
+_MEMORY: dict[Signature, RunConfig] = {}  # what a run's memory depends on, by what its time depends on
 
 
 class History:
@@ -98,7 +99,10 @@ def memory(config: RunConfig) -> MemoryEstimate:
     Raises:
         UserError: The data cannot be read, or the network cannot be built for images of this shape.
     """
-    return _predicted(_memory_signature(config))
+    key = (*_signature(config), config.preset, config.val.fraction)
+    if key not in _MEMORY:  # making the signature of a run takes milliseconds, which is long for thousands of runs
+        _MEMORY[key] = _memory_signature(config)
+    return _predicted(_MEMORY[key])
 
 
 def work(config: RunConfig) -> float:
