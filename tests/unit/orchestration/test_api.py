@@ -227,7 +227,7 @@ def test_settings_are_part_of_the_specification(home: Path) -> None:
 @pytest.mark.parametrize("place", ["grid", "space"])
 def test_a_list_of_runs_has_no_settings(place: str, home: Path) -> None:
     content: dict[str, Any] = {"grid": "table1"} if place == "grid" else {"space": SPACE}
-    with pytest.raises(UserError, match="sampler is of a search, which .*, a list of runs, has none of; got 'gp'"):
+    with pytest.raises(UserError, match=r"sampler is of a search, which .*, a list of runs, has none of; got 'gp'"):
         Study.create(**content, workspace=home, sampler="gp")
 
 
