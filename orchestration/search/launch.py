@@ -106,7 +106,7 @@ def run_study(
             demand.ask(max(1, min(at_most or GROWN_SLOTS, _left(name, spec, trials, ledger))))
         fit = session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
         slots = min(fit, at_most or fit)
-        grows = address is not None and autoscaling.autoscales()
+        grows = address is not None and session.grows()
         if grows:
             session.check_nodes(workspace)  # those that have come
         spec = with_window(spec, max(slots, at_most or GROWN_SLOTS) if grows else slots)
@@ -119,7 +119,7 @@ def run_study(
         driver = StudyDriver(
             name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready
         )
-        at_a_time = f"{slots} trial{'s' * (slots > 1)} at a time{' so far' * bool(grows)}"
+        at_a_time = f"{slots} trial{'s' * (slots > 1)} at a time{' so far' * grows}"
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {at_a_time}"
         with LiveView(title, spec.space.columns, driver.queue.size) as view:
             driver.view = view.update

@@ -199,7 +199,7 @@ def test_trials_begin_on_a_node_that_comes_and_no_more_than_fit_when_it_has_gone
     cluster: Cluster, space: str, tmp_path: Path, held: list[tuple[int, int]]
 ) -> None:
     """With --max-concurrent, when Tune itself does not hold back a trial. Ray adds nodes from the main thread only."""
-    words = ("sweep", "--space", space, "--max-concurrent", "2", *PLAIN, "train.epochs=30", "--json")
+    words = ("sweep", "--space", space, "--max-concurrent", "2", *PLAIN, "train.epochs=20", "--json")
     told: list[Said] = []
     study = threading.Thread(target=lambda: told.append(command(cluster.address, tmp_path / "home", *words)))
     study.start()
