@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from orchestration.storage.workspace import Workspace
 SLIVER = 0.01
 
 
+# Key of a report: all figures of the epoch, sealed as JSON, which only the driver opens. The test accuracy is among
+# them, by which nothing must be chosen: a searcher, scheduler or sampler can use numbers of a report, and this is none.
+FIGURES = "figures"
 STORAGE_FAULT = "storage_fault"  # key of a report: the storage cannot be written; the trial resumes once it can
 
 
@@ -44,12 +48,14 @@ def trainable(resources: Mapping[str, float], workers: int) -> Any:
 
 
 def _report(history: Sequence[EpochReport]) -> dict[str, Any]:
-    """Return the figures of a run that Tune may see, without the test accuracy, by which nothing must be chosen."""
+    """Return the report of an epoch: the figures that Tune may see, and those that only the driver opens."""
     best = max(report.val_accuracy for report in history)
-    return _figures(history[-1].epoch, history[-1].val_accuracy, best)
+    figures = {name: value for name, value in asdict(history[-1]).items() if not isinstance(value, list)}
+    return _figures(history[-1].epoch, history[-1].val_accuracy, best) | {FIGURES: json.dumps(figures)}
 
 
 def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | None) -> dict[str, Any]:
+    """Return the figures of a run that Tune may see: not the test accuracy, by which nothing must be chosen."""
     return {"val_accuracy": val_accuracy, "best_val_accuracy": best_val_accuracy, "epoch": epoch}
 
 

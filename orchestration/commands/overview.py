@@ -25,6 +25,7 @@ from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
+from orchestration.study.settings import setting_values, setting_words
 from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
 from orchestration.study.status import spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
@@ -49,6 +50,8 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
     else:
         console.print(terminal(grid(rows)))
     console.print(f"preset {driver.spec.preset} · {validation_words(driver.spec.base)}")
+    if driver.spec.search is not None:
+        console.print(setting_words(driver.spec.space), markup=False)
     chosen = best(rows)
     if chosen is not None:
         command = paste_command(chosen, driver.spec.preset, driver.spec.overrides_for(chosen.params))
@@ -267,6 +270,8 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     if not spec.identified:
         console.print(f"{BEFORE_IDENTITY}: these figures are of images that nobody can name now", markup=False)
+    if spec.search is not None:
+        console.print(setting_words(spec.space), markup=False)
     console.print(f"MLflow: {tracking_uri(workspace)}", markup=False)
     heard_of = {row.number: age for row in rows if (age := _heard(workspace, row)) is not None}
     if heard_of:
@@ -282,7 +287,8 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
         for row in rows
     ]
     note = {} if spec.identified else {"note": BEFORE_IDENTITY}
-    return {"name": name, "trials": total} | counts | note | {"runs": runs}
+    settings = {} if spec.search is None else {"settings": setting_values(spec.space)}
+    return {"name": name, "trials": total} | counts | note | settings | {"runs": runs}
 
 
 def _heard(workspace: Workspace, row: Trial) -> float | None:

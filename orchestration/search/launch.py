@@ -27,7 +27,8 @@ from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import SAMPLERS
-from orchestration.study.spec import StudySpec, register, unfilled
+from orchestration.study.settings import begin_as, startup_of, warn_if_narrow
+from orchestration.study.spec import StudySpec, as_begun, register, unfilled
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
 
@@ -109,19 +110,21 @@ def run_study(
         grows = address is not None and session.grows()
         if grows:
             session.check_nodes(workspace)  # those that have come
-        spec = with_window(spec, max(slots, at_most or GROWN_SLOTS) if grows else slots)
+        spec = begin_as(as_begun(ledger, name, spec), max(slots, at_most or GROWN_SLOTS) if grows else slots, trials)
+        warn_if_narrow(spec, slots, trials)
         sampler = make_sampler(spec)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
         # A search begins with its points and fits its few listed runs into idle slots, so their order is of no concern.
         work_of = _work_of if spec.search is None else None
         ready = crafting.gate(baselines, points)
+        pool = stack.enter_context(ThreadPoolExecutor(1))  # for proposals
         driver = StudyDriver(
-            name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready
+            name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready, pool=pool
         )
         at_a_time = f"{slots} trial{'s' * (slots > 1)} at a time{' so far' * grows}"
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {at_a_time}"
-        with LiveView(title, spec.space.columns, driver.queue.size) as view:
+        with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.size) as view:
             driver.view = view.update
             try:
                 with crafting.running(view.crafting.show):
@@ -153,13 +156,6 @@ def run_study(
     return StudyEnd(driver, files, seconds)
 
 
-def with_window(spec: StudySpec, slots: int) -> StudySpec:
-    """Return the specification with a window, twice the number of slots if none was given."""
-    if spec.search is None or spec.space.window != "auto":
-        return spec
-    return replace(spec, space=spec.space.model_copy(update={"window": 2 * slots}))
-
-
 def _left(name: str, spec: StudySpec, trials: int, ledger: Ledger) -> int:
     """Return how many listed runs and trials of the search have not ended, without confirmations."""
     known = ledger.studies[name].proposals.values() if name in ledger.studies else ()
@@ -169,11 +165,10 @@ def _left(name: str, spec: StudySpec, trials: int, ledger: Ledger) -> int:
 def make_sampler(spec: StudySpec) -> Sampler:
     """Return the sampler of a study."""
     space = spec.space
-    startup = space.startup if space.startup != "auto" else len(space.points) or 10
     made: Sampler = SAMPLERS[space.sampler](
         space.distributions(spec.base.data.name),
         seed=spec.base.train.seed,
-        startup=startup,
+        startup=startup_of(space),
         active=space.active,
         objective=space.objective,
     )
@@ -225,13 +220,16 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
         run.forget()
     run_id = tracker.start_run(cell, trial.config, parent=None, sweep=None, source="train")
     title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
+    sent = 0  # epochs
     with LiveView(title, [], 1) as view:
 
         def on_epoch() -> None:
+            nonlocal sent
             run.fetch(METRICS)
             rows = run.read_metrics()
-            for entry in rows:
+            for entry in rows[sent:]:
                 tracker.log_epoch(run_id, entry, entry["epoch"])
+            sent = max(sent, len(rows))
             view.update([replace(trial, result=summarise(cell, "running", rows))])
 
         on_epoch()

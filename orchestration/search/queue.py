@@ -17,20 +17,17 @@ best trials are repeated with further seeds, if the study asks for that.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from math import isfinite
 from typing import Any, Literal, Protocol
-
-import numpy as np
 
 from erat.result import RunResult
 from orchestration.search.blocks import Blocks
 from orchestration.search.confirming import confirmations
+from orchestration.search.curves import Curves
 from orchestration.search.pruners import Pruner
 from orchestration.study.trial import Trial
 
@@ -146,8 +143,7 @@ class Queue:
         self._going_on: deque[int] = deque()
         self._same: dict[int, int] = {}
         self._first_of: dict[str, int] = {}  # cell -> number of the first trial that has it
-        # Number -> largest validation accuracy up to each epoch, in [0, 1], of the search's trials that are done.
-        self._best: dict[int, array[float]] = {}
+        self._curves = Curves(self.epochs)
 
         ends = [self.begin + total for total in (*self.totals, self.total) if total <= self.total]
         promoted = {number: epoch for number, epoch in self.promoted.items() if number in self.known}
@@ -254,22 +250,21 @@ class Queue:
         proposed = self.trials[number].source == "optuna"
         if not proposed or not 1 <= epoch <= self.epochs or epoch == self.pauses_after(number):
             return False
-        earlier = range(self.begin, self._limit(number, len(self._blocks.rungs)))
-        done = [best for each in earlier if (best := self._best.get(each))]
-        return self.pruner.stops(epoch, best_val_accuracy, np.array([best[min(epoch, len(best)) - 1] for best in done]))
+        before = self._limit(number, len(self._blocks.rungs)) - self.begin
+        return self.pruner.stops(epoch, best_val_accuracy, self._curves.at(epoch, before))
 
     # -- the state of the trials ------------------------------------------------------------------------------------
 
     def _add(self, trial: Trial) -> None:
         """Take in a trial that has just been made.
 
-        A proposal that repeats an earlier configuration is not run again: it ends as that trial does.
+        A trial of the search that repeats an earlier configuration is not run again: it ends as that one does.
         """
-        if trial.source == "optuna" and trial.cell in self._first_of:
-            self._same[trial.number] = first = self._first_of[trial.cell]
-            trial = self._like(trial, self.trials[first])
-        elif trial.source in ("paper", "optuna"):
-            self._first_of.setdefault(trial.cell, trial.number)
+        if trial.source in ("paper", "optuna"):
+            first = self._first_of.setdefault(trial.cell, trial.number)
+            if first != trial.number:
+                self._same[trial.number] = first
+                trial = self._like(trial, self.trials[first])
         self._keep(trial)
 
     def _like(self, trial: Trial, first: Trial) -> Trial:
@@ -290,7 +285,7 @@ class Queue:
             return
         self._open.discard(number)
         if trial.status == "done" and history:
-            self._best[number] = array("d", accumulate(history, max))
+            self._curves.keep(number - self.begin, history)
         for later in [later for later, first in self._same.items() if first == number]:
             self._keep(self._like(self.trials[later], trial))
 

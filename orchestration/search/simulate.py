@@ -52,7 +52,8 @@ def simulate(
         queue: a queue that has not begun.
         slots: number of trials that run at a time.
         seconds: length of an epoch of a trial.
-        accuracies: validation accuracy after each epoch of a trial, in [0, 1]; as many as the trial has epochs.
+        accuracies: validation accuracy after each epoch of a trial, in [0, 1]. If there are fewer than the trial has
+            epochs, it fails in the epoch that follows.
         overhead: time that a trial needs each time it starts or goes on, before its first epoch.
     """
     now, work, free = 0.0, 0.0, slots
@@ -88,7 +89,9 @@ def simulate(
 
 
 def _status(queue: Queue, number: int, epoch: int, curve: Sequence[float]) -> str:
-    if epoch == len(curve):
+    if epoch > len(curve):
+        return "failed"
+    if epoch == queue.trials[number].epochs:
         return "done"
     if epoch == queue.pauses_after(number):
         return "paused"

@@ -37,7 +37,7 @@ class Driver(Protocol):
 
     def started(self, number: int) -> None: ...
 
-    def epoch(self, number: int) -> None: ...
+    def epoch(self, number: int, figures: str | None = None) -> None: ...
 
     def ended(self, number: int) -> RunResult | Retry: ...
 
@@ -213,8 +213,9 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if not result.get(execution.STORAGE_FAULT):
-            self._driver().epoch(trial.config["number"])
+        # A report without figures is the last one: what it says is in the directory of the run, which `ended` reads.
+        if figures := result.get(execution.FIGURES):
+            self._driver().epoch(trial.config["number"], figures)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._running.discard(trial.trial_id)
