@@ -1,4 +1,4 @@
-"""Tests for how many slots a study is planned on a cluster that grows: its window is settled before the nodes are there."""
+"""Tests for how many slots a study is planned on a cluster that grows, before its nodes are there."""
 
 from __future__ import annotations
 
