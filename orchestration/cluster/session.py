@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from erat.config import RunConfig
 from erat.errors import UserError
 from orchestration.cluster import parts
-from orchestration.cluster.autoscaling import autoscales
+from orchestration.cluster.autoscaling import Demand, autoscales
 from orchestration.cluster.nodes import Node, look, problem, token
 from orchestration.run.preemption import prepare
 from orchestration.storage.workspace import Workspace
@@ -176,6 +176,7 @@ def slots(
     *,
     patience: float = 0,
     what: str = "a trial",
+    demand: Demand | None = None,
 ) -> int:
     """Return how many trials fit on the cluster at the same time, as soon as one does; see `fitting`.
 
@@ -187,6 +188,7 @@ def slots(
         fewest: number of workers with which a trial can do if it must; none: all.
         patience: seconds to wait for nodes that have not joined yet; 0: nothing is waited for, also no autoscaler.
         what: what needs these resources, for the message.
+        demand: what the autoscaler was asked for, and is asked for again while it is waited for.
 
     Raises:
         UserError: not even one trial fits.
@@ -204,6 +206,8 @@ def slots(
             said = waited
             so_far = f"waiting for the cluster's autoscaler, {waited:.0f} of {limit:.0f} s"
             warnings.warn(f"{room(resources, workers, what)}: {so_far}", stacklevel=2)
+        if growing and demand is not None:
+            demand.renew()
         time.sleep(POLL_SECONDS)
     return fit
 

@@ -105,7 +105,8 @@ def run_study(
         demand = stack.enter_context(autoscaling.Demand(resources, workers).held())
         if address is not None:
             demand.ask(max(1, min(slots_ahead(0, at_most), _left(name, spec, trials, ledger))))
-        fit = session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
+        patience = session.JOIN_SECONDS if address else 0
+        fit = session.slots(resources, workers, fewest, patience=patience, demand=demand)
         slots = min(fit, at_most or fit)
         grows = address is not None and session.grows()
         if grows:
@@ -284,7 +285,8 @@ def _train_here_or_on_ray(
         if address is not None:
             session.check_nodes(workspace)
             demand.ask(1)
-        session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
+        patience = session.JOIN_SECONDS if address else 0
+        session.slots(resources, workers, fewest, patience=patience, demand=demand)
         run, request = RunDirectory(workspace, config.digest()), stop_request("train")
         run.withdraw_stop(request)
         # Ray Train's controller is another process and cannot call functions here, so the run's directory is polled.
