@@ -96,7 +96,7 @@ class Fleet:
         self._driver = driver
         self._searcher = tune.QueueSearcher(driver, SLOTS, ahead=False)
         self._scheduler = tune.QueueScheduler(driver)
-        self._progress = tune.Progress(driver, self._searcher.held, lambda: "")
+        self._progress = tune.Progress(driver, self._searcher.held, lambda: "", patience=600)
         self._running: dict[str, SimpleNamespace] = {}
         self._draw = random.Random(0)
         self._count = 0
