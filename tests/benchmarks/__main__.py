@@ -30,7 +30,7 @@ SHORT = (
     "parallel",
     "tune",
 )
-PARTS = (*SHORT, "sweep")  # the last part takes minutes for each run
+PARTS = (*SHORT, "driver", "sweep")  # the last two take minutes for each run
 WIDTH = 180  # characters of a table that is written to a file
 
 
@@ -42,7 +42,7 @@ def main() -> int:
         epilog="examples: python -m tests.benchmarks crafting --repeats 9; python -m tests.benchmarks --json",
     )
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (by default all but the last)"
+        "parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (by default all but the last two)"
     )
     parser.add_argument("--repeats", type=int, default=7, help="counted repeats of each (default 7)")
     parser.add_argument("--long", action="store_true", help="all parts, the default sweep of minutes too")

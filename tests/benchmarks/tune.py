@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from orchestration.cluster import session
 from orchestration.run.execute import execute_run
-from orchestration.search import tune
+from orchestration.search import launch, tune
 from orchestration.search.driver import StudyDriver
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
@@ -62,7 +62,7 @@ def _spec(seeds: list[int]) -> StudySpec:
 def _driver(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger, tracker: Tracker) -> StudyDriver:
     register(ledger, name, spec, 0)
     parent = tracker.start_parent(name, kind="sweep", tags={})
-    sampler = tune.OptunaSampler({}, seed=0, startup_trials=1)
+    sampler = launch.make_sampler(spec)
     return StudyDriver(name, spec, 0, workspace, ledger, tracker, parent, sampler)
 
 
@@ -72,9 +72,10 @@ def _search(driver: StudyDriver) -> None:
         "storage": driver.workspace.ray,
         "resources": {"CPU": 1.0},
         "workers": 1,
-        "slots": 1,
+        "at_most": 1,
     }
-    tune.run(driver, ahead=True, **options)
+    with driver.at_work():
+        tune.run(driver, **options)
 
 
 def _bare(spec: StudySpec, workspace: Workspace) -> None:
