@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 
 from orchestration.cluster import session
 from orchestration.run.execute import execute_run
-from orchestration.search import launch, tune
+from orchestration.search import tune
 from orchestration.search.driver import StudyDriver
+from orchestration.search.samplers import TPE
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec, register
@@ -62,7 +63,7 @@ def _spec(seeds: list[int]) -> StudySpec:
 def _driver(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger, tracker: Tracker) -> StudyDriver:
     register(ledger, name, spec, 0)
     parent = tracker.start_parent(name, kind="sweep", tags={})
-    sampler = launch.make_sampler(spec)
+    sampler = TPE({}, seed=0, startup=1)
     return StudyDriver(name, spec, 0, workspace, ledger, tracker, parent, sampler)
 
 
