@@ -334,6 +334,8 @@ def make_queue(
     name: str,
     ledger: Ledger,
     sampler: Sampler,
+    *,
+    trial_of: Callable[[int, str, dict[str, Any]], Trial] | None = None,
     **more: Any,
 ) -> Queue:
     """Return the queue of a study's trials, according to its specification and the ledger.
@@ -344,6 +346,8 @@ def make_queue(
         name: name of the study.
         ledger: the ledger, whose proposals and decisions of this study are kept.
         sampler: proposes the search's trials.
+        trial_of: makes a trial from its number, source and overrides. None: those of the specification are made, with
+            their results in the ledger.
         more: further arguments of the queue.
     """
     record = ledger.studies.get(name) or StudyRecord(name, {})
@@ -359,7 +363,7 @@ def make_queue(
         pruner=PRUNERS[space.pruner](space, epochs),
         block=space.block,
         known=spec.proposals(record),
-        trial_of=lambda *made: ledger.with_outcome(spec.trial(*made), name),
+        trial_of=trial_of or (lambda *made: ledger.with_outcome(spec.trial(*made), name)),
         epochs=epochs,
         totals=record.totals,
         promoted=record.promoted,
