@@ -31,7 +31,7 @@ SHORT = (
     "tune",
 )
 TABLES = ("search",)  # parts that print a table of their own
-PARTS = (*SHORT, *TABLES, "sweep")  # the last two take minutes
+PARTS = (*SHORT, *TABLES, "driver", "sweep")  # the last three take minutes
 WIDTH = 180  # characters of a table that is written to a file
 
 
@@ -43,7 +43,7 @@ def main() -> int:
         epilog="examples: python -m tests.benchmarks crafting --repeats 9; python -m tests.benchmarks --json",
     )
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (by default all but the last two)"
+        "parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (by default all but the last three)"
     )
     parser.add_argument("--repeats", type=int, default=7, help="counted repeats of each (default 7)")
     parser.add_argument("--long", action="store_true", help="all parts, the default sweep of minutes too")

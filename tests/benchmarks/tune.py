@@ -13,7 +13,7 @@ from orchestration.cluster import session
 from orchestration.run.execute import execute_run
 from orchestration.search import tune
 from orchestration.search.driver import StudyDriver
-from orchestration.search.samplers import TPE
+from orchestration.search.launch import make_sampler
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec, register
@@ -63,19 +63,12 @@ def _spec(seeds: list[int]) -> StudySpec:
 def _driver(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger, tracker: Tracker) -> StudyDriver:
     register(ledger, name, spec, 0)
     parent = tracker.start_parent(name, kind="sweep", tags={})
-    sampler = TPE({}, seed=0, startup=1)
-    return StudyDriver(name, spec, 0, workspace, ledger, tracker, parent, sampler)
+    return StudyDriver(name, spec, 0, workspace, ledger, tracker, parent, make_sampler(spec))
 
 
 def _search(driver: StudyDriver) -> None:
-    options = {
-        "name": driver.name,
-        "storage": driver.workspace.ray,
-        "resources": {"CPU": 1.0},
-        "workers": 1,
-        "slots": 1,
-    }
-    tune.run(driver, ahead=True, **options)
+    with driver.at_work():
+        tune.run(driver, name=driver.name, storage=driver.workspace.ray, resources={"CPU": 1.0}, workers=1)
 
 
 def _bare(spec: StudySpec, workspace: Workspace) -> None:

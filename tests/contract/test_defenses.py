@@ -23,6 +23,9 @@ from erat.engine.report import EpochReport
 from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
 from erat.variants import defense_names
+from orchestration.run.directory import RunDirectory
+from orchestration.run.execute import execute_run
+from orchestration.storage.workspace import Workspace
 
 OPTIONS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in defense_names()} | {
     # Every way to select and every way to perturb, each in a defense whose default is another.
@@ -158,6 +161,32 @@ def test_going_on_from_the_checkpoint_before_is_bit_equal(
     list(trainer.run())
     assert [figures(report) for report in trainer.history] == expected
     assert_same_end(trainer, whole)
+
+
+def test_a_run_that_pauses_and_is_promoted_is_bit_equal(
+    make_config: Callable[..., RunConfig],
+    data: CorruptedSet,
+    options: Options,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The run pauses after one epoch, and then after two; the third is its last."""
+    config = make_config(options | {"data.fingerprint": "0" * 16})
+    whole = Trainer(config, data)
+    expected = [figures(report) for report in whole.run()]
+    made = replace(data, manifest={"labels": {}, "images": {}})
+    monkeypatch.setattr("erat.training.corrupted_set", lambda *_: made)
+    workspace = Workspace(tmp_path)
+    run = RunDirectory(workspace, config.digest())
+    for pause_after, status, epochs in [(1, "paused", 1), (2, "paused", 2), (None, "done", 3)]:
+        torch.manual_seed(epochs)  # another process has another global random state
+        result = execute_run(config, workspace, pause_after=pause_after)
+        assert (result.status, result.epochs) == (status, epochs)
+    rows = [EpochReport(**row) for row in run.read_metrics()]
+    assert [figures(report) for report in rows] == json.loads(json.dumps(expected))
+    assert_same_end(Trainer(config, made, folder=run.path), whole)
+    weights = torch.load(run.artifacts / "model.pt", weights_only=True)
+    assert_same_bits(weights, whole.defense.networks.state_dict())
 
 
 @pytest.mark.slow

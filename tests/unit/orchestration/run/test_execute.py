@@ -468,7 +468,7 @@ class TestSmallThings:
         ("change", "reason"),
         [
             ({"cell": "other"}, "it is of another cell, other"),
-            ({"status": "fine"}, "status: input should be 'done', 'stopped' or 'failed', got 'fine'"),
+            ({"status": "fine"}, "status: input should be 'done', 'stopped', 'failed' or 'paused', got 'fine'"),
             ({"epochs": 0}, "a finished result needs epochs"),
             ({"final_test_accuracy": None}, "a finished result needs final_test_accuracy"),
             ({"final_test_accuracy": 97.0}, "final_test_accuracy: input should be less than or equal to 1, got 97.0"),
