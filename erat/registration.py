@@ -55,7 +55,7 @@ def register_defense(name: str, part: Any = None, *, known: str | None = None, r
     Raises:
         UserError: the name is taken or malformed, or the class is not a defense of this name.
     """
-    return _register(DEFENSES, name, part, _check_defense, replace, known)
+    return register_part(DEFENSES, name, part, _check_defense, replace, known)
 
 
 @overload
@@ -70,7 +70,7 @@ def register_corruption(name: str, part: Any = None, *, known: str | None = None
     Its `kind` must be equal to the name, and is set to it if it has none. Arguments, result and errors are those of
     `register_defense`; `known` is the place of an `erat.corruption.kinds.CorruptionKind`.
     """
-    return _register(CORRUPTIONS, name, part, _made_corruption, replace, known)
+    return register_part(CORRUPTIONS, name, part, _made_corruption, replace, known)
 
 
 @overload
@@ -85,7 +85,7 @@ def register_dataset(name: str, part: Any = None, *, known: str | None = None, r
     It has `facts` (`SourceFacts`) and `load(config) -> (train, test)`, two `ImageSet`. Arguments, result and errors are
     those of `register_defense`; `known` is the place of the facts.
     """
-    return _register(DATASETS, name, part, _made_dataset, replace, known)
+    return register_part(DATASETS, name, part, _made_dataset, replace, known)
 
 
 @overload
@@ -100,15 +100,19 @@ def register_backbone(name: str, part: Any = None, *, replace: bool = False) -> 
     The module maps normalised float images (B, C, H, W) to logits (B, K). Arguments, result and errors are those of
     `register_defense`.
     """
-    return _register(BACKBONES, name, part, _check_backbone, replace)
+    return register_part(BACKBONES, name, part, _check_backbone, replace)
 
 
 @contextmanager
-def temporary_registrations() -> Iterator[None]:
-    """Undo, at the end of a `with` block, all registrations made in it; for tests."""
+def temporary_registrations(*more: Registry[Any]) -> Iterator[None]:
+    """Undo, at the end of a `with` block, all registrations made in it; for tests.
+
+    Args:
+        more: registries besides those of `REGISTRIES` that this concerns.
+    """
     plugins.load()  # plugins loaded inside the block would lose their parts at its end and never be loaded again
     tables = ("_targets", "_places", "_loaded", "_asides", "_added")
-    before = {one: {table: dict(getattr(one, table)) for table in tables} for one in REGISTRIES.values()}
+    before = {one: {table: dict(getattr(one, table)) for table in tables} for one in (*REGISTRIES.values(), *more)}
     try:
         yield
     finally:
@@ -117,7 +121,7 @@ def temporary_registrations() -> Iterator[None]:
         known_keys.cache_clear()
 
 
-def _register(
+def register_part(
     registry: Registry[Any],
     name: str,
     part: Any,
@@ -125,7 +129,13 @@ def _register(
     replace: bool,
     known: str | None = None,
 ) -> Any:
-    """Register the object that `made` makes of the part, or return the decorator that does so."""
+    """Register a part in any registry, or return the decorator that does so; the functions above build on it.
+
+    Args:
+        registry: the registry.
+        name, part, replace, known: as for `register_defense`.
+        made: name and part -> the object to register; it raises a `UserError` if the part is none of this registry.
+    """
     if not (isinstance(name, str) and _NAME.fullmatch(name)) or name == "none":
         raise UserError(
             f"the name of a {registry.kind} must be lower-case letters, digits, '_' and '-', beginning with a letter, "

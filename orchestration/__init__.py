@@ -15,16 +15,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestration.api import Study, load_study, study_names
+    from orchestration.search.pruners import Pruner
+    from orchestration.search.queue import Observation, Sampler
+    from orchestration.search.registration import register_pruner, register_sampler
     from orchestration.storage.workspace import Workspace
+    from orchestration.study.abilities import Abilities
     from orchestration.study.grids import GridSpec
     from orchestration.study.spaces import SearchSpace
     from orchestration.study.trial import Trial
 
-__all__ = ["GridSpec", "SearchSpace", "Study", "Trial", "Workspace", "load_study", "study_names"]
+__all__ = [
+    "Abilities",
+    "GridSpec",
+    "Observation",
+    "Pruner",
+    "Sampler",
+    "SearchSpace",
+    "Study",
+    "Trial",
+    "Workspace",
+    "load_study",
+    "register_pruner",
+    "register_sampler",
+    "study_names",
+]
 
 _MODULES = {
     "orchestration.api": ("Study", "load_study", "study_names"),
+    "orchestration.search.pruners": ("Pruner",),
+    "orchestration.search.queue": ("Observation", "Sampler"),
+    "orchestration.search.registration": ("register_pruner", "register_sampler"),
     "orchestration.storage.workspace": ("Workspace",),
+    "orchestration.study.abilities": ("Abilities",),
     "orchestration.study.grids": ("GridSpec",),
     "orchestration.study.spaces": ("SearchSpace",),
     "orchestration.study.trial": ("Trial",),

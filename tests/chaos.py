@@ -4,6 +4,7 @@ A Ray cluster of a head and two nodes, MLflow's server (on PostgreSQL if that is
 separate processes. One after another is killed, as a power cut would: the worker of a trial, a Ray node (another one
 replaces it), the driver (the same command is started again), the tracking server (started again some seconds later). At
 the end the ledger and MLflow must have each run once, with the numbers of the undisturbed run to the last bit.
+`tests.chaos_halving` does the same with a search.
 
 The output is the table of kills and the comparison, as Markdown; the exit status is 0 if everything is as it must be.
 """
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,19 @@ class Kill:
 
 
 class Stage:
-    """All processes of the study, and the workspace that they share."""
+    """All processes of the study, and the workspace that they share.
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.workspace = Workspace(folder / "home")
+    Args:
+        folder: where everything is written.
+        stack: ends the processes.
+        space: content of the study's YAML file.
+        base: dotted key -> value of all trials.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack, space: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+        self.workspace, self.base = Workspace(folder / "home"), base
         self.space = folder / "cells.yaml"
-        content = {"name": NAME, "about": "cells under kills", "proposals": 0, "baselines": CELLS}
-        self.space.write_text(yaml.safe_dump(content))
+        self.space.write_text(yaml.safe_dump(dict(space)))
         store = f"sqlite:///{folder}/server.db"
         self.store = "SQLite"
         if postgres_programs() is not None:
@@ -92,7 +99,7 @@ class Stage:
 
     def start_driver(self) -> None:
         """Start the command, which is the same each time."""
-        words = [f"{key}={value}" for key, value in BASE.items()]
+        words = [f"{key}={value}" for key, value in self.base.items()]
         self.driver = subprocess.Popen(
             [
                 *(sys.executable, "orchestrate.py", "sweep", "--space", str(self.space), "--name", NAME),
@@ -109,7 +116,7 @@ class Stage:
         """Return (the number of runs that have ended, the epochs done in all runs)."""
         ledger = Ledger(self.workspace.ledger)
         cells = [p.cell for p in ledger.studies[NAME].proposals.values()] if NAME in ledger.studies else []
-        ended = sum(ledger.outcome(cell) is not None for cell in cells)
+        ended = sum(ledger.outcome(cell, NAME) is not None for cell in cells)
         return ended, sum(len(RunDirectory(self.workspace, cell).read_metrics()) for cell in cells)
 
     # -- kills --------------------------------------------------------------------------------------------------------
@@ -151,13 +158,16 @@ class Stage:
         return True
 
 
-def disturbed(stage: Stage, draw: random.Random, kills: int, limit: float) -> list[Kill]:
-    """Run the matrix until it ends, with random kills, and return the kills.
+def disturbed(
+    stage: Stage, draw: random.Random, kills: int, limit: float, what: Mapping[str, int] = WHAT
+) -> list[Kill]:
+    """Run the study until it ends, with random kills, and return the kills.
 
     Args:
         draw: source of the random choices and times.
         kills: number of kills to make.
         limit: seconds after which the study is given up.
+        what: what is killed -> how often, in proportion.
     """
     ways: dict[str, Callable[[random.Random], bool]] = {
         "trial worker": stage.kill_worker,
@@ -165,7 +175,7 @@ def disturbed(stage: Stage, draw: random.Random, kills: int, limit: float) -> li
         "driver": stage.kill_driver,
         "tracking server": stage.kill_server,
     }
-    order = [what for what, often in WHAT.items() for _ in range(round(often * kills / 30))]
+    order = [each for each, often in what.items() for _ in range(round(often * kills / sum(what.values())))]
     draw.shuffle(order)
     done: list[Kill] = []
     began, last_epochs = time.monotonic(), -1
@@ -239,6 +249,15 @@ def _faults_of_tracking(stage: Stage, control: dict[str, Any]) -> list[str]:
     return found
 
 
+def show(kills: Sequence[Kill]) -> None:
+    """Print the kills as a table, and how often each kind occurred."""
+    print("| second | killed | cells ended | epochs done |\n|--:|:--|--:|--:|")
+    for kill in kills:
+        print(f"| {kill.second:.0f} | {kill.what} | {kill.ended} | {kill.epochs} |")
+    counted = Counter(kill.what for kill in kills)
+    print(f"\n{len(kills)} kills: " + ", ".join(f"{count} x {what}" for what, count in sorted(counted.items())))
+
+
 def main() -> int:
     """Run the study and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -249,18 +268,15 @@ def main() -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         control = undisturbed(folder)
-        stage, began = Stage(folder, stack), time.monotonic()
+        space = {"name": NAME, "about": "cells under kills", "proposals": 0, "baselines": CELLS}
+        stage, began = Stage(folder, stack, space, BASE), time.monotonic()
         kills = disturbed(stage, random.Random(options.seed), options.kills, options.limit)
         seconds = time.monotonic() - began
         wrong = faults(stage, control)
         print(
             f"Seed {options.seed}: {len(CELLS)} cells of {EPOCHS} epochs, {seconds:.0f} s, MLflow on {stage.store}.\n"
         )
-        print("| second | killed | cells ended | epochs done |\n|--:|:--|--:|--:|")
-        for kill in kills:
-            print(f"| {kill.second:.0f} | {kill.what} | {kill.ended} | {kill.epochs} |")
-        counted = Counter(kill.what for kill in kills)
-        print(f"\n{len(kills)} kills: " + ", ".join(f"{count} x {what}" for what, count in sorted(counted.items())))
+        show(kills)
         print("\n".join(wrong) or f"{len(control)} cells, each ended once, with the numbers of the undisturbed run.")
         if wrong:
             print(Path(stage.log.name).read_text()[-3000:], file=sys.stderr)

@@ -140,6 +140,7 @@ class Queue:
         # The search's trials: those made that have not ended, those promoted that wait for a slot, and the number of an
         # earlier trial with the same configuration, with which a trial ends.
         self._open: set[int] = set()
+        self._beside: set[int] = set()  # the listed runs and confirmations that were made and have not ended
         self._going_on: deque[int] = deque()
         self._same: dict[int, int] = {}
         self._first_of: dict[str, int] = {}  # cell -> number of the first trial that has it
@@ -181,16 +182,10 @@ class Queue:
     @property
     def width(self) -> int:
         """Return how many trials could run at the same time now, if there were any number of slots."""
-        listed, searched, running = self.begin, self.total, 0
-        for number, trial in self.trials.items():
-            rests = trial.ended or trial.status == "paused"
-            listed -= rests and number < self.begin
-            searched -= rests and self.begin <= number < self.size
-            running += not rests and self.begin <= number < self.size
-        confirming = self._confirming or ()
-        repeated = sum(not trial.ended for trial in self.trials.values() if trial.confirms is not None)
+        running = sum(self.trials[number].status != "paused" for number in self._open)
         # A trial runs beside those of its window.
-        return listed + min(searched, max(self.window + 1, running)) + len(confirming) + repeated
+        search = min(len(self._search) + running, max(self.window + 1, running))
+        return search + len(self._listed) + len(self._beside) + len(self._confirming or ())
 
     @property
     def exhausted(self) -> bool:
@@ -275,15 +270,15 @@ class Queue:
     def _keep(self, trial: Trial) -> None:
         number, history = trial.number, trial.so_far.val_history
         self.trials[number] = trial
-        if not self.begin <= number < self.size:
+        unended = self._open if self.begin <= number < self.size else self._beside
+        (unended.discard if trial.ended else unended.add)(number)
+        if unended is self._beside:
             return
         self._blocks.note(number, history)
         if number >= self.first:
             self._changed.add(self._blocks.start(number))
         if not trial.ended:
-            self._open.add(number)
             return
-        self._open.discard(number)
         if trial.status == "done" and history:
             self._curves.keep(number - self.begin, history)
         for later in [later for later, first in self._same.items() if first == number]:

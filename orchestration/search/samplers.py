@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, ClassVar, Literal
 
 import optuna
@@ -24,7 +25,7 @@ from orchestration.search.queue import Observation
 from orchestration.study import abilities
 from orchestration.study.abilities import Abilities
 from orchestration.study.parameters import ten_digits
-from orchestration.study.sampling import combinations
+from orchestration.study.sampling import alike, combinations
 
 _DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"val_accuracy": "maximize", "cost": "minimize"}
 Told = tuple[TrialState, "list[float] | None", "dict[int, float]"]  # state, values, value after each epoch
@@ -147,14 +148,21 @@ class OptunaSampler:
 
     def _latest(self, trial: FrozenTrial) -> FrozenTrial:
         """Return the trial with what was told of it last."""
-        if trial.number not in self._replaced:
+        if trial.number in self._running or (isinstance(trial, _Ended) and trial.number not in self._replaced):
             return trial
-        state, values, history = self._replaced[trial.number]
-        return optuna.trial.create_trial(
+        known = trial.state, trial.values, trial.intermediate_values
+        state, values, history = self._replaced.get(trial.number, known)
+        return _Ended(
+            number=trial.number,
+            trial_id=-1,  # the study gives it another one
             state=state,
+            value=None,
             values=values,
+            datetime_start=trial.datetime_start,
+            datetime_complete=trial.datetime_complete,
             params=trial.params,
             distributions=trial.distributions,
+            user_attrs={},
             system_attrs=trial.system_attrs,
             intermediate_values=history,
         )
@@ -290,7 +298,8 @@ class Grid:
 
     def given(self, number: int, params: Mapping[str, Any]) -> None:
         """Leave these values out, which were given ahead."""
-        self._left = [each for each in self._left if each != params]
+        given = alike(params)
+        self._left = [each for each in self._left if alike(each) != given]
 
     def propose(self, number: int, known: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the next combination, or the values that are known.
@@ -346,6 +355,13 @@ class _Draw(BaseSampler):
             return _rounded(self.known[param_name], param_distribution)
         assert self.inner is not None, "either of them is given"
         return _rounded(self.inner.sample_independent(study, trial, param_name, param_distribution), param_distribution)
+
+
+class _Ended(FrozenTrial):
+    """A trial that has ended, whose copies share its content: to copy all that of ten thousand takes a second."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTrial:
+        return copy(self)
 
 
 class _WithoutNotes(InMemoryStorage):

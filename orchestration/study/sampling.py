@@ -63,13 +63,19 @@ def grid_size(space: SearchSpace, data_name: str) -> int:
         UserError: There are more than a study may have.
     """
     factors, points = space.scale(data_name), space.scaled_points(data_name)
+    given = [alike(point) for point in points]
     values = {key: parameter.values(factors[key]) or [] for key, parameter in space.parameters.items()}
     size = len(points)
     for found in combinations(values, space.active):
-        size += found not in points
+        size += alike(found) not in given
         if size > MOST_TRIALS:
             raise UserError(f"a grid must have at most {MOST_TRIALS} trials; the space {space.name} has more")
     return size
+
+
+def alike(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values that are equal for a combination of the grid and a point that was written in another way."""
+    return {key: float(f"{value:.8g}") if isinstance(value, float) else value for key, value in params.items()}
 
 
 def combinations(

@@ -227,7 +227,7 @@ class Spool:
         self._folder, self._server = folder, content_digest(server)
         self._once = self._server if once is None else content_digest(once)
         self._path = folder / f"{self._server}-{uuid.uuid4().hex}.jsonl"
-        self._lock = FileLock(f"{self._path}.lock", timeout=0)
+        self._lock = FileLock(f"{self._path}.lock", timeout=0, thread_local=False)  # of the process, not of a thread
 
     def append(self, *entries: Entry) -> None:
         """Append calls to the file, and return when they are on the disk."""

@@ -32,7 +32,7 @@ from orchestration.tracking.text import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Metric, Run, RunTag
 
 __all__ = [
     "EPOCH_METRICS",
@@ -252,7 +252,7 @@ class Tracker:
             self._last_epoch[run.info.run_id] = 0
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
-            self._send_tags(run.info.run_id, texts)
+            self._client.log_batch(run.info.run_id, tags=_tags(texts))
             if "error" in run.data.tags:
                 self._client.delete_tag(run.info.run_id, "error")
         self._send_params(run, params)
@@ -314,13 +314,8 @@ class Tracker:
         self._outbox.put("_send_end", run_id, _MLFLOW_STATUS[status], _milliseconds())
 
     def _send_summary(self, run_id: str, summary: Mapping[str, Any], tags: Mapping[str, str], now: int) -> None:
-        self._client.log_batch(self.id_of(run_id), metrics=_metrics(summary, now, step=0))
-        self._send_tags(self.id_of(run_id), {key: value[-_TAG_LENGTH:] for key, value in tags.items()})
-
-    def _send_tags(self, run_id: str, texts: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in texts.items()])
+        texts = {key: value[-_TAG_LENGTH:] for key, value in tags.items()}
+        self._client.log_batch(self.id_of(run_id), metrics=_metrics(summary, now, step=0), tags=_tags(texts))
 
     def _send_artifacts(self, run_id: str, folder: Path) -> None:
         if not folder.is_dir():
@@ -378,6 +373,13 @@ def _metrics(row: Mapping[str, float | None], timestamp: int, step: int) -> list
 
     numbers = {metric_name(key): float(value) for key, value in row.items() if value is not None}
     return [Metric(key, number, timestamp, step) for key, number in numbers.items() if math.isfinite(number)]
+
+
+def _tags(texts: Mapping[str, str]) -> list[RunTag]:
+    """Return texts, by name, as MLflow's tags."""
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value) for key, value in texts.items()]
 
 
 def _milliseconds() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from threading import current_thread
 from typing import Any
 
 import pytest
@@ -225,12 +226,30 @@ class TestTable:
         assert terminal.getvalue().endswith("\n")
         assert capsys.readouterr().out == ""
 
+    def test_only_the_drawing_thread_draws_and_it_looks_at_what_changed_alone(
+        self, terminal: Screen, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawing: list[str] = []
+        frame = _Terminal._frame
+        monkeypatch.setattr(_Terminal, "_frame", lambda view: drawing.append(current_thread().name) or frame(view))
+        with LiveView("t", COLUMNS, 30, terminal, clock) as view:
+            view.update([row(n) for n in range(30)])
+            begun = len(drawing)
+            for epoch in range(1, 11):
+                for number in range(30):
+                    view.update([row(number, "running", epoch)])
+            assert current_thread().name not in drawing[begun:]
+            assert view._view._live.refresh_per_second == 2  # type: ignore[union-attr]
+            assert [shown.epoch for shown in view._progress.rows] == [10] * 30
+            assert view._progress.counts() == "30 running"
+
     def test_what_is_crafted_meanwhile_has_its_bars_above_the_trials(self, terminal: Screen, clock: Clock) -> None:
         with LiveView("t", COLUMNS, 30, terminal, clock) as view:
             rows = [row(n, "running" if n < 20 else "queued", 4) for n in range(30)]
             view.crafting.show("uap l2 1", "class vectors", 3, 10)
             view.crafting.show("l2c linf 0.3", "trials", 1, 12)
             view.update(rows)
+            view._view._live.refresh()  # type: ignore[union-attr]  # as the thread that draws does
             drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).replace("\r", "\n")
             screen = drawn[drawn.rindex(" t\n") :].splitlines()
             assert screen[1].split("━")[0].strip() == "crafting uap l2 1: class vectors"
@@ -241,6 +260,7 @@ class TestTable:
             view.crafting.show("uap l2 1", "class vectors", 10, 10)
             before = len(terminal.getvalue())
             view.update([*rows[1:], row(0, "running", 5)])
+            view._view._live.refresh()  # type: ignore[union-attr]
             assert "crafting" not in terminal.getvalue()[before:]
 
     @pytest.mark.parametrize("reason", [None, KeyboardInterrupt])
@@ -254,6 +274,31 @@ class TestTable:
         after_the_table = terminal.getvalue().rpartition(" 4/10")[2]
         wiped = "\x1b[1A" in after_the_table  # the cursor goes up again, over the table
         assert wiped == (reason is None)
+
+
+class TestProgress:
+    def test_rows_come_one_by_one_and_are_shown_in_order(self, clock: Clock) -> None:
+        progress = Progress(3, clock)
+        for change in (row(2), row(0, "running", 1), row(1), row(2, "running"), row(0, "done", 10)):
+            assert [new for _, new in progress.update([change])] == [change]
+            assert progress.update([change]) == [], "nothing new"
+        assert [(each.number, each.status) for each in progress.rows] == [(0, "done"), (1, "queued"), (2, "running")]
+        assert (progress.ended, progress.count("running"), progress.count("queued")) == (1, 1, 1)
+
+    def test_the_rate_is_computed_at_most_twice_a_second(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        computed: list[float] = []
+        rate = seconds_per_epoch
+        monkeypatch.setattr(
+            "orchestration.report.progress.seconds_per_epoch",
+            lambda *asked: computed.append(clock.now) or rate(*asked),
+        )
+        progress = Progress(100, clock)
+        progress.update([row(number, "running", 1) for number in range(100)])
+        for _ in range(100):
+            clock.now += 0.01
+            for each in progress.rows:
+                progress.trial_left(each)
+        assert len(computed) == 2
 
 
 class TestTimeLeft:

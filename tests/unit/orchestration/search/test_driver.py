@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from erat.config import build
@@ -19,10 +20,12 @@ from orchestration.report.files import write_files
 from orchestration.report.summary import paste_command
 from orchestration.run.retries import DEATHS, Retry
 from orchestration.search.driver import StudyDriver, best_json, result_json
+from orchestration.search.queue import Observation
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space, parse_space
 from orchestration.study.spec import StudySpec, register
+from orchestration.study.trial import Trial
 from tests.trials import make_trial
 
 ETA = "defense.eta"
@@ -246,23 +249,28 @@ class FakeTracker:
     ) -> None:
         self.calls.append(("finish", run_id, status, dict(summary), artifacts, error))
 
+    def then(self, call: Callable[[], None]) -> None:
+        call()
+
+    def id_of(self, run_id: str) -> str:
+        return run_id
+
+    def is_known(self, run_id: str) -> bool:
+        return True
+
     def of(self, kind: str) -> list[tuple[Any, ...]]:
         return [call[1:] for call in self.calls if call[0] == kind]
 
 
-class FakeProposer:
-    """A proposer that returns the given proposals first, then 0.5."""
+class FakeSampler:
+    """A sampler that proposes 0.5."""
 
-    def __init__(self) -> None:
-        self.waiting: list[Mapping[str, float]] = []
+    def given(self, number: int, params: Mapping[str, Any]) -> None: ...
 
-    def enqueue(self, params: Mapping[str, float]) -> None:
-        self.waiting.append(params)
+    def propose(self, number: int, known: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {ETA: 0.5}
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        return dict(self.waiting.pop(0)) if self.waiting else {ETA: 0.5}
-
-    def tell(self, trial_id: str, result: RunResult) -> None: ...
+    def tell(self, number: int, observation: Observation) -> None: ...
 
 
 class World:
@@ -271,12 +279,13 @@ class World:
     def __init__(self, workspace: Workspace, total: int = 3, **changes: Any) -> None:
         self.workspace, self.spec, self.tracker = (
             workspace,
-            spec(overrides={"train.epochs": 4}, **changes),
+            spec(overrides={"train.epochs": 4}, **{"window": 1} | changes),
             FakeTracker(),
         )
         self.ledger = Ledger(workspace.ledger)
         register(self.ledger, "a", self.spec, total)
         self.seen: list[list[str]] = []
+        self.status: dict[int, str] = {}
         self.driver = StudyDriver(
             "a",
             self.spec,
@@ -285,9 +294,13 @@ class World:
             self.ledger,
             self.tracker,  # type: ignore[arg-type]
             "parent",
-            FakeProposer(),
-            view=lambda rows: self.seen.append([row.status for row in rows]),
+            FakeSampler(),
+            view=self.view,
         )
+
+    def view(self, changed: list[Trial]) -> None:
+        self.status |= {trial.number: trial.status for trial in changed}
+        self.seen.append([self.status[number] for number in sorted(self.status)])
 
     def begin(self, count: int = 1) -> list[dict[str, Any]]:
         """Start the next trials, and return their parameters."""
@@ -464,7 +477,7 @@ class TestDriver:
         assert Ledger(world.workspace.ledger).outcome(world.driver.queue.trials[2].cell, "a") is None
 
     def test_a_trial_finished_elsewhere_is_a_row_and_never_runs(self, workspace: Workspace) -> None:
-        made = World(workspace)
+        made = World(workspace, total=2)
         cell = made.spec.config({ETA: 0.1}).digest()
         reached = RunResult(cell, "done", 4, 0.9, 0.9, 0.8, 0.8, train_seconds=1.0, val_history=[0.9])
         made.ledger.finish(reached, sweep="b", mlflow_run_id="elsewhere")
@@ -514,8 +527,10 @@ class TestStopping:
         assert ledger.outcome(parameters["cell"], "b") is None
 
     def test_grace_is_a_share_of_the_epochs(self, workspace: Workspace) -> None:
-        for grace, epochs in [(0.5, 2), (0.0, 1), (1.0, 4)]:
-            assert World(Workspace(workspace.root / str(grace)), grace=grace).driver.queue.patience_epochs == epochs
+        for grace, first in [(0.5, 2), (0.0, 1), (1.0, None)]:
+            pruner = World(Workspace(workspace.root / str(grace)), grace=grace).driver.queue.pruner
+            stopping = (epoch for epoch in range(1, 5) if pruner.stops(epoch, 0.1, np.array([0.5])))
+            assert next(stopping, None) == first
 
 
 class TestResults:

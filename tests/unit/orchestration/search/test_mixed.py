@@ -11,7 +11,7 @@ import pytest
 from erat.result import RunResult
 from orchestration.report.document import write_report
 from orchestration.search.driver import make_queue
-from orchestration.search.tune import OptunaSampler
+from orchestration.search.launch import make_sampler
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.parameters import ten_digits
@@ -38,6 +38,7 @@ CONTENT: dict[str, Any] = {
         {NAME: "erat", SELECTOR: "rebalance", ETA: 0.1, STEPS: 7, LR: 0.1},
     ],
     "proposals": TOTAL - 2,
+    "window": 2,
 }
 
 
@@ -52,9 +53,7 @@ def search(workspace: Workspace, total: int) -> list[dict[str, Any]]:
     """Continue the study until it has `total` trials, and return the values of all of them."""
     spec, ledger = StudySpec(parse_space(CONTENT, "mixed.yaml"), "demo", {}), Ledger(workspace.ledger)
     register(ledger, "mixed", spec, total)
-    sampler = OptunaSampler(
-        spec.space.distributions("mnist"), seed=0, startup_trials=2, active=StudySpec.of(spec.content()).space.active
-    )
+    sampler = make_sampler(StudySpec.of(spec.content()))
 
     def on_proposed(trial: Any) -> None:
         if trial.number not in ledger.studies["mixed"].proposals:
@@ -67,7 +66,7 @@ def search(workspace: Workspace, total: int) -> list[dict[str, Any]]:
                 cell=trial.cell,
             )
 
-    queue = make_queue(spec, total, "mixed", ledger, sampler, on_proposed)
+    queue = make_queue(spec, total, "mixed", ledger, sampler, on_proposed=on_proposed)
     while (trial := queue.next()) is not None:
         ended = outcome(trial.cell, trial.params)
         ledger.finish(ended, sweep="mixed")

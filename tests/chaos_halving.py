@@ -1,0 +1,169 @@
+"""Compares a search by successive halving under random kills with an undisturbed one: `python -m tests.chaos_halving`.
+
+The processes are those of `tests.chaos`; the workers of trials and the driver are killed. The undisturbed search runs
+first, in this process, without Ray and one trial after the other. At the end the ledger must have the same trials, the
+same pauses, promotions and stops, and the same numbers to the last bit, and MLflow must have each trial once.
+
+The output is the table of kills and the comparison, as Markdown; the exit status is 0 if everything is as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestration.run.execute import execute_run
+from orchestration.search.driver import make_queue
+from orchestration.search.launch import make_sampler
+from orchestration.storage.workspace import Workspace
+from orchestration.study.ledger import Ledger
+from orchestration.study.spaces import parse_space
+from orchestration.study.spec import StudySpec, register
+from tests.chaos import NAME, Stage, disturbed, show
+
+EPOCHS, RUNGS, TRIALS = 18, [3, 9], 24
+SPACE: dict[str, Any] = {
+    "name": NAME,
+    "about": "a search under kills",
+    "parameters": {
+        "train.lr": {"low": 0.001, "high": 0.2, "log": True},
+        "train.weight_decay": {"low": 0, "high": 1},
+    },
+    "proposals": TRIALS,
+    "pruner": "halving",
+    "rungs": RUNGS,
+    "block": 6,
+    "window": 4,
+}
+BASE = {
+    "defense.name": "at",
+    "data.limit": 300,
+    "corruption.data": "none",
+    "corruption.labels": "symmetric",
+    "corruption.rate": 0.3,
+    "train.epochs": EPOCHS,
+    "train.batch_size": 32,
+    "train.schedule": "cosine",
+}
+WHAT = {"trial worker": 14, "driver": 6}
+Table = dict[str, dict[Any, Any]]
+
+
+def undisturbed(folder: Path) -> Table:
+    """Run the search in this process, one trial after the other, and return its table."""
+    workspace = Workspace(folder / "control")
+    spec = StudySpec(parse_space(SPACE, "SPACE"), "demo", BASE, workspace.fingerprints())
+    register(Ledger(workspace.ledger), NAME, spec, TRIALS)
+    promoted: dict[int, int] = {}
+    queue = make_queue(
+        spec,
+        TRIALS,
+        NAME,
+        Ledger(workspace.ledger),
+        make_sampler(spec),
+        on_proposed=lambda trial: None,
+        on_promoted=lambda trial, epoch: promoted.update({trial.number: epoch}),
+    )
+    paused = set()
+    while (trial := queue.next()) is not None:
+        rung = queue.pauses_after(trial.number)
+        result = execute_run(spec.config(trial.params), workspace, pause_after=rung)
+        queue.record(trial.number, result)
+        if result.status == "paused":
+            paused.add((trial.cell, result.epochs))
+    assert queue.exhausted, "every trial has ended"
+    return {
+        "trials": {number: (trial.cell, trial.params) for number, trial in queue.trials.items()},
+        "ends": {trial.cell: _numbers(asdict(trial.so_far)) for trial in queue.trials.values()},
+        "promoted": promoted,
+        "paused": dict.fromkeys(paused, 1),
+    }
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, Any]:
+    names = ("status", "epochs", "val_accuracy", "best_val_accuracy", "final_test_accuracy", "val_history")
+    return {name: result[name] for name in names}
+
+
+def disturbed_table(stage: Stage) -> Table:
+    """Return what the ledger has; a pause counts as often as it was recorded."""
+    events = [json.loads(line) for line in stage.workspace.ledger.read_text().splitlines()]
+    ends = [event for event in events if event["event"] in ("done", "stopped", "failed")]
+    return {
+        "trials": {e["number"]: (e["cell"], e["params"]) for e in events if e["event"] == "proposed"},
+        "ends": {e["cell"]: _numbers(e["result"]) for e in ends},
+        "promoted": {e["number"]: e["epoch"] for e in events if e["event"] == "promoted"},
+        "paused": dict(Counter((e["cell"], e["result"]["epochs"]) for e in events if e["event"] == "paused")),
+        "times": dict(Counter(e["cell"] for e in ends)),
+    }
+
+
+def faults(stage: Stage, control: Table) -> list[str]:
+    """Return the differences from the undisturbed search, as text; an empty list if there are none."""
+    got, found = disturbed_table(stage), []
+    for what, wanted in control.items():
+        for key in sorted(wanted.keys() | got[what].keys(), key=str):
+            if wanted.get(key) != got[what].get(key):
+                found.append(f"{what}, {key}: {got[what].get(key)} is not {wanted.get(key)}")
+    found += [f"{cell} ended {count} times" for cell, count in got["times"].items() if count != 1]
+    return found + _faults_of_tracking(stage, control)
+
+
+def _faults_of_tracking(stage: Stage, control: Table) -> list[str]:
+    import mlflow
+
+    client, found = mlflow.MlflowClient(stage.server.uri), []
+    experiment = client.get_experiment_by_name("erat")
+    runs = client.search_runs([experiment.experiment_id], max_results=1000) if experiment else []
+    children = {run.data.tags["cell"]: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    if len(runs) != len(control["ends"]) + 1:
+        found.append(f"MLflow has {len(runs)} runs, not {len(control['ends'])} and their parent")
+    for cell, wanted in control["ends"].items():
+        if (run := children.get(cell)) is None:
+            found.append(f"MLflow lacks {cell}")
+            continue
+        points = sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, "val_accuracy"))
+        if points != list(enumerate(wanted["val_history"], start=1)):
+            found.append(f"{cell}: MLflow has {len(points)} points: {points[:3]}...")
+        if run.info.status != "FINISHED" or run.data.tags.get("status") != wanted["status"]:
+            found.append(f"{cell}: MLflow says {run.info.status}, {run.data.tags.get('status')}")
+    return found
+
+
+def main() -> int:
+    """Run the searches and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--limit", type=float, default=1500, help="seconds after which it is given up")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        control = undisturbed(folder)
+        stage, began = Stage(folder, stack, SPACE, BASE), time.monotonic()
+        kills = disturbed(stage, random.Random(options.seed), options.kills, options.limit, WHAT)
+        seconds = time.monotonic() - began
+        wrong = faults(stage, control)
+        statuses = Counter(numbers["status"] for numbers in control["ends"].values())
+        print(
+            f"Seed {options.seed}: {TRIALS} trials, rungs {RUNGS} of {EPOCHS} epochs, {seconds:.0f} s, "
+            f"MLflow on {stage.store}; {len(control['paused'])} pauses, {dict(statuses)}.\n"
+        )
+        show(kills)
+        print("\n".join(wrong) or f"The table equals that of the undisturbed search: {TRIALS} trials, each ended once.")
+        if wrong:
+            print(Path(stage.log.name).read_text()[-3000:], file=sys.stderr)
+    return 1 if wrong or len(kills) < options.kills else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
