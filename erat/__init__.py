@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from erat.classifier.estimator import ERATClassifier
     from erat.config import RunConfig, build, load_config
     from erat.corruption.base import Craft, DataCorruption
+    from erat.corruption.kinds import CorruptionKind
     from erat.data.facts import SourceFacts
     from erat.data.types import CorruptedSet, ImageSet, ImageSource
     from erat.defenses.base import (
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     )
     from erat.engine.report import EpochReport
     from erat.errors import TrainingFailedError, UserError
-    from erat.options import CorruptionOptions, DataConfig, DefenseOptions, Number
+    from erat.options import CorruptionOptions, DataConfig, DefenseOptions, Free, Number
     from erat.registration import (
         register_backbone,
         register_corruption,
@@ -52,6 +53,7 @@ __all__ = [
     "Batch",
     "Clock",
     "CorruptedSet",
+    "CorruptionKind",
     "CorruptionOptions",
     "Craft",
     "DataConfig",
@@ -61,6 +63,7 @@ __all__ = [
     "ERATClassifier",
     "EpochPlan",
     "EpochReport",
+    "Free",
     "ImageSet",
     "ImageSource",
     "LossTerms",
@@ -89,6 +92,7 @@ _MODULES = {
     "erat.classifier.estimator": ("ERATClassifier",),
     "erat.config": ("RunConfig", "build", "load_config"),
     "erat.corruption.base": ("Craft", "DataCorruption"),
+    "erat.corruption.kinds": ("CorruptionKind",),
     "erat.data.facts": ("SourceFacts",),
     "erat.data.types": ("CorruptedSet", "ImageSet", "ImageSource"),
     "erat.defenses.base": (
@@ -96,7 +100,7 @@ _MODULES = {
     ),
     "erat.engine.report": ("EpochReport",),
     "erat.errors": ("TrainingFailedError", "UserError"),
-    "erat.options": ("CorruptionOptions", "DataConfig", "DefenseOptions", "Number"),
+    "erat.options": ("CorruptionOptions", "DataConfig", "DefenseOptions", "Free", "Number"),
     "erat.registration": (
         "register_backbone", "register_corruption", "register_dataset", "register_defense", "temporary_registrations",
     ),

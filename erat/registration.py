@@ -68,7 +68,7 @@ def register_corruption(name: str, part: Any = None, *, known: str | None = None
     """Register a `DataCorruption` as `corruption.data=NAME`: an object, or a class that is called without arguments.
 
     Its `kind` must be equal to the name, and is set to it if it has none. Arguments, result and errors are those of
-    `register_defense`; `known` is the place of an `erat.corruption.kinds.CorruptionKind`.
+    `register_defense`; `known` is the place of a `CorruptionKind`.
     """
     return register_part(CORRUPTIONS, name, part, _made_corruption, replace, known)
 

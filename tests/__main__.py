@@ -23,8 +23,10 @@ STYLE = (
     [sys.executable, "-m", "ruff", "format", "--check", "."],
 )
 TYPES = [sys.executable, "-m", "mypy"]
+ALL = ("tests",)
 QUICK = ("tests/unit", "tests/golden", "tests/contract")  # the tests that are repeated with another instruction set
-WORKER_BYTES = 2.5e9  # memory of a process that ran all quick tests
+END_TO_END = "tests/e2e"
+WORKER_BYTES = 2.5e9  # memory of a process that ran all quick tests, or of Ray's processes together
 NO_TESTS = 5  # pytest's exit status if no test was selected
 
 
@@ -39,8 +41,7 @@ def main(arguments: list[str]) -> int:
         elif (environment := _another(options.isa)) is None:
             return 0
         else:
-            paths = [] if any(Path(word.partition("::")[0]).exists() for word in words) else [*QUICK]
-            codes = _tests(marks, [*paths, *words], Path(folder), environment)
+            codes = _tests(marks, words, Path(folder), environment, QUICK)
         print(_closing_line(Path(folder), time.monotonic() - began), flush=True)
     return max(codes)
 
@@ -62,15 +63,43 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _everything(marks: str, words: Sequence[str], folder: Path) -> list[int]:
-    """Run the style checks, then the tests, with mypy beside the tests that run one at a time and leave a core free."""
+    """Run the style checks, then the tests with mypy beside them."""
     codes = [_status(subprocess.run(command, check=False).returncode) for command in STYLE]
     codes += _site(folder)
-    with (folder / "mypy").open("w+") as said, subprocess.Popen(TYPES, stdout=said, stderr=said) as types:
+    with _Beside("mypy", TYPES, folder, os.environ) as types:
         codes += _tests(marks, words, folder, os.environ)
-        codes.append(_status(types.wait()))
-        said.seek(0)
-        print(f"mypy: {said.read()}", end="")
+        codes.append(types.end())
     return codes
+
+
+class _Beside:
+    """A program that runs beside others, and whose output is printed in one piece when it has ended.
+
+    Args:
+        title: what stands before the output, and the name of a file in `folder`.
+        command: the words of the command line.
+        folder: where the output is kept until then.
+        environment: all environment variables of the program.
+    """
+
+    def __init__(self, title: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        self._title = title
+        self._said = (folder / title).open("w+")
+        self._process = subprocess.Popen(command, stdout=self._said, stderr=self._said, env=environment)
+
+    def __enter__(self) -> _Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.wait()  # after an interrupt too, which the program gets as well
+        self._said.close()
+
+    def end(self) -> int:
+        """Wait for the end, print the output, and return the exit status as a shell does."""
+        code = _status(self._process.wait())
+        self._said.seek(0)
+        print(f"{self._title}: {self._said.read()}", end="", flush=True)
+        return code
 
 
 def _site(folder: Path) -> list[int]:
@@ -82,18 +111,44 @@ def _site(folder: Path) -> list[int]:
     return [_status(subprocess.run(command, check=False, env=quiet).returncode)]
 
 
-def _tests(marks: str, words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> list[int]:
-    """Run tests that start Ray or servers one at a time, then the others on all cores, those of a file on one core."""
-    workers = min(len(os.sched_getaffinity(0)), int(psutil.virtual_memory().available / WORKER_BYTES))
+def _tests(
+    marks: str, words: Sequence[str], folder: Path, environment: Mapping[str, str], folders: Sequence[str] = ALL
+) -> list[int]:
+    """Run tests that start Ray or servers one at a time, and beside these the others, those of a file on one core.
+
+    Tests of Ray mostly wait for processes to start, so they take little from the others' cores. With little memory, or
+    on one core, the others come after them instead.
+    """
+    cores, fitting = len(os.sched_getaffinity(0)), int(psutil.virtual_memory().available / WORKER_BYTES)
+    together = min(cores, fitting - 1) > 1
+    workers = min(cores, fitting - together)
     spread = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
-    codes = []
-    for part, own in (("apart", []), ("not apart", spread)):
-        chosen = f"({marks}) and {part}" if marks else part
-        command = [sys.executable, "-m", "pytest", "-m", chosen, *own, *words]
-        report = f"--junit-xml={folder / part}.xml"
-        codes.append(_status(subprocess.run([*command, report], check=False, env=environment).returncode))
+    named = any(Path(word.partition("::")[0]).exists() for word in words)
+    commands = {}
+    for part, own, paths in (("apart", [], _apart(folders)), ("not apart", spread, _others(folders))):
+        chosen = ["-m", f"({marks}) and {part}" if marks else part, *own, *([] if named else paths), *words]
+        commands[part] = [sys.executable, "-m", "pytest", *chosen, f"--junit-xml={folder / part}.xml"]
+
+    def run(part: str) -> int:
+        return _status(subprocess.run(commands[part], check=False, env=environment).returncode)
+
+    if together:
+        with _Beside("apart", commands["apart"], folder, environment) as apart:
+            codes = [run("not apart"), apart.end()]
+    else:
+        codes = [run(part) for part in commands]
     # One of the two may have no tests to run.
     return [code for code in codes if code != NO_TESTS] or [NO_TESTS]
+
+
+def _apart(folders: Sequence[str]) -> list[str]:
+    """Return the files in these folders that have tests marked `apart`, so that pytest need not import all others."""
+    files = [file for folder in folders for file in sorted(Path(folder).rglob("test_*.py"))]
+    return [str(file) for file in files if file.is_relative_to(END_TO_END) or "mark.apart" in file.read_text()]
+
+
+def _others(folders: Sequence[str]) -> list[str]:
+    return [*folders, f"--ignore={END_TO_END}"]
 
 
 def _another(name: str) -> dict[str, str] | None:

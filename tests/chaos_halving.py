@@ -30,7 +30,7 @@ from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec, register
 from tests.chaos import NAME, Stage, disturbed, show
 
-EPOCHS, RUNGS, TRIALS = 18, [3, 9], 24
+EPOCHS, RUNGS, TRIALS = 18, [3, 9], 18
 SPACE: dict[str, Any] = {
     "name": NAME,
     "about": "a search under kills",
@@ -46,7 +46,7 @@ SPACE: dict[str, Any] = {
 }
 BASE = {
     "defense.name": "at",
-    "data.limit": 300,
+    "data.limit": 200,
     "corruption.data": "none",
     "corruption.labels": "symmetric",
     "corruption.rate": 0.3,
@@ -144,7 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--limit", type=float, default=1500, help="seconds after which it is given up")
+    parser.add_argument("--limit", type=float, default=3000, help="seconds after which it is given up")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))

@@ -27,10 +27,16 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all end-to-end tests as `apart`, because they start Ray or servers."""
+    """Mark all end-to-end tests as `apart`, because they start Ray or servers.
+
+    Raises:
+        UsageError: `python -m tests`, which looks for the mark in the text of a file, would not find a test apart.
+    """
     for item in items:
         if ROOT / "e2e" in item.path.parents:
             item.add_marker("apart")
+        elif item.get_closest_marker("apart") and "mark.apart" not in item.path.read_text():
+            raise pytest.UsageError(f"{item.nodeid} is apart, but `mark.apart` does not stand in its file")
 
 
 SMALL_RUN: dict[str, Any] = {

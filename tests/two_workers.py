@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,24 @@ def on_two_workers(
         (folder / f"{name}.json").write_text(config.model_dump_json())
     start_processes(work, (folder, *more), nprocs=2, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def configurations(
+    make: Callable[..., RunConfig], runs: Mapping[str, Mapping[str, Any]], workers: int, **shared: Any
+) -> dict[str, RunConfig]:
+    """Return the configurations of all runs on so many workers, with the options that they share."""
+    with own_models_are_known():
+        return {name: make({"train.workers": workers, **shared, **options}) for name, options in runs.items()}
+
+
+def alone(
+    train: Callable[[RunConfig, CorruptedSet], Record], configs: Mapping[str, RunConfig], data: CorruptedSet
+) -> Callable[[str], Record]:
+    """Return a function that trains a run in this process when it is first asked for it, and remembers the record."""
+
+    @cache
+    def of(name: str) -> Record:
+        with own_models_are_known():
+            return train(configs[name], data)
+
+    return of

@@ -69,6 +69,7 @@ class Plan:
 
     @property
     def folds(self) -> int:
+        """Return the number of folds, at least 2."""
         return int(self.fold.max()) + 1
 
     def config(self, way: str) -> RunConfig:

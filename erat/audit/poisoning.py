@@ -46,6 +46,7 @@ class Measure:
 
     @property
     def found(self) -> bool:
+        """Return whether the figure lies above its threshold."""
         return self.value > self.threshold
 
 

@@ -32,6 +32,11 @@ class AutoAttackPoison(kinds.AA, DataCorruption):
     """
 
     def perturb(self, craft: Craft) -> Tensor:
+        """Attack every image on its own.
+
+        Raises:
+            UserError: the ensemble is asked for, and the set has too few classes for its targeted attacks.
+        """
         attack = _apgd_ce if craft.options["attack"] == "apgd-ce" else _ensemble
         if attack is _ensemble and craft.num_classes < LEAST_CLASSES:
             raise UserError(

@@ -23,6 +23,7 @@ class AdversarialPoison(kinds.AP, DataCorruption):
     """Adversarial poisoning: targeted PGD from x towards class (y + 1) mod K."""
 
     def perturb(self, craft: Craft) -> Tensor:
+        """Move every image on its own towards the class after its label."""
         with frozen(craft.source()) as network:
 
             def attack(images: Tensor, labels: Tensor) -> Tensor:

@@ -81,13 +81,10 @@ class UHP(CorruptionKind):
     Options = UniversalOptions
 
 
-class UAP(CorruptionKind):
+class UAP(UHP):
     """Universal adversarial perturbations, which the same optimisation yields as UHP."""
 
     kind = "uap"
-    norm = "l2"
-    uses = "trained network"
-    Options = UniversalOptions
     draws = "uhp"
 
 

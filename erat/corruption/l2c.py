@@ -37,6 +37,7 @@ class LearningToConfuse(kinds.L2C, DataCorruption):
     """
 
     def perturb(self, craft: Craft) -> Tensor:
+        """Train the generator, then let it perturb all images, within the budget."""
         generator = _settled(_Confusion(craft).learn(), craft)
         with frozen(generator), torch.no_grad():
             return torch.cat([_perturbation(generator, batch, craft) for batch in craft.images.split(1000)])

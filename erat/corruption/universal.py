@@ -46,6 +46,7 @@ class UniversalHypocritical(kinds.UHP, DataCorruption):
     """Universal hypocritical perturbations: images of class c get the perturbation of class c."""
 
     def perturb(self, craft: Craft) -> Tensor:
+        """Give every image the perturbation of its own class."""
         return class_vectors(craft)[craft.labels]
 
 
@@ -53,6 +54,7 @@ class UniversalAdversarial(kinds.UAP, DataCorruption):
     """Universal adversarial perturbations: images of class c get the perturbation of class (c + 1) mod K."""
 
     def perturb(self, craft: Craft) -> Tensor:
+        """Give every image the perturbation of the class after its own."""
         return class_vectors(craft)[(craft.labels + 1) % craft.num_classes]
 
 

@@ -28,6 +28,7 @@ class Unlearnable(kinds.UP, DataCorruption):
     """
 
     def perturb(self, craft: Craft) -> Tensor:
+        """Train a network and the perturbations in turn, per class or per image as the order says."""
         network = craft.build().to(craft.images.device)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
         rows = craft.num_classes if craft.granularity == "class" else len(craft.images)

@@ -17,6 +17,7 @@ class UniversalRandom(kinds.URP, DataCorruption):
     """
 
     def perturb(self, craft: Craft) -> Tensor:
+        """Draw a perturbation for each class, and give every image that of its label."""
         shape = (craft.num_classes, *craft.images.shape[1:])
         if craft.norm == "l2":
             per_class = l2_step(torch.randn(shape, generator=craft.generator)) * craft.epsilon

@@ -38,6 +38,7 @@ class CrossEntropy(Defense):
             self.register_buffer("targets", torch.zeros(task.num_samples, task.num_classes))
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
+        """Return cross-entropy on strong, and if set perturbed, views; with ELR its regularisation as well."""
         network, labels = self.networks["main"], batch.labels
         images = self.views.strong(batch.images, batch.random, network, labels)
         if self.options.adversarial:

@@ -38,13 +38,16 @@ class DAT(Defense):
         self.views = Views(options, task)
 
     def predict(self, images: Tensor) -> Tensor:
+        """Return the logits (B, K) of the first head."""
         logits: Tensor = self.networks["head"](self.networks["features"](images))
         return logits
 
     def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
+        """Plan one phase over all samples, whose steps fit both heads, and move head, rival and features, in turn."""
         return EpochPlan((Phase(torch.arange(len(data)), turns=((FIT,), (HEAD, RIVAL, FEATURES))),))
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
+        """Return what the update lowers: cross-entropies of the heads, or their discrepancy with either sign."""
         network = _Answer(self.networks["features"], self.networks["head"])
         images, labels = self.views.strong(batch.images, batch.random, network, batch.labels), batch.labels
         if self.options.adversarial:

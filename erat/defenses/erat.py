@@ -44,6 +44,7 @@ class ERAT(Defense):
     # -- Algorithm 1, once per epoch ------------------------------------------------------------------------------
 
     def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
+        """Select the samples that keep their labels, in every `select_every`-th epoch after the warm-up."""
         everything = torch.arange(len(data))
         if clock.epoch < self.options.warmup_epochs:
             return EpochPlan((Phase(everything, name="warmup"),))
@@ -61,6 +62,7 @@ class ERAT(Defense):
     # -- Algorithm 1, once per step -------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
+        """Return the loss of Eq. 9 in the warm-up, and after it that of Eq. 8 with its growing weight lambda_u."""
         if batch.phase == "warmup":
             return self._warmup_loss(batch)
         weight = ramp(self.options.lambda_u, clock.time - self.options.warmup_epochs, self.options.ramp_epochs)

@@ -52,6 +52,7 @@ class MixMatch(Defense):
     # -- once per epoch -------------------------------------------------------------------------------------------
 
     def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
+        """Plan a phase for each network: all samples in the warm-up, later those of its split."""
         if clock.epoch < self.options.warmup_epochs:
             everything = torch.arange(len(data))
             return EpochPlan(tuple(Phase(everything, name="warmup", turns=_turns(name)) for name in NETWORKS))
@@ -73,6 +74,7 @@ class MixMatch(Defense):
         return split
 
     def late_phase(self, data: TrainingData) -> Phase:
+        """Return the second network's phase, from a split made after the first has trained."""
         return self._phase(1, self._split(1, self._probabilities(data), data.labels))
 
     def _phase(self, place: int, split: Split, late: bool = False) -> Phase:
@@ -83,6 +85,7 @@ class MixMatch(Defense):
     # -- once per step --------------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
+        """Return the loss of the network whose turn it is: that of the warm-up, or that of MixMatch."""
         place = NETWORKS.index(batch.update)
         if batch.phase == "warmup":
             return self._warmup_loss(batch)

@@ -45,6 +45,7 @@ class MSPL(Defense):
         self.register_buffer("prototypes", torch.zeros(HEADS, task.num_classes, width))
 
     def plan_epoch(self, clock: Clock, data: TrainingData) -> EpochPlan:
+        """Select by the answer of network and prototypes together, once the warm-up is over."""
         everything = torch.arange(len(data))
         if clock.epoch < self.options.warmup_epochs:
             return EpochPlan((Phase(everything, name="warmup"),))
@@ -54,6 +55,7 @@ class MSPL(Defense):
         return EpochPlan((Phase(*split.indices()),), selected=mask, predicted=predicted, numbers=split.numbers())
 
     def loss(self, batch: Batch, clock: Clock) -> LossTerms:
+        """Return the loss on a pair of views of each sample, and move the prototypes towards the labelled ones."""
         network, labelled = self.networks["main"], len(batch.labels)
         random = batch.random.grouped(labelled, len(batch.unlabelled))
         images = self.views.weak(torch.cat([batch.images, batch.unlabelled]), random)

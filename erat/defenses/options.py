@@ -38,6 +38,7 @@ class PerturbationOptions(DefenseOptions):
     pgd_scale: Number = Field(1.0, gt=0, le=1, description="beyond the paper: PGD on images shrunk to this share")
 
     def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return the customary budgets of the data set, and the norm of the poison, for the keys that are left open."""
         open_keys = {
             "epsilon_inf": setting.epsilon["linf"],
             "epsilon_2": setting.epsilon["l2"],
@@ -46,6 +47,7 @@ class PerturbationOptions(DefenseOptions):
         return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
 
     def check(self, workers: int) -> None:
+        """Refuse a warm start together with what leaves it no last perturbation of each image to go on from."""
         super().check(workers)
         if self.warm_start and workers > 1:
             raise UserError(f"defense.warm_start=true needs train.workers=1, got {workers}: each has seen other images")
@@ -68,11 +70,13 @@ class ViewOptions(DefenseOptions):
     )
 
     def check(self, workers: int) -> None:
+        """Refuse the worst of several draws where nothing is drawn."""
         super().check(workers)
         if self.worst_of > 1 and not self.strong:
             raise UserError(f"defense.worst_of={self.worst_of} needs defense.strong=true, got false")
 
     def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return the AutoAugment policy that suits the data set, where it is left open."""
         return super().fill(setting) | ({"policy": setting.policy} if self.policy is None else {})
 
 
@@ -113,6 +117,7 @@ class CrossEntropyOptions(PerturbationOptions, ViewOptions):
     elr_momentum: Free[Number] = Field(0.7, ge=0, lt=1, description="elr: of the running average of predictions")
 
     def check(self, workers: int) -> None:
+        """Refuse ELR on several workers: it remembers predictions, which no worker has of all images."""
         super().check(workers)
         if self.criterion == "elr" and workers > 1:
             raise UserError(f"defense.criterion=elr needs train.workers=1, got {workers}: each has seen other images")
@@ -173,6 +178,7 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         raise NotImplementedError
 
     def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return the weight of the unlabelled loss and the confidence penalty, where they are left open."""
         open_keys = {
             "lambda_u": self.default_lambda_u(setting),
             "confidence_penalty": setting.labels == "asymmetric",
@@ -188,6 +194,7 @@ class DivideMixOptions(MixMatchOptions):
     exchange: Literal["crossed", "joint"] = "crossed"
 
     def default_lambda_u(self, setting: Setting) -> float:
+        """Return the weight by the number of classes and the kind of label noise."""
         if setting.data in ("cifar100", "tiny-imagenet"):
             return 150.0
         return 0.0 if setting.labels == "asymmetric" else 25.0
@@ -204,6 +211,7 @@ class UniconOptions(MixMatchOptions):
     contrastive_temperature: Free[Number] = Field(0.05, gt=0, description="temperature of the contrastive loss")
 
     def default_lambda_u(self, setting: Setting) -> float:
+        """Return the weight, which is the same for all sets."""
         return 30.0
 
 

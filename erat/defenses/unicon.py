@@ -27,6 +27,7 @@ class Unicon(MixMatch):
         super().__init__(options, task)
 
     def build(self, task: Task, place: int) -> nn.Module:
+        """Build network number `place`, with a projection for the contrastive term."""
         return Projecting(task.build(place), heads=1)
 
     def _add_terms(self, terms: LossTerms, network: nn.Module, unlabelled_views: Tensor) -> None:

@@ -75,6 +75,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         assert input.ndim >= 2, f"expected (B, C, ...), got {tuple(input.shape)}"
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, ...); in training mode this waits for all workers."""
         normalise: Callable[[Tensor], Tensor] = self._over_all_workers if self.training else super().forward
         return normalise(input)
 

@@ -143,9 +143,10 @@ class StudyDriver:
         run.fetch(METRICS)
         self._rows[number] = run.read_metrics()
 
-    def _progressed(self, number: int, status: str) -> None:
-        # Beyond its next rung another study trained the run. No decision and no proposal may depend on that.
-        rows = self._rows[number][: self.queue.pauses_after(number)]
+    def _progressed(self, number: int, status: str, *, whole: bool = False) -> None:
+        # Beyond its next rung another study trained the run. No decision and no proposal may depend on that, unless the
+        # run is done, which counts in every study.
+        rows = self._rows[number][: None if whole else self.queue.pauses_after(number)]
         trial = self.queue.record(number, summarise(self.queue.trials[number].cell, status, rows))
         for row in rows[self._logged.get(number, 0) :]:
             self.tracker.log_epoch(self._runs[number], row, row["epoch"])
@@ -173,7 +174,7 @@ class StudyDriver:
             self._track_start(number)
         if len(self._rows.setdefault(number, [])) != result.epochs:
             self._read(number)
-        self._progressed(number, trial.status)
+        self._progressed(number, trial.status, whole=result.status == "done")
         del self._rows[number], self._logged[number]
         self.queue.record(number, result)
         run = self._directory(trial.cell)
@@ -249,12 +250,15 @@ class StudyDriver:
         run.fetch_artifacts()
         result, stop_epoch = run.read_result(), run.stop_epoch(request)
         pause_after = self.queue.pauses_after(trial.number)
-        if result is not None and left_over(result, pause_after):
-            result = None  # a promoted trial whose worker died before it began
+        if result is not None and result.status == "paused":
+            rows = run.read_metrics()[:pause_after]
+            if not left_over(result, pause_after) and len(rows) == pause_after:
+                return _up_to(result, rows)
+            # A promoted trial whose worker died before it began; or the figures up to the rung are damaged, and the
+            # worker writes them again.
+            result = None
         if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
             return self._failed(trial, result)
-        if result.status == "paused":
-            return _up_to(result, run.read_metrics()[:pause_after])
         if result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may notice the stop request only after later epochs, or when they are done.
             result = _up_to(replace(result, status="stopped"), run.read_metrics()[:stop_epoch])

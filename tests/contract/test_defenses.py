@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,70 @@ pytestmark = pytest.mark.parametrize("options", [pytest.param(value, id=key) for
 Options = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A training from beginning to end in one process, and the state before it and after each epoch."""
+
+    trainer: Trainer
+    reports: list[EpochReport]
+    states: list[dict[str, Tensor]]
+
+    @property
+    def expected(self) -> list[dict[str, Any]]:
+        return [figures(report) for report in self.reports]
+
+
 @pytest.fixture(scope="module")
 def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
     return make_data(48)
 
 
 @pytest.fixture
-def trainer(make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options) -> Trainer:
-    return Trainer(make_config(options), data)
+def config(make_config: Callable[..., RunConfig], options: Options) -> RunConfig:
+    return make_config(options)
+
+
+@pytest.fixture
+def trainer(config: RunConfig, data: CorruptedSet) -> Trainer:
+    return Trainer(config, data)
+
+
+@pytest.fixture(scope="module")
+def wholes(data: CorruptedSet) -> Callable[[str], Whole]:
+    """Return a function that trains a configuration, given as JSON, and remembers it: no test changes what it reads."""
+
+    @cache
+    def train(text: str) -> Whole:
+        torch.manual_seed(0)
+        trainer = Trainer(RunConfig.model_validate_json(text), data)
+        states, reports = [state(trainer)], []
+        for report in trainer.run():
+            reports.append(report)
+            states.append(state(trainer))
+        return Whole(trainer, reports, states)
+
+    return train
+
+
+@pytest.fixture
+def whole(wholes: Callable[[str], Whole], config: RunConfig) -> Whole:
+    return wholes(config.model_dump_json())
+
+
+@pytest.fixture(scope="module")
+def pieces(data: CorruptedSet, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Trainer, Path]]:
+    """Return a function that trains each epoch in a trainer of its own: the last of these, and their folder."""
+
+    @cache
+    def train(text: str) -> tuple[Trainer, Path]:
+        config, folder = RunConfig.model_validate_json(text), tmp_path_factory.mktemp("pieces")
+        for _ in range(config.train.epochs):
+            trainer = Trainer(config, data, folder=folder)
+            torch.manual_seed(trainer.epochs_done)  # another process has another global random state
+            next(trainer.run())
+        return trainer, folder
+
+    return train
 
 
 def updates(trainer: Trainer) -> Iterator[tuple[Batch, Clock, Update]]:
@@ -102,24 +159,23 @@ def figures(report: EpochReport) -> dict[str, Any]:
     return {key: value for key, value in asdict(report).items() if key not in ("epoch_seconds", "images_per_second")}
 
 
-def test_three_steps_change_every_network(trainer: Trainer) -> None:
-    before = state(trainer)
-    report = next(trainer.run())
-    assert report.train_loss > 0
-    assert torch.tensor(report.train_loss).isfinite()
-    for network in trainer.defense.networks:
-        prefix = f"networks.{network}."
-        names = [prefix + name for name, _ in trainer.defense.networks[network].named_parameters()]
-        unchanged = [name for name in names if torch.equal(before[name], trainer.defense.state_dict()[name])]
+def test_three_steps_change_every_network(whole: Whole) -> None:
+    assert whole.reports[0].train_loss > 0
+    assert torch.tensor(whole.reports[0].train_loss).isfinite()
+    before, (first, *_, last) = whole.states[0], whole.states[1:]
+    networks = whole.trainer.defense.networks
+    for network in networks:
+        names = [f"networks.{network}.{name}" for name, _ in networks[network].named_parameters()]
+        unchanged = [name for name in names if torch.equal(before[name], first[name])]
         # UNICON's projection learns from unlabelled samples, and a warm-up has none.
         assert all(".projectors." in name for name in unchanged)
-    list(trainer.run())
-    for name, _ in trainer.defense.networks.named_parameters():
-        assert not torch.equal(before[f"networks.{name}"], trainer.defense.state_dict()[f"networks.{name}"]), name
+    for name, _ in networks.named_parameters():
+        assert not torch.equal(before[f"networks.{name}"], last[f"networks.{name}"]), name
 
 
-def test_what_an_epoch_reports_is_finite_and_has_names_that_every_log_takes(trainer: Trainer) -> None:
-    for report in trainer.run():
+def test_what_an_epoch_reports_is_finite_and_has_names_that_every_log_takes(whole: Whole, trainer: Trainer) -> None:
+    assert len(whole.reports) == 3
+    for report in whole.reports:
         assert report.loss_terms
         for name, value in [*report.loss_terms.items(), *report.numbers.items()]:
             assert re.fullmatch(r"\w[\w.-]*", name), name
@@ -130,50 +186,40 @@ def test_what_an_epoch_reports_is_finite_and_has_names_that_every_log_takes(trai
 
 
 def test_going_on_from_a_checkpoint_is_bit_equal(
-    make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options, tmp_path: Path
+    pieces: Callable[[str], tuple[Trainer, Path]], whole: Whole, config: RunConfig
 ) -> None:
-    config = make_config(options)
-    whole = Trainer(config, data)
-    expected = [figures(report) for report in whole.run()]
-    for _ in range(config.train.epochs):
-        trainer = Trainer(config, data, folder=tmp_path)
-        torch.manual_seed(trainer.epochs_done)  # another process has another global random state
-        next(trainer.run())
-    assert [figures(report) for report in trainer.history] == expected
-    assert_same_end(trainer, whole)
+    trainer, _ = pieces(config.model_dump_json())
+    assert [figures(report) for report in trainer.history] == whole.expected
+    assert_same_end(trainer, whole.trainer)
 
 
 def test_going_on_from_the_checkpoint_before_is_bit_equal(
-    make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options, tmp_path: Path
+    pieces: Callable[[str], tuple[Trainer, Path]], whole: Whole, config: RunConfig, data: CorruptedSet, tmp_path: Path
 ) -> None:
-    config = make_config(options)
-    whole = Trainer(config, data)
-    expected = [figures(report) for report in whole.run()]
-    list(Trainer(config, data, folder=tmp_path).run())
-    path = tmp_path / "checkpoint.pt"
+    folder = shutil.copytree(pieces(config.model_dump_json())[1], tmp_path / "run")
+    path = folder / "checkpoint.pt"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.warns(UserWarning, match="going on from the one before it"):
-        trainer = Trainer(config, data, folder=tmp_path)
+        trainer = Trainer(config, data, folder=folder)
     assert trainer.epochs_done == config.train.epochs - 1
     torch.manual_seed(1)  # another process has another global random state
     list(trainer.run())
-    assert [figures(report) for report in trainer.history] == expected
-    assert_same_end(trainer, whole)
+    assert [figures(report) for report in trainer.history] == whole.expected
+    assert_same_end(trainer, whole.trainer)
 
 
 def test_a_run_that_pauses_and_is_promoted_is_bit_equal(
     make_config: Callable[..., RunConfig],
     data: CorruptedSet,
     options: Options,
+    whole: Whole,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The run pauses after one epoch, and then after two; the third is its last."""
     config = make_config(options | {"data.fingerprint": "0" * 16})
-    whole = Trainer(config, data)
-    expected = [figures(report) for report in whole.run()]
     made = replace(data, manifest={"labels": {}, "images": {}})
     monkeypatch.setattr("erat.training.corrupted_set", lambda *_: made)
     workspace = Workspace(tmp_path)
@@ -183,20 +229,17 @@ def test_a_run_that_pauses_and_is_promoted_is_bit_equal(
         result = execute_run(config, workspace, pause_after=pause_after)
         assert (result.status, result.epochs) == (status, epochs)
     rows = [EpochReport(**row) for row in run.read_metrics()]
-    assert [figures(report) for report in rows] == json.loads(json.dumps(expected))
-    assert_same_end(Trainer(config, made, folder=run.path), whole)
+    assert [figures(report) for report in rows] == json.loads(json.dumps(whole.expected))
+    assert_same_end(Trainer(config, made, folder=run.path), whole.trainer)
     weights = torch.load(run.artifacts / "model.pt", weights_only=True)
-    assert_same_bits(weights, whole.defense.networks.state_dict())
+    assert_same_bits(weights, whole.trainer.defense.networks.state_dict())
 
 
 @pytest.mark.slow
 def test_going_on_inside_an_epoch_is_bit_equal(
-    make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options, tmp_path: Path
+    whole: Whole, config: RunConfig, data: CorruptedSet, tmp_path: Path
 ) -> None:
     """The trainer is told to stop after each batch, in every phase."""
-    config = make_config(options)
-    whole = Trainer(config, data)
-    expected = [figures(report) for report in whole.run()]
     left = 0
     while True:
         told = chain([False], repeat(True))
@@ -208,8 +251,8 @@ def test_going_on_inside_an_epoch_is_bit_equal(
         except Interrupted:
             left += 1
     assert left > config.train.epochs  # both inside epochs and at their ends
-    assert [figures(report) for report in trainer.history] == expected
-    assert_same_end(trainer, whole)
+    assert [figures(report) for report in trainer.history] == whole.expected
+    assert_same_end(trainer, whole.trainer)
 
 
 def test_a_loss_touches_neither_gradients_nor_flags_nor_weights(trainer: Trainer) -> None:
@@ -263,9 +306,9 @@ def test_no_unlabelled_samples_at_all(trainer: Trainer) -> None:
         assert all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
 
 
-def test_a_set_of_a_single_class(make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options) -> None:
+def test_a_set_of_a_single_class(config: RunConfig, data: CorruptedSet) -> None:
     given = replace(data.train, labels=torch.full_like(data.train.labels, 2))
-    reports = list(Trainer(make_config(options), replace(data, train=given)).run())
+    reports = list(Trainer(config, replace(data, train=given)).run())
     assert all(torch.tensor(report.train_loss).isfinite() for report in reports)
     assert reports[-1].labelled_per_class[2] > 0
 
@@ -294,15 +337,18 @@ def test_an_answer_is_one_logit_per_class(trainer: Trainer, data: CorruptedSet) 
         assert trainer.defense.predict(data.test.images[:1].float() / 255).shape == (1, 4)
 
 
-def test_a_seed_decides_every_bit(make_config: Callable[..., RunConfig], data: CorruptedSet, options: Options) -> None:
-    def train(seed: int, elsewhere: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-        torch.manual_seed(elsewhere)
-        trainer = Trainer(make_config(options | {"train.seed": seed, "train.epochs": 2}), data)
-        reports = [figures(report) for report in trainer.run()]
+def test_a_seed_decides_every_bit(
+    make_config: Callable[..., RunConfig], whole: Whole, config: RunConfig, data: CorruptedSet, options: Options
+) -> None:
+    def train(seed: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        torch.manual_seed(1)  # another process has another global random state
+        trainer = Trainer(make_config(options | {"train.seed": seed}), data)
+        reports = [figures(next(trainer.run())) for _ in range(2)]
         return state(trainer), reports
 
-    first, again, other = train(3, elsewhere=0), train(3, elsewhere=1), train(4, elsewhere=0)
-    assert_same_bits(first[0], again[0])
-    assert first[1] == again[1]
-    assert first[1] != other[1]
-    assert any(not torch.equal(first[0][name], other[0][name]) for name in first[0])
+    seed = config.train.seed
+    (again, reports), (other, others) = train(seed), train(seed + 1)
+    assert_same_bits(again, whole.states[2])
+    assert reports == whole.expected[:2]
+    assert reports != others
+    assert any(not torch.equal(again[name], other[name]) for name in again)

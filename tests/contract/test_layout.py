@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -98,12 +99,19 @@ def called(tree: ast.Module) -> set[str]:
     return {dotted(node, aliases) for node in ast.walk(tree) if isinstance(node, (ast.Attribute, ast.Name))}
 
 
+@cache
+def mentioned(file: str) -> set[str]:
+    return called(tree_of(file))
+
+
+@cache
 def tops(file: str) -> set[str]:
     """Return the top-level packages that a file imports."""
     package = ".".join(Path(file).parent.parts)
     return {name.split(".")[0] for name in imports(tree_of(file), package)}
 
 
+@cache
 def within(file: str) -> set[str]:
     """Return the project's own files that a file imports."""
     package = ".".join(Path(file).parent.parts)
@@ -122,6 +130,17 @@ def reachable(file: str) -> set[str]:
         found |= new
         waiting += new
     return found
+
+
+def offenders(checked: Iterable[str], wrong: Callable[[str], Iterable[str]]) -> dict[str, list[str]]:
+    """Return every file in which something is wrong, with what that is."""
+    return {file: found for file in checked if (found := sorted(wrong(file)))}
+
+
+def assert_none(checked: Iterable[str], wrong: Callable[[str], Iterable[str]]) -> None:
+    """Fail with the names of all files in which something is wrong, not of the first alone."""
+    found = offenders(checked, wrong)
+    assert not found, "\n".join(f"{file}: {', '.join(what)}" for file, what in found.items())
 
 
 # --- the reader itself -----------------------------------------------------------------------------------------------
@@ -164,9 +183,9 @@ def test_no_seeding_escapes(source: str, name: str) -> None:
 # --- imports point one way -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", files("erat"))
-def test_the_science_knows_nothing_of_many_runs(file: str) -> None:
-    assert not tops(file) & {"orchestration", "orchestrate", "ray", "mlflow", "optuna", "typer", "rich", "tests"}
+def test_the_science_knows_nothing_of_many_runs() -> None:
+    others = {"orchestration", "orchestrate", "ray", "mlflow", "optuna", "typer", "rich", "tests"}
+    assert_none(files("erat"), lambda file: tops(file) & others)
 
 
 @pytest.mark.parametrize("package", IMPORTERS)
@@ -204,17 +223,23 @@ def test_every_room_has_a_level() -> None:
     assert rooms == set(LEVEL_OF)
 
 
-@pytest.mark.parametrize("file", [file for file in files("orchestration") if file != "orchestration/__init__.py"])
-def test_imports_point_downward(file: str) -> None:
+def upward(file: str) -> set[str]:
+    """Return the rooms of its own or a higher level from which a file imports."""
     others = {room_of(other) for other in within(file) if other.startswith("orchestration/")} - {room_of(file)}
-    upward = {room for room in others - {"__init__"} if LEVEL_OF[room] >= LEVEL_OF[room_of(file)]}
-    assert not upward
+    return {room for room in others - {"__init__"} if LEVEL_OF[room] >= LEVEL_OF[room_of(file)]}
 
 
-@pytest.mark.parametrize("file", files("erat", "orchestration"))
-def test_no_module_imports_itself_in_a_circle(file: str) -> None:
-    modules = {other for other in within(file) if not other.endswith("__init__.py")}
-    assert file not in set().union(*map(reachable_modules, modules), set())
+def test_imports_point_downward() -> None:
+    assert_none([file for file in files("orchestration") if file != "orchestration/__init__.py"], upward)
+
+
+def circle(file: str) -> set[str]:
+    """Return the modules that a file imports and that import it, at any distance; packages' re-exports do not count."""
+    return {other for other in modules_within(file) if file in reachable_modules(other)}
+
+
+def modules_within(file: str) -> set[str]:
+    return {other for other in within(file) if not other.endswith("__init__.py")}
 
 
 @cache
@@ -222,10 +247,41 @@ def reachable_modules(file: str) -> frozenset[str]:
     """Return the same as `reachable`, but without what packages only re-export."""
     found, waiting = {file}, [file]
     while waiting:
-        new = {other for other in within(waiting.pop()) if not other.endswith("__init__.py")} - found
+        new = modules_within(waiting.pop()) - found
         found |= new
         waiting += new
     return frozenset(found)
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert_none(files("erat", "orchestration"), circle)
+
+
+def test_a_circle_and_a_way_up_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    code = {
+        "storage/a": "storage.b",
+        "storage/b": "storage.c",
+        "storage/c": "storage.b",
+        "run/d": "study.e",
+        "study/e": "",
+    }
+    for name, imported in code.items():
+        file = tmp_path / "orchestration" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"import orchestration.{imported}\n" if imported else "")
+    for remembered in (tree_of, tops, within, reachable_modules):
+        remembered.cache_clear()
+    try:
+        found = files("orchestration")
+        assert offenders(found, upward) == {"orchestration/run/d.py": ["study"]}
+        b, c = "orchestration/storage/b.py", "orchestration/storage/c.py"
+        assert offenders(found, circle) == {b: [c], c: [b]}
+        with pytest.raises(AssertionError, match=f"{b}: {c}\n{c}: {b}"):
+            assert_none(found, circle)
+    finally:
+        for remembered in (tree_of, tops, within, reachable_modules):
+            remembered.cache_clear()
 
 
 def test_nothing_imports_the_command() -> None:
@@ -259,20 +315,22 @@ def test_one_owner_of_the_update() -> None:
     assert owners == {"erat/engine/trainer.py", "erat/corruption/up.py"}
 
 
-@pytest.mark.parametrize("file", files("erat/defenses"))
-def test_defenses_neither_go_backward_nor_step(file: str) -> None:
-    attributes = {node.attr for node in ast.walk(tree_of(file)) if isinstance(node, ast.Attribute)}
-    assert not attributes & {"backward", "zero_grad", "optim"}
+def test_defenses_neither_go_backward_nor_step() -> None:
+    def steps(file: str) -> set[str]:
+        attributes = {node.attr for node in ast.walk(tree_of(file)) if isinstance(node, ast.Attribute)}
+        return attributes & {"backward", "zero_grad", "optim"}
+
+    assert_none(files("erat/defenses"), steps)
 
 
-@pytest.mark.parametrize("file", files("erat", "orchestration"))
-def test_no_library_code_seeds_globally(file: str) -> None:
-    names = called(tree_of(file))
-    assert not names & GLOBAL_SEEDING
-    if "torch.default_generator" in names:
-        assert file == "erat/seeding.py", "inside fork_rng, where weights are drawn"
+def test_no_library_code_seeds_globally() -> None:
+    def seeds(file: str) -> set[str]:
+        allowed = {"torch.default_generator"} if file == "erat/seeding.py" else set()  # in fork_rng, for weights
+        return mentioned(file) & (GLOBAL_SEEDING | {"torch.default_generator"}) - allowed
+
+    assert_none(files("erat", "orchestration"), seeds)
 
 
-@pytest.mark.parametrize("file", files("erat"))
-def test_the_science_reads_no_environment(file: str) -> None:
-    assert not called(tree_of(file)) & {"os.environ", "os.getenv", "os.putenv"}
+def test_the_science_reads_no_environment() -> None:
+    environment = {"os.environ", "os.getenv", "os.putenv"}
+    assert_none(files("erat"), lambda file: mentioned(file) & environment)

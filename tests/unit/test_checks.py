@@ -21,27 +21,38 @@ REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="0" skipped="{}
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Return a function that calls `main` on a given number of cores.
+    """Return a function that calls `main` on a given number of cores, with memory in gigabytes.
 
-    Programs are only recorded, and end with the given statuses; those of pytest are given in turn.
+    Programs are only recorded, and end with the given statuses; those of pytest are given for both parts. It returns
+    the exit status and the words of pytest's command lines in the order in which they start.
     """
 
     def play(
         *words: str, pytests: Sequence[int] = (0, 0), others: int = 0, cores: int = 2, memory: int = 8
     ) -> tuple[int, list[list[str]]]:
         started: list[list[str]] = []
-        statuses = iter(pytests)
+        real = subprocess.Popen
 
-        def fake(command: list[str], **_: Any) -> SimpleNamespace:
-            if command[1:3] != ["-m", "pytest"]:
-                return SimpleNamespace(returncode=others)
+        def pytest_of(command: list[str]) -> int:
             (report,) = (word.partition("=")[2] for word in command if word.startswith("--junit-xml="))
             Path(report).write_text(REPORT.format(10, 1, 2))
-            started.append([word for word in command[3:] if not word.startswith("--junit-xml=")])
-            return SimpleNamespace(returncode=next(statuses))
+            started.append([word for word in command[3:] if not word.startswith(("--junit-xml=", "--ignore="))])
+            return pytests["not apart" in command[4]]
+
+        def fake(command: list[str], **_: Any) -> SimpleNamespace:
+            return SimpleNamespace(returncode=pytest_of(command) if "pytest" in command else others)
+
+        def beside(command: list[str], **more: Any) -> Any:
+            if "pytest" not in command:
+                return real(command, **more)
+            code = pytest_of(command)
+            print("what pytest said", file=more["stdout"])
+            return SimpleNamespace(wait=lambda: code)
 
         monkeypatch.setattr(checks.subprocess, "run", fake)
+        monkeypatch.setattr(checks.subprocess, "Popen", beside)
         monkeypatch.setattr(checks, "TYPES", [sys.executable, "-c", "print('types')"])
+        monkeypatch.setattr(checks, "_apart", lambda folders: ["APART"])
         monkeypatch.setattr(checks.os, "sched_getaffinity", lambda _: set(range(cores)))
         monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * 1e9))
         return checks.main(list(words)), started
@@ -52,24 +63,35 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 SPREAD = ["-n", "2", "--dist", "loadfile"]
 
 
-def test_ray_and_servers_come_first_and_alone_then_the_rest_on_all_cores(run: Run) -> None:
+def test_ray_and_servers_one_at_a_time_and_beside_them_the_rest_on_all_cores(
+    run: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
     code, started = run()
     assert code == 0
-    assert started == [["-m", "(not slow) and apart"], ["-m", "(not slow) and not apart", *SPREAD]]
+    assert started == [
+        ["-m", "(not slow) and apart", "APART"],
+        ["-m", "(not slow) and not apart", *SPREAD, "tests"],
+    ]
+    assert "apart: what pytest said\n" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize(("cores", "memory", "spread"), [(1, 8, []), (16, 3, []), (16, 8, ["-n", "3"])])
+@pytest.mark.parametrize(
+    ("cores", "memory", "spread"),
+    [(1, 8, []), (16, 3, []), (16, 6, ["-n", "2"]), (2, 6, ["-n", "2"]), (16, 8, ["-n", "2"]), (16, 11, ["-n", "3"])],
+)
 def test_there_are_no_more_processes_than_cores_and_memory_allow(
     run: Run, cores: int, memory: int, spread: list[str]
 ) -> None:
+    """With 6 GB there is room for two processes, not for a third that runs the tests apart: these come before."""
     _, started = run(cores=cores, memory=memory)
-    assert started[1][2:4] == spread
+    assert [words[1] for words in started] == ["(not slow) and apart", "(not slow) and not apart"]
+    assert started[1][2:-1] == (spread and [*spread, "--dist", "loadfile"])
 
 
 @pytest.mark.parametrize(
     ("words", "marks", "left"),
     [
-        (["--slow"], ("apart", "not apart"), []),
+        (["--slow"], ("apart", "not apart"), None),
         (
             ["tests/unit", "-k", "apgd"],
             ("(not slow) and apart", "(not slow) and not apart"),
@@ -79,11 +101,16 @@ def test_there_are_no_more_processes_than_cores_and_memory_allow(
         (["--durations=5", "--slow"], ("apart", "not apart"), ["--durations=5"]),
     ],
 )
-def test_words_reach_pytest(run: Run, words: list[str], marks: tuple[str, str], left: list[str]) -> None:
+def test_words_reach_pytest(run: Run, words: list[str], marks: tuple[str, str], left: list[str] | None) -> None:
     _, started = run(*words)
-    assert started == [["-m", marks[0], *left], ["-m", marks[1], *SPREAD, *left]]
+    paths = [[], []] if left and left[0] == "tests/unit" else [["APART"], ["tests"]]
+    assert started == [
+        ["-m", marks[0], *paths[0], *(left or [])],
+        ["-m", marks[1], *SPREAD, *paths[1], *(left or [])],
+    ]
 
 
+@pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize(
     ("pytests", "others", "code"),
     [
@@ -98,16 +125,26 @@ def test_words_reach_pytest(run: Run, words: list[str], marks: tuple[str, str], 
         ((-9, 0), 0, 137),
     ],
 )
-def test_the_worst_status_counts(run: Run, pytests: tuple[int, int], others: int, code: int) -> None:
+def test_the_worst_status_counts(run: Run, pytests: tuple[int, int], others: int, code: int, cores: int) -> None:
     """The status 5 is pytest's "nothing selected", with which one of the two runs may end."""
-    assert run(pytests=pytests, others=others)[0] == code
+    assert run(pytests=pytests, others=others, cores=cores)[0] == code
+
+
+def test_files_with_tests_apart_are_found_by_name_and_by_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = {"tests/e2e/test_a.py": "", "tests/unit/test_b.py": "", "tests/unit/c/test_d.py": "x(marks=mark.apart)"}
+    for name, text in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    assert checks._apart(["tests"]) == ["tests/e2e/test_a.py", "tests/unit/c/test_d.py"]
+    assert checks._apart(["tests/unit"]) == ["tests/unit/c/test_d.py"]
 
 
 def test_mypy_counts_too(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(checks, "TYPES", [])
-    real = checks.subprocess.Popen
+    beside = checks._Beside
+    wrong = [sys.executable, "-c", "print('wrong'); exit(1)"]
     monkeypatch.setattr(
-        checks.subprocess, "Popen", lambda _, **k: real([sys.executable, "-c", "print('wrong'); exit(1)"], **k)
+        checks, "_Beside", lambda title, command, *rest: beside(title, wrong if title == "mypy" else command, *rest)
     )
     assert run()[0] == 1
     assert "mypy: wrong" in capfd.readouterr().out
@@ -122,8 +159,7 @@ def test_the_last_line_is_the_sum_as_pytest_would_say_it(run: Run, capfd: pytest
 def test_another_instruction_set_repeats_the_quick_tests_only(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "kernels", lambda environment: environment.get("ATEN_CPU_CAPABILITY", "own"))
     _, started = run("--isa", "baseline", "-x")
-    folders = ["tests/unit", "tests/golden", "tests/contract"]
-    assert [words[-4:] for words in started] == [[*folders, "-x"]] * 2
+    assert [words[2:] for words in started] == [["APART", "-x"], [*SPREAD, *checks.QUICK, "-x"]]
     _, started = run("--isa", "baseline", "tests/unit/erat/attacks/test_apgd.py::test_x", "--slow")
     assert [words[-1] for words in started] == ["tests/unit/erat/attacks/test_apgd.py::test_x"] * 2
     assert started[0][:2] == ["-m", "apart"]
@@ -152,14 +188,28 @@ def test_a_variable_of_the_caller_s_does_not_count_as_the_machine(monkeypatch: p
     assert limited_to("avx2")["ATEN_CPU_CAPABILITY"] == "avx2"
 
 
+def item(path: Path, *marks: str) -> Any:
+    """Make what stands for a test in this file; it keeps the marks that are added in `added`."""
+    added: list[str] = []
+    return SimpleNamespace(
+        path=path, nodeid=path.name, added=added, add_marker=added.append, get_closest_marker=marks.__contains__
+    )
+
+
 def test_end_to_end_tests_are_apart() -> None:
-    marked: list[str] = []
+    items = [item(conftest.ROOT / path) for path in ("e2e/test_a.py", "unit/test_b.py")]
+    conftest.pytest_collection_modifyitems(items)
+    assert [one.added for one in items] == [["apart"], []]
 
-    def item(path: str) -> Any:
-        return SimpleNamespace(path=conftest.ROOT / path, add_marker=lambda mark: marked.append(f"{path} {mark}"))
 
-    conftest.pytest_collection_modifyitems([item("e2e/test_a.py"), item("unit/test_b.py")])
-    assert marked == ["e2e/test_a.py apart"]
+def test_a_test_apart_that_would_not_be_found_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "test_a.py"
+    path.write_text("pytestmark = pytest.mark.apart")
+    conftest.pytest_collection_modifyitems([item(path, "apart")])
+    path.write_text("pytestmark = getattr(pytest.mark, 'apart')")
+    conftest.pytest_collection_modifyitems([item(path)])
+    with pytest.raises(pytest.UsageError, match=r"test_a.py is apart, but `mark.apart` does not stand in its file"):
+        conftest.pytest_collection_modifyitems([item(path, "apart")])
 
 
 def test_threads_are_those_that_the_environment_asks_for() -> None:

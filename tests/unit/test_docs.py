@@ -99,15 +99,14 @@ def broken_links(page: str) -> Iterator[str]:
             yield target
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_names_is_there(page: str) -> None:
-    assert not sorted(missing_paths(page))
-    assert not sorted(missing_modules(page))
+def test_what_a_page_names_is_there() -> None:
+    missing = [f"{page}: {name}" for page in PAGES for name in sorted({*missing_paths(page), *missing_modules(page)})]
+    assert not missing, "\n".join(missing)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_what_a_page_links_to_is_there(page: str) -> None:
-    assert not sorted(broken_links(page))
+def test_what_a_page_links_to_is_there() -> None:
+    broken = [f"{page}: {target}" for page in PAGES for target in sorted(broken_links(page))]
+    assert not broken, "\n".join(broken)
 
 
 def test_a_wrong_name_or_link_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

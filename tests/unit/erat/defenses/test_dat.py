@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import entropy
-from test_erat import CLASSES, batch, network_for
+from test_erat import BUDGETS, CLASSES, batch, network_for
 from torch import Tensor, nn
 
 from erat.data.augment.views import weak_view
@@ -20,14 +20,13 @@ from erat.defenses.dat import DAT, DATOptions, discrepancy
 from erat.engine.trainer import Trainer
 
 Make = Callable[..., Any]
-FILLED: dict[str, Any] = {"epsilon_inf": 0.1, "epsilon_2": 1.0, "norms": "linf", "policy": "cifar10"}
 PARTS = ("features", "head", "rival")
 
 
 def defense(**options: Any) -> DAT:
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
-        return DAT(DATOptions(**(FILLED | {"weak": "none"} | options)), Task(12, CLASSES, False, network_for))
+        return DAT(DATOptions(**(BUDGETS | {"weak": "none"} | options)), Task(12, CLASSES, False, network_for))
 
 
 def step_of(update: str) -> Batch:

@@ -21,6 +21,8 @@ from erat.selection import scores
 from tests.precise import InDouble
 
 CLASSES = 4
+# Options that a data set fills in, as tests of defenses share them.
+BUDGETS: dict[str, Any] = {"epsilon_inf": 0.1, "epsilon_2": 1.0, "norms": "linf", "policy": "cifar10"}
 EPSILON = {"epsilon_inf": 0.1, "epsilon_2": 1.0, "policy": "cifar10"}
 
 

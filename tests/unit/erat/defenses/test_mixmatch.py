@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from scipy.special import betainc, betaincinv
 from scipy.stats import chisquare, entropy, kstest
-from test_erat import CLASSES, batch, network_for
+from test_erat import BUDGETS, CLASSES, batch, network_for
 from torch import Tensor, nn
 
 from erat.attacks.norms import l2_norm
@@ -29,11 +29,7 @@ from erat.engine.trainer import Trainer
 from erat.losses import contrastive, prior_penalty, sharpen, soft_cross_entropy, squared_error
 
 SAMPLES = 12
-FILLED: dict[str, Any] = {
-    "epsilon_inf": 0.1,
-    "epsilon_2": 1.0,
-    "norms": "linf",
-    "policy": "cifar10",
+FILLED: dict[str, Any] = BUDGETS | {
     "lambda_u": 25.0,
     "confidence_penalty": False,
     "warmup_epochs": 0,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_erat import CLASSES, batch, network_for
+from test_erat import BUDGETS, CLASSES, batch, network_for
 from torch import Tensor, nn
 
 from erat.attacks.norms import l2_norm
@@ -22,14 +22,7 @@ from erat.registry import BACKBONES
 from erat.selection import scores
 
 SAMPLES = 12
-FILLED: dict[str, Any] = {
-    "epsilon_inf": 0.1,
-    "epsilon_2": 1.0,
-    "norms": "linf",
-    "policy": "cifar10",
-    "warmup_epochs": 0,
-    "ramp_epochs": 0.0,
-}
+FILLED: dict[str, Any] = BUDGETS | {"warmup_epochs": 0, "ramp_epochs": 0.0}
 
 
 def defense(**options: Any) -> MSPL:

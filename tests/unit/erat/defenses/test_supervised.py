@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from test_erat import CLASSES, batch, network_for
+from test_erat import BUDGETS, CLASSES, batch, network_for
 from torch import Tensor
 
 from erat.attacks.norms import l2_norm
@@ -28,15 +28,14 @@ from erat.errors import UserError
 
 Make = Callable[..., Any]
 SAMPLES = 12
-FILLED: dict[str, Any] = {"epsilon_inf": 0.1, "epsilon_2": 1.0, "norms": "linf", "policy": "cifar10"}
 
 
 def plain(**options: Any) -> CrossEntropy:
-    return CrossEntropy(CrossEntropyOptions(**(FILLED | options)), Task(SAMPLES, CLASSES, False, network_for))
+    return CrossEntropy(CrossEntropyOptions(**(BUDGETS | options)), Task(SAMPLES, CLASSES, False, network_for))
 
 
 def adversarial(**options: Any) -> AdversarialTraining:
-    chosen = AdversarialTrainingOptions(**(FILLED | options))
+    chosen = AdversarialTrainingOptions(**(BUDGETS | options))
     return AdversarialTraining(chosen, Task(SAMPLES, CLASSES, False, network_for))
 
 

@@ -18,8 +18,7 @@ from erat.data.random import BatchRandom
 from erat.data.types import CorruptedSet
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
-from erat.registry import BACKBONES
-from tests.two_workers import Record, joined, on_two_workers, own_models_are_known, smooth
+from tests.two_workers import Record, alone, configurations, joined, on_two_workers
 
 # Warm-up, then the semi-supervised phase; 51 samples do not divide evenly, neither into batches nor over workers.
 RUNS: dict[str, dict[str, Any]] = {
@@ -111,30 +110,17 @@ def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
 
 
 @pytest.fixture(scope="module")
-def configs(make_config: Callable[..., RunConfig]) -> Callable[[int], dict[str, RunConfig]]:
-    def of(workers: int) -> dict[str, RunConfig]:
-        with own_models_are_known():
-            return {name: make_config(options | {"train.workers": workers}) for name, options in RUNS.items()}
-
-    return of
+def both(
+    data: CorruptedSet, make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> list[Record]:
+    """Return the records of the two workers."""
+    return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configurations(make_config, RUNS, 2))
 
 
 @pytest.fixture(scope="module")
-def both(
-    data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]], tmp_path_factory: pytest.TempPathFactory
-) -> list[Record]:
-    """Return the records of the two workers."""
-    return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configs(2))
-
-
-@pytest.fixture
-def one(
-    data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]], register: Callable[..., None]
-) -> Callable[[str], Record]:
+def one(data: CorruptedSet, make_config: Callable[..., RunConfig]) -> Callable[[str], Record]:
     """Return the record of the same run on one worker."""
-    singles = configs(1)
-    register(BACKBONES, "smooth", smooth)
-    return lambda name: train(singles[name], data)
+    return alone(train, configurations(make_config, RUNS, 1), data)
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -144,26 +130,26 @@ def one(
 def test_two_workers_step_along_one_worker_s_gradient(
     both: list[Record], one: Callable[[str], Record], name: str
 ) -> None:
-    alone = one(name)
+    single = one(name)
     mine, other = both[0][name], both[1][name]
-    assert len(mine["gradients"]) == len(alone["gradients"]) > 0
-    for ours, theirs in zip(mine["gradients"][0], alone["gradients"][0], strict=True):
+    assert len(mine["gradients"]) == len(single["gradients"]) > 0
+    for ours, theirs in zip(mine["gradients"][0], single["gradients"][0], strict=True):
         assert (ours - theirs).abs().max() < 1e-6
         assert theirs.abs().max() > 1e-3
     for step in range(len(mine["gradients"])):
         assert all(torch.equal(a, b) for a, b in zip(mine["gradients"][step], other["gradients"][step], strict=True))
-    for key, value in alone["state"].items():
+    for key, value in single["state"].items():
         torch.testing.assert_close(mine["state"][key], value, rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.tensor(mine["history"]), torch.tensor(alone["history"]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(mine["history"]), torch.tensor(single["history"]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_workers_share_one_worker_s_batches(both: list[Record], one: Callable[[str], Record], name: str) -> None:
-    alone = one(name)
+    single = one(name)
     for kind in ("labelled", "unlabelled"):
         first, second = both[0][name][kind][0], both[1][name][kind][0]
         assert len(first) == len(second)
-        assert torch.equal(torch.cat([first, second]), alone[kind][0])
+        assert torch.equal(torch.cat([first, second]), single[kind][0])
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -225,13 +211,13 @@ def test_shards_cover_every_row_once(workers: int, count: int) -> None:
 
 
 def test_a_worker_alone_talks_to_nobody() -> None:
-    alone = Ranks.current()
-    assert alone == Ranks(0, 1)
+    ranks = Ranks.current()
+    assert ranks == Ranks(0, 1)
     rows = torch.arange(4)
-    assert alone.gather_rows(rows, 4) is rows
-    assert alone.agree(False) is False
-    assert alone.agree(True) is True
-    assert alone.sum(torch.tensor(2.0)) == 2
+    assert ranks.gather_rows(rows, 4) is rows
+    assert ranks.agree(False) is False
+    assert ranks.agree(True) is True
+    assert ranks.sum(torch.tensor(2.0)) == 2
 
 
 # --- draws -----------------------------------------------------------------------------------------------------------
@@ -253,10 +239,10 @@ def test_grouped_rows_are_one_worker_s_rows(draw: str, copies: int) -> None:
         }
         return calls[draw]()
 
-    alone = rows(0, 1, 6, 4)
+    whole = rows(0, 1, 6, 4)
     parts = [rows(rank, 2, 3, 2).view(copies, 5, -1) for rank in (0, 1)]
     together = torch.cat([parts[0][:, :3], parts[1][:, :3], parts[0][:, 3:], parts[1][:, 3:]], dim=1)
-    assert torch.equal(together.flatten(0, 1), alone.view(copies * 10, -1))
+    assert torch.equal(together.flatten(0, 1), whole.view(copies * 10, -1))
 
 
 def test_draws_leave_both_workers_at_the_same_place() -> None:

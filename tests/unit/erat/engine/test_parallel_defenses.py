@@ -22,7 +22,8 @@ from erat.defenses.base import Clock, EpochPlan
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from erat.registry import DEFENSES
-from tests.two_workers import Record, joined, on_two_workers, own_models_are_known
+from tests import two_workers
+from tests.two_workers import Record, configurations, joined, on_two_workers
 
 # On a network without batch statistics. Batches of 16 samples give shares of 8, a whole block of mixup's neighbours.
 RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFENSES.names()} | {
@@ -33,6 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFE
     "dividemix wo prior": {"defense.name": "dividemix", "defense.adversarial": True},
     "unicon wo prior": {"defense.name": "unicon", "defense.contrastive_weight": 0.0},
 }
+SHARED: dict[str, Any] = {"model.name": "smooth", "train.epochs": 2, "train.lr": 0.02}
 SELECTING = [name for name in RUNS if RUNS[name]["defense.name"] in ("erat", "dividemix", "unicon", "mspl")]
 # What each worker computes over its own share: MixMatch's prior penalty, UNICON's contrastive term, MSPL's term and its
 # prototypes. These agree with one worker only in parts.
@@ -103,35 +105,24 @@ def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
 
 
 @pytest.fixture(scope="module")
-def configs(make_config: Callable[..., RunConfig]) -> Callable[[int], dict[str, RunConfig]]:
-    def of(workers: int) -> dict[str, RunConfig]:
-        shared = {"model.name": "smooth", "train.workers": workers, "train.epochs": 2, "train.lr": 0.02}
-        with own_models_are_known():
-            return {name: make_config(shared | options) for name, options in RUNS.items()}
-
-    return of
-
-
-@pytest.fixture(scope="module")
 def both(
-    data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]], tmp_path_factory: pytest.TempPathFactory
+    data: CorruptedSet, make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Record]:
     """Return the records of the two workers."""
-    return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configs(2))
+    configs = configurations(make_config, RUNS, 2, **SHARED)
+    return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configs)
 
 
 @pytest.fixture(scope="module")
-def alone(data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]]) -> Callable[[str], Record]:
+def alone(data: CorruptedSet, make_config: Callable[..., RunConfig]) -> Callable[[str], Record]:
     """Return the record of the same run on one worker."""
-    singles, seen = configs(1), {}
+    of = two_workers.alone(train, configurations(make_config, RUNS, 1, **SHARED), data)
 
-    def of(name: str) -> Record:
-        if name not in seen:
-            with own_models_are_known(), set_up(name):
-                seen[name] = train(singles[name], data)
-        return seen[name]
+    def set_up_of(name: str) -> Record:
+        with set_up(name):
+            return of(name)
 
-    return of
+    return set_up_of
 
 
 def differences(name: str, both: list[Record], alone: Record) -> list[float]:

@@ -18,7 +18,8 @@ from erat.engine.synchronised import SynchronisedBatchNorm, synchronise
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
 from erat.registry import BACKBONES
-from tests.two_workers import Record, joined, on_two_workers, own_models_are_known, smooth
+from tests import two_workers
+from tests.two_workers import Record, configurations, joined, on_two_workers, smooth
 
 Config = Callable[..., RunConfig]
 # On the demo's network, whose four BatchNorms see a whole batch: warm-up, selection, both parts of DivideMix. In
@@ -39,6 +40,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "apart": {"defense.name": "ce", "train.epochs": 1, "train.sync_batchnorm": False},
     "accumulated": {"model.name": "smooth", "defense.warmup_epochs": 1, "train.accumulate": 2, "train.epochs": 2},
 }
+
+SHARED: dict[str, Any] = {"model.name": "small in double", "train.lr": 0.02}
 
 
 def train(config: RunConfig, data: CorruptedSet) -> Record:
@@ -102,33 +105,16 @@ def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
 
 
 @pytest.fixture(scope="module")
-def configs(make_config: Config) -> Callable[[int], dict[str, RunConfig]]:
-    def of(workers: int, **more: Any) -> dict[str, RunConfig]:
-        shared = {"model.name": "small in double", "train.workers": workers, "train.lr": 0.02}
-        with own_models_are_known():
-            return {name: make_config(shared | options | more) for name, options in RUNS.items()}
-
-    return of
+def both(data: CorruptedSet, make_config: Config, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """Return the records of the two workers."""
+    configs = configurations(make_config, RUNS, 2, **SHARED)
+    return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configs)
 
 
 @pytest.fixture(scope="module")
-def both(
-    data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]], tmp_path_factory: pytest.TempPathFactory
-) -> list[Record]:
-    return on_two_workers(work, tmp_path_factory.mktemp("workers"), data, configs(2))
-
-
-@pytest.fixture(scope="module")
-def alone(data: CorruptedSet, configs: Callable[[int], dict[str, RunConfig]]) -> Callable[[str], Record]:
-    singles, seen = configs(1), {}
-
-    def of(name: str) -> Record:
-        if name not in seen:
-            with own_models_are_known():
-                seen[name] = train(singles[name], data)
-        return seen[name]
-
-    return of
+def alone(data: CorruptedSet, make_config: Config) -> Callable[[str], Record]:
+    """Return the record of the same run on one worker."""
+    return two_workers.alone(train, configurations(make_config, RUNS, 1, **SHARED), data)
 
 
 def test_a_layer_normalises_over_both_shares(both: list[Record]) -> None:
@@ -189,19 +175,20 @@ def test_the_switch_leaves_statistics_to_each_worker(both: list[Record], alone: 
     [{"defense.warmup_epochs": 1}, {"defense.name": "at"}, {"defense.name": "ce", "train.batch_size": 24}],
     ids=str,
 )
-@pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_makes_the_step_of_the_whole(
-    make_config: Config, data: CorruptedSet, register: Callable[..., None], options: dict[str, Any], parts: int
+    make_config: Config, data: CorruptedSet, register: Callable[..., None], options: dict[str, Any]
 ) -> None:
     register(BACKBONES, "smooth", smooth)
     shared = {"model.name": "smooth", "train.epochs": 2, "train.lr": 0.02} | options
     whole = train(make_config(shared), data)
-    pieces = train(make_config(shared | {"train.accumulate": parts}), data)
-    assert len(whole["gradients"]) == len(pieces["gradients"]) > 0
-    for ours, theirs in zip(pieces["gradients"][0], whole["gradients"][0], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
-    assert whole["labelled"] == pieces["labelled"]
-    torch.testing.assert_close(torch.tensor(pieces["history"]), torch.tensor(whole["history"]), rtol=1e-3, atol=1e-3)
+    for parts in (2, 4):
+        pieces = train(make_config(shared | {"train.accumulate": parts}), data)
+        assert len(whole["gradients"]) == len(pieces["gradients"]) > 0, parts
+        for ours, theirs in zip(pieces["gradients"][0], whole["gradients"][0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+        assert whole["labelled"] == pieces["labelled"], parts
+        history = torch.tensor(whole["history"])
+        torch.testing.assert_close(torch.tensor(pieces["history"]), history, rtol=1e-3, atol=1e-3)
 
 
 def test_parts_on_two_workers_too(both: list[Record], alone: Callable[[str], Record]) -> None:

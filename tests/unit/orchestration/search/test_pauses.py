@@ -51,12 +51,14 @@ class FakeTracker:
     def __init__(self) -> None:
         self.ends: list[tuple[str, str, dict[str, Any], Path | None]] = []
         self.started: list[str] = []
+        self.epochs: dict[str, list[int]] = {}
 
     def start_run(self, cell: str, config: Mapping[str, Any], **options: Any) -> str:
         self.started.append(cell)
         return f"run-{cell}"
 
-    def log_epoch(self, run_id: str, row: Mapping[str, Any], epoch: int) -> None: ...
+    def log_epoch(self, run_id: str, row: Mapping[str, Any], epoch: int) -> None:
+        self.epochs.setdefault(run_id, []).append(epoch)
 
     def finish(
         self, run_id: str, status: str, summary: Mapping[str, Any], artifacts: Path | None = None, error: Any = None
@@ -209,6 +211,30 @@ def test_a_promoted_trial_whose_worker_dies_before_it_begins_runs_again(world: W
         assert isinstance(world.driver.ended(0), Retry)
     assert world.statuses()[0] == "queued"
     assert len(world.events("paused")) == 3, "the pause before is not recorded again"
+
+
+def test_a_pause_whose_figures_are_damaged_is_made_again(world: World) -> None:
+    """Without the figures of the rung, its block could never be decided."""
+    world.leaves(0, "paused", 0.1, 0.3)
+    rows = (world.folder(0) / "metrics.jsonl").read_text().splitlines()
+    (world.folder(0) / "metrics.jsonl").write_text(f"{rows[0]}\nboom\n")
+    with (
+        pytest.warns(UserWarning, match="trial 0: the worker died after epoch 1; it goes on"),
+        pytest.warns(UserWarning, match="1 epochs of it count"),
+    ):
+        verdict = world.driver.ended(0)
+    assert isinstance(verdict, Retry)
+    assert world.pauses(0, 0.1, 0.3).status == "paused"
+
+
+def test_a_run_that_another_study_finished_counts_with_all_its_epochs(world: World) -> None:
+    world.leaves(0, "done", *[0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    result = world.driver.ended(0)
+    assert isinstance(result, RunResult)
+    assert (result.status, result.epochs) == ("done", EPOCHS)
+    run = f"run-{result.cell}"
+    assert world.tracker.epochs[run] == [1, 2, 3, 4, 5, 6]
+    assert world.tracker.ends[-1][:2] == (run, "done")
 
 
 def test_a_trial_that_pauses_late_still_goes_on(world: World) -> None:
