@@ -11,8 +11,9 @@ from orchestration.storage.workspace import Workspace
 from orchestration.study import MOST_TRIALS
 from orchestration.study.grids import GridSpec, load_grid, parse_grid, specification
 from orchestration.study.ledger import Ledger
-from orchestration.study.spaces import SearchSpace, load_space, parse_space
-from orchestration.study.spec import StudySpec, check_name_is_free, reopened
+from orchestration.study.settings import no_search, with_settings
+from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
+from orchestration.study.spec import StudySpec, as_begun, check_name_is_free, reopened
 from orchestration.study.status import not_begun, spec_of, trials_of
 from orchestration.study.trial import Trial
 
@@ -37,7 +38,8 @@ COLUMNS = (
     "cell",
     "error",
 )
-ARGUMENTS = ("space", "grid", "name", "preset", "trials", "seeds", "only", "skip", "workspace", "overrides")
+SETTINGS = ("sampler", "pruner", "window", "rungs", "confirm")
+ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, "seeds", "only", "skip", "workspace", "overrides")
 
 
 class Study:
@@ -63,6 +65,7 @@ class Study:
         self._records, self._found = found or Ledger(workspace.ledger), found is not None
         if not self._found:
             check_name_is_free(self._records, name, spec)
+            self.spec = as_begun(self._records, name, spec)
         known = self._records.studies[name].trials if name in self._records.studies else 0
         self.asked, self.search_trials = trials, max(trials, known)
         self.end: StudyEnd | None = None
@@ -76,6 +79,11 @@ class Study:
         name: str | None = None,
         preset: str = "demo",
         trials: int | None = None,
+        sampler: str | None = None,
+        pruner: str | None = None,
+        window: int | str | None = None,
+        rungs: Sequence[int] | str | None = None,
+        confirm: Confirmation | Mapping[str, int] | int | str | None = None,
         seeds: Sequence[int] = (0,),
         only: Mapping[str, Sequence[str]] | None = None,
         skip: Mapping[str, Sequence[str]] | None = None,
@@ -99,6 +107,12 @@ class Study:
             trials: number of trials of the search in all; a larger number than last time extends it; None: the number
                 of
                 the space.
+            sampler, pruner: names of what proposes trials and of what stops them early; None, here and in the next
+                three: as the space has it.
+            window: a number of trials, or "auto", which is settled when the study begins; see `SearchSpace`.
+            rungs: epochs at which the pruner "halving" compares trials, or "auto".
+            confirm: how the best trials are confirmed with further seeds: {"top": 3, "seeds": 5}, "3x5", "none" or
+                "auto".
             seeds, only, skip: for a grid: the seeds of training; the names to keep or to leave out, by axis or dotted
                 key.
             workspace: folder for everything that is written; None: ERAT_HOME, or ./runs.
@@ -109,6 +123,7 @@ class Study:
             UserError: a name, key or value is not known, or the name belongs to another specification.
         """
         home, given = _home(workspace), _overrides(overrides, more_overrides)
+        settings: dict[str, Any] = dict(zip(SETTINGS, (sampler, pruner, window, rungs, confirm), strict=True))
         if (space is None) == (grid is None):
             raise UserError("a study needs a space or a grid: give one of the two")
         fill = home.fingerprints()
@@ -117,18 +132,23 @@ class Study:
         if grid is not None:
             if trials is not None:
                 raise UserError(f"trials are of a search, which a grid has none of; got {trials}")
+            for setting, value in settings.items():
+                if value is not None:
+                    raise no_search(setting, _grid(grid).name, value)
             spec = specification(_grid(grid), preset, given, seeds=seeds, only=only, skip=skip, fill=fill)
             plain = not (given or only or skip) and tuple(seeds) == (0,)
             return cls(name or _default_name(spec, plain and preset == "demo"), spec, 0, home)
         if only or skip or tuple(seeds) != (0,):
             raise UserError("seeds, only and skip choose points of a grid; a space has none: set train.seed")
         _check_count("trials", trials)
-        spec = StudySpec(_space(space), preset, given, fill)
+        own = _space(space)
+        asked = with_settings(own, **settings)
+        spec = StudySpec(asked, preset, given, fill)
         if trials is not None and spec.search is None:
             raise UserError(
                 f"trials are of a search, which {spec.space.name}, a list of runs, has none of; got {trials}"
             )
-        plain = not given and preset == "demo" and space == spec.space.name
+        plain = not given and preset == "demo" and space == spec.space.name and asked == own
         return cls(name or _default_name(spec, plain), spec, spec.trials(trials), home)
 
     def run(self, address: str | None = None, *, at_most: int | None = None) -> Study:
@@ -158,6 +178,7 @@ class Study:
         self.end = run_study(
             self.name, self.spec, self.search_trials, self.workspace, ledger, address=address, at_most=at_most
         )
+        self.spec = self.end.driver.spec
         return self
 
     def retry(self, address: str | None = None, *, at_most: int | None = None) -> Study:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from erat.engine.report import EpochReport
 from erat.errors import is_storage_fault, storage_words
 from erat.result import RunResult, summarise
 from orchestration.cluster.session import node_workspace
-from orchestration.run.directory import ENDS, METRICS, RunDirectory
+from orchestration.run.directory import ENDS, METRICS, RunDirectory, left_over
 from orchestration.run.execute import execute_run
 from orchestration.run.preemption import training
 from orchestration.storage.workspace import Workspace
@@ -33,6 +34,9 @@ from orchestration.storage.workspace import Workspace
 SLIVER = 0.01
 
 
+# Key of a report: all figures of the epoch, sealed as JSON, which only the driver opens. The test accuracy is among
+# them, by which nothing must be chosen: a searcher, scheduler or sampler can use numbers of a report, and this is none.
+FIGURES = "figures"
 STORAGE_FAULT = "storage_fault"  # key of a report: the storage cannot be written; the trial resumes once it can
 
 
@@ -44,12 +48,14 @@ def trainable(resources: Mapping[str, float], workers: int) -> Any:
 
 
 def _report(history: Sequence[EpochReport]) -> dict[str, Any]:
-    """Return the figures of a run that Tune may see, without the test accuracy, by which nothing must be chosen."""
+    """Return the report of an epoch: the figures that Tune may see, and those that only the driver opens."""
     best = max(report.val_accuracy for report in history)
-    return _figures(history[-1].epoch, history[-1].val_accuracy, best)
+    figures = {name: value for name, value in asdict(history[-1]).items() if not isinstance(value, list)}
+    return _figures(history[-1].epoch, history[-1].val_accuracy, best) | {FIGURES: json.dumps(figures)}
 
 
 def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | None) -> dict[str, Any]:
+    """Return the figures of a run that Tune may see: not the test accuracy, by which nothing must be chosen."""
     return {"val_accuracy": val_accuracy, "best_val_accuracy": best_val_accuracy, "epoch": epoch}
 
 
@@ -64,13 +70,14 @@ def _tune_trial(parameters: dict[str, Any]) -> None:
         return not directory.asked_to_stop(parameters["stop_request"])
 
     with training():
-        _report_end(lambda: execute_run(config, workspace, on_epoch=on_epoch))
+        _report_end(lambda: execute_run(config, workspace, on_epoch=on_epoch, pause_after=parameters["pause_after"]))
 
 
 def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
     """Execute one run on several data-parallel workers, from a Tune trial."""
     config, workspace = RunConfig.model_validate_json(parameters["config"]), Workspace(Path(parameters["workspace"]))
-    _report_end(lambda: run_parallel(config, workspace, parameters["stop_request"], [TuneReportCallback()]))
+    request, pause_after = parameters["stop_request"], parameters["pause_after"]
+    _report_end(lambda: run_parallel(config, workspace, request, pause_after, [TuneReportCallback()]))
 
 
 def _report_end(run: Callable[[], RunResult]) -> None:
@@ -91,13 +98,18 @@ def _report_end(run: Callable[[], RunResult]) -> None:
 
 
 def run_parallel(
-    config: RunConfig, workspace: Workspace, stop_request: str, callbacks: list[Any] | None = None
+    config: RunConfig,
+    workspace: Workspace,
+    stop_request: str,
+    pause_after: int | None = None,
+    callbacks: list[Any] | None = None,
 ) -> RunResult:
     """Execute one run on `train.workers` workers through Ray Train and return its result, even if it failed.
 
     Args:
         workspace: the workspace of the driver.
         stop_request: the run stops after the epoch in which a file of this name appears in its directory.
+        pause_after: as for `execute_run`.
         callbacks: callbacks of Ray Train, called with each report.
 
     Raises:
@@ -115,6 +127,7 @@ def run_parallel(
             "config": config.model_dump_json(),
             "workspace": str(workspace.root),
             "stop_request": stop_request,
+            "pause_after": pause_after,
         },
         torch_config=_OnTheNodesNetwork(),
         scaling_config=ray.train.ScalingConfig(
@@ -139,6 +152,8 @@ def run_parallel(
     directory = RunDirectory(workspace, cell)
     directory.fetch(*ENDS, METRICS)
     result = directory.read_result()
+    if result is not None and left_over(result, pause_after):
+        result = None
     if result is None and error is not None:
         result = replace(summarise(cell, "failed", directory.read_metrics()), error=error)
         directory.keep_result(result)
@@ -204,4 +219,4 @@ def _parallel_worker(parameters: dict[str, Any]) -> None:
         return not directory.asked_to_stop(parameters["stop_request"])
 
     with training():
-        execute_run(config, workspace, on_epoch=on_epoch)
+        execute_run(config, workspace, on_epoch=on_epoch, pause_after=parameters["pause_after"])

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -23,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from erat.config import RunConfig
 from erat.errors import UserError
 from orchestration.cluster import parts
+from orchestration.cluster.autoscaling import autoscales
 from orchestration.cluster.nodes import Node, look, problem, token
 from orchestration.run.preemption import prepare
 from orchestration.storage.workspace import Workspace
@@ -30,6 +32,8 @@ from orchestration.storage.workspace import Workspace
 POLL_SECONDS = 0.5
 SURVEY_SECONDS = 60.0
 JOIN_SECONDS = 10.0  # how long the nodes of a cluster that has just been started may take to join
+ANSWER_SECONDS = 30.0  # how long the autoscaler of such a cluster may take until its first report
+SAY_SECONDS = 60.0  # between two lines on what is waited for
 
 
 @contextmanager
@@ -133,6 +137,38 @@ def check_reachable(address: str) -> None:
         raise UserError(f"no Ray cluster at {address}: {reason}; start one with `ray start --head`") from error
 
 
+def longest_wait() -> float:
+    """Return how many seconds a study waits for room, in which no trial can run, until it gives up: `ERAT_PATIENCE`.
+
+    Raises:
+        UserError: `ERAT_PATIENCE` is not a positive number.
+    """
+    given = os.environ.get("ERAT_PATIENCE", "600")
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"ERAT_PATIENCE must be a number of seconds above 0, got {given!r}")
+    return seconds
+
+
+def fitting(resources: Mapping[str, float], workers: int, fewest: int | None = None) -> int:
+    """Return how many trials fit on the nodes that the cluster has now; 0 if not even one does.
+
+    All resources of a worker must be on one node. What runs at the moment does not count.
+
+    Args:
+        resources: resource -> amount that each worker needs.
+        workers: number of workers of a trial.
+        fewest: number of workers with which a trial can do if it must; none: all.
+    """
+    wanted = {kind: amount for kind, amount in resources.items() if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(min(int(node.get(kind, 0) / amount) for kind, amount in wanted.items()) for node in nodes)
+    return max(1, places // workers) if places >= (fewest or workers) else 0
+
+
 def slots(
     resources: Mapping[str, float],
     workers: int,
@@ -141,33 +177,53 @@ def slots(
     patience: float = 0,
     what: str = "a trial",
 ) -> int:
-    """Return how many trials fit on the cluster at the same time. All resources of a worker must be on one node.
+    """Return how many trials fit on the cluster at the same time, as soon as one does; see `fitting`.
+
+    A cluster that is too small is waited for as long as `ERAT_PATIENCE` says if it has an autoscaler, which adds nodes.
 
     Args:
         resources: resource -> amount that each worker needs.
         workers: number of workers of a trial.
         fewest: number of workers with which a trial can do if it must; none: all.
-        patience: seconds to wait for nodes that have not joined yet.
+        patience: seconds to wait for nodes that have not joined yet; 0: nothing is waited for, also no autoscaler.
         what: what needs these resources, for the message.
 
     Raises:
         UserError: not even one trial fits.
     """
-    wanted = {kind: amount for kind, amount in resources.items() if amount}
-    give_up = time.monotonic() + patience
-    while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        places = sum(min(int(node.get(kind, 0) / amount) for kind, amount in wanted.items()) for node in nodes)
-        if places >= (fewest or workers):
-            return max(1, places // workers)
-        if time.monotonic() >= give_up:
-            break
+    began, said = time.monotonic(), -SAY_SECONDS
+    grows: bool | None = None
+    while not (fit := fitting(resources, workers, fewest)):
+        waited = time.monotonic() - began
+        if patience and not grows:
+            grows = autoscales()
+        limit = _patience(grows, patience)
+        if waited >= limit:
+            raise UserError(_too_small(resources, workers, what, limit, grows))
+        if grows and waited - said >= SAY_SECONDS:
+            said = waited
+            so_far = f"waiting for the cluster's autoscaler, {waited:.0f} of {limit:.0f} s"
+            warnings.warn(f"{room(resources, workers, what)}: {so_far}", stacklevel=2)
         time.sleep(POLL_SECONDS)
+    return fit
+
+
+def _patience(grows: bool | None, joining: float) -> float:
+    """Return how many seconds nodes are waited for, given what is known of an autoscaler."""
+    if not joining:
+        return 0.0
+    return longest_wait() if grows else joining if grows is False else max(joining, ANSWER_SECONDS)
+
+
+def _too_small(resources: Mapping[str, float], workers: int, what: str, waited: float, grows: bool | None) -> str:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {kind: amount for kind, amount in resources.items() if amount}
     need = ", ".join(f"{amount * workers:g} {kind}" for kind, amount in wanted.items())
     got = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in wanted)
     on = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
-    waited = f" after {patience:.0f} s" if patience else ""
-    raise UserError(f"{what} needs {need}, the cluster has {got}{on}{waited}: lower train.workers or resources.cpu/gpu")
+    after = f" after {waited:.0f} s" if waited else ""
+    grew = ", and its autoscaler has added none that fits (ERAT_PATIENCE sets how long it may take)" if grows else ""
+    return f"{what} needs {need}, the cluster has {got}{on}{after}{grew}: lower train.workers or resources.cpu/gpu"
 
 
 def survey(workspace: Workspace) -> list[Node]:
@@ -206,13 +262,13 @@ def check_nodes(workspace: Workspace) -> None:
             raise UserError(said)
 
 
-def room(resources: Mapping[str, float], workers: int) -> str:
+def room(resources: Mapping[str, float], workers: int, what: str = "a trial") -> str:
     """Return as text what a trial needs and what is free, for a person who waits."""
     have, free, nodes = ray.cluster_resources(), ray.available_resources(), [n for n in ray.nodes() if n["Alive"]]
     wanted = {kind: amount * workers for kind, amount in resources.items() if amount}
     need = ", ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
     left = ", ".join(f"{free.get(kind, 0):g} of {have.get(kind, 0):g} {kind}" for kind in wanted)
-    return f"a trial needs {need}, free are {left} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
+    return f"{what} needs {need}, free are {left} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
 
 
 def node_workspace(config: RunConfig, root: str) -> Workspace:

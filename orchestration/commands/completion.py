@@ -57,6 +57,34 @@ def grids(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 
 
 @_silent
+def samplers(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
+    """Offer the names of samplers."""
+    from orchestration.study.registries import SAMPLERS
+
+    return SAMPLERS.names()
+
+
+@_silent
+def pruners(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
+    """Offer the names of pruners."""
+    from orchestration.study.registries import PRUNERS
+
+    return PRUNERS.names()
+
+
+@_silent
+def automatic(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
+    """Offer the only word that an option takes beside numbers."""
+    return ["auto"]
+
+
+@_silent
+def confirmations(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
+    """Offer ways to confirm the best trials."""
+    return [("3x3", "the best 3 with 3 seeds each"), ("none", "no confirmation"), ("auto", "3x3 with --preset paper")]
+
+
+@_silent
 def studies(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
     """Offer the names of the sweeps and matrices in the ledger."""
     from orchestration.storage.workspace import Workspace

@@ -66,7 +66,10 @@ class LiveView:
         self._view.note(f"{ended} in {duration(self._progress.elapsed)}: {counts}")
 
     def update(self, rows: Sequence[Trial]) -> None:
-        """Show these rows, all trials known so far; must be called on every event, from one thread."""
+        """Take note of trials that are new or have changed; must be called on every event, from one thread.
+
+        A table is drawn by another thread, twice a second.
+        """
         self._view.show(self._progress.update(rows))
 
     def note(self, text: str) -> None:
@@ -186,7 +189,6 @@ class _Terminal:
         for old, row in changes:
             if row.status == "failed" and (old is None or old.status != "failed"):
                 self._console.print(Text(f"trial {row.number} failed: {_reason(row)}", style="red"))
-        self._live.refresh()
 
     def _frame(self) -> Group:
         bars = self._bars.lines()

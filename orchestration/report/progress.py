@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestration.study.trial import FINISHED, Trial
 
+RATE_SECONDS = 0.5
 Change = tuple[Trial | None, Trial]  # (the old row, or None if it is new; the present row)
 
 
@@ -31,26 +34,31 @@ class Progress:
         self._clock, self._total, self._slots = clock, total, 1
         self._started = clock()
         self._seen: dict[int, _Seen] = {}
+        self._lock = threading.Lock()  # held while `_seen` changes, as another thread draws it
+        self._counts: Counter[str] = Counter()
+        self._rates: dict[bool, tuple[float, float | None]] = {}  # kind -> (when it was computed, seconds per epoch)
 
     def update(self, rows: Sequence[Trial]) -> list[Change]:
-        """Take the present rows; return those that have changed, each with its old state."""
-        now, before = self._clock(), self._seen
-        # A new dictionary replaces the old one at once: the refreshing thread may be reading the old one.
-        seen = {row.number: _Seen(row, now) for row in sorted(rows, key=lambda row: row.number)}
-        changes: list[Change] = []
-        for number, new in seen.items():
-            old = before.get(number)
-            if old is not None and old.row == new.row:
-                seen[number] = old
-            else:
-                changes.append((old.row if old else None, new.row))
-        self._seen = seen
-        self._slots = max(self._slots, self.count("running"))
+        """Take rows that may be new or may have changed; return those that have, in order, each with its old state."""
+        now, changes = self._clock(), []
+        with self._lock:
+            for row in sorted(rows, key=lambda row: row.number):
+                old = self._seen.get(row.number)
+                if old is None or old.row != row:
+                    self._seen[row.number] = _Seen(row, now)
+                    self._counts[row.status] += 1
+                    if old is not None:
+                        self._counts[old.row.status] -= 1
+                    changes.append((old.row if old else None, row))
+            self._slots = max(self._slots, self._counts["running"])
         return changes
 
     @property
     def rows(self) -> list[Trial]:
-        return [seen.row for seen in self._seen.values()]
+        """Return the rows in the order of their numbers."""
+        with self._lock:
+            seen = list(self._seen.values())
+        return sorted((each.row for each in seen), key=lambda row: row.number)
 
     @property
     def total(self) -> int:
@@ -61,7 +69,7 @@ class Progress:
         return self._clock() - self._started
 
     def count(self, *statuses: str) -> int:
-        return sum(row.status in statuses for row in self.rows)
+        return sum(self._counts[status] for status in statuses)
 
     @property
     def ended(self) -> int:
@@ -73,12 +81,20 @@ class Progress:
 
     def newest_ended(self) -> list[int]:
         """Return the numbers of the trials that have ended, the latest first."""
-        ended = [seen for seen in self._seen.values() if seen.row.status in (*FINISHED, "failed")]
+        with self._lock:
+            ended = [seen for seen in self._seen.values() if seen.row.status in (*FINISHED, "failed")]
         return [seen.row.number for seen in sorted(ended, key=lambda seen: (seen.at, seen.row.number), reverse=True)]
 
     def trial_left(self, row: Trial) -> float | None:
         """Return the seconds until a running trial ends, or None if nothing has been measured."""
-        return _trial_left(row, self.age(row), seconds_per_epoch(self.rows, row.source == "baseline"))
+        return _trial_left(row, self.age(row), self._rate(row.source == "baseline"))
+
+    def _rate(self, baseline: bool) -> float | None:
+        """Return `seconds_per_epoch`, computed anew at most every `RATE_SECONDS`, because it looks at all rows."""
+        known, now = self._rates.get(baseline), self._clock()
+        if known is None or known[1] is None or now - known[0] >= RATE_SECONDS:
+            known = self._rates[baseline] = (now, seconds_per_epoch(self.rows, baseline))
+        return known[1]
 
     def left(self) -> float | None:
         """Return the seconds until the study ends, or None if nothing has been measured."""

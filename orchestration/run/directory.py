@@ -170,8 +170,10 @@ class RunDirectory:
     def keep_result(self, result: RunResult) -> None:
         """Record how the run ended, and delete the previous checkpoint of a run that is done.
 
-        If the workspace has a storage, the files are moved there. The result is uploaded last, so that a run with a
-        result has all its other files.
+        A run that was stopped or paused keeps both checkpoints, and may go on from them.
+
+        If the workspace has a storage, the files are moved there; the checkpoints are there already, since they are
+        uploaded after each epoch. The result is uploaded last, so that a run with a result has all its other files.
         """
         write_atomic(self.path / RESULT_FILE, json.dumps(asdict(result), indent=2).encode())
         if self.workspace.place is not None:
@@ -291,3 +293,13 @@ class RunDirectory:
 def stop_request(study: str) -> str:
     """Return the name of the file by which the study of this name asks a run to stop."""
     return f"stop-{study}"
+
+
+def left_over(result: RunResult, pause_after: int | None) -> bool:
+    """Return whether a result is that of an earlier pause, so that the run was to go on and did not even begin.
+
+    Args:
+        result: the result in the run's directory.
+        pause_after: the epoch after which the run was to pause this time; None: it was to run to its end.
+    """
+    return result.status == "paused" and (pause_after is None or result.epochs < pause_after)

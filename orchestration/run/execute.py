@@ -42,6 +42,7 @@ def execute_run(
     workspace: Workspace,
     *,
     on_epoch: OnEpoch | None = None,
+    pause_after: int | None = None,
     progress: Progress = silent,
 ) -> RunResult:
     """Execute one run, or resume it from its last checkpoint; return the result of a finished run without training.
@@ -57,6 +58,9 @@ def execute_run(
         workspace: where the run's directory and the crafted data sets are.
         on_epoch: called on every worker after each epoch with the reports of all epochs so far; if it returns False on
             the first worker, the run ends with the status "stopped".
+        pause_after: the epoch after which the run ends with the status "paused" and keeps its checkpoint, from which a
+            later call goes on to the same bits. A run that has gone further already is paused at once, with the result
+            of all its epochs; one that has done its last epoch is done. None: the run is not paused.
         progress: called with the progress of the crafting of the data set.
 
     Raises:
@@ -70,7 +74,7 @@ def execute_run(
     if not ranks.first:
         run.fetch(*STATE)
         with threads(config):
-            return _train(config, run, on_epoch, progress)
+            return _train(config, run, on_epoch, pause_after, progress)
     run.prepare()
     # Another study may have the same run. The second process waits here, and then finds the run done.
     with at_work(run):
@@ -81,7 +85,7 @@ def execute_run(
         run.begin(config)
         try:
             with threads(config):
-                result = _train(config, run, on_epoch, progress)
+                result = _train(config, run, on_epoch, pause_after, progress)
         except UserError as error:
             if is_storage_fault(error):
                 raise
@@ -91,7 +95,9 @@ def execute_run(
         return result
 
 
-def _train(config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, progress: Progress) -> RunResult:
+def _train(
+    config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, pause_after: int | None, progress: Progress
+) -> RunResult:
     ranks = Ranks.current()
     try:
         training = Training(
@@ -109,6 +115,11 @@ def _train(config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, progr
                 run.send(*(MOVING if new else (METRICS,)))
             if not ranks.agree(on_epoch is None or on_epoch(history)):
                 status = "stopped"
+                break
+            # After a restart this is asked of the last finished epoch again: a run that was killed between its pause
+            # and its result is paused without further training. All workers have the same history.
+            if pause_after is not None and pause_after <= len(history) < config.train.epochs:
+                status = "paused"
                 break
         predicted = trainer.predict_test()
         if ranks.first:

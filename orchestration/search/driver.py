@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from erat.config import RunConfig
 from erat.result import RunResult, summarise
 from orchestration.report.summary import best
-from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_request
+from orchestration.run.directory import ENDS, METRICS, RESULT_FILE, RunDirectory, left_over, stop_request
 from orchestration.run.heartbeat import is_running
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler
@@ -38,10 +42,11 @@ class StudyDriver:
         tracker: where runs are tracked.
         parent: the tracker's id of the study's run.
         sampler: proposes the search's trials.
-        view: called with all trials after every event.
+        view: called with the trials that an event has changed.
         work_of: returns how long a run is, in any unit, so that the longest listed runs begin first. None: they begin
             in their order.
         ready: number of a trial -> whether it may begin.
+        pool: makes proposals beside the caller; see `Queue`.
     """
 
     name: str
@@ -55,6 +60,7 @@ class StudyDriver:
     view: Callable[[list[Trial]], None] = lambda trials: None
     work_of: Callable[[RunConfig], float] | None = None
     ready: Callable[[int], bool] = lambda number: True
+    pool: Executor | None = None
 
     def __post_init__(self) -> None:
         work_of = self.work_of
@@ -69,9 +75,29 @@ class StudyDriver:
             on_stopped=self._stopped_at_rung,
             work_of=(lambda overrides: work_of(self.spec.config(overrides))) if work_of else lambda overrides: 0.0,
             ready=self.ready,
+            pool=self.pool,
         )
-        self._runs: dict[int, str] = {}
+        record = self.ledger.studies.get(self.name)
+        self._earlier = frozenset(record.proposals) if record else frozenset()  # proposed before this session
+        self._runs: dict[int, str] = {}  # number -> the tracker's id of the run
+        self._run_of: dict[str, str] = {}  # cell -> the same
+        self._rows: dict[int, list[dict[str, Any]]] = {}  # number of a running trial -> the figures of each epoch
+        self._logged: dict[int, int] = {}  # number of a running trial -> number of epochs that the tracker has
         self._retries = Retries()
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let ledger and tracker write beside the caller during the block; at its end, both have written everything.
+
+        Raises:
+            OSError, UserError: The ledger, or what waits for the tracker, cannot be written.
+        """
+        # Only a run whose proposal is in the ledger may be in MLflow: `_track_start` relies on that.
+        with self.ledger.in_background(), self.tracker.in_background(before=self.ledger.flush):
+            yield
+        for number, run in self._runs.items():
+            if (trial := self.queue.trials[number]).mlflow_run_id != (known := self.tracker.id_of(run)):
+                self.queue.record(number, trial.so_far, known)
 
     # -- calls from the search --------------------------------------------------------------------------------------
 
@@ -91,20 +117,40 @@ class StudyDriver:
     def started(self, number: int) -> None:
         """Record that a trial has begun, or has resumed from its checkpoint."""
         self._track_start(number)
-        self._epoch(number, "running")
+        self._logged.pop(number, None)
+        self._read(number)
+        self._progressed(number, "running")
 
-    def epoch(self, number: int) -> None:
-        """Record that a trial has finished an epoch: read the metrics in its run's directory."""
-        self._epoch(number, self.queue.trials[number].status)
+    def epoch(self, number: int, figures: str | None = None) -> None:
+        """Record that a trial has finished an epoch.
 
-    def _epoch(self, number: int, status: str) -> None:
+        Args:
+            number: number of the trial.
+            figures: the figures of the epoch, as JSON; see `orchestration.cluster.execution`. Nobody but this driver
+                opens them. None: the metrics in the directory of the run are read.
+        """
+        self.ledger.check()
+        rows = self._rows.setdefault(number, [])
+        row = None if figures is None else json.loads(figures)
+        if row is None or row["epoch"] > len(rows) + 1:
+            self._read(number)
+        else:
+            rows[row["epoch"] - 1 :] = [row]  # after a restart, an epoch may come again
+        self._progressed(number, self.queue.trials[number].status)
+
+    def _read(self, number: int) -> None:
         run = self._directory(self.queue.trials[number].cell)
         run.fetch(METRICS)
-        metrics = run.read_metrics()
-        self.queue.record(number, summarise(run.cell, status, metrics))
-        for entry in metrics:
-            self.tracker.log_epoch(self._runs[number], entry, entry["epoch"])
-        self.view(self.trials)
+        self._rows[number] = run.read_metrics()
+
+    def _progressed(self, number: int, status: str) -> None:
+        # Beyond its next rung another study trained the run. No decision and no proposal may depend on that.
+        rows = self._rows[number][: self.queue.pauses_after(number)]
+        trial = self.queue.record(number, summarise(self.queue.trials[number].cell, status, rows))
+        for row in rows[self._logged.get(number, 0) :]:
+            self.tracker.log_epoch(self._runs[number], row, row["epoch"])
+        self._logged[number] = max(self._logged.get(number, 0), len(rows))
+        self.view([trial])
 
     def stop(self, number: int, epoch: int) -> None:
         """Ask a trial to stop after this epoch. Later epochs that it may have begun do not count."""
@@ -115,25 +161,42 @@ class StudyDriver:
         self._retries.heard(number, words)
 
     def ended(self, number: int) -> RunResult | Retry:
-        """Record how a trial ended and return its result, or return a `Retry` if the trial is to run again."""
+        """Record how a trial ended or paused and return its result, or return a `Retry` if it is to run again."""
         trial = self.queue.trials[number]
         result = self._result(trial)
         if isinstance(result, Retry):
             with_fewer = ", with fewer beside it" if result.fewer else ""
             warnings.warn(f"trial {number}: {result.reason}; it goes on{with_fewer}", stacklevel=2)
             self._queue_again(trial)
-            self.view(self.trials)
             return result
         if number not in self._runs:
             self._track_start(number)
-        self.epoch(number)
+        if len(self._rows.setdefault(number, [])) != result.epochs:
+            self._read(number)
+        self._progressed(number, trial.status)
+        del self._rows[number], self._logged[number]
         self.queue.record(number, result)
-        track_end(self.tracker, self._runs[number], result, self._directory(trial.cell))
-        # The ledger comes last: if the driver dies before this line, the next one finds the run's result again and
-        # completes what the tracker lacks.
-        self.ledger.finish(result, sweep=self.name, mlflow_run_id=self._runs[number])
-        self.view(self.trials)
+        run = self._directory(trial.cell)
+        withdraw = partial(run.withdraw_stop, stop_request(self.name)) if result.status == "stopped" else None
+        self._record_end(self._runs[number], result, run, withdraw)
+        self.view([self.queue.trials[number]])
         return result
+
+    def _record_end(
+        self, run_id: str, result: RunResult, run: RunDirectory, then: Callable[[], None] | None = None
+    ) -> None:
+        """Pass the result of a run to the tracker and then to the ledger, and call `then` when it is on the disk.
+
+        The ledger comes last: if the driver dies before, the next one finds the run's result again and completes what
+        the tracker lacks.
+        """
+        track_end(self.tracker, run_id, result, run)
+        self.ledger.note(result, sweep=self.name)
+        self.tracker.then(
+            lambda: self.ledger.finish(
+                result, sweep=self.name, mlflow_run_id=self.tracker.id_of(run_id), then=then, noted=True
+            )
+        )
 
     def interrupted(self) -> None:
         """Record that the study was interrupted: the trials that ran are queued again."""
@@ -150,7 +213,7 @@ class StudyDriver:
         return [self.queue.trials[number] for number in sorted(self.queue.trials)]
 
     def _queue_again(self, trial: Trial) -> None:
-        self.queue.record(trial.number, replace(trial.so_far, status="queued"))
+        self.view([self.queue.record(trial.number, replace(trial.so_far, status="queued"))])
 
     def _proposed(self, trial: Trial) -> None:
         known = self.ledger.studies[self.name].proposals.get(trial.number)
@@ -163,31 +226,38 @@ class StudyDriver:
                 source=trial.source,
                 cell=trial.cell,
             )
+        self.view([trial])
 
     def _promoted(self, trial: Trial, epoch: int) -> None:
         self.ledger.append("promoted", sweep=self.name, number=trial.number, epoch=epoch)
 
     def _stopped_at_rung(self, trial: Trial) -> None:
         run = self._directory(trial.cell)
-        if not is_running(run):  # for another study
-            run.drop_checkpoints()
-        run_id = trial.mlflow_run_id or self._runs[trial.number]
-        track_end(self.tracker, run_id, trial.so_far, run)
-        self.ledger.finish(trial.so_far, sweep=self.name, mlflow_run_id=run_id)
+        run_id = (
+            self._run_of.get(trial.cell)
+            or self.ledger.studies[self.name].tracked.get(trial.cell)
+            or trial.mlflow_run_id
+        )
+        assert run_id is not None, "a trial at a rung has been tracked"
+        run.fetch_artifacts()
+        self._record_end(run_id, trial.so_far, run, partial(_drop_checkpoints, run))
+        self.view([trial])
 
     def _result(self, trial: Trial) -> RunResult | Retry:
         run, request = self._directory(trial.cell), stop_request(self.name)
         run.fetch(METRICS, *ENDS)
         run.fetch_artifacts()
         result, stop_epoch = run.read_result(), run.stop_epoch(request)
+        pause_after = self.queue.pauses_after(trial.number)
+        if result is not None and left_over(result, pause_after):
+            result = None  # a promoted trial whose worker died before it began
         if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
             return self._failed(trial, result)
+        if result.status == "paused":
+            return _up_to(result, run.read_metrics()[:pause_after])
         if result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may notice the stop request only after later epochs, or when they are done.
-            stopped = summarise(run.cell, "stopped", run.read_metrics()[:stop_epoch])
-            kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb")}
-            result = replace(stopped, **kept)
-            run.withdraw_stop(request)
+            result = _up_to(replace(result, status="stopped"), run.read_metrics()[:stop_epoch])
         return result
 
     def _failed(self, trial: Trial, result: RunResult | None) -> RunResult | Retry:
@@ -212,13 +282,50 @@ class StudyDriver:
         return replace(result or summarise(trial.cell, "failed", rows), error=verdict)
 
     def _track_start(self, number: int) -> None:
-        trial = self.queue.trials[number]
-        run = self.tracker.start_run(trial.cell, trial.config, parent=self.parent, sweep=self.name, source=trial.source)
-        self._runs[number] = run
+        trial, mine = self.queue.trials[number], self.ledger.studies[self.name]
+        before = self._run_of.get(trial.cell)  # from this session
+        known = self.tracker.id_of(before) if before and self.tracker.is_known(before) else mine.tracked.get(trial.cell)
+        run = self.tracker.start_run(
+            trial.cell,
+            trial.config,
+            parent=self.parent,
+            sweep=self.name,
+            source=trial.source,
+            known=known,
+            # A driver that died may have begun to track what an earlier session proposed, though the ledger lacks it.
+            fresh=known is None and before is None and number not in self._earlier,
+        )
+        self._runs[number] = self._run_of[trial.cell] = run
         self.queue.record(number, trial.so_far, run)
+        self.tracker.then(partial(self._tracked, trial.cell, run))
+
+    def _tracked(self, cell: str, run: str) -> None:
+        found = self.tracker.id_of(run)
+        if self.tracker.is_known(run) and self.ledger.studies[self.name].tracked.get(cell) != found:
+            self.ledger.append("tracked", sweep=self.name, cell=cell, mlflow_run_id=found)
 
     def _directory(self, cell: str) -> RunDirectory:
         return RunDirectory(self.workspace, cell)
+
+
+def _drop_checkpoints(run: RunDirectory) -> None:
+    """Delete the checkpoints of a run that was stopped at a rung, which nothing goes on from any more."""
+    run.fetch(RESULT_FILE)
+    finished = run.read_result()
+    # Another study, or the command `train`, may be at work on this run, or may have finished it.
+    if not is_running(run) and (finished is None or finished.status != "done"):
+        run.drop_checkpoints()
+
+
+def _up_to(result: RunResult, rows: Sequence[Mapping[str, Any]]) -> RunResult:
+    """Return a result with the figures of these epochs alone; the run may have gone further.
+
+    Args:
+        result: the result of the run, whose status is kept.
+        rows: the figures of each epoch that counts, in order.
+    """
+    kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb", "device")}
+    return replace(summarise(result.cell, result.status, rows), **kept)
 
 
 def make_queue(
@@ -227,6 +334,8 @@ def make_queue(
     name: str,
     ledger: Ledger,
     sampler: Sampler,
+    *,
+    trial_of: Callable[[int, str, dict[str, Any]], Trial] | None = None,
     **more: Any,
 ) -> Queue:
     """Return the queue of a study's trials, according to its specification and the ledger.
@@ -237,22 +346,24 @@ def make_queue(
         name: name of the study.
         ledger: the ledger, whose proposals and decisions of this study are kept.
         sampler: proposes the search's trials.
+        trial_of: makes a trial from its number, source and overrides. None: those of the specification are made, with
+            their results in the ledger.
         more: further arguments of the queue.
     """
     record = ledger.studies.get(name) or StudyRecord(name, {})
     space, epochs = spec.space, spec.base.train.epochs
-    assert space.window != "auto", "the window is settled before the study begins"
+    assert spec.search is None or space.window != "auto", "the window is settled before the study begins"
     confirm = space.confirm if isinstance(space.confirm, Confirmation) else None
     return Queue(
         runs=spec.runs,
         points=spec.points,
         total=total,
-        window=space.window,
+        window=1 if space.window == "auto" else space.window,  # a list of runs has none
         sampler=sampler,
         pruner=PRUNERS[space.pruner](space, epochs),
         block=space.block,
         known=spec.proposals(record),
-        trial_of=lambda *made: ledger.with_outcome(spec.trial(*made), name),
+        trial_of=trial_of or (lambda *made: ledger.with_outcome(spec.trial(*made), name)),
         epochs=epochs,
         totals=record.totals,
         promoted=record.promoted,
@@ -263,11 +374,11 @@ def make_queue(
 
 
 def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory) -> None:
-    """Pass the result of a run to the tracker, with its artifacts unless it failed."""
+    """Pass the result of a run to the tracker, with its artifacts unless it failed or is paused."""
     tracker.finish(
         run_id,
         result.status,  # type: ignore[arg-type]
-        {key: getattr(result, key) for key in SUMMARY_METRICS},
+        {} if result.status == "paused" else {key: getattr(result, key) for key in SUMMARY_METRICS},
         run.artifacts if result.status in FINISHED else None,
         result.error,
     )

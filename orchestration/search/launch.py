@@ -27,11 +27,15 @@ from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import SAMPLERS
-from orchestration.study.spec import StudySpec, register, unfilled
+from orchestration.study.settings import begin_as, startup_of, warn_if_narrow
+from orchestration.study.spec import StudySpec, as_begun, register, unfilled
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
 
 POLL_SECONDS = 0.5
+# On a cluster that grows by itself, a study without --max-concurrent counts on at least so many slots: its window is
+# settled before the nodes are there, and would otherwise follow from the few that are.
+GROWN_SLOTS = 24
 
 
 @dataclass
@@ -76,7 +80,7 @@ def run_study(
         KeyboardInterrupt: The study was interrupted; everything that has finished is recorded.
     """
     # These modules import Ray, which takes long; only commands that need them should wait for it.
-    from orchestration.cluster import session
+    from orchestration.cluster import autoscaling, session
     from orchestration.search import tune
 
     started = time.monotonic()
@@ -98,20 +102,29 @@ def run_study(
         if address is not None:
             session.check_nodes(workspace)
         tracker = opening.result()
+        demand = stack.enter_context(autoscaling.Demand(resources, workers).held())
+        if address is not None:
+            demand.ask(max(1, min(at_most or GROWN_SLOTS, _left(name, spec, trials, ledger))))
         fit = session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
         slots = min(fit, at_most or fit)
-        spec = with_window(spec, slots)
+        grows = address is not None and autoscaling.autoscales()
+        if grows:
+            session.check_nodes(workspace)  # those that have come
+        spec = begin_as(as_begun(ledger, name, spec), max(slots, at_most or GROWN_SLOTS) if grows else slots, trials)
+        warn_if_narrow(spec, slots, trials)
         sampler = make_sampler(spec)
         register(ledger, name, spec, trials)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
         # A search begins with its points and fits its few listed runs into idle slots, so their order is of no concern.
         work_of = _work_of if spec.search is None else None
         ready = crafting.gate(baselines, points)
+        pool = stack.enter_context(ThreadPoolExecutor(1))  # for proposals
         driver = StudyDriver(
-            name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready
+            name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready, pool=pool
         )
-        title = f"{name}: {spec.space.about} · preset {spec.preset} · {slots} trial{'s' * (slots > 1)} at a time"
-        with LiveView(title, spec.space.columns, driver.queue.size) as view:
+        at_a_time = f"{slots} trial{'s' * (slots > 1)} at a time{' so far' * bool(grows)}"
+        title = f"{name}: {spec.space.about} · preset {spec.preset} · {at_a_time}"
+        with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.size) as view:
             driver.view = view.update
             try:
                 with crafting.running(view.crafting.show):
@@ -121,8 +134,9 @@ def run_study(
                         storage=workspace.ray,
                         resources=resources,
                         workers=workers,
-                        slots=slots,
-                        ahead=workers == 1 and slots == fit,
+                        fewest=fewest,
+                        at_most=at_most,
+                        demand=None if address is None else demand,
                     )
             except BaseException as error:
                 driver.interrupted()
@@ -142,21 +156,19 @@ def run_study(
     return StudyEnd(driver, files, seconds)
 
 
-def with_window(spec: StudySpec, slots: int) -> StudySpec:
-    """Return the specification with a window, twice the number of slots if none was given."""
-    if spec.search is None or spec.space.window != "auto":
-        return spec
-    return replace(spec, space=spec.space.model_copy(update={"window": 2 * slots}))
+def _left(name: str, spec: StudySpec, trials: int, ledger: Ledger) -> int:
+    """Return how many listed runs and trials of the search have not ended, without confirmations."""
+    known = ledger.studies[name].proposals.values() if name in ledger.studies else ()
+    return len(spec.runs) + trials - sum(ledger.outcome(proposal.cell, name) is not None for proposal in known)
 
 
 def make_sampler(spec: StudySpec) -> Sampler:
     """Return the sampler of a study."""
     space = spec.space
-    startup = space.startup if space.startup != "auto" else len(space.points) or 10
     made: Sampler = SAMPLERS[space.sampler](
         space.distributions(spec.base.data.name),
         seed=spec.base.train.seed,
-        startup=startup,
+        startup=startup_of(space),
         active=space.active,
         objective=space.objective,
     )
@@ -208,13 +220,16 @@ def run_train(config: RunConfig, workspace: Workspace, ledger: Ledger, *, addres
         run.forget()
     run_id = tracker.start_run(cell, trial.config, parent=None, sweep=None, source="train")
     title = f"{config.defense.name} on {config.data.name} · preset {config.preset} · cell {cell}"
+    sent = 0  # epochs
     with LiveView(title, [], 1) as view:
 
         def on_epoch() -> None:
+            nonlocal sent
             run.fetch(METRICS)
             rows = run.read_metrics()
-            for entry in rows:
+            for entry in rows[sent:]:
                 tracker.log_epoch(run_id, entry, entry["epoch"])
+            sent = max(sent, len(rows))
             view.update([replace(trial, result=summarise(cell, "running", rows))])
 
         on_epoch()
@@ -251,14 +266,15 @@ def _train_here_or_on_ray(
 
     if config.train.workers == 1 and address is None:
         return execute_run(config, workspace.on_this_node(), on_epoch=listen)
-    from orchestration.cluster import execution, session
+    from orchestration.cluster import autoscaling, execution, session
 
-    with session.connection(address):
+    resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
+    workers, fewest = config.train.workers, config.resources.min_workers
+    with session.connection(address), autoscaling.Demand(resources, workers).held() as demand:
         if address is not None:
             session.check_nodes(workspace)
-        resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
-        patience = session.JOIN_SECONDS if address else 0
-        session.slots(resources, config.train.workers, config.resources.min_workers, patience=patience)
+            demand.ask(1)
+        session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
         run, request = RunDirectory(workspace, config.digest()), stop_request("train")
         run.withdraw_stop(request)
         # Ray Train's controller is another process and cannot call functions here, so the run's directory is polled.

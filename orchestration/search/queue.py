@@ -21,15 +21,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from math import isfinite
 from typing import Any, Literal, Protocol
 
-import numpy as np
-
 from erat.result import RunResult
+from orchestration.search.blocks import Blocks
+from orchestration.search.confirming import confirmations
+from orchestration.search.curves import Curves
 from orchestration.search.pruners import Pruner
-from orchestration.study.trial import Trial, confirmation
+from orchestration.study.trial import Trial
 
 PROPOSAL_SECONDS = 0.005  # how long an idle slot waits for a proposal before the caller sees to other trials
 
@@ -135,20 +135,25 @@ class Queue:
         self._listed = deque(sorted(range(self.begin), key=lambda number: -work[number]))
         self._search = deque(range(self.begin, self.size))
         self._confirming: deque[tuple[int, dict[str, Any]]] | None = None  # None: the search is not over
-        self._going_on: deque[int] = deque()  # promoted, and waiting for a slot
-        self._promoted = dict(self.promoted)
-        self._rungs = self.pruner.rungs
-        self._at_rung: dict[tuple[int, int], float] = {}  # number, rung -> largest validation accuracy up to there
-        self._blocks = dict(pairwise(self._bounds()))
-        self._block_of = {number: start for start, stop in self._blocks.items() for number in range(start, stop)}
-        self._undecided = deque((start, self._rungs[0]) for start in self._blocks) if self._rungs else deque()
-        # For each level (a rung, or the end): the first trial that was not told, and the first not known to be there.
-        levels = len(self._rungs) + 1
+        self._coming: Future[dict[str, Any]] | None = None  # the values of the search's next trial
+
+        # The search's trials: those made that have not ended, those promoted that wait for a slot, and the number of an
+        # earlier trial with the same configuration, with which a trial ends.
+        self._open: set[int] = set()
+        self._going_on: deque[int] = deque()
+        self._same: dict[int, int] = {}
+        self._first_of: dict[str, int] = {}  # cell -> number of the first trial that has it
+        self._curves = Curves(self.epochs)
+
+        ends = [self.begin + total for total in (*self.totals, self.total) if total <= self.total]
+        promoted = {number: epoch for number, epoch in self.promoted.items() if number in self.known}
+        self._blocks = Blocks(self.pruner.rungs, self.first, ends, self.block, promoted)
+        self._changed: set[int] = set()  # blocks in which something has changed since the last decision
+        # What the sampler knows. For each level (a rung, or the end): the first trial of which it was not told, and the
+        # first one not known to have come there.
+        levels = len(self._blocks.rungs) + 1
         self._told, self._arrived = [self.begin] * levels, [self.begin] * levels
         self._observed: dict[int, Observation] = {}
-        self._coming: Future[dict[str, Any]] | None = None  # the values of the search's next trial
-        # Largest validation accuracy up to each epoch, in [0, 1], of the search's trials that are done; otherwise NaN.
-        self._best = np.full((self.total, self.epochs), np.nan)
 
     @property
     def begin(self) -> int:
@@ -174,19 +179,29 @@ class Queue:
         return self.size + expected
 
     @property
-    def exhausted(self) -> bool:
-        """Return whether every trial has been made, and none waits at a rung or for a slot."""
-        return not (self._listed or self._search or self._going_on or self._waiting) and self._confirming == deque()
+    def width(self) -> int:
+        """Return how many trials could run at the same time now, if there were any number of slots."""
+        listed, searched, running = self.begin, self.total, 0
+        for number, trial in self.trials.items():
+            rests = trial.ended or trial.status == "paused"
+            listed -= rests and number < self.begin
+            searched -= rests and self.begin <= number < self.size
+            running += not rests and self.begin <= number < self.size
+        confirming = self._confirming or ()
+        repeated = sum(not trial.ended for trial in self.trials.values() if trial.confirms is not None)
+        # A trial runs beside those of its window.
+        return listed + min(searched, max(self.window + 1, running)) + len(confirming) + repeated
 
     @property
-    def _waiting(self) -> bool:
-        return bool(self._undecided)
+    def exhausted(self) -> bool:
+        """Return whether every trial has been made, and those of the search have ended."""
+        return not self._listed and self._confirming == deque()
 
     def pauses_after(self, number: int) -> int | None:
         """Return the epoch after which a trial pauses: the next rung of a proposal; None if it runs to the end."""
         if self.trials[number].source != "optuna":
             return None
-        return next((rung for rung in self._rungs if rung > self._promoted.get(number, 0)), None)
+        return self._blocks.next_rung(number)
 
     def next(self, *, idle: bool = True) -> Trial | None:
         """Make and return the next trial that has not ended; None if none may begin now, or if all have been made.
@@ -203,11 +218,11 @@ class Queue:
             made = self._make_next(idle)
             if made is None:
                 return None
-            self._keep(made)
-            self.on_proposed(made)
+            self._add(made)
+            self.on_proposed(self.trials[made.number])
             self._begin_proposal()
-            if self.trials[made.number].status in ("queued", "running"):
-                return made
+            if self.trials[made.number].status == "queued" and made.number not in self._same:
+                return self.trials[made.number]
 
     def record(self, number: int, result: RunResult, mlflow_run_id: str | None = None) -> Trial:
         """Record the result of a trial so far, at a rung or at its end, and return the new trial.
@@ -224,86 +239,105 @@ class Queue:
     def stops(self, number: int, epoch: int, best_val_accuracy: float) -> bool:
         """Return whether the pruner stops a trial, which is compared with the trials before its window.
 
-        Listed runs, the paper's points and confirmations are never stopped, because figures consist of them.
+        Listed runs, the paper's points and confirmations are never stopped, because figures consist of them. Where a
+        trial pauses, its block decides.
 
         Args:
             number: number of the trial.
             epoch: number of epochs that it has done.
             best_val_accuracy: its largest validation accuracy so far, in [0, 1].
         """
-        if self.trials[number].source != "optuna" or not 1 <= epoch <= self.epochs:
+        proposed = self.trials[number].source == "optuna"
+        if not proposed or not 1 <= epoch <= self.epochs or epoch == self.pauses_after(number):
             return False
-        reference = self._best[: max(0, number - self.window - self.begin), epoch - 1]
-        return self.pruner.stops(epoch, best_val_accuracy, reference[~np.isnan(reference)])
+        before = self._limit(number, len(self._blocks.rungs)) - self.begin
+        return self.pruner.stops(epoch, best_val_accuracy, self._curves.at(epoch, before))
+
+    # -- the state of the trials ------------------------------------------------------------------------------------
+
+    def _add(self, trial: Trial) -> None:
+        """Take in a trial that has just been made.
+
+        A trial of the search that repeats an earlier configuration is not run again: it ends as that one does.
+        """
+        if trial.source in ("paper", "optuna"):
+            first = self._first_of.setdefault(trial.cell, trial.number)
+            if first != trial.number:
+                self._same[trial.number] = first
+                trial = self._like(trial, self.trials[first])
+        self._keep(trial)
+
+    def _like(self, trial: Trial, first: Trial) -> Trial:
+        if not first.ended:
+            return replace(trial, result=None)
+        return replace(trial, result=first.result, mlflow_run_id=first.mlflow_run_id)
+
+    def _keep(self, trial: Trial) -> None:
+        number, history = trial.number, trial.so_far.val_history
+        self.trials[number] = trial
+        if not self.begin <= number < self.size:
+            return
+        self._blocks.note(number, history)
+        if number >= self.first:
+            self._changed.add(self._blocks.start(number))
+        if not trial.ended:
+            self._open.add(number)
+            return
+        self._open.discard(number)
+        if trial.status == "done" and history:
+            self._curves.keep(number - self.begin, history)
+        for later in [later for later, first in self._same.items() if first == number]:
+            self._keep(self._like(self.trials[later], trial))
 
     # -- rungs ------------------------------------------------------------------------------------------------------
 
-    def _bounds(self) -> list[int]:
-        """Return the first number of each block, and the number after the last one."""
-        bounds = [self.first]
-        for end in sorted({self.begin + total for total in self.totals if total < self.total} | {self.size}):
-            bounds += [*range(bounds[-1] + self.block, end, self.block), end] if end > bounds[-1] else []
-        return bounds
-
     def _decide(self) -> None:
         """Decide every rung that all trials of a block have reached: promote the best, and stop the others."""
-        left: deque[tuple[int, int]] = deque()
-        while self._undecided:
-            start, rung = self._undecided.popleft()
-            if (best := self._all_at(start, rung)) is None:
-                left.append((start, rung))
-                continue
-            chosen = self.pruner.promoted(best)
-            for number in best:
-                self._settle(number, rung, promoted=number in chosen)
-            if following := [later for later in self._rungs if later > rung]:
-                self._undecided.append((start, following[0]))
-        self._undecided = left
+        decided = self._blocks.decided
+        for start in sorted(self._changed):
+            while decided[start] < len(self._blocks.rungs) and self._decide_block(start, decided[start]):
+                decided[start] += 1
+        self._changed.clear()
 
-    def _all_at(self, start: int, rung: int) -> dict[int, float] | None:
-        """Return number -> largest accuracy up to the rung for the trials of a block that reached it.
-
-        Return None if some trial of the block may still come to the rung. A trial that failed before it is left out.
-        """
-        best = {}
-        earlier = [previous for previous in self._rungs if previous < rung]
-        for number in range(start, self._blocks[start]):
-            trial = self.trials.get(number)
+    def _decide_block(self, start: int, level: int) -> bool:
+        """Decide a rung if all trials of a block that may come to it are there, and return whether it was decided."""
+        rung, before = self._blocks.rungs[level], self._blocks.before(level)
+        best: dict[int, float] = {}
+        for number in self._blocks.members(start):
+            trial, promoted = self.trials.get(number), self._blocks.promoted.get(number, 0)
             if trial is None:
-                return None
-            if earlier and self._promoted.get(number, 0) < earlier[-1] and trial.status != "done":
-                continue  # it was stopped at an earlier rung, or failed before it
-            if (number, rung) in self._at_rung:
-                best[number] = self._at_rung[number, rung]
-            elif not trial.ended:
-                return None
-        return best
+                return False
+            if number in self._same or promoted < before:
+                continue
+            if (reached := self._blocks.best(number, rung)) is None:
+                if not trial.ended:
+                    return False
+            elif trial.ended or trial.status == "paused" or promoted >= rung:
+                best[number] = reached
+            else:  # it has done the epoch but not paused yet, so that it could neither be stopped nor go on
+                return False
+        chosen = self.pruner.promoted(best)
+        for number in best:
+            self._settle(number, rung, chosen=number in chosen)
+        return True
 
-    def _settle(self, number: int, rung: int, *, promoted: bool) -> None:
+    def _settle(self, number: int, rung: int, *, chosen: bool) -> None:
+        """Carry out the decision on a trial at a rung, unless it was carried out before the study was resumed.
+
+        A decision stands, even if a trial of the block that had failed is repeated and would change it.
+        """
         trial = self.trials[number]
-        if promoted:
-            if self._promoted.get(number, 0) < rung:
-                self._promoted[number] = rung
-                self.on_promoted(trial, rung)
-            if trial.status == "paused" and trial.epoch <= rung:
+        if self._blocks.promoted.get(number, 0) >= rung or trial.status == "stopped":
+            return
+        if chosen:
+            self._blocks.promoted[number] = rung
+            self.on_promoted(trial, rung)
+            if trial.status == "paused":
                 self._keep(replace(trial, result=replace(trial.so_far, status="queued")))
                 self._going_on.append(number)
         elif trial.status == "paused":
             self._keep(replace(trial, result=replace(trial.so_far, status="stopped")))
             self.on_stopped(self.trials[number])
-
-    def _keep(self, trial: Trial) -> None:
-        self.trials[trial.number] = trial
-        if not self.begin <= trial.number < self.size:
-            return
-        history = trial.so_far.val_history
-        for rung in self._rungs:
-            if len(history) >= rung:
-                self._at_rung.setdefault((trial.number, rung), max(history[:rung]))
-        if trial.status == "done" and history:
-            best = np.maximum.accumulate(history[: self.epochs])
-            row = self._best[trial.number - self.begin]
-            row[: len(best)], row[len(best) :] = best, best[-1]
 
     # -- what comes next --------------------------------------------------------------------------------------------
 
@@ -358,38 +392,50 @@ class Queue:
             self._coming = Future()
             self._coming.set_result(make())
 
-    def _due(self, number: int, earlier: int, level: int) -> bool:
-        """Return whether the proposal of trial `number` depends on the state of an earlier trial at this level.
+    def _limit(self, number: int, level: int) -> int:
+        """Return the first trial whose state at a level trial `number` does not depend on; it depends on all before.
 
-        Levels are counted from 0, the first rung (without rungs: the end).
+        Levels are counted from 0, the first rung (without rungs: the end). What becomes of a trial after the first rung
+        depends on its whole block, so that only whole blocks count at the later levels.
         """
-        last = self._blocks[self._block_of[earlier]] - 1 if level and earlier in self._block_of else earlier
-        return last < number - (level + 1) * self.window
+        limit = max(self.begin, number - (level + 1) * self.window)
+        return self._blocks.start(limit) if level and limit >= self.first else limit
 
     def _all_arrived(self, number: int) -> bool:
         """Return whether all trials on which the proposal of trial `number` depends have come as far as needed."""
         for level in range(len(self._arrived)):
-            while (earlier := self._arrived[level]) < number and self._due(number, earlier, level):
-                trial = self.trials[earlier]
-                if not (trial.ended or (level < len(self._rungs) and (earlier, self._rungs[level]) in self._at_rung)):
+            while self._arrived[level] < self._limit(number, level):
+                if not self._is_at(self._arrived[level], level):
                     return False
                 self._arrived[level] += 1
         return True
 
+    def _is_at(self, number: int, level: int) -> bool:
+        number, rungs = self._same.get(number, number), self._blocks.rungs
+        if level and number >= self.first and self._blocks.decided[self._blocks.start(number)] < level:
+            return False
+        at_rung = level < len(rungs) and self._blocks.best(number, rungs[level]) is not None
+        return at_rung or self.trials[number].ended
+
     def _to_tell(self, number: int) -> Iterator[tuple[int, Observation]]:
         """Yield what the sampler is to be told before it proposes trial `number`."""
         for level in range(len(self._told)):
-            while (earlier := self._told[level]) < number and self._due(number, earlier, level):
+            while (earlier := self._told[level]) < self._limit(number, level):
                 self._told[level] += 1
-                observation = self._observation(self.trials[earlier], level)
+                observation = self._observation(self._same.get(earlier, earlier), level)
                 if self._observed.get(earlier) != observation:
                     self._observed[earlier] = observation
                     yield earlier, observation
 
-    def _observation(self, trial: Trial, level: int) -> Observation:
-        if level < len(self._rungs) and (there := (trial.number, self._rungs[level])) in self._at_rung:
-            return Observation("pruned", self._rungs[level], self._at_rung[there])
-        result = trial.so_far
+    def _observation(self, number: int, level: int) -> Observation:
+        """Return what the sampler may know of a trial at a level.
+
+        A proposal that was not promoted is known up to its rung, even if another study has trained it to the end.
+        """
+        rungs = [rung for rung in (self.pauses_after(number), *self._blocks.rungs[level : level + 1]) if rung]
+        if rungs and (reached := self._blocks.best(number, min(rungs))) is not None:
+            return Observation("pruned", min(rungs), reached)
+        result = self.trials[number].so_far
         best, cost = result.best_val_accuracy, result.train_seconds / result.epochs if result.epochs else None
         if result.status not in ("done", "stopped") or best is None or not isfinite(best):
             return Observation("failed", result.epochs)
@@ -400,31 +446,16 @@ class Queue:
     def _confirmation(self) -> Trial | None:
         """Make and return the next repetition of one of the best trials; None if there is none yet, or no more."""
         if self._confirming is None:
-            ended = not self._search and all(self.trials[number].ended for number in range(self.begin, self.size))
-            if not ended:
+            if self._search or self._open:
                 return None
-            self._confirming = deque(self._confirmations())
+            searched = [self.trials[number] for number in range(self.begin, self.size) if number not in self._same]
+            best = dict(confirmations(searched, self.confirm_top, self.confirm_seeds))
+            # Those of trials that were the best before the search was extended are kept.
+            earlier = {number: trial.params for number, trial in self.known.items() if trial.confirms is not None}
+            self._confirming = deque(
+                (best | {number: earlier[number] for number in sorted(earlier.keys() - best)}).items()
+            )
         if not self._confirming:
             return None
         number, params = self._confirming.popleft()
         return self.trial_of(number, "confirm", params)
-
-    def _confirmations(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield number and dotted keys of the trials that confirm the best ones, and of those known from earlier."""
-        searched = [self.trials[number] for number in range(self.begin, self.size)]
-        done = [(trial.best_val_accuracy, trial) for trial in searched if trial.status == "done"]
-        ranked = sorted(
-            ((best, trial) for best, trial in done if best is not None and isfinite(best)),
-            key=lambda each: (-each[0], each[1].number),
-        )
-        made = set()
-        for repeat in range(1, self.confirm_seeds):
-            for _, trial in ranked[: self.confirm_top]:
-                number = confirmation(trial.number, repeat)
-                made.add(number)
-                yield number, trial.params | {"train.seed": trial.config["train.seed"] + repeat}
-        yield from (
-            (number, trial.params)
-            for number, trial in self.known.items()
-            if trial.confirms is not None and number not in made
-        )

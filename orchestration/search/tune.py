@@ -18,14 +18,14 @@ from ray.tune.search import Searcher
 
 from erat.errors import UserError
 from erat.result import RunResult
-from orchestration.cluster import execution, session
+from orchestration.cluster import autoscaling, execution, session
 from orchestration.run.retries import Retry
 from orchestration.search.queue import Queue
 from orchestration.study.trial import Trial
 
 METRIC = "val_accuracy"
 SAY_AFTER = 60.0  # seconds without a running trial until a warning
-PATIENCE = float(os.environ.get("ERAT_PATIENCE", "600"))  # seconds without a running trial until the search gives up
+COUNT_SECONDS = 1.0  # seconds between two counts of the places of the cluster
 
 
 class Driver(Protocol):
@@ -37,7 +37,7 @@ class Driver(Protocol):
 
     def started(self, number: int) -> None: ...
 
-    def epoch(self, number: int) -> None: ...
+    def epoch(self, number: int, figures: str | None = None) -> None: ...
 
     def ended(self, number: int) -> RunResult | Retry: ...
 
@@ -72,20 +72,42 @@ class QueueSearcher(Searcher):
 
     Args:
         driver: the driver, with the queue.
-        slots: number of trials that may run at the same time.
-        ahead: whether Tune may ask for one more trial, which waits until there is room.
+        fit: number of trials that fit on the cluster now; `resize` changes it.
+        at_most: number of trials that may run at the same time; None: as many as fit.
+        ahead: whether Tune may ask for one more trial than fit, which waits until there is room. At most that many run
+            even so if `at_most` is the smaller number, or if memory was short.
     """
 
-    def __init__(self, driver: Driver, slots: int, *, ahead: bool) -> None:
+    def __init__(self, driver: Driver, fit: int, at_most: int | None = None, *, ahead: bool) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._driver = Held(driver)
-        self._slots, self._ahead = slots, ahead
+        self._fit, self._at_most, self._may_ask_ahead = fit, at_most, ahead
+        self._share = 1  # only one of so many slots is used, because memory was short
         self.fault: Exception | None = None  # the error that ends the search
         self._running: dict[str, Trial] = {}
         self._again: deque[Trial] = deque()
 
+    @property
+    def slots(self) -> int:
+        """Return the number of trials that may run at the same time; 0 if the cluster has lost all its places."""
+        places = min(self._fit, self._at_most or self._fit)
+        return max(1, places // self._share) if places else 0
+
+    @property
+    def _ahead(self) -> bool:
+        return self._may_ask_ahead and self.slots == self._fit and self._share == 1
+
+    def resize(self, fit: int) -> None:
+        """Take note that so many trials fit on the cluster now. Trials that run beyond that are not touched."""
+        self._fit = fit
+
+    def wanted(self) -> int:
+        """Return for how many trials the study would use places now, if there were any number of them."""
+        width = self._driver().queue.width
+        return min(width, self._at_most or width)
+
     def suggest(self, trial_id: str) -> Any:
-        idle = len(self._running) < self._slots
+        idle = len(self._running) < self.slots
         if self.fault is not None or (not idle and not self._ahead):
             return None
         trial = self._again.popleft() if self._again else self._driver().queue.next(idle=idle)
@@ -110,18 +132,18 @@ class QueueSearcher(Searcher):
             return
         if isinstance(ended, Retry):
             self._again.append(trial)
-            if ended.fewer:
-                self._slots, self._ahead = max(1, self._slots // 2), False
+            if ended.fewer and (self.slots > 1 or self._share == 1):
+                self._share *= 2
 
     def held(self) -> int:
-        """Return the number of trials that Tune has and that have not ended.
+        """Return the number of trials that Tune has and that have not ended, or 1 if it gets none for want of places.
 
         Raises:
             Exception: The error that ends the search, if there is one.
         """
         if self.fault is not None:
             raise self.fault
-        return len(self._running)
+        return len(self._running) or int(not self.slots and not self._driver().queue.exhausted)
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing, because a study is resumed from the ledger."""
@@ -162,16 +184,24 @@ class Progress(tune.Callback):
 
     Args:
         driver: the driver.
-        waiting: returns the number of trials that Tune has; an error that it raises ends the search.
+        waiting: returns the number of trials that wait or run; an error that it raises ends the search.
         room: returns one line on the resources that a trial needs and that are free.
         patience: seconds without a running trial after which the search gives up.
+        count: called every `COUNT_SECONDS` seconds, between two events of Tune; counts the places of the cluster.
     """
 
     def __init__(
-        self, driver: Driver, waiting: Callable[[], int], room: Callable[[], str], patience: float = PATIENCE
+        self,
+        driver: Driver,
+        waiting: Callable[[], int],
+        room: Callable[[], str],
+        *,
+        patience: float,
+        count: Callable[[], None] = lambda: None,
     ) -> None:
         self._driver = Held(driver)
-        self._waiting, self._room, self._patience = waiting, room, patience
+        self._waiting, self._room, self._patience, self._count = waiting, room, patience, count
+        self._counted = -COUNT_SECONDS
         self._running: set[str] = set()
         self._since: float | None = None  # when the present time without a running trial began
         self._said = False  # whether a warning was given in that time
@@ -183,8 +213,9 @@ class Progress(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if not result.get(execution.STORAGE_FAULT):
-            self._driver().epoch(trial.config["number"])
+        # A report without figures is the last one: what it says is in the directory of the run, which `ended` reads.
+        if figures := result.get(execution.FIGURES):
+            self._driver().epoch(trial.config["number"], figures)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._running.discard(trial.trial_id)
@@ -193,11 +224,14 @@ class Progress(tune.Callback):
         self._running.discard(trial.trial_id)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now = time.monotonic()
+        if now - self._counted >= COUNT_SECONDS:
+            self._counted = now
+            self._count()
         waiting = self._waiting()
         if self._running or not waiting:
             self._since, self._said = None, False
             return
-        now = time.monotonic()
         self._since = self._since if self._since is not None else now
         if now - self._since >= self._patience:
             raise UserError(
@@ -209,7 +243,7 @@ class Progress(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state that Tune saves, without the functions, which cannot be pickled and are never restored."""
-        return self.__dict__ | {"_waiting": None, "_room": None}
+        return self.__dict__ | {"_waiting": None, "_room": None, "_count": None}
 
 
 def run(
@@ -219,8 +253,9 @@ def run(
     storage: Path,
     resources: Mapping[str, float],
     workers: int,
-    slots: int,
-    ahead: bool,
+    fewest: int | None = None,
+    at_most: int | None = None,
+    demand: autoscaling.Demand | None = None,
 ) -> None:
     """Run all trials of the driver's queue that are not finished.
 
@@ -230,22 +265,32 @@ def run(
         storage: folder of Tune's own results.
         resources: resources of one worker, "CPU" and "GPU".
         workers: number of data-parallel workers per trial.
-        slots: number of trials that run at the same time.
-        ahead: whether Tune may hold one more trial, which begins as soon as its resources are free. This must be false
-            if fewer trials are to run than fit. It must also be false with several workers: their trial itself asks
-            Tune for hardly any resources, so that too many would begin, and their small shares would add up until
-            no worker finds room.
+        fewest: number of workers with which a trial can do if it must; None: all.
+        at_most: number of trials that may run at the same time; None: as many as fit. The cluster is counted while the
+            study runs, so that nodes that come are used, and no trial begins on nodes that are gone.
+        demand: tells an autoscaling cluster how many trials the study would run; None: nobody is told.
 
     Raises:
         UserError, OSError: An error from the driver, such as a proposal that makes no valid configuration or a full
-            disk; or no trial could start for `PATIENCE` seconds.
+            disk; or no trial could start for as long as `ERAT_PATIENCE` says.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must interrupt `run_study`
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # seconds; Tune's state is never read
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the driver reports a dead trial in one line
-    searcher = QueueSearcher(driver, slots, ahead=ahead)
+    count = partial(session.fitting, resources, workers, fewest)
+    # The trial of several workers itself asks Tune for hardly any resources. If one more than fits were to begin, it
+    # would take room from the workers of the others, and with enough of them no worker would find room.
+    searcher = QueueSearcher(driver, count(), at_most, ahead=workers == 1)
+
+    def recount() -> None:
+        searcher.resize(count())
+        if demand is not None:
+            demand.ask(searcher.wanted())
+
+    room = partial(session.room, resources, workers)
+    progress = Progress(driver, searcher.held, room, patience=session.longest_wait(), count=recount)
     tuner = tune.Tuner(
         execution.trainable(resources, workers),
         tune_config=tune.TuneConfig(
@@ -260,7 +305,7 @@ def run(
             name=name,
             storage_path=str(storage),
             verbose=0,
-            callbacks=[Progress(driver, searcher.held, partial(session.room, resources, workers))],
+            callbacks=[progress],
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     )

@@ -126,6 +126,16 @@ class PromotedEvent(TypedDict):
     epoch: Annotated[int, Field(ge=1, le=10**9)]
 
 
+class TrackedEvent(TypedDict):
+    """Ledger event: a run of a study has its run in MLflow, which later sessions continue."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    event: Literal["tracked"]
+    sweep: Name
+    cell: Cell
+    mlflow_run_id: Annotated[str, Field(min_length=1, max_length=200)]
+
+
 class RetryEvent(TypedDict):
     """Ledger event: a failed run is to be repeated."""
 
@@ -197,7 +207,14 @@ class Confusion(TypedDict):
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(
     Annotated[
-        StudyEvent | WithdrawnEvent | ProposedEvent | EndEvent | PausedEvent | PromotedEvent | RetryEvent,
+        StudyEvent
+        | WithdrawnEvent
+        | ProposedEvent
+        | EndEvent
+        | PausedEvent
+        | PromotedEvent
+        | TrackedEvent
+        | RetryEvent,
         Field(discriminator="event"),
     ]
 )

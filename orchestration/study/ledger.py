@@ -4,6 +4,20 @@ Each line is one JSON object, an event of a schema in `orchestration.storage.for
 under a lock. When the file is read, lines torn by a crash and events of a later version are ignored; any other line
 that is not a known event is ignored with a warning.
 
+While a study runs, a thread writes what waits in one piece, with one wait for the disk (`Ledger.in_background`). Every
+entry counts in this process at once, and is on the disk some moments later. That suffices, because a driver that is
+killed in between can make each entry that is lost once more, from what is on the disk by then:
+
+- "sweep" does not lag: it is written before the thread begins, with the window and all else that decides the trials.
+- "proposed" and "promoted" follow from the results of the trials before the window, so that the same values and the
+  same decisions are made again. A run that had begun meanwhile has the same cell, and goes on from its checkpoint.
+- "done", "stopped", "failed" and "paused" repeat what is in the directory of the run, which is written first. They also
+  wait until the tracker has sent or kept all of that run, because nobody would complete an ended run in MLflow. What
+  only the entry makes superfluous (a stop request, the checkpoints of a run that was stopped at a rung) is deleted when
+  the entry is on the disk.
+- "tracked" saves a search in MLflow. A proposal that was on the disk, and whose MLflow run is not, is searched for; so
+  the tracker sends nothing before the entries made until then are on the disk.
+
 That a run is done holds for its cell, the digest of its configuration, so that no other study executes it again. That
 a run was stopped early holds for its cell *in one study*, because it was compared with the trials of that study.
 """
@@ -11,9 +25,12 @@ a run was stopped early holds for its cell *in one study*, because it was compar
 from __future__ import annotations
 
 import json
+import threading
 import time
 import warnings
 from codecs import BOM_UTF8
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +41,7 @@ from erat.errors import UserError
 from erat.locks import held
 from erat.records import DamagedError, append_line, open_regular, why
 from erat.result import RunResult
+from orchestration.storage.background import Background
 from orchestration.storage.forms import EVENTS, lacks
 from orchestration.study.trial import Trial
 
@@ -58,6 +76,7 @@ class StudyRecord:
         stopped: digest of a run -> its result, for the runs that this study stopped early.
         paused: digest of a run -> its result at the last rung that it reached.
         promoted: number of a trial -> epoch of the last rung from which it was promoted.
+        tracked: digest of a run -> id of the run in MLflow, under this study.
         totals: the numbers of trials that were asked for, in order, each larger than the one before.
     """
 
@@ -69,13 +88,14 @@ class StudyRecord:
     stopped: dict[str, RecordedResult] = field(default_factory=dict)
     paused: dict[str, RecordedResult] = field(default_factory=dict)
     promoted: dict[int, int] = field(default_factory=dict)
+    tracked: dict[str, str] = field(default_factory=dict)
     totals: list[int] = field(default_factory=list)
 
 
 class Ledger:
     """The content of a ledger file, and the means to append to it.
 
-    Reading is incremental: `refresh` reads the lines that other processes have added.
+    Reading is incremental: `refresh` reads the lines that other processes have added. Any thread may append.
 
     Args:
         path: path of the file, which is created with the first event.
@@ -88,26 +108,94 @@ class Ledger:
         self._offset = self._lines = 0
         self._within = False  # whether the last chunk ended inside a line that is too long
         self._foreign, self._first_foreign = 0, ""
+        self._background: Background | None = None
+        self._waiting: list[tuple[bytes, Callable[[], None] | None]] = []  # lines to write, and what to call then
+        self._memory = threading.RLock()  # held while the content or the list of waiting lines changes
+        self._writing = threading.RLock()  # held while this process writes to the file
         self.refresh()
 
-    def append(self, event: str, **fields: Any) -> None:
-        """Append one event, and return when it is on the disk. If the disk is full, no part of the event remains.
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Write in a thread during the block; see the module. At its end, everything is on the disk.
+
+        Raises:
+            OSError, UserError: The rest cannot be written; as for `append`.
+        """
+        self._background = Background("ledger", self.flush)
+        try:
+            yield
+        finally:
+            thread, self._background = self._background, None
+            thread.close()
+            self.flush()
+
+    def append(self, event: str, *, then: Callable[[], None] | None = None, noted: bool = False, **fields: Any) -> None:
+        """Append one event. It is on the disk on return, or soon `in_background`.
+
+        If the disk is full, no part of the event remains.
 
         Args:
             event: kind of the event.
+            then: called when the event is on the disk.
+            noted: whether `note` has been called for this event.
             fields: its fields; see `orchestration.storage.forms`.
 
         Raises:
             UserError: Another process holds the ledger's lock, or the path is not a regular file.
-            OSError: The file cannot be written.
+            OSError: The file cannot be written. `in_background`, this may be the error of an earlier event.
         """
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, default=str)
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, default=str).encode()
+        if (background := self._background) is None:
+            with self._writing:
+                self.flush()
+                self._write([line], noted=False)
+            if then is not None:
+                then()
+            return
+        background.check()
+        with self._memory:
+            if not noted:
+                self._read(line)
+            self._waiting.append((line, then))
+        background.wake()
+
+    def check(self) -> None:
+        """Raise the error because of which nothing can be written `in_background` any more, if there is one."""
+        if self._background is not None:
+            self._background.check()
+
+    def flush(self) -> None:
+        """Write the events that wait, and return when they are on the disk.
+
+        Raises:
+            OSError, UserError: As for `append`. What could not be written goes on waiting.
+        """
+        with self._writing:
+            with self._memory:
+                waiting = list(self._waiting)
+            if waiting:
+                self._write([line for line, _ in waiting], noted=True)
+                with self._memory:
+                    del self._waiting[: len(waiting)]
+        for _, then in waiting:
+            if then is not None:
+                then()
+
+    def _write(self, lines: Sequence[bytes], *, noted: bool) -> None:
+        """Append lines in one piece and take them in, unless they are noted already."""
+        content = b"\n".join(lines)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with held(self.path.with_name(f"{self.path.name}.lock")):
+            if noted:
+                self.refresh()  # what others have written, so that nothing but these lines follows
             try:
-                append_line(self.path, line.encode())
+                append_line(self.path, content)
             except DamagedError as error:
                 raise self._unusable(error) from error
+            with self._memory:
+                after = self._offset + len(content) + 1
+                if noted and self.path.stat().st_size == after:  # else, the line before was torn
+                    self._offset, self._lines = after, self._lines + len(lines)
         self.refresh()
 
     def refresh(self) -> None:
@@ -116,6 +204,10 @@ class Ledger:
         Raises:
             UserError: The ledger is not a regular file, or cannot be read.
         """
+        with self._memory:
+            self._refresh()
+
+    def _refresh(self) -> None:
         if not self.path.is_symlink() and not self.path.exists():
             return
         before = self._foreign
@@ -130,7 +222,7 @@ class Ledger:
                 rest = self._take_in(rest + chunk)
         if self._foreign > before:
             lines = "1 line was" if self._foreign == 1 else f"{self._foreign} lines were"
-            warnings.warn(f"{self.path}: {lines} not understood and passed over ({self._first_foreign})", stacklevel=3)
+            warnings.warn(f"{self.path}: {lines} not understood and passed over ({self._first_foreign})", stacklevel=4)
 
     def _unusable(self, error: DamagedError | OSError) -> UserError:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -196,16 +288,37 @@ class Ledger:
                 ended = replace(ended, status="queued")
         return trial if ended is None else replace(trial, result=ended, mlflow_run_id=ended.mlflow_run_id)
 
-    def finish(self, result: RunResult, *, sweep: str | None, mlflow_run_id: str | None = None) -> None:
+    def note(self, result: RunResult, *, sweep: str | None) -> None:
+        """Let a result count in this process from now on; `finish` has it written, with `noted=True`.
+
+        Args:
+            result: the result of a run.
+            sweep: name of the study; None for a run outside any study.
+        """
+        with self._memory:
+            self._apply({"event": result.status, "cell": result.cell, "sweep": sweep, "result": asdict(result)})
+
+    def finish(
+        self,
+        result: RunResult,
+        *,
+        sweep: str | None,
+        mlflow_run_id: str | None = None,
+        then: Callable[[], None] | None = None,
+        noted: bool = False,
+    ) -> None:
         """Record how a run ended, or that it waits at a rung.
 
         Args:
             result: the result of the run.
             sweep: name of the study; None for a run outside any study.
             mlflow_run_id: id of the run in MLflow.
+            then: called when the result is on the disk.
+            noted: whether `note` has been called with this result.
         """
         content = asdict(result) | {"mlflow_run_id": mlflow_run_id}
-        self.append(result.status, cell=result.cell, sweep=sweep, result=content, error=result.error)
+        fields = {"cell": result.cell, "sweep": sweep, "result": content, "error": result.error}
+        self.append(result.status, then=then, noted=noted, **fields)
 
     def withdraw(self, sweep: str) -> None:
         """Remove a study from which no trial was proposed, so that its name is free again. Do nothing otherwise."""
@@ -233,6 +346,8 @@ class Ledger:
             sweep.paused[event["cell"]] = _result(event)
         elif kind == "promoted" and sweep:
             sweep.promoted[event["number"]] = event["epoch"]
+        elif kind == "tracked" and sweep:
+            sweep.tracked[event["cell"]] = event["mlflow_run_id"]
         elif kind in ("done", "failed"):
             self._outcomes[event["cell"]] = _result(event)
         elif kind == "retry":

@@ -68,8 +68,9 @@ class SearchSpace(Section):
         pruner: name of what stops proposals early.
         window: trial n of the search is proposed from, and stopped against, the trials before n - `window` alone, so
             that this number, not the speed of the machine, decides what is tried. "auto" becomes twice the number of
-            trials that run at a time when the study begins.
-        startup: number of results before which proposals are drawn at random. "auto": 10, or with points, their number.
+            trials that run at a time when the study begins, but at most the number of proposals.
+        startup: number of results before which proposals are drawn at random. "auto": the number of points if they are
+            at least twice as many as the searched keys, and otherwise 10.
         grace: fraction of the epochs, in [0, 1], before which the pruner "median" stops no proposal.
         rungs: epochs at which the pruner "halving" compares the trials of a block; ascending. "auto": those that follow
             from the schedule.

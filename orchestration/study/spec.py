@@ -27,6 +27,7 @@ from orchestration.study.trial import FINISHED, Trial
 
 Kind = Literal["search", "matrix", "list"]
 BEFORE_IDENTITY = "made before the data were part of the identity"
+SETTLED = ("window", "startup")  # settings of a search whose "auto" is settled when a study begins
 BEFORE_WINDOW = "begun by an earlier version, whose search made its proposals in generations"
 
 
@@ -279,13 +280,29 @@ def register(ledger: Ledger, name: str, spec: StudySpec, trials: int) -> None:
         ledger.append("sweep", name=name, spec=content, trials=trials)
 
 
+def as_begun(ledger: Ledger, name: str, spec: StudySpec) -> StudySpec:
+    """Return the specification with what the ledger has of this study where it says "auto".
+
+    These settings follow from the cluster that a study begins on. They are settled once, so that the study makes the
+    same trials wherever it is continued.
+    """
+    known = ledger.studies.get(name)
+    if known is None or spec.search is None:
+        return spec
+    recorded = {key: known.spec["space"].get(key, "auto") for key in SETTLED if getattr(spec.space, key) == "auto"}
+    update = {key: value for key, value in recorded.items() if value != "auto"}
+    return replace(spec, space=spec.space.model_copy(update=update)) if update else spec
+
+
 def check_name_is_free(ledger: Ledger, name: str, spec: StudySpec) -> None:
     """Check that the ledger has no study of this name with another specification.
+
+    A setting that says "auto" is the same as what the study settled it to; see `as_begun`.
 
     Raises:
         UserError: The name belongs to another specification; the message says what differs.
     """
-    known = ledger.studies.get(name)
+    known, spec = ledger.studies.get(name), as_begun(ledger, name, spec)
     shared = ("space", "base", "other_images")
     if known is None or content_digest({k: known.spec[k] for k in shared if k in known.spec}) == spec.identity():
         return
@@ -295,6 +312,13 @@ def check_name_is_free(ledger: Ledger, name: str, spec: StudySpec) -> None:
     if not other.identified:
         raise UserError(f"sweep {name!r} was {BEFORE_IDENTITY}; choose another --name")
     if other.identity() != spec.identity():
+        for key in SETTLED if other.search and spec.search else ():
+            before, now = getattr(other.space, key), getattr(spec.space, key)
+            if before != now and _with(other, key, now).identity() == spec.identity():
+                raise UserError(
+                    f"sweep {name!r} was begun with {key} {before}, which stays; got {now}: "
+                    f"leave the {key} out, or choose another --name"
+                )
         raise UserError(
             f"sweep {name!r} exists with another specification ({_difference(other, spec)}); "
             "choose another --name, or repeat the first command to continue it"
@@ -339,6 +363,10 @@ def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) 
             f"{error}; if the images lie elsewhere now, repeat the first command with --name {name} and their data.root"
         ) from error
     return new
+
+
+def _with(spec: StudySpec, key: str, value: Any) -> StudySpec:
+    return replace(spec, space=spec.space.model_copy(update={key: value}))
 
 
 def _in_generations(content: Mapping[str, Any]) -> bool:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,14 @@ from pydantic import TypeAdapter
 
 from erat.config import content_digest
 from erat.records import append_line, read_rows
+from orchestration.storage.background import Background
 
 # After an attempt that failed after t seconds, the next one waits this many times t. A server that hangs then costs at
 # most a tenth of the driver's time, and one that refuses immediately is tried again at the very next call.
 _REST = 9.0
+# In the background, calls that come within this time, in seconds, are made together.
+_GATHER = 0.5
+_CHUNK = 1000  # calls that are put together at a time
 
 Entry = tuple[str, list[Any]]  # the name of a call, and its arguments
 ENTRY: TypeAdapter[Entry] = TypeAdapter(Entry)
@@ -32,55 +38,164 @@ MOST_SPOOL = 2**30  # bytes in a file of calls
 class Outbox:
     """A queue of calls by name. The first call that fails blocks those after it, so that they arrive in order.
 
+    The first argument of a call names the run that it is about. Calls about one run stay in order; of different runs,
+    some overtake others where several are made as one.
+
     Args:
         call: makes the call of this name with these arguments.
         hopeless: whether to give a call up, given its error and the number of times that it has failed.
         spool: file that keeps the waiting calls even if this process ends. None: they are kept in memory only.
+        merged: name of a call -> name of a call that does the work of several, whose arguments are the lists of theirs.
     """
 
     def __init__(
-        self, call: Callable[[str, list[Any]], None], hopeless: Callable[[Exception, int], bool], spool: Spool | None
+        self,
+        call: Callable[[str, list[Any]], None],
+        hopeless: Callable[[Exception, int], bool],
+        spool: Spool | None,
+        merged: Mapping[str, str] | None = None,
     ) -> None:
-        self._call, self._hopeless, self._spool = call, hopeless, spool
+        self._call, self._hopeless, self._spool, self._merged = call, hopeless, spool, merged or {}
         self._waiting: deque[Entry] = deque(spool.adopt() if spool else [])
+        self._put: list[Entry] = []  # calls that were put and not tried yet
+        self._then: list[Callable[[], None]] = []
         self._failures = 0  # how often the first call in the queue has failed
         self._away = False
         self._said: set[str] = set()
         self._not_before = 0.0
+        self._background: Background | None = None
+        self._before: Callable[[], None] | None = None
+        self._incoming = threading.Lock()  # held while `_put` and `_then` change
+        self._sending = threading.RLock()  # held while calls are made
+
+    @contextmanager
+    def in_background(self, before: Callable[[], None] | None = None) -> Iterator[None]:
+        """Make the calls in a thread during the block; at its end, all of them have been tried.
+
+        Args:
+            before: called before calls are made.
+
+        Raises:
+            OSError: The calls that wait cannot be kept on disk.
+        """
+        self._before = before
+        self._background = Background("tracker", self._deliver, gather=_GATHER)
+        try:
+            yield
+        finally:
+            thread, self._background = self._background, None
+            thread.close()
+            self._deliver()
+            self._before = None
 
     def put(self, name: str, *arguments: Any) -> None:
         """Make a call after those that wait, or let it wait too if the server does not answer.
 
         The call must be harmless to repeat, because it is repeated if only the server's answer was lost.
+
+        Raises:
+            OSError: The call cannot be kept on disk. `in_background`, this may be the error of an earlier call.
         """
-        entry = (name, list(arguments))
-        self._waiting.append(entry)
-        if time.monotonic() >= self._not_before:
-            self.flush()
-        if self._spool is not None and self._waiting:
-            self._spool.append(entry)
+        self._take(self._put, (name, list(arguments)))
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call a function when every call that was put before has been made, or is kept on disk.
+
+        Raises:
+            OSError: As for `put`.
+        """
+        self._take(self._then, call)
+
+    def _take(self, into: list[Any], what: Any) -> None:
+        background = self._background
+        if background is not None:
+            background.check()
+        with self._incoming:
+            into.append(what)
+        if background is not None:
+            background.wake()
+        else:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Try the calls that were put, keep on disk those that still wait, and call what waited for that."""
+        with self._sending:
+            with self._incoming:
+                put, then = self._put, self._then
+                self._put, self._then = [], []
+            try:
+                if self._before is not None and (put or then):
+                    self._before()
+                self._waiting.extend(put)
+                if put and time.monotonic() >= self._not_before:
+                    self._send()
+                # What waits is a suffix of what was put, apart from calls that were made as one: harmless to repeat.
+                if self._spool is not None and self._waiting and put:
+                    self._spool.append(*put)
+                put = []
+                while then:
+                    then[0]()
+                    del then[0]
+            finally:
+                if put or then:
+                    with self._incoming:
+                        self._put, self._then = put + self._put, then + self._then
 
     def flush(self) -> int:
         """Make the calls that wait, and return the number of those that still wait."""
+        with self._sending:
+            self._deliver()
+            self._send()
+            return len(self._waiting)
+
+    def _send(self) -> None:
         while self._waiting:
-            name, arguments = self._waiting[0]
-            begun = time.monotonic()
+            groups = self._grouped([self._waiting.popleft() for _ in range(min(_CHUNK, len(self._waiting)))])
+            made = 0
             try:
-                self._call(name, arguments)
-            except Exception as error:
-                self._failures += 1
-                if not self._hopeless(error, self._failures):
-                    self._not_before = time.monotonic() + _REST * (time.monotonic() - begun)
-                    self._warn_away(error)
-                    break
-                self._warn_refused(name, error)
-            else:
-                self._away = False
-            self._failures = 0
-            self._waiting.popleft()
-        if self._spool is not None and not self._waiting:
+                for group in groups:
+                    if not self._made(group):
+                        return
+                    made += 1
+            finally:
+                self._waiting.extendleft(reversed([entry for group in groups[made:] for entry in group]))
+        if self._spool is not None:
             self._spool.clear()
-        return len(self._waiting)
+
+    def _grouped(self, entries: Sequence[Entry]) -> list[list[Entry]]:
+        """Put calls that can be made as one together, without changing the order of the calls about one run."""
+        groups: list[list[Entry]] = []
+        open_groups: dict[str, list[Entry]] = {}  # run -> its last group, if more can be added
+        for entry in entries:
+            name, run = entry[0], str(entry[1][:1])
+            if name in self._merged and run in open_groups and open_groups[run][0][0] == name:
+                open_groups[run].append(entry)
+                continue
+            groups.append([entry])
+            open_groups[run] = groups[-1]
+        return groups
+
+    def _made(self, group: list[Entry]) -> bool:
+        """Make a call, or several as one. Return False if they are to wait, and True if they were made or given up."""
+        name, arguments = group[0]
+        if len(group) > 1:
+            name, arguments = self._merged[name], [arguments for _, arguments in group]
+        begun = time.monotonic()
+        try:
+            self._call(name, arguments)
+        except Exception as error:
+            self._failures += 1
+            if not self._hopeless(error, self._failures):
+                self._not_before = time.monotonic() + _REST * (time.monotonic() - begun)
+                self._warn_away(error)
+                return False
+            self._failures = 0
+            if len(group) > 1:  # one of them may be the reason
+                return all(self._made([entry]) for entry in group)
+            self._warn_refused(name, error)
+            return True
+        self._away, self._failures = False, 0
+        return True
 
     def _warn_away(self, error: Exception) -> None:
         """Warn that the server does not answer: once per outage, not once per epoch."""
@@ -114,12 +229,12 @@ class Spool:
         self._path = folder / f"{self._server}-{uuid.uuid4().hex}.jsonl"
         self._lock = FileLock(f"{self._path}.lock", timeout=0)
 
-    def append(self, entry: Entry) -> None:
-        """Append a call to the file, and return when it is on the disk."""
+    def append(self, *entries: Entry) -> None:
+        """Append calls to the file, and return when they are on the disk."""
         if not self._lock.is_locked:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-        append_line(self._path, json.dumps(entry, default=self._plain).encode())
+        append_line(self._path, "\n".join(json.dumps(entry, default=self._plain) for entry in entries).encode())
 
     def clear(self) -> None:
         """Delete the file, because all calls have been made."""

@@ -1,47 +1,24 @@
 """Track studies in MLflow: one experiment, with a parent run for each study and a child run for each of its runs.
 
-This is the only module that imports mlflow, and only the driver process uses it. The ledger, not MLflow, decides what
-is done, so that a tracking server that fails causes warnings but never the loss of a trial.
+Only the driver process uses this module. The ledger, not MLflow, decides what is done, so that a tracking server that
+fails causes warnings but never the loss of a trial.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import shutil
-import sqlite3
-import subprocess
-import tempfile
 import time
 import uuid
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from erat.engine.checkpoint import FULL_BYTES
-from erat.errors import UserError, shown
-from erat.locks import held
-from erat.versions import versions
+from erat.errors import shown
 from orchestration.storage.workspace import Workspace
-from orchestration.tracking.outbox import Outbox, Spool, one_line
-from orchestration.tracking.store import (
-    check_database_server,
-    is_http,
-    own_database,
-    readable_copy,
-    relocate,
-    remove_database,
-    sqlite_path,
-    start_server,
-    stop_server,
-    tracking_uri,
-    use_write_ahead_log,
-    without_password,
-)
+from orchestration.tracking.opening import EXPERIMENT, open_store, save_model, serve
+from orchestration.tracking.outbox import Outbox, Spool
+from orchestration.tracking.store import stop_server
 from orchestration.tracking.text import (
     child_tags,
     compare_hint,
@@ -56,12 +33,19 @@ from orchestration.tracking.text import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
-    from numpy.typing import NDArray
-    from torch import nn
 
-__all__ = ["EPOCH_METRICS", "EXPERIMENT", "Ending", "Tracker", "compare_hint", "run_name", "serve", "stop_server"]
+__all__ = [
+    "EPOCH_METRICS",
+    "EXPERIMENT",
+    "Ending",
+    "Tracker",
+    "compare_hint",
+    "run_name",
+    "save_model",
+    "serve",
+    "stop_server",
+]
 
-EXPERIMENT = "erat"
 # The metrics that the trainer reports in every epoch. A defense may add loss terms and other numbers.
 EPOCH_METRICS = (
     "test_accuracy",
@@ -76,26 +60,20 @@ EPOCH_METRICS = (
     "images_per_second",
     "learning_rate",
 )
-Ending = Literal["done", "stopped", "failed", "interrupted"]
+Ending = Literal["done", "stopped", "failed", "interrupted", "paused"]
 
-_MLFLOW_STATUS = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_CALLS = ("_send_start", "_send_epoch", "_send_summary", "_send_artifacts", "_send_end")
+_MLFLOW_STATUS = {
+    "done": "FINISHED",
+    "stopped": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+    "paused": "SCHEDULED",  # it may go on
+}
+_CALLS = ("_send_start", "_send_epoch", "_send_epochs", "_send_summary", "_send_artifacts", "_send_end")
+_UNSENT = "unsent-"  # the beginning of a substitute for an id of MLflow
 _PARENT, _RUN_NAME = "mlflow.parentRunId", "mlflow.runName"  # tags that have a meaning for MLflow's page
 # MLflow's limits: characters in a param and in a tag (5,000 on older servers), entries and metrics in one request.
 _PARAM_LENGTH, _TAG_LENGTH, _BATCH, _METRIC_BATCH = 6000, 5000, 100, 1000
-
-# Environment variables that are set for this process, unless the user has set them.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's retries would block the driver for minutes; the outbox retries
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "8",
-    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "300",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output must end with one JSON object
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 class Tracker:
@@ -113,9 +91,10 @@ class Tracker:
         self._client = client
         self.uri = uri
         self.experiment_id = experiment_id
-        self._outbox = Outbox(self._make, self._hopeless, spool)
+        self._outbox = Outbox(self._make, self._hopeless, spool, merged={"_send_epoch": "_send_epochs"})
         self._ids: dict[str, str] = {}  # substitute -> MLflow's id
         self._last_epoch: dict[str, int] = {}  # MLflow's id -> last step in the store
+        self._fresh: set[str] = set()  # substitutes of runs that cannot be in the store, until they are sent
         self._refused = 0  # number of successive failures of a call while the store answered
 
     @classmethod
@@ -125,33 +104,7 @@ class Tracker:
         Raises:
             UserError: The store cannot be reached or created. For a server this takes about ten seconds.
         """
-        uri = tracking_uri(workspace)
-        database, fresh = sqlite_path(uri), False
-        make_client = _import_mlflow()
-        own = own_database(workspace)
-        # The workspace's own store has a fixed name, so that it is still recognised after the workspace was moved.
-        spool = Spool(workspace.root / "outbox", uri if own is None else "own", once=uri)
-        artifacts = None if is_http(uri) else workspace.mlflow_artifacts.absolute().as_uri()
-        try:
-            if database is None:
-                check_database_server(uri)
-                client = make_client(tracking_uri=uri)
-                return cls(client, uri, _experiment(client, artifacts), spool)
-            database.parent.mkdir(parents=True, exist_ok=True)
-            fresh = not database.exists()
-            # MLflow crashes if several processes set up a new database file at once.
-            with held(database.with_name(f"{database.name}.lock"), patience=120):
-                use_write_ahead_log(database)
-                if own is not None:
-                    relocate(own, workspace.mlflow_artifacts.absolute())
-                client = make_client(tracking_uri=uri)
-                return cls(client, uri, _experiment(client, artifacts), spool)
-        except UserError:
-            raise
-        except Exception as error:
-            if database is not None and fresh:
-                remove_database(database)  # an incomplete database would be taken for a damaged one next time
-            raise UserError(_cannot_open(uri, error)) from error
+        return cls(*open_store(workspace))
 
     def start_parent(
         self, name: str, *, kind: str, tags: Mapping[str, Any], params: Mapping[str, Any] | None = None
@@ -167,8 +120,44 @@ class Tracker:
         own = {"sweep": name, "role": "parent", "kind": kind, "status": "running", _RUN_NAME: name}
         return self._start({**tags, **own}, params or {})
 
+    @contextmanager
+    def in_background(self, before: Callable[[], None] | None = None) -> Iterator[None]:
+        """Send in a thread during the block, and what comes at about the same time together.
+
+        Methods that begin a run return a substitute; `id_of` tells the id once it is known. At the end of the block,
+        everything has been sent, or is kept.
+
+        Args:
+            before: called before something is sent.
+
+        Raises:
+            OSError: What waits cannot be kept on disk.
+        """
+        with self._outbox.in_background(before):
+            yield
+
+    def then(self, call: Callable[[], None]) -> None:
+        """Call a function when everything until now has been sent, or is kept on disk until it can be sent."""
+        self._outbox.then(call)
+
+    def id_of(self, run_id: str) -> str:
+        """Return MLflow's id of a run, given the id or a substitute; the substitute while the id is not known."""
+        return self._ids.get(run_id, run_id)
+
+    def is_known(self, run_id: str) -> bool:
+        """Return whether `id_of` returns MLflow's id of a run."""
+        return not self.id_of(run_id).startswith(_UNSENT)
+
     def start_run(
-        self, cell: str, config: Mapping[str, Any], *, parent: str | None, sweep: str | None, source: str
+        self,
+        cell: str,
+        config: Mapping[str, Any],
+        *,
+        parent: str | None,
+        sweep: str | None,
+        source: str,
+        known: str | None = None,
+        fresh: bool = False,
     ) -> str:
         """Begin to track a run in MLflow, or reopen its MLflow run under this parent; return the id in MLflow.
 
@@ -178,11 +167,13 @@ class Tracker:
             parent: id that `start_parent` returned; None for a run outside any study.
             sweep: name of the study; None for a run outside any study.
             source: where the run comes from ("paper", "optuna", "baseline", ...).
+            known: MLflow's id of its run from earlier. If MLflow does not have that, the run is searched for.
+            fresh: whether there is certainly no run yet, so that none is searched for.
         """
         tags = child_tags(config) | {"cell": cell, "source": source, "status": "running", _RUN_NAME: run_name(config)}
         tags |= {"sweep": sweep} if sweep is not None else {}
         tags |= {_PARENT: parent} if parent is not None else {}
-        return self._start(tags, config)
+        return self._start(tags, config, known, fresh=fresh)
 
     def log_epoch(self, run_id: str, row: Mapping[str, Any], epoch: int) -> None:
         """Log every finite number of `row`, a line of metrics.jsonl, as step `epoch`, counted from 1.
@@ -236,16 +227,26 @@ class Tracker:
             raise ValueError(f"{shown(name)} is none of this program's calls")
         getattr(self, name)(*arguments)
 
-    def _start(self, tags: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-        stand_in = f"unsent-{uuid.uuid4().hex}"  # unique over all processes, because another one may have to send it
-        self._outbox.put("_send_start", stand_in, tags, params, _milliseconds())
-        return self._real(stand_in)
+    def _start(
+        self, tags: Mapping[str, Any], params: Mapping[str, Any], known: str | None = None, *, fresh: bool = False
+    ) -> str:
+        stand_in = f"{_UNSENT}{uuid.uuid4().hex}"  # unique over all processes, because another one may have to send it
+        if fresh:
+            self._fresh.add(stand_in)
+        self._outbox.put("_send_start", stand_in, tags, params, _milliseconds(), *([known] if known else []))
+        return self.id_of(stand_in)
 
-    def _send_start(self, stand_in: str, tags: Mapping[str, Any], params: Mapping[str, Any], now: int) -> None:
-        parent = self._real(tags[_PARENT]) if _PARENT in tags else None
+    def _send_start(
+        self, stand_in: str, tags: Mapping[str, Any], params: Mapping[str, Any], now: int, known: str | None = None
+    ) -> None:
+        fresh = stand_in in self._fresh
+        self._fresh.discard(stand_in)  # from the first attempt on, it may be there although no answer came
+        parent = self.id_of(tags[_PARENT]) if _PARENT in tags else None
         texts = {legal_name(key): text(value, _TAG_LENGTH) for key, value in tags.items()}
         texts |= {_PARENT: parent} if parent else {}
-        run = self._find(texts, parent)
+        run = None if known is None else self._recalled(known, texts)
+        if run is None and not fresh:
+            run = self._find(texts, parent)
         if run is None:
             run = self._client.create_run(self.experiment_id, start_time=now, tags=texts)
             self._last_epoch[run.info.run_id] = 0
@@ -256,6 +257,19 @@ class Tracker:
                 self._client.delete_tag(run.info.run_id, "error")
         self._send_params(run, params)
         self._ids[stand_in] = run.info.run_id
+
+    def _recalled(self, run_id: str, tags: Mapping[str, str]) -> Run | None:
+        """Return the run of an id from earlier; None if the store, which may be another one, does not have that run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        same = all(run.data.tags.get(key) == tags.get(key) for key in ("cell", "sweep"))
+        return run if same and run.info.lifecycle_stage == "active" else None
 
     def _find(self, tags: Mapping[str, str], parent: str | None) -> Run | None:
         keys = ("sweep", "role") if "role" in tags else ("cell",)
@@ -274,13 +288,21 @@ class Tracker:
             self._client.log_batch(run.info.run_id, params=params[begin : begin + _BATCH])
 
     def _send_epoch(self, run_id: str, row: Mapping[str, float | None], epoch: int, now: int) -> None:
-        run_id = self._real(run_id)
-        if epoch > self._last(run_id):
-            # The metrics in EPOCH_METRICS go last, because an epoch counts as stored once they are there.
-            metrics = _metrics(dict(sorted(row.items(), key=lambda item: item[0] in EPOCH_METRICS)), now, epoch)
-            for begin in range(0, len(metrics), _METRIC_BATCH):
-                self._client.log_batch(run_id, metrics=metrics[begin : begin + _METRIC_BATCH])
-            self._last_epoch[run_id] = epoch
+        self._send_epochs([run_id, row, epoch, now])
+
+    def _send_epochs(self, *epochs: Sequence[Any]) -> None:
+        """Send epochs of one run together: (run, row, epoch, time in milliseconds since 1970) of each."""
+        run_id = self.id_of(epochs[0][0])
+        metrics: list[Metric] = []
+        last = self._last(run_id)
+        for _, row, epoch, now in epochs:
+            if epoch > last:
+                # The metrics in EPOCH_METRICS go last, because an epoch counts as stored once they are there.
+                metrics += _metrics(dict(sorted(row.items(), key=lambda item: item[0] in EPOCH_METRICS)), now, epoch)
+                last = epoch
+        for begin in range(0, len(metrics), _METRIC_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[begin : begin + _METRIC_BATCH])
+        self._last_epoch[run_id] = last
 
     def _finish(
         self, run_id: str, status: str, summary: Mapping[str, Any], artifacts: Path | None, tags: Mapping[str, str]
@@ -292,8 +314,8 @@ class Tracker:
         self._outbox.put("_send_end", run_id, _MLFLOW_STATUS[status], _milliseconds())
 
     def _send_summary(self, run_id: str, summary: Mapping[str, Any], tags: Mapping[str, str], now: int) -> None:
-        self._client.log_batch(self._real(run_id), metrics=_metrics(summary, now, step=0))
-        self._send_tags(self._real(run_id), {key: value[-_TAG_LENGTH:] for key, value in tags.items()})
+        self._client.log_batch(self.id_of(run_id), metrics=_metrics(summary, now, step=0))
+        self._send_tags(self.id_of(run_id), {key: value[-_TAG_LENGTH:] for key, value in tags.items()})
 
     def _send_tags(self, run_id: str, texts: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -303,15 +325,12 @@ class Tracker:
     def _send_artifacts(self, run_id: str, folder: Path) -> None:
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}")  # MLflow would silently store nothing
-        self._client.log_artifacts(self._real(run_id), str(folder))
+        self._client.log_artifacts(self.id_of(run_id), str(folder))
 
     def _send_end(self, run_id: str, status: str, now: int) -> None:
-        self._client.set_terminated(self._real(run_id), status, end_time=now)
+        self._client.set_terminated(self.id_of(run_id), status, end_time=now)
 
     # -- small helpers ----------------------------------------------------------------------------------------------
-
-    def _real(self, run_id: str) -> str:
-        return self._ids.get(run_id, run_id)
 
     def _last(self, run_id: str) -> int:
         if run_id not in self._last_epoch:
@@ -344,133 +363,6 @@ class Tracker:
         except Exception:
             return False
         return True
-
-
-def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 5000) -> subprocess.Popen[bytes]:
-    """Start MLflow's page on the store of a workspace, and wait until it answers. `stop_server` ends it.
-
-    If the workspace is read-only, the page shows a temporary copy of the database.
-
-    Args:
-        workspace: the workspace.
-        host: address to listen on, 127.0.0.1 or localhost.
-        port: port to listen on, in [1, 65535].
-
-    Raises:
-        UserError: MLFLOW_TRACKING_URI already names a server, the port is in use or not allowed, the host is not this
-            machine's loopback address, or the store cannot be opened.
-    """
-    uri = tracking_uri(workspace)
-    if is_http(uri):
-        raise UserError(f"MLFLOW_TRACKING_URI names a server already, nothing to start: open {without_password(uri)}")
-    artifacts, database = workspace.mlflow_artifacts.absolute(), sqlite_path(uri)
-    if own_database(workspace) is None or os.access(workspace.root, os.W_OK):
-        if database is not None and (database == own_database(workspace) or not database.exists()):
-            Tracker.open(workspace)  # creates the database, or corrects its paths after the workspace was moved
-        return start_server(uri, artifacts, workspace.root / "mlflow-ui.log", host, port)
-    folder = Path(tempfile.mkdtemp(prefix="erat-ui-"))
-    try:
-        copy = readable_copy(workspace, folder)
-        server = start_server(f"sqlite:///{copy}", artifacts, folder / "mlflow-ui.log", host, port)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError | sqlite3.Error):
-            raise UserError(_cannot_open(uri, error)) from error
-        raise
-    weakref.finalize(server, shutil.rmtree, folder, ignore_errors=True)
-    return server
-
-
-def save_model(model: nn.Module, example: NDArray[np.float32], classes: Sequence[str], folder: Path) -> None:
-    """Write a network as an MLflow model with a signature, which `mlflow models serve -m FOLDER` can serve.
-
-    The network is stored as an exported program (.pt2), which consists of a graph and weights, without pickled code.
-
-    Args:
-        model: the network, on the CPU and in eval mode.
-        example: two images as the network takes them, (2, C, H, W). The signature allows batches of any size.
-        classes: names of the network's outputs, in order.
-        folder: where the model is written.
-    """
-    _import_mlflow()
-    import mlflow.pytorch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    # The input has no name, because MLflow passes named inputs as a mapping, which the network does not accept.
-    inputs = TensorSpec(example.dtype, (-1, *example.shape[1:]))
-    outputs = TensorSpec(np.dtype(np.float32), (-1, len(classes)))
-    mlflow.pytorch.save_model(
-        model,
-        str(folder),
-        signature=ModelSignature(Schema([inputs]), Schema([outputs])),
-        input_example=example,
-        serialization_format="pt2",
-        pip_requirements=[f"{name}=={found.partition('+')[0]}" for name, found in versions("torch", "mlflow").items()],
-        metadata={"classes": list(classes)},
-    )
-
-
-def _import_mlflow() -> type[MlflowClient]:
-    """Import mlflow only when it is needed, because this takes a second, and without its messages; return its client.
-
-    The defaults in `_ENVIRONMENT` are set before.
-    """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    # This logger shows every database error with its traceback; the outbox then reports the same error in one line.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    return MlflowClient
-
-
-def _experiment(client: MlflowClient, artifacts: str | None) -> str:
-    """Return the id of the project's experiment; create the experiment if it is missing.
-
-    Args:
-        client: MLflow's client.
-        artifacts: URI of the folder of artifacts for a new experiment; None: the server's default.
-
-    Raises:
-        UserError: The experiment was deleted.
-    """
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
-        except MlflowException:
-            # Another driver that uses the same server may have created it a moment earlier.
-            found = client.get_experiment_by_name(EXPERIMENT)
-            if found is None:
-                raise
-    if found.lifecycle_stage != "active":
-        command = f"mlflow experiments restore --experiment-id {found.experiment_id}"
-        raise UserError(f"MLflow's experiment {EXPERIMENT!r} was deleted; bring it back with `{command}`")
-    return str(found.experiment_id)
-
-
-def _cannot_open(uri: str, error: Exception) -> str:
-    shown = without_password(uri)
-    database = sqlite_path(uri)
-    # SQLite reports a full disk in several ways, one of which is "disk I/O error".
-    if "disk is full" in str(error) or (database is not None and _is_full(database.parent)):
-        return f"MLflow's store {shown} cannot be written: the disk is full; free some space"
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        return f"MLflow's store {shown} cannot be used: {one_line(error)}; move it away for a fresh one"
-    return (
-        f"MLFLOW_TRACKING_URI={shown} cannot be used: {one_line(error)}; "
-        "start that server or mend the address, or unset it for the local store"
-    )
-
-
-def _is_full(folder: Path) -> bool:
-    try:
-        return shutil.disk_usage(folder).free < FULL_BYTES
-    except OSError:
-        return False
 
 
 def _metrics(row: Mapping[str, float | None], timestamp: int, step: int) -> list[Metric]:

@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[2]
 # The only files that may import these packages, at any place in the file.
 IMPORTERS = {
     "ray": {
+        "orchestration/cluster/autoscaling.py",
         "orchestration/cluster/crafting.py",
         "orchestration/cluster/execution.py",
         "orchestration/cluster/session.py",
         "orchestration/search/tune.py",
     },
-    "mlflow": {"orchestration/tracking/tracker.py"},
+    "mlflow": {"orchestration/tracking/opening.py", "orchestration/tracking/tracker.py"},
 }
 GLOBAL_SEEDING = {
     "torch.manual_seed",

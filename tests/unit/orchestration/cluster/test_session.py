@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,21 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace Ray's list of nodes with a list that the test fills."""
     known: list[dict[str, Any]] = []
     monkeypatch.setattr(session.ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in known])
+    monkeypatch.setattr(session, "autoscales", lambda: False)
     return known
+
+
+class Clock:
+    """A clock that goes on only when somebody sleeps; `then` is what happens meanwhile."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, then: Callable[[float], None] = lambda now: None) -> None:
+        self.now, self.then = 0.0, then
+        monkeypatch.setattr(session.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(session.time, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.then(self.now)
 
 
 def test_places_are_counted_node_by_node(nodes: list[dict[str, Any]]) -> None:
@@ -47,6 +62,62 @@ def test_nodes_that_join_late_are_waited_for(nodes: list[dict[str, Any]], monkey
     monkeypatch.setattr(session.time, "sleep", lambda seconds: nodes.append({"CPU": 1.0}))
     assert session.slots({"CPU": 1.0}, 3, patience=60) == 1
     assert len(nodes) == 3
+
+
+def test_places_are_counted_without_complaint(nodes: list[dict[str, Any]]) -> None:
+    assert session.fitting({"CPU": 1.0}, 1) == 0
+    nodes += [{"CPU": 3.0}, {"CPU": 2.0}]
+    assert [session.fitting({"CPU": 1.0}, workers) for workers in (1, 2, 5, 6)] == [5, 2, 1, 0]
+    assert session.fitting({"CPU": 1.0}, 8, 4) == 1
+
+
+class TestAClusterThatGrows:
+    """Tests who waits for nodes, how long, and what is said meanwhile."""
+
+    @pytest.fixture(autouse=True)
+    def free(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(session.ray, "cluster_resources", dict)
+        monkeypatch.setattr(session.ray, "available_resources", dict)
+        monkeypatch.setenv("ERAT_PATIENCE", "150")
+
+    def test_an_empty_one_is_waited_for(self, nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = Clock(monkeypatch, lambda now: nodes.append({"CPU": 2.0}) if now == 130 else None)
+        monkeypatch.setattr(session, "autoscales", lambda: clock.now >= 5 or None)
+        with pytest.warns(UserWarning, match="waiting for the cluster's autoscaler") as said:
+            assert session.slots({"CPU": 1.0}, 1, patience=10) == 2
+        assert clock.now == 130
+        need = "a trial needs 1 CPU, free are 0 of 0 CPU on 0 nodes: waiting for the cluster's autoscaler, "
+        assert [str(each.message) for each in said] == [f"{need}{seconds} of 150 s" for seconds in (5, 65, 125)]
+
+    def test_it_is_given_up_in_one_line(self, nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+        nodes += [{"CPU": 1.0}]
+        clock = Clock(monkeypatch)
+        monkeypatch.setattr(session, "autoscales", lambda: True)
+        line = (
+            r"^a trial needs 2 CPU, the cluster has 1 CPU after 150 s, and its autoscaler has added none that fits .*$"
+        )
+        with pytest.warns(UserWarning, match="waiting"), pytest.raises(UserError, match=line):
+            session.slots({"CPU": 1.0}, 2, patience=10)
+        assert clock.now == 150
+
+    @pytest.mark.parametrize(("answer", "patience", "waited"), [(False, 10, 10), (None, 10, 30), (True, 0, 0)])
+    def test_without_an_autoscaler_it_is_not(
+        self, answer: bool, patience: float, waited: float, nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that has not reported yet is waited for a little longer; Ray on this machine is not waited for."""
+        clock = Clock(monkeypatch)
+        monkeypatch.setattr(session, "autoscales", lambda: answer)
+        with pytest.raises(UserError, match="a trial needs 1 CPU, the cluster has 0 CPU"):
+            session.slots({"CPU": 1.0}, 1, patience=patience)
+        assert clock.now == waited
+
+    @pytest.mark.parametrize("given", ["soon", "0", "-1", "inf", "nan", ""])
+    def test_a_patience_is_a_positive_number(self, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ERAT_PATIENCE", given)
+        with pytest.raises(UserError, match=f"ERAT_PATIENCE must be a number of seconds above 0, got '{given}'"):
+            session.longest_wait()
+        monkeypatch.setenv("ERAT_PATIENCE", "1800")
+        assert session.longest_wait() == 1800
 
 
 def test_room_says_what_is_needed_and_free(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,392 +1,499 @@
-"""Tests what a sweep tries next and what it stops: results alone decide, in whatever order they arrive."""
+"""Tests what a study tries next and what it stops: results alone decide, in whatever order they arrive."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import permutations, product
 from typing import Any
-from zlib import crc32
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from erat.result import RunResult
-from orchestration.search.queue import Queue
-from orchestration.study.spaces import SearchSpace
-from orchestration.study.trial import Trial
+from erat.result import RunResult, summarise
+from orchestration.search.queue import Observation, Queue
+from orchestration.study.trial import CONFIRMING, Trial
+from tests.imagined import ETA, EveryWord, Imagined, KilledError, Row, table
 
-ETA = "defense.eta"
-
-
-class FakeProposer:
-    """A proposer whose numbers depend on everything that it was told before, and on the order of these calls."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Mapping[str, float]] = []
-        self.log: list[tuple[str, Any]] = []
-
-    def enqueue(self, params: Mapping[str, float]) -> None:
-        self.log.append(("enqueue", dict(params)))
-        self.waiting.append(params)
-
-    def suggest(self, trial_id: str) -> dict[str, Any]:
-        told = [entry for entry in self.log if entry[0] == "tell"]
-        fresh = {ETA: crc32(f"{told}{trial_id}".encode()) % 1000 / 1000}
-        params = dict(self.waiting.pop(0)) if self.waiting else fresh
-        self.log.append(("suggest", (trial_id, params)))
-        return params
-
-    def tell(self, trial_id: str, result: RunResult) -> None:
-        self.log.append(("tell", (trial_id, result.status, result.best_val_accuracy)))
-
-    @property
-    def told(self) -> list[tuple[str, str, float]]:
-        return [entry for kind, entry in self.log if kind == "tell"]
+MEDIAN: dict[str, Any] = {"pruner": "median", "points": (0.1, 0.2), "runs": 1, "total": 6, "window": 2, "epochs": 4}
+ENDED = ("done", "stopped", "failed")
 
 
-def space(points: Iterable[float] = (0.1, 0.2), baselines: int = 1, generation: int = 2) -> SearchSpace:
-    return SearchSpace(
-        name="test",
-        about="test",
-        parameters={ETA: {"low": 0, "high": 1}},  # type: ignore[dict-item]
-        points=[{ETA: point} for point in points],
-        generation=generation,
-        baselines=[{"defense.name": "ce"}, {"defense.adversarial": False}][:baselines],
+def result(trial: Trial, status: str, *history: float) -> RunResult:
+    return summarise(
+        trial.cell, status, [{"val_accuracy": v, "test_accuracy": v, "epoch_seconds": 0.5} for v in history]
     )
 
 
-def queue(
-    total: int = 6,
-    known: Mapping[int, Trial] | None = None,
-    outcomes: Mapping[str, RunResult] | None = None,
-    epochs: int = 4,
-    patience: int = 2,
-    on_proposed: Callable[[Trial], None] = lambda trial: None,
-    **options: Any,
-) -> tuple[Queue, FakeProposer]:
-    searched, sampler = space(**options), FakeProposer()
-    ended = outcomes or {}
-
-    def trial_of(number: int, source: str, params: Mapping[str, Any]) -> Trial:
-        cell = cell_of(params)
-        return Trial(number, cell, dict(params), source, result=ended.get(cell))
-
-    made = Queue(
-        runs=searched.baselines,
-        points=[{key: float(value) for key, value in point.items()} for point in searched.points],
-        total=total,
-        generation=searched.generation,
-        sampler=sampler,
-        known=known or {},
-        trial_of=trial_of,
-        on_proposed=on_proposed,
-        patience_epochs=patience,
-        epochs=epochs,
-    )
-    return made, sampler
-
-
-def cell_of(params: Mapping[str, Any]) -> str:
-    return repr(sorted(params.items()))
-
-
-def done(*history: float, status: str = "done") -> RunResult:
-    return RunResult("c", status, best_val_accuracy=max(history, default=None), val_history=list(history))
-
-
-def curve(trial: Trial) -> list[float]:
-    """Return the accuracies of a trial, as a function of its settings alone."""
-    top = 1 - abs(trial.params.get(ETA, 0.5) - 0.3)
-    return [round(top * share, 6) for share in (0.4, 0.6, 0.8, 1.0)]
-
-
-def take(made: Queue) -> list[Trial]:
+def take(queue: Queue) -> list[Trial]:
     """Return all trials that may run now."""
-    trials = []
-    while (trial := made.next()) is not None:
-        trials.append(trial)
-    return trials
+    return list(iter(queue.next, None))
 
 
-def end(made: Queue, trial: Trial) -> None:
-    history = curve(trial)
-    stop = next((e for e in range(1, 5) if made.stops(trial.number, e, max(history[:e]))), None)
-    made.record(trial.number, done(*history[:stop], status="stopped" if stop else "done"))
+def numbers(trials: list[Trial]) -> list[int]:
+    return [trial.number for trial in trials]
 
 
-def run(made: Queue, order: Callable[[list[Trial]], list[Trial]] = list, until: int = 99) -> dict[int, str]:
-    """Run a sweep to its end, where each batch ends in the given order; return, for each number, how it ended."""
-    while batch := take(made):
-        for trial in order(batch):
-            if sum(trial.ended for trial in in_order(made)) == until:
-                return {}
-            end(made, trial)
-    return {trial.number: trial.status for trial in in_order(made) if trial.ended}
+def end(queue: Queue, number: int, *history: float, status: str = "done") -> None:
+    queue.record(number, result(queue.trials[number], status, *history))
 
 
-def in_order(made: Queue) -> list[Trial]:
-    return [made.trials[number] for number in sorted(made.trials)]
-
-
-def settings(made: Queue) -> list[tuple[int, str, dict[str, Any]]]:
-    return [(trial.number, trial.source, trial.params) for trial in in_order(made)]
-
-
-def as_known(made: Queue) -> dict[int, Trial]:
-    return {trial.number: replace(trial, result=None) for trial in in_order(made)}
+def told(queue: Queue) -> list[tuple[int, str, int, float | None]]:
+    sampler = queue.sampler
+    assert isinstance(sampler, EveryWord)
+    return sampler.told
 
 
 class TestOrder:
-    def test_baselines_then_the_paper_s_points_then_proposals(self) -> None:
-        made, sampler = queue(total=4, baselines=2)
-        run(made)
-        trials = in_order(made)
-        assert [trial.source for trial in trials] == ["baseline"] * 2 + ["paper"] * 2 + ["optuna"] * 2
-        assert [trial.number for trial in trials] == list(range(6))
-        assert [trial.params for trial in trials[:4]] == [
-            {"defense.name": "ce"},
-            {"defense.adversarial": False},
-            {ETA: 0.1},
-            {ETA: 0.2},
-        ]
-        assert (made.size, made.begin, made.first, made.exhausted) == (6, 2, 4, True)
-        assert "0" not in [entry[0] for kind, entry in sampler.log if kind == "suggest"], "a baseline is not proposed"
+    def test_points_first_then_proposals_and_listed_runs_where_a_slot_would_wait(self) -> None:
+        queue = Imagined(**MEDIAN | {"total": 4, "runs": 2}).queue()
+        assert (queue.begin, queue.first, queue.size, queue.planned) == (2, 4, 6, 6)
+        assert numbers(list(iter(lambda: queue.next(idle=False), None))) == [2, 3, 4]
+        assert numbers(take(queue)) == [0, 1], "a slot is idle while number 5 waits for number 2"
+        end(queue, 2, 0.5)
+        assert numbers(take(queue)) == [5], "and not for a listed run"
+        assert [queue.trials[number].source for number in range(6)] == ["baseline"] * 2 + ["paper"] * 2 + ["optuna"] * 2
+
+    def test_when_the_search_is_made_a_listed_run_delays_nothing(self) -> None:
+        queue = Imagined(**MEDIAN | {"total": 2, "runs": 2}).queue()
+        assert numbers(list(iter(lambda: queue.next(idle=False), None))) == [2, 3, 0, 1]
 
     def test_fewer_trials_than_points_run_the_first_points_alone(self) -> None:
-        made, _ = queue(total=2, points=(0.1, 0.2, 0.3))
-        run(made)
-        assert [trial.params for trial in in_order(made)[1:]] == [{ETA: 0.1}, {ETA: 0.2}]
+        queue = Imagined(total=2, points=(0.1, 0.2, 0.3)).queue()
+        assert [trial.params for trial in take(queue)] == [{ETA: 0.1}, {ETA: 0.2}]
 
-    def test_a_space_without_points_or_baselines_begins_with_proposals(self) -> None:
-        made, _ = queue(total=3, points=(), baselines=0, generation=2)
-        assert [trial.number for trial in take(made)] == [0, 1]
+    def test_each_trial_is_told_of_when_it_is_made(self) -> None:
+        made: list[int] = []
+        queue = Imagined(**MEDIAN).queue(on_proposed=lambda trial: made.append(trial.number))
+        assert numbers(take(queue)) == made == [1, 2, 3, 0]
 
-    def test_each_trial_is_told_of_when_it_is_made_finished_or_not(self) -> None:
-        told: list[Trial] = []
-        made, _ = queue(outcomes={repr([(ETA, 0.1)]): done(0.5)}, on_proposed=told.append)
-        first = take(made)
-        assert [trial.number for trial in told] == [1, 2, 0]
-        assert [trial.number for trial in first] == [2, 0]
-
-    @pytest.mark.parametrize(("number", "start"), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (6, 5), (7, 7)])
-    def test_where_a_generation_starts(self, number: int, start: int) -> None:
-        assert queue(total=9)[0].start_of(number) == start
+    def test_of_a_list_the_longest_begin_first_under_their_own_numbers(self) -> None:
+        runs = [{"train.epochs": epochs} for epochs in (3, 9, 1, 9, 5)]
+        queue = Imagined(total=0).queue(runs=runs, work_of=lambda run: run["train.epochs"])
+        assert numbers(take(queue)) == [1, 3, 4, 0, 2], "equals in their order"
+        assert [queue.trials[number].params for number in range(5)] == runs
+        assert queue.exhausted
 
 
-class TestBarrier:
-    def test_nothing_is_proposed_while_an_earlier_generation_runs(self) -> None:
-        made, sampler = queue(total=6)
-        baseline, one, other = sorted(take(made), key=lambda trial: trial.number)
-        for trial in (baseline, one):
-            made.record(trial.number, done(*curve(trial)))
-            assert made.next() is None
-            assert sampler.told == []
-        made.record(other.number, done(*curve(other)))
-        assert [trial.number for trial in take(made)] == [3, 4]
+class TestWindow:
+    def test_a_proposal_waits_for_all_before_its_window_and_looks_at_no_other(self) -> None:
+        queue = Imagined(**MEDIAN | {"runs": 0}).queue()
+        assert numbers(take(queue)) == [0, 1, 2], "number 3 depends on 0"
+        end(queue, 1, 0.1, 0.2, 0.3, 0.4)
+        assert take(queue) == []
+        assert told(queue) == []
+        end(queue, 0, 0.4, 0.3, 0.2, 0.1)
+        assert numbers(take(queue)) == [3, 4], "4 depends on 1, too"
+        assert told(queue) == [(0, "complete", 4, 0.4), (1, "complete", 4, 0.4)]
+        assert not queue.exhausted
 
-    def test_a_generation_knows_all_before_it_and_none_of_its_own(self) -> None:
-        made, sampler = queue(total=6)
-        for trial in take(made):
-            made.record(trial.number, done(*curve(trial)))
-        one = made.next()
-        assert one is not None
-        made.record(one.number, done(*curve(one)))
-        assert made.next() is not None
-        assert [number for number, *_ in sampler.told] == ["1", "2"], "the baseline is no part of the search"
+    def test_what_is_known_early_is_told_in_its_turn(self) -> None:
+        queue = Imagined(**MEDIAN | {"runs": 0, "window": 4}).queue()
+        assert numbers(take(queue)) == [0, 1, 2, 3, 4]
+        for number in (4, 3, 2, 1):
+            end(queue, number, 0.1 * number)
+            assert take(queue) == []
+        end(queue, 0, 0.5)
+        assert numbers(take(queue)) == [5]
+        assert told(queue) == [(0, "complete", 1, 0.5)], "5 sees what is before 5 - 4 alone"
 
-    def test_a_baseline_runs_where_a_slot_would_wait_and_at_the_end(self) -> None:
-        made, _ = queue(total=4, baselines=2)
-        one, other = made.next(idle=False), made.next(idle=False)
-        assert one is not None and other is not None
-        assert [one.number, other.number] == [2, 3]
-        assert made.next(idle=False) is None
-        made.record(one.number, done(*curve(one)))
-        baseline = made.next(idle=True)
-        assert baseline is not None and baseline.number == 0
-        made.record(other.number, done(*curve(other)))
-        assert [trial.number for trial in take(made)] == [4, 5, 1], "no proposal waits for a baseline"
+    def test_failed_trials_do_not_hold_up_the_rest(self) -> None:
+        queue = Imagined(**MEDIAN | {"runs": 0}).queue()
+        take(queue)
+        end(queue, 0, status="failed")
+        end(queue, 1, float("nan"))
+        assert numbers(take(queue)) == [3, 4]
+        assert [state for _, state, *_ in told(queue)] == ["failed", "failed"]
 
-    def test_waiting_is_not_the_end(self) -> None:
-        made, _ = queue(total=3)
-        take(made)
-        assert made.next() is None
-        assert not made.exhausted
-
-
-class TestOrderOfCompletion:
-    def test_neither_proposals_nor_stops_depend_on_who_ends_first(self) -> None:
-        reference, _ = queue(total=8, generation=3)
-        ends = run(reference)
-        assert set(ends.values()) == {"done", "stopped"}, "or this says nothing about stopping"
-        for order in permutations(range(3)):
-            made, sampler = queue(total=8, generation=3)
-            assert run(made, lambda batch, order=order: [batch[i] for i in order if i < len(batch)]) == ends
-            assert settings(made) == settings(reference)
-            assert [int(number) for number, *_ in sampler.told] == sorted(int(number) for number, *_ in sampler.told)
-
-    def test_nor_on_when_a_slot_was_idle(self) -> None:
-        reference, told = queue(total=6, baselines=2)
-        ends = run(reference)
-        for moments in product((False, True), repeat=8):
-            made, sampler = queue(total=6, baselines=2)
-            running: list[Trial] = []
-            for idle in moments:
-                while (trial := made.next(idle=idle)) is not None:
-                    running.append(trial)
-                if running:
-                    end(made, running.pop(0))
-            while running:
-                end(made, running.pop(0))
-                running += take(made)
-            assert {number: trial.status for number, trial in made.trials.items() if trial.ended} == ends
-            assert settings(made) == settings(reference)
-            assert sampler.told == told.told
+    def test_proposals_beside_the_caller_are_the_same(self) -> None:
+        alone = Imagined(total=9, pruner="none")
+        table(alone.run(1))
+        with ThreadPoolExecutor(1) as pool:
+            beside = Imagined(total=9, pruner="none")
+            queue = beside.queue(pool=pool)
+            while not queue.exhausted:
+                if (trial := queue.next()) is not None:
+                    end(queue, trial.number, *beside.curve(trial))
+        assert beside.last.log == alone.last.log
 
 
-class TestMedianRule:
-    def made(self, *histories: list[float], patience: int = 2, statuses: Iterable[str] = ()) -> Queue:
-        """Make a sweep with a baseline and points that ended with these histories, and two running proposals."""
-        points = [round(0.01 * index, 2) for index in range(1, len(histories))]
-        made, _ = queue(total=len(points) + 2, points=points, patience=patience)
-        statuses = [*statuses, *["done"] * len(histories)]
-        take(made)
-        for number, (history, status) in enumerate(zip(histories, statuses, strict=False)):
-            made.record(number, done(*history, status=status))
-        assert len(take(made)) == 2
-        return made
+class TestStops:
+    def made(self, *histories: list[float], statuses: tuple[str, ...] = (), grace: float = 0.5) -> tuple[Queue, int]:
+        """Return a queue with points that ended with these histories, and the number of a proposal that sees them."""
+        points = [round(0.01 * place, 2) for place in range(1, len(histories) + 1)]
+        study = Imagined(**MEDIAN | {"points": points, "total": len(points) + 2, "window": 1, "grace": grace})
+        queue = study.queue()
+        take(queue)
+        for number, history in enumerate(histories, 1):
+            end(queue, number, *history, status=dict(enumerate(statuses, 1)).get(number, "done"))
+        number = len(points) + 2
+        assert numbers(take(queue))[-1] == number
+        return queue, number
 
-    def test_a_proposal_below_the_median_of_the_same_epoch_is_stopped(self) -> None:
-        made = self.made([1.0] * 4, [0.1, 0.4, 0.9, 0.9], [0.1, 0.6, 0.9, 0.9])
-        assert made.stops(3, 2, 0.49)
-        assert not made.stops(3, 2, 0.5), "at the median it goes on"
-        assert not made.stops(3, 3, 0.9)
+    def test_below_the_median_of_the_same_epoch(self) -> None:
+        queue, number = self.made([0.1, 0.4, 0.9, 0.9], [0.1, 0.6, 0.9, 0.9])
+        assert [queue.stops(number, 2, best) for best in (0.49, 0.5)] == [True, False]
+        assert not queue.stops(number, 3, 0.9)
 
-    def test_the_best_so_far_counts_on_both_sides(self) -> None:
-        made = self.made([1.0] * 4, [0.8, 0.1, 0.1, 0.1])
-        assert made.stops(2, 2, 0.79)
-        assert not made.stops(2, 2, 0.8)
+    def test_the_best_so_far_counts(self) -> None:
+        queue, number = self.made([0.8, 0.1, 0.1, 0.1])
+        assert [queue.stops(number, 2, best) for best in (0.79, 0.8)] == [True, False]
 
     def test_never_before_the_grace_and_never_in_the_last_epoch(self) -> None:
-        made = self.made([0.9] * 4, [0.9] * 4, patience=3)
-        assert [made.stops(2, epoch, 0.0) for epoch in (1, 2, 3, 4)] == [False, False, True, False]
+        queue, number = self.made([0.9] * 4, grace=0.75)
+        assert [queue.stops(number, epoch, 0.0) for epoch in (1, 2, 3, 4, 5)] == [False, False, True, False, False]
 
-    def test_baselines_and_the_paper_s_points_are_never_stopped(self) -> None:
-        made = self.made([0.9] * 4, [0.9] * 4)
-        assert not any(made.stops(number, epoch, 0.0) for number in (0, 1) for epoch in range(1, 5))
-
-    def test_baselines_are_no_measure(self) -> None:
-        assert not self.made([1.0] * 4, [0.2] * 4).stops(2, 2, 0.3)
+    def test_listed_runs_points_and_confirmations_are_never_stopped(self) -> None:
+        queue, number = self.made([0.9] * 4, [0.9] * 4)
+        assert queue.stops(number, 2, 0.0)
+        queue.trials[CONFIRMING + 1] = replace(queue.trials[1], number=CONFIRMING + 1, source="confirm")
+        assert not any(queue.stops(other, epoch, 0.0) for other in (0, 1, CONFIRMING + 1) for epoch in range(1, 5))
 
     def test_only_trials_that_are_done_are_a_measure(self) -> None:
-        statuses = ("done", "stopped", "failed")
-        made = self.made([0.5] * 4, [0.9, 0.9], [], statuses=statuses)
-        assert not made.stops(3, 2, 0.1)
+        queue, number = self.made([0.5] * 4, [0.9, 0.9], [], statuses=("done", "stopped", "failed"))
+        assert [queue.stops(number, 2, best) for best in (0.49, 0.5)] == [True, False]
 
-    def test_only_earlier_generations_are_a_measure(self) -> None:
-        made = self.made([0.5] * 4, [0.5] * 4)
-        made.record(2, done(0.9, 0.9, 0.9, 0.9))
-        assert not made.stops(3, 2, 0.6)
+    def test_only_trials_before_the_window_are_a_measure(self) -> None:
+        queue, number = self.made([0.5] * 4, [0.5] * 4)
+        end(queue, number - 1, 0.9, 0.9, 0.9, 0.9)
+        assert not queue.stops(number, 2, 0.6)
 
-    def test_without_earlier_trials_nothing_is_stopped(self) -> None:
-        made, _ = queue(total=2, points=(), baselines=0)
-        take(made)
-        assert not made.stops(1, 2, 0.0)
-
-
-class TestGoingOn:
-    def reference(self, total: int = 6) -> Queue:
-        made, _ = queue(total=total)
-        run(made)
-        return made
-
-    @pytest.mark.parametrize("ended", range(8))
-    def test_a_sweep_cut_anywhere_makes_the_same_trials(self, ended: int) -> None:
-        """The ledger then has the proposals, and the results of the first `ended` trials."""
-        whole = self.reference()
-        begun, _ = queue(total=6)
-        run(begun, until=ended)
-        outcomes = {trial.cell: trial.so_far for trial in in_order(begun) if trial.ended}
-        made, _ = queue(total=6, known=as_known(begun), outcomes=outcomes)
-        run(made)
-        assert settings(made) == settings(whole)
-        assert [t.result for t in in_order(made)] == [t.result for t in in_order(whole)]
-
-    def test_finished_trials_are_passed_over(self) -> None:
-        whole = self.reference()
-        outcomes = {trial.cell: trial.so_far for trial in in_order(whole) if trial.ended}
-        made, sampler = queue(total=6, known=as_known(whole), outcomes=outcomes)
-        assert made.next() is None
-        assert made.exhausted
-        assert len(sampler.told) == 4, "all but the last generation, of which nobody needs to know any more"
-
-    def test_a_retried_trial_keeps_its_values(self) -> None:
-        """Other values were proposed with the knowledge that it failed, so its own must not be proposed anew."""
-        whole = self.reference()
-        outcomes = {trial.cell: trial.so_far for trial in in_order(whole) if trial.ended and trial.number != 4}
-        made, _ = queue(total=6, known=as_known(whole), outcomes=outcomes)
-        assert [(trial.number, trial.params) for trial in take(made)] == [(4, whole.trials[4].params)]
-        made.record(4, done(0.9, 0.9, 0.9, 0.9))
-        assert made.next() is None
-        assert settings(made) == settings(whole)
-
-    def test_more_trials_continue_where_it_ended(self) -> None:
-        short = self.reference(total=4)
-        outcomes = {trial.cell: trial.so_far for trial in in_order(short) if trial.ended}
-        made, _ = queue(total=6, known=as_known(short), outcomes=outcomes)
-        assert [trial.number for trial in take(made)] == [5, 6]
-        assert settings(made) == settings(self.reference(total=6))
-
-    def test_a_failed_trial_does_not_hold_up_the_rest(self) -> None:
-        made, sampler = queue(total=4)
-        for trial in take(made):
-            made.record(trial.number, RunResult("c", "failed", error="boom"))
-        assert [trial.number for trial in take(made)] == [3, 4]
-        assert [status for _, status, _ in sampler.told] == ["failed", "failed"]
+    def test_without_a_measure_nothing_is_stopped(self) -> None:
+        queue = Imagined(**MEDIAN | {"points": (), "runs": 0}).queue()
+        assert numbers(take(queue)) == [0, 1, 2]
+        assert not queue.stops(2, 2, 0.0)
 
 
-# --- a list of runs ---------------------------------------------------------------------------------------------------
+class TestRungs:
+    def pausing(self, **options: Any) -> Queue:
+        """Return a queue with a block of four that waits at the first rung, epoch 2."""
+        queue = Imagined(**{"total": 4, "window": 9} | options).queue()
+        for trial in take(queue):
+            assert queue.pauses_after(trial.number) == 2
+            end(queue, trial.number, 0.1, 0.1 + 0.1 * trial.number, status="paused")
+        return queue
+
+    def test_the_best_of_a_block_go_on_from_their_rung_and_the_others_are_stopped(self) -> None:
+        decided: list[Any] = []
+        queue = Imagined(total=4, window=9).queue(
+            on_promoted=lambda trial, epoch: decided.append((trial.number, epoch)),
+            on_stopped=lambda trial: decided.append((trial.number, trial.status)),
+        )
+        for trial in take(queue):
+            assert decided == [], "nothing is decided before all are there"
+            end(queue, trial.number, 0.1, 0.1 + 0.1 * trial.number, status="paused")
+        again = queue.next()
+        assert again is not None
+        assert (again.number, again.status, again.epoch) == (3, "queued", 2)
+        assert decided == [(0, "stopped"), (1, "stopped"), (2, "stopped"), (3, 2)]
+        assert queue.pauses_after(3) == 4
+        assert queue.next() is None
+        end(queue, 3, 0.1, 0.4, 0.5, 0.6, status="paused")
+        assert numbers(take(queue)) == [3]
+        assert decided[4:] == [(3, 4)]
+        assert queue.pauses_after(3) is None
+        assert not queue.exhausted
+        end(queue, 3, *[0.1, 0.4, 0.5, 0.6, 0.6, 0.6])
+        assert queue.next() is None
+        assert queue.exhausted
+
+    def test_points_and_listed_runs_never_pause(self) -> None:
+        queue = Imagined(points=(0.1,), runs=1).queue()
+        for trial in take(queue):
+            assert (queue.pauses_after(trial.number) is None) == (trial.source != "optuna")
+
+    def test_a_trial_that_has_done_the_epoch_and_not_paused_yet_holds_the_decision_up(self) -> None:
+        """The last epoch before a pause is heard of first; what waits then must not be forgotten."""
+        queue = Imagined(total=4, window=9).queue()
+        for trial in take(queue):
+            end(queue, trial.number, 0.1, 0.1 + 0.1 * trial.number, status="paused" if trial.number else "running")
+        assert queue.next() is None
+        assert queue.trials[3].status == "paused"
+        end(queue, 0, 0.1, 0.1, status="paused")
+        assert numbers(take(queue)) == [3]
+        assert queue.trials[0].status == "stopped"
+
+    def test_a_trial_that_failed_before_the_rung_takes_no_part(self) -> None:
+        queue = Imagined(total=4, window=9).queue()
+        for trial in take(queue):
+            status = "failed" if trial.number in (2, 3) else "paused"
+            end(queue, trial.number, *[0.1, 0.2 + 0.1 * trial.number][: 1 + (status == "paused")], status=status)
+        assert numbers(take(queue)) == [1]
+        assert [queue.trials[number].status for number in range(4)] == ["stopped", "queued", "failed", "failed"]
+
+    def test_a_block_of_which_all_failed_ends(self) -> None:
+        queue = Imagined(total=4, window=9).queue()
+        for trial in take(queue):
+            end(queue, trial.number, status="failed")
+        assert queue.next() is None
+        assert queue.exhausted
+
+    def test_where_a_trial_pauses_its_block_decides_and_not_the_median(self) -> None:
+        class Both(type(Imagined().queue().pruner)):  # type: ignore[misc]
+            def stops(self, *anything: Any) -> bool:
+                return True
+
+        queue = self.pausing()
+        queue.pruner = Both(queue.pruner.space, 6)
+        assert [queue.stops(0, epoch, 0.5) for epoch in (1, 2, 3)] == [True, False, True]
+
+    def test_the_sampler_sees_a_trial_at_its_first_rung_and_later_at_its_end(self) -> None:
+        study = Imagined(total=20, window=2, rungs=(2,), block=3)
+        course = study.run(3)
+        seen = study.last.log
+        for trial in course.trials:
+            told = [
+                (place, entry[2]) for place, entry in enumerate(seen) if entry[0] == "tell" and entry[1] == trial.number
+            ]
+            proposed = {entry[1]: place for place, entry in enumerate(seen) if entry[0] == "propose"}
+            number, best = trial.number, round(max(study.curve(trial)[:2]), 6)
+            if number + 3 < 20:
+                assert told[0][1] == Observation("pruned", 2, best)
+                assert proposed[number + 2] < told[0][0] < proposed[number + 3]
+            last_of_block = number // 3 * 3 + 2
+            if trial.status == "done" and last_of_block + 5 < 20:
+                assert [observation.state for _, observation in told] == ["pruned", "complete"]
+                assert proposed[last_of_block + 4] < told[1][0] < proposed[last_of_block + 5]
+            elif trial.status == "stopped":
+                assert len(told) <= 1, "there is nothing more to say"
+        assert {trial.status for trial in course.trials} == {"done", "stopped"}
 
 
-def test_of_a_list_of_runs_the_longest_begin_first_under_their_own_numbers() -> None:
-    cells: list[dict[str, Any]] = [{"train.epochs": epochs} for epochs in (3, 9, 1, 9, 5)]
-    made = Queue(
-        runs=cells,
-        points=[],
-        total=0,
-        generation=2,
-        sampler=FakeProposer(),
-        known={},
-        trial_of=lambda number, source, params: Trial(number, cell_of(params), params, source),
-        on_proposed=lambda trial: None,
-        patience_epochs=1,
-        epochs=9,
-        work_of=lambda overrides: overrides["train.epochs"],
-    )
-    begun = [made.next() for _ in cells]
-    assert [trial.number for trial in begun if trial] == [1, 3, 4, 0, 2], "equals in their order"
-    assert all(trial.params == cells[trial.number] for trial in begun if trial)
-    assert made.next() is None
-    assert made.exhausted
+class TestRepeatedConfigurations:
+    def test_a_trial_that_repeats_another_ends_as_that_one_does_and_is_compared_with_none(self) -> None:
+        study = Imagined(total=30, window=6, block=5, sampler=lambda: EveryWord(4))
+        course = study.run(4)
+        cells: dict[str, set[tuple[str, int]]] = {}
+        for trial in course.trials:
+            cells.setdefault(trial.cell, set()).add((trial.status, trial.epoch))
+        assert len(cells) <= 4
+        assert all(len(ends) == 1 for ends in cells.values()), "or two runs would share a directory"
+
+    def test_its_run_begins_once(self) -> None:
+        queue = Imagined(pruner="none", total=5, points=(0.5, 0.5), window=9).queue()
+        begun = take(queue)
+        assert 1 not in numbers(begun)
+        assert queue.trials[1].status == "queued"
+        end(queue, 0, 0.5)
+        assert (queue.trials[1].status, queue.trials[1].best_val_accuracy) == ("done", 0.5)
 
 
-# --- what waits for its images ----------------------------------------------------------------------------------------
+class TestResume:
+    @pytest.mark.parametrize("pruner", ["halving", "median"])
+    def test_cut_at_every_moment_the_table_is_the_same(self, pruner: str) -> None:
+        def made() -> Imagined:
+            return Imagined(pruner, 10, window=3, block=5, points=(0.9,), runs=1, confirm=(1, 2), fails={4: 1, 7: 3})
+
+        whole = made()
+        reference = table(whole.run(2))
+        log, promoted = whole.last.log, whole.record.promoted
+        assert {row[3] for row in reference} == set(ENDED)
+        for moment in range(whole.offered):
+            cut = made()
+            assert table(cut.killed([moment], [3, 1], [1, 2])) == reference
+            assert cut.last.log == log
+            assert cut.record.promoted == promoted
+
+    def test_when_all_has_ended_nothing_runs(self) -> None:
+        study = Imagined(points=(0.9,), runs=2, confirm=(1, 2))
+        study.run(3)
+        queue = study.queue()
+        assert queue.next() is None
+        assert queue.exhausted
+
+    def test_a_failed_trial_that_is_retried_keeps_its_values(self) -> None:
+        study = Imagined("none", 8, fails={4: 3})
+        before = table(study.run(3))
+        study.ledger.append("retry", cell=study.record.proposals[4].cell)
+        study.fails = {}
+        after = table(study.run(3))
+        assert [row[:3] for row in after] == [row[:3] for row in before]
+        assert [row[3] for row in before if row[3] != "done"] == ["failed"]
+        assert {row[3] for row in after} == {"done"}
+
+    @pytest.mark.parametrize("failing", range(4))
+    def test_decisions_stand_when_a_trial_that_had_failed_before_the_rung_is_retried(self, failing: int) -> None:
+        study = Imagined(total=4, window=9, fails={failing: 1})
+        before = {row[0]: row for row in table(study.run(2))}
+        promoted = dict(study.record.promoted)
+        study.ledger.append("retry", cell=study.record.proposals[failing].cell)
+        study.fails = {}
+        after = {row[0]: row for row in table(study.run(2))}
+        assert after[failing][3] in ("done", "stopped")
+        assert {n: row for n, row in after.items() if n != failing} == {
+            n: row for n, row in before.items() if n != failing
+        }
+        assert promoted.items() <= study.record.promoted.items()
+
+    def test_a_promoted_trial_that_failed_later_goes_on_from_its_rung(self) -> None:
+        whole = Imagined(total=4, window=9)
+        reference = table(whole.run(2))
+        best = next(row[0] for row in reference if row[3] == "done")
+        study = Imagined(total=4, window=9, fails={best: 3})
+        assert table(study.run(2))[best][3:5] == ("failed", 3)
+        study.ledger.append("retry", cell=study.record.proposals[best].cell)
+        study.fails = {}
+        queue = study.queue()
+        assert [(trial.number, trial.epoch) for trial in take(queue)] == [(best, 2)]
+        assert queue.pauses_after(best) == 4
+        assert table(study.run(2)) == reference
+
+    def test_a_promoted_trial_whose_checkpoint_is_lost_begins_again(self) -> None:
+        queue = TestRungs().pausing()
+        assert numbers(take(queue)) == [3]
+        end(queue, 3, status="running")
+        assert queue.pauses_after(3) == 4
+        end(queue, 3, 0.1, 0.4, 0.5, 0.6, status="paused")
+        assert numbers(take(queue)) == [3]
+
+    def test_a_trial_whose_values_can_no_longer_be_made_is_proposed_anew_and_pauses_again(self) -> None:
+        study = Imagined(total=4, window=9)
+        study.run(2)
+        (best, _), *_ = study.record.promoted.items()
+        known = {number: trial for number, trial in study.record.proposals.items() if number != best}
+        queue = study.queue(known=known, sampler=EveryWord(7))
+        assert [(trial.number, queue.pauses_after(best)) for trial in take(queue)] == [(best, 2)]
 
 
-def test_baselines_whose_images_are_not_there_are_passed_over() -> None:
-    made, _ = queue(total=0, baselines=2, points=())
-    made.ready = lambda number: number == 1
-    assert [trial.number for trial in take(made)] == [1]
-    assert made.next() is None
-    assert not made.exhausted, "one is still to come"
-    made.ready = lambda number: True
-    assert [trial.number for trial in take(made)] == [0]
-    assert made.exhausted
+class TestOtherStudies:
+    """Tests that runs of this study which another study has finished change no decision."""
+
+    @pytest.mark.parametrize("finished", range(9))
+    def test_a_run_that_another_study_has_finished(self, finished: int) -> None:
+        def made() -> Imagined:
+            return Imagined(total=9, window=2, block=3)
+
+        study = made()
+        reference = study.run(3)
+        log, promoted = study.last.log, study.record.promoted
+        trial = reference.trials[finished]
+        for moment in (0, study.offered // 3, study.offered // 2):
+            other = made()
+            with pytest.raises(KilledError):
+                other.run(2, kill_at=moment)
+            other.ledger.finish(result(trial, "done", *study.curve(trial)), sweep="another")
+            rows = table(other.run(2))
+            assert rows[finished][3:5] == ("done", 6), "it counts as done here, too"
+            assert [row for row in rows if row[0] != finished] == [r for r in table(reference) if r[0] != finished]
+            assert other.record.promoted == promoted
+            assert other.last.log == log
 
 
-def test_a_search_waits_for_its_images_while_baselines_run() -> None:
-    made, sampler = queue()
-    made.ready = lambda number: number < made.begin
-    assert [trial.source for trial in take(made)] == ["baseline"]
-    assert not [entry for entry in sampler.log if entry[0] == "suggest"], "nothing is proposed ahead of its time"
-    made.ready = lambda number: True
-    assert [trial.source for trial in take(made)] == ["paper", "paper"]
+class TestExtension:
+    @pytest.mark.parametrize("steps", [[1], [3], [4, 5], [9], [2, 7, 11]])
+    def test_more_trials_keep_those_before_with_their_ends(self, steps: list[int]) -> None:
+        study = Imagined(total=steps[0], points=(0.3, 0.7), window=3, block=4)
+        before = table(study.run(2))
+        for total in [*steps[1:], 14]:
+            after = table(study.extended(total).run(5))
+            assert after[: len(before)] == before
+            before = after
+        assert len(before) == 14
+
+    def test_confirmations_of_trials_that_were_the_best_stay(self) -> None:
+        study = Imagined("none", 4, points=(0.9, 0.95), window=2, confirm=(1, 2))
+        first = table(study.run(2))
+        second = table(study.extended(24).run(2))
+        confirmed = [row[0] % CONFIRMING for row in second if row[1] == "confirm"]
+        assert {row[0] for row in first} < {row[0] for row in second}
+        assert len(confirmed) == 2, "or the best did not change, and this says nothing"
+
+
+class TestConfirmation:
+    def test_the_best_are_repeated_with_further_seeds_when_the_search_is_over(self) -> None:
+        study = Imagined("none", 6, window=3, runs=1, confirm=(2, 3))
+        queue = study.queue()
+        assert queue.planned == 7 + 4
+        rows = table(study.run(2))
+        search = [row for row in rows if row[1] == "optuna"]
+        best = sorted(search, key=lambda row: -(row[5] or 0))[:2]
+        confirmed = {row[0]: row[2] for row in rows if row[1] == "confirm"}
+        assert confirmed == {
+            CONFIRMING * repeat + row[0]: row[2] | {"train.seed": repeat} for row in best for repeat in (1, 2)
+        }
+
+    def test_nothing_is_confirmed_while_a_trial_may_still_be_the_best(self) -> None:
+        queue = Imagined("none", 2, window=9, confirm=(1, 2)).queue()
+        take(queue)
+        end(queue, 0, 0.9)
+        assert queue.next() is None
+        assert not queue.exhausted
+        end(queue, 1, 0.5)
+        assert numbers(take(queue)) == [CONFIRMING]
+        assert (queue.exhausted, queue.planned) == (True, 3)
+
+    def test_without_a_trial_that_is_done_there_is_nothing_to_confirm(self) -> None:
+        queue = Imagined("none", 2, window=9, confirm=(1, 2)).queue()
+        for trial in take(queue):
+            end(queue, trial.number, status="failed")
+        assert queue.next() is None
+        assert (queue.exhausted, queue.planned) == (True, 2)
+
+    def test_of_trials_with_the_same_values_one_is_confirmed(self) -> None:
+        study = Imagined("none", 6, window=3, confirm=(3, 2), sampler=lambda: EveryWord(1))
+        assert [row[0] for row in table(study.run(2)) if row[1] == "confirm"] == [CONFIRMING]
+
+
+class TestImages:
+    """Tests trials whose images are still being crafted."""
+
+    def test_listed_runs_whose_images_are_not_there_are_passed_over(self) -> None:
+        queue = Imagined(total=0, runs=2).queue(ready=lambda number: number == 1)
+        assert numbers(take(queue)) == [1]
+        assert not queue.exhausted, "one is still to come"
+        queue.ready = lambda number: True
+        assert numbers(take(queue)) == [0]
+        assert queue.exhausted
+
+    def test_a_search_waits_for_its_images_while_listed_runs_run(self) -> None:
+        queue = Imagined(**MEDIAN).queue(ready=lambda number: number < 1)
+        assert [trial.source for trial in take(queue)] == ["baseline"]
+        assert queue.sampler.log == []  # type: ignore[attr-defined]
+        queue.ready = lambda number: True
+        assert [trial.source for trial in take(queue)] == ["paper", "paper", "optuna"]
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> dict[str, Any]:
+    total = draw(st.integers(0, 24))
+    values = draw(st.sampled_from([10**6, 10**6, 9]))
+    return {
+        "pruner": draw(st.sampled_from(["halving", "halving", "median", "none"])),
+        "total": total,
+        "rungs": sorted(draw(st.sets(st.integers(1, 5), min_size=1, max_size=3))),
+        "window": draw(st.integers(1, 30)),
+        "block": draw(st.integers(2, 9)),
+        "points": draw(st.lists(st.floats(0, 1).map(lambda value: round(value, 3)), max_size=3)),
+        "runs": draw(st.integers(0, 2)),
+        "confirm": draw(st.sampled_from([(0, 1), (2, 3)])),
+        "fails": draw(st.dictionaries(st.integers(0, total + 4), st.integers(0, 5), max_size=4)),
+        "sampler": lambda: EveryWord(values),
+    }
+
+
+def kept(rows: list[Row]) -> Iterator[Row]:
+    return (row for row in rows if row[1] != "confirm")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    options=studies(),
+    kills=st.lists(st.integers(0, 200), max_size=5),
+    slots=st.lists(st.integers(1, 64), min_size=1, max_size=3),
+    lengths=st.lists(st.integers(0, 99), min_size=1, max_size=3),
+    begun=st.integers(0, 24),
+)
+def test_whatever_runs_at_a_time_and_is_killed_the_table_is_the_same(
+    options: dict[str, Any], kills: list[int], slots: list[int], lengths: list[int], begun: int
+) -> None:
+    whole, killed = Imagined(**options), Imagined(**options)
+    reference = table(whole.run(1))
+    assert all(row[3] in ENDED for row in reference)
+    assert table(killed.killed(kills, slots, lengths)) == reference
+    assert killed.last.log == whole.last.log
+    assert killed.record.promoted == whole.record.promoted
+    extended = Imagined(**options | {"total": min(begun, options["total"])})
+    before = list(kept(table(extended.run(slots[0], lengths[0]))))
+    after = list(kept(table(extended.extended(options["total"]).killed(kills, slots, lengths))))
+    assert after[: len(before)] == before

@@ -18,6 +18,7 @@ from erat.errors import UserError
 from erat.result import RunResult
 from orchestration.run.retries import Retry
 from orchestration.search.tune import (
+    COUNT_SECONDS,
     METRIC,
     SAY_AFTER,
     Held,
@@ -31,6 +32,8 @@ from orchestration.study.trial import Trial
 
 class FakeDriver:
     """Three trials, the last of which waits until the others have ended."""
+
+    width = 3
 
     def __init__(self) -> None:
         self.queue: Any = self
@@ -78,7 +81,7 @@ class FakeDriver:
 class TestTuneSide:
     def test_waiting_and_the_end_are_told_apart(self) -> None:
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=1, ahead=True)
+        search = QueueSearcher(driver, fit=1, ahead=True)
         assert [search.suggest(name) for name in "ab"] == [{"number": 0}, {"number": 1}]
         assert search.suggest("c") is None
         search.on_trial_complete("b")
@@ -92,7 +95,7 @@ class TestTuneSide:
 
     def test_a_trial_that_is_to_run_again_comes_first_and_ends_once(self) -> None:
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=2, ahead=True)
+        search = QueueSearcher(driver, fit=2, ahead=True)
         assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
         driver.verdicts = [Retry(fewer=False, reason="the worker died after epoch 3")]
         search.on_trial_complete("a", error=True)
@@ -104,7 +107,7 @@ class TestTuneSide:
 
     def test_after_a_want_of_memory_fewer_run_side_by_side(self) -> None:
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=2, ahead=True)
+        search = QueueSearcher(driver, fit=2, ahead=True)
         assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
         driver.verdicts = [Retry(fewer=True, reason="out of memory")]
         search.on_trial_complete("a", error=True)
@@ -117,7 +120,7 @@ class TestTuneSide:
 
     def test_a_storage_that_cannot_be_written_ends_the_search_and_no_trial(self) -> None:
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=1, ahead=True)
+        search = QueueSearcher(driver, fit=1, ahead=True)
         search.suggest("a")
         search.on_trial_complete("a", {"storage_fault": "the disk is full (on a)"})
         search.on_trial_complete("a", error=True)
@@ -129,7 +132,7 @@ class TestTuneSide:
     def test_what_the_driver_raises_ends_the_search_and_no_trial(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Tune takes an error of the searcher at a trial's end for an error of the trial, and runs the trial again."""
         driver = FakeDriver()
-        search = QueueSearcher(driver, slots=1, ahead=True)
+        search = QueueSearcher(driver, fit=1, ahead=True)
         search.suggest("a")
 
         def full(number: int) -> RunResult:
@@ -137,7 +140,7 @@ class TestTuneSide:
 
         monkeypatch.setattr(driver, "ended", full)
         search.on_trial_complete("a")
-        progress = Progress(driver, search.held, lambda: "")
+        progress = Progress(driver, search.held, lambda: "", patience=100)
         with pytest.raises(OSError, match="No space left"):
             progress.on_step_end(1, [])
         assert not driver.ends
@@ -150,7 +153,7 @@ class TestTuneSide:
 
     def test_no_more_trials_are_begun_than_have_room(self) -> None:
         """Data-parallel trials ask Tune for almost nothing: without a limit all would start, and none get workers."""
-        search = QueueSearcher(FakeDriver(), slots=1, ahead=False)
+        search = QueueSearcher(FakeDriver(), fit=1, ahead=False)
         assert search.suggest("a") == {"number": 0}
         assert search.suggest("b") is None
         search.on_trial_complete("a")
@@ -167,7 +170,7 @@ class TestTuneSide:
 
     def test_tune_sees_validation_accuracy_alone(self) -> None:
         assert METRIC == "val_accuracy"
-        assert QueueSearcher(FakeDriver(), slots=1, ahead=False).metric == METRIC
+        assert QueueSearcher(FakeDriver(), fit=1, ahead=False).metric == METRIC
 
     def test_the_driver_neither_is_copied_nor_travels(self) -> None:
         driver = FakeDriver()
@@ -175,6 +178,95 @@ class TestTuneSide:
         assert copy.deepcopy(held)() is driver
         with pytest.raises(AssertionError, match="does not travel"):
             pickle.loads(pickle.dumps(held))()
+
+
+class Endless(FakeDriver):
+    """A driver whose queue never waits and never ends."""
+
+    exhausted = False
+    width = 100
+
+    def next(self, *, idle: bool) -> Trial | None:
+        self.made += 1
+        return Trial(self.made - 1, "cell", {}, "paper")
+
+
+class TestSlots:
+    """Tests that slots are counted anew when nodes come or go, whatever limits them besides."""
+
+    @staticmethod
+    def begin(search: QueueSearcher) -> int:
+        """Begin as many trials as the searcher gives, 50 at most, and return how many there were."""
+        for count in range(50):
+            if search.suggest(f"{len(search._running)}-{count}") is None:
+                return count
+        return 50
+
+    def test_nodes_that_come_are_used(self) -> None:
+        """Trials of several workers, which nobody but the searcher holds back."""
+        search = QueueSearcher(Endless(), fit=2, ahead=False)
+        assert self.begin(search) == 2
+        search.resize(5)
+        assert [self.begin(search), search.slots] == [3, 5]
+
+    def test_nodes_that_go_get_no_new_trials(self) -> None:
+        search = QueueSearcher(Endless(), fit=3, ahead=False)
+        assert self.begin(search) == 3
+        search.resize(1)
+        names = list(search._running)
+        for left, name in zip((0, 0, 1), names, strict=True):
+            search.on_trial_complete(name)
+            assert self.begin(search) == left, "there is room again only when the last has ended"
+
+    def test_no_more_run_than_the_user_allows(self) -> None:
+        search = QueueSearcher(Endless(), fit=1, at_most=3, ahead=True)
+        assert self.begin(search) == 50, "there is no limit but the cluster, which is Tune's concern"
+        search = QueueSearcher(Endless(), fit=1, at_most=3, ahead=False)
+        assert self.begin(search) == 1
+        search.resize(8)
+        assert self.begin(search) == 2
+
+    def test_with_more_room_than_the_user_allows_none_is_asked_ahead(self) -> None:
+        search = QueueSearcher(Endless(), fit=8, at_most=3, ahead=True)
+        assert self.begin(search) == 3
+        search.resize(2)
+        assert self.begin(search) == 50, "the cluster is the limit, and more may wait for it"
+
+    @pytest.mark.parametrize(("fit", "slots"), [(1, 1), (3, 1), (8, 4), (0, 0)])
+    def test_a_want_of_memory_stays_in_force_when_the_cluster_changes(self, fit: int, slots: int) -> None:
+        driver = Endless()
+        search = QueueSearcher(driver, fit=4, ahead=True)
+        search.suggest("a")
+        driver.verdicts = [Retry(fewer=True, reason="out of memory")]
+        search.on_trial_complete("a", error=True)
+        assert search.slots == 2
+        search.resize(fit)
+        assert search.slots == slots
+        assert self.begin(search) == slots, "none is asked ahead"
+
+    def test_one_trial_always_may_run(self) -> None:
+        driver = Endless()
+        search = QueueSearcher(driver, fit=2, ahead=True)
+        driver.verdicts = [Retry(fewer=True, reason="out of memory")] * 5
+        for name in "abcde":
+            search.suggest(name)
+            search.on_trial_complete(name, error=True)
+        assert search.slots == 1
+        search.resize(8)
+        assert search.slots == 4, "memory was short with two side by side, but not shorter with one"
+
+    def test_a_study_without_any_place_is_one_that_waits(self) -> None:
+        driver = FakeDriver()
+        search = QueueSearcher(driver, fit=0, ahead=False)
+        assert [search.suggest("a"), search.held()] == [None, 1]
+        search.resize(1)
+        assert search.held() == 0
+        search.suggest("a")
+        assert search.held() == 1
+
+    @pytest.mark.parametrize(("at_most", "wanted"), [(None, 100), (7, 7), (200, 100)])
+    def test_what_is_wanted_of_a_cluster_that_grows(self, at_most: int | None, wanted: int) -> None:
+        assert QueueSearcher(Endless(), fit=1, at_most=at_most, ahead=True).wanted() == wanted
 
 
 class Clock:
@@ -225,6 +317,13 @@ class TestNoRoom:
         progress.on_trial_error(5, [], trial)
         clock.now = 450
         progress.on_step_end(5, [])
+
+    def test_the_cluster_is_counted_once_a_second(self, clock: Clock) -> None:
+        counted: list[float] = []
+        progress = Progress(FakeDriver(), lambda: 0, lambda: "", patience=100, count=lambda: counted.append(clock.now))
+        for clock.now in (0.0, 0.5 * COUNT_SECONDS, 0.9 * COUNT_SECONDS, COUNT_SECONDS, 1.5 * COUNT_SECONDS):
+            progress.on_step_end(1, [])
+        assert counted == [0.0, COUNT_SECONDS]
 
     def test_it_is_saved_without_what_it_listens_to(self) -> None:
         assert pickle.loads(pickle.dumps(self.progress()))._waiting is None

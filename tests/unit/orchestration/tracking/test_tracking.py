@@ -212,7 +212,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_made_file(tmp_path: Path, monke
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("orchestration.tracking.tracker._experiment", fill)
+        patch.setattr("orchestration.tracking.opening._experiment", fill)
         with pytest.raises(UserError, match=r"mlflow\.db cannot be written: the disk is full; free some space$"):
             Tracker.open(workspace)
     assert not list(tmp_path.glob("mlflow.db*[!k]")), "but for the lock"
@@ -489,7 +489,7 @@ def test_a_home_that_cannot_be_written_is_served_from_a_copy(
 
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != there.root and access(path, mode))
-    monkeypatch.setattr("orchestration.tracking.tracker.start_server", start)
+    monkeypatch.setattr("orchestration.tracking.opening.start_server", start)
     before = contents(there.root)
     server = serve(there)
     assert started["seen"] == ["table.csv"]
@@ -565,7 +565,7 @@ def test_a_damaged_database_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(UserError, match=r"^MLflow's store .* cannot be used: file is not a database; move it away"):
             act(workspace)
     assert workspace.mlflow_database.read_bytes().startswith(b"no database"), "it stays for its owner to look at"
-    monkeypatch.setattr("orchestration.tracking.tracker.FULL_BYTES", 2**62)
+    monkeypatch.setattr("orchestration.tracking.opening.FULL_BYTES", 2**62)
     with pytest.raises(UserError, match="the disk is full; free some space"):
         Tracker.open(workspace)
 
@@ -599,7 +599,7 @@ def test_entries_wait_and_arrive_in_order_once(
     client.error = None
     client.arrived.clear()
     assert tracker.flush() == 0
-    assert client.arrived == ["log_batch"] * 5 + ["set_terminated"]
+    assert client.arrived == ["log_batch"] * 3 + ["set_terminated"], "the epochs go as one; figures, tags"
     assert history(tracker, run_id) == [(1, 0.1), (2, 0.2), (3, 0.3)]
     assert tracker._client.get_run(run_id).info.status == "FINISHED"
 

@@ -1,0 +1,260 @@
+"""Defines the verbs of studies: they begin, continue, stop, show and report sweeps and matrices."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from erat.errors import UserError
+from orchestration.cli.options import (
+    Address,
+    AsJson,
+    AtMost,
+    ConfigFile,
+    Confirm,
+    DryRun,
+    Overrides,
+    Preset,
+    Pruner,
+    Rungs,
+    Sampler,
+    ShowConfig,
+    Slots,
+    StudyName,
+    Window,
+    check_slots,
+    checked_name,
+    nonempty,
+    print_config,
+    read_asked,
+    verb,
+    whole_numbers,
+)
+from orchestration.cli.running import plan_and_show, run_and_show
+from orchestration.commands import completion
+from orchestration.commands.console import err
+from orchestration.study import MOST_TRIALS
+
+if TYPE_CHECKING:
+    pass
+
+verbs = typer.Typer()
+
+
+@verb(
+    verbs,
+    "sweep --space budgets",
+    "sweep --space eta --trials 12 corruption.rate=0.4",
+    "sweep --space joint --trials 24 --pruner halving --confirm 3x3",
+    "sweep --space budgets --preset paper data.root=/data --address auto",
+)
+def sweep(
+    overrides: Overrides = None,
+    space: Annotated[
+        str,
+        typer.Option(
+            help="a name in search_spaces/, or a YAML file",
+            autocompletion=completion.spaces,
+        ),
+    ] = "budgets",
+    trials: Annotated[
+        int | None, typer.Option(min=1, max=MOST_TRIALS, help="search trials in all; more than last time extends")
+    ] = None,
+    sampler: Sampler = None,
+    pruner: Pruner = None,
+    window: Window = None,
+    rungs: Rungs = None,
+    confirm: Confirm = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    show_config: ShowConfig = False,
+    name: Annotated[str | None, typer.Option(help="of the sweep; the same name continues or extends it")] = None,
+    address: Address = None,
+    at_most: AtMost = None,
+    dry_run: DryRun = False,
+    slots: Slots = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search a space with Optuna through Ray Tune; the paper's own points come first."""
+    from orchestration.api import Study
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.settings import with_settings
+    from orchestration.study.spaces import load_space
+    from orchestration.study.spec import StudySpec
+
+    check_slots(slots, dry_run)
+    given = read_asked(overrides, config, preset)
+    settings: dict[str, Any] = {
+        "sampler": sampler,
+        "pruner": pruner,
+        "window": window,
+        "rungs": rungs,
+        "confirm": confirm,
+    }
+    if show_config:
+        asked = with_settings(load_space(space), **settings)
+        print_config(StudySpec(asked, given.preset, given.overrides).base.flat(), as_json)
+        return
+    study = Study.create(
+        space,
+        name=checked_name(name),
+        preset=given.preset,
+        trials=trials,
+        workspace=Workspace.from_environment(reading=dry_run),
+        overrides=given.overrides,
+        **settings,
+    )
+    if dry_run:
+        plan_and_show(study, address, slots, at_most, as_json)
+    else:
+        run_and_show(study, address, at_most, as_json)
+
+
+@verb(
+    verbs,
+    "matrix --grid table3 --dry-run",
+    "matrix --grid table3 --only 'defense=erat,ce corruption=up,uhp' --seeds 0,1,2",
+    "matrix --grid table6 --preset paper data.root=/data resources.gpu=0.25 --address auto",
+)
+def matrix(
+    overrides: Overrides = None,
+    grid: Annotated[
+        str,
+        typer.Option(
+            help="table1 to table6, figure2 to figure8, rq5, or a YAML file",
+            autocompletion=completion.grids,
+        ),
+    ] = "table3",
+    seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="points to keep, by axis or dotted key: 'defense=erat,ce corruption.data=up'; "
+            "given several times, it narrows each time"
+        ),
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="points to leave out, written like --only")] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    show_config: ShowConfig = False,
+    name: Annotated[str | None, typer.Option(help="the same name continues")] = None,
+    address: Address = None,
+    at_most: AtMost = None,
+    dry_run: DryRun = False,
+    slots: Slots = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a table or figure of the paper: every defense on every corruption. Finished runs are not repeated."""
+    from orchestration.api import Study
+    from orchestration.storage.workspace import Workspace
+    from orchestration.study.grids import load_grid, parse_choice, specification
+
+    check_slots(slots, dry_run)
+    given = read_asked(overrides, config, preset)
+    numbers, kept, left_out = (
+        whole_numbers("--seeds", seeds),
+        parse_choice("--only", only),
+        parse_choice("--skip", skip),
+    )
+    if show_config:
+        print_config(
+            specification(
+                load_grid(grid), given.preset, given.overrides, seeds=numbers, only=kept, skip=left_out
+            ).base.flat(),
+            as_json,
+        )
+        return
+    study = Study.create(
+        grid=grid,
+        name=checked_name(name),
+        preset=given.preset,
+        workspace=Workspace.from_environment(reading=dry_run),
+        overrides=given.overrides,
+        seeds=numbers,
+        only=kept,
+        skip=left_out,
+    )
+    if dry_run:
+        plan_and_show(study, address, slots, at_most, as_json)
+    else:
+        run_and_show(study, address, at_most, as_json)
+
+
+@verb(verbs, "resume budgets")
+def resume(name: StudyName, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
+    """Resume a sweep: unfinished trials from their last checkpoint, then those that have not begun."""
+    from orchestration.api import load_study
+
+    run_and_show(load_study(name), address, at_most, as_json)
+
+
+@verb(verbs, "retry budgets")
+def retry(name: StudyName, address: Address = None, at_most: AtMost = None, as_json: AsJson = False) -> None:
+    """Run the failed trials of a sweep again, and those that are still to do; finished trials stay as they are."""
+    from orchestration.api import load_study
+
+    run_and_show(load_study(name), address, at_most, as_json, retry=True)
+
+
+@verb(verbs, "cancel budgets")
+def cancel(name: StudyName) -> None:
+    """Ask a sweep or matrix that runs in another terminal to stop, as Ctrl-C there would."""
+    from orchestration.api import load_study
+    from orchestration.run.heartbeat import ask_to_stop
+    from orchestration.storage.workspace import Workspace
+
+    ask_to_stop(load_study(name, Workspace.from_environment()).workspace, name)
+    err.print(f"asked to stop; nothing finished is lost. Go on with: python orchestrate.py resume {name}", markup=False)
+
+
+@verb(verbs, "status", "status budgets", "status table3 --watch")
+def status(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="a sweep; none: all of them",
+            autocompletion=completion.studies,
+        ),
+    ] = None,
+    watch: Annotated[bool, typer.Option(help="show it anew every 2 seconds, until nothing runs or Ctrl-C")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what has run, what is running and what is left to do."""
+    from orchestration.commands import overview
+    from orchestration.storage.workspace import Workspace
+
+    workspace = Workspace.from_environment(reading=True)
+    if watch:
+        if name is None:
+            raise UserError("--watch needs the name of a sweep or matrix")
+        content: Any = overview.watch(workspace, name, err)
+    else:
+        content = overview.of_sweep(workspace, name, err) if name else overview.of_all(workspace, err)
+    if as_json:
+        print(json.dumps(content))
+
+
+@verb(verbs, "report table3", "report budgets --out budgets.html", "report table3 --format latex --out tables.tex")
+def report(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="a sweep or matrix, finished or not",
+            autocompletion=completion.studies,
+        ),
+    ],
+    form: Annotated[str, typer.Option("--format", help="html, csv, latex or md")] = "html",
+    out: Annotated[
+        str | None, typer.Option(callback=nonempty, help="file to write; by default in ERAT_HOME/reports/NAME/")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write tables and figures beside the paper's into one file: a page to read, CSV, LaTeX or Markdown."""
+    from orchestration.api import load_study
+
+    path = load_study(name).report(out, format=form, what="--out")
+    err.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False)
+    if as_json:
+        print(json.dumps({"name": name, "format": form, "files": [str(path)]}))

@@ -1,0 +1,170 @@
+"""The settings of a search that are given beside its space, on the command line or in Python, and how they are read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from erat.config import first_error
+from erat.errors import UserError, shown
+from erat.options import MOST_EPOCHS
+from orchestration.study import MOST_TRIALS
+from orchestration.study.spaces import Confirmation, SearchSpace
+from orchestration.study.spec import StudySpec
+
+STARTUP = 10  # results before a model is made of them, in a space with few points or none
+
+
+def with_settings(
+    space: SearchSpace,
+    *,
+    sampler: str | None = None,
+    pruner: str | None = None,
+    window: int | str | None = None,
+    rungs: Sequence[int] | str | None = None,
+    confirm: Confirmation | Mapping[str, int] | int | str | None = None,
+) -> SearchSpace:
+    """Return the space with these settings on top of its own; None leaves a setting as it is.
+
+    Args:
+        space: the search space.
+        sampler: name of the sampler.
+        pruner: name of the pruner. Rungs of the space, which are of no use to another pruner than "halving", are then
+            set back to "auto".
+        window: number of trials, or "auto".
+        rungs: epochs, as whole numbers or as "30,60"; or "auto". They need the pruner "halving".
+        confirm: numbers of trials and seeds, as `{"top": 3, "seeds": 5}` or as "3x5"; 3 is "3x3"; or "none" or
+            "auto".
+
+    Raises:
+        UserError: A value is not allowed, or the space is a list of runs, which has no search.
+    """
+    given = {"sampler": sampler, "pruner": pruner, "window": window, "rungs": rungs, "confirm": confirm}
+    given = {key: value for key, value in given.items() if value is not None}
+    if not given:
+        return space
+    if not space.parameters:
+        raise no_search(next(iter(given)), space.name, next(iter(given.values())))
+    update: dict[str, Any] = {key: _READERS[key](value) if key in _READERS else value for key, value in given.items()}
+    if update.get("pruner", "halving") != "halving" and rungs is None:
+        update["rungs"] = "auto"
+    try:
+        changed = SearchSpace.model_validate(dict(space) | update)
+    except ValidationError as error:
+        raise UserError(first_error(error)) from error
+    if changed.pruner != "halving" and rungs is not None:
+        raise UserError(f"rungs are of the pruner halving, the pruner is {changed.pruner}; got {shown(given['rungs'])}")
+    return changed
+
+
+def no_search(what: str, name: str, got: object) -> UserError:
+    """Return the error that a setting of a search was given to a list of runs."""
+    return UserError(f"{what} is of a search, which {name}, a list of runs, has none of; got {shown(got)}")
+
+
+def begin_as(spec: StudySpec, slots: int, trials: int) -> StudySpec:
+    """Return the specification of a search with the window and startup that "auto" stands for.
+
+    Args:
+        spec: the specification.
+        slots: number of trials that run at a time.
+        trials: number of trials of the search, without the listed runs.
+    """
+    if spec.search is None:
+        return spec
+    space, update = spec.space, dict[str, int]()
+    if space.window == "auto":
+        # A few proposals after many points are to see most of these, for which they wait where there are many slots.
+        update["window"] = max(1, min(2 * slots, trials - len(space.points)))
+    if space.startup == "auto":
+        update["startup"] = startup_of(space)
+    return replace(spec, space=space.model_copy(update=update)) if update else spec
+
+
+def warn_if_narrow(spec: StudySpec, slots: int, trials: int) -> None:
+    """Warn that a window, settled on a smaller cluster or given, leaves slots idle. With rungs it limits less."""
+    window = spec.space.window
+    proposals = trials - len(spec.space.points)
+    if spec.search is None or window == "auto" or spec.space.pruner == "halving":
+        return
+    if window + 1 < min(slots, proposals):
+        warnings.warn(
+            f"with the window {window}, at most {window + 1} proposals run at a time, and {slots} would fit; a study "
+            "under another --name begins with a window of its own",
+            stacklevel=2,
+        )
+
+
+def startup_of(space: SearchSpace) -> int:
+    """Return the number of results before which a study of this space draws its proposals at random."""
+    if space.startup != "auto":
+        return space.startup
+    enough = len(space.points) >= 2 * len(space.parameters)  # for a model of so many dimensions
+    return len(space.points) if enough else STARTUP
+
+
+def setting_words(space: SearchSpace) -> str:
+    """Return the settings of a search as one line for a person."""
+    rungs = space.rungs if space.rungs == "auto" else ", ".join(map(str, space.rungs)) or "none"
+    confirm = (
+        f"top {space.confirm.top} with {space.confirm.seeds} seeds each"
+        if isinstance(space.confirm, Confirmation)
+        else space.confirm
+    )
+    parts = [f"sampler {space.sampler}", f"pruner {space.pruner}", f"window {space.window}"]
+    parts += [f"rungs {rungs}"] * (space.pruner == "halving")
+    return " · ".join([*parts, f"confirm {confirm}"])
+
+
+def setting_values(space: SearchSpace) -> dict[str, Any]:
+    """Return the settings of a search as `--json` prints them."""
+    kept = {"sampler", "pruner", "window", "startup", "grace", "rungs", "block", "confirm", "objective"}
+    return space.model_dump(mode="json", include=kept)
+
+
+def _window(value: Any) -> Any:
+    allowed = f"a whole number in [1, {MOST_TRIALS}] or auto"
+    return value if value == "auto" else _whole("window", value, value, allowed, MOST_TRIALS)
+
+
+def _rungs(value: Any) -> Any:
+    allowed = f"epochs in [1, {MOST_EPOCHS}], such as 30,60, or auto"
+    if value == "auto":
+        return value
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, Sequence) or not parts:
+        raise UserError(f"rungs must be {allowed}, got {shown(value)}")
+    return [_whole("rungs", part, value, allowed, MOST_EPOCHS) for part in parts]
+
+
+def _confirm(value: Any) -> Any:
+    if value in ("none", "auto") or isinstance(value, Confirmation):
+        return value
+    if isinstance(value, Mapping):
+        content = dict(value)
+    else:
+        top, times, seeds = str(value).partition("x")
+        parts = {"top": top} | ({"seeds": seeds} if times else {})
+        allowed = "TOPxSEEDS, such as 3x5, none or auto"
+        content = {key: _whole("confirm", part, value, allowed) for key, part in parts.items()}
+    try:
+        return Confirmation.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"confirm.{first_error(error)}") from error
+
+
+def _whole(key: str, part: Any, value: Any, allowed: str, most: int | None = None) -> int:
+    """Return a part of the value of a setting as a whole number, from 1 to `most` if that is given."""
+    number = part if isinstance(part, int) and not isinstance(part, bool) else None
+    if isinstance(part, str) and len(part) <= 20 and part.strip().isascii() and part.strip().isdigit():
+        number = int(part)
+    if number is None or (most is not None and not 1 <= number <= most):
+        raise UserError(f"{key} must be {allowed}, got {shown(value)}")
+    return number
+
+
+_READERS = {"window": _window, "rungs": _rungs, "confirm": _confirm}
