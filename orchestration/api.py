@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from erat.errors import UserError, shown, unknown_name
 from orchestration.storage.workspace import Workspace
 from orchestration.study import MOST_TRIALS
+from orchestration.study.confirmations import FIGURES, confirmed
 from orchestration.study.grids import GridSpec, load_grid, parse_grid, specification
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import no_search, with_settings
 from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
 from orchestration.study.spec import StudySpec, as_begun, check_name_is_free, reopened
-from orchestration.study.status import not_begun, spec_of, trials_of
+from orchestration.study.status import confirmations_of, not_begun, spec_of, trials_of
 from orchestration.study.trial import Trial
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ COLUMNS = (
     "mlflow_run_id",
     "cell",
     "error",
+    "promoted",
+    "confirms",
+    *FIGURES,
 )
 SETTINGS = ("sampler", "pruner", "window", "rungs", "confirm")
 ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, "seeds", "only", "skip", "workspace", "overrides")
@@ -217,12 +221,16 @@ class Study:
 
     @property
     def total(self) -> int:
-        """Return the number of trials of the whole study."""
-        return self.spec.size(self.search_trials)
+        """Return the number of trials of the whole study, with its confirmations as far as they are known."""
+        begun = [] if self.spec.confirmation is None else self.begun_trials()
+        return self.spec.size(self.search_trials) + confirmations_of(self.spec, self.search_trials, begun)
 
     @property
     def best(self) -> Trial | None:
-        """Return the finished trial with the best validation accuracy, or None; test accuracy plays no part."""
+        """Return the trial with the best mean of validation accuracy over seeds, if any was confirmed with several.
+
+        Otherwise it is the finished trial with the best validation accuracy, or None. Test accuracy plays no part.
+        """
         from orchestration.report.summary import best
 
         return best(self.begun_trials())
@@ -231,12 +239,19 @@ class Study:
         """Return a pandas table with a row per trial: the columns `COLUMNS`, then one for each configuration key.
 
         Accuracies are in [0, 1], times in seconds; `params` holds what was chosen for the trial, as a dictionary.
+        `promoted` is the last rung from which a trial went on, 0 for none, and `confirms` the number of the trial that
+        a confirmation repeats. A trial that was confirmed has mean and standard deviation over its seeds.
         """
         from pandas import DataFrame
 
         trials = self.trials
+        over = {each.trial.number: each.figures() for each in confirmed(trials)}
         keys = list(dict.fromkeys(key for trial in trials for key in trial.config))
-        rows = [{name: getattr(trial, name) for name in COLUMNS} | dict(trial.config) for trial in trials]
+        own = [name for name in COLUMNS if name not in FIGURES]
+        rows = [
+            {name: getattr(trial, name) for name in own} | over.get(trial.number, {}) | dict(trial.config)
+            for trial in trials
+        ]
         return DataFrame(rows, columns=[*COLUMNS, *keys])
 
     def report(self, path: str | Path | None = None, *, format: str = "html", what: str = "path") -> Path:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def run_and_show(study: Study, address: str | None, at_most: int | None, as_json: bool, *, retry: bool = False) -> None:
     """Run what is left of a study, show its results, and exit with status 1 if a trial failed."""
     from orchestration.commands import overview
+    from orchestration.report.notation import number_of
     from orchestration.run.directory import RunDirectory
-    from orchestration.search.driver import best_json, result_json
+    from orchestration.search.driver import best_json, confirmed_json, result_json
     from orchestration.study.settings import setting_values, setting_words
 
     _say_if_fewer(study)
@@ -39,13 +40,13 @@ def run_and_show(study: Study, address: str | None, at_most: int | None, as_json
             "wall_seconds": end.wall_seconds,
             "best": best_json(rows),
             "runs": [result_json(row) for row in rows],
-        }
+        } | confirmed_json(rows)
         if study.spec.search is not None:
             content["settings"] = setting_values(study.spec.space)
         print(json.dumps(content))
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
-        err.print(f"trial {row.number} failed:", style="bold red")
+        err.print(f"trial {number_of(row)} failed:", style="bold red")
         show_failure(row.error, RunDirectory(study.workspace, row.cell).log)
     if failed:
         err.print(f"try the failed ones again with: python orchestrate.py retry {study.name}")

@@ -14,13 +14,14 @@ from erat.errors import UserError
 from orchestration.api import load_study
 from orchestration.report.grid import grid
 from orchestration.report.matrix import matrix, summary_sentences
-from orchestration.report.notation import accuracy, duration, validation_words
+from orchestration.report.notation import accuracy, duration, number_of, validation_words
 from orchestration.report.render.terminal import terminal
-from orchestration.report.summary import best, paste_command, summary
+from orchestration.report.summary import best, confirmed_table, paste_command, summary
 from orchestration.report.table import Column, Table
 from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
+from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import setting_values, setting_words
 from orchestration.study.spec import BEFORE_IDENTITY
@@ -31,7 +32,7 @@ from orchestration.tracking.text import compare_hint
 
 WATCH_SECONDS = 2.0
 MOST_ROWS = 60  # largest number of rows in a list of trials
-_LISTED = ("name", "space", "preset", "trials", "done", "stopped", "running", "failed", "left")
+_LISTED = ("name", "space", "preset", "trials", "done", "stopped", "running", "paused", "failed", "left")
 
 if TYPE_CHECKING:
     from orchestration.search.launch import StudyEnd
@@ -41,7 +42,9 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
     """Print the results of a sweep: the table, the best setting, and the places of all files."""
     driver, rows = end.driver, end.driver.trials
     if driver.spec.kind == "search":
-        console.print(terminal(summary(rows, driver.spec.space.columns)))
+        columns = driver.spec.space.columns
+        tables = [confirmed_table(rows, columns), summary(rows, columns, driver.spec.pareto)]
+        console.print(*(terminal(table) for table in tables if table is not None), sep="\n")
     elif driver.spec.kind == "matrix":
         console.print(*map(terminal, matrix(rows)), *summary_sentences(rows), sep="\n")
     else:
@@ -52,7 +55,8 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
     chosen = best(rows)
     if chosen is not None:
         command = paste_command(chosen, driver.spec.preset, driver.spec.overrides_for(chosen.params))
-        console.print(f"\nbest setting (trial {chosen.number}); to run it again or build on it:")
+        how = "" if (over := winner(rows)) is None else f", by its mean over {over.val.n} seeds"
+        console.print(f"\nbest setting (trial {chosen.number}{how}); to run it again or build on it:")
         console.print(f"  {command}", markup=False)
     console.print("\nwhere everything lies:")
     for path in end.files:
@@ -113,8 +117,9 @@ def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
         if not spec.identified:
             content[-1]["note"] = BEFORE_IDENTITY
     if content:
-        columns = (Column("sweep" if key == "name" else key, "left") for key in _LISTED)
-        lines = ([entry[key] for key in _LISTED] for entry in content)
+        shown = [key for key in _LISTED if key != "paused" or any(entry["paused"] for entry in content)]
+        columns = (Column("sweep" if key == "name" else key, "left") for key in shown)
+        lines = ([entry[key] for key in shown] for entry in content)
         console.print(terminal(Table.of(columns, lines), rules=False))
         for marked in [entry["name"] for entry in content if "note" in entry]:
             console.print(f"{marked}: {BEFORE_IDENTITY}", markup=False)
@@ -139,8 +144,10 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
         shown = _worth_showing(rows)
         if len(shown) < len(rows):
             console.print(f"{len(rows) - len(shown)} more are not listed")
+    if spec.kind == "search" and (over := confirmed_table(rows, spec.space.columns)) is not None:
+        console.print(terminal(over))
     if shown:
-        console.print(terminal(summary(shown, spec.space.columns)))
+        console.print(terminal(summary(shown, spec.space.columns, spec.pareto)))
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     if not spec.identified:
         console.print(f"{BEFORE_IDENTITY}: these figures are of images that nobody can name now", markup=False)
@@ -149,7 +156,9 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     console.print(f"MLflow: {tracking_uri(workspace)}", markup=False)
     heard_of = {row.number: age for row in rows if (age := _heard(workspace, row)) is not None}
     if heard_of:
-        beats = ", ".join(f"trial {number} {duration(age)} ago" for number, age in heard_of.items())
+        beats = ", ".join(
+            f"trial {number_of(row)} {duration(heard_of[row.number])} ago" for row in rows if row.number in heard_of
+        )
         console.print(f"last heard of: {beats}", markup=False)
     if counts["failed"] and spec.identified:
         console.print(f"try the failed ones again with: python orchestrate.py retry {name}")
@@ -157,10 +166,14 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
         console.print(f"go on with: python orchestrate.py resume {name}")
     runs = [
         {"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch}
+        | ({"promoted": row.promoted} if row.promoted else {})
+        | ({"confirms": row.confirms} if row.confirms is not None else {})
         | ({"heard_seconds": heard_of[row.number]} if row.number in heard_of else {})
         for row in rows
     ]
-    note = {} if spec.identified else {"note": BEFORE_IDENTITY}
+    note: dict[str, Any] = {} if spec.identified else {"note": BEFORE_IDENTITY}
+    over_seeds = [each.content() for each in confirmed(rows)]
+    note |= {"confirmed": over_seeds} if over_seeds else {}
     settings = {} if spec.search is None else {"settings": setting_values(spec.space)}
     return {"name": name, "trials": total} | counts | note | settings | {"runs": runs}
 
@@ -201,5 +214,6 @@ def _worth_showing(rows: Sequence[Trial]) -> list[Trial]:
 
 def counts_of(rows: Sequence[Trial], total: int) -> dict[str, int]:
     """Return the number of trials in each state, and the number that is left to do."""
-    counts = {status: sum(row.status == status for row in rows) for status in ("done", "stopped", "running", "failed")}
+    states = ("done", "stopped", "running", "paused", "failed")
+    counts = {status: sum(row.status == status for row in rows) for status in states}
     return counts | {"left": total - counts["done"] - counts["stopped"] - counts["failed"]}

@@ -63,6 +63,11 @@ def detail_of(row: Trial, run: RunDirectory, command: str, pool: Pool) -> dict[s
         "sum": result.checksum,
         "run": row.mlflow_run_id,
         "cmd": command,
+        "rungs": list(row.rungs) or None,
+        "epochs": row.epochs if row.rungs else None,
+        "ends": row.status if row.at_rung else None,
+        "promoted": row.promoted or None,
+        "confirms": row.confirms,
     }
     if row.status == "failed":
         content |= {"error": row.error, "tail": (run.read_error() or "")[-TAIL:] or None}

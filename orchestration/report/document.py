@@ -16,6 +16,7 @@ from orchestration.report.detail import Pool, detail_of
 from orchestration.report.documents import study_text
 from orchestration.report.notation import baseline_name, duration, validation_words
 from orchestration.report.page import Epochs, Subject, html_page
+from orchestration.report.sections import reason
 from orchestration.report.summary import paste_command
 from orchestration.run.directory import RunDirectory
 from orchestration.storage.forms import Selection
@@ -27,6 +28,7 @@ from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri
 from orchestration.tracking.text import compare_hint
 
+_STATES = ("done", "stopped", "failed", "running", "paused", "promoted", "interrupted")
 SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
 
 
@@ -54,13 +56,13 @@ def write_report(
         raise unknown_name("format", form, SUFFIXES)
     ledger = ledger or Ledger(workspace.ledger)
     spec = spec_of(ledger, name)
-    rows, _ = trials_of(workspace, ledger, name, spec)
+    rows, total = trials_of(workspace, ledger, name, spec)
     rows = sorted([*rows, *not_begun(spec, ledger.studies[name].trials, rows)], key=lambda row: row.number)
     if form == "html":
-        text = _page(workspace, ledger, name, spec, rows)
+        text = _page(workspace, ledger, name, spec, rows, total)
     else:
         remark = "" if spec.identified else BEFORE_IDENTITY
-        text = study_text(spec.kind, form, rows, spec.space.columns, remark)
+        text = study_text(spec.kind, form, rows, spec.space.columns, remark, pareto=spec.pareto)
     path = user_path(out, what) if out else workspace.report(name) / f"report.{SUFFIXES[form]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,22 +72,23 @@ def write_report(
     return path.resolve()
 
 
-def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[Trial]) -> str:
+def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[Trial], total: int) -> str:
     searched = spec.kind == "search"
     figures: list[tuple[str, str]] = []
     if searched:
         from orchestration.report.study import search_figures
 
-        figures = search_figures(spec.space.name, rows, spec.space.distributions(spec.base.data.name))
+        figures = search_figures(spec.space.name, rows, spec.space.distributions(spec.base.data.name), spec.pareto)
     return html_page(
         Subject(
             name=name,
             about=spec.space.about,
             rows=rows,
             facts=_facts(workspace, ledger, name, spec, rows),
-            counts=_counts(rows, spec.size(ledger.studies[name].trials)),
+            counts=_counts(rows, total),
             columns=spec.space.columns,
             searched=searched,
+            pareto=spec.pareto,
             search=compare_hint(name),
             detail=partial(_detail, workspace, ledger, name, spec),
             figures=figures,
@@ -123,8 +126,8 @@ def _selections(workspace: Workspace, rows: Sequence[Trial]) -> dict[str, Select
 
 def _counts(rows: Sequence[Trial], total: int) -> dict[str, int]:
     """Return the number of trials in each state; the last state is "not begun"."""
-    counts = {state: sum(row.status == state for row in rows) for state in ("done", "stopped", "failed", "running")}
-    counts["interrupted"] = sum(row.status == "queued" and row.epoch > 0 for row in rows)
+    words = [reason(row).split(" ")[0] for row in rows]
+    counts = {state: words.count(state) for state in _STATES}
     return counts | {"not begun": max(total, len(rows)) - sum(counts.values())}
 
 

@@ -12,13 +12,15 @@ from orchestration.report.render.latex import latex_file
 from orchestration.report.render.markdown import markdown
 from orchestration.report.render.spreadsheet import csv_text
 from orchestration.report.sections import Group, TableView, groups_of
-from orchestration.report.summary import records, summary
+from orchestration.report.summary import confirmed_table, records, summary
 from orchestration.report.table import Table
 from orchestration.study.spec import Kind
 from orchestration.study.trial import Trial
 
 
-def study_text(kind: Kind, form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:
+def study_text(
+    kind: Kind, form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "", *, pareto: bool = False
+) -> str:
     """Return the tables of a study.
 
     Args:
@@ -27,15 +29,24 @@ def study_text(kind: Kind, form: str, rows: Sequence[Trial], columns: Sequence[s
         rows: its trials.
         columns: the dotted keys that distinguish the runs.
         remark: a note on all figures: a column of CSV, a comment of LaTeX, a last paragraph of Markdown.
+        pareto: whether it is a search with two objectives.
     """
     if kind == "search" or not rows:
-        return search_text(form, rows, columns, remark)
+        return search_text(form, rows, columns, remark, pareto=pareto)
     return matrix_text(form, rows, remark) if kind == "matrix" else grid_text(form, rows, columns, remark)
 
 
-def search_text(form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:
-    """Return a list of trials, best validation accuracy first; CSV has everything that is known of each trial."""
-    return _text(form, [records(rows, columns) if form == "csv" else summary(rows, columns)], remark)
+def search_text(
+    form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "", *, pareto: bool = False
+) -> str:
+    """Return a list of trials, best validation accuracy first; CSV has everything that is known of each trial.
+
+    If the best trials are confirmed, a table of their means over seeds comes before it, except in CSV.
+    """
+    if form == "csv":
+        return _text(form, [records(rows, columns, pareto)], remark)
+    over = confirmed_table(rows, columns)
+    return _text(form, [*([over] if over else []), summary(rows, columns, pareto)], remark)
 
 
 def grid_text(form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from orchestration.report import marks
 from orchestration.report.budgets import MARGIN, BudgetAxis, hurting, log_ticks, pair
+from orchestration.report.costs import OTHERS
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, header, searched_keys, tested, validated, value
 from orchestration.report.summary import best
 from orchestration.study.trial import Trial
@@ -40,7 +41,7 @@ def sweep_figure(space_name: str, rows: Sequence[Trial], baselines: Sequence[Tri
     Returns:
         The files written; none if no trial ended or nothing was searched.
     """
-    keys = searched_keys([row for row in rows if row.source != "baseline"])
+    keys = searched_keys([row for row in rows if row.source not in OTHERS])
     name = Path(space_name).stem
     if set(keys) == {EPSILON_INF, EPSILON_2}:
         return budget_figure(rows, baselines, out, name)
@@ -65,19 +66,22 @@ def budget_figure(rows: Sequence[Trial], baselines: Sequence[Trial], out: Path, 
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1.75, 1])
     axis = BudgetAxis.of(rows)
-    _draw_budgets(left, trials, marks.references(rows, baselines), axis)
-    _draw_plane(figure, right, trials, axis)
+    chosen = best(rows)
+    _draw_budgets(left, trials, marks.references(rows, baselines), axis, chosen)
+    _draw_plane(figure, right, trials, axis, chosen)
     marks.legend(figure, 4)
     return marks.save(figure, out, name)
 
 
-def _draw_budgets(axes: Axes, trials: Sequence[Trial], baselines: Sequence[Trial], axis: BudgetAxis) -> None:
+def _draw_budgets(
+    axes: Axes, trials: Sequence[Trial], baselines: Sequence[Trial], axis: BudgetAxis, chosen: Trial | None
+) -> None:
     def position(row: Trial) -> float:
         return axis.position(pair(row)[0])
 
     marks.draw_trials(axes, trials, position)
-    _ring_best(axes, trials, position, _shown)
-    _frame(axes, trials, baselines)
+    _ring(axes, chosen, position, _shown)
+    _frame(axes, trials, baselines, chosen)
     # A trial that was stopped early is low because it trained little, which says nothing about its budget.
     full = sorted((row for row in trials if row.source == "paper" and row.status == "done"), key=position)
     verdict = _shade(axes, [(position(row), height) for row in full if (height := _shown(row)) is not None])
@@ -110,7 +114,7 @@ def _shade(axes: Axes, curve: Sequence[tuple[float, float]]) -> str:
     return f"Here: {which} cost{'' if len(ends) > 1 else 's'} more than {MARGIN:g} points (shaded)."
 
 
-def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[Trial], axis: BudgetAxis) -> None:
+def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[Trial], axis: BudgetAxis, chosen: Trial | None) -> None:
     """Draw both budgets of every trial, coloured by the validation accuracy on which the choice is based."""
     seen = [(row, height) for row in trials if (height := validated(row)) is not None and min(pair(row)) > 0]
     axes.set_title("Both budgets", loc="left")
@@ -122,8 +126,9 @@ def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[Trial], axis: Budge
     for (row, _), colour in zip(seen, colours.to_rgba(np.array([height for _, height in seen])), strict=True):
         shape, size = ("o", 70) if row.source == "paper" else ("*", 150)
         face: Any = colour if row.status == "done" else "white"
-        axes.scatter(*pair(row), s=size, marker=shape, facecolors=face, edgecolors=tuple(colour), zorder=3)
-    _ring_best(axes, trials, lambda row: pair(row)[0], lambda row: pair(row)[1])
+        faint: dict[str, Any] = {"alpha": 0.6} if row.at_rung else {}
+        axes.scatter(*pair(row), s=size, marker=shape, facecolors=face, edgecolors=tuple(colour), zorder=3, **faint)
+    _ring(axes, chosen, lambda row: pair(row)[0], lambda row: pair(row)[1])
     axes.set_xscale("log")
     stops = axis.stops[1::2] if len(axis.stops) > 6 else axis.stops  # there is no room for every label
     marks.ticks(axes, stops, [value(EPSILON_INF, stop) for stop in stops])
@@ -139,17 +144,15 @@ def _shown(row: Trial) -> float | None:
     return validated(row) if height is None else height
 
 
-def _frame(axes: Axes, trials: Sequence[Trial], baselines: Sequence[Trial]) -> None:
+def _frame(axes: Axes, trials: Sequence[Trial], baselines: Sequence[Trial], chosen: Trial | None) -> None:
     """Fit the y axis to the paper's points and the best trial, or to all full trials if the paper's are missing."""
     full = [row for row in trials if row.status == "done"]
-    chosen = best(trials)
     core = [row for row in full if row.source == "paper"]
     core = [*core, chosen] if core and chosen is not None else full
     marks.frame(axes, trials, core, (tested, validated), baselines)
 
 
-def _ring_best(axes: Axes, trials: Sequence[Trial], x: marks.Position, y: marks.Accuracy) -> None:
-    chosen = best(trials)
+def _ring(axes: Axes, chosen: Trial | None, x: marks.Position, y: marks.Accuracy) -> None:
     if chosen is not None and (height := y(chosen)) is not None:
         marks.ring(axes, x(chosen), height)
 
@@ -197,8 +200,9 @@ def line_figure(
     axes = figure.subplots()
     scale = Scale(trials, key)
     marks.draw_trials(axes, trials, scale.position)
-    _ring_best(axes, trials, scale.position, _shown)
-    _frame(axes, trials, marks.references(rows, baselines))
+    chosen = best(rows)
+    _ring(axes, chosen, scale.position, _shown)
+    _frame(axes, trials, marks.references(rows, baselines), chosen)
     setting, finding = _FINDINGS.get(key, (None, f"Accuracy over {header(key)}"))
     if setting is not None and scale.numeric:
         axes.axvline(
@@ -219,12 +223,13 @@ def joint_figure(rows: Sequence[Trial], keys: Sequence[str], out: Path, name: st
         return []
     lines = (len(keys) + 1) // 2
     figure = Figure(figsize=(10, 0.8 + 3 * lines), layout="constrained")
+    chosen = best(rows)
     panels = list(figure.subplots(lines, 2, sharey=True, squeeze=False).flat)
     for axes, key in zip(panels, keys, strict=False):
         here = [row for row in trials if row.params.get(key) is not None]
         scale = Scale(here, key)
         marks.draw_marks(axes, here, scale.position, validated)
-        _ring_best(axes, trials, scale.position, validated)
+        _ring(axes, chosen, scale.position, validated)
         scale.apply(axes, here)
         marks.frame(axes, trials, [row for row in trials if row.status == "done"], [validated])
     for axes in panels[len(keys) :]:

@@ -15,7 +15,7 @@ from orchestration.study.trial import Trial
 def write_files(spec: StudySpec, trials: Sequence[Trial], folder: Path) -> list[str]:
     """Write tables and figures of a study into its report folder, and return the paths of those to look at."""
     columns = spec.space.columns
-    documents = {f"summary.{form}": search_text(form, trials, columns) for form in ("md", "csv")}
+    documents = {f"summary.{form}": search_text(form, trials, columns, pareto=spec.pareto) for form in ("md", "csv")}
     if spec.kind == "matrix":
         documents |= {f"matrix.{form}": matrix_text(form, trials) for form in ("md", "csv")}
     elif spec.kind == "list":
@@ -34,7 +34,12 @@ def _figures(spec: StudySpec, trials: Sequence[Trial], folder: Path) -> list[Pat
 
         listed = [trial for trial in trials if trial.source == "baseline"]
         searched = [trial for trial in trials if trial.source != "baseline"]
-        return sweep_figure(spec.space.name, searched, listed, folder)
+        paths = sweep_figure(spec.space.name, searched, listed, folder)
+        if spec.pareto:
+            from orchestration.report.pareto import pareto_figure
+
+            paths += pareto_figure(trials, folder)
+        return paths
     if spec.kind == "list":
         from orchestration.report.grid_figure import grid_figure
 

@@ -15,11 +15,25 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestration.report.crafting import CraftBars, CraftLines, CraftView
-from orchestration.report.notation import MISSING, accuracy, baseline_name, duration, header, origin, value
+from orchestration.report.notation import (
+    MISSING,
+    accuracy,
+    baseline_name,
+    duration,
+    header,
+    number_of,
+    origin,
+    promotion,
+    settings_number,
+    state,
+    value,
+    with_spread,
+)
 from orchestration.report.progress import Change, Progress
 from orchestration.report.render.terminal import STATUS_STYLES, terminal
 from orchestration.report.summary import best
 from orchestration.report.table import Cell, Column, Mark, Part, Row, Table
+from orchestration.study.confirmations import winner
 from orchestration.study.trial import Trial
 from orchestration.terminal import Terminal, one_line
 
@@ -127,16 +141,19 @@ class _PlainLines:
         return True
 
     def _line(self, row: Trial, text: str) -> None:
-        self.note(f"[{self._progress.ended}/{self._progress.total}] trial {row.number} {text}")
+        self.note(f"[{self._progress.ended}/{self._progress.total}] trial {number_of(row)} {text}")
 
     def _status(self, row: Trial) -> str:
         if row.status == "queued":
-            return "queued again"
+            return "queued again" if state(row) == "queued" else state(row)
         if row.status == "running":
             return f"running {self._settings(row)} ({row.source})"
         if row.status == "failed":
             return f"failed after {duration(row.seconds)}: {_reason(row)}"
-        at = f" at epoch {row.epoch}/{row.epochs}" if row.status == "stopped" else ""
+        if row.status == "paused":
+            return f"{state(row)}/{row.epochs} best val {accuracy(row.best_val_accuracy)} in {duration(row.seconds)}"
+        rung = "rung " * row.at_rung
+        at = f" at {rung or 'epoch '}{row.epoch}/{row.epochs}" if row.status == "stopped" else ""
         measured = f"best val {accuracy(row.best_val_accuracy)} test {accuracy(row.final_test_accuracy)}"
         left = self._progress.left()
         ending = f", sweep left {duration(left)}" if left else ""
@@ -188,7 +205,7 @@ class _Terminal:
     def show(self, changes: Sequence[Change]) -> None:
         for old, row in changes:
             if row.status == "failed" and (old is None or old.status != "failed"):
-                self._console.print(Text(f"trial {row.number} failed: {_reason(row)}", style="red"))
+                self._console.print(Text(f"trial {number_of(row)} failed: {_reason(row)}", style="red"))
 
     def _frame(self) -> Group:
         bars = self._bars.lines()
@@ -206,8 +223,11 @@ class _Terminal:
     def _footer(self) -> str:
         left = self._progress.left()
         parts = ["time left not known yet" if left is None else f"{duration(left)} left"]
-        leader = best(self._progress.rows)
-        if leader is not None:
+        rows = self._progress.rows
+        leader, over = best(rows), winner(rows)
+        if over is not None:
+            parts.append(f"best val {with_spread(over.val)} (trial {over.trial.number}, {over.val.n} seeds)")
+        elif leader is not None:
             parts.append(f"best val {accuracy(leader.best_val_accuracy)} (trial {leader.number})")
         return " · ".join([self._progress.ended_of_total(), *parts, self._progress.counts()])
 
@@ -238,13 +258,14 @@ class _Terminal:
 
     def _cells(self, row: Trial, leads: bool, without: set[str]) -> tuple[Cell | str, ...]:
         age = self._progress.age(row)
+        went_on = promotion(row)
         running, mark = row.status == "running", Mark.BEST if leads else None
         settings = {key: value(key, row.params.get(key)) for key in self._columns}
         epoch = f"{row.epoch:>{len(str(row.epochs))}}/{row.epochs}" if row.epochs else MISSING
         cells: dict[str, Cell | str] = {
-            "#": Cell(f"★ {row.number}" if leads else str(row.number), mark),
+            "#": Cell(f"★ {row.number}" if leads else str(settings_number(row)), mark),
             "source": origin(row),
-            "status": Cell(row.status, state=row.status),
+            "status": Cell(state(row), tail=(Part(f" {went_on}"),) if went_on else (), state=row.status),
             **({} if "settings" in without else settings),
             "epoch": Cell(epoch, tail=() if "bar" in without else _bar(row)),
             "val": accuracy(row.val_accuracy),
@@ -256,7 +277,9 @@ class _Terminal:
 
 
 def visible(progress: Progress, room: int) -> list[Trial]:
-    """Return the rows to show if not all fit: running ones, the best, the newest that ended, then the next queued ones.
+    """Return the rows to show if not all fit.
+
+    They are those that run, the best one, the newest that ended, the next queued ones, and those that pause.
 
     Args:
         room: the number of rows that fit.
@@ -266,7 +289,7 @@ def visible(progress: Progress, room: int) -> list[Trial]:
     order = [number for number, row in rows.items() if row.status == "running"]
     order += [leader.number] if leader else []
     order += progress.newest_ended()
-    order += [number for number, row in rows.items() if row.status == "queued"]
+    order += [number for status in ("queued", "paused") for number, row in rows.items() if row.status == status]
     return [rows[number] for number in sorted(list(dict.fromkeys(order))[:room])]
 
 

@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from orchestration.report.costs import OTHERS
 from orchestration.report.notation import baseline_name, tested, validated
 from orchestration.study.trial import FINISHED, Trial
 
@@ -36,8 +37,8 @@ Accuracy = Callable[[Trial], float | None]
 
 
 def finished(rows: Sequence[Trial]) -> list[Trial]:
-    """Return the trials of the space that ended with an accuracy, without baselines."""
-    ended = [row for row in rows if row.status in FINISHED and row.source != "baseline"]
+    """Return the trials of the space that ended with an accuracy, without baselines and confirmations."""
+    ended = [row for row in rows if row.status in FINISHED and row.source not in OTHERS]
     return [row for row in ended if tested(row) is not None or validated(row) is not None]
 
 
@@ -63,17 +64,29 @@ def draw_trials(axes: Axes, rows: Sequence[Trial], position: Position) -> None:
 
 
 def draw_marks(axes: Axes, rows: Sequence[Trial], x: Position, y: Accuracy, what: str = "") -> None:
-    """Draw one large mark per trial: circles for the paper's settings, stars for proposals, hollow if stopped early."""
+    """Draw one large mark per trial: circles for the paper's settings, stars for proposals, hollow if stopped early.
+
+    Those that were stopped at a rung are fainter.
+    """
     for from_paper, colour, marker, size, name in (
         (True, PAPER, "o", 48, "paper's settings"),
         (False, OPTUNA, "*", 120, "Optuna's proposals"),
     ):
         group = [row for row in rows if (row.source == "paper") == from_paper]
-        for status, face, label in (("done", colour, name + what), ("stopped", "white", "stopped early")):
-            xs, ys = _points([row for row in group if row.status == status], x, y)
+        for status, at_rung, face, label in (
+            ("done", False, colour, name + what),
+            ("stopped", False, "white", "stopped early"),
+            ("stopped", True, "white", "stopped at a rung"),
+        ):
+            xs, ys = _points([row for row in group if (row.status, row.at_rung) == (status, at_rung)], x, y)
             if xs:
                 style: dict[str, Any] = {"facecolors": face, "edgecolors": colour, "linewidths": 1.2, "label": label}
-                axes.scatter(xs, ys, marker=marker, s=size, zorder=5, **style)
+                axes.scatter(xs, ys, marker=marker, s=size, zorder=4 if at_rung else 5, **style | _faint(at_rung))
+
+
+def _faint(at_rung: bool) -> dict[str, Any]:
+    """Return the style of marks of trials that were stopped at a rung, which were trained less than the others."""
+    return {"alpha": 0.45, "linewidths": 0.9} if at_rung else {}
 
 
 def _points(rows: Sequence[Trial], x: Position, y: Accuracy) -> tuple[list[float], list[float]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from erat.config import RunConfig
 from erat.variants import defense_name, expand
+from orchestration.study.confirmations import Spread
 from orchestration.study.trial import Trial
 
 MISSING = "-"
@@ -94,8 +95,41 @@ def named(key: str, row: Trial) -> bool:
 
 
 def origin(row: Trial) -> str:
-    """Return the source of a trial's settings in a word or two; for a baseline, its name."""
+    """Return the source of a trial in a word or two: for a baseline its name, for a confirmation its seed."""
+    if row.confirms is not None:
+        return f"seed {row.config.get('train.seed', MISSING)}"
     return baseline_name(row) if row.source == "baseline" else row.source
+
+
+def settings_number(row: Trial) -> int:
+    """Return the number of the trial that has these settings: of a confirmation, that of the trial that it repeats."""
+    return row.number if row.confirms is None else row.confirms
+
+
+def number_of(row: Trial) -> str:
+    """Return the number of a trial, such as "7", or "7, seed 2" if it repeats trial 7 with the seed 2."""
+    return str(row.number) if row.confirms is None else f"{row.confirms}, {origin(row)}"
+
+
+def state(row: Trial) -> str:
+    """Return the status of a trial with its rung, if it has to do with one: "paused at 30", "promoted at 30", ...
+
+    A trial that is promoted and waits for a slot is "promoted at 30"; once it runs, it has `promotion` beside it.
+    """
+    if row.at_rung:
+        return f"{row.status} at {row.epoch}"
+    waits = row.status == "queued" and row.promoted and row.epoch == row.promoted
+    return f"promoted at {row.promoted}" if waits else row.status
+
+
+def promotion(row: Trial) -> str:
+    """Return the mark of a trial that went on from a rung, such as "↑30"; nothing while it waits there for a slot."""
+    return f"↑{row.promoted}" if row.promoted and not state(row).startswith("promoted") else ""
+
+
+def with_spread(spread: Spread) -> str:
+    """Return an accuracy over seeds, such as "0.951 ± 0.004", or a dash if none was measured."""
+    return accuracy(spread.mean) + (f" ± {accuracy(spread.spread)}" if spread.spread is not None else "")
 
 
 def percent(share: float | None) -> float | None:

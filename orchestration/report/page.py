@@ -14,10 +14,10 @@ from markupsafe import Markup
 from orchestration.report import svg, trend_svg
 from orchestration.report.detail import Pool
 from orchestration.report.errata import FIGURE_5, Footnotes
-from orchestration.report.notation import MISSING, baseline_name, duration, percent
+from orchestration.report.notation import MISSING, baseline_name, duration, number_of, percent
 from orchestration.report.render.html import asset, page
 from orchestration.report.sections import Group, TableView, groups_of, missing_rows, place_of, reason
-from orchestration.report.summary import best_sentence, summary
+from orchestration.report.summary import best_sentence, confirmed_table, summary
 from orchestration.report.table import Cell, Column, Table
 from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of
 from orchestration.study.trial import FINISHED, Trial
@@ -36,6 +36,7 @@ class Subject:
         facts: (name, words) of what was run, in order.
         columns: the dotted keys that distinguish the runs.
         searched: whether Optuna searched; otherwise the runs are those of a table.
+        pareto: whether the search has two objectives.
         figures: (caption, SVG) of a search.
         curves: test accuracies over epochs, of the finished runs.
         selection: run -> its `selection.json`, of the runs that Fig. 2 compares.
@@ -55,6 +56,7 @@ class Subject:
     figures: list[tuple[str, str]] = field(default_factory=list)
     curves: Epochs = field(default_factory=dict)
     selection: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pareto: bool = False
 
 
 def html_page(subject: Subject) -> str:
@@ -79,7 +81,8 @@ def html_page(subject: Subject) -> str:
         several_seeds=any(cell.last.planned > 1 for cell in cells),
         has_paper=any(view.table.has_paper for view in views),
         has_best=any(cell.best.mean is not None for cell in cells),
-        search=summary(subject.rows, subject.columns) if subject.searched else None,
+        search=summary(subject.rows, subject.columns, subject.pareto) if subject.searched else None,
+        over_seeds=confirmed_table(subject.rows, subject.columns) if subject.searched else None,
         lead=best_sentence(subject.rows, subject.columns) if subject.searched else "",
         figures=[(words, Markup(drawn)) for words, drawn in subject.figures],
         bar=Markup(svg.colour_bar()),
@@ -97,7 +100,7 @@ def _runs(rows: Sequence[Trial]) -> Table:
     words = ("run", "data", "labels", "defense", "images", "seed", "last", "best by val.", "state", "time")
     lines = (
         (
-            Cell(row.number, runs=(row.cell,)),
+            Cell(number_of(row), runs=(row.cell,)),
             *place_of(row),
             row.config.get("train.seed", MISSING),
             *(_percent(share) for share in (row.final_test_accuracy, row.best_val_test_accuracy)),

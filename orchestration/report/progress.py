@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestration.study.spaces import KEPT
 from orchestration.study.trial import FINISHED, Trial
 
 RATE_SECONDS = 0.5
@@ -87,7 +88,7 @@ class Progress:
         return [seen.row.number for seen in sorted(ended, key=lambda seen: (seen.at, seen.row.number), reverse=True)]
 
     def trial_left(self, row: Trial) -> float | None:
-        """Return the seconds until a running trial ends, or None if nothing has been measured."""
+        """Return the seconds until a running trial ends or pauses at a rung, or None if nothing has been measured."""
         return _trial_left(row, self.age(row), self._rate(row.source == "baseline"))
 
     def _rate(self, baseline: bool) -> float | None:
@@ -115,7 +116,7 @@ class Progress:
 
     def counts(self) -> str:
         """Return the number of trials in each state, such as "2 done, 1 failed, 1 running"."""
-        counted = [(self.count(status), status) for status in ("done", "stopped", "failed", "running")]
+        counted = [(self.count(status), status) for status in ("done", "stopped", "failed", "running", "paused")]
         return ", ".join(f"{number} {status}" for number, status in counted if number) or "none started"
 
 
@@ -132,12 +133,12 @@ def seconds_per_epoch(rows: Sequence[Trial], baseline: bool = False) -> float | 
 
 
 def _trial_left(row: Trial, age: float, rate: float | None) -> float | None:
-    """Return the seconds until a running trial ends, `age` seconds after its row last changed."""
+    """Return the seconds until a running trial ends or pauses at a rung, `age` seconds after its row last changed."""
     if row.seconds_left is not None:
         return max(0.0, row.seconds_left - age)
     if rate is None or not row.epochs:
         return None
-    return max(0.0, (row.epochs - row.epoch) * rate - age)
+    return max(0.0, (row.until - row.epoch) * rate - age)
 
 
 def sweep_left(rows: Sequence[Trial], ages: Mapping[int, float], total: int, slots: int) -> float | None:
@@ -157,10 +158,17 @@ def sweep_left(rows: Sequence[Trial], ages: Mapping[int, float], total: int, slo
             if left is None:
                 return None
             ends.append(left)
-    waiting = [row for row in rows if row.status == "queued"]
-    lengths = [(row.epochs or _usual_epochs(rows), row.source == "baseline") for row in waiting]
+    lengths = []
+    for row in rows:
+        if row.status == "queued":
+            lengths.append((_expected(row, row.epoch) if row.epochs else _usual_epochs(rows), row.source == "baseline"))
+        elif row.status in ("running", "paused") and row.rungs:  # what follows its next rung, if it is promoted there
+            at = row.epoch if row.status == "paused" else row.until
+            lengths.append((_expected(row, at, decided=False), False))
     all_planned = all(row.source == "baseline" for row in rows)  # a list of runs without a search
-    lengths += [(_usual_epochs(rows), all_planned)] * (total - len(rows))
+    proposal = next((row for row in rows if row.rungs), None)
+    usual = _usual_epochs(rows) if proposal is None else _expected(proposal, 0)
+    lengths += [(usual, all_planned)] * (total - len(rows))
     ends += [0.0] * (slots - len(ends))
     heapq.heapify(ends)
     for epochs, kind in lengths:
@@ -169,6 +177,21 @@ def sweep_left(rows: Sequence[Trial], ages: Mapping[int, float], total: int, slo
             return None
         heapq.heapreplace(ends, ends[0] + epochs * rate)  # the next trial takes the slot that is free first
     return max(ends, default=0.0)
+
+
+def _expected(row: Trial, epoch: int, *, decided: bool = True) -> float:
+    """Return the mean number of epochs that a trial trains after an epoch, if it is promoted as often as others.
+
+    Args:
+        row: the trial.
+        epoch: the epoch.
+        decided: whether it goes on from this epoch for certain; otherwise the epoch is a rung that is to be decided.
+    """
+    left, share = 0.0, 1.0 if decided else KEPT
+    for stop in [*(rung for rung in row.rungs if rung > epoch), row.epochs]:
+        left += share * (stop - epoch)
+        epoch, share = stop, share * KEPT
+    return max(left, 0.0)
 
 
 def _usual_epochs(rows: Sequence[Trial]) -> float:

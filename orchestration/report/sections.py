@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from orchestration.report.errata import RECONSTRUCTION, Footnotes
 from orchestration.report.grid import Score, column_name
 from orchestration.report.matrix import MatrixTable, corruption_name, drawn, figure, matrix_tables, summary_sentences
-from orchestration.report.notation import MISSING, baseline_name, header, value
+from orchestration.report.notation import MISSING, baseline_name, header, state, value
 from orchestration.report.table import Cell, Table
 from orchestration.study.trial import FINISHED, Trial
 
@@ -58,8 +58,10 @@ def reason(row: Trial) -> str:
     if row.status == "running":
         return f"running {row.epoch}/{row.epochs}"
     if row.status == "queued":
+        if row.promoted and row.epoch == row.promoted:
+            return state(row)
         return f"interrupted {row.epoch}/{row.epochs}" if row.epoch else "not begun"
-    return row.status
+    return state(row)
 
 
 def groups_of(rows: Sequence[Trial], notes: Footnotes) -> list[Group]:
@@ -189,9 +191,10 @@ def _winners(rows: Sequence[Trial]) -> list[str]:
 
 def missing_rows(rows: Sequence[Trial]) -> list[tuple[str, list[Trial]]]:
     """Return the runs without a result by state; failed ones come first."""
-    states: dict[str, list[Trial]] = {name: [] for name in ("failed", "running", "interrupted", "not begun")}
+    names = ("failed", "running", "paused", "promoted", "interrupted", "not begun")
+    states: dict[str, list[Trial]] = {name: [] for name in names}
     for row in rows:
         if row.status not in FINISHED:
             words = reason(row)
             states[words if words in states else words.split(" ")[0]].append(row)
-    return [(state, members) for state, members in states.items() if members]
+    return [(name, members) for name, members in states.items() if members]

@@ -19,30 +19,48 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from orchestration.report import marks, svg
 from orchestration.report.figures import sweep_figure
 from orchestration.report.notation import header, validated, value
+from orchestration.report.search_svg import pareto_front, rung_curves
+from orchestration.report.summary import listed
 from orchestration.study.trial import Trial
 
+MOST_PALE = 500  # lines of trials that were stopped at a rung
+_AT_RUNGS = "; a dashed one was stopped at a rung, and has the accuracy that it had there"
 ENOUGH = 6  # number of trials from which the figures say more than the table
 Ranges = Mapping[str, BaseDistribution]
 
 
-def search_figures(name: str, rows: Sequence[Trial], ranges: Ranges) -> list[tuple[str, str]]:
-    """Return (caption, SVG) of every figure for which there are enough finished trials."""
-    found = []
+def search_figures(name: str, rows: Sequence[Trial], ranges: Ranges, pareto: bool = False) -> list[tuple[str, str]]:
+    """Return (caption, SVG) of every figure for which there are enough finished trials.
+
+    Args:
+        name: name of the space.
+        rows: the trials.
+        ranges: dotted key -> Optuna's distribution.
+        pareto: whether the search has two objectives.
+    """
+    found = [drawn for drawn in (pareto_front(rows) if pareto else None, rung_curves(rows)) if drawn is not None]
     searched, baselines = ([row for row in rows if (row.source == "baseline") is kind] for kind in (False, True))
     with TemporaryDirectory() as folder:
         for path in sweep_figure(name, searched, baselines, Path(folder)):
             if path.suffix == ".svg":
                 found.append(("Accuracy over the searched settings", inlined(path.read_text(), "sweep")))
-    trials = [row for row in searched if row.status == "done" and validated(row) is not None]
+    ended = [row for row in marks.finished(searched) if validated(row) is not None]
+    trials = [row for row in ended if row.status == "done"]
+    at_rungs = sorted((row for row in ended if row.at_rung), key=lambda row: -(row.best_val_accuracy or 0.0))
+    at_rungs = at_rungs[:MOST_PALE]
+    if len(trials) + len(at_rungs) < ENOUGH or not any(_settings([*trials, *at_rungs], key) for key in ranges):
+        return found
+    place = len(found)
+    words = "Each line is a trial, through its settings to its validation accuracy"
+    found.append((words + (_AT_RUNGS if at_rungs else ""), _parallel([*trials, *at_rungs], ranges)))
     ranges = {key: range_ for key, range_ in ranges.items() if _settings(trials, key)}
     if len(trials) < ENOUGH or not ranges:
         return found
-    found.append(("Each line is a trial, through its settings to its validation accuracy", _parallel(trials, ranges)))
     shares = importances(trials, ranges)
     if shares:
         which = "each setting" if len(shares) == len(ranges) else "the settings that every trial has"
         words = f"Importance of {which} for validation accuracy (fANOVA, Optuna)"
-        found.insert(1, (words, svg.importance({header(key): share for key, share in shares.items()})))
+        found.insert(place, (words, svg.importance({header(key): share for key, share in shares.items()})))
     numbers = [key for key in shares if not isinstance(ranges[key], CategoricalDistribution)]
     if len(numbers) > 1:
         first, second = numbers[:2]
@@ -103,6 +121,7 @@ def importances(trials: Sequence[Trial], ranges: Ranges) -> dict[str, float]:
 
 
 def _parallel(trials: Sequence[Trial], ranges: Ranges) -> str:
+    ranges = {key: range_ for key, range_ in ranges.items() if _settings(trials, key)}
     axes: dict[str, list[float | None]] = {}
     labels: dict[str, list[tuple[float, str]]] = {}
     for key, range_ in ranges.items():
@@ -114,7 +133,9 @@ def _parallel(trials: Sequence[Trial], ranges: Ranges) -> str:
     places = [max(height - low, 0.0) / ((high - low) or 1.0) for height in heights]
     axes["validation"] = list(places)
     labels["validation"] = [(0.0, f"{'≤ ' if below else ''}{low:.1f} %"), (1.0, f"{high:.1f} %")]
-    return svg.parallel(axes, labels, places)
+    faint = [row.at_rung for row in trials]
+    rungs = listed(sorted({row.epoch for row in trials if row.at_rung}))
+    return svg.parallel(axes, labels, places, faint, f"stopped at rung {rungs}" if rungs else "")
 
 
 def _axis(

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from orchestration.report.notation import MISSING, accuracy, duration, finite, header, origin, value
-from orchestration.report.table import Cell, Column, Row, Table
+from orchestration.report.costs import OTHERS, cost, front
+from orchestration.report.notation import (
+    MISSING,
+    accuracy,
+    duration,
+    finite,
+    header,
+    number_of,
+    origin,
+    promotion,
+    settings_number,
+    state,
+    value,
+    with_spread,
+)
+from orchestration.report.table import Cell, Column, Part, Row, Table
+from orchestration.study.confirmations import FIGURES, Confirmed, confirmed, winner
 from orchestration.study.trial import Trial
 
 _CHOICE = "★ chosen by validation accuracy (best epoch); test accuracy is for the record and chooses nothing."
+_CONFIRMED = (
+    "★ chosen by the mean of validation accuracy (best epoch) over seeds; test accuracy is for the record and chooses "
+    "nothing."
+)
+_OVER_SEEDS = (
+    "Mean ± standard deviation (n - 1) over the seeds of validation accuracy in the best epoch, which chooses, and of "
+    "clean test accuracy in the last epoch, which does not."
+)
 _LEFT = ("source", "status")
 _RECORDED = (
     "best_val_accuracy",
@@ -26,16 +49,21 @@ _RECORDED = (
 
 
 def best(rows: Sequence[Trial]) -> Trial | None:
-    """Return the best setting: the largest `best_val_accuracy`; of equal ones the lowest number.
+    """Return the best setting: the one with the best mean over seeds, or else the largest `best_val_accuracy`.
 
-    A trial that a scheduler stopped is eligible only if no trial is done. A baseline is never eligible, because it is
-    not a setting of the space. Test accuracy plays no part.
+    The former decides as soon as any trial has been confirmed with further seeds; see `confirmations.winner`. Of equal
+    ones, it is the lowest number. A trial that a pruner stopped is eligible only if no trial is done, and one that was
+    stopped at a rung not even then while others go on, because it lost against them. A baseline is never eligible,
+    because it is not a setting of the space. Test accuracy plays no part.
     """
-    for status in ("done", "stopped"):
-        eligible = [row for row in rows if row.status == status and row.source != "baseline" and _rank(row)[0] == 0]
-        if eligible:
-            return min(eligible, key=_rank)
-    return None
+    if (chosen := winner(rows)) is not None:
+        return chosen.trial
+    searched = [row for row in rows if row.source not in OTHERS and _rank(row)[0] == 0]
+    eligible = [row for row in searched if row.status == "done"]
+    if not eligible:
+        lost = not all(row.ended for row in searched)
+        eligible = [row for row in searched if row.status == "stopped" and not (lost and row.at_rung)]
+    return min(eligible, key=_rank, default=None)
 
 
 def _rank(row: Trial) -> tuple[int, float, int]:
@@ -45,75 +73,194 @@ def _rank(row: Trial) -> tuple[int, float, int]:
 
 
 def ranked(rows: Sequence[Trial]) -> list[Trial]:
-    """Sort trials by validation accuracy, best first; those without one come last."""
-    return sorted(rows, key=_rank)
+    """Sort trials by validation accuracy, best first; those without one come last.
+
+    Candidates that are confirmed come before all others, each followed by its repetitions with further seeds.
+    """
+    first = [row for each in confirmed(rows) for row in (each.trial, *each.repetitions)]
+    known = {row.number for row in first}
+    return [*first, *sorted((row for row in rows if row.number not in known), key=_rank)]
 
 
-def caption(rows: Sequence[Trial]) -> str:
-    """Say how the choice was made and, if the configurations tell, which the validation images were."""
+def caption(rows: Sequence[Trial], pareto: bool = False) -> str:
+    """Say how the choice was made and, if the configurations tell, which the validation images were.
+
+    Args:
+        rows: the trials.
+        pareto: whether the search has two objectives.
+    """
+    words = [_CHOICE if winner(rows) is None else _CONFIRMED]
     said = {(row.config["val.trusted"], row.config.get("val.objective")) for row in rows if "val.trusted" in row.config}
-    if len(said) != 1:
-        return _CHOICE
-    trusted, objective = said.pop()
-    kind = "clean, a small checked set" if trusted else "corrupted like the training images"
-    attacked = ", judged on perturbed images" if objective == "perturbed" else ""
-    return f"{_CHOICE} Validation: {kind}{attacked} (val.trusted={str(bool(trusted)).lower()})."
+    if len(said) == 1:
+        trusted, objective = said.pop()
+        kind = "clean, a small checked set" if trusted else "corrupted like the training images"
+        attacked = ", judged on perturbed images" if objective == "perturbed" else ""
+        words.append(f"Validation: {kind}{attacked} (val.trusted={str(bool(trusted)).lower()}).")
+    if rungs := rungs_of(rows):
+        words.append(
+            f"Rungs after {'epochs' if len(rungs) > 1 else 'epoch'} {listed(rungs)}: there the best third of each "
+            "block is promoted (↑ and the epoch), and the others are stopped."
+        )
+    if pareto:
+        words.append("◆ on the Pareto front of validation accuracy and seconds of an epoch.")
+    return " ".join(words)
 
 
-def summary(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
+def rungs_of(rows: Sequence[Trial]) -> list[int]:
+    """Return the rungs of a search, ascending; none if its pruner has none."""
+    return sorted({rung for row in rows for rung in row.rungs})
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Return numbers as words, such as "11 and 33"."""
+    return " and ".join(map(str, numbers))
+
+
+def summary(rows: Sequence[Trial], columns: Sequence[str], pareto: bool = False) -> Table:
     """Return all trials, best validation accuracy first.
 
     Args:
         rows: the trials, in any order.
         columns: the searched dotted keys.
+        pareto: whether the search has two objectives, so that the seconds of an epoch and the Pareto front are shown.
     """
-    chosen = best(rows)
+    chosen, members = best(rows), {row.number for row in front(rows)} if pareto else set()
     accuracies = ("val (best)", "test (last)", "test (best val)")
     names = ("#", "source", *map(header, columns), *accuracies, "epochs", "status", "time")
+    names += ("s per epoch",) * pareto
+    lines = []
+    for row in ranked(rows):
+        values = _line(row, columns, row is chosen, row.number in members)
+        lines.append(Row(values + (seconds_of(row),) * pareto, row is chosen))
     return Table.of(
         (Column(name, "left" if name in _LEFT else "right") for name in names),
-        (_line(row, columns, row is chosen) for row in ranked(rows)),
-        caption=caption(rows),
+        lines,
+        caption=caption(rows, pareto),
         dense=True,
     )
 
 
-def _line(row: Trial, columns: Sequence[str], chosen: bool) -> Row:
-    number = f"★ {row.number}" if chosen else str(row.number)
-    values = (
-        Cell(number, runs=() if row.status == "queued" else (row.cell,)),
+def _line(row: Trial, columns: Sequence[str], chosen: bool, on_front: bool) -> tuple[Cell | str, ...]:
+    marked = "★" * chosen + "◆" * on_front
+    went_on = promotion(row)
+    return (
+        Cell(
+            f"{marked} {settings_number(row)}".strip(),
+            runs=() if row.status == "queued" and not row.epoch else (row.cell,),
+        ),
         origin(row),
         *(value(key, row.params.get(key)) for key in columns),
         accuracy(row.best_val_accuracy),
         accuracy(row.final_test_accuracy),
         accuracy(row.best_val_test_accuracy),
         f"{row.epoch}/{row.epochs}" if row.epochs else MISSING,
-        Cell(row.status, state=row.status),
+        Cell(state(row), tail=(Part(f" {went_on}"),) if went_on else (), state=row.status),
         duration(row.seconds or None),
     )
-    return Row(values, chosen)
+
+
+def seconds_of(row: Trial) -> str:
+    """Return the seconds of an epoch of a trial with three digits, or a dash."""
+    seconds = cost(row)
+    return MISSING if seconds is None else f"{seconds:.3g}"
+
+
+def confirmed_table(rows: Sequence[Trial], columns: Sequence[str]) -> Table | None:
+    """Return the candidates over their seeds, the best mean of validation accuracy first; None if there are none.
+
+    Args:
+        rows: the trials, in any order.
+        columns: the searched dotted keys.
+    """
+    candidates, first = confirmed(rows), winner(rows)
+    if not candidates:
+        return None
+    names = ("#", *map(header, columns), "val (mean)", "test (mean)", "seeds")
+    lines = []
+    for each in candidates:
+        chosen = first is not None and each.trial is first.trial
+        lines.append(
+            Row(
+                (
+                    Cell(
+                        f"★ {each.trial.number}" if chosen else str(each.trial.number),
+                        runs=tuple(run.cell for run in (each.trial, *each.repetitions)),
+                    ),
+                    *(value(key, each.trial.params.get(key)) for key in columns),
+                    with_spread(each.val),
+                    with_spread(each.test),
+                    str(each.val.n),
+                ),
+                chosen,
+            )
+        )
+    return Table.of(
+        (Column(name) for name in names),
+        lines,
+        title="The best trials, each trained with further seeds",
+        caption=" ".join([_OVER_SEEDS, *_left_out(candidates)]),
+        dense=True,
+    )
+
+
+def _left_out(candidates: Sequence[Confirmed]) -> list[str]:
+    """Say which repetitions no mean includes: those that failed, and those that have not ended."""
+    words = []
+    failed = [number_of(run) for each in candidates for run in each.failed]
+    open_ = [each.trial.number for each in candidates if not each.complete]
+    if failed:
+        words.append(f"Left out because they failed: trial {'; trial '.join(failed)}.")
+    if open_:
+        words.append(f"Not all seeds have ended: trial {listed(open_)}.")
+    return words
 
 
 def best_sentence(rows: Sequence[Trial], columns: Sequence[str]) -> str:
     """Say which setting is best, and what it reached."""
-    row = best(rows)
+    row, over = best(rows), winner(rows)
     if row is None:
-        return "No trial has ended yet."
+        return f"No trial has come to its {'last epoch' if rungs_of(rows) else 'end'} yet."
     settings = ", ".join(f"{header(key)} = {value(key, row.params.get(key))}" for key in columns)
+    if over is not None:
+        return (
+            f"Best by validation over {over.val.n} seeds: trial {row.number} with {settings}: {with_spread(over.val)} "
+            f"in validation, {with_spread(over.test)} on clean test images after the last epoch (mean ± standard "
+            "deviation)."
+        )
     return (
         f"Best by validation: trial {row.number} with {settings}: {accuracy(row.best_val_accuracy)} in validation, "
         f"{accuracy(row.final_test_accuracy)} on clean test images after the last epoch."
     )
 
 
-def records(rows: Sequence[Trial], columns: Sequence[str]) -> Table:
-    """Return everything about each trial, unrounded, under dotted keys; values that were not measured are empty."""
+def records(rows: Sequence[Trial], columns: Sequence[str], pareto: bool = False) -> Table:
+    """Return everything about each trial, unrounded, under dotted keys; values that were not measured are empty.
+
+    A search with rungs, with confirmations or with two objectives has further columns for these.
+
+    Args:
+        rows: the trials, in any order.
+        columns: the searched dotted keys.
+        pareto: whether the search has two objectives.
+    """
+    over = {each.trial.number: each.figures() for each in confirmed(rows)}
+    members = {row.number for row in front(rows)} if pareto else set()
+    more: dict[str, Callable[[Trial], object]] = {}
+    if rungs_of(rows):
+        more["promoted"] = lambda row: row.promoted or None
+    if over:
+        more["confirms"] = lambda row: row.confirms
+        more["seed"] = lambda row: row.config.get("train.seed")
+        more |= {name: lambda row, name=name: over.get(row.number, {}).get(name) for name in FIGURES}  # type: ignore[misc]
+    if pareto:
+        more |= {"seconds_per_epoch": cost, "pareto": lambda row: row.number in members}
     lines = []
     for row in ranked(rows):
         settings = [row.params.get(key) for key in columns]
         measured = [getattr(row, name) for name in _RECORDED]
-        lines.append([row.number, row.cell, row.source, row.status, *settings, *measured])
-    return Table.of(["number", "cell", "source", "status", *columns, *_RECORDED], lines)
+        extra = [of(row) for of in more.values()]
+        lines.append([row.number, row.cell, row.source, row.status, *settings, *measured, *extra])
+    return Table.of(["number", "cell", "source", "status", *columns, *_RECORDED, *more], lines)
 
 
 def paste_command(row: Trial, preset: str, overrides: Mapping[str, Any]) -> str:

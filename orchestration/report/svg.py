@@ -148,6 +148,8 @@ def parallel(
     axes: Mapping[str, Sequence[float | None]],
     labels: Mapping[str, Sequence[tuple[float, str]]],
     heights: Sequence[float],
+    faint: Sequence[bool] = (),
+    legend: str = "",
 ) -> str:
     """Draw parallel coordinates: a line per trial through its settings to its accuracy, which sets its colour.
 
@@ -156,19 +158,29 @@ def parallel(
             passes by.
         labels: name -> (position, text) at its axis.
         heights: accuracy of each trial as a position from 0 to 1.
+        faint: whether to draw each trial as a faint dashed line, below the others. Empty: none.
+        legend: what these lines are; empty: there is no legend.
     """
-    names = list(axes)
+    names, pale = list(axes), list(faint) or [False] * len(heights)
     gap, top, plot_h = 130.0, 34.0, 220.0
     width = gap * (len(names) - 1) + 130
     parts = [
-        open_(width, top + plot_h + 28, "Parallel coordinates", f"{len(heights)} trials through {', '.join(names)}")
+        open_(
+            width,
+            top + plot_h + (50 if legend else 28),
+            "Parallel coordinates",
+            f"{len(heights)} trials through {', '.join(names)}",
+        )
     ]
-    for trial in sorted(range(len(heights)), key=lambda index: heights[index]):  # the best on top
+    for trial in sorted(range(len(heights)), key=lambda index: (not pale[index], heights[index])):  # the best on top
         points = " ".join(
             f"{65 + gap * i:.1f},{top + plot_h * (1 - place):.1f}"
             for i, name in enumerate(names)
             if (place := axes[name][trial]) is not None
         )
+        if pale[trial]:
+            parts.append(f'<polyline points="{points}" class="pale"/>')
+            continue
         stroke = f"color-mix(in srgb, var(--c0) {10 + 90 * heights[trial]:.0f}%, var(--rule))"
         parts.append(
             f'<polyline points="{points}" fill="none" style="stroke:{stroke};stroke-width:{1 + heights[trial]:.1f}"/>'
@@ -182,4 +194,10 @@ def parallel(
                 parts.append(text(x, 27 if place else top + plot_h + 17, words, "tick", "middle"))
             else:
                 parts.append(text(x + 5, top + plot_h * (1 - place) + 4, words, "tick"))
+    if legend:
+        y = top + plot_h + 38
+        entries = [("curve done", "to the last epoch")] * (not all(pale)) + [("pale", legend)]
+        for x, (kind, words) in zip((65.0, 215.0), entries, strict=False):
+            parts.append(f'<line x1="{x:g}" x2="{x + 24:g}" y1="{y:g}" y2="{y:g}" class="{kind}"/>')
+            parts.append(text(x + 30, y + 4, words, "tick"))
     return "".join([*parts, "</svg>"])

@@ -13,12 +13,14 @@ from typing import Any
 
 from erat.config import RunConfig
 from erat.result import RunResult, summarise
+from orchestration.report.notation import number_of
 from orchestration.report.summary import best
 from orchestration.run.directory import ENDS, METRICS, RESULT_FILE, RunDirectory, left_over, stop_request
 from orchestration.run.heartbeat import is_running
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler
 from orchestration.storage.workspace import Workspace
+from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.ledger import Ledger, StudyRecord
 from orchestration.study.registries import PRUNERS
 from orchestration.study.spaces import Confirmation
@@ -167,7 +169,7 @@ class StudyDriver:
         result = self._result(trial)
         if isinstance(result, Retry):
             with_fewer = ", with fewer beside it" if result.fewer else ""
-            warnings.warn(f"trial {number}: {result.reason}; it goes on{with_fewer}", stacklevel=2)
+            warnings.warn(f"trial {number_of(trial)}: {result.reason}; it goes on{with_fewer}", stacklevel=2)
             self._queue_again(trial)
             return result
         if number not in self._runs:
@@ -184,14 +186,20 @@ class StudyDriver:
         return result
 
     def _record_end(
-        self, run_id: str, result: RunResult, run: RunDirectory, then: Callable[[], None] | None = None
+        self,
+        run_id: str,
+        result: RunResult,
+        run: RunDirectory,
+        then: Callable[[], None] | None = None,
+        *,
+        at_rung: bool = False,
     ) -> None:
         """Pass the result of a run to the tracker and then to the ledger, and call `then` when it is on the disk.
 
         The ledger comes last: if the driver dies before, the next one finds the run's result again and completes what
         the tracker lacks.
         """
-        track_end(self.tracker, run_id, result, run)
+        track_end(self.tracker, run_id, result, run, at_rung=at_rung)
         self.ledger.note(result, sweep=self.name)
         self.tracker.then(
             lambda: self.ledger.finish(
@@ -231,6 +239,8 @@ class StudyDriver:
 
     def _promoted(self, trial: Trial, epoch: int) -> None:
         self.ledger.append("promoted", sweep=self.name, number=trial.number, epoch=epoch)
+        if trial.status == "paused":  # the queue changes it in a moment
+            self.view([replace(trial, result=replace(trial.so_far, status="queued"), promoted=epoch)])
 
     def _stopped_at_rung(self, trial: Trial) -> None:
         run = self._directory(trial.cell)
@@ -241,7 +251,7 @@ class StudyDriver:
         )
         assert run_id is not None, "a trial at a rung has been tracked"
         run.fetch_artifacts()
-        self._record_end(run_id, trial.so_far, run, partial(_drop_checkpoints, run))
+        self._record_end(run_id, trial.so_far, run, partial(_drop_checkpoints, run), at_rung=True)
         self.view([trial])
 
     def _result(self, trial: Trial) -> RunResult | Retry:
@@ -298,6 +308,7 @@ class StudyDriver:
             known=known,
             # A driver that died may have begun to track what an earlier session proposed, though the ledger lacks it.
             fresh=known is None and before is None and number not in self._earlier,
+            tags=_tags(trial),
         )
         self._runs[number] = self._run_of[trial.cell] = run
         self.queue.record(number, trial.so_far, run)
@@ -377,20 +388,55 @@ def make_queue(
     )
 
 
-def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory) -> None:
-    """Pass the result of a run to the tracker, with its artifacts unless it failed or is paused."""
+def _tags(trial: Trial) -> dict[str, int]:
+    """Return what MLflow says of the place of a trial in its search: which it confirms, from which rung it goes on."""
+    confirms = {} if trial.confirms is None else {"confirms": trial.confirms}
+    return confirms | ({"promoted": trial.promoted} if trial.promoted else {})
+
+
+def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory, *, at_rung: bool = False) -> None:
+    """Pass the result of a run to the tracker, with its artifacts unless it failed or is paused.
+
+    Args:
+        tracker: where runs are tracked.
+        run_id: id of the run there.
+        result: the result.
+        run: the run's directory.
+        at_rung: whether the run was stopped at a rung, after the last of its epochs.
+    """
     tracker.finish(
         run_id,
         result.status,  # type: ignore[arg-type]
         {} if result.status == "paused" else {key: getattr(result, key) for key in SUMMARY_METRICS},
         run.artifacts if result.status in FINISHED else None,
         result.error,
+        {"rung": result.epochs} if at_rung or result.status == "paused" else None,
     )
 
 
+def track_winner(tracker: Tracker, rows: Sequence[Trial]) -> tuple[dict[str, float | None], dict[str, Any]]:
+    """Add to the MLflow runs of the candidates what their seeds say; return the metrics and tags of the winner.
+
+    Args:
+        tracker: where runs are tracked.
+        rows: the trials of a study that has ended.
+
+    Returns:
+        Metrics and tags for the study's own run: the means and spreads of the winner, if it is confirmed, and its
+        number and cell.
+    """
+    for each in confirmed(rows):
+        if each.trial.mlflow_run_id is not None:
+            tracker.add(each.trial.mlflow_run_id, each.figures())
+    chosen, over = best(rows), winner(rows)
+    tags = {} if chosen is None else {"best_trial": chosen.number, "best_cell": chosen.cell}
+    return {} if over is None else over.figures(), tags
+
+
 def result_json(row: Trial) -> dict[str, Any]:
-    """Return a run as `--json` prints it."""
-    return {
+    """Return a run as `--json` prints it; a confirmation also says which trial it `confirms`, and its seed."""
+    more = {} if row.confirms is None else {"confirms": row.confirms, "seed": row.config.get("train.seed")}
+    return more | {
         "cell": row.cell,
         "status": row.status,
         "config": row.config,
@@ -403,7 +449,19 @@ def result_json(row: Trial) -> dict[str, Any]:
     }
 
 
-def best_json(rows: list[Trial]) -> dict[str, Any] | None:
-    """Return the best trial as `--json` prints it, with its number and searched values; None if no trial qualifies."""
-    chosen = best(rows)
-    return None if chosen is None else result_json(chosen) | {"params": chosen.params, "number": chosen.number}
+def best_json(rows: Sequence[Trial]) -> dict[str, Any] | None:
+    """Return the best trial as `--json` prints it, with its number and searched values; None if no trial qualifies.
+
+    If it was chosen by its mean over several seeds, `confirmed` has mean, spread, their number and the seeds.
+    """
+    chosen, over = best(rows), winner(rows)
+    if chosen is None:
+        return None
+    content = result_json(chosen) | {"params": chosen.params, "number": chosen.number}
+    return content | ({} if over is None else {"confirmed": over.content()})
+
+
+def confirmed_json(rows: Sequence[Trial]) -> dict[str, Any]:
+    """Return `confirmed`, the candidates over their seeds, as `--json` prints it; nothing if there are none."""
+    candidates = [each.content() for each in confirmed(rows)]
+    return {"confirmed": candidates} if candidates else {}

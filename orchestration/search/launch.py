@@ -21,7 +21,7 @@ from orchestration.report.live import LiveView
 from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_request
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import driving
-from orchestration.search.driver import StudyDriver, track_end
+from orchestration.search.driver import StudyDriver, track_end, track_winner
 from orchestration.search.queue import Sampler
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
@@ -125,7 +125,7 @@ def run_study(
         )
         at_a_time = f"{slots} trial{'s' * (slots > 1)} at a time{' so far' * grows}"
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {at_a_time}"
-        with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.size) as view:
+        with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.planned) as view:
             driver.view = view.update
             try:
                 with crafting.running(view.crafting.show):
@@ -150,8 +150,13 @@ def run_study(
         files = write_files(spec, driver.trials, workspace.report(name))
         failed = any(trial.status == "failed" for trial in driver.trials)
         seconds = time.monotonic() - started
+        metrics, tags = track_winner(tracker, driver.trials)
         tracker.finish_parent(
-            parent, summary={"wall_seconds": seconds}, artifacts=workspace.report(name), ok=not failed
+            parent,
+            summary=metrics | {"wall_seconds": seconds},
+            artifacts=workspace.report(name),
+            ok=not failed,
+            tags=tags,
         )
         _send_all(tracker)
     return StudyEnd(driver, files, seconds)

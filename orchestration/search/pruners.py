@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestration.study.spaces import SearchSpace
+from orchestration.study.spaces import KEPT, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,6 @@ class Halving(Pruner):
     decided when all its trials have come to the rung, so that the decision does not depend on the order.
     """
 
-    KEPT: ClassVar[float] = 1 / 3  # share of a block that is promoted at each rung
-
     @property
     def rungs(self) -> tuple[int, ...]:
         assert self.space.rungs != "auto", "StudySpec settles them"
@@ -83,4 +80,4 @@ class Halving(Pruner):
     def promoted(self, best: Mapping[int, float]) -> set[int]:
         # Of equal trials, the earlier one goes on.
         order = sorted(best, key=lambda number: (-best[number], number))
-        return set(order[: max(1, round(len(order) * self.KEPT))] if order else ())
+        return set(order[: max(1, round(len(order) * KEPT))] if order else ())

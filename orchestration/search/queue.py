@@ -328,7 +328,7 @@ class Queue:
             self._blocks.promoted[number] = rung
             self.on_promoted(trial, rung)
             if trial.status == "paused":
-                self._keep(replace(trial, result=replace(trial.so_far, status="queued")))
+                self._keep(replace(trial, result=replace(trial.so_far, status="queued"), promoted=rung))
                 self._going_on.append(number)
         elif trial.status == "paused":
             self._keep(replace(trial, result=replace(trial.so_far, status="stopped")))

@@ -281,10 +281,12 @@ class Ledger:
         A trial that waits at a rung has the result that it had there, with the status "paused", or "queued" once it has
         been promoted.
         """
+        if sweep in self.studies and (rung := self.studies[sweep].promoted.get(trial.number, 0)):
+            trial = replace(trial, promoted=rung)
         ended = self.outcome(trial.cell, sweep)
         if ended is None and sweep in self.studies:
             ended = self.studies[sweep].paused.get(trial.cell)
-            if ended is not None and self.studies[sweep].promoted.get(trial.number, 0) >= ended.epochs:
+            if ended is not None and trial.promoted >= ended.epochs:
                 ended = replace(ended, status="queued")
         return trial if ended is None else replace(trial, result=ended, mlflow_run_id=ended.mlflow_run_id)
 

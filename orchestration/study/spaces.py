@@ -39,6 +39,8 @@ PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # customary budgets for CIFAR-10, to
 # version, so that the digest of a list, from which its default name is made, stays what it was.
 _NO_SEARCH = {"proposals": 0, "generation": 2, "grace": 0.5}
 
+KEPT = 1 / 3  # share of a block that the pruner "halving" promotes at each rung
+
 Objective = Literal["val_accuracy", "cost"]
 
 

@@ -89,6 +89,17 @@ class StudySpec:
         return "matrix" if any(name != first for name in names) else "list"
 
     @property
+    def pareto(self) -> bool:
+        """Return whether this is a search with two objectives, validation accuracy and cost."""
+        return self.search is not None and "cost" in self.space.objective
+
+    @property
+    def confirmation(self) -> Confirmation | None:
+        """Return how the best trials of the search are confirmed, or None if they are not."""
+        confirm = self.space.confirm
+        return confirm if self.search is not None and isinstance(confirm, Confirmation) else None
+
+    @property
     def points(self) -> list[dict[str, float]]:
         """Return the paper's own settings of the searched keys, in the data set's units."""
         return self.space.scaled_points(self.base.data.name)
@@ -176,8 +187,15 @@ class StudySpec:
 
     def trial(self, number: int, source: str, params: dict[str, Any]) -> Trial:
         """Return a trial with these dotted keys, number and source that has not begun."""
-        config = self.config(params)
-        return Trial(number, config.digest(), params, source, config.flat())
+        return self.completed(Trial(number, self.config(params).digest(), params, source))
+
+    def completed(self, trial: Trial) -> Trial:
+        """Return a trial with what the specification says of it: its configuration, its rungs, its number of seeds."""
+        config = self.config(trial.params).flat()
+        if trial.source == "confirm" and self.confirmation is not None:
+            return replace(trial, config=config, seeds=self.confirmation.seeds)
+        rungs = self.space.rungs if trial.source == "optuna" and self.space.pruner == "halving" else "auto"
+        return replace(trial, config=config, rungs=() if rungs == "auto" else tuple(rungs))
 
     def proposals(self, sweep: StudyRecord) -> dict[int, Trial]:
         """Return number -> trial for the trials that the ledger has of this study.

@@ -10,6 +10,7 @@ from erat.result import summarise
 from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
+from orchestration.study.confirmations import expected
 from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
@@ -43,12 +44,25 @@ def trials_of(
     trials = []
     for proposed in spec.proposals(sweep).values():
         run = RunDirectory(workspace, proposed.cell)
-        trial = ledger.with_outcome(replace(proposed, config=spec.config(proposed.params).flat()), name)
-        if trial.result is None and run.path.exists():
-            state = "running" if is_running(run) else "queued"
-            trial = replace(trial, result=summarise(trial.cell, state, run.read_metrics()))
+        trial = ledger.with_outcome(spec.completed(proposed), name)
+        if trial.status == "queued" and run.path.exists():  # not begun, begun, or promoted from a rung
+            state, metrics = "running" if is_running(run) else "queued", run.read_metrics()[: trial.until]
+            if state == "running" or len(metrics) >= trial.epoch:
+                trial = replace(trial, result=summarise(trial.cell, state, metrics))
         trials.append(trial)
-    return trials, spec.size(sweep.trials)
+    return trials, spec.size(sweep.trials) + confirmations_of(spec, sweep.trials, trials)
+
+
+def confirmations_of(spec: StudySpec, trials: int, rows: Sequence[Trial]) -> int:
+    """Return the number of trials that repeat the best ones, as far as it is known before the search is over.
+
+    Args:
+        spec: specification of the study.
+        trials: number of trials of the search.
+        rows: the trials proposed so far.
+    """
+    confirm = spec.confirmation
+    return 0 if confirm is None else expected(rows, trials, confirm.top, confirm.seeds)
 
 
 def not_begun(spec: StudySpec, total: int, trials: Sequence[Trial]) -> list[Trial]:

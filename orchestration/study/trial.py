@@ -27,6 +27,9 @@ class Trial:
         config: the whole configuration, dotted key -> value; empty if it was not asked for.
         result: result of the run so far, or at its end; None if the run has not begun.
         mlflow_run_id: id of its run in MLflow; None if there is none yet.
+        rungs: epochs, ascending, at which the pruner pauses the trial; empty if it never pauses.
+        promoted: the last rung from which it was promoted; 0 if it was not, or has not been so far.
+        seeds: for a confirmation, the number of seeds with which its candidate is trained in all; otherwise 1.
     """
 
     number: int
@@ -36,6 +39,9 @@ class Trial:
     config: dict[str, Any] = field(default_factory=dict)
     result: RunResult | None = None
     mlflow_run_id: str | None = None
+    rungs: tuple[int, ...] = ()
+    promoted: int = 0
+    seeds: int = 1
 
     @property
     def so_far(self) -> RunResult:
@@ -59,6 +65,16 @@ class Trial:
     def confirms(self) -> int | None:
         """Return the number of the trial that this one repeats with another seed; None if it is no confirmation."""
         return self.number % CONFIRMING if self.number >= CONFIRMING else None
+
+    @property
+    def at_rung(self) -> bool:
+        """Return whether the trial waits at a rung, or was stopped at one."""
+        return self.status == "paused" or (self.status == "stopped" and self.epoch in self.rungs)
+
+    @property
+    def until(self) -> int:
+        """Return the epoch up to which the trial runs: the next rung, or else the last epoch."""
+        return next((rung for rung in self.rungs if rung > self.promoted), self.epochs)
 
     @property
     def epoch(self) -> int:
@@ -103,12 +119,12 @@ class Trial:
 
     @property
     def seconds_left(self) -> float | None:
-        """Return the expected seconds until a running trial ends, judged by its epochs so far.
+        """Return the expected seconds until a running trial ends or pauses at a rung, judged by its epochs so far.
 
         It is None before the first epoch is done, and if the trial does not run.
         """
         running = self.status == "running" and self.epoch > 0
-        return self.seconds / self.epoch * (self.epochs - self.epoch) if running else None
+        return self.seconds / self.epoch * max(0, self.until - self.epoch) if running else None
 
     @property
     def error(self) -> str | None:

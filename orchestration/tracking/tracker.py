@@ -158,6 +158,7 @@ class Tracker:
         source: str,
         known: str | None = None,
         fresh: bool = False,
+        tags: Mapping[str, Any] | None = None,
     ) -> str:
         """Begin to track a run in MLflow, or reopen its MLflow run under this parent; return the id in MLflow.
 
@@ -169,11 +170,12 @@ class Tracker:
             source: where the run comes from ("paper", "optuna", "baseline", ...).
             known: MLflow's id of its run from earlier. If MLflow does not have that, the run is searched for.
             fresh: whether there is certainly no run yet, so that none is searched for.
+            tags: further tags.
         """
-        tags = child_tags(config) | {"cell": cell, "source": source, "status": "running", _RUN_NAME: run_name(config)}
-        tags |= {"sweep": sweep} if sweep is not None else {}
-        tags |= {_PARENT: parent} if parent is not None else {}
-        return self._start(tags, config, known, fresh=fresh)
+        own = child_tags(config) | {"cell": cell, "source": source, "status": "running", _RUN_NAME: run_name(config)}
+        own |= {"sweep": sweep} if sweep is not None else {}
+        own |= {_PARENT: parent} if parent is not None else {}
+        return self._start({**(tags or {}), **own}, config, known, fresh=fresh)
 
     def log_epoch(self, run_id: str, row: Mapping[str, Any], epoch: int) -> None:
         """Log every finite number of `row`, a line of metrics.jsonl, as step `epoch`, counted from 1.
@@ -190,20 +192,39 @@ class Tracker:
         summary: Mapping[str, float | None],
         artifacts: Path | None = None,
         error: str | None = None,
+        tags: Mapping[str, Any] | None = None,
     ) -> None:
-        """End a run.
+        """End a run, or say that it pauses.
 
         Args:
             run_id: id that `start_run` or `start_parent` returned.
-            status: how the run ended.
+            status: how the run ended, or "paused".
             summary: final metrics; values that are not finite numbers are left out.
             artifacts: folder whose files are stored with the run.
             error: why the run failed; its last 5,000 characters become the tag `error`.
+            tags: further tags.
         """
-        self._finish(run_id, status, summary, artifacts, {"status": status} | ({"error": error} if error else {}))
+        own = {"status": status} | ({"error": error} if error else {})
+        self._finish(run_id, status, summary, artifacts, {**(tags or {}), **own})
+
+    def add(self, run_id: str, metrics: Mapping[str, float | None], tags: Mapping[str, Any] | None = None) -> None:
+        """Add to a run, ended or not, what is known of it only later.
+
+        Args:
+            run_id: id that `start_run` or `start_parent` returned.
+            metrics: final metrics; values that are not finite numbers are left out.
+            tags: further tags.
+        """
+        self._outbox.put("_send_summary", run_id, metrics, tags or {}, _milliseconds())
 
     def finish_parent(
-        self, run_id: str, *, summary: Mapping[str, float | None], artifacts: Path | None = None, ok: bool
+        self,
+        run_id: str,
+        *,
+        summary: Mapping[str, float | None],
+        artifacts: Path | None = None,
+        ok: bool,
+        tags: Mapping[str, Any] | None = None,
     ) -> None:
         """End the parent run of a study.
 
@@ -212,9 +233,10 @@ class Tracker:
             summary: final metrics; values that are not finite numbers are left out.
             artifacts: folder whose files are stored with the run.
             ok: whether no run of the study failed.
+            tags: further tags.
         """
         status = "done" if ok else "failed"
-        self._finish(run_id, status, summary, artifacts, {"status": status})
+        self._finish(run_id, status, summary, artifacts, {**(tags or {}), "status": status})
 
     def flush(self) -> int:
         """Try again to send the calls that wait; return the number of those left, which the next process will send."""
@@ -305,7 +327,7 @@ class Tracker:
         self._last_epoch[run_id] = last
 
     def _finish(
-        self, run_id: str, status: str, summary: Mapping[str, Any], artifacts: Path | None, tags: Mapping[str, str]
+        self, run_id: str, status: str, summary: Mapping[str, Any], artifacts: Path | None, tags: Mapping[str, Any]
     ) -> None:
         self._outbox.put("_send_summary", run_id, summary, tags, _milliseconds())
         if artifacts is not None:
@@ -313,8 +335,8 @@ class Tracker:
         # This call is the last one, so that a run with the status "finished" is complete.
         self._outbox.put("_send_end", run_id, _MLFLOW_STATUS[status], _milliseconds())
 
-    def _send_summary(self, run_id: str, summary: Mapping[str, Any], tags: Mapping[str, str], now: int) -> None:
-        texts = {key: value[-_TAG_LENGTH:] for key, value in tags.items()}
+    def _send_summary(self, run_id: str, summary: Mapping[str, Any], tags: Mapping[str, Any], now: int) -> None:
+        texts = {key: str(value)[-_TAG_LENGTH:] for key, value in tags.items()}
         self._client.log_batch(self.id_of(run_id), metrics=_metrics(summary, now, step=0), tags=_tags(texts))
 
     def _send_artifacts(self, run_id: str, folder: Path) -> None:

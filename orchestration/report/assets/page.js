@@ -21,8 +21,9 @@
   };
   const swatch = (colour, words) => make("li", {}, make("i", { style: `background:${colour}` }), words);
 
-  // A grid line at each of `parts` + 1 even heights from low to high; `unit` says what stands at one.
-  function chart(lines, low, high, unit, label, parts = 4, w = 400) {
+  // A grid line at each of `parts` + 1 even heights from low to high; `unit` says what stands at one. A run that
+  // pauses at rungs has a line at each, and a mark where it ended at one.
+  function chart(lines, low, high, unit, label, parts = 4, w = 400, cell = {}) {
     const [h, left, top] = [190, 38, 8];
     const svg = make("svg", { viewBox: `0 0 ${w + left + 10} ${h + top + 34}`, role: "img", "aria-label": label });
     for (let i = 0; i <= parts; i++) {
@@ -30,16 +31,22 @@
       svg.append(make("line", { x1: left, x2: left + w, y1: y, y2: y, class: "grid" }));
       svg.append(make("text", { x: left - 6, y: y + 4, "text-anchor": "end", class: "tick" }, unit(value)));
     }
-    const epochs = Math.max(...lines.map((line) => line.values.length));
+    const epochs = Math.max(cell.epochs || 0, ...lines.map((line) => line.values.length));
     const x = (i) => left + (w * i) / Math.max(1, epochs - 1);
     const step = Math.max(1, Math.round(epochs / 6));
     for (let e = 1; e <= epochs; e += step)
       svg.append(make("text", { x: x(e - 1), y: top + h + 16, "text-anchor": "middle", class: "tick" }, String(e)));
     svg.append(make("text", { x: left + w / 2, y: top + h + 31, "text-anchor": "middle", class: "tick" }, "epoch"));
+    for (const rung of cell.rungs || []) {
+      svg.append(make("line", { x1: x(rung - 1), x2: x(rung - 1), y1: top, y2: top + h, class: "rung" }));
+      svg.append(make("text", { x: x(rung - 1) + 4, y: top + h - 5, class: "tick" }, `rung ${rung}`));
+    }
     for (const line of lines) {
       const points = line.values.map((v, i) => (v == null ? null : [x(i).toFixed(1), (top + h * (1 - (v - low) / (high - low || 1))).toFixed(1)])).filter(Boolean);
       // A line of one point would not be seen.
       if (points.length === 1) svg.append(make("circle", { cx: points[0][0], cy: points[0][1], r: 4, class: `point ${line.kind}` }));
+      const end = points.at(-1);
+      if (cell.ends && end) svg.append(make("circle", { cx: end[0], cy: end[1], r: 5, class: `ended ${line.kind}` }, make("title", {}, `${cell.ends} at this rung`)));
       svg.append(make("polyline", { points: points.map((point) => point.join()).join(" "), class: `line ${line.kind}`, "stroke-dasharray": line.dash }));
     }
     return svg;
@@ -49,10 +56,10 @@
     const [loss, val, test] = cell.curves;
     if (!loss.length) return null;
     const known = loss.filter((v) => v != null), most = Math.max(...known), least = Math.min(0, ...known);
-    const accuracy = chart([{ values: val, kind: "c1", dash: "5 3" }, { values: test, kind: "c0" }], 0, 1, (v) => String(Math.round(100 * v)), "validation and test accuracy over epochs");
+    const accuracy = chart([{ values: val, kind: "c1", dash: "5 3" }, { values: test, kind: "c0" }], 0, 1, (v) => String(Math.round(100 * v)), "validation and test accuracy over epochs", 4, 400, cell);
     return make("div", { class: "two" },
-      figure("Accuracy after each epoch, percent", accuracy, make("ul", { class: "legend" }, swatch("var(--c0)", "clean test"), swatch("var(--c1)", "validation (dashed)"))),
-      figure("Training loss", chart([{ values: loss, kind: "c2" }], least, round(most, 4), (v) => String(Number(v.toPrecision(3))), "training loss over epochs")));
+      figure("Accuracy after each epoch, percent" + (cell.rungs ? `; a dotted line at each rung${cell.ends ? `, a ring where the run ${cell.ends === "paused" ? "waits" : "was stopped"}` : ""}` : ""), accuracy, make("ul", { class: "legend" }, swatch("var(--c0)", "clean test"), swatch("var(--c1)", "validation (dashed)"))),
+      figure("Training loss", chart([{ values: loss, kind: "c2" }], least, round(most, 4), (v) => String(Number(v.toPrecision(3))), "training loss over epochs", 4, 400, cell)));
   }
 
   // Terms may differ by orders of magnitude: a logarithmic axis where all are positive and a linear one hid some.
@@ -130,7 +137,7 @@
     const environment = cell.env == null ? {} : data.pool[cell.env];
     const commit = environment.git_commit ? environment.git_commit.slice(0, 12) + (environment.git_dirty ? ", with changes" : "") : null;
     const [last, best] = cell.acc;
-    const entries = [["test accuracy, last epoch", percent(last)], ["test accuracy, epoch best by validation", percent(best)], ["state", cell.state],
+    const entries = [["test accuracy, last epoch", percent(last)], ["test accuracy, epoch best by validation", percent(best)], ["state", cell.state], ["promoted at epoch", cell.promoted], ["repeats trial", cell.confirms],
       ["training time", cell.seconds ? cell.seconds.toFixed(0) + " s" : null], ["peak memory", cell.mb ? cell.mb + " MB" : null], ["device", environment.device],
       ["share of wrong labels", cell.noise == null ? null : percent(cell.noise)], ...Object.entries(cell.numbers || {}).map(([name, value]) => [name + ", last reported", value]), ["crafted set, SHA-256", cell.sum], ["MLflow run", cell.run], ["cell", cell.id], ["git commit", commit], ["platform", environment.platform]];
     return make("dl", { class: "facts" }, ...entries.filter(([, words]) => words != null && words !== "").map(([name, words]) => make("div", {}, make("dt", {}, name), make("dd", {}, String(words)))));
@@ -187,7 +194,8 @@
     const ids = node.dataset.runs.trim().split(/\s+/);
     if (!ids.some((id) => cells.has(id))) continue;
     node.classList.add("opens");
-    node.tabIndex = 0;
+    // Hundreds of curves and points would be as many stops of the Tab key; the list of runs has them all.
+    if (!node.ownerSVGElement) node.tabIndex = 0;
     node.setAttribute("aria-haspopup", "dialog");
     node.addEventListener("click", (event) => { if (!event.target.closest("a")) open(ids); });
     node.addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target === node) open(ids); });

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestration.report.notation import number_of
 from orchestration.report.svg import colour
 from orchestration.report.table import Table
 from orchestration.terminal import harmless
@@ -47,7 +48,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["colour"] = colour
+    environment.filters |= {"colour": colour, "number": number_of}
     return environment
 
 

@@ -22,6 +22,8 @@ _SPECIAL = {
     "η": r"$\eta$",
     "λ": r"$\lambda$",
     "★": r"$\star$",
+    "◆": r"$\diamond$",
+    "↑": r"$\uparrow$",
     "·": r"$\cdot$",
     "−": r"$-$",
 }

@@ -9,9 +9,17 @@ from rich.text import Text
 from orchestration.report.table import Cell, Mark, Table
 from orchestration.terminal import one_line
 
-STATUS_STYLES = {"queued": "dim", "running": "cyan", "done": "green", "stopped": "yellow", "failed": "bold red"}
+STATUS_STYLES = {
+    "queued": "dim",
+    "running": "cyan",
+    "paused": "magenta",
+    "done": "green",
+    "stopped": "yellow",
+    "failed": "bold red",
+}
 _MARKS = {Mark.BEST: "bold", Mark.SECOND: "underline", None: ""}
-_MANY = 10  # columns; a dense table with more has no gaps, so that four searched values fit into 80 characters
+# Columns; a dense table with more has no gaps and short states, so that four searched values fit into 80 characters.
+_MANY = 10
 
 
 def terminal(table: Table, rules: bool = True, wrap: bool = True) -> rich.table.Table:
@@ -23,7 +31,8 @@ def terminal(table: Table, rules: bool = True, wrap: bool = True) -> rich.table.
         wrap: whether cells that do not fit continue on a second line; otherwise they are cut, as in a dense table
             always.
     """
-    gap = 0 if table.dense and len(table.columns) > _MANY else 1
+    tight = table.dense and len(table.columns) > _MANY
+    gap = 0 if tight else 1
     drawn = rich.table.Table(
         title=Text(one_line(table.title), style="italic") if table.title else None,
         title_justify="left",
@@ -42,12 +51,14 @@ def terminal(table: Table, rules: bool = True, wrap: bool = True) -> rich.table.
         )
     for row in table.rows:
         style = "bold" if row.chosen else STATUS_STYLES[row.state] if row.state else None
-        drawn.add_row(*map(_cell, row.cells), style=style)
+        drawn.add_row(*(_cell(cell, tight) for cell in row.cells), style=style)
     return drawn
 
 
-def _cell(cell: Cell) -> Text:
+def _cell(cell: Cell, tight: bool) -> Text:
     pieces = [(cell.text, ""), *((part.line, STATUS_STYLES.get(part.kind, "")) for part in cell.tail)]
+    if tight and cell.state:
+        pieces = [(cell.text.replace(" at ", "@"), "")]
     if cell.others:
         pieces.append((" " + cell.others if cell.figure else cell.others, ""))
     style = STATUS_STYLES.get(cell.state, _MARKS[cell.mark])

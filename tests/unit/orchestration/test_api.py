@@ -13,6 +13,7 @@ from orchestration import GridSpec, SearchSpace, Study, Workspace, load_study, s
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import begin_as
 from orchestration.study.spec import register
+from tests.searches import search_spec, write_search
 
 SPACE: dict[str, Any] = {
     "name": "momentum",
@@ -258,3 +259,19 @@ def test_a_listed_run_with_a_value_that_is_not_searched_stays_on_record(home: Pa
     study = Study.create(space=space, workspace=home)
     end(study, 0)
     assert [(trial.number, trial.status) for trial in load_study(study.name, home).begun_trials()] == [(0, "done")]
+
+
+def test_confirmations_are_part_of_the_table_of_results(home: Path) -> None:
+    spec = search_spec(pruner="none", confirm={"top": 1, "seeds": 3})
+    write_search(Workspace(home), "s", spec, 3)
+    study = load_study("s", home)
+    table = study.results().set_index("number")
+    assert study.total == len(table) == 3 + 2
+    assert study.best is not None
+    best = table.loc[study.best.number]
+    seeds = table[(table.index == study.best.number) | (table["confirms"] == study.best.number)]
+    assert len(seeds) == best["seeds_done"] == 3
+    assert best["val_accuracy_mean"] == pytest.approx(seeds["best_val_accuracy"].mean())
+    assert best["val_accuracy_std"] == pytest.approx(seeds["best_val_accuracy"].std(ddof=1))
+    assert best["test_accuracy_mean"] == pytest.approx(seeds["final_test_accuracy"].mean())
+    assert table["val_accuracy_mean"].notna().sum() == 1

@@ -97,6 +97,7 @@ class TestStatus:
             "done": 1,
             "stopped": 1,
             "running": 0,
+            "paused": 0,
             "failed": 1,
             "left": 3,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from threading import current_thread
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from orchestration.report.live import LiveView, _Terminal, takes_a_table, visible
 from orchestration.report.progress import Progress, seconds_per_epoch, sweep_left
-from orchestration.study.trial import Trial
+from orchestration.study.trial import Trial, confirmation
 from tests.trials import make_trial, with_result
 
 COLUMNS = ["defense.epsilon_inf", "defense.epsilon_2"]
@@ -175,6 +176,25 @@ class TestTable:
         assert "3 optuna queued 4/255 0.5 0/10 ╌╌╌╌╌╌╌╌ - - -" in lines
         # 29 s of trial 2, then two trials of 60 s on the one slot
         assert lines[-1] == "2/5 trials · 2:29 left · best val 0.960 (trial 1) · 2 done, 1 running"
+
+    def test_rungs_and_confirmations(self, terminal: Screen, clock: Clock) -> None:
+        def at(trial: Trial, promoted: int = 0) -> Trial:
+            return replace(trial, rungs=(2, 5), promoted=promoted)
+
+        rows = [
+            at(row(0, "paused", 2, val_accuracy=0.5, best_val_accuracy=0.5)),
+            at(row(1, "queued", 2), 2),
+            at(row(2, "running", 4), 2),
+            at(row(3, "done", 10, best_val_accuracy=0.8), 5),
+            replace(row(confirmation(3, 1), "done", 10, best_val_accuracy=0.6, source="confirm"), seeds=2),
+        ]
+        lines = [" ".join(line.split()) for line in frame(rows, terminal, clock, total=5)]
+        assert any(line.startswith("0 optuna paused at 2 1/255") for line in lines)
+        assert any(line.startswith("1 optuna promoted at 2 2/255") for line in lines)
+        assert any(line.startswith("2 optuna running ↑2 3/255") and line.endswith("0:31 0:00") for line in lines)
+        assert any(line.startswith("★ 3 optuna done ↑5 4/255") for line in lines)
+        assert any(line.startswith("3 seed - done") for line in lines)
+        assert lines[-1].endswith("best val 0.700 ± 0.141 (trial 3, 2 seeds) · 2 done, 1 running, 1 paused")
 
     @pytest.mark.parametrize(("lines", "running"), [(12, 3), (20, 3), (20, 40)])
     def test_a_long_sweep_never_outgrows_the_terminal(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from orchestration.report.notation import baseline_name, duration, value
 from orchestration.report.render.terminal import terminal
 from orchestration.report.summary import best, paste_command, ranked, summary
 from orchestration.study.overrides import parse_overrides
-from orchestration.study.trial import Trial
+from orchestration.study.trial import Trial, confirmation
 from tests.trials import make_trial
 
 COLUMNS = ["defense.epsilon_inf", "defense.epsilon_2"]
@@ -96,6 +97,17 @@ class TestTable:
         lines = printed([row(12, 0.9, 0.9, "stopped", params=params, best_val_test_accuracy=0.9)], keys, width=80)
         assert not any("…" in line for line in lines)
         assert any("12/255" in line and "12.3" in line and "stopped" in line for line in lines)
+
+    def test_so_do_those_that_were_stopped_at_a_rung_or_repeat_another_trial(self) -> None:
+        keys = [*COLUMNS, "defense.eta", "defense.lambda_u"]
+        params = dict(zip(keys, (12 / 255, 0.523, 0.123, 12.3), strict=True))
+        more: dict[str, Any] = {"params": params, "best_val_test_accuracy": 0.9, "epochs": 60}
+        lost = replace(row(13, 0.8, 0.8, "stopped", epoch=30, **more), rungs=(10, 30), promoted=10)
+        again = row(confirmation(12, 1), 0.8, 0.8, source="confirm", config={"train.seed": 4}, epoch=60, **more)
+        lines = printed([row(12, 0.9, 0.9, epoch=60, **more), lost, again], keys, width=80)
+        assert not any("…" in line for line in lines)
+        assert any("13 optuna" in line and "stopped@30" in line for line in lines)
+        assert any("12 seed 4" in line and "12/255" in line for line in lines)
 
     def test_a_baseline_goes_by_its_name(self) -> None:
         ce = row(0, 0.5, source="baseline", params={"defense.name": "ce"})

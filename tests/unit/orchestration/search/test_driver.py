@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from orchestration.cli import parse_overrides
 from orchestration.report.files import write_files
 from orchestration.report.summary import paste_command
 from orchestration.run.retries import DEATHS, Retry
-from orchestration.search.driver import StudyDriver, best_json, result_json
+from orchestration.search.driver import StudyDriver, best_json, confirmed_json, result_json
 from orchestration.search.queue import Observation
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space, parse_space
 from orchestration.study.spec import StudySpec, register
-from orchestration.study.trial import Trial
+from orchestration.study.trial import Trial, confirmation
 from tests.trials import make_trial
 
 ETA = "defense.eta"
@@ -548,6 +548,30 @@ class TestResults:
         assert chosen is not None
         assert (chosen["number"], chosen["params"], chosen["cell"]) == (1, {ETA: 0.1}, "c")
         assert best_json(rows[:1]) is None
+
+    def test_the_best_is_the_best_mean_and_says_its_seeds(self) -> None:
+        def seed(number: int, repeat: int, val: float) -> Trial:
+            trial = make_trial(
+                confirmation(number, repeat) if repeat else number,
+                f"c{number}{repeat}",
+                {ETA: number / 10},
+                source="confirm" if repeat else "optuna",
+                status="done",
+                best_val_accuracy=val,
+                final_test_accuracy=0.5,
+                config={"train.seed": repeat},
+            )
+            return replace(trial, seeds=2 if repeat else 1)
+
+        rows = [seed(1, 0, 0.99), seed(2, 0, 0.9), seed(1, 1, 0.5), seed(2, 1, 0.8)]
+        chosen = best_json(rows)
+        assert chosen is not None
+        assert (chosen["number"], chosen["params"]) == (2, {ETA: 0.2})
+        assert chosen["confirmed"]["val_accuracy_mean"] == pytest.approx(0.85)
+        assert (chosen["confirmed"]["seeds"], chosen["confirmed"]["seeds_done"]) == ([0, 1], 2)
+        assert [each["number"] for each in confirmed_json(rows)["confirmed"]] == [2, 1]
+        assert confirmed_json(rows[:2]) == {}
+        assert (result_json(rows[3])["confirms"], result_json(rows[3])["seed"]) == (2, 1)
 
     def test_the_report_lies_in_its_folder(self, world: World) -> None:
         world.begin(3)

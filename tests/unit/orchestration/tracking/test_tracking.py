@@ -389,7 +389,13 @@ def test_replays_add_only_what_is_missing(tracker: Tracker, workspace: Workspace
 
 @pytest.mark.parametrize(
     ("status", "in_mlflow"),
-    [("done", "FINISHED"), ("stopped", "FINISHED"), ("failed", "FAILED"), ("interrupted", "KILLED")],
+    [
+        ("done", "FINISHED"),
+        ("stopped", "FINISHED"),
+        ("failed", "FAILED"),
+        ("interrupted", "KILLED"),
+        ("paused", "SCHEDULED"),
+    ],
 )
 def test_endings(tracker: Tracker, sweep: str, status: Ending, in_mlflow: str) -> None:
     run_id = begin(tracker, sweep)
@@ -400,6 +406,41 @@ def test_endings(tracker: Tracker, sweep: str, status: Ending, in_mlflow: str) -
     assert run.data.metrics == {"final_test_accuracy": 0.9, "best_val_test_accuracy": 0.8}
     assert run.data.tags.get("error", " tail").endswith(" tail")
     assert run.info.end_time is not None
+
+
+def test_a_run_that_pauses_says_where_and_goes_on_as_the_same_run(tracker: Tracker, sweep: str) -> None:
+    run_id = begin(tracker, sweep)
+    tracker.finish(run_id, "paused", {}, tags={"rung": 30})
+    parent = tracker.start_parent(sweep, kind="sweep", tags={})
+    again = tracker.start_run(
+        "cell", CONFIG, parent=parent, sweep=sweep, source="optuna", tags={"promoted": 30, "status": "not so"}
+    )
+    assert again == run_id
+    run = tracker._client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert {key: run.data.tags[key] for key in ("status", "rung", "promoted")} == {
+        "status": "running",
+        "rung": "30",
+        "promoted": "30",
+    }
+
+
+def test_what_is_known_only_later_is_added_to_a_run_that_has_ended(tracker: Tracker, sweep: str) -> None:
+    run_id = begin(tracker, sweep)
+    tracker.finish(run_id, "done", {"final_test_accuracy": 0.9})
+    tracker.add(run_id, {"val_accuracy_mean": 0.8, "val_accuracy_std": None, "seeds_done": 3}, {"note": 1})
+    run = tracker._client.get_run(run_id)
+    assert (run.info.status, run.data.tags["status"], run.data.tags["note"]) == ("FINISHED", "done", "1")
+    assert run.data.metrics == {"final_test_accuracy": 0.9, "val_accuracy_mean": 0.8, "seeds_done": 3.0}
+
+
+def test_a_confirmation_names_its_candidate_and_a_study_its_best_trial(tracker: Tracker, sweep: str) -> None:
+    parent = tracker.start_parent(sweep, kind="sweep", tags={})
+    child = tracker.start_run("c1", CONFIG, parent=parent, sweep=sweep, source="confirm", tags={"confirms": 7})
+    assert tracker._client.get_run(child).data.tags["confirms"] == "7"
+    tracker.finish_parent(parent, summary={}, ok=True, tags={"best_trial": 7, "best_cell": "c0"})
+    tags = tracker._client.get_run(parent).data.tags
+    assert (tags["best_trial"], tags["best_cell"], tags["status"]) == ("7", "c0", "done")
 
 
 def test_artifacts_lie_in_the_home(tracker: Tracker, workspace: Workspace, sweep: str, tmp_path: Path) -> None:
