@@ -15,10 +15,11 @@ from typing import Any
 from erat.result import RunResult, summarise
 from orchestration.run.directory import RunDirectory
 from orchestration.search.driver import make_queue
-from orchestration.search.launch import make_sampler, with_window
+from orchestration.search.launch import make_sampler
 from orchestration.search.simulate import simulate
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
+from orchestration.study.settings import begin_as
 from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec, register
 from orchestration.study.trial import Trial
@@ -70,7 +71,7 @@ def write_search(
     Returns:
         The ledger.
     """
-    spec, ledger = with_window(spec, slots), Ledger(workspace.ledger)
+    spec, ledger = begin_as(spec, slots, trials), Ledger(workspace.ledger)
     workspace.root.mkdir(parents=True, exist_ok=True)
     register(ledger, name, spec, trials)
 
