@@ -68,7 +68,7 @@ class Study:
         self.name, self.spec, self.workspace = check_name(name), spec, workspace
         self._records, self._found = found or Ledger(workspace.ledger), found is not None
         if not self._found:
-            check_name_is_free(self._records, name, spec)
+            check_name_is_free(self._records, name, spec, trials)
             self.spec = as_begun(self._records, name, spec)
         known = self._records.studies[name].trials if name in self._records.studies else 0
         self.asked, self.search_trials = trials, max(trials, known)
@@ -178,7 +178,7 @@ class Study:
 
         _check_count("at_most", at_most)
         ledger = self._reopen()
-        check_name_is_free(ledger, self.name, self.spec)
+        check_name_is_free(ledger, self.name, self.spec, self.search_trials)
         self.end = run_study(
             self.name, self.spec, self.search_trials, self.workspace, ledger, address=address, at_most=at_most
         )

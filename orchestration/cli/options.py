@@ -119,6 +119,10 @@ Confirm = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]
+Slots = Annotated[
+    int | None,
+    typer.Option(min=1, max=MOST_TRIALS, help="with --dry-run: plan for so many runs side by side, whatever there is"),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run and how long it takes; run nothing")]
 
 
@@ -140,6 +144,12 @@ def read_asked(words: list[str] | None, file: str | None, preset: str | None, ap
     from orchestration.study import config_files
 
     return config_files.asked(words, file, preset, apart=apart)
+
+
+def check_slots(slots: int | None, dry_run: bool) -> None:
+    """Refuse a number of slots without a plan, which would be ignored."""
+    if slots is not None and not dry_run:
+        raise UserError("--slots goes with --dry-run: a run takes as many as fit, or --max-concurrent")
 
 
 def print_config(flat: dict[str, Any], as_json: bool) -> None:

@@ -53,14 +53,15 @@ def run_and_show(study: Study, address: str | None, at_most: int | None, as_json
         raise typer.Exit(EXIT_FAILED)
 
 
-def plan_and_show(study: Study, as_json: bool) -> None:
-    """Show what a study would run."""
-    from orchestration.commands import overview
+def plan_and_show(study: Study, address: str | None, slots: int | None, at_most: int | None, as_json: bool) -> None:
+    """Show what a study would run, and how long it takes, on the cluster at `address`, on `slots`, or here."""
+    from orchestration.commands.plan import find_room, plan_sweep
     from orchestration.study.ledger import Ledger
 
     _say_if_fewer(study)
     ledger = Ledger(study.workspace.ledger)
-    content = overview.plan_sweep(study.name, study.spec, study.search_trials, study.workspace, ledger, err)
+    room = find_room(study.spec.base, address, slots, at_most)
+    content = plan_sweep(study.name, study.spec, study.search_trials, study.workspace, ledger, err, room)
     if as_json:
         print(json.dumps(content))
 

@@ -52,6 +52,7 @@ def train(
     """Train one configuration; after an interruption, the same command resumes after the last epoch."""
     from erat.config import build
     from orchestration.commands import overview
+    from orchestration.commands import plan as planning
     from orchestration.run.directory import RunDirectory
     from orchestration.search.driver import result_json
     from orchestration.search.launch import run_train
@@ -68,7 +69,10 @@ def train(
     workspace = Workspace.from_environment(reading=dry_run)
     configuration = workspace.fingerprints()(configuration)
     if dry_run:
-        content = overview.plan([configuration], workspace, Ledger(workspace.ledger), err, slots=1)
+        if address is not None:
+            planning.find_room(configuration, address, None, None)  # refuses a cluster on which the run does not fit
+        on_ray = address is not None or configuration.train.workers > 1
+        content = planning.plan([configuration], workspace, Ledger(workspace.ledger), err, on_ray=on_ray)
         if as_json:
             print(json.dumps(content))
         return
@@ -126,6 +130,7 @@ def craft(
     from erat.config import build
     from orchestration.api import Study
     from orchestration.commands import overview
+    from orchestration.commands import plan as planning
     from orchestration.commands import verify as verification
     from orchestration.commands.preview import preview as draw_preview
     from orchestration.crafting import jobs, sets
@@ -148,7 +153,10 @@ def craft(
             print_config(spec.base.flat(), as_json)
             return
         study = Study(f"verify-{spec.identity()[:6]}", spec, 0, workspace)
-        plan_and_show(study, as_json) if dry_run else run_and_show(study, address, None, as_json)
+        if dry_run:
+            plan_and_show(study, address, None, None, as_json)
+        else:
+            run_and_show(study, address, None, as_json)
         return
     kinds = verification.kinds_of(given) if preview else []
     configs = [
@@ -158,7 +166,11 @@ def craft(
         print_config(configs[0].flat(), as_json)
         return
     if dry_run:
-        content = overview.plan_sets(configs, sets.missing_sets(configs, workspace), err)
+        content = planning.plan_sets(configs, sets.missing_sets(configs, workspace), err)
+        if address is not None:
+            room = planning.find_room(configs[0], address, None, None, workers=1)
+            err.print(f"  {room.slots} crafted at a time, {room.words}", markup=False)
+            content["slots"] = room.slots
     else:
         with craft_view() as view:
             if address is not None:

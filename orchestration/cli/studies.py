@@ -21,8 +21,10 @@ from orchestration.cli.options import (
     Rungs,
     Sampler,
     ShowConfig,
+    Slots,
     StudyName,
     Window,
+    check_slots,
     checked_name,
     nonempty,
     print_config,
@@ -72,6 +74,7 @@ def sweep(
     address: Address = None,
     at_most: AtMost = None,
     dry_run: DryRun = False,
+    slots: Slots = None,
     as_json: AsJson = False,
 ) -> None:
     """Search a space with Optuna through Ray Tune; the paper's own points come first."""
@@ -81,6 +84,7 @@ def sweep(
     from orchestration.study.spaces import load_space
     from orchestration.study.spec import StudySpec
 
+    check_slots(slots, dry_run)
     given = read_asked(overrides, config, preset)
     settings: dict[str, Any] = {
         "sampler": sampler,
@@ -102,7 +106,10 @@ def sweep(
         overrides=given.overrides,
         **settings,
     )
-    plan_and_show(study, as_json) if dry_run else run_and_show(study, address, at_most, as_json)
+    if dry_run:
+        plan_and_show(study, address, slots, at_most, as_json)
+    else:
+        run_and_show(study, address, at_most, as_json)
 
 
 @verb(
@@ -136,6 +143,7 @@ def matrix(
     address: Address = None,
     at_most: AtMost = None,
     dry_run: DryRun = False,
+    slots: Slots = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a table or figure of the paper: every defense on every corruption. Finished runs are not repeated."""
@@ -143,6 +151,7 @@ def matrix(
     from orchestration.storage.workspace import Workspace
     from orchestration.study.grids import load_grid, parse_choice, specification
 
+    check_slots(slots, dry_run)
     given = read_asked(overrides, config, preset)
     numbers, kept, left_out = (
         whole_numbers("--seeds", seeds),
@@ -167,7 +176,10 @@ def matrix(
         only=kept,
         skip=left_out,
     )
-    plan_and_show(study, as_json) if dry_run else run_and_show(study, address, at_most, as_json)
+    if dry_run:
+        plan_and_show(study, address, slots, at_most, as_json)
+    else:
+        run_and_show(study, address, at_most, as_json)
 
 
 @verb(verbs, "resume budgets")

@@ -12,11 +12,14 @@ from typing import Any
 import ray
 import ray.autoscaler.sdk
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated import autoscaler_pb2
 from ray.experimental.internal_kv import _internal_kv_get
 
 RENEW_SECONDS = 60.0  # a request is repeated after this time, because another study's end withdraws it
+SETTLE_SECONDS = 15.0  # after this time a request that was not refused counts as accepted; Ray looks every 5 s
 
 
 def autoscales() -> bool | None:
@@ -53,10 +56,24 @@ def _seen_by_the_second() -> tuple[bool, set[str]]:
     return moving, {node.ray_node_type_name for node in [*status.active_nodes, *status.idle_nodes]}
 
 
+def _refused(bundles: int) -> bool:
+    """Return whether the autoscaler finds that the cluster can never hold so many bundles, for which it was asked.
+
+    The first autoscaler then adds as many nodes as it may, and says nothing; the second one adds none.
+    """
+    if not is_autoscaler_v2():
+        return False
+    reply = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
+    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=10))
+    refused = reply.autoscaling_state.infeasible_cluster_resource_constraints
+    return any(sum(request.count for request in each.resource_requests) == bundles for each in refused)
+
+
 class Demand:
     """What a study wants of an autoscaling cluster; without an autoscaler, nobody reads it.
 
-    The cluster has one demand: of two studies, the one that has asked last.
+    The cluster has one demand: of two studies, the one that has asked last. If the autoscaler refuses a demand as too
+    large, a smaller one is made, until the largest is found that it accepts.
 
     Args:
         resources: resource -> amount that each worker needs.
@@ -66,22 +83,41 @@ class Demand:
     def __init__(self, resources: Mapping[str, float], workers: int) -> None:
         self._bundle = {kind: amount for kind, amount in resources.items() if amount}
         self._workers = workers
-        self._trials, self._when = 0, -RENEW_SECONDS
+        self._wanted = 0
+        self._asked, self._when = 0, -RENEW_SECONDS
+        self._accepted = 0  # most trials for which the cluster was asked and that were not refused
+        self._too_many: int | None = None  # fewest trials that were refused
 
     def ask(self, trials: int) -> None:
         """Ask for a cluster on which so many trials can run at the same time.
 
         The request counts what runs already, and holds until the next one.
         """
+        self._wanted = trials
+        self.renew()
+
+    def renew(self) -> None:
+        """Ask again, if the last request was refused or is old; called every second or so while something is wanted."""
         now = time.monotonic()
-        if trials == self._trials and (not trials or now - self._when < RENEW_SECONDS):
-            return
-        self._trials, self._when = trials, now
         try:
-            ray.autoscaler.sdk.request_resources(bundles=[self._bundle] * (trials * self._workers))
+            self._learn(now)
+            most = self._wanted if self._too_many is None else max(1, (self._accepted + self._too_many) // 2)
+            trials = min(self._wanted, most)
+            if trials != self._asked or (trials and now - self._when >= RENEW_SECONDS):
+                self._asked, self._when = trials, now
+                ray.autoscaler.sdk.request_resources(bundles=[self._bundle] * (trials * self._workers))
         except Exception as error:
             # Without the request the cluster still grows, with the trials that wait for a place.
             warnings.warn(f"the cluster's autoscaler cannot be asked for nodes: {error}", stacklevel=2)
+
+    def _learn(self, now: float) -> None:
+        """Learn from the autoscaler's answer whether the last request was too large."""
+        if not self._asked:
+            return
+        if _refused(self._asked * self._workers):
+            self._too_many, self._accepted = self._asked, min(self._accepted, self._asked - 1)
+        elif now - self._when >= SETTLE_SECONDS:
+            self._accepted = max(self._accepted, self._asked)
 
     @contextmanager
     def held(self) -> Iterator[Demand]:

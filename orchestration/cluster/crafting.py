@@ -42,12 +42,13 @@ def craft_sets(
     task = ray.remote(_craft_task)
     running: dict[Any, int] = {}
     said = [CraftProgress(group[0], workspace.sharing(group[0].storage.path)) for group in groups]
-    for group in groups:
-        needs = {"CPU": group[0].resources.cpu, "GPU": group[0].resources.gpu}
-        slots(needs, 1, patience=JOIN_SECONDS, what=f"crafting {group[0].corruption.data}")
     for index, group in enumerate(groups):
         asked = task.options(num_cpus=group[0].resources.cpu, num_gpus=group[0].resources.gpu)
         running[asked.remote([config.model_dump_json() for config in group], str(workspace.root))] = index
+    # The tasks come first, because an autoscaler adds nodes for tasks that wait.
+    for group in groups:
+        needs = {"CPU": group[0].resources.cpu, "GPU": group[0].resources.gpu}
+        slots(needs, 1, patience=JOIN_SECONDS, what=f"crafting {group[0].corruption.data}")
     try:
         while running and not given_up():
             over, _ = ray.wait(list(running), timeout=POLL_SECONDS)

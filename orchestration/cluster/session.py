@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from erat.config import RunConfig
 from erat.errors import UserError
 from orchestration.cluster import parts
-from orchestration.cluster.autoscaling import autoscales
+from orchestration.cluster.autoscaling import Demand, autoscales
 from orchestration.cluster.nodes import Node, look, problem, token
 from orchestration.run.preemption import prepare
 from orchestration.storage.workspace import Workspace
@@ -176,6 +176,7 @@ def slots(
     *,
     patience: float = 0,
     what: str = "a trial",
+    demand: Demand | None = None,
 ) -> int:
     """Return how many trials fit on the cluster at the same time, as soon as one does; see `fitting`.
 
@@ -187,42 +188,53 @@ def slots(
         fewest: number of workers with which a trial can do if it must; none: all.
         patience: seconds to wait for nodes that have not joined yet; 0: nothing is waited for, also no autoscaler.
         what: what needs these resources, for the message.
+        demand: what the autoscaler was asked for, and is asked for again while it is waited for.
 
     Raises:
         UserError: not even one trial fits.
     """
     began, said = time.monotonic(), -SAY_SECONDS
-    grows: bool | None = None
+    growing: bool | None = None
     while not (fit := fitting(resources, workers, fewest)):
         waited = time.monotonic() - began
-        if patience and not grows:
-            grows = autoscales()
-        limit = _patience(grows, patience)
+        if patience and not growing:
+            growing = autoscales()
+        limit = _patience(growing, patience)
         if waited >= limit:
-            raise UserError(_too_small(resources, workers, what, limit, grows))
-        if grows and waited - said >= SAY_SECONDS:
+            raise UserError(_too_small(resources, workers, what, limit, growing))
+        if growing and waited - said >= SAY_SECONDS:
             said = waited
             so_far = f"waiting for the cluster's autoscaler, {waited:.0f} of {limit:.0f} s"
             warnings.warn(f"{room(resources, workers, what)}: {so_far}", stacklevel=2)
+        if growing and demand is not None:
+            demand.renew()
         time.sleep(POLL_SECONDS)
     return fit
 
 
-def _patience(grows: bool | None, joining: float) -> float:
+def grows() -> bool:
+    """Return whether an autoscaler adds nodes to the cluster; a head that has just begun is given `JOIN_SECONDS`."""
+    give_up = time.monotonic() + JOIN_SECONDS
+    while (answer := autoscales()) is None and time.monotonic() < give_up:
+        time.sleep(POLL_SECONDS)
+    return bool(answer)
+
+
+def _patience(growing: bool | None, joining: float) -> float:
     """Return how many seconds nodes are waited for, given what is known of an autoscaler."""
     if not joining:
         return 0.0
-    return longest_wait() if grows else joining if grows is False else max(joining, ANSWER_SECONDS)
+    return longest_wait() if growing else joining if growing is False else max(joining, ANSWER_SECONDS)
 
 
-def _too_small(resources: Mapping[str, float], workers: int, what: str, waited: float, grows: bool | None) -> str:
+def _too_small(resources: Mapping[str, float], workers: int, what: str, waited: float, growing: bool | None) -> str:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = {kind: amount for kind, amount in resources.items() if amount}
     need = ", ".join(f"{amount * workers:g} {kind}" for kind, amount in wanted.items())
     got = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in wanted)
     on = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
     after = f" after {waited:.0f} s" if waited else ""
-    grew = ", and its autoscaler has added none that fits (ERAT_PATIENCE sets how long it may take)" if grows else ""
+    grew = ", and its autoscaler has added none that fits (ERAT_PATIENCE sets how long it may take)" if growing else ""
     return f"{what} needs {need}, the cluster has {got}{on}{after}{grew}: lower train.workers or resources.cpu/gpu"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -11,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from erat.config import RunConfig
 from erat.errors import UserError
-from erat.variants import defense_name
 from orchestration.api import load_study
 from orchestration.report.grid import grid
 from orchestration.report.matrix import matrix, summary_sentences
@@ -27,7 +24,7 @@ from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import setting_values, setting_words
-from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
+from orchestration.study.spec import BEFORE_IDENTITY
 from orchestration.study.status import spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri
@@ -102,129 +99,6 @@ def crafted(manifest: dict[str, Any], console: Console) -> dict[str, Any]:
         if key != "transition":
             console.print(f"{key:>16}  {value}", markup=False)
     return content
-
-
-def plan_sweep(
-    name: str, spec: StudySpec, trials: int, workspace: Workspace, ledger: Ledger, console: Console
-) -> dict[str, Any]:
-    """Print and return what a sweep would run."""
-    # Imported here, as in all plans, because it loads torch, which `status` does not need.
-    from orchestration.study import estimate
-
-    overrides = [params for _, params in spec.known_ahead(trials)]
-    known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
-    overrides += [known[number].params for number in sorted(known) if number >= len(overrides)]
-    to_propose = max(0, spec.size(trials) - len(overrides))
-    configs = [spec.config(entry) for entry in overrides]
-    console.print(f"sweep {name}: {spec.space.about} · preset {spec.preset}", markup=False)
-    slots = estimate.local_slots(spec.base)
-    content = plan(configs, workspace, ledger, console, slots=slots, sweep=name, like_base=to_propose, spec=spec)
-    return {"name": name} | content
-
-
-def plan(
-    configs: Sequence[RunConfig],
-    workspace: Workspace,
-    ledger: Ledger,
-    console: Console,
-    *,
-    slots: int,
-    sweep: str | None = None,
-    like_base: int = 0,
-    spec: StudySpec | None = None,
-) -> dict[str, Any]:
-    """Print and return what these runs, and `like_base` more of `spec` that are still to be proposed, would cost."""
-    from orchestration.crafting.sets import missing_sets
-    from orchestration.study import estimate
-
-    outcomes = [ledger.outcome(config.digest(), sweep) for config in configs]
-    todo = [config for config, outcome in zip(configs, outcomes, strict=True) if outcome is None]
-    todo += [spec.base] * like_base if spec is not None else []
-    missing = missing_sets(todo, workspace)
-    sets = plan_sets(configs, missing, console)
-    content: dict[str, Any] = {
-        "cells": len(configs) + like_base,
-        "done": sum(outcome is not None and outcome.status in FINISHED for outcome in outcomes),
-        "failed": sum(outcome is not None and outcome.status == "failed" for outcome in outcomes),
-        "to_do": len(todo),
-        "to_be_proposed": like_base,
-    } | sets
-    workers = max((config.train.workers for config in todo), default=1)
-    known = {sweep: spec} if sweep and spec else None
-    history, by_defense = estimate.History(ledger, known, on_ray=spec is not None), dict[str, float]()
-    for config in todo:
-        name = defense_name(config.flat())
-        by_defense[name] = by_defense.get(name, 0.0) + history.seconds(config)
-    seconds = sum(by_defense.values())
-    content |= {"device_hours": seconds * workers / 3600, "wall_seconds": seconds / slots, "slots": slots}
-    content["device_hours_by_defense"] = {name: part * workers / 3600 for name, part in by_defense.items()}
-    content["memory_mb"], memory_words = _memory(todo)
-    content["disk_needed_gb"] = _disk(todo, missing)
-    content["disk_free_gb"] = shutil.disk_usage(workspace.root).free / 1e9
-    console.print(
-        f"  cells: {content['cells']} ({content['done']} done, {content['failed']} failed, {len(todo)} to do, "
-        f"{like_base} of these yet to be proposed)"
-    )
-    console.print(
-        f"  estimate: {duration(seconds)} of training in all, about {duration(seconds / slots)} with "
-        f"{slots} at a time; {seconds * workers / 3600:.2f} device hours"
-    )
-    if len(by_defense) > 1:
-        parts = ", ".join(f"{name} {part * workers / 3600:.2f}" for name, part in by_defense.items())
-        console.print(f"  device hours by defense: {parts}", markup=False)
-    console.print(f"  memory: {memory_words}", markup=False)
-    needed = "not known" if content["disk_needed_gb"] is None else f"about {content['disk_needed_gb']:.3g} GB"
-    short = " TOO LITTLE:" if (content["disk_needed_gb"] or 0) > content["disk_free_gb"] else ""
-    console.print(
-        f"  disk:{short} {needed} needed, {content['disk_free_gb']:.1f} GB free at {workspace.root}", markup=False
-    )
-    return content
-
-
-def _disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> float | None:
-    """Return the disk space needed in GB, or None if it is not known, which must not keep anyone from running."""
-    from orchestration.study import estimate
-
-    try:
-        return estimate.disk(configs, sets) / 1e9
-    except Exception:
-        return None
-
-
-def _memory(configs: Sequence[RunConfig]) -> tuple[float | None, str]:
-    """Return the memory in MB of the run that needs most, and the words for it.
-
-    It is None if it is not known, which must not keep anyone from running.
-    """
-    from erat.engine.memory import MB
-    from orchestration.study import estimate
-
-    if not configs:
-        return None, "none, nothing is left to do"
-    try:
-        most = max((estimate.memory(config) for config in configs), key=lambda memory: memory.total)
-    except Exception as error:
-        reason = str(error).splitlines() or [type(error).__name__]
-        return None, f"not known ({reason[0]})"
-    unit, name, digits = (1024 * MB, "GB", 1) if most.total >= 1024 * MB else (MB, "MB", 0)
-    network, data, working, total = (
-        f"{size / unit:.{digits}f}" for size in (most.network, most.data, most.working, most.total)
-    )
-    what = "a step" if most.working == most.step else "scoring"
-    words = (
-        f"about {total} {name} of tensors per worker (network and optimizer {network}, data {data}, {what} {working})"
-    )
-    return most.megabytes, words
-
-
-def plan_sets(configs: Sequence[RunConfig], lacking: Sequence[RunConfig], console: Console) -> dict[str, Any]:
-    """Print and return how many crafted sets these runs need, and which of them the store lacks."""
-    from orchestration.crafting.sets import distinct_sets, set_name
-
-    needed, missing = len(distinct_sets(configs)), [set_name(config) for config in lacking]
-    shown = f" ({', '.join(missing)})" if 0 < len(missing) <= 8 else ""
-    console.print(f"  crafted sets: {needed} needed, {len(missing)} to craft{shown}", markup=False)
-    return {"crafted_sets": needed, "crafted_sets_missing": len(missing)}
 
 
 def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:

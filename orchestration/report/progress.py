@@ -37,6 +37,7 @@ class Progress:
         self._seen: dict[int, _Seen] = {}
         self._lock = threading.Lock()  # held while `_seen` changes, as another thread draws it
         self._counts: Counter[str] = Counter()
+        self._left: tuple[float, float | None] | None = None  # when it was computed, seconds until the end
         self._rates: dict[bool, tuple[float, float | None]] = {}  # kind -> (when it was computed, seconds per epoch)
 
     def update(self, rows: Sequence[Trial]) -> list[Change]:
@@ -98,9 +99,16 @@ class Progress:
         return known[1]
 
     def left(self) -> float | None:
-        """Return the seconds until the study ends, or None if nothing has been measured."""
-        ages = {row.number: self.age(row) for row in self.rows}
-        return sweep_left(self.rows, ages, self.total, self._slots)
+        """Return the seconds until the study ends, or None if nothing has been measured.
+
+        They are computed anew at most every `RATE_SECONDS`, because all rows count.
+        """
+        known, now = self._left, self._clock()
+        if known is None or known[1] is None or now - known[0] >= RATE_SECONDS:
+            rows = self.rows
+            left = sweep_left(rows, {row.number: self.age(row) for row in rows}, self.total, self._slots)
+            known = self._left = (now, left)
+        return known[1]
 
     def ended_of_total(self) -> str:
         """Return how many trials have ended, such as "3/10 trials"."""

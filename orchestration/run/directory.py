@@ -2,8 +2,8 @@
 
 The files are `config.json`, `checkpoint.pt` and (until the run ends) the previous checkpoint, `metrics.jsonl` (one row
 per epoch), `result.json`, `error.txt`, `left.txt` (how far a preempted run was) and the folder `artifacts/`. While a
-run is at work there is also `heartbeat`, and maybe a stop request. These files are the only way in which a run reports
-to the driver.
+run is at work there is also `heartbeat`, and maybe a stop request. A run resumes from these files, and by them the
+driver learns how it ended. The figures of an epoch also travel in a trial's report, so that none waits for a file.
 """
 
 from __future__ import annotations

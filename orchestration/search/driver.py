@@ -349,6 +349,8 @@ def make_queue(
     name: str,
     ledger: Ledger,
     sampler: Sampler,
+    *,
+    trial_of: Callable[[int, str, dict[str, Any]], Trial] | None = None,
     **more: Any,
 ) -> Queue:
     """Return the queue of a study's trials, according to its specification and the ledger.
@@ -359,6 +361,8 @@ def make_queue(
         name: name of the study.
         ledger: the ledger, whose proposals and decisions of this study are kept.
         sampler: proposes the search's trials.
+        trial_of: makes a trial from its number, source and overrides. None: those of the specification are made, with
+            their results in the ledger.
         more: further arguments of the queue.
     """
     record = ledger.studies.get(name) or StudyRecord(name, {})
@@ -374,7 +378,7 @@ def make_queue(
         pruner=PRUNERS[space.pruner](space, epochs),
         block=space.block,
         known=spec.proposals(record),
-        trial_of=lambda *made: ledger.with_outcome(spec.trial(*made), name),
+        trial_of=trial_of or (lambda *made: ledger.with_outcome(spec.trial(*made), name)),
         epochs=epochs,
         totals=record.totals,
         promoted=record.promoted,

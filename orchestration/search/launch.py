@@ -104,13 +104,14 @@ def run_study(
         tracker = opening.result()
         demand = stack.enter_context(autoscaling.Demand(resources, workers).held())
         if address is not None:
-            demand.ask(max(1, min(at_most or GROWN_SLOTS, _left(name, spec, trials, ledger))))
-        fit = session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
+            demand.ask(max(1, min(slots_ahead(0, at_most), _left(name, spec, trials, ledger))))
+        patience = session.JOIN_SECONDS if address else 0
+        fit = session.slots(resources, workers, fewest, patience=patience, demand=demand)
         slots = min(fit, at_most or fit)
-        grows = address is not None and autoscaling.autoscales()
+        grows = address is not None and session.grows()
         if grows:
             session.check_nodes(workspace)  # those that have come
-        spec = begin_as(as_begun(ledger, name, spec), max(slots, at_most or GROWN_SLOTS) if grows else slots, trials)
+        spec = begin_as(as_begun(ledger, name, spec), slots_ahead(slots, at_most) if grows else slots, trials)
         warn_if_narrow(spec, slots, trials)
         sampler = make_sampler(spec)
         register(ledger, name, spec, trials)
@@ -122,7 +123,7 @@ def run_study(
         driver = StudyDriver(
             name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready, pool=pool
         )
-        at_a_time = f"{slots} trial{'s' * (slots > 1)} at a time{' so far' * bool(grows)}"
+        at_a_time = f"{slots} trial{'s' * (slots > 1)} at a time{' so far' * grows}"
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {at_a_time}"
         with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.planned) as view:
             driver.view = view.update
@@ -159,6 +160,16 @@ def run_study(
         )
         _send_all(tracker)
     return StudyEnd(driver, files, seconds)
+
+
+def slots_ahead(slots: int, at_most: int | None) -> int:
+    """Return the number of slots for which a study is planned on a cluster that grows by itself.
+
+    Args:
+        slots: number of trials that fit now and may run.
+        at_most: number of trials that may run at the same time; None: as many as fit.
+    """
+    return max(slots, at_most or GROWN_SLOTS)
 
 
 def _left(name: str, spec: StudySpec, trials: int, ledger: Ledger) -> int:
@@ -279,7 +290,8 @@ def _train_here_or_on_ray(
         if address is not None:
             session.check_nodes(workspace)
             demand.ask(1)
-        session.slots(resources, workers, fewest, patience=session.JOIN_SECONDS if address else 0)
+        patience = session.JOIN_SECONDS if address else 0
+        session.slots(resources, workers, fewest, patience=patience, demand=demand)
         run, request = RunDirectory(workspace, config.digest()), stop_request("train")
         run.withdraw_stop(request)
         # Ray Train's controller is another process and cannot call functions here, so the run's directory is polled.

@@ -270,16 +270,15 @@ class Queue:
     def _keep(self, trial: Trial) -> None:
         number, history = trial.number, trial.so_far.val_history
         self.trials[number] = trial
-        if not self.begin <= number < self.size:
-            self._beside = self._beside - {number} if trial.ended else self._beside | {number}
+        unended = self._open if self.begin <= number < self.size else self._beside
+        (unended.discard if trial.ended else unended.add)(number)
+        if unended is self._beside:
             return
         self._blocks.note(number, history)
         if number >= self.first:
             self._changed.add(self._blocks.start(number))
         if not trial.ended:
-            self._open.add(number)
             return
-        self._open.discard(number)
         if trial.status == "done" and history:
             self._curves.keep(number - self.begin, history)
         for later in [later for later, first in self._same.items() if first == number]:

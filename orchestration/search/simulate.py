@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from erat.result import RunResult, summarise
+from erat.result import RunResult
 from orchestration.search.queue import Queue
 from orchestration.study.trial import Trial
 
@@ -45,6 +45,7 @@ def simulate(
     accuracies: Callable[[Trial], Sequence[float]],
     *,
     overhead: Callable[[Trial], float] = lambda trial: 0.0,
+    following: Callable[[Trial, int], int] = lambda trial, epoch: epoch + 1,
 ) -> Course:
     """Run all trials of a queue, which must not use a pool, and return how the study went.
 
@@ -55,6 +56,8 @@ def simulate(
         accuracies: validation accuracy after each epoch of a trial, in [0, 1]. If there are fewer than the trial has
             epochs, it fails in the epoch that follows.
         overhead: time that a trial needs each time it starts or goes on, before its first epoch.
+        following: trial and number of its epochs so far -> the next epoch after which anything may be decided. Those
+            between are passed over, which saves time.
     """
     now, work, free = 0.0, 0.0, slots
     events: list[tuple[float, int, int]] = []  # when an epoch ends, number of the trial, epoch
@@ -65,19 +68,23 @@ def simulate(
         while free and (trial := queue.next()) is not None:
             free -= 1
             queue.record(trial.number, replace(trial.so_far, status="running"))
-            heapq.heappush(events, (now + overhead(trial) + seconds(trial), trial.number, trial.epoch + 1))
+            go_on(trial, now + overhead(trial))
+
+    def go_on(trial: Trial, begin: float) -> None:
+        epoch = following(trial, trial.epoch)
+        heapq.heappush(events, (begin + (epoch - trial.epoch) * seconds(trial), trial.number, epoch))
 
     start_what_may()
     while events:
         now, number, epoch = heapq.heappop(events)
         trial = queue.trials[number]
-        work += seconds(trial)
+        work += (epoch - trial.epoch) * seconds(trial)
         curve = accuracies(trial)
         status = _status(queue, number, epoch, curve)
         result = _result(trial, status, curve[:epoch], seconds(trial))
         queue.record(number, result)
         if status == "running":
-            heapq.heappush(events, (now + seconds(trial), number, epoch + 1))
+            go_on(queue.trials[number], now)
             continue
         if status != "paused":
             end_of[number] = now
@@ -99,5 +106,7 @@ def _status(queue: Queue, number: int, epoch: int, curve: Sequence[float]) -> st
 
 
 def _result(trial: Trial, status: str, curve: Sequence[float], seconds: float) -> RunResult:
-    rows = [{"val_accuracy": value, "test_accuracy": value, "epoch_seconds": seconds} for value in curve]
-    return summarise(trial.cell, status, rows)
+    if not curve:
+        return RunResult(trial.cell, status)
+    last, best, took = curve[-1], max(curve), seconds * len(curve)
+    return RunResult(trial.cell, status, len(curve), last, best, last, best, took, val_history=list(curve))

@@ -28,6 +28,7 @@ CALIBRATION_STEPS = 3
 # Disk space of a run besides its weights: curves, selection, and its part of the ledger and the tracking database.
 RECORD_BYTES = 150_000
 Signature = tuple[Any, ...]
+_MEMORY: dict[Signature, RunConfig] = {}  # what a run's memory depends on, by what its time depends on
 
 
 class History:
@@ -40,10 +41,14 @@ class History:
         ledger: the ledger of the workspace.
         specs: name of a study -> its specification, for studies whose specification was read before.
         on_ray: whether the runs to be estimated go through Ray, which hides every GPU that a run does not ask for.
+
+    Attributes:
+        timed_here: whether some estimate so far comes from a calibration on this machine.
     """
 
     def __init__(self, ledger: Ledger, specs: Mapping[str, StudySpec] | None = None, *, on_ray: bool = True) -> None:
         self._ledger, self._specs, self._on_ray = ledger, specs or {}, on_ray
+        self.timed_here = False
 
     def seconds(self, config: RunConfig) -> float:
         """Return the expected training time, in seconds, of a run that has not begun.
@@ -57,7 +62,10 @@ class History:
             found = max((took for kind, took in by_device.items() if kind != CPU), key=len, default=[])
         else:
             found = by_device.get(device, [])
-        return config.train.epochs * (median(found) if found else _calibrated(_neutral(config, device)))
+        if found:
+            return config.train.epochs * median(found)
+        self.timed_here = True
+        return config.train.epochs * _calibrated(_neutral(config, device))
 
     def _device(self, config: RunConfig) -> str | None:
         """Return the device that the run will use, named as in results; None if it needs a GPU that is not here."""
@@ -91,7 +99,10 @@ def memory(config: RunConfig) -> MemoryEstimate:
     Raises:
         UserError: The data cannot be read, or the network cannot be built for images of this shape.
     """
-    return _predicted(_memory_signature(config))
+    key = (*_signature(config), config.preset, config.val.fraction)
+    if key not in _MEMORY:  # making the signature of a run takes milliseconds, which is long for thousands of runs
+        _MEMORY[key] = _memory_signature(config)
+    return _predicted(_MEMORY[key])
 
 
 def work(config: RunConfig) -> float:

@@ -16,6 +16,8 @@ from orchestration.study import MOST_TRIALS
 from orchestration.study.spaces import Confirmation, SearchSpace
 from orchestration.study.spec import StudySpec
 
+STARTUP = 10  # results before a model is made of them, in a space with few points or none
+
 
 def with_settings(
     space: SearchSpace,
@@ -99,7 +101,10 @@ def warn_if_narrow(spec: StudySpec, slots: int, trials: int) -> None:
 
 def startup_of(space: SearchSpace) -> int:
     """Return the number of results before which a study of this space draws its proposals at random."""
-    return (len(space.points) or 10) if space.startup == "auto" else space.startup
+    if space.startup != "auto":
+        return space.startup
+    enough = len(space.points) >= 2 * len(space.parameters)  # for a model of so many dimensions
+    return len(space.points) if enough else STARTUP
 
 
 def setting_words(space: SearchSpace) -> str:

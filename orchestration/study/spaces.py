@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -19,7 +20,7 @@ from pydantic import (
 )
 
 from erat.config import RunConfig, all_keys, first_error, unknown_key
-from erat.errors import UserError, unknown_name
+from erat.errors import UserError, shown, unknown_name
 from erat.options import MOST_EPOCHS, Number, Section
 from erat.registry import DATASETS
 from orchestration.study import MOST_TRIALS
@@ -70,8 +71,9 @@ class SearchSpace(Section):
         pruner: name of what stops proposals early.
         window: trial n of the search is proposed from, and stopped against, the trials before n - `window` alone, so
             that this number, not the speed of the machine, decides what is tried. "auto" becomes twice the number of
-            trials that run at a time when the study begins.
-        startup: number of results before which proposals are drawn at random. "auto": 10, or with points, their number.
+            trials that run at a time when the study begins, but at most the number of proposals.
+        startup: number of results before which proposals are drawn at random. "auto": the number of points if they are
+            at least twice as many as the searched keys, and otherwise 10.
         grace: fraction of the epochs, in [0, 1], before which the pruner "median" stops no proposal.
         rungs: epochs at which the pruner "halving" compares the trials of a block; ascending. "auto": those that follow
             from the schedule.
@@ -135,12 +137,39 @@ class SearchSpace(Section):
         PRUNERS.require(name)
         return name
 
-    @field_validator("rungs")
+    @field_validator("window", "startup", mode="before")
+    @classmethod
+    def _auto_or_number(cls, value: Any, info: ValidationInfo) -> Any:
+        least = 1 if info.field_name == "window" else 0
+        if value != "auto" and (type(value) is not int or not least <= value <= MOST_TRIALS):
+            allowed = f"auto or a whole number in [{least}, {MOST_TRIALS}]"
+            raise UserError(f"{info.field_name} must be {allowed}, got {shown(value)}")
+        return value
+
+    @field_validator("rungs", mode="before")
     @classmethod
     def _ascending(cls, rungs: Any) -> Any:
-        if rungs != "auto" and (not rungs or any(a >= b for a, b in itertools.pairwise(rungs))):
-            raise UserError(f"rungs must be ascending epochs, such as [30, 60], got {rungs}")
+        if rungs == "auto":
+            return rungs
+        epochs = isinstance(rungs, list | tuple) and all(type(epoch) is int for epoch in rungs)
+        if not epochs or any(a >= b for a, b in itertools.pairwise([0, *rungs, MOST_EPOCHS + 1])):
+            allowed = f"auto or ascending epochs in [1, {MOST_EPOCHS}], such as [30, 60]"
+            raise UserError(f"rungs must be {allowed}, got {shown(rungs)}")
         return rungs
+
+    @field_validator("confirm", mode="before")
+    @classmethod
+    def _numbers(cls, confirm: Any) -> Any:
+        if confirm in ("auto", "none") or isinstance(confirm, Confirmation):
+            return confirm
+        if not isinstance(confirm, Mapping):
+            raise UserError(
+                f"confirm must be none, auto, or a mapping such as {{top: 3, seeds: 3}}, got {shown(confirm)}"
+            )
+        try:
+            return Confirmation.model_validate(dict(confirm))
+        except ValidationError as error:
+            raise UserError(first_error(error, "confirm")) from error
 
     @field_validator("objective")
     @classmethod
@@ -247,6 +276,8 @@ class SearchSpace(Section):
             base: the configuration that all trials start from, whose schedule decides the rungs.
             preset: name of the preset; the paper's confirms the winners.
 
+        A rung before warm-up and ramp are over is warned of, and so is a schedule that leaves no epoch for a rung.
+
         Raises:
             UserError: A rung lies beyond the last epoch.
         """
@@ -254,9 +285,11 @@ class SearchSpace(Section):
         if self.confirm == "auto":
             update["confirm"] = Confirmation() if preset == "paper" else "none"
         if self.pruner == "halving":
-            update["rungs"] = rungs_of(base) if self.rungs == "auto" else self.rungs
-            if late := [rung for rung in update["rungs"] if rung >= base.train.epochs]:
+            update["rungs"] = rungs = rungs_of(base) if self.rungs == "auto" else self.rungs
+            if late := [rung for rung in rungs if rung >= base.train.epochs]:
                 raise UserError(f"rungs must be below the last epoch, {base.train.epochs}, got {late[0]}")
+            if (doubt := _doubt(rungs, settled_epoch(base), base.train.epochs)) is not None:
+                warnings.warn(doubt, stacklevel=2)
         return self.model_copy(update=update)
 
     @property
@@ -317,6 +350,17 @@ class SearchSpace(Section):
                 parameter.possible(key, [value])
 
 
+def _doubt(rungs: Sequence[int], settled: int, epochs: int) -> str | None:
+    """Return what is doubtful about the rungs of a schedule, or None."""
+    if not rungs:
+        return f"the pruner halving stops nothing: there is no rung before the last epoch, {epochs}"
+    if rungs[0] >= settled:
+        return None
+    instead = f"a rung from {settled} to {epochs - 1} would" if settled < epochs else "no rung can"
+    last = f"warm-up and ramp last until epoch {settled}" + f", beyond the last, {epochs}" * (settled > epochs)
+    return f"the rung {rungs[0]} says little of the end, because {last}: {instead} say more"
+
+
 def settled_epoch(config: RunConfig) -> int:
     """Return the epoch at which warm-up and ramp are over; before it, accuracy says little about the end."""
     flat = config.flat()
@@ -326,14 +370,17 @@ def settled_epoch(config: RunConfig) -> int:
 def rungs_of(config: RunConfig) -> list[int]:
     """Return the rungs that follow from the schedule: a third of the epochs, a ninth, ..., as far as they tell much.
 
-    The first one is not before the warm-up and the ramp are over. If a third of the epochs is before that, the only
-    rung is the epoch at which they are over, and there is none if that is the last epoch or later.
+    The first one is not before warm-up and ramp are over. If a third of the epochs is before that, the only rung is the
+    epoch at which they are over. If that is the last epoch or later, the only rung is a third of the epochs, but not
+    before the warm-up is over. There is none if no epoch is left.
     """
     epochs, settled = config.train.epochs, max(1, settled_epoch(config))
     rungs: list[int] = []
     while (rung := round(epochs / 3 ** (len(rungs) + 1))) >= settled and rung < epochs:
         rungs.insert(0, rung)
-    return rungs or [settled] * (settled < epochs)
+    warmed_up = math.ceil(float(config.flat().get("defense.warmup_epochs", 0))) + 1
+    last = settled if settled < epochs else max(round(epochs / 3), warmed_up)
+    return rungs or [last] * (last < epochs)
 
 
 def _read_point(place: str, parameter: Parameter, key: str, value: Any) -> Any:

@@ -29,6 +29,7 @@ Kind = Literal["search", "matrix", "list"]
 BEFORE_IDENTITY = "made before the data were part of the identity"
 SETTLED = ("window", "startup")  # settings of a search whose "auto" is settled when a study begins
 BEFORE_WINDOW = "begun by an earlier version, whose search made its proposals in generations"
+ANEW = "to go on, repeat the first command with another --name: finished runs are not repeated"
 
 
 def unfilled(config: RunConfig) -> RunConfig:
@@ -269,8 +270,10 @@ class StudySpec:
             SPECIFICATION.validate_python(content)
         except ValidationError as error:
             raise UserError(f"what the ledger says of this sweep is damaged: {why(error)}") from None
-        # Lists of runs still record the size of a generation, and searches of earlier versions had one.
-        kept = {key: value for key, value in content["space"].items() if key != "generation"}
+        # Lists of runs still record the size of a generation. Searches of earlier versions had one, confirmed nothing
+        # and had no rungs.
+        before = {"confirm": "none", "pruner": "median"} if _in_generations(content) else {}
+        kept = before | {key: value for key, value in content["space"].items() if key != "generation"}
         space, fill = parse_space(kept, "the ledger"), Recalled(content.get("images", {}))
         return cls(space, content["preset"], dict(content["overrides"]), fill)
 
@@ -281,12 +284,14 @@ def register(ledger: Ledger, name: str, spec: StudySpec, trials: int) -> None:
     Raises:
         UserError: As for `check_name_is_free`.
     """
-    check_name_is_free(ledger, name, spec)
+    check_name_is_free(ledger, name, spec, trials)
     known = ledger.studies.get(name)
     content = spec.content()
     if known is None:
         ledger.append("sweep", name=name, spec=content, trials=trials)
         return
+    if _in_generations(known.spec):
+        return  # it is finished
     before, now = known.spec.get("optuna"), content.get("optuna")
     if before is not None and before != now:
         warnings.warn(
@@ -312,10 +317,17 @@ def as_begun(ledger: Ledger, name: str, spec: StudySpec) -> StudySpec:
     return replace(spec, space=spec.space.model_copy(update=update)) if update else spec
 
 
-def check_name_is_free(ledger: Ledger, name: str, spec: StudySpec) -> None:
+def check_name_is_free(ledger: Ledger, name: str, spec: StudySpec, trials: int = 0) -> None:
     """Check that the ledger has no study of this name with another specification.
 
     A setting that says "auto" is the same as what the study settled it to; see `as_begun`.
+
+    Args:
+        ledger: the ledger.
+        name: name of the study.
+        spec: its specification.
+        trials: number of trials of the search that are asked for; a search by a version without windows has no more
+            than before.
 
     Raises:
         UserError: The name belongs to another specification; the message says what differs.
@@ -326,7 +338,10 @@ def check_name_is_free(ledger: Ledger, name: str, spec: StudySpec) -> None:
         return
     other = StudySpec.of(known.spec)
     if _in_generations(known.spec):
-        raise UserError(f"sweep {name!r} was {BEFORE_WINDOW}; choose another --name: finished runs are not repeated")
+        same = trials <= known.trials and _unsettled(other).identity() == _unsettled(spec).identity()
+        if same and _finished(ledger, name, other):
+            return
+        raise UserError(f"sweep {name!r} was {BEFORE_WINDOW}; {ANEW}")
     if not other.identified:
         raise UserError(f"sweep {name!r} was {BEFORE_IDENTITY}; choose another --name")
     if other.identity() != spec.identity():
@@ -363,15 +378,10 @@ def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) 
             f"sweep {name!r} was {BEFORE_IDENTITY}: status and report show it, but nothing can be added; "
             f"begin it anew with another --name"
         )
-    outcomes = [ledger.outcome(proposal.cell, name) for proposal in sweep.proposals.values()]
-    ended = [outcome for outcome in outcomes if outcome is not None and outcome.status in FINISHED]
-    if len(ended) >= old.size(sweep.trials):
+    if _finished(ledger, name, old):
         return old
     if _in_generations(sweep.spec):
-        raise UserError(
-            f"sweep {name!r} was {BEFORE_WINDOW}: status and report show it; to go on, repeat the first command with "
-            "another --name: finished runs are not repeated"
-        )
+        raise UserError(f"sweep {name!r} was {BEFORE_WINDOW}: status and report show it; {ANEW}")
     try:
         new = replace(old, fill=fill)
         if new.identity() != old.identity():
@@ -381,6 +391,19 @@ def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) 
             f"{error}; if the images lie elsewhere now, repeat the first command with --name {name} and their data.root"
         ) from error
     return new
+
+
+def _finished(ledger: Ledger, name: str, spec: StudySpec) -> bool:
+    """Return whether all trials of a study are done or stopped, with those that confirm the best ones."""
+    study, confirm = ledger.studies[name], spec.space.confirm
+    ended = [trial for trial in study.proposals.values() if ledger.with_outcome(trial, name).status in FINISHED]
+    confirmed = sum(trial.confirms is not None for trial in ended)
+    wanted = confirm.top * (confirm.seeds - 1) if spec.search and isinstance(confirm, Confirmation) else 0
+    return len(ended) - confirmed >= spec.size(study.trials) and confirmed >= wanted
+
+
+def _unsettled(spec: StudySpec) -> StudySpec:
+    return replace(spec, space=spec.space.model_copy(update=dict.fromkeys(SETTLED, "auto")))
 
 
 def _with(spec: StudySpec, key: str, value: Any) -> StudySpec:

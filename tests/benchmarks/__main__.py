@@ -30,7 +30,8 @@ SHORT = (
     "parallel",
     "tune",
 )
-PARTS = (*SHORT, "sweep")  # the last part takes minutes for each run
+TABLES = ("search",)  # parts that print a table of their own
+PARTS = (*SHORT, *TABLES, "driver", "sweep")  # the last three take minutes
 WIDTH = 180  # characters of a table that is written to a file
 
 
@@ -42,7 +43,7 @@ def main() -> int:
         epilog="examples: python -m tests.benchmarks crafting --repeats 9; python -m tests.benchmarks --json",
     )
     parser.add_argument(
-        "parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (by default all but the last)"
+        "parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (by default all but the last three)"
     )
     parser.add_argument("--repeats", type=int, default=7, help="counted repeats of each (default 7)")
     parser.add_argument("--long", action="store_true", help="all parts, the default sweep of minutes too")
@@ -56,7 +57,11 @@ def main() -> int:
     console = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH)
     results: list[Result] = []
     broken: list[str] = []
+    kept = True
     for part in arguments.parts or (PARTS if arguments.long else SHORT):
+        if part in TABLES:
+            kept &= import_module(f"tests.benchmarks.{part}").report(console, arguments.repeats)
+            continue
         for comparison in import_module(f"tests.benchmarks.{part}").comparisons():
             console.print(f"measuring {comparison.name} ...", style="dim")
             try:
@@ -67,13 +72,14 @@ def main() -> int:
                 continue
             latest = results[-1]
             console.print(f"  {_ratio(latest.ratio)} of {latest.reference}, bound {_bound(latest)}", style="dim")
-    console.print(_table(results))
+    if results:
+        console.print(_table(results))
     if broken:
         console.print(f"broken: {', '.join(broken)}", style="red")
     if arguments.json:
         machine = {"torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
         print(json.dumps({**machine, "results": [result.json() for result in results]}))
-    return int(bool(broken) or any(result.kept is False for result in results))
+    return int(bool(broken) or not kept or any(result.kept is False for result in results))
 
 
 def _table(results: list[Result]) -> Table:

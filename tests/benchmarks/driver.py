@@ -96,7 +96,7 @@ class Fleet:
         self._driver = driver
         self._searcher = tune.QueueSearcher(driver, SLOTS, ahead=False)
         self._scheduler = tune.QueueScheduler(driver)
-        self._progress = tune.Progress(driver, self._searcher.held, lambda: "")
+        self._progress = tune.Progress(driver, self._searcher.held, lambda: "", patience=600)
         self._running: dict[str, SimpleNamespace] = {}
         self._draw = random.Random(0)
         self._count = 0
@@ -188,8 +188,9 @@ def measured(rows: int, seconds: float) -> dict[str, Any]:
         driver.view = view.update
         stack.enter_context(getattr(driver, "at_work", nullcontext)())
         fleet = Fleet(driver)
-        fleet._begin_what_may()
-        del fleet.seconds["next"][0]  # it has taken in the trials that are done
+        while len(fleet._running) < SLOTS:  # takes in the trials that are done
+            fleet._begin_what_may()
+        del fleet.seconds["next"], fleet.busy["next"]
         began = time.monotonic()
         fleet.run(lambda: time.monotonic() - began >= seconds)
         in_loop = time.monotonic() - began

@@ -67,7 +67,8 @@ def _driver(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger, tr
 
 
 def _search(driver: StudyDriver) -> None:
-    tune.run(driver, name=driver.name, storage=driver.workspace.ray, resources={"CPU": 1.0}, workers=1)
+    with driver.at_work():
+        tune.run(driver, name=driver.name, storage=driver.workspace.ray, resources={"CPU": 1.0}, workers=1)
 
 
 def _bare(spec: StudySpec, workspace: Workspace) -> None:

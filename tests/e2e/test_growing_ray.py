@@ -18,12 +18,12 @@ import psutil
 import pytest
 import ray
 import ray.util
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.cluster_utils import Cluster
 
 from orchestration import cli
-from orchestration.cluster import session
-from orchestration.cluster.autoscaling import autoscales
+from orchestration.cluster import autoscaling, session
+from orchestration.cluster.autoscaling import Demand, autoscales
 from orchestration.commands import console
 from orchestration.search.tune import QueueSearcher
 from tests.e2e.commands import Said
@@ -102,16 +102,22 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture
-def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(params=["first"])
+def growing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Start a head without cores, whose autoscaler adds up to two nodes of one core, and return its address.
+
+    The parameter is "first" or "second", for Ray's autoscalers.
 
     `ray.cluster_utils.AutoscalingCluster` would end all other Ray processes of this machine.
     """
     port = free_port()
     address = f"{ray.util.get_node_ip_address()}:{port}"
-    provider = {
-        "type": "fake_multinode",
+    second = request.param == "second"
+    # Ray's package lacks the defaults that the second autoscaler reads for this provider, unless it is an external one.
+    place = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__qualname__}"
+    kind = {"type": "external", "module": place} if second else {"type": "fake_multinode"}
+    provider = kind | {
+        "launch_multiple": second,
         "use_node_id_as_ip": True,
         "disable_node_updaters": True,
         "disable_launch_config_check": True,
@@ -140,6 +146,10 @@ def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         patch.setenv("RAY_FAKE_CLUSTER", "1")
         patch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
         patch.setenv("RAY_OVERRIDE_NODE_ID_FOR_TESTING", FAKE_HEAD_NODE_ID)
+        if second:
+            patch.setenv("RAY_enable_autoscaler_v2", "1")
+            patch.setenv("RAY_CLOUD_INSTANCE_ID", FAKE_HEAD_NODE_ID)
+            patch.setenv("RAY_NODE_TYPE_NAME", "ray.head.default")
         options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": MEMORY}
         cluster = Cluster(
             initialize_head=True,
@@ -181,6 +191,27 @@ def test_an_empty_cluster_grows_for_a_study_and_shrinks_after_it(
     assert "a trial needs 3 CPU, the cluster has 0 CPU after 4 s, and its autoscaler has" in said.err.splitlines()[-1]
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("growing", ["second"], indirect=True)
+def test_the_second_autoscaler_gives_what_it_has(growing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses a request that is larger than the cluster may become; two nodes are the most here."""
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(autoscaling, "SETTLE_SECONDS", 4.0)  # it looks once a second here
+    one, give_up = {"CPU": 1.0}, time.monotonic() + 150
+    with session.connection(growing):
+        with Demand(one, 1).held() as demand:
+            demand.ask(7)
+            with pytest.warns(UserWarning, match=WAITS.format(1)):
+                assert session.slots(one, 1, patience=10, demand=demand) == 1
+            while session.fitting(one, 1) < 2 and time.monotonic() < give_up:
+                demand.renew()
+                time.sleep(0.5)
+            assert session.fitting(one, 1) == 2
+        while session.fitting(one, 1) and time.monotonic() < give_up:
+            time.sleep(0.5)
+        assert session.fitting(one, 1) == 0, "the request was withdrawn"
+
+
 # --- nodes that come and go by hand ----------------------------------------------------------------------------------
 
 
@@ -199,7 +230,7 @@ def test_trials_begin_on_a_node_that_comes_and_no_more_than_fit_when_it_has_gone
     cluster: Cluster, space: str, tmp_path: Path, held: list[tuple[int, int]]
 ) -> None:
     """With --max-concurrent, when Tune itself does not hold back a trial. Ray adds nodes from the main thread only."""
-    words = ("sweep", "--space", space, "--max-concurrent", "2", *PLAIN, "train.epochs=30", "--json")
+    words = ("sweep", "--space", space, "--max-concurrent", "2", *PLAIN, "train.epochs=20", "--json")
     told: list[Said] = []
     study = threading.Thread(target=lambda: told.append(command(cluster.address, tmp_path / "home", *words)))
     study.start()

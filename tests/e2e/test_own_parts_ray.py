@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from erat import temporary_registrations
+from orchestration.study.registries import PRUNERS, SAMPLERS
 from tests.public import OWN, PARTS, installed, run_examples
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def test_the_page_s_studies_run(
     monkeypatch.delenv("ERAT_HOME", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     names: dict[str, object] = {"__name__": "__main__"}
-    with temporary_registrations():
+    with temporary_registrations(SAMPLERS, PRUNERS):
         run_examples(names, None)
         run_examples(names, "with Ray")
     assert (tmp_path / "smoothing.png").stat().st_size > 1000

@@ -210,6 +210,15 @@ SPACE = {
     },
     "points": [{"defense.selector": "rebalance", "defense.eta": 0.5, "defense.steps": 3}],
     "proposals": 1,
+    "sampler": "tpe",
+    "pruner": "halving",
+    "window": 4,
+    "startup": "auto",
+    "grace": 0.5,
+    "rungs": [5, 9],
+    "block": 3,
+    "confirm": {"top": 2, "seeds": 2},
+    "objective": ["val_accuracy"],
 }
 
 
@@ -317,7 +326,8 @@ def verbs() -> st.SearchStrategy[Input]:
     options = [
         *("--nothing", "--json=1", "--preset", "--preset=x", "--trials=0", "--trials=x", "--trials=" + "9" * 400),
         *("--port=0", "--port=99999", "--folds=1", "--folds=x", "--name=../x", "--name=", "--format=exe", "--address"),
-        *("-x", "--max-concurrent=0", "--seeds=", "--space=nothing", "--grid=nothing", "--labels=x"),
+        *("-x", "--max-concurrent=0", "--seeds=", "--space=nothing", "--grid=nothing", "--labels=x", "--slots=0"),
+        *("--sampler=", "--sampler=x", "--pruner=x", "--window=0", "--window=x", "--rungs=9,4", "--confirm=3x1"),
     ]
     # An unknown option is refused before the values of other options are read, so free text needs only this one.
     refused = st.builds(

@@ -199,6 +199,22 @@ def test_the_kubernetes_files_hold_what_they_say() -> None:
     assert isinstance(yaml.safe_load(job["runtimeEnvYAML"]), dict)
 
 
+def test_the_autoscaler_may_enter_the_cluster_and_has_bounds() -> None:
+    """KubeRay runs it beside the head, in a container that is made from these options."""
+    specs = [document["spec"] for (_, kind), document in KUBERNETES.items() if kind.startswith("Ray")]
+    clusters = [spec.get("rayClusterSpec", spec) for spec in specs]
+    assert len(clusters) == 2
+    for cluster in clusters:
+        assert cluster["enableInTreeAutoscaling"] is True
+        options = cluster["autoscalerOptions"]
+        named = {variable["name"]: variable for variable in options["env"]}
+        assert named["RAY_AUTH_MODE"]["value"] == "token"
+        assert "secretKeyRef" in named["RAY_AUTH_TOKEN"]["valueFrom"]
+        assert options["securityContext"]["allowPrivilegeEscalation"] is False
+        assert options["resources"]["limits"].keys() == {"cpu", "memory"}
+        assert [group["minReplicas"] for group in cluster["workerGroupSpecs"]] == [0], "what is idle costs nothing"
+
+
 @pytest.mark.parametrize("pod", pods())
 def test_pods_run_as_nobody_of_note_with_a_token_and_with_bounds(pod: str) -> None:
     spec = pods()[pod]["spec"]

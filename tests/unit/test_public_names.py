@@ -16,6 +16,7 @@ import torch
 
 import erat
 import orchestration
+from orchestration.study.registries import PRUNERS, SAMPLERS
 from tests.public import API, examples, run_examples
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +124,7 @@ def test_the_page_s_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ERAT_HOME", raising=False)
-    with erat.temporary_registrations():
+    with erat.temporary_registrations(SAMPLERS, PRUNERS):
         run_examples({"__name__": "example"}, None)
     said = capsys.readouterr().out
     assert said.startswith("done 0.")

@@ -11,6 +11,7 @@ import pytest
 from erat.errors import UserError
 from orchestration import GridSpec, SearchSpace, Study, Workspace, load_study, study_names
 from orchestration.study.ledger import Ledger
+from orchestration.study.settings import begin_as
 from orchestration.study.spec import register
 from tests.searches import search_spec, write_search
 
@@ -203,6 +204,40 @@ def test_retry_asks_for_the_failed_ones_alone(small: Study, monkeypatch: pytest.
     assert ran == ["small"]
     ledger = Ledger(small.workspace.ledger)
     assert [ledger.outcome(trial.cell, "small") is None for trial in small.trials] == [True, False]
+
+
+def test_settings_are_part_of_the_specification(home: Path) -> None:
+    study = Study.create(
+        "eta", workspace=home, sampler="random", pruner="halving", rungs=[4, 8], window=6, confirm="2x3"
+    )
+    space = study.spec.content()["space"]
+    kept = {key: space[key] for key in ("sampler", "pruner", "rungs", "window", "confirm")}
+    assert kept == {
+        "sampler": "random",
+        "pruner": "halving",
+        "rungs": [4, 8],
+        "window": 6,
+        "confirm": {"top": 2, "seeds": 3},
+    }
+    assert study.name.startswith("eta-")
+    names = {Study.create("eta", workspace=home, window=window).name for window in (None, 5, 6)}
+    assert len(names) == 3
+    assert Study.create("eta", workspace=home, pruner="median").name == "eta", "the space has it already"
+
+
+@pytest.mark.parametrize("place", ["grid", "space"])
+def test_a_list_of_runs_has_no_settings(place: str, home: Path) -> None:
+    content: dict[str, Any] = {"grid": "table1"} if place == "grid" else {"space": SPACE}
+    with pytest.raises(UserError, match=r"sampler is of a search, which .*, a list of runs, has none of; got 'gp'"):
+        Study.create(**content, workspace=home, sampler="gp")
+
+
+def test_a_study_that_has_begun_keeps_its_window(home: Path) -> None:
+    study = Study.create("eta", workspace=home)
+    register(Ledger(study.workspace.ledger), "eta", begin_as(study.spec, 1, 20), 20)
+    assert Study.create("eta", workspace=home).spec.space.window == 2
+    with pytest.raises(UserError, match="begun with window 2, which stays; got 3"):
+        Study.create("eta", workspace=home, name="eta", window=3)
 
 
 @pytest.mark.parametrize("at_most", [-1, 0, True, 2.0])

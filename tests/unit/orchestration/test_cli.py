@@ -26,6 +26,7 @@ from orchestration.commands import console
 from orchestration.search import launch
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
+from orchestration.study.settings import begin_as
 from orchestration.study.spaces import load_space
 from orchestration.study.spec import StudySpec, register
 
@@ -147,6 +148,23 @@ class TestWrongInput:
             (["sweep", "--trials", "many"], "--trials"),
             (["sweep", "--name", "../up"], "--name must be letters"),
             (["sweep", "--name", "a b"], "--name must be letters"),
+            (["sweep", "--sampler", "tpr"], "unknown sampler 'tpr': did you mean tpe?"),
+            (["sweep", "--sampler", ""], "must not be empty"),
+            (["sweep", "--pruner", "halfing"], "unknown pruner 'halfing': did you mean halving?"),
+            (["sweep", "--window", "0"], "window must be a whole number"),
+            (["sweep", "--rungs", "4"], "rungs are of the pruner halving, the pruner is median; got '4'"),
+            (["sweep", "--pruner", "halving", "--rungs", "9,4"], "rungs must be ascending epochs"),
+            (["sweep", "--pruner", "halving", "--rungs", "99"], "rungs must be below the last epoch, 16, got 99"),
+            (["sweep", "--confirm", "3x1"], "confirm.seeds: input should be greater than or equal to 2, got 1"),
+            (["sweep", "--show-config", "--window", "x"], "window must be a whole number"),
+            (["sweep", "--window", "3", "--window", "4"], "it is given twice"),
+            (["sweep", "--slots", "4"], "--slots goes with --dry-run"),
+            (["matrix", "--slots", "4"], "--slots goes with --dry-run"),
+            (["matrix", "--sampler", "gp"], "--sampler"),
+            (["sweep", "--slots", "4", "--dry-run", "--address", "auto"], "--slots plans for a cluster that is not"),
+            (["sweep", "--dry-run", "--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
+            (["train", "--dry-run", "--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
+            (["craft", "--dry-run", "--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
             (["sweep", "--nope"], "--nope"),
             (["sweep", "defense.epsilon_2=1"], "what the space budgets searches"),
             (["sweep", "--space", "eta", "defense.name=ce"], "which ce lacks"),
@@ -621,6 +639,28 @@ class TestSweepVerbs:
         )
         assert one == again != other
         assert one.startswith("eta-")
+
+    def test_settings_reach_the_specification_and_the_name(self, command: Command, workspace: Workspace) -> None:
+        words = ["--sampler", "random", "--pruner", "halving", "--window", "9", "--rungs", "4,8", "--confirm", "2x4"]
+        name, spec, *_ = self.called(command, "sweep", "--space", "eta", *words)
+        space = spec.space
+        assert (space.sampler, space.pruner, space.window, space.rungs) == ("random", "halving", 9, [4, 8])
+        assert spec.content()["space"]["confirm"] == {"top": 2, "seeds": 4}
+        other = self.called(command, "sweep", "--space", "eta", *words[:-1], "2x5")[0]
+        assert name.startswith("eta-")
+        assert name != other
+        assert self.called(command, "sweep", "--space", "eta", "--pruner", "median")[0] == "eta", "as the space has it"
+
+    def test_a_window_that_differs_from_the_recorded_one_is_refused(
+        self, command: Command, workspace: Workspace
+    ) -> None:
+        spec = begin_as(StudySpec(load_space("eta"), "demo", {}), 2, 20)
+        register(Ledger(workspace.ledger), "eta", spec, 20)
+        assert self.called(command, "sweep", "--space", "eta")[1].space.window == 4
+        assert self.called(command, "resume", "eta")[1].space.window == 4
+        assert (
+            "window 4, which stays; got 6" in command("sweep", "--name", "eta", "--space", "eta", "--window", "6").error
+        )
 
     def test_values_are_read_as_their_key_wants_them(self, command: Command, workspace: Workspace) -> None:
         words = ["corruption.epsilon=1/4", "train.milestones=[3, 4]", "val.trusted=no", "data.limit=null"]

@@ -93,7 +93,41 @@ class TestDemand:
     def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, float]]]:
         made: list[list[dict[str, float]]] = []
         monkeypatch.setattr(autoscaling.ray.autoscaler.sdk, "request_resources", lambda bundles: made.append(bundles))
+        monkeypatch.setattr(autoscaling, "_refused", lambda bundles: False)
         return made
+
+    @pytest.mark.parametrize("most", [1, 2, 5, 23, 24, 40])
+    def test_the_most_that_is_not_refused_is_found(
+        self, most: int, asked: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Ray's second autoscaler adds no node at all for a request that is larger than the cluster may become."""
+        now = [0.0]
+        monkeypatch.setattr(autoscaling.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(autoscaling, "_refused", lambda bundles: bundles > most and now[0] - since() >= 5)
+
+        def since() -> float:
+            return times[-1] if times else 0.0
+
+        times: list[float] = []
+        demand = Demand({"CPU": 1.0}, 1)
+        for now[0] in range(300):
+            before = len(asked)
+            demand.ask(24)
+            times += [now[0]] * (len(asked) - before)
+        assert len(asked[-1]) == min(most, 24)
+        first = next(index for index, bundles in enumerate(asked) if len(bundles) <= most)
+        assert times[first] <= 5 * 5, "some nodes are added soon"
+        demand.ask(1)
+        assert len(asked[-1]) == 1
+
+    def test_nothing_is_accepted_and_one_trial_stays_asked_for(
+        self, asked: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(autoscaling, "_refused", lambda bundles: True)
+        demand = Demand({"CPU": 99.0}, 1)
+        for _ in range(10):
+            demand.ask(4)
+        assert [len(bundles) for bundles in asked] == [4, 2, 1]
 
     def test_it_is_as_many_bundles_as_workers(self, asked: list[list[dict[str, float]]]) -> None:
         Demand({"CPU": 2.0, "GPU": 0.0}, 1).ask(3)
@@ -135,6 +169,7 @@ class TestDemand:
         def broken(bundles: Any) -> None:
             raise RuntimeError("the head is gone")
 
+        monkeypatch.setattr(autoscaling, "_refused", lambda bundles: False)
         monkeypatch.setattr(autoscaling.ray.autoscaler.sdk, "request_resources", broken)
         with pytest.warns(UserWarning, match="the cluster's autoscaler cannot be asked for nodes: the head is gone"):
             Demand({"CPU": 1.0}, 1).ask(1)

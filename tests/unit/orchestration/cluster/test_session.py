@@ -111,6 +111,15 @@ class TestAClusterThatGrows:
             session.slots({"CPU": 1.0}, 1, patience=patience)
         assert clock.now == waited
 
+    @pytest.mark.parametrize(("known_at", "answer"), [(0, False), (4, False), (4, True), (99, True)])
+    def test_a_head_that_has_just_begun_is_asked_until_it_knows(
+        self, known_at: float, answer: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = Clock(monkeypatch)
+        monkeypatch.setattr(session, "autoscales", lambda: answer if clock.now >= known_at else None)
+        assert session.grows() is (answer and known_at < session.JOIN_SECONDS)
+        assert clock.now == min(known_at, session.JOIN_SECONDS)
+
     @pytest.mark.parametrize("given", ["soon", "0", "-1", "inf", "nan", ""])
     def test_a_patience_is_a_positive_number(self, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ERAT_PATIENCE", given)

@@ -59,6 +59,10 @@ def offered(home: Path, line: str) -> tuple[list[str], str]:
     ("line", "expected"),
     [
         ("erat sweep --space ", ["budgets", "eta", "joint", "lambda"]),
+        ("erat sweep --sampler c", ["cmaes"]),
+        ("erat sweep --pruner ", ["halving", "median", "none"]),
+        ("erat sweep --window ", ["auto"]),
+        ("erat sweep --confirm ", ["3x3", "none", "auto"]),
         ("erat matrix --grid figure", [f"figure{number}" for number in range(2, 9)]),
         ("erat train --preset p", ["paper"]),
         ("erat report my", ["my-sweep"]),

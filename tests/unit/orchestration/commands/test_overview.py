@@ -13,12 +13,10 @@ from filelock import FileLock
 from rich.console import Console
 
 from erat.config import RunConfig, build
-from erat.engine.memory import MB, MemoryEstimate
 from erat.errors import UserError
 from erat.result import RunResult
 from orchestration.commands import overview
 from orchestration.storage.workspace import Workspace
-from orchestration.study import estimate
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec, register
@@ -142,111 +140,6 @@ class TestStatus:
         register(ledger, "budgets", spec(), 1)
         with pytest.raises(UserError, match="unknown sweep 'budget': did you mean budgets"):
             overview.of_sweep(workspace, "budget", console)
-
-
-class TestPlan:
-    @pytest.fixture(autouse=True)
-    def _one_second_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(estimate.History, "seconds", lambda self, config: float(config.train.epochs))
-
-    def test_a_fresh_sweep(self, workspace: Workspace, console: Console) -> None:
-        content = overview.plan_sweep("a", spec(), 6, workspace, Ledger(workspace.ledger), console)
-        counts = {key: content[key] for key in ("name", "cells", "done", "failed", "to_do", "to_be_proposed")}
-        assert counts == {"name": "a", "cells": 7, "done": 0, "failed": 0, "to_do": 7, "to_be_proposed": 2}
-        assert (content["crafted_sets"], content["crafted_sets_missing"]) == (1, 1)
-        assert content["device_hours"] == pytest.approx(7 * 4 / 3600)
-        assert content["wall_seconds"] == pytest.approx(7 * 4 / content["slots"])
-        assert content["disk_free_gb"] > 0
-        assert not workspace.ledger.exists()
-        assert "preset demo" in said(console)
-
-    def test_one_that_has_begun(self, workspace: Workspace, ledger: Ledger, console: Console) -> None:
-        before = workspace.ledger.read_bytes()
-        content = overview.plan_sweep("a", spec(), 5, workspace, ledger, console)
-        counts = {key: content[key] for key in ("cells", "done", "failed", "to_do", "to_be_proposed")}
-        assert counts == {"cells": 6, "done": 2, "failed": 1, "to_do": 3, "to_be_proposed": 1}
-        assert workspace.ledger.read_bytes() == before
-
-    def test_what_was_proposed_is_not_to_be_proposed(
-        self, workspace: Workspace, ledger: Ledger, console: Console
-    ) -> None:
-        propose(ledger, spec(), 5, {ETA: 0.77}, "optuna")
-        content = overview.plan_sweep("a", spec(), 6, workspace, ledger, console)
-        assert (content["cells"], content["to_be_proposed"]) == (7, 1)
-
-    def test_fewer_trials_than_points(self, workspace: Workspace, console: Console) -> None:
-        content = overview.plan_sweep("a", spec(), 2, workspace, Ledger(workspace.ledger), console)
-        assert (content["cells"], content["to_be_proposed"]) == (3, 0)
-
-    def test_workers_are_devices(self, workspace: Workspace, console: Console) -> None:
-        configs = [build("demo", TINY | {"train.workers": 2})]
-        content = overview.plan(configs, workspace, Ledger(workspace.ledger), console, slots=1)
-        assert content["device_hours"] == pytest.approx(2 * 4 / 3600)
-        assert content["wall_seconds"] == 4
-
-    def test_each_crafted_set_counts_once(self, workspace: Workspace, console: Console) -> None:
-        configs = [
-            build("demo", TINY | {"corruption.rate": rate, "train.seed": seed})
-            for rate in (0.2, 0.4)
-            for seed in (0, 1)
-        ]
-        content = overview.plan(configs, workspace, Ledger(workspace.ledger), console, slots=1)
-        assert (content["crafted_sets"], content["crafted_sets_missing"]) == (2, 2)
-
-
-class TestMemory:
-    """Tests the memory that is printed for the run that needs most."""
-
-    @pytest.fixture(autouse=True)
-    def _one_second_an_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(estimate.History, "seconds", lambda self, config: float(config.train.epochs))
-
-    def planned(self, workspace: Workspace, console: Console, *overrides: dict[str, Any]) -> dict[str, Any]:
-        configs = [build("demo", TINY | entry) for entry in overrides]
-        return overview.plan(configs, workspace, Ledger(workspace.ledger), console, slots=1)
-
-    def test_it_is_that_of_the_largest_run(self, workspace: Workspace, console: Console) -> None:
-        small, large = {"train.batch_size": 16}, {"train.batch_size": 64}
-        content = self.planned(workspace, console, small, large, small)
-        assert content["memory_mb"] == estimate.memory(build("demo", TINY | large)).megabytes
-        assert content["memory_mb"] > estimate.memory(build("demo", TINY | small)).megabytes
-        words = f"memory: about {content['memory_mb']:.0f} MB of tensors per worker (network and optimizer 0, data 0, "
-        assert words in said(console)
-
-    @pytest.mark.parametrize(
-        ("scoring", "words"),
-        [
-            (0, "about 1.4 GB of tensors per worker (network and optimizer 0.3, data 0.2, a step 0.9)"),
-            (1800 * MB, "about 2.4 GB of tensors per worker (network and optimizer 0.3, data 0.2, scoring 1.9)"),
-        ],
-    )
-    def test_what_the_most_goes_to(
-        self, scoring: int, words: str, workspace: Workspace, console: Console, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        memory = MemoryEstimate(150 * MB, MB, 150 * MB, 150 * MB, 200 * MB, 920 * MB, scoring)
-        monkeypatch.setattr(estimate, "memory", lambda config: memory)
-        assert self.planned(workspace, console, {})["memory_mb"] == memory.total / MB
-        assert f"  memory: {words}\n" in said(console)
-
-    @pytest.mark.parametrize(
-        ("error", "reason"),
-        [(UserError("no such size"), "no such size"), (RuntimeError("two\nlines"), "two"), (KeyError(), "KeyError")],
-    )
-    def test_a_plan_does_not_fail_over_it(
-        self, error: Exception, reason: str, workspace: Workspace, console: Console, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def fail(config: RunConfig) -> MemoryEstimate:
-            raise error
-
-        monkeypatch.setattr(estimate, "memory", fail)
-        content = self.planned(workspace, console, {})
-        assert content["memory_mb"] is None
-        assert content["to_do"] == 1
-        assert f"memory: not known ({reason})" in said(console)
-
-    def test_nothing_to_do_needs_none(self, workspace: Workspace, console: Console) -> None:
-        assert self.planned(workspace, console)["memory_mb"] is None
-        assert "memory: none" in said(console)
 
 
 class TestWords:

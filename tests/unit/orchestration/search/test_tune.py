@@ -1,4 +1,4 @@
-"""Tests what stands between Tune and the queue of a study. Needs no cluster."""
+"""Tests what stands between the driver and Ray Tune: trials go out and results come in. Needs no cluster."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.errors import StoreError, UserError, is_storage_fault
 from orchestration.commands import overview
+from orchestration.commands.plan import plan
 from orchestration.crafting.sets import missing_sets
 from orchestration.report.document import write_report
 from orchestration.run.directory import RunDirectory
@@ -184,7 +185,7 @@ def test_what_reads_works_where_nothing_can_be_written(
         assert not is_driven(workspace, "s")
         assert not is_running(RunDirectory(workspace, config.digest()))
         assert missing_sets([config], workspace) == []
-        assert overview.plan([config], workspace, Ledger(workspace.ledger), console, slots=1)["done"] == 1
+        assert plan([config], workspace, Ledger(workspace.ledger), console)["done"] == 1
     for form in ("html", "csv", "md", "latex"):
         assert write_report(workspace, "s", form, str(tmp_path / f"report.{form}")).is_file()
     with pytest.raises(UserError, match="cannot be written: Read-only file system"):

@@ -16,6 +16,7 @@ from erat.errors import UserError
 from erat.result import RunResult
 from orchestration.study import ledger
 from orchestration.study.ledger import Ledger
+from orchestration.study.trial import Trial
 
 FIGURES = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
 DONE = {"status": "done", "epochs": 4} | dict.fromkeys(FIGURES, 0.5)
@@ -184,6 +185,65 @@ class TestOutcomes:
         for one in (ledger, Ledger(path)):
             assert one.studies["a"].trials == 9
             assert list(one.studies["a"].proposals) == [0]
+
+
+class TestRungs:
+    """Tests what a resume finds of trials that wait at a rung, were promoted from it, or were stopped there."""
+
+    @pytest.fixture
+    def ledger(self, path: Path) -> Ledger:
+        made = begun(path, "a", "b")
+        finish(made, "c", "paused", "a", epochs=3, val_history=[0.1, 0.5, 0.4], mlflow_run_id="r")
+        return made
+
+    def state(self, path: Path, sweep: str = "a", number: int = 7) -> tuple[str, int]:
+        trial = Ledger(path).with_outcome(Trial(number, "c", {}), sweep)
+        return trial.status, trial.epoch
+
+    def test_a_trial_that_waits_is_known_with_its_epochs_in_its_study_alone(self, ledger: Ledger, path: Path) -> None:
+        assert self.state(path) == ("paused", 3)
+        assert self.state(path, "b") == ("queued", 0)
+        trial = Ledger(path).with_outcome(Trial(7, "c", {}), "a")
+        assert trial.so_far.val_history == [0.1, 0.5, 0.4]
+        assert ledger.outcome("c", "a") is None, "it has not ended"
+
+    def test_a_promoted_trial_is_queued_again_with_its_epochs(self, ledger: Ledger, path: Path) -> None:
+        ledger.append("promoted", sweep="a", number=7, epoch=3)
+        assert self.state(path) == ("queued", 3)
+        assert self.state(path, number=8) == ("paused", 3), "the promotion is of number 7"
+        assert Ledger(path).studies["a"].promoted == {7: 3}
+
+    def test_at_the_next_rung_it_waits_again(self, ledger: Ledger, path: Path) -> None:
+        ledger.append("promoted", sweep="a", number=7, epoch=3)
+        finish(ledger, "c", "paused", "a", epochs=9)
+        assert self.state(path) == ("paused", 9)
+        ledger.append("promoted", sweep="a", number=7, epoch=9)
+        assert self.state(path) == ("queued", 9)
+
+    @pytest.mark.parametrize("status", ["stopped", "done", "failed"])
+    def test_its_end_counts_more(self, status: str, ledger: Ledger, path: Path) -> None:
+        finish(ledger, "c", status, "a")
+        assert self.state(path) == (status, 4)
+
+    def test_a_promoted_trial_that_failed_goes_on_from_its_rung_when_it_is_retried(
+        self, ledger: Ledger, path: Path
+    ) -> None:
+        ledger.append("promoted", sweep="a", number=7, epoch=3)
+        finish(ledger, "c", "failed", "a")
+        ledger.append("retry", cell="c")
+        assert self.state(path) == ("queued", 3)
+
+    def test_each_extension_is_remembered_once(self, ledger: Ledger, path: Path) -> None:
+        for trials in (4, 9, 6, 9, 12):
+            ledger.append("sweep", name="a", spec=SPEC, trials=trials)
+        assert Ledger(path).studies["a"].totals == [4, 9, 12]
+
+    @pytest.mark.parametrize("epoch", [0, -1, 1.5, "3", None])
+    def test_a_promotion_from_no_epoch_is_no_event(self, epoch: Any, ledger: Ledger, path: Path) -> None:
+        with ledger.path.open("ab") as file:
+            file.write(line(event="promoted", sweep="a", number=7, epoch=epoch))
+        with pytest.warns(UserWarning, match="1 line was not understood and passed over"):
+            assert Ledger(path).studies["a"].promoted == {}
 
 
 def test_a_name_under_which_nothing_was_tried_can_be_given_back(tmp_path: Path) -> None:

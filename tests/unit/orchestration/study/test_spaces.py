@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import yaml
 
 from erat.config import build
 from erat.errors import UserError
-from orchestration.study.spaces import FOLDER, SearchSpace, load_space, parse_space, ten_digits
+from orchestration.study.spaces import FOLDER, Confirmation, SearchSpace, load_space, parse_space, ten_digits
+from orchestration.study.spec import StudySpec
 
 INF, TWO = "defense.epsilon_inf", "defense.epsilon_2"
 SHIPPED = ("budgets", "eta", "lambda", "joint")
@@ -131,6 +133,93 @@ class TestReading:
         assert any(not example["defense.steps"].is_integer() for example in space.examples("mnist"))
 
 
+def settled(preset: str = "paper", overrides: dict[str, Any] | None = None, **changes: Any) -> SearchSpace:
+    """Return the space of a study with this preset, whose schedule is 10 epochs of warm-up and 16 of ramp, of 100."""
+    return StudySpec(SearchSpace.model_validate(content(**changes)), preset, overrides or {}).space
+
+
+class TestSettling:
+    @pytest.mark.parametrize(
+        ("overrides", "rungs"),
+        [
+            ({}, [33]),
+            ({"defense.ramp_epochs": 1}, [11, 33]),
+            ({"defense.ramp_epochs": 0, "defense.warmup_epochs": 0, "train.epochs": 27}, [1, 3, 9]),
+            ({"train.epochs": 60}, [26]),
+            ({"train.epochs": 20}, [11]),
+            ({"train.epochs": 20, "defense.warmup_epochs": 1}, [17]),
+            ({"train.epochs": 20, "defense.warmup_epochs": 1, "defense.ramp_epochs": 19}, [7]),
+            ({"train.epochs": 1, "defense.warmup_epochs": 0, "defense.ramp_epochs": 0}, []),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:the rung:UserWarning", "ignore:the pruner:UserWarning")
+    def test_rungs_follow_from_the_schedule(self, overrides: dict[str, Any], rungs: list[int]) -> None:
+        assert settled(overrides=overrides, pruner="halving").rungs == rungs
+
+    def test_other_pruners_have_none(self) -> None:
+        assert settled(pruner="median").rungs == "auto"
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_rung_when_warm_up_and_ramp_are_over_is_nothing_to_say_anything_about(self) -> None:
+        assert settled(pruner="halving", rungs=[26, 60]).rungs == [26, 60]
+
+    def test_a_rung_before_that_is_warned_of_with_the_epoch_that_would_do(self) -> None:
+        said = "the rung 25 says little of the end, because warm-up and ramp last until epoch 26: a rung from 26 to 99"
+        with pytest.warns(UserWarning, match=said):
+            assert settled(pruner="halving", rungs=[25, 60]).rungs == [25, 60]
+
+    def test_a_ramp_beyond_the_end_is_warned_of(self) -> None:
+        said = "the rung 11 says little .* until epoch 26, beyond the last, 20: no rung can say more"
+        with pytest.warns(UserWarning, match=said):
+            settled(pruner="halving", overrides={"train.epochs": 20})
+
+    def test_a_schedule_without_room_for_a_rung_is_warned_of(self) -> None:
+        with pytest.warns(UserWarning, match="halving stops nothing: there is no rung before the last epoch, 1"):
+            settled(pruner="halving", overrides={"train.epochs": 1})
+
+    @pytest.mark.parametrize("rungs", [[100], [30, 100], [101]])
+    def test_a_rung_that_is_not_before_the_last_epoch_is_refused(self, rungs: list[int]) -> None:
+        with pytest.raises(UserError, match=f"^rungs must be below the last epoch, 100, got {rungs[-1]}$"):
+            settled(pruner="halving", rungs=rungs)
+
+    def test_the_paper_s_preset_confirms_the_winners_unless_told_otherwise(self) -> None:
+        assert settled("paper").confirm == Confirmation(top=3, seeds=3)
+        assert settled("demo").confirm == "none"
+        assert settled("paper", confirm="none").confirm == "none"
+        assert settled("demo", confirm={"top": 2, "seeds": 5}).confirm == Confirmation(top=2, seeds=5)
+
+    @pytest.mark.filterwarnings("ignore:the rung:UserWarning", "ignore:the pruner:UserWarning")
+    @pytest.mark.parametrize("epochs", [1, 16, 100])
+    def test_what_the_ledger_keeps_of_it_is_the_same_study(self, epochs: int) -> None:
+        space = SearchSpace.model_validate(content(pruner="halving", window=7, confirm={"top": 2}))
+        spec = StudySpec(space, "paper", {"train.epochs": epochs})
+        again = StudySpec.of(json.loads(json.dumps(spec.content())))
+        assert again.space == spec.space
+        assert again.identity() == spec.identity()
+
+    def test_each_setting_is_part_of_what_a_study_is(self) -> None:
+        changes: list[dict[str, Any]] = [
+            {},
+            {"window": 3},
+            {"sampler": "random"},
+            {"pruner": "none"},
+            {"block": 3},
+            {"startup": 3},
+            {"confirm": {}},
+            {"grace": 0.1},
+        ]
+        made = [StudySpec(SearchSpace.model_validate(content(**change)), "demo", {}) for change in changes]
+        assert len({spec.identity() for spec in made}) == len(changes)
+
+    def test_a_list_of_runs_has_none_of_these_settings(self) -> None:
+        runs = StudySpec.listing("few", "a list", [{"defense.name": "ce"}], "paper", {})
+        assert runs.content()["space"].keys() == {"name", "about", "parameters", "points", "baselines"} | {
+            "proposals",
+            "generation",
+            "grace",
+        }
+
+
 class TestRefusals:
     """Tests that each error is one line, with what is wrong, where, and what is allowed."""
 
@@ -161,7 +250,29 @@ class TestRefusals:
             ({"points": [{"defense.eta": "high"}]}, ["points.0.defense.eta", "high"]),
             ({"points": {"defense.eta": 0.1}}, ["points", "list"]),
             ({"proposals": -1}, ["proposals", "-1"]),
-            ({"generation": 0}, ["generation", "0"]),
+            ({"generation": 2}, ["unknown key 'generation'", "window"]),
+            ({"window": 0}, ["window must be auto or a whole number in [1, 100000], got 0"]),
+            ({"window": 1.5}, ["window must be auto", "1.5"]),
+            ({"window": "all"}, ["window must be auto", "'all'"]),
+            ({"window": True}, ["window must be auto", "True"]),
+            ({"startup": -1}, ["startup must be auto or a whole number in [0, 100000], got -1"]),
+            ({"sampler": "tpf"}, ["unknown sampler 'tpf'", "did you mean tpe", "random"]),
+            ({"pruner": "halvin"}, ["unknown pruner 'halvin'", "did you mean halving", "median, none"]),
+            ({"rungs": [3, 3]}, ["rungs must be auto or ascending epochs", "[3, 3]"]),
+            ({"rungs": [60, 30]}, ["rungs must be auto or ascending epochs", "[60, 30]"]),
+            ({"rungs": [0, 30]}, ["rungs must be auto or ascending epochs in [1, 100000]", "[0, 30]"]),
+            ({"rungs": [1.5]}, ["rungs must be", "[1.5]"]),
+            ({"rungs": 30}, ["rungs must be", "30"]),
+            ({"block": 1}, ["block", "2", "1"]),
+            ({"confirm": {"top": 3, "seeds": 1}}, ["confirm.seeds", "2", "got 1"]),
+            ({"confirm": {"top": 0}}, ["confirm.top", "1", "got 0"]),
+            ({"confirm": {"tops": 3}}, ["confirm.tops"]),
+            ({"confirm": 3}, ["confirm must be none, auto, or a mapping such as {top: 3, seeds: 3}, got 3"]),
+            ({"confirm": False}, ["confirm must be none", "got False"]),
+            ({"objective": ["cost"]}, ["objective must be [val_accuracy] or [val_accuracy, cost], got ['cost']"]),
+            ({"objective": ["cost", "val_accuracy"]}, ["objective must be [val_accuracy] or [val_accuracy, cost]"]),
+            ({"objective": ["test_accuracy"]}, ["objective.0", "'val_accuracy' or 'cost'", "'test_accuracy'"]),
+            ({"objective": "val_accuracy"}, ["objective", "list"]),
             ({"grace": 1.5}, ["grace", "1.5"]),
             ({"name": None}, ["name", "required"]),
         ],
