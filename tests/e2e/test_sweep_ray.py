@@ -49,7 +49,7 @@ SPACE: dict[str, Any] = {
         {"train.lr": 0.05, "train.weight_decay": 0.0005},
     ],
     "proposals": 2,
-    "generation": 2,
+    "window": 2,
     "grace": 0.5,
     "baselines": [{"train.momentum": 0}],
 }
@@ -391,7 +391,7 @@ def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
         parameters={"train.weight_decay": {"low": 0, "high": 5}},
         points=[{"train.weight_decay": 0}],
         proposals=1,
-        generation=1,
+        window=1,
         baselines=[],
     )
     said = command("sweep", "--space", decaying, "--name", "parallel", *BASE, "train.workers=2", "--json")
