@@ -193,7 +193,7 @@ def test_one_place_imports(package: str) -> None:
     assert importers == IMPORTERS[package]
 
 
-def test_one_cell_runs_without_ray_and_without_mlflow() -> None:
+def test_one_run_needs_neither_ray_nor_mlflow() -> None:
     loaded = reachable("orchestration/run/execute.py")
     assert "erat/engine/trainer.py" in loaded
     assert not loaded & set().union(*IMPORTERS.values())

@@ -139,7 +139,14 @@ class TestPredicted:
         # Of the same sizes; some draws on the host differ, and how many images an operation of a view is applied to.
         assert predicted == pytest.approx(measured, rel=0.02)
 
-    @pytest.mark.parametrize(("model", "twice"), [("resnet18", False), ("resnet18", True), ("vgg11", False)])
+    @pytest.mark.parametrize(
+        ("model", "twice"),
+        [
+            ("resnet18", True),
+            pytest.param("resnet18", False, marks=pytest.mark.slow),
+            pytest.param("vgg11", False, marks=pytest.mark.slow),
+        ],
+    )
     def test_of_larger_networks_too(self, model: str, twice: bool, make_config: Make, data: Any) -> None:
         options = {"model.name": model, "train.batch_size": 8, "defense.steps": 1, TWICE: twice}
         config = make_config({"data.image_size": SIZE} | options)
