@@ -62,8 +62,8 @@ def test_it_takes_the_path_of_the_authors_program(source: nn.Module, images: Ten
     """The paths agree up to the review after step 57, of 100.
 
     There, if 12 of 16 steps rose, the authors' code halves the step, and the paper's rule does not. The test uses
-    float64: in float32 about one image in a hundred leaves the path, where the input of a unit is within rounding of its
-    ReLU's kink or a loss has settled.
+    float64: in float32 about one image in a hundred leaves the path, where the input of a unit is within rounding of
+    its ReLU's kink or a loss has settled.
     """
     source, images = source.double(), images.double()
     seen: list[Tensor] = []
