@@ -117,19 +117,19 @@ class TestPredicted:
     @pytest.mark.parametrize(
         "options",
         [
-            {},
-            {"defense.name": "ce"},
-            {"defense.uniform": False},
-            {"defense.selection": False},
-            {"defense.adversarial": False},
-            {"defense.strong": False},
-            {"defense.random_start": True},
-            {"defense.warm_start": True},
-            {"defense.pgd_precision": "bf16"},
-            {"defense.pgd_scale": 0.5},
-            {"train.precision": "bf16"},
-            {"train.channels_last": True},
-            {"train.epochs": 1},
+            *({}, {"defense.name": "ce"}, {"defense.uniform": False}, {"defense.adversarial": False}),
+            *({"defense.warm_start": True}, {"train.precision": "bf16"}, {"train.epochs": 1}),
+            *(
+                pytest.param({key: value}, marks=pytest.mark.slow)
+                for key, value in {
+                    "defense.selection": False,
+                    "defense.strong": False,
+                    "defense.random_start": True,
+                    "defense.pgd_precision": "bf16",
+                    "defense.pgd_scale": 0.5,
+                    "train.channels_last": True,
+                }.items()
+            ),
         ],
         ids=str,
     )
