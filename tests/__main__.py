@@ -66,7 +66,7 @@ def _everything(marks: str, words: Sequence[str], folder: Path) -> list[int]:
     """Run the style checks, then the tests with mypy beside them."""
     codes = [_status(subprocess.run(command, check=False).returncode) for command in STYLE]
     codes += _site(folder)
-    with _Beside("mypy", TYPES, folder, os.environ) as types:
+    with _Beside("mypy", TYPES, folder, os.environ, gives_way=True) as types:
         codes += _tests(marks, words, folder, os.environ)
         codes.append(types.end())
     return codes
@@ -80,12 +80,22 @@ class _Beside:
         command: the words of the command line.
         folder: where the output is kept until then.
         environment: all environment variables of the program.
+        gives_way: whether the program leaves the cores to others that want them.
     """
 
-    def __init__(self, title: str, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        title: str,
+        command: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+        gives_way: bool = False,
+    ) -> None:
         self._title = title
         self._said = (folder / title).open("w+")
-        self._process = subprocess.Popen(command, stdout=self._said, stderr=self._said, env=environment)
+        self._process = subprocess.Popen(
+            command, stdout=self._said, stderr=self._said, env=environment, preexec_fn=_give_way if gives_way else None
+        )
 
     def __enter__(self) -> _Beside:
         return self
@@ -116,8 +126,9 @@ def _tests(
 ) -> list[int]:
     """Run tests that start Ray or servers one at a time, and beside these the others, those of a file on one core.
 
-    Tests of Ray mostly wait for processes to start, so they take little from the others' cores. With little memory, or
-    on one core, the others come after them instead.
+    Tests of Ray mostly wait for processes to start, so they take little from the others' cores; Ray gives its processes
+    a limited time to start, so the others give way to them. With little memory, or on one core, the others come after
+    them instead.
     """
     cores, fitting = len(os.sched_getaffinity(0)), int(psutil.virtual_memory().available / WORKER_BYTES)
     together = min(cores, fitting - 1) > 1
@@ -130,7 +141,8 @@ def _tests(
         commands[part] = [sys.executable, "-m", "pytest", *chosen, f"--junit-xml={folder / part}.xml"]
 
     def run(part: str) -> int:
-        return _status(subprocess.run(commands[part], check=False, env=environment).returncode)
+        way = _give_way if together else None
+        return _status(subprocess.run(commands[part], check=False, env=environment, preexec_fn=way).returncode)
 
     if together:
         with _Beside("apart", commands["apart"], folder, environment) as apart:
@@ -139,6 +151,11 @@ def _tests(
         codes = [run(part) for part in commands]
     # One of the two may have no tests to run.
     return [code for code in codes if code != NO_TESTS] or [NO_TESTS]
+
+
+def _give_way() -> None:
+    """Lower the priority of this process, and so of all that it starts."""
+    os.nice(5)
 
 
 def _apart(folders: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from erat.defenses.base import Batch, Clock, Update
 from erat.engine.report import EpochReport
 from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
-from erat.variants import defense_names
+from erat.variants import VARIANTS, defense_names
 from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.storage.workspace import Workspace
@@ -52,7 +52,11 @@ OPTIONS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in d
     "mspl wo AT": {"defense.name": "mspl", "defense.adversarial": False},
 }
 
-pytestmark = pytest.mark.parametrize("options", [pytest.param(value, id=key) for key, value in OPTIONS.items()])
+# Variants put together parts that the defenses and options of the quick tests have too.
+pytestmark = pytest.mark.parametrize(
+    "options",
+    [pytest.param(value, id=key, marks=pytest.mark.slow if key in VARIANTS else ()) for key, value in OPTIONS.items()],
+)
 
 Options = dict[str, Any]
 

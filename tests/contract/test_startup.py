@@ -54,36 +54,36 @@ def fill(workspace: Workspace, name: str, spec: StudySpec, trials: int) -> None:
     points = spec.space.scaled_points(spec.base.data.name)
     planned = [("baseline", entry) for entry in spec.space.baselines] + [("paper", point) for point in points]
     for number, (source, params) in enumerate(planned):
-        cell, state = spec.config(params).digest(), ("done", "failed", "stopped", "interrupted", "none")[number % 5]
+        digest, state = spec.config(params).digest(), ("done", "failed", "stopped", "interrupted", "none")[number % 5]
         if state == "none":
             continue
-        ledger.append("proposed", sweep=name, number=number, params=params, source=source, cell=cell)
-        run = RunDirectory(workspace, cell)
+        ledger.append("proposed", sweep=name, number=number, params=params, source=source, cell=digest)
+        run = RunDirectory(workspace, digest)
         run.prepare()
         folder = run.path
         (folder / "metrics.jsonl").write_text(json.dumps(EPOCH) + "\n")
         if state != "interrupted":
-            result = {"cell": cell, "status": state, "epochs": 16, "train_seconds": 3.0, **FIGURES}
+            result = {"cell": digest, "status": state, "epochs": 16, "train_seconds": 3.0, **FIGURES}
             (folder / "result.json").write_text(json.dumps(result))
             error = "RuntimeError: a test" if state == "failed" else None
             ledger.finish(RunResult.of(result | {"error": error}), sweep=name)
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a workspace with a search and the whole of Table III, 168 runs."""
-    workspace = Workspace(tmp_path_factory.mktemp("home"))
+    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
     fill(workspace, "budgets", StudySpec(load_space("budgets"), "demo", {}), 9)
     fill(workspace, "table3", specification(load_grid("table3"), "demo", {}), 0)
     return workspace.root
 
 
-def loaded(home: Path, *commands: list[str]) -> tuple[list[int], list[str], str]:
+def loaded(folder: Path, *commands: list[str]) -> tuple[list[int], list[str], str]:
     """Return (exit statuses, heavy packages that are loaded in the end, all output)."""
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(commands), json.dumps(sorted(HEAVY))],
         cwd=ROOT,
-        env=os.environ | {"ERAT_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"ERAT_HOME": str(folder), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
@@ -92,10 +92,10 @@ def loaded(home: Path, *commands: list[str]) -> tuple[list[int], list[str], str]
     return codes, heavy, done.stdout + done.stderr
 
 
-def test_help_loads_nothing_heavy(home: Path) -> None:
+def test_help_loads_nothing_heavy(folder: Path) -> None:
     verbs = [str(command.name or command.callback.__name__) for command in app.registered_commands if command.callback]
     assert {"status", "report", "train"} <= set(verbs)
-    codes, heavy, said = loaded(home, ["--help"], *([verb, "--help"] for verb in verbs))
+    codes, heavy, said = loaded(folder, ["--help"], *([verb, "--help"] for verb in verbs))
     assert (set(codes), heavy) == ({0}, [])
     assert said.count("Examples") >= len(verbs)
 
@@ -113,8 +113,8 @@ def test_help_loads_nothing_heavy(home: Path) -> None:
     ],
     ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
-def test_reading_a_workspace_loads_nothing_heavy(home: Path, words: list[str], status: int, shows: str) -> None:
-    codes, heavy, said = loaded(home, words)
+def test_reading_a_workspace_loads_nothing_heavy(folder: Path, words: list[str], status: int, shows: str) -> None:
+    codes, heavy, said = loaded(folder, words)
     assert shows in said
     assert (codes, heavy) == ([status], [])
 

@@ -1,7 +1,7 @@
 """Tests the digests that name runs and crafted sets: what an earlier version stored under a name is found again.
 
-`digests.json` was written by `python -m tests.golden.test_digests` when the settings of the corruptions were fields of
-one section.
+`digests.json` was written by `python -m tests.golden.test_digests`: for the corruptions when their settings were fields
+of one section, for all other keys, one by one, later. Cases may be added, none may change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from erat.config import RunConfig, build, content_digest
+from erat.config import RunConfig, all_keys, build, content_digest
 from erat.corruption.pipeline import _image_parameters, _label_parameters
 from erat.corruption.source import Traits
 from erat.presets import PRESETS
@@ -48,6 +48,111 @@ LABELS: dict[str, dict[str, Any]] = {
     "asymmetric": {"labels": "asymmetric", "rate": 0.3, "exact": False},
     "instance": {"labels": "instance", "generator": "pdn"},
 }
+# A key, and a value that makes another run of the demo with ERAT, with whatever else the key needs.
+KEYS: dict[str, dict[str, Any]] = {
+    "data.image_size": {"data.image_size": 20},
+    "data.limit": {"data.limit": 700},
+    "data.test_fraction": {"data.test_fraction": 0.3},
+    "data.flip": {"data.flip": True},
+    "data.fingerprint": {"data.fingerprint": "f" * 64},
+    "model.name": {"model.name": "vgg11"},
+    "val.fraction": {"val.fraction": 0.25},
+    "val.objective": {"val.objective": "perturbed"},
+    "val.seed": {"val.seed": 3},
+    "val.trusted": {"val.trusted": False},
+    "train.accumulate": {"train.accumulate": 2},
+    "train.batch_size": {"train.batch_size": 32},
+    "train.channels_last": {"train.channels_last": True},
+    "train.checkpoint_activations": {"train.checkpoint_activations": True},
+    "train.compile": {"train.compile": True},
+    "train.cuda_graphs": {"train.cuda_graphs": True, "train.compile": True},
+    "train.epochs": {"train.epochs": 7},
+    "train.gamma": {"train.gamma": 0.2},
+    "train.lr": {"train.lr": 0.03},
+    "train.lr_batch": {"train.lr_batch": 32},
+    "train.lr_rule": {"train.lr_rule": "sqrt"},
+    "train.milestones": {"train.milestones": [2, 5]},
+    "train.momentum": {"train.momentum": 0.8},
+    "train.precision": {"train.precision": "bf16"},
+    "train.schedule": {"train.schedule": "cosine"},
+    "train.seed": {"train.seed": 3},
+    "train.sync_batchnorm": {"train.sync_batchnorm": False},
+    "train.weight_decay": {"train.weight_decay": 0.001},
+    "train.workers": {"train.workers": 2},
+    "corruption.include_self": {"corruption.include_self": True},
+    "corruption.source_weights_digest": {
+        "corruption.data": "uhp",
+        "corruption.source_weights": "/weights.pt",
+        "corruption.source_weights_digest": "0123456789abcdef",
+    },
+    "corruption.labels_file_digest": {
+        "data.name": "cifar10",
+        "corruption.labels": "human-worst",
+        "corruption.labels_file": "/labels.pt",
+        "corruption.labels_file_digest": "0123456789abcdef",
+    },
+    "defense.squeeze": {"defense.squeeze": "grayscale"},
+    "defense.jpeg_quality": {"defense.jpeg_quality": 20, "defense.squeeze": "jpeg"},
+    "defense.bits": {"defense.bits": 3, "defense.squeeze": "bits"},
+    "defense.adversarial": {"defense.adversarial": False},
+    "defense.norms": {"defense.norms": "l2"},
+    "defense.uniform": {"defense.uniform": False},
+    "defense.epsilon_inf": {"defense.epsilon_inf": 0.02},
+    "defense.epsilon_2": {"defense.epsilon_2": 0.4},
+    "defense.steps": {"defense.steps": 4},
+    "defense.step_ratio": {"defense.step_ratio": 0.3},
+    "defense.random_start": {"defense.random_start": True},
+    "defense.l2_update": {"defense.l2_update": "literal"},
+    "defense.consistency": {"defense.consistency": False},
+    "defense.warm_start": {"defense.warm_start": True},
+    "defense.pgd_precision": {"defense.pgd_precision": "bf16"},
+    "defense.pgd_scale": {"defense.pgd_scale": 0.5},
+    "defense.weak": {"defense.weak": "crop"},
+    "defense.strong": {"defense.strong": False},
+    "defense.policy": {"defense.policy": "svhn"},
+    "defense.worst_of": {"defense.worst_of": 3},
+    "defense.selector": {"defense.selector": "errors"},
+    "defense.score": {"defense.score": "ce"},
+    "defense.eta": {"defense.eta": 0.3},
+    "defense.rebalance": {"defense.rebalance": False},
+    "defense.rate": {"defense.rate": "literal"},
+    "defense.threshold": {"defense.threshold": 0.6, "defense.selector": "mixture"},
+    "defense.jsd_log": {"defense.jsd_log": "e", "defense.selector": "jsd"},
+    "defense.jsd_high": {"defense.jsd_high": 0.6, "defense.selector": "jsd"},
+    "defense.jsd_filter": {"defense.jsd_filter": 4.0, "defense.selector": "jsd"},
+    "defense.quota": {"defense.quota": "published", "defense.selector": "jsd"},
+    "defense.selection": {"defense.selection": False},
+    "defense.select_every": {"defense.select_every": 2},
+    "defense.lambda_u": {"defense.lambda_u": 5.0},
+    "defense.ramp_epochs": {"defense.ramp_epochs": 2.5},
+    "defense.reduction": {"defense.reduction": "sum"},
+    "defense.warmup_epochs": {"defense.warmup_epochs": 1},
+    "defense.criterion": {"defense.name": "ce", "defense.criterion": "elr"},
+    "defense.elr_weight": {"defense.name": "ce", "defense.criterion": "elr", "defense.elr_weight": 2.0},
+    "defense.elr_momentum": {"defense.name": "ce", "defense.criterion": "elr", "defense.elr_momentum": 0.5},
+    "defense.alpha": {"defense.name": "dat", "defense.alpha": 0.01},
+    "defense.beta": {"defense.name": "dat", "defense.beta": 2.0},
+    "defense.discrepancy": {"defense.name": "dat", "defense.discrepancy": "published"},
+    "defense.exchange": {"defense.name": "dividemix", "defense.exchange": "joint"},
+    "defense.splits": {"defense.name": "dividemix", "defense.splits": "in_turn"},
+    "defense.temperature": {"defense.name": "dividemix", "defense.temperature": 0.7},
+    "defense.mixup_alpha": {"defense.name": "dividemix", "defense.mixup_alpha": 2.0},
+    "defense.confidence_penalty": {"defense.name": "dividemix", "defense.confidence_penalty": True},
+    "defense.contrastive_weight": {"defense.name": "unicon", "defense.contrastive_weight": 0.05},
+    "defense.contrastive_temperature": {"defense.name": "unicon", "defense.contrastive_temperature": 0.2},
+    "defense.momentum": {"defense.name": "mspl", "defense.momentum": 0.9},
+    "defense.prototype_temperature": {"defense.name": "mspl", "defense.prototype_temperature": 0.3},
+}
+# Where a run lies and what it runs on, which its digest does not know; the rest is in POISONS, LABELS and the names.
+ELSEWHERE = {"data.root", "data.download", "corruption.source_weights", "corruption.labels_file", "storage.path"}
+ELSEWHERE |= {
+    "resources.cpu",
+    "resources.gpu",
+    "resources.device",
+    "resources.min_workers",
+    "defense.name",
+    "data.name",
+}
 
 
 def _keys(corruption: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +169,8 @@ def _cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
                 yield f"{preset}, {data}, labels {name}", preset, {"data.name": data, **_keys(labels)}
             for name in defense_names():
                 yield f"{preset}, {data}, {name}", preset, {"data.name": data, "defense.name": name}
+    for name, overrides in KEYS.items():
+        yield f"demo, one key, {name}", "demo", overrides
 
 
 def _digests(config: RunConfig) -> list[str]:
@@ -85,6 +192,19 @@ def test_digests_are_what_they_were(preset: str) -> None:
     cases = {name: (start, keys) for name, start, keys in _cases() if start == preset}
     found = {name: _digests(build(start, keys, quiet=True)) for name, (start, keys) in cases.items()}
     assert found == {name: KNOWN[name] for name in cases}
+
+
+def test_every_key_is_here_and_makes_another_run() -> None:
+    covered = {f"corruption.{key}" for case in (*POISONS.values(), *LABELS.values()) for key in case}
+    assert covered | KEYS.keys() | ELSEWHERE == set(all_keys())
+    for key, overrides in KEYS.items():
+        rest = {other: value for other, value in overrides.items() if other != key}
+        if key.endswith("_digest"):
+            rest[key] = "f" * 16
+        mine, other = (build("demo", given, quiet=True).identity() for given in (overrides, rest))
+        assert mine.get(key) != other.get(key), key
+        assert {name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name)} == {key}
+    assert len({KNOWN[f"demo, one key, {key}"][0] for key in KEYS}) == len(KEYS)
 
 
 def test_they_are_of_every_set_there_is() -> None:

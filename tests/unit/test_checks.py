@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -39,7 +40,9 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
             started.append([word for word in command[3:] if not word.startswith(("--junit-xml=", "--ignore="))])
             return pytests["not apart" in command[4]]
 
-        def fake(command: list[str], **_: Any) -> SimpleNamespace:
+        def fake(command: list[str], **more: Any) -> SimpleNamespace:
+            if "pytest" in command:
+                play.others.append(more["preexec_fn"])  # type: ignore[attr-defined]
             return SimpleNamespace(returncode=pytest_of(command) if "pytest" in command else others)
 
         def beside(command: list[str], **more: Any) -> Any:
@@ -57,6 +60,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
         monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * 1e9))
         return checks.main(list(words)), started
 
+    play.others = []  # type: ignore[attr-defined]
     return play
 
 
@@ -140,11 +144,34 @@ def test_files_with_tests_apart_are_found_by_name_and_by_mark(tmp_path: Path, mo
     assert checks._apart(["tests/unit"]) == ["tests/unit/c/test_d.py"]
 
 
+@pytest.mark.parametrize(("cores", "politely"), [(2, True), (1, False)])
+def test_what_runs_beside_ray_gives_way_to_it(
+    run: Run, cores: int, politely: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ways: dict[str, Any] = {}
+    beside = checks._Beside
+
+    def seen(title: str, *rest: Any, gives_way: bool = False) -> Any:
+        ways[title] = gives_way
+        return beside(title, *rest, gives_way=gives_way)
+
+    monkeypatch.setattr(checks, "_Beside", seen)
+    run(cores=cores)
+    assert ways == ({"mypy": True, "apart": False} if politely else {"mypy": True})
+    assert run.others == ([checks._give_way] if politely else [None, None])  # type: ignore[attr-defined]
+    done = subprocess.Popen(
+        [sys.executable, "-c", "import os; print(os.nice(0))"], stdout=subprocess.PIPE, preexec_fn=checks._give_way
+    )
+    assert int(done.communicate()[0]) == min(19, os.nice(0) + 5)
+
+
 def test_mypy_counts_too(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     beside = checks._Beside
     wrong = [sys.executable, "-c", "print('wrong'); exit(1)"]
     monkeypatch.setattr(
-        checks, "_Beside", lambda title, command, *rest: beside(title, wrong if title == "mypy" else command, *rest)
+        checks,
+        "_Beside",
+        lambda title, command, *rest, **more: beside(title, wrong if title == "mypy" else command, *rest, **more),
     )
     assert run()[0] == 1
     assert "mypy: wrong" in capfd.readouterr().out

@@ -65,7 +65,7 @@ def arrays(count: int = 24) -> dict[str, Any]:
     return {"images": random.randint(0, 255, (count, 12, 12), np.uint8), "labels": np.arange(count) % 2}
 
 
-def cell(root: Path | str, cache: Cache | None = None, **more: Any) -> str:
+def run_of(root: Path | str, cache: Cache | None = None, **more: Any) -> str:
     """Return the digest of a run on the images at `root`."""
     keys = {"data.name": "folder", "data.root": str(root), **PLAIN, **more}
     return Fingerprints(cache)(build("demo", keys)).digest()
@@ -94,31 +94,31 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_any_change_of_the_images_is_another_cell(tmp_path: Path, change: str) -> None:
+def test_any_change_of_the_images_is_another_run(tmp_path: Path, change: str) -> None:
     root = folder_at(tmp_path / "own")
-    before = cell(root)
+    before = run_of(root)
     CHANGES[change](root)
-    assert cell(root) != before
+    assert run_of(root) != before
 
 
-def test_the_same_images_elsewhere_are_the_same_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_images_elsewhere_are_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder_at(tmp_path / "own")
-    before = cell(root)
+    before = run_of(root)
     (tmp_path / "link").symlink_to(root)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for spelt in ("own", "./own/", "own/../own", "~/own", tmp_path / "link"):
-        assert cell(spelt) == before
+        assert run_of(spelt) == before
     shutil.copytree(root, tmp_path / "copy")
     shutil.move(root, tmp_path / "elsewhere")
-    assert cell(tmp_path / "copy") == cell(tmp_path / "elsewhere") == before
+    assert run_of(tmp_path / "copy") == run_of(tmp_path / "elsewhere") == before
 
 
 def test_no_file_s_name_counts_but_by_its_order(tmp_path: Path) -> None:
     root = folder_at(tmp_path)
-    before = cell(root)
+    before = run_of(root)
     (root / "train/cat/0.png").rename(root / "train/cat/00.png")
-    assert cell(root) == before
+    assert run_of(root) == before
 
 
 def npz(path: Path, **changed: Any) -> Path:
@@ -143,13 +143,13 @@ NPZ_CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", NPZ_CHANGES)
-def test_any_change_of_arrays_is_another_cell(tmp_path: Path, change: str) -> None:
-    assert cell(npz(tmp_path / "a.npz")) != cell(npz(tmp_path / "b.npz", **NPZ_CHANGES[change]))
+def test_any_change_of_arrays_is_another_run(tmp_path: Path, change: str) -> None:
+    assert run_of(npz(tmp_path / "a.npz")) != run_of(npz(tmp_path / "b.npz", **NPZ_CHANGES[change]))
 
 
-def test_the_same_arrays_packed_otherwise_are_the_same_cell(tmp_path: Path) -> None:
+def test_the_same_arrays_packed_otherwise_are_the_same_run(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "b.npz", **arrays())
-    assert cell(npz(tmp_path / "a.npz")) == cell(tmp_path / "b.npz")
+    assert run_of(npz(tmp_path / "a.npz")) == run_of(tmp_path / "b.npz")
 
 
 def listed(path: Path, rows: list[tuple[str, str, str]]) -> Path:
@@ -163,14 +163,14 @@ def test_a_list_is_known_by_its_labels_parts_and_the_bytes_it_names(tmp_path: Pa
         (path.relative_to(tmp_path).as_posix(), path.parent.name, path.parent.parent.name)
         for path in sorted(root.rglob("*.png"), key=lambda path: (path.parts[-3] != "train", path))
     ]
-    whole = cell(listed(tmp_path / "a.csv", rows))
-    assert whole == cell(root), "the same images, labels and parts"
+    whole = run_of(listed(tmp_path / "a.csv", rows))
+    assert whole == run_of(root), "the same images, labels and parts"
     flipped = [(rows[0][0], "dog", rows[0][2]), *rows[1:]]
     moved = [(rows[0][0], rows[0][1], "test"), *rows[1:]]
-    cells = {cell(listed(tmp_path / f"{n}.csv", each)) for n, each in enumerate([rows, flipped, moved, rows[1:]])}
-    assert len(cells) == 4
+    runs = {run_of(listed(tmp_path / f"{n}.csv", each)) for n, each in enumerate([rows, flipped, moved, rows[1:]])}
+    assert len(runs) == 4
     paint(tmp_path / rows[0][0], 1)
-    assert cell(tmp_path / "a.csv") not in cells
+    assert run_of(tmp_path / "a.csv") not in runs
 
 
 def test_a_parquet_file_is_known_by_the_bytes_in_it(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_parquet_file_is_known_by_the_bytes_in_it(tmp_path: Path) -> None:
         pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": labels}), tmp_path / name)
         return tmp_path / name
 
-    before = cell(written("a.parquet", files))
-    assert cell(written("b.parquet", files)) == before
-    assert cell(written("c.parquet", [*files[:-1], files[0]])) != before
+    before = run_of(written("a.parquet", files))
+    assert run_of(written("b.parquet", files)) == before
+    assert run_of(written("c.parquet", [*files[:-1], files[0]])) != before
 
 
 @settings(max_examples=60, deadline=None)
@@ -235,7 +235,7 @@ def test_size_and_limit_are_keys_of_their_own(tmp_path: Path, size: int, limit: 
 # --- digits, and sources of others ------------------------------------------------------------------------------------
 
 
-def test_the_digits_keep_the_cells_that_they_had() -> None:
+def test_the_digits_keep_the_runs_that_they_had() -> None:
     """They are the digests from before there were fingerprints, so that no finished run of the demo is repeated."""
     assert build("demo").digest() == "88a58b0f247ca402"
     assert "data.fingerprint" not in build("demo").identity()
@@ -358,53 +358,53 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_files_are_read_once(tmp_path: Path, settled: None, reads: list[Path]) -> None:
     root, cache = folder_at(tmp_path / "own"), Cache(tmp_path / "cache")
-    first = cell(root, cache)
+    first = run_of(root, cache)
     assert len(reads) == 24
-    assert cell(root, cache) == first == cell(root)
+    assert run_of(root, cache) == first == run_of(root)
     del reads[24:]
     paint(root / "train/cat/0.png", 3)
-    assert cell(root, cache) != first
+    assert run_of(root, cache) != first
     assert reads[24:] == [root / "train/cat/0.png"]
 
 
 def test_a_file_with_its_old_size_and_time_is_read_again(tmp_path: Path, settled: None) -> None:
     """A program that sets a file's time back cannot set back the time at which its entry was changed."""
     root, cache = npz(tmp_path / "a.npz"), Cache(tmp_path / "cache")
-    before, status = cell(root, cache), root.stat()
+    before, status = run_of(root, cache), root.stat()
     npz(root, **NPZ_CHANGES["a pixel"])
     os.utime(root, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (root.stat().st_size, root.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
-    assert cell(root, cache) != before
+    assert run_of(root, cache) != before
 
 
 def test_a_file_written_just_now_is_not_kept(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
-    cell(npz(tmp_path / "a.npz"), cache)
+    run_of(npz(tmp_path / "a.npz"), cache)
     assert not list(tmp_path.glob("cache/*.json"))
 
 
 def test_arrays_are_not_read_again(tmp_path: Path, settled: None, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, root = Cache(tmp_path / "cache"), npz(tmp_path / "a.npz")
-    before = cell(root, cache)
+    before = run_of(root, cache)
     monkeypatch.setattr("erat.data.sources.collection.list_images", lambda root: pytest.fail("read again"))
-    assert cell(root, cache) == before
+    assert run_of(root, cache) == before
 
 
 @pytest.mark.parametrize("damage", ["", "x", "{}", "null\n{}", "\xff", "0" * 64 + '\n{"a": 5}'])
 def test_a_damaged_cache_is_none(tmp_path: Path, settled: None, damage: str) -> None:
     root, cache = folder_at(tmp_path / "own"), Cache(tmp_path / "cache")
-    before = cell(root, cache)
+    before = run_of(root, cache)
     [page] = tmp_path.glob("cache/*.json")
     sound = page.read_text()
     for text in (damage, sound.replace(sound[-6], "0" if sound[-6] != "0" else "1")):
         page.write_text(text, encoding="latin-1")
-        assert cell(root, cache) == before
+        assert run_of(root, cache) == before
 
 
 def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path, settled: None) -> None:
     (tmp_path / "file").write_text("")
     root = folder_at(tmp_path / "own")
-    assert cell(root, Cache(tmp_path / "file")) == cell(root, Cache(tmp_path / "file" / "below")) == cell(root)
+    assert run_of(root, Cache(tmp_path / "file")) == run_of(root, Cache(tmp_path / "file" / "below")) == run_of(root)
 
 
 def test_files_of_a_known_set_spare_loading_it(

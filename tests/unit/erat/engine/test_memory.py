@@ -117,19 +117,19 @@ class TestPredicted:
     @pytest.mark.parametrize(
         "options",
         [
-            {},
-            {"defense.name": "ce"},
-            {"defense.uniform": False},
-            {"defense.selection": False},
-            {"defense.adversarial": False},
-            {"defense.strong": False},
-            {"defense.random_start": True},
-            {"defense.warm_start": True},
-            {"defense.pgd_precision": "bf16"},
-            {"defense.pgd_scale": 0.5},
-            {"train.precision": "bf16"},
-            {"train.channels_last": True},
-            {"train.epochs": 1},
+            *({}, {"defense.name": "ce"}, {"defense.uniform": False}, {"defense.adversarial": False}),
+            *({"defense.warm_start": True}, {"train.precision": "bf16"}, {"train.epochs": 1}),
+            *(
+                pytest.param({key: value}, marks=pytest.mark.slow)
+                for key, value in {
+                    "defense.selection": False,
+                    "defense.strong": False,
+                    "defense.random_start": True,
+                    "defense.pgd_precision": "bf16",
+                    "defense.pgd_scale": 0.5,
+                    "train.channels_last": True,
+                }.items()
+            ),
         ],
         ids=str,
     )
@@ -139,7 +139,14 @@ class TestPredicted:
         # Of the same sizes; some draws on the host differ, and how many images an operation of a view is applied to.
         assert predicted == pytest.approx(measured, rel=0.02)
 
-    @pytest.mark.parametrize(("model", "twice"), [("resnet18", False), ("resnet18", True), ("vgg11", False)])
+    @pytest.mark.parametrize(
+        ("model", "twice"),
+        [
+            ("resnet18", True),
+            pytest.param("resnet18", False, marks=pytest.mark.slow),
+            pytest.param("vgg11", False, marks=pytest.mark.slow),
+        ],
+    )
     def test_of_larger_networks_too(self, model: str, twice: bool, make_config: Make, data: Any) -> None:
         options = {"model.name": model, "train.batch_size": 8, "defense.steps": 1, TWICE: twice}
         config = make_config({"data.image_size": SIZE} | options)

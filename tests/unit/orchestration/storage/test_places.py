@@ -197,7 +197,7 @@ def test_what_reads_works_where_nothing_can_be_written(
     assert files(finished.root) == before
 
 
-def test_a_moved_home_goes_on_from_its_checkpoint(config: RunConfig, tmp_path: Path) -> None:
+def test_a_moved_workspace_goes_on_from_its_checkpoint(config: RunConfig, tmp_path: Path) -> None:
     old, new = Workspace(tmp_path / "old"), Workspace(tmp_path / "new" / "home")
     execute_run(config, old, on_epoch=lambda history: False)
     (old.run_directory(config.digest()) / "result.json").unlink()

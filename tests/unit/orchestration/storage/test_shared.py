@@ -160,57 +160,57 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
     return of
 
 
-def test_a_cell_goes_on_elsewhere_to_the_same_bits(
+def test_a_run_goes_on_elsewhere_to_the_same_bits(
     storage: Storage, node: Callable[[str, str], Workspace], configure: Run, tmp_path: Path
 ) -> None:
     config = configure({"defense.name": "ce", "train.epochs": 3, "storage.path": None})
-    cell, alone = config.digest(), Workspace(tmp_path / "alone")
+    name, alone = config.digest(), Workspace(tmp_path / "alone")
     undisturbed = execute_run(config, alone)
-    weights = load(alone.run_directory(cell) / "checkpoint.pt", torch.device("cpu"))["defense"]
+    weights = load(alone.run_directory(name) / "checkpoint.pt", torch.device("cpu"))["defense"]
 
     first = node("a", storage.place)
     taken = execute_run(config, first, on_epoch=lambda history: len(history) < 2)
     assert (taken.status, taken.epochs) == ("stopped", 2)
-    assert not (first.run_directory(cell) / "checkpoint.pt").exists(), "nothing stays on a node"
-    assert b"checkpoint" not in storage.names(f"cells/{cell}")
-    assert {"checkpoint.pt", "metrics.jsonl", "result.json", "config.json"} <= set(storage.names(f"cells/{cell}"))
+    assert not (first.run_directory(name) / "checkpoint.pt").exists(), "nothing stays on a node"
+    assert b"checkpoint" not in storage.names(f"cells/{name}")
+    assert {"checkpoint.pt", "metrics.jsonl", "result.json", "config.json"} <= set(storage.names(f"cells/{name}"))
 
     second = node("b", storage.place)
     ended = execute_run(config, second)
     assert (ended.status, ended.val_history) == ("done", undisturbed.val_history)
     assert ended.final_test_accuracy == undisturbed.final_test_accuracy
     driver = Workspace(tmp_path / "the driver's").sharing(storage.place)
-    run = RunDirectory(driver, cell)
+    run = RunDirectory(driver, name)
     run.fetch("result.json", "metrics.jsonl", "checkpoint.pt")
     run.fetch_artifacts()
     read = run.read_result()
     assert isinstance(read, RunResult) and read.status == "done"
     assert len(run.read_metrics()) == 3
-    assert (driver.run_directory(cell) / "artifacts" / "confusion.json").exists()
-    restored = load(driver.run_directory(cell) / "checkpoint.pt", torch.device("cpu"))["defense"]
+    assert (driver.run_directory(name) / "artifacts" / "confusion.json").exists()
+    restored = load(driver.run_directory(name) / "checkpoint.pt", torch.device("cpu"))["defense"]
     assert all(torch.equal(restored[key], value) for key, value in weights.items())
 
     third = node("c", storage.place)
     assert execute_run(config, third).status == "done"
-    assert not (third.run_directory(cell) / "artifacts").exists(), "what is done is only read"
+    assert not (third.run_directory(name) / "artifacts").exists(), "what is done is only read"
 
 
 def test_a_checkpoint_that_is_damaged_on_the_storage_costs_an_epoch(
     storage: Storage, node: Callable[[str, str], Workspace], configure: Run, tmp_path: Path
 ) -> None:
     config = configure({"defense.name": "ce", "train.epochs": 4, "storage.path": None})
-    cell = config.digest()
+    name = config.digest()
     undisturbed = execute_run(config, Workspace(tmp_path / "alone"))
     execute_run(config, node("a", storage.place), on_epoch=lambda history: len(history) < 3)
-    content = bytearray(storage.read(f"cells/{cell}/checkpoint.pt") or b"")
+    content = bytearray(storage.read(f"cells/{name}/checkpoint.pt") or b"")
     content[len(content) // 2] ^= 1
-    storage.write(f"cells/{cell}/checkpoint.pt", bytes(content))
+    storage.write(f"cells/{name}/checkpoint.pt", bytes(content))
     told: list[int] = []
     with pytest.warns(UserWarning, match="going on from the one before it"):
         ended = execute_run(config, node("b", storage.place), on_epoch=lambda h: bool(told.append(h[-1].epoch)) or True)
     assert told == [2, 3, 4]
     assert ended.val_history == undisturbed.val_history
-    assert "previous-checkpoint.pt" not in storage.names(f"cells/{cell}"), "once it is done there is no use for it"
+    assert "previous-checkpoint.pt" not in storage.names(f"cells/{name}"), "once it is done there is no use for it"
 
 
 def test_what_was_there_before_is_kept_by_the_storage(storage: Storage, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_what_was_there_before_is_kept_by_the_storage(storage: Storage, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.apart
-def test_two_that_train_the_same_cell_leave_what_one_would(s3: str, tmp_path: Path) -> None:
+def test_two_that_train_the_same_run_leave_what_one_would(s3: str, tmp_path: Path) -> None:
     """Two sweeps use an object store, where nothing is locked: each writes complete files, and the same ones."""
     place = s3.replace("/runs?", f"/{tmp_path.name}?")
     brief = {"data.limit": 200, "corruption.data": "urp", "train.epochs": 4, "defense.warmup_epochs": 2}
