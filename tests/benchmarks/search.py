@@ -163,7 +163,7 @@ def report(console: Console, repeats: int) -> bool:
         cells += [
             f"{_mean(courses[64], 'work'):.0f}",
             f"{mean(misses):.2f}{error}",
-            f"{clusters - others} of {clusters}",
+            f"{same} of {clusters}",
         ]
         print(f"| {' | '.join([policy.name, *cells])} |", flush=True)
         kept &= same == clusters

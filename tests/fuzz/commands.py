@@ -210,6 +210,15 @@ SPACE = {
     },
     "points": [{"defense.selector": "rebalance", "defense.eta": 0.5, "defense.steps": 3}],
     "proposals": 1,
+    "sampler": "tpe",
+    "pruner": "halving",
+    "window": 4,
+    "startup": "auto",
+    "grace": 0.5,
+    "rungs": [5, 9],
+    "block": 3,
+    "confirm": {"top": 2, "seeds": 2},
+    "objective": ["val_accuracy"],
 }
 
 
