@@ -391,7 +391,8 @@ class Queue:
         """Return the first trial whose state at a level trial `number` does not depend on; it depends on all before.
 
         Levels are counted from 0, the first rung (without rungs: the end). What becomes of a trial after the first rung
-        depends on its whole block, so that only whole blocks count at the later levels.
+        depends on its whole block, so that only whole blocks count at the later levels. If all of a block have come to a
+        level, the rungs before it are decided.
         """
         limit = max(self.begin, number - (level + 1) * self.window)
         return self._blocks.start(limit) if level and limit >= self.first else limit
@@ -406,9 +407,8 @@ class Queue:
         return True
 
     def _is_at(self, number: int, level: int) -> bool:
+        """Return whether a trial has come to a level, or has ended before it."""
         number, rungs = self._same.get(number, number), self._blocks.rungs
-        if level and number >= self.first and self._blocks.decided[self._blocks.start(number)] < level:
-            return False
         at_rung = level < len(rungs) and self._blocks.best(number, rungs[level]) is not None
         return at_rung or self.trials[number].ended
 

@@ -178,6 +178,7 @@ def test_the_checks_build_the_site(status: int, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(checks.subprocess, "run", fake)
     monkeypatch.setattr(checks, "TYPES", ["true"])
+    monkeypatch.setattr(checks, "_tests", lambda *_: [0])
     assert max(checks._everything("", [], tmp_path)) == status
     assert [command[2:] for command in built] == [["mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]]
 

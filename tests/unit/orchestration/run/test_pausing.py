@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,7 +26,10 @@ from erat.result import RunResult
 from orchestration.run.directory import RunDirectory, left_over
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_running
+from orchestration.search.launch import run_train
 from orchestration.storage.workspace import Workspace
+from orchestration.study.ledger import Ledger
+from orchestration.study.trial import Trial
 from tests.two_workers import Record, joined, on_two_workers, own_models_are_known
 
 ROOT = Path(__file__).parents[4]
@@ -228,6 +232,28 @@ def test_another_node_goes_on_from_the_storage(
     run.fetch("metrics.jsonl", "result.json")
     run.fetch_artifacts()
     assert_same_run(run, undisturbed)
+
+
+def test_trained_outside_its_study_it_goes_on_to_the_end(
+    config: RunConfig,
+    workspace: Workspace,
+    run: RunDirectory,
+    undisturbed: RunDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command `train` knows nothing of the study in which the run waits at a rung."""
+    tracker = Mock(**{"start_run.return_value": "a run", "flush.return_value": 0})
+    monkeypatch.setattr("orchestration.search.launch.Tracker.open", lambda *_: tracker)
+    ledger = Ledger(workspace.ledger)
+    ledger.append("sweep", name="a", spec={}, trials=1)
+    ledger.finish(execute_run(config, workspace, pause_after=2), sweep="a")
+    trial = run_train(config, workspace, ledger, address=None, force=False)
+    assert (trial.status, trial.epoch) == ("done", EPOCHS)
+    logged = [call.args[2] for call in tracker.log_epoch.call_args_list]
+    assert sorted(set(logged)) == [1, 2, 3, 4, 5]
+    assert_same_run(run, undisturbed)
+    waiting = Trial(0, run.cell, {})
+    assert Ledger(workspace.ledger).with_outcome(waiting, "a").status == "done", "in its study, too"
 
 
 # --- data-parallel workers --------------------------------------------------------------------------------------------
