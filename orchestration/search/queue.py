@@ -391,8 +391,8 @@ class Queue:
         """Return the first trial whose state at a level trial `number` does not depend on; it depends on all before.
 
         Levels are counted from 0, the first rung (without rungs: the end). What becomes of a trial after the first rung
-        depends on its whole block, so that only whole blocks count at the later levels. If all of a block have come to a
-        level, the rungs before it are decided.
+        depends on its whole block, so that only whole blocks count at the later levels. If all of a block have come to
+        a level, the rungs before it are decided.
         """
         limit = max(self.begin, number - (level + 1) * self.window)
         return self._blocks.start(limit) if level and limit >= self.first else limit

@@ -153,7 +153,7 @@ class TestWrongInput:
             (["sweep", "--pruner", "halfing"], "unknown pruner 'halfing': did you mean halving?"),
             (["sweep", "--window", "0"], "window must be a whole number"),
             (["sweep", "--rungs", "4"], "rungs are of the pruner halving, the pruner is median; got '4'"),
-            (["sweep", "--pruner", "halving", "--rungs", "9,4"], "rungs must be ascending epochs"),
+            (["sweep", "--pruner", "halving", "--rungs", "9,4"], "ascending epochs"),
             (["sweep", "--pruner", "halving", "--rungs", "99"], "rungs must be below the last epoch, 16, got 99"),
             (["sweep", "--confirm", "3x1"], "confirm.seeds: input should be greater than or equal to 2, got 1"),
             (["sweep", "--show-config", "--window", "x"], "window must be a whole number"),

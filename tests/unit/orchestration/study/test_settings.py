@@ -54,7 +54,7 @@ class TestReading:
             ({"window": 0}, r"window must be a whole number in \[1, 100000\] or auto, got 0"),
             ({"window": "wide"}, "window must be a whole number .* got 'wide'"),
             ({"window": True}, "window must be a whole number"),
-            ({"pruner": "halving", "rungs": "9,4"}, r"rungs must be ascending epochs.* got \[9, 4\]"),
+            ({"pruner": "halving", "rungs": "9,4"}, r"rungs must be .*ascending epochs.* got \[9, 4\]"),
             ({"pruner": "halving", "rungs": "4,,9"}, "rungs must be epochs .* got '4,,9'"),
             ({"pruner": "halving", "rungs": []}, "rungs must be epochs"),
             ({"rungs": "4"}, "rungs are of the pruner halving, the pruner is median; got '4'"),
