@@ -31,7 +31,7 @@ from orchestration.search.curves import Curves
 from orchestration.search.pruners import Pruner
 from orchestration.study.trial import Trial
 
-PROPOSAL_SECONDS = 0.005  # how long an idle slot waits for a proposal before the caller sees to other trials
+PROPOSAL_SECONDS = 0.002  # how long an idle slot waits for a proposal before the caller sees to other trials
 
 
 @dataclass(frozen=True, slots=True)
