@@ -159,7 +159,7 @@ class Stage:
 
 
 def disturbed(
-    stage: Stage, draw: random.Random, kills: int, limit: float, what: Mapping[str, int] = WHAT
+    stage: Stage, draw: random.Random, kills: int, limit: float, what: Mapping[str, int] = WHAT, between: int = 1
 ) -> list[Kill]:
     """Run the study until it ends, with random kills, and return the kills.
 
@@ -168,6 +168,7 @@ def disturbed(
         kills: number of kills to make.
         limit: seconds after which the study is given up.
         what: what is killed -> how often, in proportion.
+        between: number of epochs, of all trials together, that must end between two kills.
     """
     ways: dict[str, Callable[[random.Random], bool]] = {
         "trial worker": stage.kill_worker,
@@ -178,7 +179,7 @@ def disturbed(
     order = [each for each, often in what.items() for _ in range(round(often * kills / sum(what.values())))]
     draw.shuffle(order)
     done: list[Kill] = []
-    began, last_epochs = time.monotonic(), -1
+    began, last_epochs = time.monotonic(), -between
     stage.start_driver()
     while time.monotonic() - began < limit:
         time.sleep(draw.uniform(1, 4))
@@ -188,8 +189,8 @@ def disturbed(
             stage.start_driver()
             continue
         ended, epochs = stage.progress()
-        # An epoch must have ended since the last kill; otherwise the next kill would come before anything runs.
-        if order and epochs > last_epochs and ways[order[-1]](draw):
+        # Without an epoch since the last kill, the next one would come before anything runs.
+        if order and epochs >= last_epochs + between and ways[order[-1]](draw):
             done.append(Kill(time.monotonic() - began, order.pop(), ended, epochs))
             last_epochs = epochs
             print(f"{done[-1].second:6.0f} s  {done[-1].what}", file=sys.stderr, flush=True)

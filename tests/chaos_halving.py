@@ -55,6 +55,7 @@ BASE = {
     "train.schedule": "cosine",
 }
 WHAT = {"trial worker": 14, "driver": 6}
+BETWEEN = 4  # epochs; the whole search has about 117, so that the kills also meet promoted trials
 Table = dict[str, dict[Any, Any]]
 
 
@@ -150,7 +151,7 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         control = undisturbed(folder)
         stage, began = Stage(folder, stack, SPACE, BASE), time.monotonic()
-        kills = disturbed(stage, random.Random(options.seed), options.kills, options.limit, WHAT)
+        kills = disturbed(stage, random.Random(options.seed), options.kills, options.limit, WHAT, between=BETWEEN)
         seconds = time.monotonic() - began
         wrong = faults(stage, control)
         statuses = Counter(numbers["status"] for numbers in control["ends"].values())
