@@ -19,7 +19,7 @@ def run_and_show(study: Study, address: str | None, at_most: int | None, as_json
     from orchestration.report.notation import number_of
     from orchestration.run.directory import RunDirectory
     from orchestration.search.driver import best_json, confirmed_json, result_json
-    from orchestration.study.settings import setting_values, setting_words
+    from orchestration.study.settings import setting_words
 
     _say_if_fewer(study)
     if study.spec.search is not None and study.begun:
@@ -41,8 +41,6 @@ def run_and_show(study: Study, address: str | None, at_most: int | None, as_json
             "best": best_json(rows),
             "runs": [result_json(row) for row in rows],
         } | confirmed_json(rows)
-        if study.spec.search is not None:
-            content["settings"] = setting_values(study.spec.space)
         print(json.dumps(content))
     failed = [row for row in rows if row.status == "failed"]
     for row in failed:
