@@ -14,7 +14,7 @@ from orchestration.study.grids import GridSpec, load_grid, parse_grid, specifica
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import no_search, with_settings
 from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
-from orchestration.study.spec import StudySpec, as_begun, check_name_is_free, reopened
+from orchestration.study.spec import StudySpec, as_begun, check_name_is_free, in_generations, reopened
 from orchestration.study.status import confirmations_of, not_begun, spec_of, trials_of
 from orchestration.study.trial import Trial
 
@@ -200,6 +200,11 @@ class Study:
     def begun(self) -> bool:
         """Return whether the study is on record in the workspace."""
         return self.name in self._ledger().studies
+
+    @property
+    def outdated(self) -> bool:
+        """Return whether the study is a search that an earlier version began, so that it cannot go on."""
+        return self.begun and in_generations(self._ledger().studies[self.name].spec)
 
     @property
     def parameters(self) -> list[str]:

@@ -85,6 +85,7 @@ class Imagined:
         grace: see `SearchSpace`.
         points: values of the given points.
         runs: number of listed runs.
+        listed: values of further listed runs, which the search may propose too.
         confirm: number of the best trials that are confirmed, and of seeds of each.
         fails: numbers of the trials that fail -> number of epochs that they do before.
         sampler: makes the sampler of each start of the driver.
@@ -101,6 +102,7 @@ class Imagined:
     grace: float = 0.3
     points: Sequence[float] = ()
     runs: int = 0
+    listed: Sequence[float] = ()
     confirm: tuple[int, int] = (0, 1)
     fails: Mapping[int, int] = field(default_factory=dict)
     sampler: Callable[[], Sampler] = EveryWord
@@ -132,7 +134,8 @@ class Imagined:
         settings = {"rungs": list(self.rungs), "grace": self.grace, "pruner": self.pruner}
         space = SearchSpace(name=NAME, about="x", parameters={ETA: {"low": 0, "high": 1}}, **settings)  # type: ignore[arg-type, dict-item]
         options: dict[str, Any] = {
-            "runs": [{"defense.lambda_u": float(place)} for place in range(self.runs)],
+            "runs": [{"defense.lambda_u": float(n)} for n in range(self.runs)]
+            + [{ETA: value} for value in self.listed],
             "points": [{ETA: value} for value in self.points],
             "total": self.total,
             "window": self.window,

@@ -77,7 +77,7 @@ def sweep(
     slots: Slots = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search a space with Optuna through Ray Tune; the paper's own points come first."""
+    """Search a space by the sampler that it names, on Ray; the paper's own points come first."""
     from orchestration.api import Study
     from orchestration.storage.workspace import Workspace
     from orchestration.study.settings import with_settings

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import ray.autoscaler.sdk
+import ray.exceptions
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.sdk import get_cluster_status
@@ -33,7 +34,8 @@ def autoscales() -> bool | None:
         # The cached answer is refreshed, because it may be of an earlier cluster, and requests depend on it.
         second = is_autoscaler_v2(fetch_from_server=True)
         moving, types = _seen_by_the_second() if second else _seen_by_the_first()
-    except (AssertionError, RuntimeError, ValueError):  # through Ray Client, or from another version of Ray
+    except (AssertionError, RuntimeError, ValueError, ray.exceptions.RayError):
+        # The head does not answer, or it is reached through Ray Client, or Ray has another version.
         return None
     by_hand = {f"node_{node['NodeID']}" for node in ray.nodes()}
     return True if moving else bool(types - by_hand) if types else None

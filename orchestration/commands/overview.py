@@ -24,7 +24,7 @@ from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import setting_values, setting_words
-from orchestration.study.spec import BEFORE_IDENTITY
+from orchestration.study.spec import ANEW, BEFORE_IDENTITY, BEFORE_WINDOW
 from orchestration.study.status import spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri
@@ -151,7 +151,10 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     if not spec.identified:
         console.print(f"{BEFORE_IDENTITY}: these figures are of images that nobody can name now", markup=False)
-    if spec.search is not None:
+    outdated = study.outdated
+    if outdated:
+        console.print(f"{BEFORE_WINDOW}; {ANEW}", markup=False)
+    elif spec.search is not None:
         console.print(setting_words(spec.space), markup=False)
     console.print(f"MLflow: {tracking_uri(workspace)}", markup=False)
     heard_of = {row.number: age for row in rows if (age := _heard(workspace, row)) is not None}
@@ -160,9 +163,9 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
             f"trial {number_of(row)} {duration(heard_of[row.number])} ago" for row in rows if row.number in heard_of
         )
         console.print(f"last heard of: {beats}", markup=False)
-    if counts["failed"] and spec.identified:
+    if counts["failed"] and spec.identified and not outdated:
         console.print(f"try the failed ones again with: python orchestrate.py retry {name}")
-    if counts["left"] and spec.identified:
+    if counts["left"] and spec.identified and not outdated:
         console.print(f"go on with: python orchestrate.py resume {name}")
     runs = [
         {"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch}
@@ -174,7 +177,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     note: dict[str, Any] = {} if spec.identified else {"note": BEFORE_IDENTITY}
     over_seeds = [each.content() for each in confirmed(rows)]
     note |= {"confirmed": over_seeds} if over_seeds else {}
-    settings = {} if spec.search is None else {"settings": setting_values(spec.space)}
+    settings = {} if spec.search is None or outdated else {"settings": setting_values(spec.space)}
     return {"name": name, "trials": total} | counts | note | settings | {"runs": runs}
 
 

@@ -15,7 +15,7 @@ from erat.variants import defense_name
 from orchestration.report.notation import duration
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger, RecordedResult
-from orchestration.study.settings import begin_as, setting_values, setting_words
+from orchestration.study.settings import begin_as, setting_values, setting_words, warn_if_narrow
 from orchestration.study.spec import StudySpec, as_begun
 from orchestration.study.trial import FINISHED
 
@@ -58,12 +58,19 @@ def find_room(
     elif address is not None:
         # Imported here because only this plan needs Ray, which takes long to load.
         from orchestration.cluster import session
+        from orchestration.search.launch import slots_ahead
 
         resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
         with session.connection(address):
             fewest = None if workers else config.resources.min_workers
-            fit = session.slots(resources, workers or config.train.workers, fewest)
-        room = Room(fit, f"as many as fit on the cluster at {address}")
+            every = workers or config.train.workers
+            if session.grows():
+                fit = session.fitting(resources, every, fewest)
+                room = Room(
+                    slots_ahead(fit, at_most), f"as planned for on the growing cluster at {address}, {fit} fit now"
+                )
+            else:
+                room = Room(session.slots(resources, every, fewest), f"as many as fit on the cluster at {address}")
     else:
         from orchestration.study import estimate
 
@@ -82,6 +89,7 @@ def plan_sweep(
     from orchestration.study import estimate
 
     spec = begin_as(as_begun(ledger, name, spec), room.slots, trials)
+    warn_if_narrow(spec, room.slots, trials)
     ahead = [params for _, params in spec.known_ahead(trials)]
     known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
     ahead += [known[number].params for number in sorted(known) if len(ahead) <= number < spec.size(trials)]
@@ -158,7 +166,7 @@ def _plan(
     least, most = foreseen
     todo = [config for config, outcome in zip(configs, outcomes, strict=True) if outcome is None] + list(imagined)
     missing = missing_sets(todo, workspace)
-    sets = plan_sets(configs, missing, console)
+    sets = plan_sets([*configs, *imagined[:1]], missing, console)
     content: dict[str, Any] = {
         "cells": len(configs) + len(imagined),
         "done": sum(outcome is not None and outcome.status in FINISHED for outcome in outcomes),
@@ -222,7 +230,9 @@ def _say_assumed(spec: StudySpec, ranges: bool, console: Console) -> None:
         )
     elif space.pruner == "halving" and space.rungs:
         rungs = ", ".join(map(str, space.rungs))
-        console.print(f"  of every {space.block} proposals a third goes on from each rung, after epoch {rungs}")
+        console.print(
+            f"  of each block of {space.block} proposals the best third goes on from each rung, after epoch {rungs}"
+        )
 
 
 def _disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf, isfinite
 
 
 class Blocks:
@@ -59,8 +60,11 @@ class Blocks:
         """
         for rung in self.rungs:
             if len(history) >= rung and (number, rung) not in self._best:
-                self._best[number, rung] = max(history[:rung])
+                self._best[number, rung] = max(filter(isfinite, history[:rung]), default=-inf)
 
     def best(self, number: int, rung: int) -> float | None:
-        """Return the largest validation accuracy of a trial up to a rung, in [0, 1]; None if it did not reach it."""
+        """Return the largest validation accuracy of a trial up to a rung, in [0, 1]; None if it did not reach it.
+
+        It is -inf if no accuracy is finite.
+        """
         return self._best.get((number, rung))

@@ -200,7 +200,8 @@ class StudyDriver:
         the tracker lacks.
         """
         track_end(self.tracker, run_id, result, run, at_rung=at_rung)
-        self.ledger.note(result, sweep=self.name)
+        known = self.tracker.id_of(run_id) if self.tracker.is_known(run_id) else None
+        self.ledger.note(result, sweep=self.name, mlflow_run_id=known)
         self.tracker.then(
             lambda: self.ledger.finish(
                 result, sweep=self.name, mlflow_run_id=self.tracker.id_of(run_id), then=then, noted=True
@@ -249,9 +250,11 @@ class StudyDriver:
             or self.ledger.studies[self.name].tracked.get(trial.cell)
             or trial.mlflow_run_id
         )
-        assert run_id is not None, "a trial at a rung has been tracked"
+        if run_id is None:  # MLflow was away when the trial paused, in a session before this one
+            self._track_start(trial.number)
+            run_id = self._runs[trial.number]
         run.fetch_artifacts()
-        self._record_end(run_id, trial.so_far, run, partial(_drop_checkpoints, run), at_rung=True)
+        self._record_end(run_id, trial.so_far, run, partial(self._drop_checkpoints, run), at_rung=True)
         self.view([trial])
 
     def _result(self, trial: Trial) -> RunResult | Retry:
@@ -319,17 +322,17 @@ class StudyDriver:
         if self.tracker.is_known(run) and self.ledger.studies[self.name].tracked.get(cell) != found:
             self.ledger.append("tracked", sweep=self.name, cell=cell, mlflow_run_id=found)
 
+    def _drop_checkpoints(self, run: RunDirectory) -> None:
+        """Delete the checkpoints of a run that was stopped at a rung, unless something may go on from them."""
+        run.fetch(RESULT_FILE)
+        finished = run.read_result()
+        # Another study, or the command `train`, may be at work on this run, or may have finished it.
+        done = finished is not None and finished.status == "done"
+        if not (done or is_running(run) or self.ledger.is_wanted(run.cell, but=self.name)):
+            run.drop_checkpoints()
+
     def _directory(self, cell: str) -> RunDirectory:
         return RunDirectory(self.workspace, cell)
-
-
-def _drop_checkpoints(run: RunDirectory) -> None:
-    """Delete the checkpoints of a run that was stopped at a rung, which nothing goes on from any more."""
-    run.fetch(RESULT_FILE)
-    finished = run.read_result()
-    # Another study, or the command `train`, may be at work on this run, or may have finished it.
-    if not is_running(run) and (finished is None or finished.status != "done"):
-        run.drop_checkpoints()
 
 
 def _up_to(result: RunResult, rows: Sequence[Mapping[str, Any]]) -> RunResult:

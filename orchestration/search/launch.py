@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,11 +140,12 @@ def run_study(
                         demand=None if address is None else demand,
                     )
             except BaseException as error:
-                driver.interrupted()
-                if isinstance(error, UserError):
-                    ledger.withdraw(name)  # so that the user can correct the mistake and use the same name again
+                with suppress(OSError):  # that a disk is full, say, is what `error` is about, or comes up at the end
+                    driver.interrupted()
+                    if isinstance(error, UserError):
+                        ledger.withdraw(name)  # so that the user can correct the mistake and use the same name again
+                    tracker.finish(parent, "interrupted", {})
                 view.update(driver.trials)
-                tracker.finish(parent, "interrupted", {})
                 raise
             view.update(driver.trials)  # includes trials that had finished earlier and caused no event
         files = write_files(spec, driver.trials, workspace.report(name))

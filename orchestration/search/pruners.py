@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from erat.errors import UserError
 from orchestration.study.spaces import KEPT, SearchSpace
 
 
@@ -74,7 +75,8 @@ class Halving(Pruner):
 
     @property
     def rungs(self) -> tuple[int, ...]:
-        assert self.space.rungs != "auto", "StudySpec settles them"
+        if self.space.rungs == "auto":  # StudySpec settles them for "halving" alone
+            raise UserError(f"pruner {self.space.pruner} needs rungs in the space, such as rungs: [30, 60], got auto")
         return tuple(self.space.rungs)
 
     def promoted(self, best: Mapping[int, float]) -> set[int]:

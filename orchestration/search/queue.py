@@ -143,7 +143,9 @@ class Queue:
         self._beside: set[int] = set()  # the listed runs and confirmations that were made and have not ended
         self._going_on: deque[int] = deque()
         self._same: dict[int, int] = {}
-        self._first_of: dict[str, int] = {}  # cell -> number of the first trial that has it
+        self._first_of: dict[str, int] = {}  # cell -> number of the first trial that has it, also of a listed run
+        for number, run in enumerate(self.runs if self.total else ()):
+            self._first_of.setdefault(self.trial_of(number, "baseline", dict(run)).cell, number)
         self._curves = Curves(self.epochs)
 
         ends = [self.begin + total for total in (*self.totals, self.total) if total <= self.total]
@@ -253,17 +255,18 @@ class Queue:
     def _add(self, trial: Trial) -> None:
         """Take in a trial that has just been made.
 
-        A trial of the search that repeats an earlier configuration is not run again: it ends as that one does.
+        A trial of the search that repeats an earlier configuration, or that of a listed run, is not run again: it ends
+        as that one does.
         """
         if trial.source in ("paper", "optuna"):
             first = self._first_of.setdefault(trial.cell, trial.number)
             if first != trial.number:
                 self._same[trial.number] = first
-                trial = self._like(trial, self.trials[first])
+                trial = self._like(trial, self.trials.get(first))
         self._keep(trial)
 
-    def _like(self, trial: Trial, first: Trial) -> Trial:
-        if not first.ended:
+    def _like(self, trial: Trial, first: Trial | None) -> Trial:
+        if first is None or not first.ended:
             return replace(trial, result=None)
         return replace(trial, result=first.result, mlflow_run_id=first.mlflow_run_id)
 
@@ -272,15 +275,14 @@ class Queue:
         self.trials[number] = trial
         unended = self._open if self.begin <= number < self.size else self._beside
         (unended.discard if trial.ended else unended.add)(number)
-        if unended is self._beside:
-            return
-        self._blocks.note(number, history)
-        if number >= self.first:
-            self._changed.add(self._blocks.start(number))
+        if unended is self._open:
+            self._blocks.note(number, history)
+            if number >= self.first:
+                self._changed.add(self._blocks.start(number))
+            if trial.status == "done" and history:
+                self._curves.keep(number - self.begin, history)
         if not trial.ended:
             return
-        if trial.status == "done" and history:
-            self._curves.keep(number - self.begin, history)
         for later in [later for later, first in self._same.items() if first == number]:
             self._keep(self._like(self.trials[later], trial))
 
@@ -410,7 +412,7 @@ class Queue:
         """Return whether a trial has come to a level, or has ended before it."""
         number, rungs = self._same.get(number, number), self._blocks.rungs
         at_rung = level < len(rungs) and self._blocks.best(number, rungs[level]) is not None
-        return at_rung or self.trials[number].ended
+        return at_rung or (number in self.trials and self.trials[number].ended)
 
     def _to_tell(self, number: int) -> Iterator[tuple[int, Observation]]:
         """Yield what the sampler is to be told before it proposes trial `number`."""
@@ -429,7 +431,9 @@ class Queue:
         """
         rungs = [rung for rung in (self.pauses_after(number), *self._blocks.rungs[level : level + 1]) if rung]
         if rungs and (reached := self._blocks.best(number, min(rungs))) is not None:
-            return Observation("pruned", min(rungs), reached)
+            return (
+                Observation("pruned", min(rungs), reached) if isfinite(reached) else Observation("failed", min(rungs))
+            )
         result = self.trials[number].so_far
         best, cost = result.best_val_accuracy, result.train_seconds / result.epochs if result.epochs else None
         if result.status not in ("done", "stopped") or best is None or not isfinite(best):

@@ -279,26 +279,36 @@ class Ledger:
         """Return the trial with the result of its run, or unchanged if the run has not ended; see `outcome`.
 
         A trial that waits at a rung has the result that it had there, with the status "paused", or "queued" once it has
-        been promoted.
+        been promoted. A listed run or a confirmation with the configuration of such a trial is neither stopped
+        nor paused.
         """
+        searched = trial.source not in ("baseline", "confirm")
         if sweep in self.studies and (rung := self.studies[sweep].promoted.get(trial.number, 0)):
             trial = replace(trial, promoted=rung)
-        ended = self.outcome(trial.cell, sweep)
-        if ended is None and sweep in self.studies:
+        ended = self.outcome(trial.cell, sweep if searched else None)
+        if ended is None and searched and sweep in self.studies:
             ended = self.studies[sweep].paused.get(trial.cell)
             if ended is not None and trial.promoted >= ended.epochs:
                 ended = replace(ended, status="queued")
         return trial if ended is None else replace(trial, result=ended, mlflow_run_id=ended.mlflow_run_id)
 
-    def note(self, result: RunResult, *, sweep: str | None) -> None:
+    def note(self, result: RunResult, *, sweep: str | None, mlflow_run_id: str | None = None) -> None:
         """Let a result count in this process from now on; `finish` has it written, with `noted=True`.
 
         Args:
             result: the result of a run.
             sweep: name of the study; None for a run outside any study.
+            mlflow_run_id: id of the run in MLflow; None if it is not known yet.
         """
+        content = asdict(result) | {"mlflow_run_id": mlflow_run_id}
+        event = {"event": result.status, "cell": result.cell, "sweep": sweep, "result": content}
         with self._memory:
-            self._apply({"event": result.status, "cell": result.cell, "sweep": sweep, "result": asdict(result)})
+            self._apply(event | {"time": round(time.time(), 3)})
+
+    def is_wanted(self, cell: str, but: str) -> bool:
+        """Return whether a run waits at a rung, or is to go on from there, in another study than `but`."""
+        others = [study for name, study in self.studies.items() if name != but]
+        return any(cell in study.paused and cell not in study.stopped for study in others)
 
     def finish(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ from erat.errors import UserError
 from orchestration.study import MOST_TRIALS
 from orchestration.study.abilities import Abilities
 from orchestration.study.parameters import ChoiceParameter
-from orchestration.study.registries import SAMPLERS
+from orchestration.study.registries import PRUNERS, SAMPLERS
+from orchestration.study.spaces import Confirmation
 
 if TYPE_CHECKING:
     from orchestration.study.spaces import SearchSpace
@@ -32,6 +34,13 @@ def check(space: SearchSpace) -> None:
             f"pruner must be none where the objective is {' and '.join(space.objective)}, got {space.pruner}: "
             "a pruner compares accuracies alone"
         )
+
+    if isinstance(space.confirm, Confirmation) and "train.seed" in space.parameters:
+        raise UserError("confirm repeats trials with other values of train.seed, which this space searches: use none")
+    if space.rungs != "auto" and space.pruner in PRUNERS.own - {"halving"}:
+        warnings.warn(f"the pruner {space.pruner} makes no use of rungs, got {space.rungs}", stacklevel=3)
+    if space.pruner == "halving" and "train.epochs" in space.parameters:
+        raise UserError("pruner halving needs trials of as many epochs; this space searches train.epochs")
 
 
 def _lack(space: SearchSpace, able: Abilities) -> str | None:

@@ -86,10 +86,10 @@ def begin_as(spec: StudySpec, slots: int, trials: int) -> StudySpec:
 
 
 def warn_if_narrow(spec: StudySpec, slots: int, trials: int) -> None:
-    """Warn that a window, settled on a smaller cluster or given, leaves slots idle. With rungs it limits less."""
+    """Warn that a window, settled on a smaller cluster or given, leaves slots idle."""
     window = spec.space.window
     proposals = trials - len(spec.space.points)
-    if spec.search is None or window == "auto" or spec.space.pruner == "halving":
+    if spec.search is None or window == "auto":
         return
     if window + 1 < min(slots, proposals):
         warnings.warn(

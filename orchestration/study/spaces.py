@@ -283,7 +283,7 @@ class SearchSpace(Section):
         """
         update: dict[str, Any] = {}
         if self.confirm == "auto":
-            update["confirm"] = Confirmation() if preset == "paper" else "none"
+            update["confirm"] = Confirmation() if preset == "paper" and "train.seed" not in self.parameters else "none"
         if self.pruner == "halving":
             update["rungs"] = rungs = rungs_of(base) if self.rungs == "auto" else self.rungs
             if late := [rung for rung in rungs if rung >= base.train.epochs]:
@@ -413,6 +413,8 @@ def parse_space(content: Any, where: str) -> SearchSpace:
     if not isinstance(content, Mapping):
         raise UserError(f"{where} must hold a mapping, got {type(content).__name__}")
     for key in content:
+        if key == "generation":
+            raise UserError(f"{where}: unknown key 'generation': a search has a window now (auto, or a number)")
         if key not in SearchSpace.model_fields:
             raise UserError(f"{where}: {unknown_name('key', str(key), SearchSpace.model_fields)}")
     try:

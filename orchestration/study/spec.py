@@ -272,7 +272,7 @@ class StudySpec:
             raise UserError(f"what the ledger says of this sweep is damaged: {why(error)}") from None
         # Lists of runs still record the size of a generation. Searches of earlier versions had one, confirmed nothing
         # and had no rungs.
-        before = {"confirm": "none", "pruner": "median"} if _in_generations(content) else {}
+        before = {"confirm": "none", "pruner": "median"} if in_generations(content) else {}
         kept = before | {key: value for key, value in content["space"].items() if key != "generation"}
         space, fill = parse_space(kept, "the ledger"), Recalled(content.get("images", {}))
         return cls(space, content["preset"], dict(content["overrides"]), fill)
@@ -290,7 +290,7 @@ def register(ledger: Ledger, name: str, spec: StudySpec, trials: int) -> None:
     if known is None:
         ledger.append("sweep", name=name, spec=content, trials=trials)
         return
-    if _in_generations(known.spec):
+    if in_generations(known.spec):
         return  # it is finished
     before, now = known.spec.get("optuna"), content.get("optuna")
     if before is not None and before != now:
@@ -337,7 +337,7 @@ def check_name_is_free(ledger: Ledger, name: str, spec: StudySpec, trials: int =
     if known is None or content_digest({k: known.spec[k] for k in shared if k in known.spec}) == spec.identity():
         return
     other = StudySpec.of(known.spec)
-    if _in_generations(known.spec):
+    if in_generations(known.spec):
         same = trials <= known.trials and _unsettled(other).identity() == _unsettled(spec).identity()
         if same and _finished(ledger, name, other):
             return
@@ -380,7 +380,7 @@ def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) 
         )
     if _finished(ledger, name, old):
         return old
-    if _in_generations(sweep.spec):
+    if in_generations(sweep.spec):
         raise UserError(f"sweep {name!r} was {BEFORE_WINDOW}: status and report show it; {ANEW}")
     try:
         new = replace(old, fill=fill)
@@ -398,7 +398,10 @@ def _finished(ledger: Ledger, name: str, spec: StudySpec) -> bool:
     study, confirm = ledger.studies[name], spec.space.confirm
     ended = [trial for trial in study.proposals.values() if ledger.with_outcome(trial, name).status in FINISHED]
     confirmed = sum(trial.confirms is not None for trial in ended)
-    wanted = confirm.top * (confirm.seeds - 1) if spec.search and isinstance(confirm, Confirmation) else 0
+    done = sum(
+        trial.source in ("paper", "optuna") and ledger.with_outcome(trial, name).status == "done" for trial in ended
+    )
+    wanted = min(confirm.top, done) * (confirm.seeds - 1) if spec.search and isinstance(confirm, Confirmation) else 0
     return len(ended) - confirmed >= spec.size(study.trials) and confirmed >= wanted
 
 
@@ -410,7 +413,7 @@ def _with(spec: StudySpec, key: str, value: Any) -> StudySpec:
     return replace(spec, space=spec.space.model_copy(update={key: value}))
 
 
-def _in_generations(content: Mapping[str, Any]) -> bool:
+def in_generations(content: Mapping[str, Any]) -> bool:
     """Return whether what the ledger keeps of a specification is of a search by a version without windows."""
     return bool(content["space"].get("parameters")) and "generation" in content["space"]
 

@@ -220,7 +220,7 @@ class TestTime:
         content = self.planned(workspace, console, 24, 24, pruner="halving", rungs=[3])
         assert content["seconds"] == [9, 9]
         assert content["trainings"] == pytest.approx([16 / 3 + 8, 16 / 3 + 8])
-        assert "of every 24 proposals a third goes on from each rung, after epoch 3" in said(console)
+        assert "of each block of 24 proposals the best third goes on from each rung, after epoch 3" in said(console)
 
     def test_what_the_median_stops_is_a_range(self, workspace: Workspace, console: Console) -> None:
         low, high = self.planned(workspace, console, 4, 24, pruner="median", window=4)["trainings"]

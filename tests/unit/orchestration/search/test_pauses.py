@@ -216,6 +216,31 @@ def test_a_stopped_trial_keeps_the_checkpoint_that_others_use(world: World) -> N
     assert [(world.folder(number) / "checkpoint.pt").exists() for number in range(3)] == [True, True, True]
 
 
+def test_a_stopped_trial_keeps_the_checkpoint_that_another_study_goes_on_from(world: World) -> None:
+    for number in range(3):
+        world.pauses(number, 0.1, 0.5 - number / 10)
+    cell = world.driver.queue.trials[1].cell
+    world.ledger.append("sweep", name="b", spec={}, trials=3)
+    world.ledger.finish(RunResult(cell, "paused", 2, 0.5, 0.5, val_history=[0.1, 0.5]), sweep="b")
+    world.begin()
+    assert world.statuses() == ["running", "stopped", "stopped"]
+    assert [(world.folder(number) / "checkpoint.pt").exists() for number in range(3)] == [True, True, False]
+
+
+def test_a_trial_that_paused_while_mlflow_was_away_is_tracked_when_it_is_stopped(world: World) -> None:
+    for number in range(3):
+        world.pauses(number, 0.1, 0.5 - number / 10)
+    kept = [json.loads(line) for line in world.workspace.ledger.read_text().splitlines()]
+    for line in kept:
+        line.get("result", {}).pop("mlflow_run_id", None)
+    words = "".join(json.dumps(line) + "\n" for line in kept if line["event"] != "tracked")
+    world.workspace.ledger.write_text(words)
+    again = World(world.workspace)
+    again.begin()
+    assert again.statuses() == ["running", "stopped", "stopped"]
+    assert [status for _, status, *_ in again.tracker.ends] == ["stopped", "stopped"]
+
+
 def test_a_promoted_trial_whose_worker_dies_before_it_begins_runs_again(world: World) -> None:
     for number in range(3):
         world.pauses(number, 0.1, 0.5 - number / 10)

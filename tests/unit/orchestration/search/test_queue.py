@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import pytest
@@ -222,6 +223,15 @@ class TestRungs:
         assert numbers(take(queue)) == [1]
         assert [queue.trials[number].status for number in range(4)] == ["stopped", "queued", "failed", "failed"]
 
+    def test_an_accuracy_that_is_not_finite_is_never_the_best_of_a_block(self) -> None:
+        study = Imagined(total=4, window=9)
+        curves = {0: (nan, nan), 1: (nan, 0.1), 2: (0.5, nan), 3: (0.2, 0.3)}
+        queue = study.queue()
+        for trial in take(queue):
+            end(queue, trial.number, *curves[trial.number], status="paused")
+        assert numbers(take(queue)) == [2]
+        assert [queue.trials[number].status for number in range(4)] == ["stopped", "stopped", "queued", "stopped"]
+
     def test_a_block_of_which_all_failed_ends(self) -> None:
         queue = Imagined(total=4, window=9).queue()
         for trial in take(queue):
@@ -277,6 +287,19 @@ class TestRepeatedConfigurations:
         assert queue.trials[1].status == "queued"
         end(queue, 0, 0.5)
         assert (queue.trials[1].status, queue.trials[1].best_val_accuracy) == ("done", 0.5)
+
+    @pytest.mark.parametrize("pruner", ["halving", "median"])
+    def test_one_with_the_configuration_of_a_listed_run_ends_as_that_one_does(self, pruner: str) -> None:
+        tables = []
+        for slots in (1, 2, 4, 6, 12):
+            study = Imagined(pruner, total=24, window=5, sampler=lambda: EveryWord(6), listed=(1 / 6, 0.5))
+            course = study.run(slots)
+            listed = {trial.cell for trial in course.trials if trial.source == "baseline"}
+            twins = [trial for trial in course.trials if trial.cell in listed]
+            assert len(twins) > 2, "the search proposes them too"
+            assert {trial.status for trial in twins} == {"done"}
+            tables.append(table(course))
+        assert all(each == tables[0] for each in tables)
 
 
 class TestResume:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from erat.errors import UserError
 from orchestration.api import Study, load_study
+from orchestration.commands import overview
 from orchestration.search.driver import make_queue
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import begin_as
-from orchestration.study.spec import StudySpec, as_begun, check_name_is_free, register, reopened
+from orchestration.study.spec import ANEW, BEFORE_WINDOW, StudySpec, as_begun, check_name_is_free, register, reopened
 from tests.imagined import EveryWord
 
 # Two searches of one space, of four trials and of six, and a list of three runs of which two have ended.
@@ -55,6 +58,15 @@ def test_what_is_recorded_can_be_looked_at(name: str, workspace: Workspace, tmp_
     assert (len(study.trials), len(ended)) == {"finished": (4, 4), "unfinished": (4, 3), "few": (3, 2)}[name]
     page = study.report(tmp_path / "page.html").read_text()
     assert study.spec.space.about in page
+
+
+def test_status_says_that_a_search_cannot_go_on(workspace: Workspace) -> None:
+    console = Console(file=io.StringIO(), width=300, color_system=None)
+    content = overview.of_sweep(workspace, "unfinished", console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{BEFORE_WINDOW}; {ANEW}" in said
+    assert "resume unfinished" not in said
+    assert "settings" not in content
 
 
 def test_a_list_keeps_its_identity_and_goes_on(workspace: Workspace) -> None:

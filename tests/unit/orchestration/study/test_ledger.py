@@ -406,3 +406,24 @@ def test_a_foreign_line_does_not_replace_what_a_sweep_is(tmp_path: Path) -> None
     ledger.append("sweep", name="s", spec=spec | {"images": {"here": "0" * 16}}, trials=3)
     ledger.append("sweep", name="s", spec={}, trials=0)
     assert ledger.studies["s"].spec == spec | {"images": {"here": "0" * 16}}
+
+
+def test_a_listed_run_is_neither_stopped_nor_paused_by_a_trial_with_its_configuration(path: Path) -> None:
+    ledger = begun(path, "a")
+    for cell, status in (("c", "stopped"), ("d", "paused"), ("e", "done")):
+        finish(ledger, cell, status, sweep="a")
+    states = {
+        source: [ledger.with_outcome(Trial(0, cell, {}, source), "a").status for cell in "cde"]
+        for source in ("optuna", "baseline", "confirm")
+    }
+    assert states["optuna"] == ["stopped", "paused", "done"]
+    assert states["baseline"] == states["confirm"] == ["queued", "queued", "done"]
+
+
+def test_a_run_is_wanted_by_another_study_while_it_waits_there(path: Path) -> None:
+    ledger = begun(path, "a", "b")
+    finish(ledger, "c", "paused", sweep="a")
+    assert not ledger.is_wanted("c", but="a")
+    assert ledger.is_wanted("c", but="b")
+    finish(ledger, "c", "stopped", sweep="a")
+    assert not ledger.is_wanted("c", but="b")

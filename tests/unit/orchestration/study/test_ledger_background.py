@@ -162,8 +162,11 @@ def test_threads_append_without_losing_an_event(path: Path) -> None:
 def test_a_result_that_is_noted_counts_and_is_not_on_the_disk_before_it_is_finished(path: Path) -> None:
     ledger, result = Ledger(path), RunResult("c", "stopped", 2, 0.5, 0.5, val_history=[0.1, 0.5])
     before = path.read_bytes()
-    ledger.note(result, sweep="a")
-    assert ledger.outcome("c", "a").val_history == [0.1, 0.5]  # type: ignore[union-attr]
+    ledger.note(result, sweep="a", mlflow_run_id="r")
+    noted = ledger.outcome("c", "a")
+    assert noted is not None
+    assert (noted.val_history, noted.mlflow_run_id) == ([0.1, 0.5], "r")
+    assert noted.time is not None
     assert path.read_bytes() == before
     called: list[Any] = []
     with ledger.in_background():

@@ -77,8 +77,28 @@ class TestWhatIsRefused:
                 {"sampler": "grid"},
                 "a grid must have at most 100000 trials; the space mine has more",
             ),
+            (
+                {ETA: RANGE, "train.epochs": {"low": 2, "high": 8}},
+                {"pruner": "halving", "rungs": [4]},
+                "pruner halving needs trials of as many epochs; this space searches train.epochs",
+            ),
+            (
+                {ETA: RANGE, "train.seed": {"low": 0, "high": 8}},
+                {"confirm": {"top": 2, "seeds": 2}},
+                "confirm repeats trials with other values of train.seed, which this space searches: use none",
+            ),
         ],
-        ids=["one-range", "no-range", "conditional", "objectives", "grid-range", "pruner", "large-grid"],
+        ids=[
+            "one-range",
+            "no-range",
+            "conditional",
+            "objectives",
+            "grid-range",
+            "pruner",
+            "large-grid",
+            "epochs",
+            "seed",
+        ],
     )
     def test_in_one_line(self, parameters: dict[str, Any], settings: dict[str, Any], words: str) -> None:
         with pytest.raises(UserError) as caught:
@@ -205,3 +225,8 @@ class TestOptunaVersion:
 
     def test_a_list_of_runs_has_none(self) -> None:
         assert "optuna" not in StudySpec.listing("list", "", [{"train.seed": 1}], "demo", {}).content()
+
+
+def test_rungs_that_the_pruner_does_not_use_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"pruner median makes no use of rungs, got \[4\]"):
+        spec({ETA: RANGE}, rungs=[4])
