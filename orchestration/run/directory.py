@@ -9,7 +9,7 @@ driver learns how it ended. The figures of an epoch also travel in a trial's rep
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -156,6 +156,20 @@ class RunDirectory:
         """
         lines = "".join(json.dumps(asdict(report)) + "\n" for report in history)
         write_atomic(self.path / METRICS, lines.encode())
+
+    def copy_metrics(self, rows: Sequence[Mapping[str, Any]], *, anew: bool) -> None:
+        """Keep figures that came in reports where the run itself writes elsewhere; a resume does not read them.
+
+        Args:
+            rows: one row per epoch, from the first.
+            anew: whether to write all of them; otherwise only the last one is new.
+        """
+        file = self.path / METRICS
+        if anew or len(rows) == 1 or not file.exists():
+            write_atomic(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
+            return
+        with file.open("a") as copy:
+            copy.write(json.dumps(rows[-1]) + "\n")
 
     def refuse(self, reason: str) -> None:
         """Record in `error.txt` why the run could not begin."""

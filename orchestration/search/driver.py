@@ -137,7 +137,10 @@ class StudyDriver:
         if row is None or row["epoch"] > len(rows) + 1:
             self._read(number)
         else:
+            again = row["epoch"] <= len(rows)
             rows[row["epoch"] - 1 :] = [row]  # after a restart, an epoch may come again
+            if self.workspace.place is not None:  # `status` looks at this machine, and the worker writes elsewhere
+                self._directory(self.queue.trials[number].cell).copy_metrics(rows, anew=again)
         self._progressed(number, self.queue.trials[number].status)
 
     def _read(self, number: int) -> None:

@@ -163,6 +163,18 @@ def test_an_epoch_that_comes_again_takes_the_place_of_the_first(world: World) ->
     assert [epoch for _, epoch, _ in world.tracker.epochs] == [1, 2]
 
 
+def test_with_a_storage_status_finds_the_epochs_on_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    world = World(Workspace(tmp_path / "home").sharing(str(tmp_path / "shared")))
+    trial = world.begin("t")
+    history = [report(epoch, epoch / 10) for epoch in (1, 2, 3)]
+    for epochs in (1, 2, 3):
+        world.reports(trial, *history[:epochs])
+        assert [row["val_accuracy"] for row in world.directory(0).read_metrics()] == [0.1, 0.2, 0.3][:epochs]
+    world.reports(trial, history[0], report(2, 0.7))  # after a restart
+    assert [row["val_accuracy"] for row in world.directory(0).read_metrics()] == [0.1, 0.7]
+
+
 def test_epochs_that_were_missed_are_read_from_the_directory(world: World) -> None:
     trial = world.begin("t")
     history = [report(epoch, epoch / 10) for epoch in (1, 2, 3)]
