@@ -389,15 +389,15 @@ def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
     """Two workers use gloo through Ray Train; were a trial killed, not asked to stop, the next would wait for ever."""
     decaying = space(
         parameters={"train.weight_decay": {"low": 0, "high": 5}},
-        points=[{"train.weight_decay": 0}],
+        points=[{"train.weight_decay": 0}, {"train.weight_decay": 0.0001}],
         proposals=1,
-        window=1,
+        window=1,  # the proposal is compared with the first point
         baselines=[],
     )
     said = command("sweep", "--space", decaying, "--name", "parallel", *BASE, "train.workers=2", "--json")
     assert said.code == 0, said.err
-    point, proposal = said.json["runs"]
-    assert (point["status"], proposal["status"]) == ("done", "stopped")
+    point, other, proposal = said.json["runs"]
+    assert (point["status"], other["status"], proposal["status"]) == ("done", "done", "stopped")
     assert point["config"]["train.workers"] == 2
     outcome = Ledger(workspace.ledger).outcome(proposal["cell"], "parallel")
     assert outcome is not None
