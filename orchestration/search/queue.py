@@ -26,9 +26,9 @@ from typing import Any, Literal, Protocol
 
 from erat.result import RunResult
 from orchestration.search.blocks import Blocks
-from orchestration.search.confirming import confirmations
 from orchestration.search.curves import Curves
 from orchestration.search.pruners import Pruner
+from orchestration.study.confirmations import repetitions
 from orchestration.study.trial import Trial
 
 PROPOSAL_SECONDS = 0.002  # how long an idle slot waits for a proposal before the caller sees to other trials
@@ -448,7 +448,7 @@ class Queue:
             if self._search or self._open:
                 return None
             searched = [self.trials[number] for number in range(self.begin, self.size) if number not in self._same]
-            best = dict(confirmations(searched, self.confirm_top, self.confirm_seeds))
+            best = dict(repetitions(searched, self.confirm_top, self.confirm_seeds))
             # Those of trials that were the best before the search was extended are kept.
             earlier = {number: trial.params for number, trial in self.known.items() if trial.confirms is not None}
             self._confirming = deque(

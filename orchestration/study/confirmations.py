@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean, stdev
 from typing import Any
 
+from erat.options import SEEDS
 from orchestration.study.trial import Trial, confirmation
 
 
@@ -132,6 +133,35 @@ def winner(rows: Sequence[Trial]) -> Confirmed | None:
     return next((each for each in confirmed(rows) if each.complete), None)
 
 
+def candidates(searched: Iterable[Trial], top: int) -> list[Trial]:
+    """Return the trials of a search that are confirmed, the best first: done, and of the same settings only the first.
+
+    Args:
+        searched: the search's trials, without those that repeat a listed run.
+        top: number of candidates.
+    """
+    distinct: dict[str, Trial] = {}
+    for trial in sorted(searched, key=lambda trial: trial.number):
+        distinct.setdefault(trial.cell, trial)
+    done = [(trial.best_val_accuracy, trial) for trial in distinct.values() if trial.status == "done"]
+    known = [(best, trial) for best, trial in done if best is not None and isfinite(best)]
+    return [trial for _, trial in sorted(known, key=lambda each: (-each[0], each[1].number))[:top]]
+
+
+def repetitions(searched: Iterable[Trial], top: int, seeds: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield number and dotted keys of the trials that confirm the best ones, the first further seed of each first.
+
+    Args:
+        searched, top: as in `candidates`.
+        seeds: number of seeds of each candidate in all.
+    """
+    chosen = candidates(searched, top)
+    for repeat in range(1, seeds):
+        for trial in chosen:
+            seed = (trial.config["train.seed"] + repeat) % SEEDS
+            yield confirmation(trial.number, repeat), trial.params | {"train.seed": seed}
+
+
 def expected(rows: Sequence[Trial], trials: int, top: int, seeds: int) -> int:
     """Return how many confirmations a study has in all, as far as its trials tell.
 
@@ -145,7 +175,6 @@ def expected(rows: Sequence[Trial], trials: int, top: int, seeds: int) -> int:
     known = {row.number for row in rows if row.confirms is not None}
     if len(searched) < trials or not all(row.ended for row in searched):
         return max(min(top, trials) * (seeds - 1), len(known))
-    distinct = {row.cell: row for row in reversed(searched)}.values()  # of trials with the same settings, the first
-    done = [(row.best_val_accuracy, row.number) for row in distinct if row.status == "done"]
-    ranked = sorted((-best, number) for best, number in done if best is not None and isfinite(best))
-    return len(known | {confirmation(number, repeat) for _, number in ranked[:top] for repeat in range(1, seeds)})
+    listed = {row.cell for row in rows if row.source == "baseline"}
+    chosen = candidates((row for row in searched if row.cell not in listed), top)
+    return len(known | {confirmation(trial.number, repeat) for trial in chosen for repeat in range(1, seeds)})

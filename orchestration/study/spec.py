@@ -21,6 +21,7 @@ from erat.records import why
 from erat.variants import defense_name, expand
 from orchestration.storage.forms import SPECIFICATION
 from orchestration.study import sampling
+from orchestration.study.confirmations import expected
 from orchestration.study.ledger import Ledger, StudyRecord
 from orchestration.study.spaces import Confirmation, SearchSpace, parse_space
 from orchestration.study.trial import FINISHED, Trial
@@ -396,12 +397,12 @@ def reopened(ledger: Ledger, name: str, fill: Callable[[RunConfig], RunConfig]) 
 def _finished(ledger: Ledger, name: str, spec: StudySpec) -> bool:
     """Return whether all trials of a study are done or stopped, with those that confirm the best ones."""
     study, confirm = ledger.studies[name], spec.space.confirm
-    ended = [trial for trial in study.proposals.values() if ledger.with_outcome(trial, name).status in FINISHED]
-    confirmed = sum(trial.confirms is not None for trial in ended)
-    done = sum(
-        trial.source in ("paper", "optuna") and ledger.with_outcome(trial, name).status == "done" for trial in ended
-    )
-    wanted = min(confirm.top, done) * (confirm.seeds - 1) if spec.search and isinstance(confirm, Confirmation) else 0
+    rows = [ledger.with_outcome(trial, name) for trial in study.proposals.values()]
+    ended = [row for row in rows if row.status in FINISHED]
+    confirmed = sum(row.confirms is not None for row in ended)
+    wanted = 0
+    if spec.search and isinstance(confirm, Confirmation):
+        wanted = expected(rows, study.trials, confirm.top, confirm.seeds)
     return len(ended) - confirmed >= spec.size(study.trials) and confirmed >= wanted
 
 
