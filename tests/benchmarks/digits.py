@@ -3,8 +3,8 @@
 `python -m tests.benchmarks.digits --seeds 0,1,2` searches the space `joint` twice for each seed, with as many trials,
 and trains the paper's eight pairs of budgets. A seed is that of the sampler and of training. Each study has a folder of
 its own under `--folder`, so that no run is shared, and a comparison that is interrupted goes on when it is repeated.
-The best trial is the one with the best validation accuracy; its test accuracy is only reported. It takes about twenty
-minutes for each seed on two cores.
+The best trial is the one with the best validation accuracy; its test accuracy is only reported. A seed is the work of
+some forty trainings of the demo, two at a time on two cores.
 """
 
 from __future__ import annotations
