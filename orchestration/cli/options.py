@@ -96,7 +96,7 @@ Window = Annotated[
     typer.Option(
         metavar="N|auto",
         callback=nonempty,
-        help="trials that a proposal does not wait for; auto: twice as many as run at a time when the sweep begins",
+        help="trials that a proposal does not wait for; auto: twice as many as run at a time, or all if fewer",
         autocompletion=completion.automatic,
     ),
 ]
