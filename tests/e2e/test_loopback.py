@@ -12,10 +12,18 @@ from pathlib import Path
 SCRIPT = """
 import json, os, psutil, ray
 from orchestration.cluster import session
+
+def listening(process):
+    try:
+        name, connections = process.name(), process.net_connections("inet")
+    except psutil.NoSuchProcess:  # Ray ends workers that have nothing to do while this looks at them
+        return []
+    return [[name, connection.laddr.ip] for connection in connections if connection.status == "LISTEN"]
+
 with session.connection(None, cores=1):
     ray.get(ray.remote(lambda: os.getpid()).remote())
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    found = [[p.name(), c.laddr.ip] for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+    found = [one for process in family for one in listening(process)]
 print(json.dumps(found))
 """
 
