@@ -13,7 +13,8 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
@@ -27,7 +28,7 @@ from typing_extensions import TypedDict  # below Python 3.12 pydantic needs this
 from erat.config import content_digest
 from erat.corruption.scratch import Scratch
 from erat.engine.checkpoint import FULL_BYTES
-from erat.errors import StoreError, UserError
+from erat.errors import StorageError, StoreError, UserError
 from erat.files import write_atomic
 from erat.locks import held
 from erat.records import DamagedError, read_json
@@ -150,21 +151,35 @@ class Store:
         except DamagedError as error:
             damage = f"{path} is damaged ({error}), and "
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with held(self.root / f".{path.name}.lock", patience=None):
+            with self._locked(path):
                 try:
-                    return self._read(path, parameters, expected)  # made by another process while this one waited
+                    return self._find(path, parameters, expected)  # made by another process while this one waited
                 except FileNotFoundError:
                     pass
                 except DamagedError as error:
                     warnings.warn(f"{path} is damaged ({error}): made again", stacklevel=2)
-                    _remove(path)
+                    remove(path)
                 return self._write(path, parameters, make, expected)
         except OSError as error:
-            if isinstance(error, UserError) or error.errno not in _UNWRITABLE:
+            if isinstance(error, UserError | StorageError) or error.errno not in _UNWRITABLE:
                 raise
             words = f"{damage}the store {self.root} cannot be written: {error.strerror}"
             raise StoreError(error.errno, words) from error
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        """Hold the lock of the entry at `path` while the block runs: only its holder puts a folder there."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with held(self.root / f".{path.name}.lock", patience=None):
+            yield
+
+    def _find(self, path: Path, parameters: Mapping[str, Any], expected: Expected) -> Entry:
+        """Return the entry as `_read` does; the caller holds its lock."""
+        return self._read(path, parameters, expected)
+
+    def _part(self, path: Path) -> Path:
+        """Return the folder in which the holder of the lock puts an entry together, before it is moved to `path`."""
+        return self.root / f".{path.name}.part"
 
     def _read(self, path: Path, parameters: Mapping[str, Any], expected: Expected) -> Entry:
         """Return the entry after checking its checksum and its content against what is expected.
@@ -195,8 +210,8 @@ class Store:
 
     def _write(self, path: Path, parameters: Mapping[str, Any], make: Make, expected: Expected) -> Entry:
         arrays, fields = make()
-        part = self.root / f".{path.name}.part"
-        _remove(part)
+        part = self._part(path)
+        remove(part)
         try:
             part.mkdir()
             for name, array in arrays.items():
@@ -218,7 +233,7 @@ class Store:
         return self._read(path, parameters, expected)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove whatever is at `path`, be it a folder, a file or nothing."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)

@@ -1,29 +1,33 @@
 """Provides storage that every node of a cluster sees: a folder (local, NFS) or an object store, by pyarrow or fsspec.
 
 With `storage.path` set, a worker trains in a folder of its own node and sends its files to the storage, the driver
-fetches them from there, and crafted sets are shared in the same way. Nothing is locked, and a file appears complete or
-not at all, so that an object store serves as well as a disk. Credentials come from the environment of each node, never
-from the path.
+fetches them from there, and crafted sets are shared in the same way. A file appears complete or not at all, so that an
+object store serves as well as a disk; that one worker at a time writes the files of a run is seen to by leases
+(`orchestration.storage.lease`). Credentials come from the environment of each node, never from the path.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from erat.config import content_digest
 from erat.corruption.scratch import Scratch
-from erat.corruption.store import Entry, Expected, Make, Store
+from erat.corruption.store import Entry, Expected, Make, Store, remove
 from erat.errors import StorageError, UserError
 from erat.files import previous, write_atomic
+from orchestration.storage.exclusive import create
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,26 +53,44 @@ class Storage:
         # In an object store, an object appears when its upload ends; elsewhere, a finished file is moved into place.
         self._moves = filesystem.type_name not in ("s3", "gcs", "abfs")
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | mmap) -> None:
         """Write `content` to `name`, completely or not at all.
 
         Raises:
             StorageError: the storage cannot be written.
         """
         target = self._path(name)
-        part = f"{target}.{os.getpid()}.part" if self._moves else target
+        # Two nodes may write the same file, and their processes may have the same number.
+        part = f"{target}.{uuid4().hex}.part" if self._moves else target
         with self._told("written"):
-            if self._moves:  # an object store has no folders
-                self._files.create_dir(target.rpartition("/")[0], recursive=True)
+            self._make_folder(target)
             try:
                 with self._files.open_output_stream(part) as stream:
-                    stream.write(content)
+                    stream.write(content)  # at once: a stream that is closed after a part of it would complete the file
                 if self._moves:
                     self._files.move(part, target)
             except OSError:
                 if self._moves:
                     self._remove(part)
                 raise
+
+    def _make_folder(self, target: str) -> None:
+        if self._moves:  # an object store has no folders
+            self._files.create_dir(target.rpartition("/")[0], recursive=True)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write `content` to `name` if there is no such file; of several callers at once, one succeeds.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            StorageError: the storage cannot be written.
+        """
+        target = self._path(name)
+        with self._told("written"):
+            self._make_folder(target)
+            return create(self._files, self.place, target, content)
 
     def read(self, name: str) -> bytes | None:
         """Return the content of `name`, or None if there is no such file.
@@ -125,7 +147,10 @@ class Storage:
         """
         if keep_previous:
             self._keep(self._path(name), self._path(previous_name(name)))
-        self.write(name, file.read_bytes())
+        with file.open("rb") as opened:
+            # Mapped and not read: a checkpoint may be larger than the memory that is free beside the training.
+            size = os.fstat(opened.fileno()).st_size
+            self.write(name, mmap(opened.fileno(), size, access=ACCESS_READ) if size else b"")
 
     def _keep(self, path: str, before: str) -> None:
         with self._told("written"), suppress(FileNotFoundError):
@@ -218,17 +243,38 @@ class SharedStore(Store):
         super().__init__(root)
         self._storage = storage
 
-    def _read(self, path: Path, parameters: Mapping[str, Any], expected: Expected) -> Entry:
+    def __contains__(self, parameters: Mapping[str, Any]) -> bool:
+        path = self.path(parameters)
+        if not path.exists() and self._names(path):
+            with self._locked(path):
+                self._download(path)
+        return super().__contains__(parameters)
+
+    def _find(self, path: Path, parameters: Mapping[str, Any], expected: Expected) -> Entry:
+        self._download(path)
+        return super()._find(path, parameters, expected)
+
+    def _download(self, path: Path) -> None:
+        """Download an entry that is missing here, if the storage has it; the caller holds its lock.
+
+        It appears at `path` as a whole: a process that reads without the lock must not see a part of it, which it would
+        take for a damaged entry and delete.
+        """
+        if os.path.lexists(path) or not (files := self._names(path)):
+            return
+        part = self._part(path)
+        remove(part)
         try:
-            return super()._read(path, parameters, expected)
-        except FileNotFoundError:
-            files = self._storage.names(self._name(path))
-            if "manifest.json" not in files:
-                raise
-        # An entry exists once it has its manifest, which is therefore downloaded last, as it was uploaded last.
-        for file in sorted(files, key=lambda name: name == "manifest.json"):
-            self._storage.fetch(f"{self._name(path)}/{file}", path / file)
-        return super()._read(path, parameters, expected)
+            for file in files:
+                self._storage.fetch(f"{self._name(path)}/{file}", part / file)
+            os.replace(part, path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _names(self, path: Path) -> list[str]:
+        """Return the names of an entry's files on the storage, none unless it is complete: its manifest comes last."""
+        files = self._storage.names(self._name(path))
+        return files if "manifest.json" in files else []
 
     def _write(self, path: Path, parameters: Mapping[str, Any], make: Make, expected: Expected) -> Entry:
         entry = super()._write(path, parameters, make, expected)
