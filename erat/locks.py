@@ -1,6 +1,8 @@
 """Provides lock files, which are held while something is written and can be tested without changing them.
 
 The kernel manages a lock, so the lock ends with the process that holds it: a file that is left behind locks nobody out.
+On a network file system the holder may be on another machine, where the kernel of this one does not see it. Whoever
+holds a lock for long therefore gives signs of life in a second file, and is not waited for when they cease.
 """
 
 from __future__ import annotations
@@ -8,41 +10,76 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import platform
+import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 from erat.errors import UserError, is_storage_fault, shown
+from erat.files import write_atomic
+from erat.records import read_words
 
 PATIENCE = 60.0  # seconds to wait for a lock that is usually held for moments
 SAY_SECONDS = 10.0  # seconds of waiting before a warning names the process that holds the lock
+BEAT_SECONDS = 5.0  # between two signs of life
+# How long a holder on another machine may give no sign. A server of NFS needs up to 90 s to release the locks of a
+# machine that died.
+SILENT_SECONDS = 120.0
 
 
 class StillHeldError(UserError):
-    """Another process has held the lock for longer than the caller waits, or is suspended while it holds it."""
+    """Another process has held the lock for longer than the caller waits, is suspended, or gives no sign of life."""
 
 
 @contextmanager
-def held(path: Path, patience: float | None = PATIENCE) -> Iterator[None]:
+def held(
+    path: Path, patience: float | None = PATIENCE, sign: Path | None = None, beat: float | None = None
+) -> Iterator[None]:
     """Hold a lock file while the block runs, after waiting for any process that holds it now.
 
     Args:
         patience: seconds to wait; none: as long as the other process works, which may be hours.
+        sign: the file in which the holder says who it is and that it is alive. Needed with a `patience` of none.
+        beat: seconds between two signs of life; none: `BEAT_SECONDS`.
 
     Raises:
-        StillHeldError: another process holds it for longer, or is suspended while it holds it.
+        StillHeldError: another process holds it for longer, is suspended while it holds it, or holds it on another
+            machine and has given no sign of life for `SILENT_SECONDS`.
         UserError: the file cannot be locked.
         OSError: its folder is full, read-only or closed.
     """
-    lock = take(path, patience)
+    lock = take(path, patience, sign)
+    try:
+        with nullcontext() if sign is None else _alive(sign, BEAT_SECONDS if beat is None else beat):
+            yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _alive(sign: Path, beat: float) -> Iterator[None]:
+    """Say in a file who this process is, and touch it every `beat` seconds while the block runs."""
+    over = threading.Event()
+    write_atomic(sign, f"{platform.node()} process {os.getpid()}".encode())
+
+    def go_on() -> None:
+        while not over.wait(beat):
+            with suppress(OSError):
+                sign.touch()
+
+    heart = threading.Thread(target=go_on, daemon=True)
+    heart.start()
     try:
         yield
     finally:
-        lock.release()
+        over.set()
+        heart.join()
+        sign.unlink(missing_ok=True)
 
 
 def is_held(path: Path) -> bool:
@@ -60,9 +97,10 @@ def is_held(path: Path) -> bool:
     return False
 
 
-def take(path: Path, patience: float | None = PATIENCE) -> BaseFileLock:
+def take(path: Path, patience: float | None = PATIENCE, sign: Path | None = None) -> BaseFileLock:
     """Take a lock file and return the lock, which the caller must release; see `held` for arguments and errors."""
     lock, began, said = FileLock(path), time.monotonic(), False
+    last, since = _last_sign(sign), began
     while True:
         waited = time.monotonic() - began
         left = SAY_SECONDS if patience is None else max(0.0, patience - waited)
@@ -71,16 +109,19 @@ def take(path: Path, patience: float | None = PATIENCE) -> BaseFileLock:
             return lock
         except Timeout:
             holder = _holder(path)
+            who = _named(holder) if holder is not None or sign is None else _elsewhere(sign)
+            if (found := _last_sign(sign)) != last or holder is not None:
+                last, since = found, time.monotonic()
             if left <= SAY_SECONDS and patience is not None:
-                raise StillHeldError(
-                    f"{_named(holder)} has held {path} for {patience:g} s: end it, or try later"
-                ) from None
+                raise StillHeldError(f"{who} has held {path} for {patience:g} s: end it, or try later") from None
             if holder is not None and _is_stopped(holder):
+                raise StillHeldError(f"{who} holds {path} and is suspended: let it go on, or end it") from None
+            if patience is None and time.monotonic() - since >= SILENT_SECONDS:
                 raise StillHeldError(
-                    f"{_named(holder)} holds {path} and is suspended: let it go on, or end it"
+                    f"{who} holds {path} and has given no sign of life for {SILENT_SECONDS:g} s: end it, or try later"
                 ) from None
             if not said:
-                warnings.warn(f"waiting for {_named(holder)}, which holds {path}", stacklevel=3)
+                warnings.warn(f"waiting for {who}, which holds {path}", stacklevel=3)
             said = True
         except OSError as error:
             if is_storage_fault(error):
@@ -97,8 +138,22 @@ def _holder(path: Path) -> int | None:
         return None
     for words in map(str.split, locks.splitlines()):
         if len(words) >= 6 and words[1] == "FLOCK" and words[5].endswith(f":{inode}") and words[4].isdigit():
-            return int(words[4])
+            return int(words[4]) or None  # 0: a process of another container
     return None
+
+
+def _last_sign(sign: Path | None) -> int | None:
+    """Return when the holder of a lock gave its last sign of life, in nanoseconds by the clock of its file system."""
+    try:
+        return None if sign is None else sign.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _elsewhere(sign: Path) -> str:
+    """Return as text for a person who holds a lock on another machine, as far as it has said so."""
+    host, _, process = (read_words(sign) or "").partition(" ")
+    return f"{process or 'a process'} on {shown(host, 60)[1:-1]}" if host else "another process"
 
 
 def _named(process: int | None) -> str:

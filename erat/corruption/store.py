@@ -170,7 +170,7 @@ class Store:
     def _locked(self, path: Path) -> Iterator[None]:
         """Hold the lock of the entry at `path` while the block runs: only its holder puts a folder there."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with held(self.root / f".{path.name}.lock", patience=None):
+        with held(self.root / f".{path.name}.lock", patience=None, sign=self.root / f".{path.name}.heartbeat"):
             yield
 
     def _find(self, path: Path, parameters: Mapping[str, Any], expected: Expected) -> Entry:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import ray
@@ -27,6 +29,7 @@ from orchestration.cluster.session import node_workspace
 from orchestration.run.directory import ENDS, METRICS, RunDirectory, left_over
 from orchestration.run.execute import execute_run
 from orchestration.run.preemption import training
+from orchestration.storage.lease import LeaseLostError
 from orchestration.storage.workspace import Workspace
 
 # The driver of a data-parallel trial only waits for its workers. It takes this share of a core, and each worker takes
@@ -70,14 +73,22 @@ def _tune_trial(parameters: dict[str, Any]) -> None:
         return not directory.asked_to_stop(parameters["stop_request"])
 
     with training():
-        _report_end(lambda: execute_run(config, workspace, on_epoch=on_epoch, pause_after=parameters["pause_after"]))
+        _report_end(
+            lambda: execute_run(
+                config,
+                workspace,
+                on_epoch=on_epoch,
+                pause_after=parameters["pause_after"],
+                session=parameters["session"],
+            )
+        )
 
 
 def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
     """Execute one run on several data-parallel workers, from a Tune trial."""
     config, workspace = RunConfig.model_validate_json(parameters["config"]), Workspace(Path(parameters["workspace"]))
-    request, pause_after = parameters["stop_request"], parameters["pause_after"]
-    _report_end(lambda: run_parallel(config, workspace, request, pause_after, [TuneReportCallback()]))
+    request, pause_after, session = (parameters[key] for key in ("stop_request", "pause_after", "session"))
+    _report_end(lambda: run_parallel(config, workspace, request, pause_after, [TuneReportCallback()], session))
 
 
 def _report_end(run: Callable[[], RunResult]) -> None:
@@ -103,6 +114,7 @@ def run_parallel(
     stop_request: str,
     pause_after: int | None = None,
     callbacks: list[Any] | None = None,
+    session: str = "",
 ) -> RunResult:
     """Execute one run on `train.workers` workers through Ray Train and return its result, even if it failed.
 
@@ -111,8 +123,10 @@ def run_parallel(
         stop_request: the run stops after the epoch in which a file of this name appears in its directory.
         pause_after: as for `execute_run`.
         callbacks: callbacks of Ray Train, called with each report.
+        session: as for `execute_run`; "": the workers of this call use words of their own.
 
     Raises:
+        LeaseLostError: the run was taken over by another worker.
         OSError: the storage that the workers write to is full, read-only or unreachable.
     """
     workers, fewest = config.train.workers, config.resources.min_workers or config.train.workers
@@ -128,6 +142,7 @@ def run_parallel(
             "workspace": str(workspace.root),
             "stop_request": stop_request,
             "pause_after": pause_after,
+            "session": session or f"train, {platform.node()}:{workspace.root}, session {uuid4().hex[:8]}",
         },
         torch_config=_OnTheNodesNetwork(),
         scaling_config=ray.train.ScalingConfig(
@@ -165,12 +180,14 @@ def _what_failed(failure: ray.train.TrainingFailedError) -> str | None:
 
     Raises:
         OSError: a worker could not write.
+        LeaseLostError: the first worker lost the run to one that has nothing to do with this call.
     """
-    for error in getattr(failure, "worker_failures", {}).values():
-        cause = getattr(error, "_base_exc", error)
-        cause = getattr(cause, "cause", None) or cause
-        if is_storage_fault(cause):
+    causes = [getattr(error, "_base_exc", error) for error in getattr(failure, "worker_failures", {}).values()]
+    causes = [getattr(cause, "cause", None) or cause for cause in causes]
+    for cause in causes:  # what the others then raise is only that the first worker has left them
+        if is_storage_fault(cause) or isinstance(cause, LeaseLostError):
             raise cause
+    for cause in causes:
         if not isinstance(cause, ray.exceptions.RayError):
             return f"{type(cause).__name__}: {cause}".splitlines()[0]
     controller = getattr(failure, "controller_failure", None)
@@ -219,4 +236,10 @@ def _parallel_worker(parameters: dict[str, Any]) -> None:
         return not directory.asked_to_stop(parameters["stop_request"])
 
     with training():
-        execute_run(config, workspace, on_epoch=on_epoch, pause_after=parameters["pause_after"])
+        execute_run(
+            config,
+            workspace,
+            on_epoch=on_epoch,
+            pause_after=parameters["pause_after"],
+            session=parameters["session"],
+        )

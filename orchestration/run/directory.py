@@ -36,6 +36,7 @@ from orchestration.storage.workspace import Workspace, move_aside
 if TYPE_CHECKING:
     from erat.config import RunConfig
     from erat.engine.report import EpochReport
+    from orchestration.storage.lease import Lease
 
 T = TypeVar("T")
 CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
@@ -52,10 +53,13 @@ class RunDirectory:
     Attributes:
         workspace: the workspace that contains the directory.
         cell: digest of the run's configuration, which is the directory's name.
+        lease: the right of the worker that executes the run to write to the storage. None: this process does not
+            execute it, or there is no storage.
     """
 
     workspace: Workspace
     cell: str
+    lease: Lease | None = None
 
     @property
     def path(self) -> Path:
@@ -102,9 +106,14 @@ class RunDirectory:
 
         Args:
             names: paths of files, relative to the run's folder.
+
+        Raises:
+            LeaseLostError: This worker does not hold the run any more; nothing was uploaded.
         """
         storage = self.workspace.storage
         if storage is not None:
+            if self.lease is not None:
+                self.lease.check()
             for name in names:
                 file = self.path / name
                 if file.exists():
@@ -189,7 +198,8 @@ class RunDirectory:
         If the workspace has a storage, the files are moved there; the checkpoints are there already, since they are
         uploaded after each epoch. The result is uploaded last, so that a run with a result has all its other files.
         """
-        write_atomic(self.path / RESULT_FILE, json.dumps(asdict(result), indent=2).encode())
+        attempt = {} if self.lease is None else {"attempt": self.lease.attempt}
+        write_atomic(self.path / RESULT_FILE, json.dumps(asdict(result) | attempt, indent=2).encode())
         if self.workspace.place is not None:
             kept = sorted(f"artifacts/{file.name}" for file in self.artifacts.glob("*"))
             self.send(*kept, *(name for name in (METRICS, ERROR) if (self.path / name).exists()))
@@ -226,6 +236,13 @@ class RunDirectory:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return RunResult.of(found)
+
+    def attempt_of_result(self) -> int | None:
+        """Return the number of the attempt that left the result; None if it has none, or there is no result."""
+        try:
+            return read_json(self.path / RESULT_FILE, RESULT).get("attempt")
+        except (OSError, DamagedError):
+            return None
 
     def read_error(self) -> str | None:
         """Return why the run failed or could not begin, or None if no reason is recorded."""
@@ -304,9 +321,15 @@ class RunDirectory:
         self.send(request)
 
 
-def stop_request(study: str) -> str:
-    """Return the name of the file by which the study of this name asks a run to stop."""
-    return f"stop-{study}"
+def stop_request(study: str, workspace: Workspace | None = None) -> str:
+    """Return the name of the file by which the study of this name asks a run to stop.
+
+    Args:
+        study: name of the study.
+        workspace: the workspace of the study. If it has a storage, its identity is part of the name, because another
+            workspace may have a study of the same name there.
+    """
+    return f"stop-{study}" if workspace is None or workspace.place is None else f"stop-{study}-{workspace.identity()}"
 
 
 def left_over(result: RunResult, pause_after: int | None) -> bool:

@@ -32,6 +32,7 @@ from orchestration.run.environment import environment
 from orchestration.run.heartbeat import at_work
 from orchestration.run.preemption import requested
 from orchestration.run.retries import OUT_OF_MEMORY
+from orchestration.storage.lease import LeaseLostError
 from orchestration.storage.workspace import Workspace
 
 OnEpoch = Callable[[Sequence[EpochReport]], bool]  # reports of all epochs so far -> whether to train on
@@ -43,6 +44,7 @@ def execute_run(
     *,
     on_epoch: OnEpoch | None = None,
     pause_after: int | None = None,
+    session: str = "",
     progress: Progress = silent,
 ) -> RunResult:
     """Execute one run, or resume it from its last checkpoint; return the result of a finished run without training.
@@ -51,7 +53,8 @@ def execute_run(
     training is recorded in the result and not raised. With several workers an error that only one of them may have met
     is also raised, because the others would wait for that worker.
 
-    If the workspace has a storage, the run's files are downloaded from there, and everything written is uploaded.
+    If the workspace has a storage, the run's files are downloaded from there, and everything written is uploaded, by
+    one worker at a time: see `orchestration.storage.lease`.
 
     Args:
         config: the configuration, with the fingerprint of its images filled in.
@@ -61,9 +64,12 @@ def execute_run(
         pause_after: the epoch after which the run ends with the status "paused" and keeps its checkpoint, from which a
             later call goes on to the same bits. A run that has gone further already is paused at once, with the result
             of all its epochs; one that has done its last epoch is done. None: the run is not paused.
+        session: over a storage, who has the run executed, in words that only this one uses. A later call with the same
+            words takes the run over from an earlier one that still holds it, and is behind a partition, say.
         progress: called with the progress of the crafting of the data set.
 
     Raises:
+        LeaseLostError: Another worker has taken the run over; this one has written nothing since.
         UserError: The data cannot be loaded or crafted; the run has not begun.
         OSError: A disk or storage is full, read-only or unreachable. The run can be resumed from its checkpoint once
             that is repaired.
@@ -72,12 +78,14 @@ def execute_run(
     assert config.identified, "data.fingerprint is filled in before a run is planned"
     run, ranks = RunDirectory(workspace, config.digest()), Ranks.current()
     if not ranks.first:
+        ranks.agree(True)  # now the first worker holds the run, and what they all go on from does not change any more
         run.fetch(*STATE)
         with threads(config):
             return _train(config, run, on_epoch, pause_after, progress)
     run.prepare()
     # Another study may have the same run. The second process waits here, and then finds the run done.
-    with at_work(run):
+    with at_work(run, session) as run:
+        ranks.agree(True)
         run.fetch(*STATE, *ENDS)
         finished = run.read_result()
         if finished is not None and finished.status == "done" and ranks.workers == 1:
@@ -99,9 +107,13 @@ def _train(
     config: RunConfig, run: RunDirectory, on_epoch: OnEpoch | None, pause_after: int | None, progress: Progress
 ) -> RunResult:
     ranks = Ranks.current()
+
+    def told_to_leave() -> bool:
+        return requested() or (run.lease is not None and run.lease.lost)
+
     try:
         training = Training(
-            config, run.workspace.store(), folder=run.path, ranks=ranks, told_to_leave=requested, progress=progress
+            config, run.workspace.store(), folder=run.path, ranks=ranks, told_to_leave=told_to_leave, progress=progress
         )
         trainer = training.trainer
         if ranks.first:  # removes rows of epochs after the checkpoint, since these epochs are trained again
@@ -136,7 +148,7 @@ def _train(
     except UserError:
         raise
     except Exception as error:
-        if is_storage_fault(error):
+        if is_storage_fault(error) or isinstance(error, LeaseLostError):
             raise
         # A loss that is not finite is noticed by every worker. Any other error may have occurred on this one alone.
         shared = isinstance(error, TrainingFailedError) or ranks.workers == 1

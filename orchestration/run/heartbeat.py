@@ -1,4 +1,4 @@
-"""Locks and heartbeats: at most one process drives a study, and at most one executes a run.
+"""Locks, heartbeats and leases: at most one process drives a study, and at most one executes a run.
 
 A driver can be asked to stop by another process.
 """
@@ -10,7 +10,8 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from erat.errors import UserError
@@ -18,6 +19,7 @@ from erat.files import write_atomic
 from erat.locks import StillHeldError, held, is_held, take
 from erat.records import read_words
 from orchestration.run.directory import RunDirectory
+from orchestration.storage.lease import is_leased, leased
 from orchestration.storage.workspace import Workspace, move_aside
 
 LOOK_SECONDS = 1.0
@@ -83,37 +85,41 @@ def ask_to_stop(workspace: Workspace, name: str) -> None:
 
 
 @contextmanager
-def at_work(run: RunDirectory) -> Iterator[None]:
-    """Hold the lock of a run while the block runs, and touch its heartbeat file every `BEAT_SECONDS` seconds.
+def at_work(run: RunDirectory, session: str = "") -> Iterator[RunDirectory]:
+    """Hold a run while the block runs, and yield its directory as its holder writes it.
 
-    If another process holds the lock, wait until it is released.
+    The lock of its folder is held, and its heartbeat file touched every `BEAT_SECONDS` seconds; if the workspace has a
+    storage, the lease of the run is held there too. If another process holds one of them, wait until it is released.
+
+    Args:
+        run: the directory of the run.
+        session: as for `orchestration.storage.lease.Lease`.
+
+    Raises:
+        StillHeldError: The process that holds the lock is suspended, or gives no sign of life.
+        StorageError: The storage cannot be read or written.
     """
-    with held(run.lock, patience=None):
-        over, beat = threading.Event(), run.heartbeat
-        write_atomic(beat, platform.node().encode())
-
-        def go_on() -> None:
-            while not over.wait(BEAT_SECONDS):
-                with suppress(OSError):
-                    beat.touch()
-
-        heart = threading.Thread(target=go_on, daemon=True)
-        heart.start()
-        try:
-            yield
-        finally:
-            over.set()
-            heart.join()
-            beat.unlink(missing_ok=True)
+    with held(run.lock, patience=None, sign=run.heartbeat, beat=BEAT_SECONDS):
+        if run.workspace.storage is None:
+            yield run
+            return
+        with leased(run.workspace.storage, run.cell, session) as lease:
+            yield replace(run, lease=lease)
 
 
 def is_running(run: RunDirectory) -> bool:
-    """Return whether a process executes this run: its lock is held, or another machine sent a heartbeat recently."""
+    """Return whether a process executes this run: its lock is held, or another machine sent a heartbeat recently.
+
+    Over a storage, it counts that a worker has taken the run there and not said that it has ended.
+    """
     if is_held(run.lock):
+        return True
+    if run.workspace.storage is not None and is_leased(run.workspace.storage, run.cell):
         return True
     # A network file system may share files between machines but not their locks.
     age = heard(run)
-    return age is not None and age < LOST_SECONDS and read_words(run.heartbeat) not in (None, platform.node())
+    host = (read_words(run.heartbeat) or "").partition(" ")[0]
+    return age is not None and age < LOST_SECONDS and host not in ("", platform.node())
 
 
 def heard(run: RunDirectory) -> float | None:

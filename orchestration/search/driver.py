@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from erat.config import RunConfig
 from erat.result import RunResult, summarise
@@ -19,6 +21,7 @@ from orchestration.run.directory import ENDS, METRICS, RESULT_FILE, RunDirectory
 from orchestration.run.heartbeat import is_running
 from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler
+from orchestration.storage.lease import latest
 from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.ledger import Ledger, StudyRecord
@@ -86,6 +89,8 @@ class StudyDriver:
         self._rows: dict[int, list[dict[str, Any]]] = {}  # number of a running trial -> the figures of each epoch
         self._logged: dict[int, int] = {}  # number of a running trial -> number of epochs that the tracker has
         self._retries = Retries()
+        self._request = stop_request(self.name, self.workspace)
+        self._session = f"{self.name}, {platform.node()}:{self.workspace.root}, session {uuid4().hex[:8]}"
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -112,7 +117,8 @@ class StudyDriver:
             "cell": trial.cell,
             "workspace": str(self.workspace.root),
             "config": config.model_dump_json(),
-            "stop_request": stop_request(self.name),
+            "stop_request": self._request,
+            "session": self._session_of(trial),
             "pause_after": self.queue.pauses_after(trial.number),
         }
 
@@ -160,7 +166,7 @@ class StudyDriver:
 
     def stop(self, number: int, epoch: int) -> None:
         """Ask a trial to stop after this epoch. Later epochs that it may have begun do not count."""
-        self._directory(self.queue.trials[number].cell).ask_to_stop(stop_request(self.name), epoch)
+        self._directory(self.queue.trials[number].cell).ask_to_stop(self._request, epoch)
 
     def heard(self, number: int, words: str) -> None:
         """Remember Ray's message on the death of a trial's worker; see `Retries.heard`."""
@@ -183,7 +189,7 @@ class StudyDriver:
         del self._rows[number], self._logged[number]
         self.queue.record(number, result)
         run = self._directory(trial.cell)
-        withdraw = partial(run.withdraw_stop, stop_request(self.name)) if result.status == "stopped" else None
+        withdraw = partial(run.withdraw_stop, self._request) if result.status == "stopped" else None
         self._record_end(self._runs[number], result, run, withdraw)
         self.view([self.queue.trials[number]])
         return result
@@ -261,10 +267,12 @@ class StudyDriver:
         self.view([trial])
 
     def _result(self, trial: Trial) -> RunResult | Retry:
-        run, request = self._directory(trial.cell), stop_request(self.name)
+        run = self._directory(trial.cell)
         run.fetch(METRICS, *ENDS)
         run.fetch_artifacts()
-        result, stop_epoch = run.read_result(), run.stop_epoch(request)
+        result, stop_epoch = run.read_result(), run.stop_epoch(self._request)
+        if result is not None and result.status != "done" and self._is_late(trial, run):
+            result = None
         pause_after = self.queue.pauses_after(trial.number)
         if result is not None and result.status == "paused":
             rows = run.read_metrics()[:pause_after]
@@ -279,6 +287,18 @@ class StudyDriver:
             # Data-parallel workers may notice the stop request only after later epochs, or when they are done.
             result = _up_to(replace(result, status="stopped"), run.read_metrics()[:stop_epoch])
         return result
+
+    def _is_late(self, trial: Trial, run: RunDirectory) -> bool:
+        """Return whether a result is that of an earlier worker of this trial, which had lost the run by then."""
+        attempt = run.attempt_of_result()
+        if attempt is None or self.workspace.storage is None:
+            return False
+        last = latest(self.workspace.storage, trial.cell)
+        return last is not None and last["session"] == self._session_of(trial) and attempt < last["attempt"]
+
+    def _session_of(self, trial: Trial) -> str:
+        """Return in whose name the workers of a trial hold its run on the storage."""
+        return f"trial {trial.number} of {self._session}"
 
     def _failed(self, trial: Trial, result: RunResult | None) -> RunResult | Retry:
         """Decide what to do with a trial that left no result, or whose result says that it ran out of memory.

@@ -293,7 +293,7 @@ def _train_here_or_on_ray(
             demand.ask(1)
         patience = session.JOIN_SECONDS if address else 0
         session.slots(resources, workers, fewest, patience=patience, demand=demand)
-        run, request = RunDirectory(workspace, config.digest()), stop_request("train")
+        run, request = RunDirectory(workspace, config.digest()), stop_request("train", workspace)
         run.withdraw_stop(request)
         # Ray Train's controller is another process and cannot call functions here, so the run's directory is polled.
         with ThreadPoolExecutor(1) as pool:

@@ -49,6 +49,7 @@ class Result(TypedDict, total=False):
     error: str | None
     val_history: list[Share]
     mlflow_run_id: str | None
+    attempt: Count | None
 
 
 class Specification(TypedDict):
@@ -164,6 +165,21 @@ class EpochRow(TypedDict):
     numbers: NotRequired[dict[str, AnyNumber]]
 
 
+class LeaseRecord(TypedDict):
+    """Content of a file `leases/RUN/NUMBER` on a storage: who holds the run, and whether it still does."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    attempt: Count
+    token: str
+    session: str
+    host: str
+    process: Count
+    machine: str
+    started: Seconds
+    beats: Count
+    over: bool
+
+
 class Environment(TypedDict, total=False):
     """Content of artifacts/environment.json: the code and the machine of a finished run."""
 
@@ -219,6 +235,7 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(
     ]
 )
 RESULT = TypeAdapter(Result)
+LEASE = TypeAdapter(LeaseRecord)
 SPECIFICATION = TypeAdapter(Specification)
 EPOCH_ROW = TypeAdapter(EpochRow)
 ENVIRONMENT, SELECTION, CONFUSION = TypeAdapter(Environment), TypeAdapter(Selection), TypeAdapter(Confusion)

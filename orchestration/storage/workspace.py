@@ -8,8 +8,10 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from erat.errors import UserError, shown
+from erat.files import write_atomic
 
 if TYPE_CHECKING:
     from erat.corruption.store import Store
@@ -117,6 +119,20 @@ class Workspace:
         from erat.data.fingerprint import Cache, Fingerprints
 
         return Fingerprints(Cache(self.root / "fingerprints"))
+
+    def identity(self) -> str:
+        """Return 8 hex digits that tell this workspace from all others; they are drawn when they are first asked for.
+
+        Raises:
+            OSError: They cannot be stored.
+        """
+        from erat.locks import held
+
+        file = self.root / ".identity"
+        with held(self.root / ".identity.lock"):
+            if not file.exists():
+                write_atomic(file, uuid4().hex[:8].encode())
+        return file.read_text()
 
     @property
     def ledger(self) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +79,54 @@ def test_a_suspended_process_is_not_waited_for(
     os.kill(holder.pid, signal.SIGSTOP)
     with pytest.raises(StillHeldError, match="is suspended"):
         held(lock, patience=None).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [("far process 7", "process 7 on far"), ("far", "a process on far"), (None, "another process")],
+    ids=range(3),
+)
+def test_a_holder_on_another_machine_that_gives_no_sign_of_life_is_not_waited_for(
+    said: str | None,
+    named: str,
+    lock: Path,
+    holder: subprocess.Popen[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel of this machine does not see it, as on NFS."""
+    monkeypatch.setattr(locks, "_holder", lambda path: None)
+    monkeypatch.setattr(locks, "SAY_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.3)
+    sign = tmp_path / "sign"
+    if said is not None:
+        sign.write_text(said)
+    line = rf"^{named} holds {lock} and has given no sign of life for 0.3 s: end it, or try later$"
+    with pytest.warns(UserWarning, match=f"waiting for {named}"), pytest.raises(StillHeldError, match=line):
+        held(lock, None, sign).__enter__()
+
+
+@pytest.mark.filterwarnings("ignore:waiting for")
+def test_a_holder_on_another_machine_is_waited_for_while_it_lives(
+    lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_holder", lambda path: None)
+    monkeypatch.setattr(locks, "SAY_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.4)
+    sign, taken = tmp_path / "sign", threading.Event()
+
+    def wait() -> None:
+        with held(lock, None, sign):
+            taken.set()
+
+    with held(lock, None, sign, beat=0.05):
+        assert sign.read_text() == f"{platform.node()} process {os.getpid()}"
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert not taken.wait(1.2)
+    thread.join(20)
+    assert taken.is_set()
+    assert not sign.exists()
 
 
 def test_what_cannot_be_locked_is_one_line(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from erat.engine.report import EpochReport
 from erat.result import RunResult
 from orchestration.cluster import execution
 from orchestration.run.directory import RunDirectory, stop_request
+from orchestration.run.retries import Retry
 from orchestration.search.driver import StudyDriver
 from orchestration.search.queue import Observation
 from orchestration.search.tune import Progress, QueueScheduler, QueueSearcher
+from orchestration.storage.lease import Lease
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
@@ -173,6 +175,28 @@ def test_with_a_storage_status_finds_the_epochs_on_this_machine(tmp_path: Path) 
         assert [row["val_accuracy"] for row in world.directory(0).read_metrics()] == [0.1, 0.2, 0.3][:epochs]
     world.reports(trial, history[0], report(2, 0.7))  # after a restart
     assert [row["val_accuracy"] for row in world.directory(0).read_metrics()] == [0.1, 0.7]
+
+
+@pytest.mark.parametrize(("status", "counts"), [("failed", False), ("stopped", False), ("done", True)])
+def test_a_result_of_a_worker_that_had_lost_its_run_does_not_count(tmp_path: Path, status: str, counts: bool) -> None:
+    """It was cut off, its trial went on with another worker, and then its result arrived all the same."""
+    world = World(Workspace(tmp_path / "home").sharing(str(tmp_path / "shared")))
+    trial = world.begin("t")
+    cell, storage = world.directory(0).cell, world.driver.workspace.storage
+    assert storage is not None
+    workers = [Lease(storage, cell, trial.config["session"]) for _ in range(2)]
+    for worker in workers:
+        worker.take()
+    late = replace(
+        world.driver.queue.trials[0].so_far, status=status, epochs=1, val_accuracy=0.5, best_val_accuracy=0.5
+    )
+    late = replace(late, final_test_accuracy=0.5, best_val_test_accuracy=0.5)
+    for worker, is_counted in zip(workers, (counts, True), strict=True):
+        content = asdict(late) | {"attempt": worker.attempt}
+        storage.write(f"cells/{cell}/result.json", json.dumps(content).encode())
+        storage.write(f"cells/{cell}/metrics.jsonl", json.dumps(asdict(report(1, 0.5))).encode())
+        ended = world.driver._result(world.driver.queue.trials[0])
+        assert isinstance(ended, Retry) != is_counted
 
 
 def test_epochs_that_were_missed_are_read_from_the_directory(world: World) -> None:

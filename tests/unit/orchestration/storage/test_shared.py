@@ -225,7 +225,7 @@ def test_what_was_there_before_is_kept_by_the_storage(storage: Storage, tmp_path
 @pytest.mark.slow
 @pytest.mark.apart
 def test_two_that_train_the_same_run_leave_what_one_would(s3: str, tmp_path: Path) -> None:
-    """Two sweeps use an object store, where nothing is locked: each writes complete files, and the same ones."""
+    """Two sweeps use an object store: one holds the run, and the other waits for it."""
     place = s3.replace("/runs?", f"/{tmp_path.name}?")
     brief = {"data.limit": 200, "corruption.data": "urp", "train.epochs": 4, "defense.warmup_epochs": 2}
     config = build("demo", brief)
