@@ -37,6 +37,7 @@ from erat.options import (
     DataConfig,
     DefenseOptions,
     Epoch,
+    Interval,
     Number,
     Section,
     Setting,
@@ -99,6 +100,11 @@ class TrainConfig(Section):
     compile: bool = Field(False, description="torch.compile the networks: minutes to begin with, faster steps")
     cuda_graphs: bool = Field(False, description="with train.compile, on CUDA: launch a whole pass at once")
     checkpoint_activations: bool = Field(False, description="large networks: compute activations twice, store few")
+    checkpoint_every: Interval = Field(
+        "1",
+        description="interval between two checkpoints: a number of epochs, or a time (90s, 10min, 2h) after which "
+        "the next end of an epoch writes one",
+    )
 
 
 class ResourcesConfig(Section):
@@ -143,7 +149,8 @@ class StorageConfig(Section):
         return path
 
 
-# Settings of paths and machines: the same experiment in another place has the same identity.
+# Settings of paths and machines, and of what is kept on the way: the same experiment in another place has the same
+# identity.
 _NOT_IDENTITY = (
     "data.root",
     "data.download",
@@ -151,6 +158,7 @@ _NOT_IDENTITY = (
     "corruption.labels_file",
     "resources.",
     "storage.",
+    "train.checkpoint_every",
     "preset",
 )
 

@@ -77,6 +77,39 @@ Number = Annotated[float, BeforeValidator(parse_fraction), Field(allow_inf_nan=F
 Epoch = Annotated[int, Field(ge=0, le=MOST_EPOCHS)]
 
 
+_UNITS = {"s": 1, "min": 60, "h": 3600}
+_INTERVAL = re.compile(r"(\d{1,9})\s*(s|min|h)?")
+
+
+def interval(text: str) -> tuple[int | None, float]:
+    """Return the number of epochs of an interval such as "5", and 0.0; or None and the seconds of one such as "10min".
+
+    Raises:
+        PydanticCustomError: it is no such interval.
+    """
+    match = _INTERVAL.fullmatch(text)
+    if match is None or not 1 <= int(match[1]) <= (MOST_EPOCHS if match[2] is None else _LONGEST // _UNITS[match[2]]):
+        raise PydanticCustomError("interval", _INTERVALS)
+    return (int(match[1]), 0.0) if match[2] is None else (None, float(int(match[1]) * _UNITS[match[2]]))
+
+
+_LONGEST = 7 * 86400  # seconds
+_INTERVALS = f"Input should be 1 to {MOST_EPOCHS} epochs, or a time from 1s to 168h, such as 90s, 10min or 2h"
+
+
+def _as_text(value: object) -> object:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _checked_interval(text: str) -> str:
+    interval(text)
+    return text.replace(" ", "")
+
+
+# A number of epochs, or of seconds, minutes or hours.
+Interval = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked_interval)]
+
+
 _FREE = "free"
 T = TypeVar("T")
 # The type of an option that changes what a run learns but not its cost: neither time nor memory depends on its value.

@@ -46,8 +46,9 @@ def train(
 
     Args:
         config: the configuration, from `build`, with `train.workers` of 1.
-        folder: the folder for `config.json`, for `checkpoint.pt`, which is written after each epoch and from which the
-            same call resumes, and finally for `model.pt`, the weights of the defense's networks. None: nothing is kept.
+        folder: the folder for `config.json`, for `checkpoint.pt`, which is written after each epoch (or as
+            `train.checkpoint_every` says) and from which the same call resumes, and finally for `model.pt`, the weights
+            of the defense's networks. None: nothing is kept.
         store: the folder of crafted sets, which many runs may share; None: `crafted` in `folder`.
         on_epoch: called after each epoch with the figures of all epochs so far; if it returns false, the run ends with
             the status "stopped". After a restart it is called for the last finished epoch again.
@@ -87,6 +88,7 @@ def train(
             if answer is not None and not answer:
                 status = "stopped"
                 break
+        run.trainer.keep()
         if home is not None:
             save(home / "model.pt", run.trainer.defense.networks.state_dict())
         return run.result(status)
@@ -113,7 +115,7 @@ class Training:
         config: the run.
         store: the store of crafted sets.
         folder: the folder of the checkpoint; None: no checkpoints are written.
-        ranks, told_to_leave: as for `Trainer`.
+        ranks, told_to_leave, kept: as for `Trainer`.
         progress: called with (what, done, total) while a set is crafted.
     """
 
@@ -125,13 +127,14 @@ class Training:
         folder: Path | None = None,
         ranks: Ranks | None = None,
         told_to_leave: Callable[[], bool] = lambda: False,
+        kept: Callable[[], object] = lambda: None,
         progress: Progress = silent,
     ) -> None:
         self.config = config
         self.data = corrupted_set(config, store, progress)
         if choose_device(config).type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self.trainer = Trainer(config, self.data, ranks, folder, told_to_leave)
+        self.trainer = Trainer(config, self.data, ranks, folder, told_to_leave, kept)
 
     def epochs(self) -> Iterator[tuple[list[EpochReport], bool]]:
         """Train up to the last epoch; after each, yield (the figures of all epochs so far, whether the epoch is new).

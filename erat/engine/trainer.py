@@ -29,6 +29,7 @@ from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport, reported_numbers, selection_figures
 from erat.engine.schedule import learning_rate
 from erat.engine.underway import Interrupted, Underway
+from erat.engine.writer import CheckpointWriter
 from erat.errors import TrainingFailedError, UserError
 from erat.registry import DATASETS
 from erat.seeding import derive, generator, seeded
@@ -77,6 +78,7 @@ class Trainer:
         folder: the folder of the checkpoint; None: no checkpoints are written.
         told_to_leave: called before each epoch and after each batch, on every worker; if it returns true on one worker,
             all of them write the checkpoint and stop.
+        kept: called in another thread when a checkpoint has been written; what it raises is raised by `run`.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Trainer:
         ranks: Ranks | None = None,
         folder: Path | None = None,
         told_to_leave: Callable[[], bool] = lambda: False,
+        kept: Callable[[], object] = lambda: None,
     ) -> None:
         self.config, self.ranks, self.folder = config, ranks or Ranks(), folder
         self.device = choose_device(config)
@@ -109,6 +112,9 @@ class Trainer:
         # Two random streams, the same on every worker: one orders the samples, the other is for views and attacks.
         self._order = generator(config.train.seed, "order")
         self._draws = generator(config.train.seed, "draws")
+        self._writer: CheckpointWriter | None = None
+        if self.checkpoint_path is not None and self.ranks.first:
+            self._writer = CheckpointWriter(self.checkpoint_path, config.train.checkpoint_every, kept)
         self._restore()
 
     @property
@@ -117,21 +123,47 @@ class Trainer:
         return len(self.history)
 
     def run(self) -> Iterator[EpochReport]:
-        """Train up to the last epoch; yield the report of each epoch once its checkpoint is written.
+        """Train up to the last epoch, and yield the report of each epoch.
 
-        To stop early, do not ask for another report.
+        Checkpoints are written beside the training, at the interval `train.checkpoint_every`, and after the last epoch.
+        To stop early, do not ask for another report, and call `keep` for a checkpoint of the last one.
 
         Raises:
             TrainingFailedError: the loss is no longer finite.
             Interrupted: the training was told to leave; the checkpoint holds all the work done, even inside an epoch.
+            OSError: a checkpoint cannot be written.
         """
-        while self.epochs_done < self.config.train.epochs:
-            self._leaving.fill_(self._told_to_leave())
-            if self.ranks.sum(self._leaving) > 0:
-                raise Interrupted(f"told to leave after epoch {self.epochs_done}")
-            self.history.append(self._epoch(Clock(self.epochs_done)))
-            self._save()
-            yield self.history[-1]
+        try:
+            while self.epochs_done < self.config.train.epochs:
+                self._leaving.fill_(self._told_to_leave())
+                if self.ranks.sum(self._leaving) > 0:
+                    self.keep()
+                    raise Interrupted(f"told to leave after epoch {self.epochs_done}")
+                self.history.append(self._epoch(Clock(self.epochs_done)))
+                if self._writer is not None:
+                    self._writer.check()
+                    if self._writer.is_due(self.epochs_done):
+                        self._save()
+                yield self.history[-1]
+            self.keep()
+        finally:  # also where no further report is asked for
+            self.settle()
+
+    def keep(self) -> None:
+        """Write a checkpoint of the last finished epoch unless there is one, and wait for it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._writer is not None:
+            if self._writer.epochs != self.epochs_done:
+                self._save()
+            self._writer.wait()
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one; `keep` raises an error that it ends with."""
+        if self._writer is not None:
+            self._writer.settle()
 
     def predict_test(self) -> Tensor:
         """Return the predicted classes of the clean test images, int64 (N,) on the CPU."""
@@ -205,6 +237,8 @@ class Trainer:
         if self.ranks.workers > 1:  # each worker resumes from the mean, which keeps the sum over all workers
             epoch.sums = {name: self.ranks.sum(value) / self.ranks.workers for name, value in epoch.sums.items()}
         self._save(epoch)
+        if self._writer is not None:
+            self._writer.wait()
         raise Interrupted(f"told to leave in epoch {self.epochs_done + 1}")
 
     def _batches(self, phase: Phase, clock: Clock, done: int = 0) -> Iterator[tuple[Batch, Clock]]:
@@ -351,8 +385,8 @@ class Trainer:
         return (config if config.identified else with_fingerprint(config, self.data.train.fingerprint)).digest()
 
     def _save(self, epoch: Underway | None = None) -> None:
-        """Write the checkpoint of the run: after its last finished epoch, or inside `epoch`, which is under way."""
-        if self.checkpoint_path is None or not self.ranks.first:
+        """Begin to write the checkpoint of the run: after its last epoch, or inside `epoch`, which is under way."""
+        if self._writer is None:
             return
         state = {
             "digest": self._name,
@@ -363,7 +397,7 @@ class Trainer:
             "history": [asdict(report) for report in self.history],
             "underway": None if epoch is None else epoch.state(self.defense),
         }
-        checkpoint.save(self.checkpoint_path, state, keep_previous=True)
+        self._writer.write(self.epochs_done, state)
 
     def _restore(self) -> None:
         """Resume from the newest sound checkpoint, if there is one.
@@ -384,6 +418,8 @@ class Trainer:
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 raise UserError(f"checkpoint {path} does not fit this run ({reason}): {checkpoint.ANEW}") from error
+            if self._writer is not None:
+                self._writer.found(self.epochs_done)
         if self.ranks.workers > 1:
             inside = self._underway
             place = [len(self.history), *((inside.phase + 1, inside.batches) if inside else (0, 0))]

@@ -41,9 +41,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 CONFIG, CHECKPOINT, METRICS = "config.json", "checkpoint.pt", "metrics.jsonl"
 RESULT_FILE, ERROR, LEFT = "result.json", "error.txt", "left.txt"
-# MOVING is sent to the storage after each epoch, STATE is what a run resumes from, ENDS says how a run ended.
-MOVING = (CHECKPOINT, METRICS)
-STATE, ENDS = (*MOVING, previous(Path(CHECKPOINT)).name), (RESULT_FILE, ERROR, LEFT)
+# STATE is what a run resumes from, ENDS says how a run ended.
+STATE, ENDS = (CHECKPOINT, METRICS, previous(Path(CHECKPOINT)).name), (RESULT_FILE, ERROR, LEFT)
 
 
 @dataclass(frozen=True)
@@ -186,17 +185,17 @@ class RunDirectory:
         self.send(ERROR)
 
     def leave(self, reason: str) -> None:
-        """Record how far the run was when its worker was preempted, and upload the checkpoint that it resumes from."""
+        """Record how far the run was when its worker was preempted; its checkpoint is on the storage already."""
         write_atomic(self.path / LEFT, reason.encode())
-        self.send(*MOVING, LEFT)
+        self.send(METRICS, LEFT)
 
     def keep_result(self, result: RunResult) -> None:
         """Record how the run ended, and delete the previous checkpoint of a run that is done.
 
         A run that was stopped or paused keeps both checkpoints, and may go on from them.
 
-        If the workspace has a storage, the files are moved there; the checkpoints are there already, since they are
-        uploaded after each epoch. The result is uploaded last, so that a run with a result has all its other files.
+        If the workspace has a storage, the files are moved there; the checkpoints are there already, since each is
+        uploaded when it is written. The result is uploaded last, so that a run with a result has all its other files.
         """
         attempt = {} if self.lease is None else {"attempt": self.lease.attempt}
         write_atomic(self.path / RESULT_FILE, json.dumps(asdict(result) | attempt, indent=2).encode())

@@ -27,7 +27,7 @@ from erat.errors import TrainingFailedError, UserError, is_storage_fault
 from erat.files import write_atomic
 from erat.result import RunResult, summarise
 from erat.training import Training, device_kind, peak_memory_mb, threads
-from orchestration.run.directory import ENDS, METRICS, MOVING, STATE, RunDirectory
+from orchestration.run.directory import CHECKPOINT, ENDS, METRICS, STATE, RunDirectory
 from orchestration.run.environment import environment
 from orchestration.run.heartbeat import at_work
 from orchestration.run.preemption import requested
@@ -111,20 +111,25 @@ def _train(
     def told_to_leave() -> bool:
         return requested() or (run.lease is not None and run.lease.lost)
 
+    trainer: Trainer | None = None
     try:
         training = Training(
-            config, run.workspace.store(), folder=run.path, ranks=ranks, told_to_leave=told_to_leave, progress=progress
+            config,
+            run.workspace.store(),
+            folder=run.path,
+            ranks=ranks,
+            told_to_leave=told_to_leave,
+            kept=lambda: run.send(CHECKPOINT),
+            progress=progress,
         )
         trainer = training.trainer
         if ranks.first:  # removes rows of epochs after the checkpoint, since these epochs are trained again
             run.write_metrics(trainer.history)
         status = "done"
-        for history, new in training.epochs():
+        for history, _ in training.epochs():
             if ranks.first:
                 run.write_metrics(history)
-                # An epoch that is not new was restored from the checkpoint on the storage. Sending that checkpoint
-                # again would make the storage keep a copy of it in place of the previous checkpoint.
-                run.send(*(MOVING if new else (METRICS,)))
+                run.send(METRICS)
             if not ranks.agree(on_epoch is None or on_epoch(history)):
                 status = "stopped"
                 break
@@ -133,6 +138,7 @@ def _train(
             if pause_after is not None and pause_after <= len(history) < config.train.epochs:
                 status = "paused"
                 break
+        trainer.keep()  # what a run that is stopped or paused here goes on from
         predicted = trainer.predict_test()
         if ranks.first:
             run.write_metrics(trainer.history)
@@ -140,7 +146,7 @@ def _train(
             _write_artifacts(run.artifacts, config, training.data, trainer, confused)
         return training.result(status)
     except Interrupted as reason:
-        if ranks.first:
+        if ranks.first and trainer is not None:
             run.write_metrics(trainer.history)
             run.leave(str(reason))
         ranks.agree(True)  # every worker waits here until the first one has written the checkpoint
@@ -164,6 +170,9 @@ def _train(
             run.keep_result(result)
             raise
         return result
+    finally:
+        if trainer is not None:
+            trainer.settle()  # whoever holds the run next must not meet a thread that still writes
 
 
 def _reason(error: Exception) -> str:

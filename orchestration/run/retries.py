@@ -56,7 +56,8 @@ class Retries:
             return self.out_of_memory(number, f"{OUT_OF_MEMORY} on its node after epoch {epochs}")
         before, deaths = self._deaths.get(number, (-1, 0))
         deaths = deaths + 1 if epochs <= before else 1
-        self._deaths[number] = (epochs, deaths)
+        # What was trained since the last checkpoint is trained again, which is no progress.
+        self._deaths[number] = (max(before, epochs), deaths)
         why = _last_line(words)
         if deaths >= DEATHS:
             return f"the worker died after epoch {epochs}, {deaths} times ({why or 'killed, or out of memory?'})"

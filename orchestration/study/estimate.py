@@ -140,9 +140,11 @@ def local_slots(config: RunConfig) -> int:
 def _signature(config: RunConfig) -> Signature:
     """Return what the time of an epoch depends on, as a key for grouping runs.
 
-    Left out are the corruption, the seeds, and the options that the defense declares free, because they cost no time.
+    Left out are the corruption, the seeds, the interval of checkpoints, which are written beside the training, and the
+    options that the defense declares free, because they cost no time.
     """
-    parts = (config.data, config.model, config.train.model_copy(update={"seed": 0}), config.val.objective)
+    train = config.train.model_copy(update={"seed": 0, "checkpoint_every": "1"})
+    parts = (config.data, config.model, train, config.val.objective)
     return (*parts, repr([(key, getattr(config.defense, key)) for key in _costly(config)]))
 
 

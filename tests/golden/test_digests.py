@@ -150,6 +150,7 @@ ELSEWHERE |= {
     "resources.gpu",
     "resources.device",
     "resources.min_workers",
+    "train.checkpoint_every",
     "defense.name",
     "data.name",
 }
