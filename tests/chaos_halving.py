@@ -25,9 +25,10 @@ from orchestration.run.execute import execute_run
 from orchestration.search.driver import make_queue
 from orchestration.search.launch import make_sampler
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from tests.chaos import NAME, Stage, disturbed, show
 
 EPOCHS, RUNGS, TRIALS = 18, [3, 9], 18

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from erat.errors import UserError
 from erat.seeding import derive
-from orchestration.search.queue import Observation
+from orchestration.search.observations import Observation
 from orchestration.study import abilities
 from orchestration.study.abilities import Abilities
 from orchestration.study.parameters import ten_digits

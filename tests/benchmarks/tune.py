@@ -15,8 +15,9 @@ from orchestration.search import tune
 from orchestration.search.driver import StudyDriver
 from orchestration.search.launch import make_sampler
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.tracking.tracker import Tracker
 from tests.benchmarks.harness import Comparison, Pairs, timed
 

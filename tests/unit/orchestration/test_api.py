@@ -10,9 +10,9 @@ import pytest
 
 from erat.errors import UserError
 from orchestration import GridSpec, SearchSpace, Study, Workspace, load_study, study_names
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import begin_as
-from orchestration.study.spec import register
 from tests.searches import search_spec, write_search
 
 SPACE: dict[str, Any] = {

@@ -25,10 +25,11 @@ from orchestration import cli
 from orchestration.commands import console
 from orchestration.search import launch
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import begin_as
 from orchestration.study.spaces import load_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 ROOT = Path(__file__).parents[3]
 VERBS = sorted(command.callback.__name__ for command in cli.app.registered_commands if command.callback)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 ROOT = Path(__file__).parents[4]
 # The installed command, which reports at its end whether torch was loaded.

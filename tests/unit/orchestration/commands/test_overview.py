@@ -12,8 +12,8 @@ from erat.config import RunConfig, build
 from erat.errors import UserError
 from orchestration.commands import overview
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
-from orchestration.study.spec import register
 from tests.five_trials import propose, result, said, spec
 from tests.trials import make_trial
 

@@ -16,12 +16,13 @@ from erat.result import RunResult
 from orchestration.cluster import execution
 from orchestration.run.directory import RunDirectory, stop_request
 from orchestration.search.driver import StudyDriver
-from orchestration.search.queue import Observation
+from orchestration.search.observations import Observation
 from orchestration.search.tune import Progress, QueueScheduler, QueueSearcher
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
 

@@ -13,10 +13,11 @@ from orchestration.report.document import write_report
 from orchestration.search.driver import make_queue
 from orchestration.search.launch import make_sampler
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.parameters import ten_digits
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 NAME, SELECTOR, ETA, THRESHOLD = "defense.name", "defense.selector", "defense.eta", "defense.threshold"
 STEPS, LR = "defense.steps", "train.lr"

@@ -28,8 +28,9 @@ from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_driven, is_running
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.tracking.outbox import Spool
 from orchestration.tracking.tracker import Tracker
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from erat.errors import UserError
+from orchestration.study.entries import as_begun, check_name_is_free, register, reopened
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import PRUNERS, SAMPLERS
 from orchestration.study.settings import begin_as, setting_values, setting_words, warn_if_narrow, with_settings
 from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
-from orchestration.study.spec import StudySpec, as_begun, check_name_is_free, register, reopened
+from orchestration.study.spec import StudySpec
 
 ETA = "defense.eta"
 
