@@ -259,6 +259,8 @@ class QMC(_WithoutResults):
 class Random(_WithoutResults):
     """Values drawn at random, each key for itself."""
 
+    abilities: ClassVar[Abilities] = abilities.RANDOM
+
     def draws(self, seed: int) -> BaseSampler:
         """Return Optuna's sampler for one proposal, with this seed."""
         return optuna.samplers.RandomSampler(seed=seed)

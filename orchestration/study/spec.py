@@ -190,7 +190,7 @@ class StudySpec:
         config = self.config(trial.params).flat()
         if trial.source == "confirm" and self.confirmation is not None:
             return replace(trial, config=config, seeds=self.confirmation.seeds)
-        rungs = self.space.rungs if trial.source == "optuna" and self.space.pruner == "halving" else "auto"
+        rungs = self.space.rungs if trial.source == "optuna" and self.space.reads("rungs") is not False else "auto"
         return replace(trial, config=config, rungs=() if rungs == "auto" else tuple(rungs))
 
     def proposals(self, sweep: StudyRecord) -> dict[int, Trial]:

@@ -81,6 +81,25 @@ class TestReading:
         assert with_settings(halving, pruner="median").rungs == "auto"
         assert with_settings(halving, window=3).rungs == [3]
 
+    @pytest.mark.parametrize(
+        ("own", "given", "words"),
+        [
+            ({"grace": 0.3}, {"pruner": "halving"}, r"the pruner halving makes no use of grace, got 0\.3"),
+            ({"block": 8}, {}, "the pruner median makes no use of block, got 8"),
+            ({"startup": 4}, {"sampler": "qmc"}, "the sampler qmc makes no use of startup, got 4"),
+        ],
+    )
+    def test_those_of_no_use_are_warned_of(self, own: dict[str, Any], given: dict[str, str], words: str) -> None:
+        with pytest.warns(UserWarning, match=words) as caught:
+            with_settings(space(**own), **given)
+        assert len(caught) == 1
+
+    @pytest.mark.parametrize("name", ["budgets", "eta", "joint", "lambda"])
+    def test_the_project_s_spaces_have_none_of_no_use(self, name: str, recwarn: pytest.WarningsRecorder) -> None:
+        for pruner in PRUNERS.own:
+            with_settings(load_space(name), pruner=pruner, sampler="random")
+        assert not recwarn.list
+
     def test_they_are_shown(self) -> None:
         shown = with_settings(space(), pruner="halving", rungs="3,9", window=8, confirm="2x5")
         words = "sampler tpe · pruner halving · window 8 · rungs 3, 9 · confirm top 2 with 5 seeds each"
