@@ -51,7 +51,7 @@ def spec(preset: str = "demo", overrides: Mapping[str, Any] | None = None, **cha
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 class TestSpecification:

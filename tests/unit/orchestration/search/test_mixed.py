@@ -104,7 +104,7 @@ def test_a_trial_has_the_keys_that_its_choices_call_for(workspace: Workspace) ->
 
 @pytest.mark.parametrize("cut", [1, 2, 5, 8, 13])
 def test_a_search_cut_anywhere_goes_on_with_the_same_trials(workspace: Workspace, cut: int, tmp_path: Path) -> None:
-    other = Workspace(tmp_path / "home")
+    other = Workspace(tmp_path / "workspace")
     search(other, cut)
     assert search(other, TOTAL) == values(workspace)
 

@@ -139,7 +139,7 @@ class World:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ IDENTITIES = {"finished": "b613816e571771bc", "unfinished": "a4e1b573af93bb47", 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    made = Workspace(tmp_path / "home")
+    made = Workspace(tmp_path / "workspace")
     made.ledger.parent.mkdir()
     shutil.copy(OLD, made.ledger)
     return made

@@ -31,7 +31,7 @@ PLAIN = {"corruption.data": "none", "corruption.labels": "none", "model.name": "
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 def arrays(path: Path, seed: int = 0, classes: int = 2) -> Path:
