@@ -15,15 +15,17 @@ from erat.engine.report import EpochReport
 from erat.result import RunResult
 from orchestration.cluster import execution
 from orchestration.run.directory import RunDirectory, stop_request
-from orchestration.run.retries import Retry
+from orchestration.run.retries import Retries, Retry
 from orchestration.search.driver import StudyDriver
-from orchestration.search.queue import Observation
+from orchestration.search.ends import read_end
+from orchestration.search.observations import Observation
 from orchestration.search.tune import Progress, QueueScheduler, QueueSearcher
 from orchestration.storage.lease import Lease
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
 
@@ -135,7 +137,7 @@ def report(epoch: int, val_accuracy: float, test_accuracy: float = 0.125) -> Epo
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(Workspace(tmp_path / "home"))
+    return World(Workspace(tmp_path / "workspace"))
 
 
 def test_an_epoch_needs_no_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +169,7 @@ def test_an_epoch_that_comes_again_takes_the_place_of_the_first(world: World) ->
 
 def test_with_a_storage_status_finds_the_epochs_on_this_machine(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
-    world = World(Workspace(tmp_path / "home").sharing(str(tmp_path / "shared")))
+    world = World(Workspace(tmp_path / "workspace").sharing(str(tmp_path / "shared")))
     trial = world.begin("t")
     history = [report(epoch, epoch / 10) for epoch in (1, 2, 3)]
     for epochs in (1, 2, 3):
@@ -195,7 +197,7 @@ def test_a_result_of_a_worker_that_had_lost_its_run_does_not_count(tmp_path: Pat
         content = asdict(late) | {"attempt": worker.attempt}
         storage.write(f"cells/{cell}/result.json", json.dumps(content).encode())
         storage.write(f"cells/{cell}/metrics.jsonl", json.dumps(asdict(report(1, 0.5))).encode())
-        ended = world.driver._result(world.driver.queue.trials[0])
+        ended = read_end(world.directory(0), 0, "stop", None, Retries(), trial.config["session"])
         assert isinstance(ended, Retry) != is_counted
 
 
@@ -313,7 +315,7 @@ def test_a_driver_at_work_leaves_everything_on_the_disk_and_real_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    workspace = Workspace(tmp_path / "home")
+    workspace = Workspace(tmp_path / "workspace")
     tracker = Tracker.open(workspace)
     searches: list[Any] = []
     search = tracker._client.search_runs
