@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import subprocess
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -147,6 +148,9 @@ def test_a_run_that_meets_a_full_disk_goes_on(disk: Path, config: RunConfig, tmp
 
     def fill_after_one(history: Any) -> bool:
         if len(history) == 1:
+            for thread in threading.enumerate():  # the checkpoint of this epoch is written beside the training
+                if thread.name.startswith("checkpoint"):
+                    thread.join()
             fillers.append(fill(disk, 0))
         return True
 
