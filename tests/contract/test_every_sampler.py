@@ -184,7 +184,7 @@ def test_when_a_search_is_extended_the_old_trials_stay(sampler: str, pruner: str
 
 @every_sampler
 @every_pruner
-@pytest.mark.parametrize("window", [1, 12])
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.slow), 12])
 def test_an_extension_may_have_a_window_of_its_own(sampler: str, pruner: str, window: int) -> None:
     """Also if the search is extended before it has ended, or the driver is killed among the further trials."""
 
