@@ -9,7 +9,8 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from erat.config import RunConfig
 from erat.result import RunResult, summarise
@@ -26,7 +27,7 @@ from orchestration.study.registries import PRUNERS
 from orchestration.study.spaces import Confirmation
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import FINISHED, Trial
-from orchestration.tracking.tracker import Tracker
+from orchestration.tracking.tracker import Ending, Tracker
 
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
 
@@ -314,7 +315,7 @@ class StudyDriver:
             known=known,
             # A driver that died may have begun to track what an earlier session proposed, though the ledger lacks it.
             fresh=known is None and before is None and number not in self._earlier,
-            tags=_tags(trial),
+            tags=placed_tags(trial),
         )
         self._runs[number] = self._run_of[trial.cell] = run
         self.queue.record(number, trial.so_far, run)
@@ -394,30 +395,34 @@ def make_queue(
     )
 
 
-def _tags(trial: Trial) -> dict[str, int]:
+def placed_tags(trial: Trial) -> dict[str, int]:
     """Return what MLflow says of the place of a trial in its search: which it confirms, from which rung it goes on."""
     confirms = {} if trial.confirms is None else {"confirms": trial.confirms}
     return confirms | ({"promoted": trial.promoted} if trial.promoted else {})
 
 
-def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory, *, at_rung: bool = False) -> None:
-    """Pass the result of a run to the tracker, with its artifacts unless it failed or is paused.
+def ending(
+    result: RunResult, run: RunDirectory, *, at_rung: bool = False
+) -> tuple[Ending, dict[str, float | None], Path | None, str | None, dict[str, int] | None]:
+    """Return what `Tracker.finish` is told of the result of a run, in the order of its arguments.
 
     Args:
-        tracker: where runs are tracked.
-        run_id: id of the run there.
         result: the result.
-        run: the run's directory.
+        run: the run's directory, whose artifacts are stored unless the run failed or is paused.
         at_rung: whether the run was stopped at a rung, after the last of its epochs.
     """
-    tracker.finish(
-        run_id,
-        result.status,  # type: ignore[arg-type]
+    return (
+        cast("Ending", result.status),
         {} if result.status == "paused" else {key: getattr(result, key) for key in SUMMARY_METRICS},
         run.artifacts if result.status in FINISHED else None,
         result.error,
         {"rung": result.epochs} if at_rung or result.status == "paused" else None,
     )
+
+
+def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory, *, at_rung: bool = False) -> None:
+    """Pass the result of a run to the tracker, where its id is `run_id`; for the others see `ending`."""
+    tracker.finish(run_id, *ending(result, run, at_rung=at_rung))
 
 
 def track_winner(tracker: Tracker, rows: Sequence[Trial]) -> tuple[dict[str, float | None], dict[str, Any]]:

@@ -57,10 +57,12 @@ class RecordedResult(RunResult):
     Attributes:
         mlflow_run_id: id of the run in MLflow that has the result; None if there is none.
         time: when the result was recorded, in seconds since 1970; None if an old ledger does not say.
+        sweep: the study that recorded it; None for a run outside any study.
     """
 
     mlflow_run_id: str | None = None
     time: float | None = None
+    sweep: str | None = None
 
 
 @dataclass
@@ -290,7 +292,12 @@ class Ledger:
             ended = self.studies[sweep].paused.get(trial.cell)
             if ended is not None and trial.promoted >= ended.epochs:
                 ended = replace(ended, status="queued")
-        return trial if ended is None else replace(trial, result=ended, mlflow_run_id=ended.mlflow_run_id)
+        if ended is None:
+            return trial
+        run_id = ended.mlflow_run_id
+        if sweep is not None and ended.sweep == sweep:  # the run may have been made, or made anew, after its end
+            run_id = self.studies[sweep].tracked.get(trial.cell, run_id)
+        return replace(trial, result=ended, mlflow_run_id=run_id)
 
     def note(self, result: RunResult, *, sweep: str | None, mlflow_run_id: str | None = None) -> None:
         """Let a result count in this process from now on; `finish` has it written, with `noted=True`.
@@ -367,7 +374,7 @@ class Ledger:
 
 
 def _result(event: dict[str, Any]) -> RecordedResult:
-    known = {"cell": event["cell"], "status": event["event"], "time": event.get("time")}
+    known = {"cell": event["cell"], "status": event["event"], "time": event.get("time"), "sweep": event.get("sweep")}
     return RecordedResult.of({"error": event.get("error")} | event["result"] | known)
 
 
