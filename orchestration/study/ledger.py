@@ -24,7 +24,9 @@ a run was stopped early holds for its cell *in one study*, because it was compar
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import threading
 import time
 import warnings
@@ -47,6 +49,7 @@ from orchestration.study.trial import Trial
 
 MOST_LINE = 2**26  # bytes; the line that enters a study of 10,000 runs has two million
 _READ = 2**23  # bytes that are read at a time
+_NO_CONFIG: dict[str, Any] = {}  # of all trials in a ledger, which keeps no configurations
 _TORN = b'{"event": "'  # the beginning of every line that this program writes
 
 
@@ -217,7 +220,7 @@ class Ledger:
             file = open_regular(self.path)
         except (DamagedError, OSError) as error:
             raise self._unusable(error) from error
-        with file:
+        with file, _collector_paused(os.fstat(file.fileno()).st_size - self._offset > _READ):
             file.seek(self._offset)
             rest = b""
             while chunk := file.read(_READ):
@@ -357,7 +360,7 @@ class Ledger:
         elif kind == "withdrawn" and sweep and not sweep.proposals:
             del self.studies[sweep.name]
         elif kind == "proposed" and sweep:
-            trial = Trial(event["number"], event["cell"], event["params"], event["source"])
+            trial = Trial(event["number"], event["cell"], event["params"], event["source"], _NO_CONFIG)
             sweep.proposals[trial.number] = trial
         elif kind == "stopped" and sweep:
             sweep.stopped[event["cell"]] = _result(event)
@@ -371,6 +374,22 @@ class Ledger:
             self._outcomes[event["cell"]] = _result(event)
         elif kind == "retry":
             self._outcomes.pop(event["cell"], None)
+
+
+@contextmanager
+def _collector_paused(pause: bool) -> Iterator[None]:
+    """Pause Python's collector of circular references during the block, if `pause`.
+
+    While hundreds of thousands of events are read, it would look at all of them again and again, and free none.
+    """
+    pause = pause and gc.isenabled()
+    if pause:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if pause:
+            gc.enable()
 
 
 def _result(event: dict[str, Any]) -> RecordedResult:
