@@ -161,7 +161,7 @@ class StudySpec:
 
         A study of 100,000 listed runs has a few hundred settings, with as many seeds.
         """
-        seed = repr(trial_overrides.get("train.seed"))
+        seed = repr(trial_overrides.get("train.seed", ...))
         if seed not in self._sound[1] or _key(_setting(trial_overrides)) not in self._sound[0]:
             self.config(trial_overrides)
             self._sound[0].add(_key(_setting(trial_overrides)))
