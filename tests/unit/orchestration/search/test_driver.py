@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -106,7 +106,9 @@ class TestSpecification:
 class TestManySeeds:
     """Tests what keeps a study of 100,000 listed runs small: its settings are few."""
 
-    RUNS = [{"defense.name": name, "train.seed": seed} for name in ("ce", "erat") for seed in range(5)]
+    RUNS: ClassVar[list[dict[str, Any]]] = [
+        {"defense.name": name, "train.seed": seed} for name in ("ce", "erat") for seed in range(5)
+    ]
 
     def test_a_setting_is_built_once_whatever_the_number_of_its_seeds(self) -> None:
         made = StudySpec.listing("mine", "a test", self.RUNS, "demo", {})
