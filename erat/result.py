@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 R = TypeVar("R", bound="RunResult")
@@ -50,13 +49,7 @@ class RunResult:
     @classmethod
     def of(cls: type[R], content: Mapping[str, Any]) -> R:
         """Return the result stored in `content` under the names of the fields; other names are ignored."""
-        return cls(**{name: content[name] for name in _names(cls) if name in content})
-
-
-@cache
-def _names(kind: type[RunResult]) -> tuple[str, ...]:
-    """Return the names of the fields; a ledger of 100,000 results asks for them as often."""
-    return tuple(entry.name for entry in fields(kind))
+        return cls(**{name: content[name] for name in cls.__dataclass_fields__ if name in content})
 
 
 def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> RunResult:

@@ -15,7 +15,8 @@ from typing import Any
 from orchestration.report.summary import best
 from orchestration.run.directory import METRICS, RunDirectory
 from orchestration.run.heartbeat import is_running
-from orchestration.search.driver import ending, placed_tags, track_winner
+from orchestration.search.driver import placed_tags
+from orchestration.search.ends import ending, track_winner
 from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import winner
 from orchestration.study.ledger import Ledger, RecordedResult

@@ -20,7 +20,7 @@ from orchestration.search import launch
 from orchestration.search.sync import Synced, sync
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
-from orchestration.study.spec import register
+from orchestration.study.entries import register
 from orchestration.study.status import trials_of
 from orchestration.tracking.tracker import Tracker
 from tests.five_trials import ETA, result, said, spec
