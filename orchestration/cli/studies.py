@@ -200,6 +200,20 @@ def cancel(name: StudyName) -> None:
     err.print(f"asked to stop; nothing finished is lost. Go on with: python orchestrate.py resume {name}", markup=False)
 
 
+@verb(verbs, "sync budgets", "sync table3 --json")
+def sync(name: StudyName, as_json: AsJson = False) -> None:
+    """Put right what MLflow has of a sweep, from the ledger and the runs' own files: runs, epochs, ends and tags.
+
+    It can be repeated at any time, on any store. A sweep that runs is refused: what it does reaches MLflow by itself.
+    """
+    from orchestration.commands.syncing import sync_and_show
+    from orchestration.storage.workspace import Workspace
+
+    content = sync_and_show(name, Workspace.from_environment(), err)
+    if as_json:
+        print(json.dumps(content))
+
+
 @verb(verbs, "status", "status budgets", "status table3 --watch")
 def status(
     name: Annotated[

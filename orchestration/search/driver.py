@@ -272,7 +272,7 @@ class StudyDriver:
             known=known,
             # A driver that died may have begun to track what an earlier session proposed, though the ledger lacks it.
             fresh=known is None and before is None and number not in self._earlier,
-            tags=_tags(trial),
+            tags=placed_tags(trial),
         )
         self._runs[number] = self._run_of[trial.cell] = run
         self.queue.record(number, trial.so_far, run)
@@ -344,7 +344,7 @@ def make_queue(
     )
 
 
-def _tags(trial: Trial) -> dict[str, int]:
+def placed_tags(trial: Trial) -> dict[str, int]:
     """Return what MLflow says of the place of a trial in its search: which it confirms, from which rung it goes on."""
     confirms = {} if trial.confirms is None else {"confirms": trial.confirms}
     return confirms | ({"promoted": trial.promoted} if trial.promoted else {})

@@ -24,6 +24,7 @@ from orchestration.run.heartbeat import driving
 from orchestration.search.driver import StudyDriver
 from orchestration.search.ends import track_end, track_winner
 from orchestration.search.observations import Sampler
+from orchestration.search.sync import sync
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
 from orchestration.study.entries import register
@@ -96,7 +97,7 @@ def run_study(
     with ExitStack() as stack:
         stack.enter_context(driving(workspace, name))
         # Starting Ray takes seconds, most of it waiting, so MLflow's store is opened at the same time.
-        opening = stack.enter_context(ThreadPoolExecutor(1)).submit(Tracker.open, workspace)
+        opening = stack.enter_context(ThreadPoolExecutor(1)).submit(_open_tracker, name, spec, workspace, ledger)
         baselines, points = spec.planned(trials)
         to_do = [config for config in [*baselines, *points] if ledger.outcome(config.digest(), name) is None]
         crafting = Crafting(missing_sets(to_do, workspace), workspace)
@@ -165,6 +166,17 @@ def run_study(
         )
         _send_all(tracker)
     return StudyEnd(driver, files, seconds)
+
+
+def _open_tracker(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger) -> Tracker:
+    """Open MLflow's store, and put right what it has of a study that goes on; a failure of the latter is a warning."""
+    tracker = Tracker.open(workspace)
+    if name in ledger.studies:
+        try:
+            sync(name, spec, workspace, ledger, tracker, resuming=True)
+        except UserError as error:
+            warnings.warn(f"what MLflow has of {name} is left as it is: {error}", stacklevel=2)
+    return tracker
 
 
 def slots_ahead(slots: int, at_most: int | None) -> int:

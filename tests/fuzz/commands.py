@@ -315,6 +315,7 @@ def verbs() -> st.SearchStrategy[Input]:
         "resume",
         "retry",
         "cancel",
+        "sync",
         "status",
         "report",
         "train",
@@ -342,7 +343,7 @@ def verbs() -> st.SearchStrategy[Input]:
     wrong = refused | texts
     unknown = st.builds(
         lambda verb, name: Input("verbs", (verb, "--", name), {}, WRONG if name else EITHER),
-        st.sampled_from(["resume", "retry", "cancel", "status", "report"]),
+        st.sampled_from(["resume", "retry", "cancel", "sync", "status", "report"]),
         TEXT | st.sampled_from(ODD),
     )
     help_of = st.sampled_from(names).map(lambda verb: Input("verbs", (verb, "--help"), {}, FINE))

@@ -23,6 +23,7 @@ from erat.errors import TrainingFailedError, UserError
 from erat.result import RunResult
 from orchestration import cli
 from orchestration.commands import console
+from orchestration.run.heartbeat import driving
 from orchestration.search import launch
 from orchestration.storage.workspace import Workspace
 from orchestration.study.entries import register
@@ -616,6 +617,14 @@ class TestSweepVerbs:
         assert watched.code == 0, "it ends where nothing runs"
         assert watched.json["left"] == 8
         assert command("status", "--watch").code == 2
+
+    def test_mlflow_is_put_right_of_a_study_that_nobody_drives(
+        self, command: Command, known: StudySpec, workspace: Workspace
+    ) -> None:
+        assert "unknown sweep 'min': did you mean mine" in command("sync", "min").error
+        with driving(workspace, "mine"):
+            assert "mine is running already" in command("sync", "mine").error
+        assert not workspace.mlflow_database.exists()
 
     @pytest.mark.parametrize("words", [["sweep", "--space", "eta"], ["matrix"], ["resume", "mine"], ["retry", "mine"]])
     def test_at_most_so_many_at_a_time(self, command: Command, known: StudySpec, words: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -83,6 +84,19 @@ class TestReading:
         events = [json.loads(line) for line in path.read_text().splitlines()]
         assert [event["event"] for event in events] == ["sweep", "failed"]
         assert all(event["time"] > 1.7e9 for event in events)
+
+    @pytest.mark.parametrize("large", [False, True])
+    def test_the_collector_rests_only_while_much_is_read(
+        self, large: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun(path, "a")
+        during: list[bool] = []
+        apply = Ledger._apply
+        monkeypatch.setattr(Ledger, "_apply", lambda self, event: during.append(gc.isenabled()) or apply(self, event))
+        if large:
+            monkeypatch.setattr(ledger, "_READ", 10)
+        Ledger(path)
+        assert (during, gc.isenabled()) == ([not large], True)
 
 
 class TestTornLines:
