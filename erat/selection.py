@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from erat.devices import in_fixed_order
-
 
 def scores(probs_NK: Tensor, labels_N: Tensor, kind: str = "l2") -> Tensor:
     """Return how much the network disagrees with the given labels, shape (N,).
@@ -41,9 +39,7 @@ def class_scores(scores_N: Tensor, labels_N: Tensor, previous_N: Tensor, num_cla
         previous_N: bool, the previous labelled set (all true the first time).
     """
     values, labels = scores_N[previous_N].double(), labels_N[previous_N]
-    total = torch.zeros(num_classes, dtype=torch.float64, device=values.device)
-    with in_fixed_order(values.device):
-        total.index_add_(0, labels, values)
+    total = torch.zeros(num_classes, dtype=torch.float64, device=values.device).index_add_(0, labels, values)
     count = torch.bincount(labels, minlength=num_classes)
     return torch.where(count > 0, total / count.clamp_min(1), values.mean())
 
