@@ -32,7 +32,7 @@ def choose_device(config: RunConfig) -> torch.device:
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
     """Copy `host` to `device` without waiting; a copy to a GPU is asynchronous only from pinned memory."""
-    if device.type == "cuda":
+    if device.type == "cuda" and host.numel():
         host = host.pin_memory()
     return host.to(device, non_blocking=True)
 

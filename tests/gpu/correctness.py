@@ -196,7 +196,7 @@ def _often_left(make: Callable[[Callable[[], bool]], Trainer]) -> Trainer:
 
 def _memory(setting: Setting, title: str, options: dict[str, Any]) -> Row:
     config = setting.config({"model.name": "resnet18", "train.epochs": 1} | options)
-    data = setting.data(128)
+    data = setting.data(400)  # so that a full batch keeps its labels
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     with arithmetic(setting.device, config.train.precision):

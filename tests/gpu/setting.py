@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -129,7 +130,8 @@ def waited(device: str) -> float:
 
 def tidy(device: str) -> None:
     """Free what the last line has left on the device, its compiled programs too."""
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

@@ -28,12 +28,12 @@ def rows(setting: Setting) -> Rows:
 
 
 def _study(setting: Setting) -> Row:
-    sizes = ["data.limit=200", "train.epochs=1", "corruption.data=none", "defense.name=ce"]
+    cells = ["--grid", "table2", "--only", "defense=ce,erat", "--seeds", "0,1"]
+    sizes = ["data.limit=200", "train.epochs=1"]
     device = ["resources.device=cuda", "resources.gpu=0.25"] if setting.cuda else ["resources.device=cpu"]
-    command = [sys.executable, "orchestrate.py", "sweep", "--space", "budgets", "--trials", "4", "--json"]
     with TemporaryDirectory() as home:
         done = subprocess.run(
-            [*command, *sizes, *device],
+            [sys.executable, "orchestrate.py", "matrix", *cells, "--json", *sizes, *device],
             cwd=ROOT,
             env=os.environ | {"ERAT_HOME": home},
             capture_output=True,

@@ -70,9 +70,9 @@ def rows(setting: Setting) -> Rows:
 
 
 def _trainer(setting: Setting, batch: int, options: dict[str, Any], ranks: Ranks | None = None) -> Trainer:
-    """Return a trainer with a set of some epochs' length, so that new epochs do not count."""
+    """Return a trainer whose epochs are long, so that their beginnings do not count."""
     wanted = {"model.name": setting.network("resnet34"), "train.batch_size": batch} | options
-    return Trainer(setting.config(wanted), setting.data(2 * batch * (4 if setting.quick else 40)), ranks)
+    return Trainer(setting.config(wanted), setting.data(2 * batch * (4 if setting.quick else 20)), ranks)
 
 
 def _counted(setting: Setting, batch: int) -> Row:
@@ -88,6 +88,8 @@ def _rate(setting: Setting, batch: int, options: dict[str, Any], title: str, flo
     precision = str(options.get("train.precision", "fp32"))
     with warnings.catch_warnings(record=True) as warned, arithmetic(setting.device, precision):
         warnings.simplefilter("always")
+        if setting.cuda:
+            torch.cuda.reset_peak_memory_stats()
         began = waited(setting.device)
         made = steps(_trainer(setting, batch, options))
         for _ in islice(made, 3):
@@ -103,7 +105,6 @@ def _rate(setting: Setting, batch: int, options: dict[str, Any], title: str, flo
     numbers = {"images/s": 2 * batch / step, "ms a step": 1000 * step, "s until the fourth step": ready}
     if setting.cuda:
         numbers["peak MB"] = torch.cuda.max_memory_allocated() / 2**20
-        torch.cuda.reset_peak_memory_stats()
     said = f"{numbers['images/s']:.0f} images/s, {1000 * step:.1f} ms a step"
     if flops is not None:
         numbers["10^12 operations/s"] = flops / step / 1e12
