@@ -1,33 +1,14 @@
-"""Settles what depends on the kind of device: which one a run uses, how tensors are copied to it, how it computes."""
+"""Settles what depends on the kind of device: how tensors are copied to it, and how it computes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from erat.errors import UserError
-
-if TYPE_CHECKING:
-    from erat.config import RunConfig
-
 CPU = torch.device("cpu")
-
-
-def choose_device(config: RunConfig) -> torch.device:
-    """Return the device that `resources.device` asks for.
-
-    Raises:
-        UserError: CUDA is requested but not available.
-    """
-    wanted = config.resources.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("resources.device=cuda, but torch sees no CUDA device here; allowed: cpu, auto")
-    use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

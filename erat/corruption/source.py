@@ -19,9 +19,8 @@ from erat.corruption.store import Arrays, Expected, Form, Store, versions
 from erat.data.loading import split_validation
 from erat.data.types import CorruptedSet, ImageSet
 from erat.defaults import file_digest
-from erat.devices import choose_device
 from erat.engine import checkpoint
-from erat.engine.trainer import Trainer, channel_statistics
+from erat.engine.trainer import Trainer, channel_statistics, choose_device
 from erat.errors import UserError
 from erat.models import build_model
 from erat.seeding import derive

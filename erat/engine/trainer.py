@@ -22,7 +22,7 @@ from erat.data.places import with_fingerprint
 from erat.data.random import BatchRandom
 from erat.data.types import CorruptedSet, ImageSet, to_float
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Update
-from erat.devices import choose_device, to_device
+from erat.devices import to_device
 from erat.engine import checkpoint
 from erat.engine.assembly import make_defense, network_builder
 from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions
@@ -53,6 +53,19 @@ class _TrainingSet:
     def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
         with frozen(self.networks), torch.no_grad():
             return map_images(self.images, function, self.ranks)
+
+
+def choose_device(config: RunConfig) -> torch.device:
+    """Return the device that `resources.device` asks for.
+
+    Raises:
+        UserError: CUDA is requested but not available.
+    """
+    wanted = config.resources.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("resources.device=cuda, but torch sees no CUDA device here; allowed: cpu, auto")
+    use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
 
 
 class Trainer:
