@@ -12,8 +12,8 @@ from erat.config import RunConfig, build
 from erat.errors import UserError
 from orchestration.commands import overview
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
-from orchestration.study.spec import register
 from tests.five_trials import propose, result, said, spec
 from tests.trials import make_trial
 
@@ -56,9 +56,7 @@ class TestStatus:
         assert "retry a" in text
         assert "resume a" in text
 
-    def test_a_trial_whose_cell_is_held_is_running(
-        self, workspace: Workspace, ledger: Ledger, console: Console
-    ) -> None:
+    def test_a_trial_whose_run_is_held_is_running(self, workspace: Workspace, ledger: Ledger, console: Console) -> None:
         cell = ledger.studies["a"].proposals[3].cell
         with FileLock(workspace.run_directory(cell) / ".lock"):
             content = overview.of_sweep(workspace, "a", console)
