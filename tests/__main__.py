@@ -29,7 +29,7 @@ QUICK = ("tests/unit", "tests/golden", "tests/contract")  # the tests that are r
 END_TO_END = "tests/e2e"
 WORKER_BYTES = 2.5e9  # memory of a process that ran all quick tests, or of Ray's processes together
 NO_TESTS = 5  # pytest's exit status if no test was selected
-# Ray lowers the priority of its workers by 15, below that of the tests beside them: importing torch would take a minute.
+# Ray lowers the priority of its workers by 15, below that of the tests beside them: an import would take a minute.
 RAY_PRIORITY = {"RAY_worker_niceness": "0"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from erat.registry import DATASETS, Registry
 from tests.threads import THREADS
 
 torch.set_num_threads(THREADS)
+gc.disable()  # until all tests are collected: what is imported stays, and looking for garbage in it takes seconds
 
 ROOT = Path(__file__).parent
 
@@ -37,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("apart")
         elif item.get_closest_marker("apart") and "mark.apart" not in item.path.read_text():
             raise pytest.UsageError(f"{item.nodeid} is apart, but `mark.apart` does not stand in its file")
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector begin, and never look through what was there before."""
+    gc.freeze()
+    gc.enable()
 
 
 SMALL_RUN: dict[str, Any] = {

@@ -172,7 +172,7 @@ def test_ray_does_not_give_way_to_what_runs_beside_it(run: Run, cores: int) -> N
     """By itself Ray lowers the priority of its workers further than that of the tests beside them."""
     run("-m", "x", cores=cores)
     seen = {marks: environment.get("RAY_worker_niceness") for marks, environment in run.environments}  # type: ignore[attr-defined]
-    assert seen == {"(x) and apart": "0", "(x) and not apart": os.environ.get("RAY_worker_niceness")}
+    assert seen == {"(x) and apart": "0", "(x) and not apart": os.environ.get(*checks.RAY_PRIORITY)}
 
 
 def test_mypy_counts_too(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
