@@ -18,7 +18,6 @@ from erat.registry import DATASETS, Registry
 from tests.threads import THREADS
 
 torch.set_num_threads(THREADS)
-gc.disable()  # until all tests are collected: what is imported stays, and looking for garbage in it takes seconds
 
 ROOT = Path(__file__).parent
 
@@ -41,8 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} is apart, but `mark.apart` does not stand in its file")
 
 
+def pytest_sessionstart() -> None:
+    """Keep the garbage collector away from what is imported: that stays, and to look through it takes seconds."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """Let the garbage collector begin, and never look through what was there before."""
+    """Let the garbage collector begin, which never looks through what was there before."""
     gc.freeze()
     gc.enable()
 

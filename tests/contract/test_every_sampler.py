@@ -148,7 +148,7 @@ def undisturbed(sampler: str, pruner: str) -> list[tuple[Any, ...]]:
 
 
 def cases(values: Sequence[tuple[int, ...]], brief: Sequence[tuple[int, ...]]) -> list[Any]:
-    """Return each sampler with each pruner and values; with Gaussian processes, which take long, `brief` alone is quick."""
+    """Return each sampler with each pruner and values; `brief` alone is quick with Gaussian processes."""
     return [
         pytest.param(sampler, pruner, *each, marks=[pytest.mark.slow] * (sampler == "gp" and each not in brief))
         for sampler in SAMPLERS.names()
