@@ -150,21 +150,27 @@ def undisturbed(sampler: str, pruner: str) -> list[tuple[Any, ...]]:
     return World(space_for(sampler, PRUNER_OF[pruner])).run(4)
 
 
+def cases(values: Sequence[tuple[int, ...]], brief: Sequence[tuple[int, ...]]) -> list[Any]:
+    """Return each sampler with each pruner and values; `brief` alone is quick with Gaussian processes."""
+    return [
+        pytest.param(sampler, pruner, *each, marks=[pytest.mark.slow] * (sampler == "gp" and each not in brief))
+        for sampler in SAMPLERS.names()
+        for pruner in PRUNER_OF
+        for each in values
+    ]
+
+
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.names())
 every_pruner = pytest.mark.parametrize("pruner", PRUNER_OF)
 
 
-@every_sampler
-@every_pruner
-@pytest.mark.parametrize(("slots", "lengths"), CLOCKS)
+@pytest.mark.parametrize(("sampler", "pruner", "slots", "lengths"), cases(CLOCKS, [CLOCKS[0], CLOCKS[-1]]))
 def test_proposals_depend_neither_on_slots_nor_on_lengths(sampler: str, pruner: str, slots: int, lengths: int) -> None:
     world = World(space_for(sampler, PRUNER_OF[pruner]), lengths)
     assert world.run(slots) == undisturbed(sampler, pruner)
 
 
-@every_sampler
-@every_pruner
-@pytest.mark.parametrize("killed_after", [1, 18, 31])
+@pytest.mark.parametrize(("sampler", "pruner", "killed_after"), cases([(1,), (18,), (31,)], [(18,)]))
 def test_a_study_goes_on_with_the_same_proposals_after_a_kill(sampler: str, pruner: str, killed_after: int) -> None:
     world = World(space_for(sampler, PRUNER_OF[pruner]))
     before = world.run(4, killed_after=killed_after)

@@ -486,7 +486,7 @@ class TestTrain:
 
 
 class TestInterruption:
-    @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_a_signal_ends_a_run_that_then_goes_on(
         self, sign: signal.Signals, command: Command, shared: Workspace
     ) -> None:
