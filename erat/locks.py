@@ -30,6 +30,7 @@ BEAT_SECONDS = 5.0  # between two signs of life
 # How long a holder on another machine may give no sign. A server of NFS needs up to 90 s to release the locks of a
 # machine that died.
 SILENT_SECONDS = 120.0
+LOOKED_AT_SECONDS = 10.0  # more patience with processes that only look whether a lock is held, which takes moments
 
 
 class StillHeldError(UserError):
@@ -108,6 +109,10 @@ def take(path: Path, patience: float | None = PATIENCE, sign: Path | None = None
             lock.acquire(timeout=min(SAY_SECONDS, left))
             return lock
         except Timeout:
+            # `is_held` shares a lock for a moment, for which nobody must be refused, however short the patience.
+            if waited < (patience or 0.0) + LOOKED_AT_SECONDS and not is_held(path):
+                time.sleep(0.001)
+                continue
             holder = _holder(path)
             who = _named(holder) if holder is not None or sign is None else _elsewhere(sign)
             if (found := _last_sign(sign)) != last or holder is not None:
