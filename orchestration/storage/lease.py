@@ -125,7 +125,7 @@ class Lease:
         return f"{self._folder}/{number:06d}"
 
     def _content(self, number: int, *, over: bool = False) -> bytes:
-        record: LeaseRecord = {
+        record = {
             "attempt": number,
             "token": self._token,
             "session": self._session,
