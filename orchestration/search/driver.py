@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -304,6 +304,7 @@ def make_queue(
     sampler: Sampler,
     *,
     trial_of: Callable[[int, str, dict[str, Any]], Trial] | None = None,
+    windows: Mapping[int, int] | None = None,
     **more: Any,
 ) -> Queue:
     """Return the queue of a study's trials, according to its specification and the ledger.
@@ -316,6 +317,7 @@ def make_queue(
         sampler: proposes the search's trials.
         trial_of: makes a trial from its number, source and overrides. None: those of the specification are made, with
             their results in the ledger.
+        windows: number of trials -> window, as `settings.settled` returns it. None: those of the ledger.
         more: further arguments of the queue.
     """
     record = ledger.studies.get(name) or StudyRecord(name, {})
@@ -334,6 +336,7 @@ def make_queue(
         trial_of=trial_of or (lambda *made: ledger.with_outcome(spec.trial(*made), name)),
         epochs=epochs,
         totals=record.totals,
+        windows=record.windows if windows is None else windows,
         promoted=record.promoted,
         confirm_top=confirm.top if confirm else 0,
         confirm_seeds=confirm.seeds if confirm else 1,

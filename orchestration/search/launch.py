@@ -27,10 +27,10 @@ from orchestration.search.observations import Sampler
 from orchestration.search.sync import sync
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
-from orchestration.study.entries import as_begun, register
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import SAMPLERS
-from orchestration.study.settings import begin_as, setting_words, startup_of, warn_if_narrow
+from orchestration.study.settings import setting_words, settled, startup_of, warn_if_narrow
 from orchestration.study.spec import StudySpec, unfilled
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
@@ -114,10 +114,10 @@ def run_study(
         grows = address is not None and session.grows()
         if grows:
             session.check_nodes(workspace)  # those that have come
-        spec = begin_as(as_begun(ledger, name, spec), slots_ahead(slots, at_most) if grows else slots, trials)
-        warn_if_narrow(spec, slots, trials)
+        spec, windows = settled(ledger, name, spec, slots_ahead(slots, at_most) if grows else slots, trials)
+        warn_if_narrow(spec, slots, windows)
         sampler = make_sampler(spec)
-        register(ledger, name, spec, trials)
+        register(ledger, name, spec, trials, windows)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
         # A search begins with its points and fits its few listed runs into idle slots, so their order is of no concern.
         work_of = _work_of if spec.search is None else None
@@ -131,7 +131,7 @@ def run_study(
         with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.planned) as view:
             driver.view = view.update
             if spec.search is not None:
-                view.note(setting_words(spec.space))
+                view.note(setting_words(spec.space, windows))
             try:
                 with crafting.running(view.crafting.show):
                     tune.run(

@@ -83,6 +83,7 @@ class StudyRecord:
         promoted: number of a trial -> epoch of the last rung from which it was promoted.
         tracked: digest of a run -> id of the run in MLflow, under this study.
         totals: the numbers of trials that were asked for, in order, each larger than the one before.
+        windows: one of these numbers -> the window of the trials by which it extended the search, if it has its own.
     """
 
     name: str
@@ -95,6 +96,7 @@ class StudyRecord:
     promoted: dict[int, int] = field(default_factory=dict)
     tracked: dict[str, str] = field(default_factory=dict)
     totals: list[int] = field(default_factory=list)
+    windows: dict[int, int] = field(default_factory=dict)
 
 
 class Ledger:
@@ -354,6 +356,8 @@ class Ledger:
             known = self.studies.setdefault(event["name"], new)
             if event["trials"] > known.trials or not known.totals:
                 known.totals.append(event["trials"])
+                if "window" in event:
+                    known.windows[event["trials"]] = event["window"]
             known.trials = max(known.trials, event["trials"])
             if all(event["spec"].get(key) == known.spec.get(key) for key in ("space", "base")):
                 known.spec = event["spec"]  # the same specification, except that the images may be elsewhere now

@@ -117,7 +117,7 @@ WELL = {
     "defense.name": st.sampled_from(["erat", "ce", "at", "iss", "dat", "dividemix", "unicon", "mspl"]),
     "data.limit": st.integers(400, 10**6),
     "resources.gpu": st.sampled_from(["0", "0.25", "1/4"]),
-    "train.precision": st.sampled_from(["fp32", "bf16"]),
+    "train.precision": st.sampled_from(["fp32", "tf32", "bf16"]),
 }
 ILL = {
     "train.epochs": ["0", "-1", "1.5", "abc", "nan", "inf", "", "[1]", "{}", "9" * 5000, "1e400"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import gc
 import json
-import multiprocessing
 import os
 import warnings
 from pathlib import Path
@@ -18,6 +17,7 @@ from erat.result import RunResult
 from orchestration.study import ledger
 from orchestration.study.ledger import Ledger
 from orchestration.study.trial import Trial
+from tests.forks import prepared
 
 FIGURES = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
 DONE = {"status": "done", "epochs": 4} | dict.fromkeys(FIGURES, 0.5)
@@ -148,7 +148,7 @@ def write_many(path: Path, who: int, count: int) -> None:
 
 
 def test_processes_that_append_at_once_lose_nothing(path: Path) -> None:
-    context, count = multiprocessing.get_context("spawn"), 25
+    context, count = prepared(), 25
     writers = [context.Process(target=write_many, args=(path, who, count)) for who in range(4)]
     for writer in writers:
         writer.start()
