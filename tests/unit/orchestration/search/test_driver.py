@@ -119,7 +119,7 @@ class TestManySeeds:
         assert [trial.config for trial in trials] == [made.config(params).flat() for params in self.RUNS]
         assert [trial.cell for trial in trials] == [build("demo", params).digest() for params in self.RUNS]
 
-    @pytest.mark.parametrize("seed", [-1, 2**32, "x", None])
+    @pytest.mark.parametrize("seed", [-1, "x", None])
     @pytest.mark.parametrize("place", [0, 3, 9])
     def test_a_seed_that_is_none_is_refused_wherever_it_stands(self, seed: Any, place: int) -> None:
         runs = [dict(run) for run in self.RUNS]
