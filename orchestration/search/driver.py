@@ -17,7 +17,9 @@ from orchestration.report.notation import number_of
 from orchestration.report.summary import best
 from orchestration.run.directory import ENDS, METRICS, RESULT_FILE, RunDirectory, left_over, stop_request
 from orchestration.run.heartbeat import is_running
-from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
+from orchestration.run.places import Place, Places
+from orchestration.run.resources import per_device
+from orchestration.run.retries import DEVICE_FAULT, OUT_OF_MEMORY, Retries, Retry
 from orchestration.search.queue import Queue, Sampler
 from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import confirmed, winner
@@ -86,6 +88,9 @@ class StudyDriver:
         self._rows: dict[int, list[dict[str, Any]]] = {}  # number of a running trial -> the figures of each epoch
         self._logged: dict[int, int] = {}  # number of a running trial -> number of epochs that the tracker has
         self._retries = Retries()
+        self.places = Places(per_device(self.spec.base.resources.gpu))
+        for where in list(record.out) if record else ():  # whoever starts a study again may have mended them
+            self.ledger.append("place", sweep=self.name, where=where, out=None)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -118,6 +123,7 @@ class StudyDriver:
 
     def started(self, number: int) -> None:
         """Record that a trial has begun, or has resumed from its checkpoint."""
+        self.places.started(number)
         self._track_start(number)
         self._logged.pop(number, None)
         self._read(number)
@@ -132,6 +138,7 @@ class StudyDriver:
                 opens them. None: the metrics in the directory of the run are read.
         """
         self.ledger.check()
+        self.places.progressed(number)
         rows = self._rows.setdefault(number, [])
         row = None if figures is None else json.loads(figures)
         if row is None or row["epoch"] > len(rows) + 1:
@@ -166,15 +173,29 @@ class StudyDriver:
         """Remember Ray's message on the death of a trial's worker; see `Retries.heard`."""
         self._retries.heard(number, words)
 
+    def landed(self, number: int, place: Place) -> bool:
+        """Take note where a trial's worker has started; return whether it may train there.
+
+        If it may not, the trial is queued again: another worker is to take it.
+        """
+        if self.places.landed(number, place):
+            return True
+        self.places.left_alone(number)
+        self._queue_again(self.queue.trials[number])
+        return False
+
     def ended(self, number: int) -> RunResult | Retry:
         """Record how a trial ended or paused and return its result, or return a `Retry` if it is to run again."""
         trial = self.queue.trials[number]
         result = self._result(trial)
         if isinstance(result, Retry):
-            with_fewer = ", with fewer beside it" if result.fewer else ""
-            warnings.warn(f"trial {number_of(trial)}: {result.reason}; it goes on{with_fewer}", stacklevel=2)
+            warnings.warn(f"trial {number_of(trial)}: {result.reason}; it goes on", stacklevel=2)
+            if result.cause == "death":
+                self._say_of_places(self.places.died(number, result.reason, again=result.again))
+            self.places.left_alone(number)
             self._queue_again(trial)
             return result
+        self._say_of_places(self.places.gave_up(number) if result.status == "failed" else self.places.ended(number))
         if number not in self._runs:
             self._track_start(number)
         if len(self._rows.setdefault(number, [])) != result.epochs:
@@ -273,7 +294,7 @@ class StudyDriver:
             # A promoted trial whose worker died before it began; or the figures up to the rung are damaged, and the
             # worker writes them again.
             result = None
-        if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
+        if result is None or (result.error or "").startswith((OUT_OF_MEMORY, DEVICE_FAULT)):
             return self._failed(trial, result)
         if result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
             # Data-parallel workers may notice the stop request only after later epochs, or when they are done.
@@ -281,25 +302,43 @@ class StudyDriver:
         return result
 
     def _failed(self, trial: Trial, result: RunResult | None) -> RunResult | Retry:
-        """Decide what to do with a trial that left no result, or whose result says that it ran out of memory.
+        """Decide what to do with a trial that left no result, or that ran out of memory, or whose GPU failed.
 
         Returns:
             The retry, or the result "failed" with the reason.
         """
         run = self._directory(trial.cell)
         rows = run.read_metrics()
+        error = "" if result is None else result.error or ""
         verdict: str | Retry
-        if result is not None:
-            verdict = self._retries.out_of_memory(trial.number, result.error or OUT_OF_MEMORY)
+        if result is None:
+            error = self._retries.lacked_memory(trial.number, len(rows)) or ""
+        if error.startswith(OUT_OF_MEMORY):
+            fewer, said = self.places.lacked_memory(trial.number, of_device="CUDA" in error)
+            verdict = self._retries.out_of_memory(trial.number, error, fewer=fewer)
+            self._say_of_places(said)
+        elif result is not None:
+            verdict = self._retries.died(trial.number, len(rows), error)
         elif (refusal := run.read_error()) is not None:
             verdict = refusal
         elif (departure := run.read_departure()) is not None:
-            verdict = Retry(fewer=False, reason=f"its worker was {departure}")
+            verdict = Retry("departure", f"its worker was {departure}")
         else:
             verdict = self._retries.died(trial.number, len(rows))
         if isinstance(verdict, Retry):
             return verdict
         return replace(result or summarise(trial.cell, "failed", rows), error=verdict)
+
+    def _say_of_places(self, said: list[str]) -> None:
+        """Warn of what followed for the places of the cluster, and keep in the ledger which of them are excluded."""
+        for line in said:
+            warnings.warn(line, stacklevel=3)
+        known = self.ledger.studies[self.name].out
+        out = {self.places.words(key): why for key, why in self.places.out.items()}
+        for where in known.keys() - out.keys():
+            self.ledger.append("place", sweep=self.name, where=where, out=None)
+        for where in out.keys() - known.keys():
+            self.ledger.append("place", sweep=self.name, where=where, out=out[where])
 
     def _track_start(self, number: int) -> None:
         trial, mine = self.queue.trials[number], self.ledger.studies[self.name]

@@ -78,6 +78,7 @@ class StudyRecord:
         promoted: number of a trial -> epoch of the last rung from which it was promoted.
         tracked: digest of a run -> id of the run in MLflow, under this study.
         totals: the numbers of trials that were asked for, in order, each larger than the one before.
+        out: GPU or node that was excluded -> why; see `orchestration.run.places`.
     """
 
     name: str
@@ -90,6 +91,7 @@ class StudyRecord:
     promoted: dict[int, int] = field(default_factory=dict)
     tracked: dict[str, str] = field(default_factory=dict)
     totals: list[int] = field(default_factory=list)
+    out: dict[str, str] = field(default_factory=dict)
 
 
 class Ledger:
@@ -360,6 +362,10 @@ class Ledger:
             sweep.promoted[event["number"]] = event["epoch"]
         elif kind == "tracked" and sweep:
             sweep.tracked[event["cell"]] = event["mlflow_run_id"]
+        elif kind == "place" and sweep:
+            sweep.out.pop(event["where"], None)
+            if event["out"] is not None:
+                sweep.out[event["where"]] = event["out"]
         elif kind in ("done", "failed"):
             self._outcomes[event["cell"]] = _result(event)
         elif kind == "retry":
