@@ -226,7 +226,7 @@ class Study:
 
     @property
     def excluded(self) -> dict[str, str]:
-        """Return which GPUs and nodes the study excludes, because workers died there -> why; begun anew, it has none."""
+        """Return which GPUs and nodes the study excludes -> why; after a new start it excludes none."""
         record = self._ledger().studies.get(self.name)
         return {} if record is None else dict(record.out)
 

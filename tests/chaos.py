@@ -6,6 +6,10 @@ replaces it), the driver (the same command is started again), the tracking serve
 the end the ledger and MLflow must have each run once, with the numbers of the undisturbed run to the last bit.
 `tests.chaos_halving` does the same with a search.
 
+With `--bad-gpu` the nodes have two slots each, GPUs as Ray counts them, and on one of them every worker dies as soon as
+it trains: it must be excluded, and the other slots must not be idle while there is something to run. (The machine
+itself should have no GPU: the trials train on its processor.)
+
 The output is the table of kills and the comparison, as Markdown; the exit status is 0 if everything is as it must be.
 """
 
@@ -32,6 +36,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from orchestration.run.directory import RunDirectory
+from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from tests.servers import TrackingServer, postgres, postgres_programs
@@ -49,6 +54,9 @@ BASE = {
     "train.epochs": EPOCHS,
     "train.batch_size": 32,
 }
+BAD = ROOT / "tests" / "bad_place"
+GPUS = 2  # slots of a node with --bad-gpu
+IDLE_SECONDS = 60.0  # how long a good slot may be idle at a stretch: a node, a driver and a worker start in less
 WHAT = {"trial worker": 14, "Ray node": 5, "driver": 6, "tracking server": 5}  # how often, of 30 kills
 
 
@@ -62,6 +70,23 @@ class Kill:
     epochs: int
 
 
+class Spells:
+    """The times during which good slots were idle although there was something to run."""
+
+    def __init__(self) -> None:
+        self.longest = self.slot_seconds = 0.0
+        self._since: float | None = None
+        self._last: float | None = None
+
+    def note(self, now: float, idle: int) -> None:
+        """Take note of how many are idle now."""
+        if self._last is not None:
+            self.slot_seconds += idle * (now - self._last)
+        self._last = now
+        self._since = (self._since or now) if idle else None
+        self.longest = max(self.longest, now - (self._since or now))
+
+
 class Stage:
     """All processes of the study, and the workspace that they share.
 
@@ -70,10 +95,20 @@ class Stage:
         stack: ends the processes.
         space: content of the study's YAML file.
         base: dotted key -> value of all trials.
+        bad_gpu: whether each node has two GPUs, one of which, of the first node, is bad.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack, space: Mapping[str, Any], base: Mapping[str, Any]) -> None:
-        self.workspace, self.base = Workspace(folder / "home"), base
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        space: Mapping[str, Any],
+        base: Mapping[str, Any],
+        *,
+        bad_gpu: bool = False,
+    ) -> None:
+        self.workspace, self.bad_gpu = Workspace(folder / "home"), bad_gpu
+        self.base = {**base, **({"resources.gpu": 1} if bad_gpu else {})}
         self.space = folder / "cells.yaml"
         self.space.write_text(yaml.safe_dump(dict(space)))
         store = f"sqlite:///{folder}/server.db"
@@ -89,13 +124,20 @@ class Stage:
         options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 128 * 2**20}
         self.cluster = Cluster(initialize_head=True, head_node_args=options)
         stack.callback(self.cluster.shutdown)
-        self.nodes = [self._add_node() for _ in range(2)]
+        self.nodes = [self._add_node(number) for number in range(2)]
         self.log = (folder / "driver.log").open("ab")
         self.driver: subprocess.Popen[bytes] | None = None
+        self.idle_spells = Spells()
         stack.callback(self.kill_driver)
 
-    def _add_node(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=128 * 2**20)
+    def _add_node(self, number: int) -> Any:
+        if not self.bad_gpu:
+            return self.cluster.add_node(num_cpus=1, object_store_memory=128 * 2**20)
+        path = os.pathsep.join([str(BAD), os.environ.get("PYTHONPATH", "")])
+        bad = {"PYTHONPATH": path, "BAD_GPU": "0"} if number == 0 else {}
+        return self.cluster.add_node(
+            num_cpus=GPUS, num_gpus=GPUS, object_store_memory=128 * 2**20, env_vars=bad or None
+        )
 
     def start_driver(self) -> None:
         """Start the command, which is the same each time."""
@@ -119,6 +161,14 @@ class Stage:
         ended = sum(ledger.outcome(cell, NAME) is not None for cell in cells)
         return ended, sum(len(RunDirectory(self.workspace, cell).read_metrics()) for cell in cells)
 
+    def idle(self) -> int:
+        """Return how many good slots are idle although there are trials for them, as the ledger and the locks say."""
+        ledger = Ledger(self.workspace.ledger)
+        cells = [p.cell for p in ledger.studies[NAME].proposals.values()] if NAME in ledger.studies else []
+        left = [cell for cell in cells if ledger.outcome(cell, NAME) is None]
+        running = sum(is_running(RunDirectory(self.workspace, cell)) for cell in left)
+        return max(0, min(GPUS * len(self.nodes) - 1, len(CELLS) - len(cells) + len(left)) - running)
+
     # -- kills --------------------------------------------------------------------------------------------------------
 
     def kill_worker(self, draw: random.Random) -> bool:
@@ -139,7 +189,7 @@ class Stage:
         """Kill a node with all its processes, and add a new node."""
         number = draw.randrange(len(self.nodes))
         self.cluster.remove_node(self.nodes[number], allow_graceful=False)
-        self.nodes[number] = self._add_node()
+        self.nodes[number] = self._add_node(number)
         return True
 
     def kill_driver(self, draw: random.Random | None = None) -> bool:
@@ -180,9 +230,12 @@ def disturbed(
     draw.shuffle(order)
     done: list[Kill] = []
     began, last_epochs = time.monotonic(), -between
+    stage.idle_spells = Spells()
     stage.start_driver()
     while time.monotonic() - began < limit:
         time.sleep(draw.uniform(1, 4))
+        if stage.bad_gpu:
+            stage.idle_spells.note(time.monotonic(), stage.idle())
         if stage.driver is None or stage.driver.poll() is not None:
             if stage.driver is not None and stage.driver.returncode == 0:
                 break
@@ -227,6 +280,21 @@ def faults(stage: Stage, control: dict[str, Any]) -> list[str]:
     return found + _faults_of_tracking(stage, control)
 
 
+def _faults_of_places(stage: Stage) -> list[str]:
+    """Return what went otherwise than it must with a bad GPU, and print how long the others were idle."""
+    events = [json.loads(line) for line in stage.workspace.ledger.read_text().splitlines()]
+    out = [event["where"] for event in events if event["event"] == "place" and event["out"]]
+    spells = stage.idle_spells
+    print(f"Excluded: {', '.join(out) or 'nothing'}.")
+    print(
+        f"Good slots idle beside work: {spells.slot_seconds:.0f} slot seconds, {spells.longest:.0f} s at a stretch.\n"
+    )
+    wrong = [] if out else ["the bad GPU was never excluded"]
+    wrong += [f"{where} was excluded" for where in out if not where.startswith("GPU 0 of ")]
+    too_long = spells.longest > IDLE_SECONDS
+    return wrong + ([f"good slots were idle for {spells.longest:.0f} s"] if too_long else [])
+
+
 def _faults_of_tracking(stage: Stage, control: dict[str, Any]) -> list[str]:
     import mlflow
 
@@ -264,16 +332,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
     parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--bad-gpu", action="store_true", help="two slots on each node, one of which kills its workers")
     parser.add_argument("--limit", type=float, default=1500, help="seconds after which it is given up")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         control = undisturbed(folder)
         space = {"name": NAME, "about": "cells under kills", "proposals": 0, "baselines": CELLS}
-        stage, began = Stage(folder, stack, space, BASE), time.monotonic()
+        stage, began = Stage(folder, stack, space, BASE, bad_gpu=options.bad_gpu), time.monotonic()
         kills = disturbed(stage, random.Random(options.seed), options.kills, options.limit)
         seconds = time.monotonic() - began
-        wrong = faults(stage, control)
+        wrong = faults(stage, control) + (_faults_of_places(stage) if options.bad_gpu else [])
         print(
             f"Seed {options.seed}: {len(CELLS)} cells of {EPOCHS} epochs, {seconds:.0f} s, MLflow on {stage.store}.\n"
         )

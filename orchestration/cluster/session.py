@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.train
-from ray._private import ray_constants
+from ray._private import ray_constants, state
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -37,6 +37,10 @@ SURVEY_SECONDS = 60.0
 JOIN_SECONDS = 10.0  # how long the nodes of a cluster that has just been started may take to join
 ANSWER_SECONDS = 30.0  # how long the autoscaler of such a cluster may take until its first report
 SAY_SECONDS = 60.0  # between two lines on what is waited for
+TOKEN_HINT = (
+    "a cluster that was started with a token lets in only who has it: RAY_AUTH_MODE=token, and the same token in "
+    "~/.ray/auth_token or the file of RAY_AUTH_TOKEN_PATH"
+)
 PARKED = "erat-parked"  # part of the store of the cluster's head that names the parked workers
 
 
@@ -71,9 +75,10 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
         try:
             with _own_sigterm():
                 ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except Exception as error:  # Ray has no common class for what may go wrong here
             place = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
-            raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
+            lines = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"{place}: {lines[0][:300]}{f'; {TOKEN_HINT}' if address else ''}") from error
         try:
             yield
         finally:
@@ -315,6 +320,14 @@ def place() -> Place:
     context = ray.get_runtime_context()
     devices = context.get_accelerator_ids().get("GPU") or []
     return Place(context.get_node_id(), ray.util.get_node_ip_address(), tuple(sorted(devices)))
+
+
+def place_of_death(error: BaseException | None) -> Place | None:
+    """Return on which node a worker died, by Ray's error; None if it is no such error, or Ray does not know."""
+    if not isinstance(error, ray.exceptions.RayActorError) or not error.actor_id:
+        return None
+    found = state.actors(error.actor_id).get("Address") or {}
+    return Place(found["NodeID"], found["IPAddress"]) if found.get("NodeID") else None
 
 
 # A worker that has started where its trial must not run is parked: it does nothing, so that nothing else starts at that

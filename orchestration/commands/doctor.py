@@ -129,7 +129,7 @@ def _ray(workspace: Workspace, address: str | None, console: Console) -> tuple[A
 
 
 def _trials(console: Console) -> dict[str, int]:
-    """Print where the trials of each preset would run on the connected cluster; return how many at a time, by preset."""
+    """Print where the trials of each preset would run on the connected cluster; return how many at a time."""
     from orchestration.cluster import session
 
     found = {}

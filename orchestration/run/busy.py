@@ -1,7 +1,7 @@
 """Measure how much of this machine's processor other programs use, which Ray's workers must wait for.
 
-Ray gives its workers a low priority (niceness 15), so that they get what programs of normal priority leave. Linux counts
-the time of both kinds apart.
+Ray gives its workers a low priority (niceness 15), so that they get what programs of normal priority leave. Linux
+counts the time of both kinds apart.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Places:
         self._room = room
 
     def left(self, fit: int) -> int:
-        """Return how many trials may run at the same time on a cluster on which so many fit; 1 at least, if one fits."""
+        """Return how many trials may run at the same time where so many fit; at least 1, if one fits."""
         total = 0 if self._room else fit
         for node, room in self._room.items():
             here = room - self._lost_on(node, self.out)
@@ -86,6 +86,11 @@ class Places:
             return False
         self._at[trial] = place
         return True
+
+    def noticed(self, trial: int, place: Place) -> None:
+        """Take note where a trial's worker died, as far as Ray knows, if the worker itself has not said it."""
+        self._addresses.setdefault(place.node, place.address)
+        self._at.setdefault(trial, place)
 
     def is_free(self, place: Place, trial: int | None = None) -> bool:
         """Return whether a further trial may run at a place, or this trial if one is given."""
@@ -207,7 +212,7 @@ class Places:
     def _is_avoided(self, trial: int, place: Place) -> bool:
         """Return whether the trial's worker died at a place, and there are others for it."""
         avoided = self._avoids.get(trial, set())
-        return any(key in avoided for key in place.keys) and self._leaves_room(avoided)
+        return any(key in avoided for key in _all(place)) and self._leaves_room(avoided)
 
     def _leaves_room(self, keys: Iterable[Key]) -> bool:
         return sum(self._room.values()) > self._lost({*self.out, *keys})

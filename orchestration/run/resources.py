@@ -19,7 +19,8 @@ def needs(config: RunConfig) -> dict[str, float]:
     wanted = config.resources
     if wanted.device == "cuda" and not wanted.gpu:
         raise UserError(
-            "resources.device=cuda needs resources.gpu above 0 on Ray, whose workers see no other GPU; got resources.gpu=0"
+            "resources.device=cuda needs resources.gpu above 0 on Ray, whose workers see no other GPU; "
+            "got resources.gpu=0"
         )
     return {"CPU": float(wanted.cpu), "GPU": 0.0 if wanted.device == "cpu" else float(wanted.gpu)}
 
@@ -46,9 +47,7 @@ def places(wanted: Mapping[str, float], node: Mapping[str, float]) -> int:
     return min(found, default=0)
 
 
-def trials(
-    wanted: Mapping[str, float], workers: int, fewest: int | None, nodes: Iterable[Mapping[str, float]]
-) -> int:
+def trials(wanted: Mapping[str, float], workers: int, fewest: int | None, nodes: Iterable[Mapping[str, float]]) -> int:
     """Return how many trials have room on these nodes at the same time; 0 if not even one has.
 
     Args:

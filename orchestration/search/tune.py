@@ -262,6 +262,8 @@ class QueueScheduler(FIFOScheduler):
         super().on_trial_error(tune_controller, trial)
         if self._is_parked(trial.trial_id):
             return
+        if (place := session.place_of_death(trial.get_pickled_error())) is not None:
+            self._driver().places.noticed(trial.config["number"], place)
         # Tune calls `QueueSearcher.on_trial_complete` next, which asks the driver whether the trial runs again.
         self._driver().heard(trial.config["number"], str(trial.get_error() or ""))
 

@@ -47,7 +47,9 @@ def test_the_presets_of_the_paper_ask_for_a_gpu(preset: str, keys: dict[str, Any
 
 
 def test_cuda_without_a_gpu_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"resources.device=cuda needs resources.gpu above 0 on Ray.*got resources.gpu=0"):
+    with pytest.raises(
+        UserError, match=r"resources.device=cuda needs resources.gpu above 0 on Ray.*got resources.gpu=0"
+    ):
         needs(build("demo", {"resources.device": "cuda"}))
 
 

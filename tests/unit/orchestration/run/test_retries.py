@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from orchestration.run.retries import DEATHS, SHORTAGES, Retries, Retry
 
 RAY_ENDED_IT = "Task was killed due to the node running low on memory: 22GB of 23GB, over the threshold"

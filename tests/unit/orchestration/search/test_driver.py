@@ -19,7 +19,6 @@ from orchestration.cli import parse_overrides
 from orchestration.report.files import write_files
 from orchestration.report.summary import paste_command
 from orchestration.run.places import Place
-from orchestration.run.places import Place
 from orchestration.run.retries import DEATHS, Retry
 from orchestration.search.driver import StudyDriver, best_json, confirmed_json, result_json
 from orchestration.search.queue import Observation
@@ -435,7 +434,7 @@ class TestDriver:
             assert world.driver.landed(number, place)
         error = "out of memory: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
         world.result(1, "failed", error=error)
-        with pytest.warns(UserWarning) as said:
+        with pytest.warns(UserWarning, match="memory") as said:
             assert world.driver.ended(1) == Retry("memory", error)
         assert [str(each.message) for each in said] == [
             "GPU 0 of node 10.0.0.7 (abcdef): at most 1 side by side, because memory was short",
@@ -464,7 +463,7 @@ class TestDriver:
         places.resize({"abcdef0123": 2})
         for number in (1, 2, 0):
             assert places.landed(number, Place("abcdef0123", "10.0.0.7", ("1",)))
-            with pytest.warns(UserWarning):
+            with pytest.warns(UserWarning, match="the worker died"):
                 assert isinstance(world.driver.ended(number), Retry)
         (where, why) = next(iter(Ledger(world.workspace.ledger).studies["a"].out.items()))
         assert where == "GPU 1 of node 10.0.0.7 (abcdef)"

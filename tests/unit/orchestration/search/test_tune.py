@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 
 import pytest
 from ray import tune
+from ray.exceptions import ActorDiedError, RayActorError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from erat.errors import UserError
 from erat.result import RunResult
-from orchestration.cluster import execution
+from orchestration.cluster import execution, session
 from orchestration.run.places import EVERYWHERE, Place, Places
 from orchestration.run.retries import Retry
 from orchestration.search.tune import (
@@ -164,7 +165,10 @@ class TestTuneSide:
     def test_what_ray_says_of_a_death_reaches_the_driver(self) -> None:
         driver = FakeDriver()
         trial: Any = SimpleNamespace(
-            trial_id="a", config={"number": 1}, get_error=lambda: RuntimeError("the node died")
+            trial_id="a",
+            config={"number": 1},
+            get_error=lambda: RuntimeError("the node died"),
+            get_pickled_error=lambda: None,
         )
         QueueScheduler(driver).on_trial_error(None, trial)
         assert driver.words == [(1, "the node died")]
@@ -430,6 +434,28 @@ class TestABadPlace:
         cluster.run()
         assert sorted(cluster.driver.ends) == [0, 1]
         assert not cluster.driver.places.out
+
+    def test_a_worker_that_died_before_it_said_where_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ray knows at least on which node that was."""
+        actor = {"Address": {"NodeID": "1", "IPAddress": "10.0.0.1"}}
+        monkeypatch.setattr(session.state, "actors", lambda actor_id: actor if actor_id == "ab" else {})
+        assert session.place_of_death(RuntimeError("x")) is None
+        assert session.place_of_death(ActorDiedError()) is None
+        cluster = Cluster()
+        assert [cluster.search.suggest(name)["number"] for name in "abc"] == [0, 1, 2]
+        for number, name in enumerate("abc"):
+            error = RayActorError(actor_id="ab")
+            trial: Any = SimpleNamespace(
+                trial_id=name,
+                config={"number": number},
+                get_error=lambda error=error: error,
+                get_pickled_error=lambda error=error: error,
+            )
+            QueueScheduler(cluster.driver).on_trial_error(None, trial)
+            cluster.driver.verdicts = [Retry("death", "the worker died")]
+            cluster.search.on_trial_complete(name, error=True)
+        assert cluster.driver.places.left(4) == 3, "one at a time on that node"
+        assert not cluster.driver.places.landed(0, Place("1", "10.0.0.1", ("1",)))
 
     def test_a_death_without_a_known_place_changes_nothing(self) -> None:
         """This is so for a trial of several workers."""

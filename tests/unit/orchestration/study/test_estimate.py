@@ -195,7 +195,7 @@ def test_trials_side_by_side(
 def test_trials_on_this_machine_s_gpus(
     gpus: int, keys: dict[str, Any], slots: int, make_config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are counted as Ray places them; without a GPU the plan is made for the cores, as a run on the CPU would be."""
+    """They are counted as Ray places them; without a GPU, the cores count alone."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert estimate.local_slots(make_config(keys)) == slots
