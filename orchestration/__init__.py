@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestration.api import Study, load_study, study_names
+    from orchestration.search.observations import Observation, Sampler
     from orchestration.search.pruners import Pruner
-    from orchestration.search.queue import Observation, Sampler
     from orchestration.search.registration import register_pruner, register_sampler
     from orchestration.storage.workspace import Workspace
     from orchestration.study.abilities import Abilities
@@ -42,8 +42,8 @@ __all__ = [
 
 _MODULES = {
     "orchestration.api": ("Study", "load_study", "study_names"),
+    "orchestration.search.observations": ("Observation", "Sampler"),
     "orchestration.search.pruners": ("Pruner",),
-    "orchestration.search.queue": ("Observation", "Sampler"),
     "orchestration.search.registration": ("register_pruner", "register_sampler"),
     "orchestration.storage.workspace": ("Workspace",),
     "orchestration.study.abilities": ("Abilities",),

@@ -10,11 +10,12 @@ from erat.errors import UserError, shown, unknown_name
 from orchestration.storage.workspace import Workspace
 from orchestration.study import MOST_TRIALS
 from orchestration.study.confirmations import FIGURES, confirmed
+from orchestration.study.entries import as_begun, check_name_is_free, reopened
 from orchestration.study.grids import GridSpec, load_grid, parse_grid, specification
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import no_search, with_settings
 from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
-from orchestration.study.spec import StudySpec, as_begun, check_name_is_free, in_generations, reopened
+from orchestration.study.spec import StudySpec, in_generations
 from orchestration.study.status import confirmations_of, not_begun, spec_of, trials_of
 from orchestration.study.trial import Trial
 

@@ -40,6 +40,7 @@ from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from tests.servers import TrackingServer, postgres, postgres_programs
+from tests.workers import workers_of
 
 ROOT = Path(__file__).parents[1]
 NAME = "chaos"
@@ -107,7 +108,7 @@ class Stage:
         *,
         bad_gpu: bool = False,
     ) -> None:
-        self.workspace, self.bad_gpu = Workspace(folder / "home"), bad_gpu
+        self.workspace, self.bad_gpu = Workspace(folder / "workspace"), bad_gpu
         self.base = {**base, **({"resources.gpu": 1} if bad_gpu else {})}
         self.space = folder / "cells.yaml"
         self.space.write_text(yaml.safe_dump(dict(space)))
@@ -173,11 +174,10 @@ class Stage:
 
     def kill_worker(self, draw: random.Random) -> bool:
         """Kill a process that trains, and return whether there was one."""
-        found = []
+        found: list[psutil.Process] = []
         for node in self.nodes:
             try:
-                children = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
-                found += [p for p in children if any("_tune_trial" in w or "ImplicitFunc" in w for w in p.cmdline())]
+                found += workers_of(node)
             except psutil.Error:
                 continue
         if not found:
@@ -259,25 +259,29 @@ def undisturbed(folder: Path) -> dict[str, Any]:
     for cell in CELLS:
         config = build("demo", BASE | cell, quiet=True)
         result = execute_run(config, Workspace(folder / "control"))
-        numbers[config.digest()] = _numbers(result.__dict__)
+        numbers[config.digest()] = numbers_of(result.__dict__)
     return numbers
 
 
-def _numbers(result: dict[str, Any]) -> dict[str, Any]:
-    names = ("status", "epochs", "final_test_accuracy", "best_val_test_accuracy", "val_history", "checksum")
-    return {name: result[name] for name in names}
+def numbers_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a run's result that kills must not change."""
+    names = ("status", "epochs", "val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
+    return {name: result[name] for name in (*names, "val_history", "checksum")}
+
+
+def ends_of(stage: Stage) -> list[dict[str, Any]]:
+    """Return the events of the ledger that say how a run ended."""
+    events = map(json.loads, stage.workspace.ledger.read_text().splitlines())
+    return [event for event in events if event["event"] in ("done", "failed", "stopped")]
 
 
 def faults(stage: Stage, control: dict[str, Any]) -> list[str]:
     """Return the differences from the undisturbed runs, as text; an empty list if there are none."""
-    found = []
-    events = [json.loads(line) for line in stage.workspace.ledger.read_text().splitlines()]
-    endings = Counter(event["cell"] for event in events if event["event"] in ("done", "failed", "stopped"))
-    found += [f"{cell} ended {count} times" for cell, count in endings.items() if count != 1]
-    got = {e["cell"]: _numbers(e["result"]) for e in events if e["event"] == "done"}
-    found += [f"cells differ: {sorted(got)} and {sorted(control)}"] if got.keys() != control.keys() else []
+    ends = ends_of(stage)
+    got = {end["cell"]: numbers_of(end["result"]) for end in ends if end["event"] == "done"}
+    found = [f"cells differ: {sorted(got)} and {sorted(control)}"] if got.keys() != control.keys() else []
     found += [f"{cell}: {got[cell]} is not {wanted}" for cell, wanted in control.items() if got.get(cell) != wanted]
-    return found + _faults_of_tracking(stage, control)
+    return found + faults_of_counting(stage, control)
 
 
 def _faults_of_places(stage: Stage) -> list[str]:
@@ -295,10 +299,17 @@ def _faults_of_places(stage: Stage) -> list[str]:
     return wrong + ([f"good slots were idle for {spells.longest:.0f} s"] if too_long else [])
 
 
-def _faults_of_tracking(stage: Stage, control: dict[str, Any]) -> list[str]:
+def faults_of_counting(stage: Stage, control: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return, as text, what the ledger or MLflow has not once, and what MLflow has otherwise than it should.
+
+    Args:
+        control: digest of a run -> its numbers; see `numbers_of`.
+    """
     import mlflow
 
-    client, found = mlflow.MlflowClient(stage.server.uri), []
+    ended = Counter(end["cell"] for end in ends_of(stage))
+    found = [f"{cell} ended {count} times" for cell, count in ended.items() if count != 1]
+    client = mlflow.MlflowClient(stage.server.uri)
     experiment = client.get_experiment_by_name("erat")
     runs = client.search_runs([experiment.experiment_id], max_results=1000) if experiment else []
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
@@ -311,7 +322,7 @@ def _faults_of_tracking(stage: Stage, control: dict[str, Any]) -> list[str]:
         points = sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, "val_accuracy"))
         if points != list(enumerate(wanted.get("val_history", []), start=1)):
             found.append(f"{cell}: MLflow has {len(points)} points: {points[:3]}...")
-        if run.info.status != "FINISHED" or run.data.tags.get("status") != "done":
+        if run.info.status != "FINISHED" or run.data.tags.get("status") != wanted.get("status"):
             found.append(f"{cell}: MLflow says {run.info.status}, {run.data.tags.get('status')}")
         if run.data.metrics.get("final_test_accuracy") != wanted.get("final_test_accuracy"):
             found.append(f"{cell}: MLflow has another final accuracy")
@@ -327,14 +338,40 @@ def show(kills: Sequence[Kill]) -> None:
     print(f"\n{len(kills)} kills: " + ", ".join(f"{count} x {what}" for what, count in sorted(counted.items())))
 
 
+def options_of(description: str | None, kills: int, limit: float, *, bad_gpu: bool = False) -> argparse.Namespace:
+    """Return the options of a command line, with these numbers of kills and of seconds unless others are given.
+
+    Args:
+        bad_gpu: whether there is the option `--bad-gpu`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
+    parser.add_argument("--kills", type=int, default=kills)
+    parser.add_argument("--limit", type=float, default=limit, help="seconds after which it is given up")
+    if bad_gpu:
+        words = "two slots on each node, one of which kills its workers"
+        parser.add_argument("--bad-gpu", action="store_true", help=words)
+    return parser.parse_args()
+
+
+def judged(stage: Stage, kills: Sequence[Kill], most: int, wrong: Sequence[str], right: str) -> int:
+    """Print the kills, what is wrong or else that all is right, and return the exit status.
+
+    Args:
+        most: the number of kills that were to be made.
+        wrong: what is wrong; if anything is, the end of the driver's log is printed, too.
+        right: what to say if nothing is.
+    """
+    show(kills)
+    print("\n".join(wrong) or right)
+    if wrong:
+        print(Path(stage.log.name).read_text()[-3000:], file=sys.stderr)
+    return 1 if wrong or len(kills) < most else 0
+
+
 def main() -> int:
     """Run the study and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
-    parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--bad-gpu", action="store_true", help="two slots on each node, one of which kills its workers")
-    parser.add_argument("--limit", type=float, default=1500, help="seconds after which it is given up")
-    options = parser.parse_args()
+    options = options_of(__doc__, 30, 1500, bad_gpu=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         control = undisturbed(folder)
@@ -346,11 +383,8 @@ def main() -> int:
         print(
             f"Seed {options.seed}: {len(CELLS)} cells of {EPOCHS} epochs, {seconds:.0f} s, MLflow on {stage.store}.\n"
         )
-        show(kills)
-        print("\n".join(wrong) or f"{len(control)} cells, each ended once, with the numbers of the undisturbed run.")
-        if wrong:
-            print(Path(stage.log.name).read_text()[-3000:], file=sys.stderr)
-    return 1 if wrong or len(kills) < options.kills else 0
+        right = f"{len(control)} cells, each ended once, with the numbers of the undisturbed run."
+        return judged(stage, kills, options.kills, wrong, right)
 
 
 if __name__ == "__main__":

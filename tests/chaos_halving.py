@@ -9,7 +9,6 @@ The output is the table of kills and the comparison, as Markdown; the exit statu
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
@@ -25,10 +24,20 @@ from orchestration.run.execute import execute_run
 from orchestration.search.driver import make_queue
 from orchestration.search.launch import make_sampler
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
-from tests.chaos import NAME, Stage, disturbed, show
+from orchestration.study.spec import StudySpec
+from tests.chaos import (
+    NAME,
+    Stage,
+    disturbed,
+    ends_of,
+    faults_of_counting,
+    judged,
+    numbers_of,
+    options_of,
+)
 
 EPOCHS, RUNGS, TRIALS = 18, [3, 9], 18
 SPACE: dict[str, Any] = {
@@ -84,27 +93,20 @@ def undisturbed(folder: Path) -> Table:
     assert queue.exhausted, "every trial has ended"
     return {
         "trials": {number: (trial.cell, trial.params) for number, trial in queue.trials.items()},
-        "ends": {trial.cell: _numbers(asdict(trial.so_far)) for trial in queue.trials.values()},
+        "ends": {trial.cell: numbers_of(asdict(trial.so_far)) for trial in queue.trials.values()},
         "promoted": promoted,
         "paused": dict.fromkeys(paused, 1),
     }
 
 
-def _numbers(result: dict[str, Any]) -> dict[str, Any]:
-    names = ("status", "epochs", "val_accuracy", "best_val_accuracy", "final_test_accuracy", "val_history")
-    return {name: result[name] for name in names}
-
-
 def disturbed_table(stage: Stage) -> Table:
     """Return what the ledger has; a pause counts as often as it was recorded."""
     events = [json.loads(line) for line in stage.workspace.ledger.read_text().splitlines()]
-    ends = [event for event in events if event["event"] in ("done", "stopped", "failed")]
     return {
         "trials": {e["number"]: (e["cell"], e["params"]) for e in events if e["event"] == "proposed"},
-        "ends": {e["cell"]: _numbers(e["result"]) for e in ends},
+        "ends": {end["cell"]: numbers_of(end["result"]) for end in ends_of(stage)},
         "promoted": {e["number"]: e["epoch"] for e in events if e["event"] == "promoted"},
         "paused": dict(Counter((e["cell"], e["result"]["epochs"]) for e in events if e["event"] == "paused")),
-        "times": dict(Counter(e["cell"] for e in ends)),
     }
 
 
@@ -115,38 +117,12 @@ def faults(stage: Stage, control: Table) -> list[str]:
         for key in sorted(wanted.keys() | got[what].keys(), key=str):
             if wanted.get(key) != got[what].get(key):
                 found.append(f"{what}, {key}: {got[what].get(key)} is not {wanted.get(key)}")
-    found += [f"{cell} ended {count} times" for cell, count in got["times"].items() if count != 1]
-    return found + _faults_of_tracking(stage, control)
-
-
-def _faults_of_tracking(stage: Stage, control: Table) -> list[str]:
-    import mlflow
-
-    client, found = mlflow.MlflowClient(stage.server.uri), []
-    experiment = client.get_experiment_by_name("erat")
-    runs = client.search_runs([experiment.experiment_id], max_results=1000) if experiment else []
-    children = {run.data.tags["cell"]: run for run in runs if "mlflow.parentRunId" in run.data.tags}
-    if len(runs) != len(control["ends"]) + 1:
-        found.append(f"MLflow has {len(runs)} runs, not {len(control['ends'])} and their parent")
-    for cell, wanted in control["ends"].items():
-        if (run := children.get(cell)) is None:
-            found.append(f"MLflow lacks {cell}")
-            continue
-        points = sorted((p.step, p.value) for p in client.get_metric_history(run.info.run_id, "val_accuracy"))
-        if points != list(enumerate(wanted["val_history"], start=1)):
-            found.append(f"{cell}: MLflow has {len(points)} points: {points[:3]}...")
-        if run.info.status != "FINISHED" or run.data.tags.get("status") != wanted["status"]:
-            found.append(f"{cell}: MLflow says {run.info.status}, {run.data.tags.get('status')}")
-    return found
+    return found + faults_of_counting(stage, control["ends"])
 
 
 def main() -> int:
     """Run the searches and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--limit", type=float, default=3000, help="seconds after which it is given up")
-    options = parser.parse_args()
+    options = options_of(__doc__, 20, 3000)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         control = undisturbed(folder)
@@ -159,11 +135,8 @@ def main() -> int:
             f"Seed {options.seed}: {TRIALS} trials, rungs {RUNGS} of {EPOCHS} epochs, {seconds:.0f} s, "
             f"MLflow on {stage.store}; {len(control['paused'])} pauses, {dict(statuses)}.\n"
         )
-        show(kills)
-        print("\n".join(wrong) or f"The table equals that of the undisturbed search: {TRIALS} trials, each ended once.")
-        if wrong:
-            print(Path(stage.log.name).read_text()[-3000:], file=sys.stderr)
-    return 1 if wrong or len(kills) < options.kills else 0
+        right = f"The table equals that of the undisturbed search: {TRIALS} trials, each ended once."
+        return judged(stage, kills, options.kills, wrong, right)
 
 
 if __name__ == "__main__":

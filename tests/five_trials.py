@@ -13,9 +13,10 @@ from rich.console import Console
 
 from erat.result import RunResult
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 ETA = "defense.eta"
 TINY = {"data.limit": 200, "train.epochs": 4, "corruption.data": "urp"}

@@ -10,7 +10,8 @@ from typing import Any
 from zlib import crc32
 
 from erat.result import RunResult
-from orchestration.search.queue import Observation, Queue, Sampler
+from orchestration.search.observations import Observation, Sampler
+from orchestration.search.queue import Queue
 from orchestration.search.simulate import Course, simulate
 from orchestration.study.ledger import Ledger, StudyRecord
 from orchestration.study.registries import PRUNERS

@@ -18,10 +18,11 @@ from orchestration.search.driver import make_queue
 from orchestration.search.launch import make_sampler
 from orchestration.search.simulate import simulate
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import begin_as
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
 
 ETA, LAMBDA = "defense.eta", "defense.lambda_u"

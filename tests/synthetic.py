@@ -16,7 +16,7 @@ CLASSES = [str(k) for k in range(10)]
 LEVELS = {"ce": 0.3, "at": 0.4, "iss": 0.35, "dat": 0.3, "dividemix": 0.45, "unicon": 0.5, "mspl": 0.6, "erat": 0.9}
 
 
-def write_home(
+def write_workspace(
     workspace: Workspace,
     name: str,
     spec: StudySpec,
@@ -59,7 +59,7 @@ def write_home(
         kind = str(params.get("defense.name"))
         if kind not in templates:
             templates[kind] = workspace.run_directory(cell)
-            _write_cell(workspace.run_directory(cell), level)
+            _write_run(workspace.run_directory(cell), level)
         else:
             _link(templates[kind], workspace.run_directory(cell))
     workspace.root.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def _epochs(level: float) -> Sequence[dict[str, Any]]:
     ]
 
 
-def _write_cell(folder: Path, level: float) -> None:
+def _write_run(folder: Path, level: float) -> None:
     artifacts = folder / "artifacts"
     artifacts.mkdir(parents=True)
     epochs = _epochs(level)

@@ -87,7 +87,7 @@ class Stage:
     @property
     def workspace(self) -> Workspace:
         """Return the workspace of the driver."""
-        return Workspace(self.folder / "home").sharing(self.storage)
+        return Workspace(self.folder / "workspace").sharing(self.storage)
 
     @property
     def tracking(self) -> str:
@@ -251,7 +251,7 @@ def believed(workspace: Workspace, cell: str) -> Tensor:
 def gradients(stage: Stage, base: dict[str, Any]) -> Iterator[Row]:
     """Compare the gradients of the first steps in two processes, one in each namespace, with those in one process."""
     one, two = first_steps(base, 1), first_steps(base, 2)
-    data = corrupted_set(next(iter(one.values())), Workspace(stage.folder / "home").store())
+    data = corrupted_set(next(iter(one.values())), Workspace(stage.folder / "workspace").store())
     place = stage.folder / "gradients"
     place.mkdir()
     names = {f"{defense}, {step}": (defense, step) for defense, step in one}

@@ -17,13 +17,10 @@ def run_and_show(study: Study, address: str | None, at_most: int | None, as_json
     """Run what is left of a study, show its results, and exit with status 1 if a trial failed."""
     from orchestration.commands import overview
     from orchestration.report.notation import number_of
+    from orchestration.report.results import best_json, confirmed_json, result_json
     from orchestration.run.directory import RunDirectory
-    from orchestration.search.driver import best_json, confirmed_json, result_json
-    from orchestration.study.settings import setting_words
 
     _say_if_fewer(study)
-    if study.spec.search is not None and study.begun:
-        err.print(f"{study.name}: {setting_words(study.spec.space)}", markup=False)
     try:
         (study.retry if retry else study.run)(address, at_most=at_most)
     except KeyboardInterrupt:

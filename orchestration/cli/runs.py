@@ -53,8 +53,8 @@ def train(
     from erat.config import build
     from orchestration.commands import overview
     from orchestration.commands import plan as planning
+    from orchestration.report.results import result_json
     from orchestration.run.directory import RunDirectory
-    from orchestration.search.driver import result_json
     from orchestration.search.launch import run_train
     from orchestration.storage.workspace import Workspace
     from orchestration.study.ledger import Ledger

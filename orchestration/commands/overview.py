@@ -22,9 +22,9 @@ from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import heard, is_driven
 from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import confirmed, winner
+from orchestration.study.entries import ANEW, BEFORE_IDENTITY, BEFORE_WINDOW
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import setting_values, setting_words
-from orchestration.study.spec import ANEW, BEFORE_IDENTITY, BEFORE_WINDOW
 from orchestration.study.status import spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri

@@ -15,9 +15,10 @@ from erat.variants import defense_name
 from orchestration.report.notation import duration
 from orchestration.run.resources import needs
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import as_begun
 from orchestration.study.ledger import Ledger, RecordedResult
 from orchestration.study.settings import begin_as, setting_values, setting_words, warn_if_narrow
-from orchestration.study.spec import StudySpec, as_begun
+from orchestration.study.spec import StudySpec
 from orchestration.study.trial import FINISHED
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ from orchestration.report.summary import paste_command
 from orchestration.run.directory import RunDirectory
 from orchestration.storage.forms import Selection
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import BEFORE_IDENTITY
 from orchestration.study.ledger import Ledger
-from orchestration.study.spec import BEFORE_IDENTITY, StudySpec
+from orchestration.study.spec import StudySpec
 from orchestration.study.status import not_begun, spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,23 +14,21 @@ from typing import Any
 from erat.config import RunConfig
 from erat.result import RunResult, summarise
 from orchestration.report.notation import number_of
-from orchestration.report.summary import best
-from orchestration.run.directory import ENDS, METRICS, RESULT_FILE, RunDirectory, left_over, stop_request
+from orchestration.run.directory import METRICS, RESULT_FILE, RunDirectory, stop_request
 from orchestration.run.heartbeat import is_running
 from orchestration.run.places import Place, Places
 from orchestration.run.resources import per_device
-from orchestration.run.retries import DEVICE_FAULT, OUT_OF_MEMORY, Retries, Retry
-from orchestration.search.queue import Queue, Sampler
+from orchestration.run.retries import Retries, Retry
+from orchestration.search.ends import read_end, track_end
+from orchestration.search.observations import Sampler
+from orchestration.search.queue import Queue
 from orchestration.storage.workspace import Workspace
-from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.ledger import Ledger, StudyRecord
 from orchestration.study.registries import PRUNERS
 from orchestration.study.spaces import Confirmation
 from orchestration.study.spec import StudySpec
-from orchestration.study.trial import FINISHED, Trial
+from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
-
-SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
 
 
 @dataclass
@@ -187,7 +185,9 @@ class StudyDriver:
     def ended(self, number: int) -> RunResult | Retry:
         """Record how a trial ended or paused and return its result, or return a `Retry` if it is to run again."""
         trial = self.queue.trials[number]
-        result = self._result(trial)
+        run = self._directory(trial.cell)
+        pause_after = self.queue.pauses_after(number)
+        result = read_end(run, number, stop_request(self.name), pause_after, self._retries, self._lacked_memory)
         if isinstance(result, Retry):
             warnings.warn(f"trial {number_of(trial)}: {result.reason}; it goes on", stacklevel=2)
             if result.cause == "death":
@@ -203,7 +203,6 @@ class StudyDriver:
         self._progressed(number, trial.status, whole=result.status == "done")
         del self._rows[number], self._logged[number]
         self.queue.record(number, result)
-        run = self._directory(trial.cell)
         withdraw = partial(run.withdraw_stop, stop_request(self.name)) if result.status == "stopped" else None
         self._record_end(self._runs[number], result, run, withdraw)
         self.view([self.queue.trials[number]])
@@ -281,53 +280,11 @@ class StudyDriver:
         self._record_end(run_id, trial.so_far, run, partial(self._drop_checkpoints, run), at_rung=True)
         self.view([trial])
 
-    def _result(self, trial: Trial) -> RunResult | Retry:
-        run, request = self._directory(trial.cell), stop_request(self.name)
-        run.fetch(METRICS, *ENDS)
-        run.fetch_artifacts()
-        result, stop_epoch = run.read_result(), run.stop_epoch(request)
-        pause_after = self.queue.pauses_after(trial.number)
-        if result is not None and result.status == "paused":
-            rows = run.read_metrics()[:pause_after]
-            if not left_over(result, pause_after) and len(rows) == pause_after:
-                return _up_to(result, rows)
-            # A promoted trial whose worker died before it began; or the figures up to the rung are damaged, and the
-            # worker writes them again.
-            result = None
-        if result is None or (result.error or "").startswith((OUT_OF_MEMORY, DEVICE_FAULT)):
-            return self._failed(trial, result)
-        if result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
-            # Data-parallel workers may notice the stop request only after later epochs, or when they are done.
-            result = _up_to(replace(result, status="stopped"), run.read_metrics()[:stop_epoch])
-        return result
-
-    def _failed(self, trial: Trial, result: RunResult | None) -> RunResult | Retry:
-        """Decide what to do with a trial that left no result, or that ran out of memory, or whose GPU failed.
-
-        Returns:
-            The retry, or the result "failed" with the reason.
-        """
-        run = self._directory(trial.cell)
-        rows = run.read_metrics()
-        error = "" if result is None else result.error or ""
-        verdict: str | Retry
-        if result is None:
-            error = self._retries.lacked_memory(trial.number, len(rows)) or ""
-        if error.startswith(OUT_OF_MEMORY):
-            fewer, said = self.places.lacked_memory(trial.number, of_device="CUDA" in error)
-            verdict = self._retries.out_of_memory(trial.number, error, fewer=fewer)
-            self._say_of_places(said)
-        elif result is not None:
-            verdict = self._retries.died(trial.number, len(rows), error)
-        elif (refusal := run.read_error()) is not None:
-            verdict = refusal
-        elif (departure := run.read_departure()) is not None:
-            verdict = Retry("departure", f"its worker was {departure}")
-        else:
-            verdict = self._retries.died(trial.number, len(rows))
-        if isinstance(verdict, Retry):
-            return verdict
-        return replace(result or summarise(trial.cell, "failed", rows), error=verdict)
+    def _lacked_memory(self, number: int, error: str) -> bool:
+        """Take note that a trial ran out of memory; return whether fewer trials than usual ran beside it."""
+        fewer, said = self.places.lacked_memory(number, of_device="CUDA" in error)
+        self._say_of_places(said)
+        return fewer
 
     def _say_of_places(self, said: list[str]) -> None:
         """Warn of what followed for the places of the cluster, and keep in the ledger which of them are excluded."""
@@ -375,17 +332,6 @@ class StudyDriver:
 
     def _directory(self, cell: str) -> RunDirectory:
         return RunDirectory(self.workspace, cell)
-
-
-def _up_to(result: RunResult, rows: Sequence[Mapping[str, Any]]) -> RunResult:
-    """Return a result with the figures of these epochs alone; the run may have gone further.
-
-    Args:
-        result: the result of the run, whose status is kept.
-        rows: the figures of each epoch that counts, in order.
-    """
-    kept = {key: getattr(result, key) for key in ("noise_rate", "checksum", "peak_memory_mb", "device")}
-    return replace(summarise(result.cell, result.status, rows), **kept)
 
 
 def make_queue(
@@ -437,76 +383,3 @@ def _tags(trial: Trial) -> dict[str, int]:
     """Return what MLflow says of the place of a trial in its search: which it confirms, from which rung it goes on."""
     confirms = {} if trial.confirms is None else {"confirms": trial.confirms}
     return confirms | ({"promoted": trial.promoted} if trial.promoted else {})
-
-
-def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory, *, at_rung: bool = False) -> None:
-    """Pass the result of a run to the tracker, with its artifacts unless it failed or is paused.
-
-    Args:
-        tracker: where runs are tracked.
-        run_id: id of the run there.
-        result: the result.
-        run: the run's directory.
-        at_rung: whether the run was stopped at a rung, after the last of its epochs.
-    """
-    tracker.finish(
-        run_id,
-        result.status,  # type: ignore[arg-type]
-        {} if result.status == "paused" else {key: getattr(result, key) for key in SUMMARY_METRICS},
-        run.artifacts if result.status in FINISHED else None,
-        result.error,
-        {"rung": result.epochs} if at_rung or result.status == "paused" else None,
-    )
-
-
-def track_winner(tracker: Tracker, rows: Sequence[Trial]) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """Add to the MLflow runs of the candidates what their seeds say; return the metrics and tags of the winner.
-
-    Args:
-        tracker: where runs are tracked.
-        rows: the trials of a study that has ended.
-
-    Returns:
-        Metrics and tags for the study's own run: the means and spreads of the winner, if it is confirmed, and its
-        number and cell.
-    """
-    for each in confirmed(rows):
-        if each.trial.mlflow_run_id is not None:
-            tracker.add(each.trial.mlflow_run_id, each.figures())
-    chosen, over = best(rows), winner(rows)
-    tags = {} if chosen is None else {"best_trial": chosen.number, "best_cell": chosen.cell}
-    return {} if over is None else over.figures(), tags
-
-
-def result_json(row: Trial) -> dict[str, Any]:
-    """Return a run as `--json` prints it; a confirmation also says which trial it `confirms`, and its seed."""
-    more = {} if row.confirms is None else {"confirms": row.confirms, "seed": row.config.get("train.seed")}
-    return more | {
-        "cell": row.cell,
-        "status": row.status,
-        "config": row.config,
-        "final_test_accuracy": row.final_test_accuracy,
-        "best_val_test_accuracy": row.best_val_test_accuracy,
-        "val_accuracy": row.val_accuracy,
-        "train_seconds": row.seconds,
-        "mlflow_run_id": row.mlflow_run_id,
-        "error": row.error,
-    }
-
-
-def best_json(rows: Sequence[Trial]) -> dict[str, Any] | None:
-    """Return the best trial as `--json` prints it, with its number and searched values; None if no trial qualifies.
-
-    If it was chosen by its mean over several seeds, `confirmed` has mean, spread, their number and the seeds.
-    """
-    chosen, over = best(rows), winner(rows)
-    if chosen is None:
-        return None
-    content = result_json(chosen) | {"params": chosen.params, "number": chosen.number}
-    return content | ({} if over is None else {"confirmed": over.content()})
-
-
-def confirmed_json(rows: Sequence[Trial]) -> dict[str, Any]:
-    """Return `confirmed`, the candidates over their seeds, as `--json` prints it; nothing if there are none."""
-    candidates = [each.content() for each in confirmed(rows)]
-    return {"confirmed": candidates} if candidates else {}

@@ -22,14 +22,16 @@ from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_reques
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import driving
 from orchestration.run.resources import needs
-from orchestration.search.driver import StudyDriver, track_end, track_winner
-from orchestration.search.queue import Sampler
+from orchestration.search.driver import StudyDriver
+from orchestration.search.ends import track_end, track_winner
+from orchestration.search.observations import Sampler
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
+from orchestration.study.entries import as_begun, register
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import SAMPLERS
-from orchestration.study.settings import begin_as, startup_of, warn_if_narrow
-from orchestration.study.spec import StudySpec, as_begun, register, unfilled
+from orchestration.study.settings import begin_as, setting_words, startup_of, warn_if_narrow
+from orchestration.study.spec import StudySpec, unfilled
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
 
@@ -129,6 +131,8 @@ def run_study(
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {at_a_time}"
         with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.planned) as view:
             driver.view = view.update
+            if spec.search is not None:
+                view.note(setting_words(spec.space))
             try:
                 with crafting.running(view.crafting.show):
                     tune.run(

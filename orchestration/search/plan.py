@@ -9,8 +9,8 @@ from typing import Any
 from erat.config import RunConfig
 from erat.variants import defense_name
 from orchestration.search.driver import make_queue
+from orchestration.search.observations import Observation
 from orchestration.search.pruners import Pruner
-from orchestration.search.queue import Observation
 from orchestration.search.simulate import Course, simulate
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import PRUNERS

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from erat.errors import UserError
+from orchestration.study import abilities
 from orchestration.study.spaces import KEPT, SearchSpace
 
 
@@ -23,6 +24,10 @@ class Pruner:
         space: the search space with its settings; see `SearchSpace`.
         epochs: number of epochs of a full training.
     """
+
+    # Names of the settings of the space that it reads, out of `abilities.PRUNING`; None: it does not say. If "rungs" is
+    # among them, the value "auto" of that setting becomes the epochs that follow from the schedule.
+    settings: ClassVar[tuple[str, ...] | None] = None
 
     space: SearchSpace
     epochs: int
@@ -55,9 +60,13 @@ class Pruner:
 class Never(Pruner):
     """The pruner "none", which stops nothing."""
 
+    settings = abilities.NEVER
+
 
 class Median(Pruner):
     """The pruner "median": a proposal below the median of the earlier trials at the same epoch is stopped."""
+
+    settings = abilities.MEDIAN
 
     def stops(self, epoch: int, best: float, reference: NDArray[np.float64]) -> bool:
         patience = max(1, round(self.space.grace * self.epochs))
@@ -73,10 +82,11 @@ class Halving(Pruner):
     decided when all its trials have come to the rung, so that the decision does not depend on the order.
     """
 
+    settings = abilities.HALVING
+
     @property
     def rungs(self) -> tuple[int, ...]:
-        if self.space.rungs == "auto":  # StudySpec settles them for "halving" alone
-            raise UserError(f"pruner {self.space.pruner} needs rungs in the space, such as rungs: [30, 60], got auto")
+        assert self.space.rungs != "auto", "the specification of a study settles them"
         return tuple(self.space.rungs)
 
     def promoted(self, best: Mapping[int, float]) -> set[int]:

@@ -8,7 +8,8 @@ how many trials ran at the same time and what was killed.
 A pruner with rungs (successive halving) divides the proposals into blocks of successive numbers. A proposal pauses at
 each rung, until its whole block has come there; the best then go on from their checkpoints. What the sampler sees of
 trial m when it proposes trial n follows from the numbers too: the state at the first rung if m is before n - W, the
-state at the second rung if m and its block are before n - 2 W, and so on; the end counts as the last rung.
+state at the second rung if m and its block are before n - 2 W, and so on; the end counts as the last rung. See
+`orchestration.search.observations`.
 
 The listed runs have the first numbers and take no part in the search. They run when the search leaves a slot idle.
 That moment depends on the clock, but no number, proposal or result depends on that moment. When the search is over, the
@@ -18,62 +19,20 @@ best trials are repeated with further seeds, if the study asks for that.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
-from math import isfinite
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar
 
 from erat.result import RunResult
 from orchestration.search.blocks import Blocks
 from orchestration.search.curves import Curves
+from orchestration.search.observations import Observations, Sampler
 from orchestration.search.pruners import Pruner
 from orchestration.study.confirmations import repetitions
 from orchestration.study.trial import Trial
 
 PROPOSAL_SECONDS = 0.002  # how long an idle slot waits for a proposal before the caller sees to other trials
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What the sampler may know of a trial.
-
-    Attributes:
-        state: "complete"; "pruned" for a trial that was stopped, or that is only known up to a rung; or "failed", also
-            for an accuracy that is not finite.
-        epochs: number of epochs that are known.
-        best_val_accuracy: largest validation accuracy of these epochs, in [0, 1]; None if it failed.
-        cost: seconds of an epoch; None if it failed, or is only known up to a rung.
-    """
-
-    state: Literal["complete", "pruned", "failed"]
-    epochs: int = 0
-    best_val_accuracy: float | None = None
-    cost: float | None = None
-
-
-class Sampler(Protocol):
-    """The source of the search's values. The queue calls it in an order that does not depend on the clock.
-
-    A trial whose values were given or proposed and that was not told is running, as far as the sampler knows.
-    """
-
-    def given(self, number: int, params: Mapping[str, Any]) -> None:
-        """Take note that the trial of this number has these values (dotted key -> value), which were given ahead."""
-        ...
-
-    def propose(self, number: int, known: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the values of a trial, dotted key -> value.
-
-        Args:
-            number: number of the trial.
-            known: the values that were proposed for it before the study was resumed, which are then returned.
-        """
-        ...
-
-    def tell(self, number: int, observation: Observation) -> None:
-        """Take a trial into account in later proposals; another call for the same trial replaces the first one."""
-        ...
 
 
 @dataclass
@@ -129,6 +88,8 @@ class Queue:
     pool: Executor | None = None
     trials: dict[int, Trial] = field(default_factory=dict)
 
+    observing: ClassVar[type[Observations]] = Observations
+
     def __post_init__(self) -> None:
         # The numbers of trials that have not been made yet.
         work = [self.work_of(run) for run in self.runs]
@@ -152,11 +113,7 @@ class Queue:
         promoted = {number: epoch for number, epoch in self.promoted.items() if number in self.known}
         self._blocks = Blocks(self.pruner.rungs, self.first, ends, self.block, promoted)
         self._changed: set[int] = set()  # blocks in which something has changed since the last decision
-        # What the sampler knows. For each level (a rung, or the end): the first trial of which it was not told, and the
-        # first one not known to have come there.
-        levels = len(self._blocks.rungs) + 1
-        self._told, self._arrived = [self.begin] * levels, [self.begin] * levels
-        self._observed: dict[int, Observation] = {}
+        self._observations = self.observing(self.trials, self._same, self._blocks, self.begin, self.first, self.window)
 
     @property
     def begin(self) -> int:
@@ -196,9 +153,7 @@ class Queue:
 
     def pauses_after(self, number: int) -> int | None:
         """Return the epoch after which a trial pauses: the next rung of a proposal; None if it runs to the end."""
-        if self.trials[number].source != "optuna":
-            return None
-        return self._blocks.next_rung(number)
+        return self._blocks.next_rung(number) if self.trials[number].source == "optuna" else None
 
     def next(self, *, idle: bool = True) -> Trial | None:
         """Make and return the next trial that has not ended; None if none may begin now, or if all have been made.
@@ -247,7 +202,7 @@ class Queue:
         proposed = self.trials[number].source == "optuna"
         if not proposed or not 1 <= epoch <= self.epochs or epoch == self.pauses_after(number):
             return False
-        before = self._limit(number, len(self._blocks.rungs)) - self.begin
+        before = self._observations.limit(number, len(self._blocks.rungs)) - self.begin
         return self.pruner.stops(epoch, best_val_accuracy, self._curves.at(epoch, before))
 
     # -- the state of the trials ------------------------------------------------------------------------------------
@@ -373,9 +328,9 @@ class Queue:
         """Begin to make the values of the search's next trial if it may be proposed by now."""
         if self._coming is not None or not self._search or (number := self._search[0]) < self.first:
             return
-        if not self._all_arrived(number):
+        if not self._observations.all_arrived(number):
             return
-        told = list(self._to_tell(number))
+        told = list(self._observations.to_tell(number))
         known = self.known[number].params if number in self.known else None
 
         def make() -> dict[str, Any]:
@@ -388,57 +343,6 @@ class Queue:
         else:
             self._coming = Future()
             self._coming.set_result(make())
-
-    def _limit(self, number: int, level: int) -> int:
-        """Return the first trial whose state at a level trial `number` does not depend on; it depends on all before.
-
-        Levels are counted from 0, the first rung (without rungs: the end). What becomes of a trial after the first rung
-        depends on its whole block, so that only whole blocks count at the later levels. If all of a block have come to
-        a level, the rungs before it are decided.
-        """
-        limit = max(self.begin, number - (level + 1) * self.window)
-        return self._blocks.start(limit) if level and limit >= self.first else limit
-
-    def _all_arrived(self, number: int) -> bool:
-        """Return whether all trials on which the proposal of trial `number` depends have come as far as needed."""
-        for level in range(len(self._arrived)):
-            while self._arrived[level] < self._limit(number, level):
-                if not self._is_at(self._arrived[level], level):
-                    return False
-                self._arrived[level] += 1
-        return True
-
-    def _is_at(self, number: int, level: int) -> bool:
-        """Return whether a trial has come to a level, or has ended before it."""
-        number, rungs = self._same.get(number, number), self._blocks.rungs
-        at_rung = level < len(rungs) and self._blocks.best(number, rungs[level]) is not None
-        return at_rung or (number in self.trials and self.trials[number].ended)
-
-    def _to_tell(self, number: int) -> Iterator[tuple[int, Observation]]:
-        """Yield what the sampler is to be told before it proposes trial `number`."""
-        for level in range(len(self._told)):
-            while (earlier := self._told[level]) < self._limit(number, level):
-                self._told[level] += 1
-                observation = self._observation(self._same.get(earlier, earlier), level)
-                if self._observed.get(earlier) != observation:
-                    self._observed[earlier] = observation
-                    yield earlier, observation
-
-    def _observation(self, number: int, level: int) -> Observation:
-        """Return what the sampler may know of a trial at a level.
-
-        A proposal that was not promoted is known up to its rung, even if another study has trained it to the end.
-        """
-        rungs = [rung for rung in (self.pauses_after(number), *self._blocks.rungs[level : level + 1]) if rung]
-        if rungs and (reached := self._blocks.best(number, min(rungs))) is not None:
-            return (
-                Observation("pruned", min(rungs), reached) if isfinite(reached) else Observation("failed", min(rungs))
-            )
-        result = self.trials[number].so_far
-        best, cost = result.best_val_accuracy, result.train_seconds / result.epochs if result.epochs else None
-        if result.status not in ("done", "stopped") or best is None or not isfinite(best):
-            return Observation("failed", result.epochs)
-        return Observation("complete" if result.status == "done" else "pruned", result.epochs, best, cost)
 
     # -- confirmation -----------------------------------------------------------------------------------------------
 

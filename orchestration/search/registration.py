@@ -10,7 +10,7 @@ from typing import Any
 
 from erat.errors import UserError, shown
 from erat.registration import register_part
-from orchestration.study.abilities import Abilities
+from orchestration.study.abilities import PRUNING, Abilities
 from orchestration.study.registries import PRUNERS, SAMPLERS
 
 
@@ -57,4 +57,7 @@ def _check_pruner(name: str, part: Any) -> Any:
 
     if not (isinstance(part, type) and issubclass(part, Pruner)):
         raise UserError(f"pruner {name!r} must be a subclass of orchestration.Pruner, got {shown(part)}")
+    said = part.settings
+    if said is not None and not (isinstance(said, tuple) and all(name in PRUNING for name in said)):
+        raise UserError(f"the settings of pruner {name!r} must be names out of {', '.join(PRUNING)}, got {shown(said)}")
     return part

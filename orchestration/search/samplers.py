@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from erat.errors import UserError
 from erat.seeding import derive
-from orchestration.search.queue import Observation
+from orchestration.search.observations import Observation
 from orchestration.study import abilities
 from orchestration.study.abilities import Abilities
 from orchestration.study.parameters import ten_digits
@@ -258,6 +258,8 @@ class QMC(_WithoutResults):
 
 class Random(_WithoutResults):
     """Values drawn at random, each key for itself."""
+
+    abilities: ClassVar[Abilities] = abilities.RANDOM
 
     def draws(self, seed: int) -> BaseSampler:
         """Return Optuna's sampler for one proposal, with this seed."""

@@ -7,7 +7,9 @@ from pathlib import Path
 from erat.errors import UserError, unknown_name
 from erat.paths import user_path
 
-FOLDER = Path(__file__).resolve().parents[2] / "search_spaces"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_INSIDE = _PACKAGE / "search_spaces"  # where an installed package has them; in a checkout they stand beside it
+FOLDER = _INSIDE if _INSIDE.is_dir() else _PACKAGE.parent / "search_spaces"
 GRIDS = FOLDER / "grids"
 
 

@@ -17,6 +17,15 @@ class Samplers(Registry[Any]):
         return found
 
 
+class Pruners(Registry[Any]):
+    """Pruners by name."""
+
+    def settings(self, name: str) -> tuple[str, ...] | None:
+        """Return the settings of a space that a pruner reads, its `settings`. Raises as `__getitem__`."""
+        found: tuple[str, ...] | None = self._known(name, lambda pruner: pruner.settings)
+        return found
+
+
 SAMPLERS: Samplers = Samplers(
     "sampler",
     {
@@ -24,16 +33,16 @@ SAMPLERS: Samplers = Samplers(
         "gp": ("orchestration.search.samplers:GP", "orchestration.study.abilities:GP"),
         "cmaes": ("orchestration.search.samplers:CMAES", "orchestration.study.abilities:CMAES"),
         "qmc": ("orchestration.search.samplers:QMC", "orchestration.study.abilities:QMC"),
-        "random": ("orchestration.search.samplers:Random", "orchestration.study.abilities:ANY"),
+        "random": ("orchestration.search.samplers:Random", "orchestration.study.abilities:RANDOM"),
         "grid": ("orchestration.search.samplers:Grid", "orchestration.study.abilities:GRID"),
     },
 )
 
-PRUNERS: Registry[Any] = Registry(
+PRUNERS: Pruners = Pruners(
     "pruner",
     {
-        "median": "orchestration.search.pruners:Median",
-        "halving": "orchestration.search.pruners:Halving",
-        "none": "orchestration.search.pruners:Never",
+        "median": ("orchestration.search.pruners:Median", "orchestration.study.abilities:MEDIAN"),
+        "halving": ("orchestration.search.pruners:Halving", "orchestration.study.abilities:HALVING"),
+        "none": ("orchestration.search.pruners:Never", "orchestration.study.abilities:NEVER"),
     },
 )

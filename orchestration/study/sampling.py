@@ -10,7 +10,7 @@ from erat.errors import UserError
 from orchestration.study import MOST_TRIALS
 from orchestration.study.abilities import Abilities
 from orchestration.study.parameters import ChoiceParameter
-from orchestration.study.registries import PRUNERS, SAMPLERS
+from orchestration.study.registries import SAMPLERS
 from orchestration.study.spaces import Confirmation
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def check(space: SearchSpace) -> None:
 
     if isinstance(space.confirm, Confirmation) and "train.seed" in space.parameters:
         raise UserError("confirm repeats trials with other values of train.seed, which this space searches: use none")
-    if space.rungs != "auto" and space.pruner in PRUNERS.own - {"halving"}:
+    if space.rungs != "auto" and space.reads("rungs") is False:
         warnings.warn(f"the pruner {space.pruner} makes no use of rungs, got {space.rungs}", stacklevel=3)
-    if space.pruner == "halving" and "train.epochs" in space.parameters:
-        raise UserError("pruner halving needs trials of as many epochs; this space searches train.epochs")
+    if space.reads("rungs") and "train.epochs" in space.parameters:
+        raise UserError(f"pruner {space.pruner} needs trials of as many epochs; this space searches train.epochs")
 
 
 def _lack(space: SearchSpace, able: Abilities) -> str | None:

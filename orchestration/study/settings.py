@@ -13,6 +13,7 @@ from erat.config import first_error
 from erat.errors import UserError, shown
 from erat.options import MOST_EPOCHS
 from orchestration.study import MOST_TRIALS
+from orchestration.study.registries import SAMPLERS
 from orchestration.study.spaces import Confirmation, SearchSpace
 from orchestration.study.spec import StudySpec
 
@@ -33,10 +34,9 @@ def with_settings(
     Args:
         space: the search space.
         sampler: name of the sampler.
-        pruner: name of the pruner. Rungs of the space, which are of no use to another pruner than "halving", are then
-            set back to "auto".
+        pruner: name of the pruner. Rungs of the space are set back to "auto" if it makes no use of them.
         window: number of trials, or "auto".
-        rungs: epochs, as whole numbers or as "30,60"; or "auto". They need the pruner "halving".
+        rungs: epochs, as whole numbers or as "30,60"; or "auto". They need a pruner that uses them.
         confirm: numbers of trials and seeds, as `{"top": 3, "seeds": 5}` or as "3x5"; 3 is "3x3"; or "none" or
             "auto".
 
@@ -46,19 +46,32 @@ def with_settings(
     given = {"sampler": sampler, "pruner": pruner, "window": window, "rungs": rungs, "confirm": confirm}
     given = {key: value for key, value in given.items() if value is not None}
     if not given:
-        return space
+        return _warned(space)
     if not space.parameters:
         raise no_search(next(iter(given)), space.name, next(iter(given.values())))
     update: dict[str, Any] = {key: _READERS[key](value) if key in _READERS else value for key, value in given.items()}
-    if update.get("pruner", "halving") != "halving" and rungs is None:
-        update["rungs"] = "auto"
     try:
         changed = SearchSpace.model_validate(dict(space) | update)
     except ValidationError as error:
         raise UserError(first_error(error)) from error
-    if changed.pruner != "halving" and rungs is not None:
+    if changed.reads("rungs") is False and rungs is not None:
         raise UserError(f"rungs are of the pruner halving, the pruner is {changed.pruner}; got {shown(given['rungs'])}")
-    return changed
+    if changed.reads("rungs") is False and pruner is not None:
+        changed = changed.model_copy(update={"rungs": "auto"})
+    return _warned(changed)
+
+
+def _warned(space: SearchSpace) -> SearchSpace:
+    """Return the space; warn of settings that its sampler and its pruner make no use of, unless they say the usual."""
+    if not space.parameters:
+        return space
+    unused = [(f"pruner {space.pruner}", key) for key in ("grace", "block") if space.reads(key) is False]
+    if not SAMPLERS.abilities(space.sampler).startup:
+        unused.append((f"sampler {space.sampler}", "startup"))
+    for who, key in unused:
+        if (value := getattr(space, key)) != SearchSpace.model_fields[key].default:
+            warnings.warn(f"the {who} makes no use of {key}, got {value}", stacklevel=3)
+    return space
 
 
 def no_search(what: str, name: str, got: object) -> UserError:
@@ -116,7 +129,7 @@ def setting_words(space: SearchSpace) -> str:
         else space.confirm
     )
     parts = [f"sampler {space.sampler}", f"pruner {space.pruner}", f"window {space.window}"]
-    parts += [f"rungs {rungs}"] * (space.pruner == "halving")
+    parts += [f"rungs {rungs}"] * bool(space.reads("rungs"))
     return " · ".join([*parts, f"confirm {confirm}"])
 
 

@@ -75,8 +75,8 @@ class SearchSpace(Section):
         startup: number of results before which proposals are drawn at random. "auto": the number of points if they are
             at least twice as many as the searched keys, and otherwise 10.
         grace: fraction of the epochs, in [0, 1], before which the pruner "median" stops no proposal.
-        rungs: epochs at which the pruner "halving" compares the trials of a block; ascending. "auto": those that follow
-            from the schedule.
+        rungs: epochs at which a pruner such as "halving" compares the trials of a block; ascending. "auto": those that
+            follow from the schedule.
         block: number of successive proposals that "halving" compares with each other.
         confirm: how the best trials are confirmed with further seeds. "auto": top 3 with 3 seeds with the preset
             "paper", and "none", not at all, with the others.
@@ -284,13 +284,18 @@ class SearchSpace(Section):
         update: dict[str, Any] = {}
         if self.confirm == "auto":
             update["confirm"] = Confirmation() if preset == "paper" and "train.seed" not in self.parameters else "none"
-        if self.pruner == "halving":
+        if self.reads("rungs"):
             update["rungs"] = rungs = rungs_of(base) if self.rungs == "auto" else self.rungs
             if late := [rung for rung in rungs if rung >= base.train.epochs]:
                 raise UserError(f"rungs must be below the last epoch, {base.train.epochs}, got {late[0]}")
-            if (doubt := _doubt(rungs, settled_epoch(base), base.train.epochs)) is not None:
+            if (doubt := _doubt(self.pruner, rungs, settled_epoch(base), base.train.epochs)) is not None:
                 warnings.warn(doubt, stacklevel=2)
         return self.model_copy(update=update)
+
+    def reads(self, setting: str) -> bool | None:
+        """Return whether the pruner reads a setting, one of `abilities.PRUNING`; None if it does not say."""
+        settings = PRUNERS.settings(self.pruner)
+        return None if settings is None else setting in settings
 
     @property
     def columns(self) -> list[str]:
@@ -350,10 +355,10 @@ class SearchSpace(Section):
                 parameter.possible(key, [value])
 
 
-def _doubt(rungs: Sequence[int], settled: int, epochs: int) -> str | None:
+def _doubt(pruner: str, rungs: Sequence[int], settled: int, epochs: int) -> str | None:
     """Return what is doubtful about the rungs of a schedule, or None."""
     if not rungs:
-        return f"the pruner halving stops nothing: there is no rung before the last epoch, {epochs}"
+        return f"the pruner {pruner} stops nothing: there is no rung before the last epoch, {epochs}"
     if rungs[0] >= settled:
         return None
     instead = f"a rung from {settled} to {epochs - 1} would" if settled < epochs else "no rung can"

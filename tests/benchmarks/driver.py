@@ -38,9 +38,10 @@ from orchestration.run.directory import METRICS, RESULT_FILE, RunDirectory
 from orchestration.search import launch, tune
 from orchestration.search.driver import StudyDriver
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.tracking.tracker import Tracker
 from tests.benchmarks.harness import Comparison, Pairs, timed
 

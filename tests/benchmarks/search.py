@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.console import Console
 
+from orchestration.search.observations import Observations
 from orchestration.search.queue import Queue
 from orchestration.search.simulate import Course, simulate
 from orchestration.study.registries import PRUNERS, SAMPLERS
@@ -33,11 +34,17 @@ INF, TWO = "defense.epsilon_inf", "defense.epsilon_2"
 BEST = 0.93  # the largest accuracy that any values reach on average
 
 
-class Generations(Queue):
-    """A queue that makes its proposals in generations of two, as before there were windows. Its window is not read."""
+class _OfGenerations(Observations):
+    """A proposal depends on the trials before its generation of two. The window is not read."""
 
-    def _limit(self, number: int, level: int) -> int:
+    def limit(self, number: int, level: int) -> int:
         return self.begin + (number - self.begin) // 2 * 2
+
+
+class Generations(Queue):
+    """A queue that makes its proposals in generations of two, as before there were windows."""
+
+    observing = _OfGenerations
 
 
 @dataclass(frozen=True)

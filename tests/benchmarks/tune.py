@@ -15,8 +15,9 @@ from orchestration.search import tune
 from orchestration.search.driver import StudyDriver
 from orchestration.search.launch import make_sampler
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.tracking.tracker import Tracker
 from tests.benchmarks.harness import Comparison, Pairs, timed
 
@@ -32,10 +33,10 @@ def comparisons() -> Iterator[Comparison]:
     for cells in (1, IN_TURN):
         name = "a cell through Ray Tune" if cells == 1 else f"{cells} cells in turn through Ray Tune"
         pairs = partial(_tune_and_bare, cells)
-        yield Comparison(name, "the bare calls", None, note=_more_a_cell(cells), pairs=pairs)
+        yield Comparison(name, "the bare calls", None, note=_more_a_run(cells), pairs=pairs)
 
 
-def _more_a_cell(cells: int) -> Callable[[float, float], str]:
+def _more_a_run(cells: int) -> Callable[[float, float], str]:
     return lambda tune, bare: f"{(tune - bare) / cells:.2f} s more a cell; ERAT, {CELL['train.epochs']} epochs"
 
 

@@ -16,10 +16,11 @@ from erat.result import RunResult
 from orchestration.cli import app
 from orchestration.run.directory import RunDirectory
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.grids import load_grid, specification
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {

@@ -14,6 +14,7 @@ from orchestration import cli
 from orchestration.commands import console
 from orchestration.storage.workspace import Workspace
 from tests.e2e.commands import Command, Said
+from tests.e2e.sweeps import processes_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,16 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace(tmp_path_factory.mktemp("sweeps") / "home")
+    return Workspace(tmp_path_factory.mktemp("sweeps") / "workspace")
+
+
+@pytest.fixture
+def own_workspace(tmp_path: Path) -> Iterator[Workspace]:
+    """Provide a workspace whose processes are ended after the test."""
+    made = Workspace(tmp_path / "own")
+    yield made
+    for process in processes_of(made):
+        process.kill()
 
 
 @pytest.fixture(scope="module")

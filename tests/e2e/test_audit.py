@@ -36,7 +36,7 @@ WRONG = 6  # images of class 0 in the folder of class 1
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Said]]:
-    workspace = tmp_path_factory.mktemp("home")
+    workspace = tmp_path_factory.mktemp("workspace")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERAT_HOME", str(workspace))
 
@@ -179,7 +179,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(
     folder: Path, command: Callable[..., Said], said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (f"data.root={folder}", *BRIEF, "--folds", "2", "--dry-run", "--json")
-    monkeypatch.setenv("ERAT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ERAT_HOME", str(tmp_path / "workspace"))
     before = contents(folder)
     ahead = command(*words, "--name", "mine")
     assert ahead.code == 0, ahead.err

@@ -61,12 +61,12 @@ NODE_TYPES = {
 }
 
 
-def command(address: str, home: Path, *words: str) -> Said:
+def command(address: str, workspace: Path, *words: str) -> Said:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setenv("ERAT_HOME", str(home))
+        patch.setenv("ERAT_HOME", str(workspace))
         with redirect_stdout(out), redirect_stderr(err):
             code = console.guarded(lambda: cli.app([*words, "--address", address], standalone_mode=False))
     return Said(code, out.getvalue(), err.getvalue())
@@ -171,7 +171,7 @@ def test_an_empty_cluster_grows_for_a_study_and_shrinks_after_it(
 ) -> None:
     monkeypatch.setattr(session, "ANSWER_SECONDS", 60.0)  # this machine may be busy
     with pytest.warns(UserWarning, match=WAITS.format(1)):
-        said = command(growing, tmp_path / "home", "sweep", "--space", space, *PLAIN, "train.epochs=12", "--json")
+        said = command(growing, tmp_path / "workspace", "sweep", "--space", space, *PLAIN, "train.epochs=12", "--json")
     assert said.code == 0, said.err
     assert [run["status"] for run in said.json["runs"]] == ["done"] * 4
     assert max(slots for slots, _ in held) == 2, "a second node was asked for, and was counted when it had come"
@@ -186,7 +186,7 @@ def test_an_empty_cluster_grows_for_a_study_and_shrinks_after_it(
 
     monkeypatch.setenv("ERAT_PATIENCE", "4")
     with pytest.warns(UserWarning, match=WAITS.format(3)):
-        said = command(growing, tmp_path / "home", "train", *PLAIN, "train.epochs=1", "resources.cpu=3")
+        said = command(growing, tmp_path / "workspace", "train", *PLAIN, "train.epochs=1", "resources.cpu=3")
     assert said.code == 2
     assert "a trial needs 3 CPU, the cluster has 0 CPU after 4 s, and its autoscaler has" in said.err.splitlines()[-1]
 
@@ -232,7 +232,7 @@ def test_trials_begin_on_a_node_that_comes_and_no_more_than_fit_when_it_has_gone
     """With --max-concurrent, when Tune itself does not hold back a trial. Ray adds nodes from the main thread only."""
     words = ("sweep", "--space", space, "--max-concurrent", "2", *PLAIN, "train.epochs=20", "--json")
     told: list[Said] = []
-    study = threading.Thread(target=lambda: told.append(command(cluster.address, tmp_path / "home", *words)))
+    study = threading.Thread(target=lambda: told.append(command(cluster.address, tmp_path / "workspace", *words)))
     study.start()
 
     def wait_for(slots: int, trials: int) -> None:

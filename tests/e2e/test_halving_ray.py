@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import yaml
 from ray.cluster_utils import Cluster
 
 from erat.config import load_config
@@ -25,8 +19,9 @@ from orchestration.run.execute import execute_run
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from tests.e2e.commands import Command, Said
+from tests.e2e.sweeps import begun, events, gone, table, wait_until, writer
+from tests.workers import kill_workers
 
-ROOT = Path(__file__).parents[2]
 EPOCHS, RUNGS = 6, [2, 4]
 BASE = [
     "defense.name=ce",
@@ -59,18 +54,7 @@ SPACE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Return a function that writes the file of a space: the space above with changes."""
-
-    def write(**changes: Any) -> str:
-        path = tmp_path_factory.mktemp("space") / "space.yaml"
-        path.write_text(yaml.safe_dump(SPACE | changes))
-        return str(path)
-
-    return write
-
-
-def events(workspace: Workspace, sweep: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in workspace.ledger.read_text().splitlines()]
-    return [event for event in lines if sweep in (event.get("sweep"), event.get("name"))]
+    return writer(tmp_path_factory.mktemp("space"), SPACE)
 
 
 def decisions(workspace: Workspace, sweep: str) -> dict[str, set[tuple[int, int]]]:
@@ -83,12 +67,6 @@ def decisions(workspace: Workspace, sweep: str) -> dict[str, set[tuple[int, int]
         elif event["event"] in found:
             found[event["event"]].add((number_of[event["cell"]], event["result"]["epochs"]))
     return found
-
-
-def table(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what two sweeps must have in common, trial by trial."""
-    kept = ("cell", "status", "config", "final_test_accuracy", "best_val_test_accuracy", "val_accuracy", "error")
-    return [{key: run[key] for key in kept} for run in content["runs"]]
 
 
 @pytest.fixture(scope="module")
@@ -154,37 +132,14 @@ class TestFromBeginningToEnd:
 # --- kills ------------------------------------------------------------------------------------------------------------
 
 
-def wait_for(workspace: Workspace, sweep: str, kind: str, count: int, seconds: float = 180) -> None:
+def wait_for(workspace: Workspace, sweep: str, kind: str, count: int) -> None:
     """Wait until the ledger has as many entries of this kind."""
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
-        if workspace.ledger.exists():
-            found = sum(event["event"] == kind for event in events(workspace, sweep))
-            if found >= count:
-                return
-        time.sleep(0.02)
-    pytest.fail(f"{sweep} never had {count} x {kind}")
 
+    def there() -> bool:
+        found = events(workspace, sweep) if workspace.ledger.exists() else []
+        return sum(event["event"] == kind for event in found) >= count
 
-def of_home(workspace: Workspace) -> list[psutil.Process]:
-    """Return the living processes that belong to this workspace: a command, and all processes of its Ray."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("ERAT_HOME") == str(workspace.root) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
-
-
-@pytest.fixture
-def own_home(tmp_path: Path) -> Iterator[Workspace]:
-    """Provide a workspace whose processes are ended after the test."""
-    workspace = Workspace(tmp_path / "own")
-    yield workspace
-    for process in of_home(workspace):
-        process.kill()
+    wait_until(there, f"{sweep} never had {count} x {kind}")
 
 
 @pytest.mark.slow
@@ -195,27 +150,20 @@ def test_a_study_whose_driver_is_killed_goes_on_to_the_same_table(
     first: Said,
     command: Command,
     space: Callable[..., str],
-    own_home: Workspace,
+    own_workspace: Workspace,
     workspace: Workspace,
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "orchestrate.py", "sweep", "--space", space(), "--name", "first", *BASE],
-        cwd=ROOT,
-        env=os.environ | {"ERAT_HOME": str(own_home.root)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for(own_home, "first", kind, count)
+    words = ("sweep", "--space", space(), "--name", "first", *BASE)
+    process = begun(own_workspace, *words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(own_workspace, "first", kind, count)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    give_up = time.monotonic() + 15
-    while of_home(own_home) and time.monotonic() < give_up:
-        time.sleep(0.2)
-    said = command("resume", "first", "--json", at=own_home)
+    gone(own_workspace, 15)
+    said = command("resume", "first", "--json", at=own_workspace)
     assert said.code == 0, said.err
     assert table(said.json) == table(first.json)
-    assert decisions(own_home, "first") == decisions(workspace, "first")
-    ended = Counter(event["cell"] for event in events(own_home, "first") if event["event"] in ("done", "stopped"))
+    assert decisions(own_workspace, "first") == decisions(workspace, "first")
+    ended = Counter(event["cell"] for event in events(own_workspace, "first") if event["event"] in ("done", "stopped"))
     assert set(ended.values()) == {1}, "each ended once"
 
 
@@ -226,28 +174,24 @@ def test_a_study_whose_workers_are_killed_makes_the_same_table(
     command: Command,
     space: Callable[..., str],
     cluster: Cluster,
-    own_home: Workspace,
+    own_workspace: Workspace,
     workspace: Workspace,
 ) -> None:
-    raylet = psutil.Process(cluster.head_node.all_processes["raylet"][0].process.pid)
     killed: list[int] = []
 
     def kill() -> None:
         for kind in ("paused", "promoted"):
-            wait_for(own_home, "first", kind, 1)
-            for process in raylet.children(recursive=True):
-                if any("ImplicitFunc" in word or "_tune_trial" in word for word in process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
+            wait_for(own_workspace, "first", kind, 1)
+            killed.extend(kill_workers(cluster))
 
     killer = threading.Thread(target=kill)
     killer.start()
-    said = command("sweep", "--space", space(), "--name", "first", *BASE, "--json", at=own_home)
+    said = command("sweep", "--space", space(), "--name", "first", *BASE, "--json", at=own_workspace)
     killer.join()
     assert len(killed) >= 2
     assert said.code == 0, said.err
     assert table(said.json) == table(first.json)
-    assert decisions(own_home, "first") == decisions(workspace, "first")
+    assert decisions(own_workspace, "first") == decisions(workspace, "first")
 
 
 # --- data-parallel trials ---------------------------------------------------------------------------------------------

@@ -47,8 +47,8 @@ def train(workspace: Path, root: Path | str, at: Path = ROOT) -> tuple[dict[str,
 
 
 @pytest.mark.slow
-def test_two_sets_are_two_cells_and_one_that_moved_is_one(tmp_path: Path) -> None:
-    workspace, places = tmp_path / "home", [arrays(tmp_path / "a.npz", 2), arrays(tmp_path / "b.npz", 4)]
+def test_two_sets_are_two_runs_and_one_that_moved_is_one(tmp_path: Path) -> None:
+    workspace, places = tmp_path / "workspace", [arrays(tmp_path / "a.npz", 2), arrays(tmp_path / "b.npz", 4)]
     (one, _), (other, _) = (train(workspace, place) for place in places)
     assert one["cell"] != other["cell"]
     assert one["final_test_accuracy"] != other["final_test_accuracy"]
@@ -77,9 +77,9 @@ def test_a_list_with_mended_labels_is_trained_anew(tmp_path: Path) -> None:
         return tmp_path / "cleaned.csv"
 
     wrong = np.where(np.arange(60) % 5 == 0, 1 - pictures["labels"], pictures["labels"])
-    before, _ = train(tmp_path / "home", listed(wrong))
-    after, _ = train(tmp_path / "home", listed(pictures["labels"]))
-    again, _ = train(tmp_path / "home", listed(wrong))
+    before, _ = train(tmp_path / "workspace", listed(wrong))
+    after, _ = train(tmp_path / "workspace", listed(pictures["labels"]))
+    again, _ = train(tmp_path / "workspace", listed(wrong))
     assert before["cell"] != after["cell"]
     assert (before["mlflow_run_id"], before["cell"]) == (again["mlflow_run_id"], again["cell"])
     assert before["mlflow_run_id"] != after["mlflow_run_id"]
@@ -87,7 +87,11 @@ def test_a_list_with_mended_labels_is_trained_anew(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_name_of_a_study_is_of_its_images(command: Command, tmp_path: Path) -> None:
-    workspace, place, other = Workspace(tmp_path / "home"), arrays(tmp_path / "a.npz", 2), arrays(tmp_path / "b.npz", 4)
+    workspace, place, other = (
+        Workspace(tmp_path / "workspace"),
+        arrays(tmp_path / "a.npz", 2),
+        arrays(tmp_path / "b.npz", 4),
+    )
     (tmp_path / "one.yaml").write_text(SPACE)
 
     def sweep(root: Path) -> Any:

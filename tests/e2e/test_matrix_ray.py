@@ -30,7 +30,7 @@ def ran(command: Command, grid: str) -> Said:
     return said
 
 
-def test_every_cell_runs_once_and_one_at_a_time(ran: Said) -> None:
+def test_every_trial_runs_once_and_one_at_a_time(ran: Said) -> None:
     assert len({run["cell"] for run in ran.json["runs"]}) == 6
     assert {run["status"] for run in ran.json["runs"]} == {"done"}
     words = [line.split() for line in ran.err.splitlines() if line.startswith("[") and "trial" in line]

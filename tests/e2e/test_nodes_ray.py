@@ -87,7 +87,7 @@ def nodes(place: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace(tmp_path_factory.mktemp("driver") / "home")
+    return Workspace(tmp_path_factory.mktemp("driver") / "workspace")
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def test_a_script_s_and_a_package_s_parts_reach_the_workers(tmp_path: Path) -> N
     script = tmp_path / "own.py"
     script.write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "home"), repr(OWN)],
+        [sys.executable, str(script), str(tmp_path / "workspace"), repr(OWN)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}"},
         capture_output=True,

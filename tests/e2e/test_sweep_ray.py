@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from ray.cluster_utils import Cluster
@@ -24,8 +20,9 @@ from orchestration.run.execute import execute_run
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from tests.e2e.commands import Command, Said
+from tests.e2e.sweeps import begun, events, gone, processes_of, table, wait_until, writer
+from tests.workers import kill_workers
 
-ROOT = Path(__file__).parents[2]
 EPOCHS = 6
 # Plain training on clean digits takes a second per trial. In most of its range weight decay spoils the training, so
 # that some proposals are stopped early.
@@ -58,24 +55,7 @@ SPACE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Return a function that writes the file of a space: the tiny space with changes."""
-
-    def write(**changes: Any) -> str:
-        path = tmp_path_factory.mktemp("space") / "space.yaml"
-        path.write_text(yaml.safe_dump(SPACE | changes))
-        return str(path)
-
-    return write
-
-
-def events(workspace: Workspace, sweep: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in workspace.ledger.read_text().splitlines()]
-    return [event for event in lines if sweep in (event.get("sweep"), event.get("name"))]
-
-
-def table(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what two sweeps must have in common, trial by trial."""
-    kept = ("cell", "status", "config", "final_test_accuracy", "best_val_test_accuracy", "val_accuracy", "error")
-    return [{key: run[key] for key in kept} for run in content["runs"]]
+    return writer(tmp_path_factory.mktemp("space"), SPACE)
 
 
 # --- a sweep from beginning to end ------------------------------------------------------------------------------------
@@ -125,7 +105,7 @@ class TestFromBeginningToEnd:
         assert [proposals[number].source for number in range(5)] == ["baseline", "paper", "paper", "optuna", "optuna"]
         assert [proposals[number].cell for number in range(5)] == [run["cell"] for run in first.json["runs"]]
 
-    def test_mlflow_has_a_parent_and_a_child_per_cell(self, first: Said, workspace: Workspace) -> None:
+    def test_mlflow_has_a_parent_and_a_child_per_trial(self, first: Said, workspace: Workspace) -> None:
         import mlflow
 
         client = mlflow.MlflowClient(f"sqlite:///{workspace.mlflow_database}")
@@ -197,7 +177,7 @@ class TestFromBeginningToEnd:
         assert {file: file.stat().st_mtime_ns for file in touched} == touched
         assert "5/5 trials" in again.err
 
-    def test_what_the_ledger_missed_is_read_from_the_cells(
+    def test_what_the_ledger_missed_is_read_from_the_runs(
         self, first: Said, command: Command, workspace: Workspace
     ) -> None:
         """For every trial the driver was killed between the end of the trial and its own entry in the ledger."""
@@ -267,7 +247,7 @@ class TestFailures:
     ) -> None:
         words = ["sweep", "--space", space(proposals=0, baselines=[]), "--name", "killed", *BASE, "train.seed=5"]
         words[words.index(f"train.epochs={EPOCHS}")] = "train.epochs=30"
-        killer = threading.Thread(target=kill_a_worker, args=(cluster, workspace, "killed"))
+        killer = threading.Thread(target=kill_after_an_epoch, args=(cluster, workspace, "killed"))
         killer.start()
         with pytest.warns(UserWarning, match=r"the worker died after epoch \d+; it goes on"):
             said = command(*words, "--json")
@@ -282,81 +262,37 @@ class TestFailures:
             assert ended is not None and ended.val_history == undisturbed.val_history
 
 
-def kill_a_worker(cluster: Cluster, workspace: Workspace, sweep: str) -> None:
+def kill_after_an_epoch(cluster: Cluster, workspace: Workspace, sweep: str) -> None:
     """Kill the cluster's trial workers once the sweep's first trial has trained for an epoch."""
-    raylet = psutil.Process(cluster.head_node.all_processes["raylet"][0].process.pid)
     wait_for_an_epoch(workspace, sweep)
-    for process in raylet.children(recursive=True):
-        if any("ImplicitFunc" in word or "_tune_trial" in word for word in process.cmdline()):
-            process.kill()
+    kill_workers(cluster)
 
 
-def wait_for_an_epoch(workspace: Workspace, sweep: str, ended: int = 0, seconds: float = 120) -> None:
+def wait_for_an_epoch(workspace: Workspace, sweep: str, ended: int = 0) -> None:
     """Wait until a trial is under way, after at least this many have ended."""
-    give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up:
+
+    def under_way() -> bool:
         ledger = Ledger(workspace.ledger)
-        cells = [p.cell for p in ledger.studies[sweep].proposals.values()] if sweep in ledger.studies else []
-        done = [cell for cell in cells if ledger.outcome(cell, sweep) is not None]
-        if len(done) >= ended and any(
-            RunDirectory(workspace, cell).read_metrics() for cell in cells if cell not in done
-        ):
-            return
-        time.sleep(0.02)
-    pytest.fail(f"no trial of {sweep} came under way")
+        runs = [trial.cell for trial in ledger.studies[sweep].proposals.values()] if sweep in ledger.studies else []
+        left = [run for run in runs if ledger.outcome(run, sweep) is None]
+        return len(runs) - len(left) >= ended and any(RunDirectory(workspace, run).read_metrics() for run in left)
+
+    wait_until(under_way, f"no trial of {sweep} came under way", 120)
 
 
 # --- interruptions, with a Ray that the command starts ----------------------------------------------------------------
 
 
-def of_home(workspace: Workspace) -> list[psutil.Process]:
-    """Return the living processes that belong to this workspace: a command, and all processes of its Ray."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("ERAT_HOME") == str(workspace.root) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return [process for process in found if process.pid != os.getpid()]
-
-
-def gone(workspace: Workspace, seconds: float) -> bool:
-    give_up = time.monotonic() + seconds
-    while of_home(workspace):
-        if time.monotonic() > give_up:
-            return False
-        time.sleep(0.2)
-    return True
-
-
-@pytest.fixture
-def own_home(tmp_path: Path) -> Iterator[Workspace]:
-    """Provide a workspace whose processes are ended after the test."""
-    workspace = Workspace(tmp_path / "own")
-    yield workspace
-    for process in of_home(workspace):
-        process.kill()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, None], ids=str)
 def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
-    sign: signal.Signals | None, first: Said, command: Command, space: Callable[..., str], own_home: Workspace
+    sign: signal.Signals | None, first: Said, command: Command, space: Callable[..., str], own_workspace: Workspace
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "orchestrate.py", "sweep", "--space", space(), "--name", "cut", *BASE],
-        cwd=ROOT,
-        env=os.environ | {"ERAT_HOME": str(own_home.root)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A background job of a shell ignores SIGINT and passes that on to its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    wait_for_an_epoch(own_home, "cut", ended=2)
+    words = ("sweep", "--space", space(), "--name", "cut", *BASE)
+    process = begun(own_workspace, *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_an_epoch(own_workspace, "cut", ended=2)
     if sign is None:
-        asked = command("cancel", "cut", at=own_home)
+        asked = command("cancel", "cut", at=own_workspace)
         assert asked.code == 0, asked.err
     else:
         process.send_signal(sign)
@@ -365,17 +301,17 @@ def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
         assert process.returncode == 130
         assert err.splitlines()[-1].endswith("python orchestrate.py resume cut")
         assert "Traceback" not in err
-        assert gone(own_home, 15), of_home(own_home)
+        assert gone(own_workspace, 15), processes_of(own_workspace)
     else:
         assert process.returncode == -signal.SIGKILL
-        gone(own_home, 15)  # otherwise the resumed sweep waits for the runs that they hold
-    ended = [event for event in events(own_home, "cut") if event["event"] in ("done", "stopped", "failed")]
+        gone(own_workspace, 15)  # otherwise the resumed sweep waits for the runs that they hold
+    ended = [event for event in events(own_workspace, "cut") if event["event"] in ("done", "stopped", "failed")]
     assert 2 <= len(ended) < 5
     assert "failed" not in {event["event"] for event in ended}
-    said = command("resume", "cut", "--json", at=own_home)
+    said = command("resume", "cut", "--json", at=own_workspace)
     assert said.code == 0, said.err
     assert table(said.json) == table(first.json)
-    assert len([e for e in events(own_home, "cut") if e["event"] in ("done", "stopped")]) == 5, "each ended once"
+    assert len([e for e in events(own_workspace, "cut") if e["event"] in ("done", "stopped")]) == 5, "each ended once"
 
 
 # --- data-parallel trials ---------------------------------------------------------------------------------------------

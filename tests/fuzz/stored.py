@@ -135,13 +135,13 @@ def make_bases(sandbox: Sandbox) -> None:
     """Homes that the other inputs damage: a sweep that never ran, a crafted set, a finished run."""
     from orchestration.storage.workspace import Workspace
     from orchestration.study.grids import load_grid, specification
-    from tests.synthetic import write_home
+    from tests.synthetic import write_workspace
 
     spec = specification(load_grid("table3"), "demo", {}, only={"corruption": ["up"], "noise": ["symmetric"]})
     states = ["done", "done", "failed", "interrupted", "proposed"]
     runs = [(params, "baseline", states[k % len(states)]) for k, params in enumerate(spec.runs)]
     sandbox.bases["swept"] = sandbox.folder / "swept"
-    write_home(Workspace(sandbox.bases["swept"]), "t", spec, runs)
+    write_workspace(Workspace(sandbox.bases["swept"]), "t", spec, runs)
     for name, words in (("crafted", (*CRAFT, "data.root=../data/toy.npz")), ("trained", TRAIN)):
         sandbox.bases[name] = sandbox.folder / name
         outcome = sandbox.run(Input(name, words, {"data/toy.npz": TOY}), keep=sandbox.bases[name])

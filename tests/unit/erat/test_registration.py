@@ -206,7 +206,7 @@ def test_the_command_finds_installed_parts_and_survives_a_broken_one(tmp_path: P
     done = subprocess.run(
         [sys.executable, str(ROOT / "orchestrate.py"), "train", "--dry-run", *words],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}", "ERAT_HOME": str(tmp_path / "home")},
+        env=os.environ | {"PYTHONPATH": f"{site}:{ROOT}", "ERAT_HOME": str(tmp_path / "workspace")},
         capture_output=True,
         text=True,
         check=False,

@@ -30,7 +30,7 @@ def figures(result: erat.RunResult) -> erat.RunResult:
 
 
 def test_it_is_what_a_run_in_a_workspace_is(config: RunConfig, tmp_path: Path) -> None:
-    known = Workspace(tmp_path / "home")
+    known = Workspace(tmp_path / "workspace")
     told: list[int] = []
     result = erat.train(config, folder=tmp_path / "mine", on_epoch=lambda history: told.append(len(history)))
     other = execute_run(known.fingerprints()(config), known)

@@ -10,9 +10,9 @@ import pytest
 
 from erat.errors import UserError
 from orchestration import GridSpec, SearchSpace, Study, Workspace, load_study, study_names
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import begin_as
-from orchestration.study.spec import register
 from tests.searches import search_spec, write_search
 
 SPACE: dict[str, Any] = {
@@ -37,13 +37,13 @@ def result(cell: str, status: str, **figures: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
+def workspace(tmp_path: Path) -> Path:
+    return tmp_path / "workspace"
 
 
 @pytest.fixture
-def small(home: Path) -> Study:
-    return Study.create(space=SPACE, name="small", workspace=home, overrides={"train.epochs": 2})
+def small(workspace: Path) -> Study:
+    return Study.create(space=SPACE, name="small", workspace=workspace, overrides={"train.epochs": 2})
 
 
 def end(study: Study, number: int, status: str = "done", **figures: Any) -> None:
@@ -60,47 +60,49 @@ def end(study: Study, number: int, status: str = "done", **figures: Any) -> None
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_written_before_it_runs(small: Study, home: Path) -> None:
+def test_nothing_is_written_before_it_runs(small: Study, workspace: Path) -> None:
     assert [trial.status for trial in small.trials] == ["queued", "queued"]
     assert [trial.config["train.momentum"] for trial in small.trials] == [0.0, 0.5]
     assert small.parameters == ["train.momentum"]
     assert (small.total, small.begun, small.best, small.end) == (2, False, None, None)
-    assert not (home / "ledger.jsonl").exists()
+    assert not (workspace / "ledger.jsonl").exists()
 
 
 @pytest.mark.parametrize("form", ["mapping", "object", "text", "path"])
-def test_a_space_in_four_forms(form: str, tmp_path: Path, home: Path) -> None:
+def test_a_space_in_four_forms(form: str, tmp_path: Path, workspace: Path) -> None:
     file = tmp_path / "momentum.yaml"
     file.write_text(json.dumps(SPACE))
     space = {"mapping": SPACE, "object": SearchSpace(**SPACE), "text": str(file), "path": file}[form]
-    study = Study.create(space, name="one", workspace=home)
+    study = Study.create(space, name="one", workspace=workspace)
     assert [trial.params for trial in study.trials] == SPACE["baselines"]
 
 
 @pytest.mark.parametrize("form", ["mapping", "object", "path"])
-def test_a_grid_in_three_forms(form: str, tmp_path: Path, home: Path) -> None:
+def test_a_grid_in_three_forms(form: str, tmp_path: Path, workspace: Path) -> None:
     content = {"name": "g", "about": "two defenses", "axes": {"defense": ["ce", "iss"], "corruption": ["urp", "uhp"]}}
     file = tmp_path / "g.yaml"
     file.write_text(json.dumps(content))
     grid = {"mapping": content, "object": GridSpec(**content), "path": file}[form]
-    study = Study.create(grid=grid, seeds=(0, 1), only={"defense": ["ce"]}, workspace=home)
+    study = Study.create(grid=grid, seeds=(0, 1), only={"defense": ["ce"]}, workspace=workspace)
     configs = [trial.config for trial in study.trials]
     assert [(c["defense.name"], c["corruption.data"], c["train.seed"]) for c in configs] == [
         ("ce", kind, seed) for kind in ("urp", "uhp") for seed in (0, 1)
     ]
 
 
-def test_keys_are_given_as_a_mapping_or_as_keywords(home: Path) -> None:
-    study = Study.create(SPACE, workspace=home, overrides={"train.epochs": 3}, train__lr_batch=32, defense__eta=0.3)
+def test_keys_are_given_as_a_mapping_or_as_keywords(workspace: Path) -> None:
+    study = Study.create(
+        SPACE, workspace=workspace, overrides={"train.epochs": 3}, train__lr_batch=32, defense__eta=0.3
+    )
     assert study.spec.overrides == {"train.epochs": 3, "train.lr_batch": 32, "defense.eta": 0.3}
 
 
-def test_names_are_those_of_the_command_line(home: Path) -> None:
-    assert Study.create("budgets", workspace=home).name == "budgets"
-    changed = Study.create("budgets", workspace=home, train__epochs=3)
+def test_names_are_those_of_the_command_line(workspace: Path) -> None:
+    assert Study.create("budgets", workspace=workspace).name == "budgets"
+    changed = Study.create("budgets", workspace=workspace, train__epochs=3)
     assert changed.name == f"budgets-{changed.spec.identity()[:6]}"
-    assert Study.create(grid="table6", workspace=home).name == "table6"
-    assert Study.create("budgets", workspace=home, trials=3).search_trials == 3
+    assert Study.create(grid="table6", workspace=workspace).name == "table6"
+    assert Study.create("budgets", workspace=workspace, trials=3).search_trials == 3
 
 
 @pytest.mark.parametrize(
@@ -125,9 +127,9 @@ def test_names_are_those_of_the_command_line(home: Path) -> None:
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value) or "nothing",
 )
-def test_what_cannot_be_is_refused(arguments: dict[str, Any], words: str, home: Path) -> None:
+def test_what_cannot_be_is_refused(arguments: dict[str, Any], words: str, workspace: Path) -> None:
     with pytest.raises(UserError, match=words):
-        Study.create(workspace=home, **arguments)
+        Study.create(workspace=workspace, **arguments)
 
 
 # --- what a ledger says ----------------------------------------------------------------------------------------------
@@ -148,34 +150,34 @@ def test_results_are_a_table_with_a_row_a_trial(small: Study) -> None:
     assert table["final_test_accuracy"].isna().tolist() == [False, True]
 
 
-def test_a_study_is_found_again_under_its_name(small: Study, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_is_found_again_under_its_name(small: Study, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     end(small, 1)
-    monkeypatch.setenv("ERAT_HOME", str(home))
+    monkeypatch.setenv("ERAT_HOME", str(workspace))
     found = load_study("small")
-    assert study_names() == study_names(home) == study_names(Workspace(home)) == ["small"]
+    assert study_names() == study_names(workspace) == study_names(Workspace(workspace)) == ["small"]
     assert found.results().equals(small.results())
     assert found.begun
     with pytest.raises(UserError, match=r"unknown sweep 'smal': did you mean small\?"):
         load_study("smal")
 
 
-def test_a_name_means_one_specification(small: Study, home: Path) -> None:
+def test_a_name_means_one_specification(small: Study, workspace: Path) -> None:
     end(small, 0)
     with pytest.raises(UserError, match="exists with another specification"):
-        Study.create(SPACE, name="small", workspace=home, overrides={"train.epochs": 3})
-    assert Study.create(SPACE, name="small", workspace=home, overrides={"train.epochs": 2}).begun
+        Study.create(SPACE, name="small", workspace=workspace, overrides={"train.epochs": 3})
+    assert Study.create(SPACE, name="small", workspace=workspace, overrides={"train.epochs": 2}).begun
 
 
-def test_a_search_keeps_the_trials_that_it_has(home: Path) -> None:
-    study = Study.create("budgets", workspace=home, trials=5)
+def test_a_search_keeps_the_trials_that_it_has(workspace: Path) -> None:
+    study = Study.create("budgets", workspace=workspace, trials=5)
     register(Ledger(study.workspace.ledger), study.name, study.spec, 5)
-    fewer = Study.create("budgets", workspace=home, trials=2)
+    fewer = Study.create("budgets", workspace=workspace, trials=2)
     assert (fewer.asked, fewer.search_trials) == (2, 5)
-    assert load_study("budgets", home).search_trials == 5
+    assert load_study("budgets", workspace).search_trials == 5
 
 
-def test_the_best_is_chosen_by_validation_accuracy(home: Path) -> None:
-    study = Study.create("budgets", workspace=home)
+def test_the_best_is_chosen_by_validation_accuracy(workspace: Path) -> None:
+    study = Study.create("budgets", workspace=workspace)
     searched = [trial.number for trial in study.trials if trial.source == "paper"]
     end(study, searched[0], best_val_accuracy=0.6, final_test_accuracy=0.9)
     end(study, searched[1], best_val_accuracy=0.8, final_test_accuracy=0.1)
@@ -206,9 +208,9 @@ def test_retry_asks_for_the_failed_ones_alone(small: Study, monkeypatch: pytest.
     assert [ledger.outcome(trial.cell, "small") is None for trial in small.trials] == [True, False]
 
 
-def test_settings_are_part_of_the_specification(home: Path) -> None:
+def test_settings_are_part_of_the_specification(workspace: Path) -> None:
     study = Study.create(
-        "eta", workspace=home, sampler="random", pruner="halving", rungs=[4, 8], window=6, confirm="2x3"
+        "eta", workspace=workspace, sampler="random", pruner="halving", rungs=[4, 8], window=6, confirm="2x3"
     )
     space = study.spec.content()["space"]
     kept = {key: space[key] for key in ("sampler", "pruner", "rungs", "window", "confirm")}
@@ -220,24 +222,24 @@ def test_settings_are_part_of_the_specification(home: Path) -> None:
         "confirm": {"top": 2, "seeds": 3},
     }
     assert study.name.startswith("eta-")
-    names = {Study.create("eta", workspace=home, window=window).name for window in (None, 5, 6)}
+    names = {Study.create("eta", workspace=workspace, window=window).name for window in (None, 5, 6)}
     assert len(names) == 3
-    assert Study.create("eta", workspace=home, pruner="median").name == "eta", "the space has it already"
+    assert Study.create("eta", workspace=workspace, pruner="median").name == "eta", "the space has it already"
 
 
 @pytest.mark.parametrize("place", ["grid", "space"])
-def test_a_list_of_runs_has_no_settings(place: str, home: Path) -> None:
+def test_a_list_of_runs_has_no_settings(place: str, workspace: Path) -> None:
     content: dict[str, Any] = {"grid": "table1"} if place == "grid" else {"space": SPACE}
     with pytest.raises(UserError, match=r"sampler is of a search, which .*, a list of runs, has none of; got 'gp'"):
-        Study.create(**content, workspace=home, sampler="gp")
+        Study.create(**content, workspace=workspace, sampler="gp")
 
 
-def test_a_study_that_has_begun_keeps_its_window(home: Path) -> None:
-    study = Study.create("eta", workspace=home)
+def test_a_study_that_has_begun_keeps_its_window(workspace: Path) -> None:
+    study = Study.create("eta", workspace=workspace)
     register(Ledger(study.workspace.ledger), "eta", begin_as(study.spec, 1, 20), 20)
-    assert Study.create("eta", workspace=home).spec.space.window == 2
+    assert Study.create("eta", workspace=workspace).spec.space.window == 2
     with pytest.raises(UserError, match="begun with window 2, which stays; got 3"):
-        Study.create("eta", workspace=home, name="eta", window=3)
+        Study.create("eta", workspace=workspace, name="eta", window=3)
 
 
 @pytest.mark.parametrize("at_most", [-1, 0, True, 2.0])
@@ -248,7 +250,7 @@ def test_a_number_of_runs_side_by_side_is_one(small: Study, at_most: Any) -> Non
     assert not small.begun
 
 
-def test_a_listed_run_with_a_value_that_is_not_searched_stays_on_record(home: Path) -> None:
+def test_a_listed_run_with_a_value_that_is_not_searched_stays_on_record(workspace: Path) -> None:
     space = {
         "name": "which",
         "about": "one of two defenses",
@@ -256,15 +258,15 @@ def test_a_listed_run_with_a_value_that_is_not_searched_stays_on_record(home: Pa
         "proposals": 1,
         "baselines": [{"defense.name": "ce"}],
     }
-    study = Study.create(space=space, workspace=home)
+    study = Study.create(space=space, workspace=workspace)
     end(study, 0)
-    assert [(trial.number, trial.status) for trial in load_study(study.name, home).begun_trials()] == [(0, "done")]
+    assert [(trial.number, trial.status) for trial in load_study(study.name, workspace).begun_trials()] == [(0, "done")]
 
 
-def test_confirmations_are_part_of_the_table_of_results(home: Path) -> None:
+def test_confirmations_are_part_of_the_table_of_results(workspace: Path) -> None:
     spec = search_spec(pruner="none", confirm={"top": 1, "seeds": 3})
-    write_search(Workspace(home), "s", spec, 3)
-    study = load_study("s", home)
+    write_search(Workspace(workspace), "s", spec, 3)
+    study = load_study("s", workspace)
     table = study.results().set_index("number")
     assert study.total == len(table) == 3 + 2
     assert study.best is not None

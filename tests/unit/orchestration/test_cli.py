@@ -25,10 +25,11 @@ from orchestration import cli
 from orchestration.commands import console
 from orchestration.search import launch
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import begin_as
 from orchestration.study.spaces import load_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 ROOT = Path(__file__).parents[3]
 VERBS = sorted(command.callback.__name__ for command in cli.app.registered_commands if command.callback)
@@ -79,16 +80,16 @@ Command = Callable[..., Said]
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """Provide a separate workspace for one test."""
-    monkeypatch.setenv("ERAT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ERAT_HOME", str(tmp_path / "workspace"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """Provide a workspace for tests that train, so that MLflow's store is made only once."""
     with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("shared") / "home"
+        root = tmp_path_factory.mktemp("shared") / "workspace"
         patch.setenv("ERAT_HOME", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield Workspace(root)
@@ -288,7 +289,7 @@ class TestWrongInput:
         assert not workspace.ledger.exists()
         assert not workspace.crafted.exists(), "crafting may take hours"
 
-    def test_a_home_that_cannot_be_made(
+    def test_a_workspace_that_cannot_be_made(
         self, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "file").touch()
@@ -385,7 +386,7 @@ class TestFullDisk:
         assert done.stderr.splitlines()[-1] == str(status), done.stderr
         assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
-    def test_the_log_of_a_fault_lies_elsewhere_where_the_home_cannot_be_written(
+    def test_the_log_of_a_fault_lies_elsewhere_where_the_workspace_cannot_be_written(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "file").touch()

@@ -25,7 +25,7 @@ VERBS = ["train", "craft", "sweep", "matrix", "audit"]
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Return a function that runs a command line here and returns (exit status, standard output, standard error)."""
-    monkeypatch.setenv("ERAT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ERAT_HOME", str(tmp_path / "workspace"))
 
     def run(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -62,7 +62,7 @@ def test_it_prints_the_base_and_does_nothing_else(words: list[str], command: Com
     kind = {"corruption.data": "uhp"} if "--preview" in words else {}
     expected = build("paper", {"train.epochs": 9, "train.lr": 0.2, **kind})
     assert run_of(out, tmp_path).digest() == expected.digest()
-    assert not (tmp_path / "home").exists()
+    assert not (tmp_path / "workspace").exists()
 
 
 @pytest.mark.parametrize("words", [["train"], ["sweep", "--space", "budgets"], ["matrix", "--grid", "table6"]])
@@ -106,7 +106,7 @@ def test_an_audit_shows_what_it_makes_of_the_images(command: Command, tmp_path: 
     assert values["train.batch_size"] == robust_settings(images).train.batch_size
     code, again, err = command("audit", "--config", str(tmp_path / "audit.yaml"), "--show-config")
     assert (code, again) == (0, out), err
-    assert not (tmp_path / "home").exists()
+    assert not (tmp_path / "workspace").exists()
     (tmp_path / "preset.yaml").write_text("preset: paper")
     code, _, err = command("audit", root, "--config", str(tmp_path / "preset.yaml"))
     assert code == 2

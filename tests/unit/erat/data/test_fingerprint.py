@@ -306,8 +306,8 @@ def test_images_that_changed_after_the_plan_are_not_trained_on(tmp_path: Path) -
     config = Fingerprints()(build("demo", keys))
     paint(root / "test/cat/0.png", 3)
     with pytest.raises(UserError, match=r"the images under data.root=.*own are not those that this run was planned"):
-        execute_run(config, Workspace(tmp_path / "home"))
-    assert not list((tmp_path / "home").rglob("checkpoint.pt"))
+        execute_run(config, Workspace(tmp_path / "workspace"))
+    assert not list((tmp_path / "workspace").rglob("checkpoint.pt"))
 
 
 def test_a_fingerprint_that_a_user_gives_must_fit(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_fingerprint_that_a_user_gives_must_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"data.fingerprint must be {right.data.fingerprint}, got 0000"):
         Fingerprints()(wrong)
     with pytest.raises(UserError, match="not those that this run was planned with"):
-        run_train(wrong, Workspace(tmp_path / "home"), Ledger(tmp_path / "ledger"), address=None, force=False)
+        run_train(wrong, Workspace(tmp_path / "workspace"), Ledger(tmp_path / "ledger"), address=None, force=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*no readable image")

@@ -17,7 +17,7 @@ from orchestration.storage.workspace import Workspace
 
 @pytest.fixture(params=["a shared folder", "a storage"])
 def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
-    made = Workspace(tmp_path / "home")
+    made = Workspace(tmp_path / "workspace")
     made.root.mkdir()
     return made if request.param == "a shared folder" else made.sharing(str(tmp_path / "shared"))
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 ROOT = Path(__file__).parents[4]
 # The installed command, which reports at its end whether torch was loaded.
@@ -26,22 +27,22 @@ main()
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("home")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("workspace")
     ledger = Ledger(Workspace(root).ledger)
     for name in ("budgets", "my-sweep"):
         register(ledger, name, StudySpec(load_space("eta"), "demo", {}), trials=3)
     return root
 
 
-def run(home: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = os.environ | {"ERAT_HOME": str(home), "PYTHONPATH": str(ROOT)} | environment
+def run(workspace: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = os.environ | {"ERAT_HOME": str(workspace), "PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(
         [sys.executable, "-c", COMMAND, *words], env=kept, capture_output=True, text=True, check=False
     )
 
 
-def offered(home: Path, line: str) -> tuple[list[str], str]:
+def offered(workspace: Path, line: str) -> tuple[list[str], str]:
     """Return (what bash offers for the last word of a line, all other output).
 
     bash splits words at equals signs.
@@ -51,7 +52,7 @@ def offered(home: Path, line: str) -> tuple[list[str], str]:
     if line.endswith("="):
         words = words[:-1]
     asked = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
-    said = run(home, _ERAT_COMPLETE="complete_bash", **asked)
+    said = run(workspace, _ERAT_COMPLETE="complete_bash", **asked)
     return said.stdout.split(), said.stderr.strip()
 
 
@@ -72,8 +73,8 @@ def offered(home: Path, line: str) -> tuple[list[str], str]:
         ("erat conf", ["config"]),
     ],
 )
-def test_names(line: str, expected: list[str], home: Path) -> None:
-    assert offered(home, line) == (expected, "light")
+def test_names(line: str, expected: list[str], workspace: Path) -> None:
+    assert offered(workspace, line) == (expected, "light")
 
 
 @pytest.mark.parametrize(
@@ -90,13 +91,13 @@ def test_names(line: str, expected: list[str], home: Path) -> None:
         ("erat config defense.epsilon", ["defense.epsilon_2", "defense.epsilon_inf"]),
     ],
 )
-def test_keys_and_their_words(line: str, expected: list[str], home: Path) -> None:
-    assert offered(home, line) == (expected, "light")
+def test_keys_and_their_words(line: str, expected: list[str], workspace: Path) -> None:
+    assert offered(workspace, line) == (expected, "light")
 
 
-def test_a_shell_that_keeps_the_word_whole_is_given_it_whole(home: Path) -> None:
+def test_a_shell_that_keeps_the_word_whole_is_given_it_whole(workspace: Path) -> None:
     said = run(
-        home,
+        workspace,
         _ERAT_COMPLETE="complete_fish",
         _TYPER_COMPLETE_ARGS="erat train train.schedule=s",
         _TYPER_COMPLETE_FISH_ACTION="get-args",
@@ -115,7 +116,7 @@ def test_looking_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_the_script_is_typer_s(home: Path) -> None:
-    said = run(home, "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+def test_the_script_is_typer_s(workspace: Path) -> None:
+    said = run(workspace, "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert said.returncode == 0, said.stderr
     assert "complete -o default -F _erat_completion erat" in said.stdout

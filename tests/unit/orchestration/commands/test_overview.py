@@ -12,8 +12,8 @@ from erat.config import RunConfig, build
 from erat.errors import UserError
 from orchestration.commands import overview
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
-from orchestration.study.spec import register
 from tests.five_trials import propose, result, said, spec
 from tests.trials import make_trial
 
@@ -65,9 +65,7 @@ class TestStatus:
         assert content["excluded"] == {"GPU 3 of node 10.0.0.7 (abcdef)": "3 trials died there"}
         assert "excluded: GPU 3 of node 10.0.0.7 (abcdef), because 3 trials died there" in said(console)
 
-    def test_a_trial_whose_cell_is_held_is_running(
-        self, workspace: Workspace, ledger: Ledger, console: Console
-    ) -> None:
+    def test_a_trial_whose_run_is_held_is_running(self, workspace: Workspace, ledger: Ledger, console: Console) -> None:
         cell = ledger.studies["a"].proposals[3].cell
         with FileLock(workspace.run_directory(cell) / ".lock"):
             content = overview.of_sweep(workspace, "a", console)

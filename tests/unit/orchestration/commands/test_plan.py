@@ -15,10 +15,11 @@ from orchestration.cluster import session
 from orchestration.commands.plan import Room, find_room, plan, plan_sweep
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import begin_as, with_settings
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from tests.five_trials import ETA, TINY, propose, said, spec
 
 ROOM = Room(2, "two")

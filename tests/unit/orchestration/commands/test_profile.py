@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Profile:
-    return run_profile(build("demo", TINY), Workspace(tmp_path_factory.mktemp("home")))
+    return run_profile(build("demo", TINY), Workspace(tmp_path_factory.mktemp("workspace")))
 
 
 def test_parts_of_a_step(made: Profile) -> None:

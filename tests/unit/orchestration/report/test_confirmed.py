@@ -32,7 +32,7 @@ def rows_of(workspace: Workspace) -> list[Trial]:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Make a search of seven trials whose best two are confirmed with three seeds."""
-    made = Workspace(tmp_path_factory.mktemp("home"))
+    made = Workspace(tmp_path_factory.mktemp("workspace"))
     write_search(made, "s", SPEC, 7)
     return made
 
@@ -45,7 +45,7 @@ def rows(workspace: Workspace) -> list[Trial]:
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
     """Return the same search, in which a repetition of the winner failed."""
-    made = Workspace(tmp_path_factory.mktemp("home"))
+    made = Workspace(tmp_path_factory.mktemp("workspace"))
     write_search(made, "s", SPEC, 7, failing=[confirmation(2, 2)])
     return rows_of(made)
 

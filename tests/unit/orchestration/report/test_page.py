@@ -33,7 +33,7 @@ from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
-from tests.synthetic import write_home
+from tests.synthetic import write_workspace
 from tests.trials import make_trial, with_result
 
 ROOT = Path(__file__).parents[4]
@@ -54,8 +54,8 @@ def with_states(spec: StudySpec, states: dict[int, str]) -> list[tuple[dict[str,
 @pytest.fixture(scope="module")
 def make_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     def make(spec: StudySpec, states: dict[int, str] | None = None, form: str = "html") -> str:
-        workspace = Workspace(tmp_path_factory.mktemp("home"))
-        write_home(workspace, "mine", spec, with_states(spec, states or {}))
+        workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+        write_workspace(workspace, "mine", spec, with_states(spec, states or {}))
         return write_report(workspace, "mine", form, None).read_text()
 
     return make
@@ -119,7 +119,7 @@ def test_the_page_says_what_was_run_and_who_wins(small: str) -> None:
     assert "cccccccccccc" in small and "2023-11-14" in small
 
 
-def test_unfinished_cells_have_no_figure_and_say_why(small: str) -> None:
+def test_unfinished_runs_have_no_figure_and_say_why(small: str) -> None:
     table = table_of(small)
     for words in ("failed", "interrupted 5/16", "not begun"):
         assert f'<span class="why">{words}' in table
@@ -148,7 +148,7 @@ def test_the_page_is_well_formed_and_accessible(whole: str) -> None:
     assert all("<title>" in part.split("</svg>")[0] for part in whole.split("<svg ")[1:] if 'role="img"' in part)
 
 
-def test_168_cells_stay_below_5_mb_and_all_can_be_opened(whole: str) -> None:
+def test_168_runs_stay_below_5_mb_and_all_can_be_opened(whole: str) -> None:
     assert len(whole.encode()) < 2_000_000
     assert len(data_of(whole)["cells"]) == 168
 
@@ -167,7 +167,7 @@ def test_the_paper_and_its_errata_stand_beside_ours(whole: str, small: str) -> N
     assert re.search(r'class="best"[^>]*>\d\d\.\d', whole)
 
 
-def test_a_drill_down_has_all_that_reproduces_a_cell(small: str) -> None:
+def test_a_drill_down_has_all_that_reproduces_a_run(small: str) -> None:
     data = data_of(small)
     cell = next(cell for cell in data["cells"] if cell["t"][2] == "ERAT")
     assert cell["cmd"].startswith("python orchestrate.py train --preset demo")
@@ -277,7 +277,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         }
         for step in range(12)
     ]
-    write_home(workspace, "mine", spec, [(point, "optuna", "done") for point in points], trials=14)
+    write_workspace(workspace, "mine", spec, [(point, "optuna", "done") for point in points], trials=14)
     return workspace
 
 
@@ -336,7 +336,7 @@ def test_any_text_is_safe_in_latex() -> None:
     assert r"\caption{1 $\pm$ 2}" in latex(Table.of(["a"], [["b"]], caption="1 ± 2"))
 
 
-def test_csv_has_every_cell(make_page: Callable[..., str]) -> None:
+def test_csv_has_every_run(make_page: Callable[..., str]) -> None:
     records = list(csv.DictReader(make_page(grid("paper"), {3: "failed"}, form="csv").splitlines()))
     assert len(records) == 168 and sum(record["mean"] == "" for record in records) == 1
 
@@ -376,9 +376,9 @@ def test_a_place_that_cannot_be_written_is_one_line(search: Workspace, tmp_path:
 
 
 @pytest.mark.slow
-def test_ten_thousand_cells_in_a_minute_and_little_memory(tmp_path: Path) -> None:
+def test_ten_thousand_runs_in_a_minute_and_little_memory(tmp_path: Path) -> None:
     spec = grid(seeds=range(60))
-    write_home(Workspace(tmp_path), "many", spec, with_states(spec, {5: "failed"}))
+    write_workspace(Workspace(tmp_path), "many", spec, with_states(spec, {5: "failed"}))
     environment = os.environ | {"ERAT_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     began = time.monotonic()
     # Not what the system reports of an ended child: that counts the memory of the process from which it was forked.

@@ -238,7 +238,7 @@ class TestFigures:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    workspace = Workspace(tmp_path_factory.mktemp("home"))
+    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
     write_search(workspace, "s", search_spec(), 12, most=40)
     return write_report(workspace, "s", "html", None).read_text()
 

@@ -17,7 +17,7 @@ from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
-from tests.synthetic import write_home
+from tests.synthetic import write_workspace
 from tests.trials import with_result
 
 Finished = Callable[..., list[Trial]]
@@ -178,7 +178,7 @@ def test_a_selection_is_stacked() -> None:
 )
 def test_they_stand_on_the_page(name: str, heading: str, figures: int, workspace: Workspace) -> None:
     spec = grid(name)
-    write_home(workspace, "mine", spec, [(entry, "baseline", "done") for entry in spec.runs])
+    write_workspace(workspace, "mine", spec, [(entry, "baseline", "done") for entry in spec.runs])
     page = write_report(workspace, "mine", "html", None).read_text()
     section = page[page.index(f"<h3>{heading}</h3>") :]
     section = section[: section.index("<h3>", 5) if "<h3>" in section[5:] else section.index("</section>")]

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -36,8 +35,8 @@ from orchestration.run.environment import environment
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
+from tests.same_runs import CLOCK, assert_same_run
 
-CLOCK = ("epoch_seconds", "images_per_second")  # all that may differ between two executions of one run
 EPOCHS = 4
 TINY = {"data.limit": 120, "defense.steps": 1, "corruption.labels": "symmetric", "train.epochs": EPOCHS}
 ROOT = Path(__file__).parents[4]
@@ -50,7 +49,7 @@ def config(make_config: Callable[..., RunConfig]) -> RunConfig:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +65,9 @@ def at(folder: Path) -> RunDirectory:
     return RunDirectory(Workspace(folder.parent.parent), folder.name)
 
 
-def figures(folder: Path) -> list[dict[str, Any]]:
-    """Return the metrics without those that depend on the clock."""
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in at(folder).read_metrics()]
-
-
 def weights(folder: Path, name: str = "artifacts/model.pt") -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(folder / name, weights_only=True)
     return state
-
-
-def assert_same_run(folder: Path, reference: Path) -> None:
-    assert figures(folder) == figures(reference)
-    mine, theirs = weights(folder), weights(reference)
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    results = [asdict(at(one).read_result() or RunResult("", "")) for one in (folder, reference)]
-    same = [{k: v for k, v in r.items() if k not in ("train_seconds", "peak_memory_mb")} for r in results]
-    assert same[0] == same[1]
 
 
 def until(epoch: int) -> Callable[[Sequence[EpochReport]], bool]:
@@ -192,7 +176,7 @@ class TestGoingOn:
         assert len(at(folder).read_metrics()) == epoch
         assert not is_running(at(folder))
         assert execute_run(config, workspace).status == "done"
-        assert_same_run(folder, undisturbed)
+        assert_same_run(at(folder), at(undisturbed))
 
     def test_killed_it_ends_with_the_same_bits(
         self, config: RunConfig, workspace: Workspace, undisturbed: Path
@@ -218,7 +202,7 @@ class TestGoingOn:
             execute_run(config, workspace, on_epoch=lambda h: bool(told.append(h[-1].epoch)) or True).status == "done"
         )
         assert told == [1, 2, 3, 4], "the last epoch once more: its listener may have died before it heard"
-        assert_same_run(folder, undisturbed)
+        assert_same_run(at(folder), at(undisturbed))
 
     @pytest.mark.parametrize("asks", [1, 2, 5])
     def test_told_to_leave_it_goes_on_from_where_it_was(
@@ -238,7 +222,7 @@ class TestGoingOn:
         monkeypatch.undo()
         assert execute_run(config, workspace).status == "done"
         assert at(folder).read_departure() is None
-        assert_same_run(folder, undisturbed)
+        assert_same_run(at(folder), at(undisturbed))
 
     def test_stopped_on_request_it_says_so_and_can_still_go_on(
         self, config: RunConfig, workspace: Workspace, undisturbed: Path
@@ -251,9 +235,9 @@ class TestGoingOn:
         assert (folder / "artifacts/model.pt").exists()
         assert execute_run(config, workspace, on_epoch=until(2)).status == "stopped", "and stays where it is"
         assert execute_run(config, workspace).status == "done"
-        assert_same_run(folder, undisturbed)
+        assert_same_run(at(folder), at(undisturbed))
 
-    def test_a_finished_cell_is_only_read(self, config: RunConfig, workspace: Workspace) -> None:
+    def test_a_finished_run_is_only_read(self, config: RunConfig, workspace: Workspace) -> None:
         first = execute_run(config, workspace)
         folder = workspace.run_directory(config.digest())
         before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.name != ".lock"}
@@ -263,7 +247,7 @@ class TestGoingOn:
         assert told == []
         assert {file: file.stat().st_mtime_ns for file in before} == before
 
-    def test_a_finished_cell_needs_no_data(
+    def test_a_finished_run_needs_no_data(
         self, config: RunConfig, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = execute_run(config, workspace)
@@ -275,7 +259,7 @@ class TestGoingOn:
         folder = workspace.run_directory(config.digest())
         (folder / "result.json").write_text('{"cell": "x", "sta')
         assert execute_run(config, workspace).status == "done"
-        assert_same_run(folder, undisturbed)
+        assert_same_run(at(folder), at(undisturbed))
 
     def test_without_a_sound_checkpoint_it_starts_anew(
         self, config: RunConfig, workspace: Workspace, undisturbed: Path
@@ -288,7 +272,7 @@ class TestGoingOn:
         with pytest.warns(UserWarning, match="starting anew"):
             execute_run(config, workspace, on_epoch=lambda h: bool(seen.append(len(at(folder).read_metrics()))) or True)
         assert seen == [1, 2, 3, 4], "rows of epochs that were lost do not stay"
-        assert_same_run(folder, undisturbed)
+        assert_same_run(at(folder), at(undisturbed))
 
     def test_the_one_before_is_gone_on_from_and_goes_in_the_end(
         self, config: RunConfig, workspace: Workspace, undisturbed: Path
@@ -301,7 +285,7 @@ class TestGoingOn:
         with pytest.warns(UserWarning, match="its checksum does not fit.*going on from the one before"):
             execute_run(config, workspace, on_epoch=lambda h: bool(seen.append(len(at(folder).read_metrics()))) or True)
         assert seen == [2, 3, 4]
-        assert_same_run(folder, undisturbed)
+        assert_same_run(at(folder), at(undisturbed))
         assert not (folder / "previous-checkpoint.pt").exists()
 
     def test_a_pickled_checkpoint_is_refused_and_the_refusal_kept(
@@ -390,7 +374,7 @@ class TestFailing:
         assert log.startswith("Traceback")
         assert "the loss became" in log.splitlines()[-1]
 
-    def test_a_failed_cell_is_tried_again(
+    def test_a_failed_run_is_tried_again(
         self, config: RunConfig, workspace: Workspace, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder = workspace.run_directory(config.digest())
@@ -400,7 +384,7 @@ class TestFailing:
         assert (result.status, result.error) == ("failed", "ZeroDivisionError: division by zero")
         assert execute_run(config, workspace).status == "done"
         assert not (folder / "error.txt").exists()
-        assert_same_run(folder, undisturbed)
+        assert_same_run(at(folder), at(undisturbed))
 
     def test_a_failure_keeps_what_was_reached(self, config: RunConfig, workspace: Workspace) -> None:
         def burst(history: Sequence[EpochReport]) -> bool:

@@ -7,11 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -30,10 +29,10 @@ from orchestration.search.launch import run_train
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.trial import Trial
+from tests.same_runs import assert_same_run, figures
 from tests.two_workers import Record, joined, on_two_workers, own_models_are_known
 
 ROOT = Path(__file__).parents[4]
-CLOCK = ("epoch_seconds", "images_per_second")  # all that may differ between two executions of one run
 EPOCHS = 5
 # A schedule that depends on the last epoch, so that a run whose configuration were cut short would learn otherwise.
 TINY = {
@@ -52,7 +51,7 @@ def config(make_config: Callable[..., RunConfig]) -> RunConfig:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture
@@ -66,21 +65,6 @@ def undisturbed(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> 
     workspace = Workspace(tmp_path_factory.mktemp("undisturbed"))
     assert execute_run(config, workspace).status == "done"
     return RunDirectory(workspace, config.digest())
-
-
-def figures(run: RunDirectory) -> list[dict[str, Any]]:
-    """Return the metrics without those that depend on the clock."""
-    return [{key: value for key, value in row.items() if key not in CLOCK} for row in run.read_metrics()]
-
-
-def assert_same_run(run: RunDirectory, reference: RunDirectory) -> None:
-    assert figures(run) == figures(reference)
-    mine, theirs = (torch.load(each.artifacts / "model.pt", weights_only=True) for each in (run, reference))
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    results = [asdict(each.read_result() or RunResult("", "")) for each in (run, reference)]
-    same = [{k: v for k, v in r.items() if k not in ("train_seconds", "peak_memory_mb")} for r in results]
-    assert same[0] == same[1]
 
 
 class Listener:

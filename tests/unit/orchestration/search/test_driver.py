@@ -17,15 +17,17 @@ from erat.errors import UserError
 from erat.result import RunResult
 from orchestration.cli import parse_overrides
 from orchestration.report.files import write_files
+from orchestration.report.results import best_json, confirmed_json, result_json
 from orchestration.report.summary import paste_command
 from orchestration.run.places import Place
 from orchestration.run.retries import DEATHS, Retry
-from orchestration.search.driver import StudyDriver, best_json, confirmed_json, result_json
-from orchestration.search.queue import Observation
+from orchestration.search.driver import StudyDriver
+from orchestration.search.observations import Observation
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space, parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial, confirmation
 from tests.trials import make_trial
 
@@ -50,7 +52,7 @@ def spec(preset: str = "demo", overrides: Mapping[str, Any] | None = None, **cha
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 class TestSpecification:

@@ -16,12 +16,13 @@ from erat.result import RunResult
 from orchestration.cluster import execution
 from orchestration.run.directory import RunDirectory, stop_request
 from orchestration.search.driver import StudyDriver
-from orchestration.search.queue import Observation
+from orchestration.search.observations import Observation
 from orchestration.search.tune import Progress, QueueScheduler, QueueSearcher
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
 
@@ -133,7 +134,7 @@ def report(epoch: int, val_accuracy: float, test_accuracy: float = 0.125) -> Epo
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(Workspace(tmp_path / "home"))
+    return World(Workspace(tmp_path / "workspace"))
 
 
 def test_an_epoch_needs_no_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +166,7 @@ def test_an_epoch_that_comes_again_takes_the_place_of_the_first(world: World) ->
 
 def test_with_a_storage_status_finds_the_epochs_on_this_machine(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
-    world = World(Workspace(tmp_path / "home").sharing(str(tmp_path / "shared")))
+    world = World(Workspace(tmp_path / "workspace").sharing(str(tmp_path / "shared")))
     trial = world.begin("t")
     history = [report(epoch, epoch / 10) for epoch in (1, 2, 3)]
     for epochs in (1, 2, 3):
@@ -289,7 +290,7 @@ def test_a_driver_at_work_leaves_everything_on_the_disk_and_real_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    workspace = Workspace(tmp_path / "home")
+    workspace = Workspace(tmp_path / "workspace")
     tracker = Tracker.open(workspace)
     searches: list[Any] = []
     search = tracker._client.search_runs

@@ -13,10 +13,11 @@ from orchestration.report.document import write_report
 from orchestration.search.driver import make_queue
 from orchestration.search.launch import make_sampler
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.parameters import ten_digits
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 NAME, SELECTOR, ETA, THRESHOLD = "defense.name", "defense.selector", "defense.eta", "defense.threshold"
 STEPS, LR = "defense.steps", "train.lr"
@@ -103,7 +104,7 @@ def test_a_trial_has_the_keys_that_its_choices_call_for(workspace: Workspace) ->
 
 @pytest.mark.parametrize("cut", [1, 2, 5, 8, 13])
 def test_a_search_cut_anywhere_goes_on_with_the_same_trials(workspace: Workspace, cut: int, tmp_path: Path) -> None:
-    other = Workspace(tmp_path / "home")
+    other = Workspace(tmp_path / "workspace")
     search(other, cut)
     assert search(other, TOTAL) == values(workspace)
 

@@ -14,12 +14,13 @@ from ray.tune.search import Searcher
 from erat.result import RunResult
 from orchestration.run.retries import Retry
 from orchestration.search.driver import StudyDriver
-from orchestration.search.queue import Observation
+from orchestration.search.observations import Observation
 from orchestration.search.tune import QueueSearcher
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 RATE = "train.lr"
 EPOCHS, RUNGS = 6, [2, 4]
@@ -138,7 +139,7 @@ class World:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erat.result import RunResult, summarise
-from orchestration.search.queue import Observation, Queue
+from orchestration.search.observations import Observation
+from orchestration.search.queue import Queue
 from orchestration.study.trial import CONFIRMING, Trial
 from tests.imagined import ETA, EveryWord, Imagined, KilledError, Row, table
 

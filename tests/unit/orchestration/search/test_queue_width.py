@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from erat.result import RunResult
+from orchestration.search.observations import Observation
 from orchestration.search.pruners import Pruner
-from orchestration.search.queue import Observation, Queue
+from orchestration.search.queue import Queue
 from orchestration.study.spaces import SearchSpace
 from orchestration.study.trial import Trial
 

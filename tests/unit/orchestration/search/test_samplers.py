@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from erat.errors import UserError
-from orchestration.search.queue import Observation
+from orchestration.search.observations import Observation
 from orchestration.search.samplers import CMAES, GP, QMC, TPE, Grid, OptunaSampler, Random
 from orchestration.study.parameters import ten_digits
 

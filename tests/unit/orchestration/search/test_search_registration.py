@@ -15,10 +15,12 @@ from erat.errors import UserError
 from orchestration import Abilities, Observation, Pruner, register_pruner, register_sampler
 from orchestration.search.driver import make_queue
 from orchestration.search.launch import make_sampler
+from orchestration.search.pruners import Halving
 from orchestration.search.simulate import simulate
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import PRUNERS, SAMPLERS
-from orchestration.study.spaces import parse_space
+from orchestration.study.settings import with_settings
+from orchestration.study.spaces import parse_space, rungs_of
 from orchestration.study.spec import StudySpec
 from tests.public import installed
 
@@ -113,6 +115,35 @@ def test_those_that_come_with_the_project_cannot_be_replaced() -> None:
     register_pruner("impatient", Impatient, replace=True)
     with pytest.raises(UserError, match="pruner 'median' comes with erat and cannot be replaced"):
         register_pruner("median", Impatient, replace=True)
+
+
+def test_a_pruner_that_reads_rungs_gets_those_of_the_schedule(tmp_path: Path) -> None:
+    @register_pruner("half")
+    class Half(Halving):
+        def promoted(self, best: Mapping[int, float]) -> set[int]:
+            return set(sorted(best, key=lambda number: -best[number])[: len(best) // 2])
+
+    content = CONTENT | {"sampler": "random", "pruner": "half", "block": 4}
+    spec = StudySpec(parse_space(content, "own.yaml"), "demo", {"train.epochs": 60})
+    assert spec.space.rungs == rungs_of(spec.base) != []
+    assert spec.trial(0, "optuna", {"defense.eta": 0.1, "defense.selector": "mixture"}).rungs == tuple(spec.space.rungs)
+    queue = make_queue(
+        spec, 4, "own", Ledger(tmp_path / "ledger.jsonl"), make_sampler(spec), on_proposed=lambda trial: None
+    )
+    course = simulate(queue, 4, lambda trial: 1.0, lambda trial: [trial.params["defense.eta"]] * trial.epochs)
+    ended = [trial.status for trial in course.trials]
+    assert (len(ended), ended.count("done")) == (4, 4 // 2 ** len(spec.space.rungs)), "half go on from each rung"
+    unread = parse_space(CONTENT | {"pruner": "half", "grace": 0.3}, "own.yaml")
+    with pytest.warns(UserWarning, match=r"the pruner half makes no use of grace, got 0\.3"):
+        with_settings(unread)
+
+
+def test_settings_that_no_pruner_has_are_refused() -> None:
+    class Wrong(Pruner):
+        settings = ("patience",)
+
+    with pytest.raises(UserError, match="the settings of pruner 'wrong' must be names out of grace, rungs, block, got"):
+        register_pruner("wrong", Wrong)
 
 
 def test_an_installed_package_brings_some(tmp_path: Path) -> None:

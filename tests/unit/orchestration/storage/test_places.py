@@ -28,8 +28,9 @@ from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_driven, is_running
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 from orchestration.tracking.outbox import Spool
 from orchestration.tracking.tracker import Tracker
 
@@ -95,7 +96,7 @@ def config(spec: StudySpec) -> RunConfig:
 @pytest.fixture
 def finished(spec: StudySpec, config: RunConfig, tmp_path: Path) -> Workspace:
     """Make a workspace with a finished sweep of one run."""
-    workspace = Workspace(tmp_path / "home")
+    workspace = Workspace(tmp_path / "workspace")
     ledger = Ledger(workspace.ledger)
     register(ledger, "s", spec, 0)
     cell = config.digest()
@@ -108,7 +109,7 @@ def finished(spec: StudySpec, config: RunConfig, tmp_path: Path) -> Workspace:
 def test_a_full_disk_costs_nothing_finished_and_tears_nothing(
     disk: Path, finished: Workspace, config: RunConfig, spec: StudySpec
 ) -> None:
-    workspace = Workspace(disk / "home")
+    workspace = Workspace(disk / "workspace")
     shutil.copytree(finished.root, workspace.root)
     before = files(workspace.root)
     filler = fill(disk)
@@ -140,7 +141,7 @@ def test_a_full_disk_costs_nothing_finished_and_tears_nothing(
 
 
 def test_a_run_that_meets_a_full_disk_goes_on(disk: Path, config: RunConfig, tmp_path: Path) -> None:
-    workspace, reference = Workspace(disk / "home"), Workspace(tmp_path / "reference")
+    workspace, reference = Workspace(disk / "workspace"), Workspace(tmp_path / "reference")
     execute_run(config, reference)
     fillers: list[Path] = []
 
@@ -198,7 +199,7 @@ def test_what_reads_works_where_nothing_can_be_written(
 
 
 def test_a_moved_workspace_goes_on_from_its_checkpoint(config: RunConfig, tmp_path: Path) -> None:
-    old, new = Workspace(tmp_path / "old"), Workspace(tmp_path / "new" / "home")
+    old, new = Workspace(tmp_path / "old"), Workspace(tmp_path / "new" / "workspace")
     execute_run(config, old, on_epoch=lambda history: False)
     (old.run_directory(config.digest()) / "result.json").unlink()
     new.root.parent.mkdir()

@@ -240,7 +240,7 @@ def test_two_that_train_the_same_run_leave_what_one_would(s3: str, tmp_path: Pat
     both = []
     for name in "ab":
         (tmp_path / name).mkdir()
-        command = [sys.executable, "-c", script, config.model_dump_json(), str(tmp_path / name / "home"), place]
+        command = [sys.executable, "-c", script, config.model_dump_json(), str(tmp_path / name / "workspace"), place]
         environment = os.environ | {"TMPDIR": str(tmp_path / name), "PYTHONPATH": str(Path(__file__).parents[4])}
         both.append(subprocess.Popen(command, env=environment))
     assert [process.wait(120) for process in both] == [0, 0]

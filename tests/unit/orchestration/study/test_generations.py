@@ -16,9 +16,10 @@ from orchestration.api import Study, load_study
 from orchestration.commands import overview
 from orchestration.search.driver import make_queue
 from orchestration.storage.workspace import Workspace
+from orchestration.study.entries import ANEW, BEFORE_WINDOW, as_begun, check_name_is_free, register, reopened
 from orchestration.study.ledger import Ledger
 from orchestration.study.settings import begin_as
-from orchestration.study.spec import ANEW, BEFORE_WINDOW, StudySpec, as_begun, check_name_is_free, register, reopened
+from orchestration.study.spec import StudySpec
 from tests.imagined import EveryWord
 
 # Two searches of one space, of four trials and of six, and a list of three runs of which two have ended.
@@ -29,7 +30,7 @@ IDENTITIES = {"finished": "b613816e571771bc", "unfinished": "a4e1b573af93bb47", 
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    made = Workspace(tmp_path / "home")
+    made = Workspace(tmp_path / "workspace")
     made.ledger.parent.mkdir()
     shutil.copy(OLD, made.ledger)
     return made

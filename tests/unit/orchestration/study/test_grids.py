@@ -19,7 +19,7 @@ from orchestration.study.trial import Trial
 from tests.trials import make_trial
 
 
-def cells(grid: str, preset: str = "demo", **choice: Any) -> list[dict[str, Any]]:
+def runs_of(grid: str, preset: str = "demo", **choice: Any) -> list[dict[str, Any]]:
     overrides = choice.pop("overrides", {})
     return specification(load_grid(grid), preset, overrides, **choice).runs
 
@@ -33,38 +33,38 @@ def cells(grid: str, preset: str = "demo", **choice: Any) -> list[dict[str, Any]
         *[("figure5", 4 * 8), ("figure6", 4 * 6), ("figure7", 4 * 7), ("figure8", 4 * 6 * 3)],
     ],
 )
-def test_a_grid_has_the_cells_of_the_paper_s_table(grid: str, count: int) -> None:
-    assert len(cells(grid)) == count
-    assert len(cells(grid, seeds=(0, 1, 2))) == 3 * count
+def test_a_grid_has_the_runs_of_the_paper_s_table(grid: str, count: int) -> None:
+    assert len(runs_of(grid)) == count
+    assert len(runs_of(grid, seeds=(0, 1, 2))) == 3 * count
 
 
-def test_every_grid_is_known_by_its_name_and_every_cell_is_another_run() -> None:
+def test_every_grid_is_known_by_its_name_and_its_runs_differ() -> None:
     names = sorted(file.stem for file in GRIDS.glob("*.yaml") if file.stem != "base")
     assert names == [*(f"figure{n}" for n in range(2, 9)), "rq5", *(f"table{n}" for n in range(1, 7))]
     for name in names:
         assert load_grid(name).name == name
         spec = specification(load_grid(name), "demo", {})
-        digests = [spec.config(cell).digest() for cell in spec.runs]
+        digests = [spec.config(run).digest() for run in spec.runs]
         assert len(set(digests)) == len(digests)
 
 
 def test_tables_share_the_runs_that_they_have_in_common() -> None:
     third, sixth = (specification(load_grid(name), "demo", {}) for name in ("table3", "table6"))
-    shared = {third.config(cell).digest() for cell in third.runs} & {sixth.config(cell).digest() for cell in sixth.runs}
+    shared = {third.config(run).digest() for run in third.runs} & {sixth.config(run).digest() for run in sixth.runs}
     assert len(shared) == 21, "ERAT on seven corruptions under three noises"
 
 
 def test_at_paper_scale_a_table_names_its_data_set() -> None:
     spec = specification(load_grid("table4"), "paper", {})
     assert spec.base.data.name == "cifar100"
-    assert len(cells("table2", "paper")) == 24
-    assert {cell["data.name"] for cell in cells("table2", "paper")} == {"cifar10", "cifar100", "tiny-imagenet"}
+    assert len(runs_of("table2", "paper")) == 24
+    assert {run["data.name"] for run in runs_of("table2", "paper")} == {"cifar10", "cifar100", "tiny-imagenet"}
 
 
 def test_a_poison_s_budget_is_a_multiple_of_the_tables() -> None:
-    budgets = {cell.get("corruption.epsilon") for cell in cells("figure3", "paper", only={"corruption": ["uhp"]})}
+    budgets = {run.get("corruption.epsilon") for run in runs_of("figure3", "paper", only={"corruption": ["uhp"]})}
     assert budgets == {0.125, 0.25, None, 1.0}
-    assert {cell.get("corruption.epsilon") for cell in cells("figure3", only={"corruption": ["uhp"]})} == {
+    assert {run.get("corruption.epsilon") for run in runs_of("figure3", only={"corruption": ["uhp"]})} == {
         0.3125,
         0.625,
         None,
@@ -74,18 +74,18 @@ def test_a_poison_s_budget_is_a_multiple_of_the_tables() -> None:
 
 def test_a_figure_s_middle_is_the_table_s_run() -> None:
     table = specification(load_grid("table3"), "paper", {})
-    known = {table.config(cell).digest() for cell in table.runs}
+    known = {table.config(run).digest() for run in table.runs}
     for name, shared in {"figure3": 32, "figure4": 32, "figure5": 4, "figure6": 4, "figure7": 4}.items():
         spec = specification(load_grid(name), "paper", {})
-        assert len(known & {spec.config(cell).digest() for cell in spec.runs}) == shared, name
+        assert len(known & {spec.config(run).digest() for run in spec.runs}) == shared, name
 
 
 def test_only_and_skip() -> None:
-    chosen = cells("table3", only={"defense": ["erat", "ce"], "corruption": ["up"]})
-    assert [cell["defense.name"] for cell in chosen] == ["ce", "erat"] * 3, "in the order of the grid"
-    rest = cells("table3", skip={"noise": ["instance", "symmetric"], "defense": ["mspl"]})
+    chosen = runs_of("table3", only={"defense": ["erat", "ce"], "corruption": ["up"]})
+    assert [run["defense.name"] for run in chosen] == ["ce", "erat"] * 3, "in the order of the grid"
+    rest = runs_of("table3", skip={"noise": ["instance", "symmetric"], "defense": ["mspl"]})
     assert len(rest) == 7 * 7
-    assert {cell["corruption.rate"] for cell in rest} == {0.4}
+    assert {run["corruption.rate"] for run in rest} == {0.4}
 
 
 @pytest.mark.parametrize(
@@ -101,21 +101,21 @@ def test_only_and_skip() -> None:
 )
 def test_a_wrong_choice_is_one_line(choice: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as caught:
-        cells("table3", **choice)
+        runs_of("table3", **choice)
     assert str(caught.value).startswith(words)
     assert "\n" not in str(caught.value)
 
 
 def test_dotted_keys_choose_beside_axes() -> None:
-    whole = cells("table3")
-    chosen = cells("table3", only={"defense": ["erat", "ce"], "corruption.data": ["up", "uhp"]})
-    assert {(cell["defense.name"], cell["corruption.data"]) for cell in chosen} == {
+    whole = runs_of("table3")
+    chosen = runs_of("table3", only={"defense": ["erat", "ce"], "corruption.data": ["up", "uhp"]})
+    assert {(run["defense.name"], run["corruption.data"]) for run in chosen} == {
         (defense, poison) for defense in ("erat", "ce") for poison in ("up", "uhp")
     }
-    both = cells("table3", only={"corruption.data": ["up"]}, skip={"corruption.data": ["uhp"]})
-    assert {cell["corruption.data"] for cell in both} == {"up"}, "what is not there any more need not be skipped"
-    skipped = cells("table3", skip={"corruption.data": ["up"]})
-    assert len(skipped) == sum(cell["corruption.data"] != "up" for cell in whole) < len(whole)
+    both = runs_of("table3", only={"corruption.data": ["up"]}, skip={"corruption.data": ["uhp"]})
+    assert {run["corruption.data"] for run in both} == {"up"}, "what is not there any more need not be skipped"
+    skipped = runs_of("table3", skip={"corruption.data": ["up"]})
+    assert len(skipped) == sum(run["corruption.data"] != "up" for run in whole) < len(whole)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_wrong_grid_is_one_line_at_once(text: str, words: str, tmp_path: Path)
     file = tmp_path / "mine.yaml"
     file.write_text(f"name: mine\nabout: x\n{text}\n")
     with pytest.raises(UserError) as caught:
-        cells(str(file))
+        runs_of(str(file))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -164,13 +164,13 @@ def test_a_grid_of_one_s_own(tmp_path: Path) -> None:
         "name: mine\nabout: budgets of a poison\naxes:\n  defense: [ce, erat]\n"
         "  budget: {small: {corruption.epsilon: 0.5}, large: {corruption.epsilon: 2}}\n"
     )
-    assert [cell["corruption.epsilon"] for cell in cells(str(file))] == [0.5, 2, 0.5, 2]
+    assert [run["corruption.epsilon"] for run in runs_of(str(file))] == [0.5, 2, 0.5, 2]
     file.write_text("name: mine\nabout: x\naxes: {defense: [ce, eart]}\n")
     with pytest.raises(UserError, match="unknown defense 'eart': did you mean"):
-        cells(str(file))
+        runs_of(str(file))
     file.write_text("name: mine\nabout: x\n")
     with pytest.raises(UserError, match=r"mine\.yaml: axes: field required"):
-        cells(str(file))
+        runs_of(str(file))
     with pytest.raises(UserError, match="unknown grid 'tabel3': did you mean table3"):
         load_grid("tabel3")
 
@@ -241,7 +241,7 @@ def test_in_words_who_wins_and_how_surely() -> None:
     assert words[2].endswith("CE p = 0.016.")
 
 
-def test_unfinished_cells_enter_no_mean() -> None:
+def test_unfinished_runs_enter_no_mean() -> None:
     assert summary_sentences(ROWS)[0] == "Mean over 2 cells: ERAT 92.6, CE 35.0."
     records = list(csv.DictReader(io.StringIO(matrix_text("csv", ROWS))))
     missing = next(record for record in records if record["defense"] == "AT" and record["corruption"] == "UHP")

@@ -19,9 +19,10 @@ from orchestration.commands import overview, verify
 from orchestration.report.document import write_report
 from orchestration.storage.workspace import Workspace
 from orchestration.study import grids
+from orchestration.study.entries import BEFORE_IDENTITY, register, reopened
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
-from orchestration.study.spec import BEFORE_IDENTITY, StudySpec, register, reopened
+from orchestration.study.spec import StudySpec
 from orchestration.study.status import spec_of, trials_of
 
 OLD = Path(__file__).parent / "ledgers" / "before_identity.jsonl"  # two sweeps of one run, made before fingerprints
@@ -30,7 +31,7 @@ PLAIN = {"corruption.data": "none", "corruption.labels": "none", "model.name": "
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 def arrays(path: Path, seed: int = 0, classes: int = 2) -> Path:

@@ -25,7 +25,7 @@ SPEC = {"space": {"name": "budgets"}, "preset": "demo"}
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "home" / "ledger.jsonl"
+    return tmp_path / "workspace" / "ledger.jsonl"
 
 
 def begun(path: Path, *names: str) -> Ledger:
@@ -149,12 +149,12 @@ def test_processes_that_append_at_once_lose_nothing(path: Path) -> None:
 
 
 class TestOutcomes:
-    def test_done_is_a_property_of_the_cell(self, path: Path) -> None:
+    def test_done_is_a_property_of_the_run(self, path: Path) -> None:
         ledger = begun(path, "a", "b")
         finish(ledger, "c", "done", sweep="a")
         assert [ledger.outcome("c", sweep).status for sweep in ("a", "b", None)] == ["done"] * 3  # type: ignore[union-attr]
 
-    def test_stopped_is_a_property_of_the_cell_in_its_sweep(self, path: Path) -> None:
+    def test_stopped_is_a_property_of_the_run_in_its_sweep(self, path: Path) -> None:
         ledger = begun(path, "a", "b")
         finish(ledger, "c", "stopped", sweep="a", val_history=[0.1])
         assert ledger.outcome("c", "a").status == "stopped"  # type: ignore[union-attr]

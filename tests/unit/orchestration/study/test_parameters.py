@@ -11,9 +11,10 @@ import yaml
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from erat.errors import UserError
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import SearchSpace, load_space, parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 ETA, STEPS, SELECTOR, THRESHOLD = "defense.eta", "defense.steps", "defense.selector", "defense.threshold"
 CHOICE = {"choices": ["rebalance", "mixture"]}

@@ -12,10 +12,11 @@ import pytest
 
 from erat.errors import UserError
 from orchestration.search.launch import make_sampler
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import SAMPLERS
 from orchestration.study.spaces import SearchSpace, parse_space
-from orchestration.study.spec import StudySpec, register
+from orchestration.study.spec import StudySpec
 
 NAME, ETA, WEIGHT, SELECTOR = "defense.name", "defense.eta", "defense.lambda_u", "defense.selector"
 RANGE: dict[str, Any] = {"low": 0, "high": 1}

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from erat.errors import UserError
+from orchestration.study.entries import as_begun, check_name_is_free, register, reopened
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import PRUNERS, SAMPLERS
 from orchestration.study.settings import begin_as, setting_values, setting_words, warn_if_narrow, with_settings
 from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
-from orchestration.study.spec import StudySpec, as_begun, check_name_is_free, register, reopened
+from orchestration.study.spec import StudySpec
 
 ETA = "defense.eta"
 
@@ -79,6 +80,25 @@ class TestReading:
         halving = space(pruner="halving", rungs=[3])
         assert with_settings(halving, pruner="median").rungs == "auto"
         assert with_settings(halving, window=3).rungs == [3]
+
+    @pytest.mark.parametrize(
+        ("own", "given", "words"),
+        [
+            ({"grace": 0.3}, {"pruner": "halving"}, r"the pruner halving makes no use of grace, got 0\.3"),
+            ({"block": 8}, {}, "the pruner median makes no use of block, got 8"),
+            ({"startup": 4}, {"sampler": "qmc"}, "the sampler qmc makes no use of startup, got 4"),
+        ],
+    )
+    def test_those_of_no_use_are_warned_of(self, own: dict[str, Any], given: dict[str, str], words: str) -> None:
+        with pytest.warns(UserWarning, match=words) as caught:
+            with_settings(space(**own), **given)
+        assert len(caught) == 1
+
+    @pytest.mark.parametrize("name", ["budgets", "eta", "joint", "lambda"])
+    def test_the_project_s_spaces_have_none_of_no_use(self, name: str, recwarn: pytest.WarningsRecorder) -> None:
+        for pruner in PRUNERS.own:
+            with_settings(load_space(name), pruner=pruner, sampler="random")
+        assert not recwarn.list
 
     def test_they_are_shown(self) -> None:
         shown = with_settings(space(), pruner="halving", rungs="3,9", window=8, confirm="2x5")

@@ -26,7 +26,7 @@ def state_of(workspace: Workspace, name: str = "s") -> tuple[dict[int, Trial], i
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "home")
+    return Workspace(tmp_path / "workspace")
 
 
 def add_epochs(workspace: Workspace, trial: Trial, epochs: int) -> None:

@@ -57,7 +57,7 @@ def _no_foreign_store(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     # Characters that have a meaning in URIs.
-    return Workspace(tmp_path_factory.mktemp("home") / "with space & é #1 50%")
+    return Workspace(tmp_path_factory.mktemp("workspace") / "with space & é #1 50%")
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +129,10 @@ def test_default_store_is_an_absolute_sqlite_file_in_write_ahead_mode(tracker: T
 
 def test_environment_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mine.db'}")
-    tracker = Tracker.open(Workspace(tmp_path / "home"))
+    tracker = Tracker.open(Workspace(tmp_path / "workspace"))
     assert tracker.uri.endswith("mine.db")
     assert (tmp_path / "mine.db").is_file()
-    assert not (tmp_path / "home").exists()
+    assert not (tmp_path / "workspace").exists()
 
 
 def _open(root: Path, answers: Any) -> None:
@@ -443,7 +443,7 @@ def test_a_confirmation_names_its_candidate_and_a_study_its_best_trial(tracker: 
     assert (tags["best_trial"], tags["best_cell"], tags["status"]) == ("7", "c0", "done")
 
 
-def test_artifacts_lie_in_the_home(tracker: Tracker, workspace: Workspace, sweep: str, tmp_path: Path) -> None:
+def test_artifacts_lie_in_the_workspace(tracker: Tracker, workspace: Workspace, sweep: str, tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
     (tmp_path / "config.yaml").write_text("a: 1")
     (tmp_path / "tables" / "selection.json").write_text("{}")
@@ -477,7 +477,7 @@ def contents(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
 
 
-def test_a_moved_home_finds_its_artifacts_and_leaves_the_old_place(
+def test_a_moved_workspace_finds_its_artifacts_and_leaves_the_old_place(
     moved: tuple[Workspace, str], tmp_path: Path
 ) -> None:
     there, run_id = moved
@@ -503,7 +503,7 @@ def test_artifacts_at_a_place_of_one_s_own_stay_there(tmp_path: Path) -> None:
     assert found == [*places[:3], (tmp_path / "mlartifacts").as_uri()]
 
 
-def test_another_home_s_database_is_not_taken_over(
+def test_another_workspace_s_database_is_not_taken_over(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tracker._client.get_experiment(tracker.experiment_id).artifact_location
@@ -512,7 +512,7 @@ def test_another_home_s_database_is_not_taken_over(
     assert tracker._client.get_experiment(tracker.experiment_id).artifact_location == before
 
 
-def test_a_home_that_cannot_be_written_is_served_from_a_copy(
+def test_a_workspace_that_cannot_be_written_is_served_from_a_copy(
     moved: tuple[Workspace, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, run_id = moved

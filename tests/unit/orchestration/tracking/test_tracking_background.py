@@ -161,7 +161,7 @@ class Counting:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace(tmp_path_factory.mktemp("home"))
+    return Workspace(tmp_path_factory.mktemp("workspace"))
 
 
 @pytest.fixture
