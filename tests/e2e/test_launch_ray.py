@@ -128,7 +128,7 @@ def test_the_three_lines_of_the_page_end_in_a_table(before: str, machine: Machin
     print(said.stdout[-6000:], said.stderr[-3000:])
     assert said.returncode == 0
     assert "2 trials in" in said.stdout
-    assert "best setting" in said.stdout
+    assert "where everything lies" in said.stdout
     assert "succeeded" in said.stdout
     assert machine.token.read_text()
     # Whoever lacks the token is told so in one line.
