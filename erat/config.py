@@ -94,7 +94,9 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=SEEDS, description="decides initial weights, order of images, views and attacks")
     workers: int = Field(1, ge=1, le=MOST_WORKERS, description="data-parallel workers that share each batch")
     sync_batchnorm: bool = Field(True, description="with several workers: batch statistics of all of them together")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: mixed precision (autocast)")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32", description="tf32: float32 products of 10 bits on GPUs that have them; bf16: mixed precision (autocast)"
+    )
     channels_last: bool = Field(False, description="memory format of images and weights; faster convolutions on GPUs")
     compile: bool = Field(False, description="torch.compile the networks: minutes to begin with, faster steps")
     cuda_graphs: bool = Field(False, description="with train.compile, on CUDA: launch a whole pass at once")

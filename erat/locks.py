@@ -20,6 +20,7 @@ from erat.errors import UserError, is_storage_fault, shown
 
 PATIENCE = 60.0  # seconds to wait for a lock that is usually held for moments
 SAY_SECONDS = 10.0  # seconds of waiting before a warning names the process that holds the lock
+LOOKED_AT_SECONDS = 10.0  # more patience with processes that only look whether a lock is held, which takes moments
 
 
 class StillHeldError(UserError):
@@ -70,6 +71,10 @@ def take(path: Path, patience: float | None = PATIENCE) -> BaseFileLock:
             lock.acquire(timeout=min(SAY_SECONDS, left))
             return lock
         except Timeout:
+            # `is_held` shares a lock for a moment, for which nobody must be refused, however short the patience.
+            if waited < (patience or 0.0) + LOOKED_AT_SECONDS and not is_held(path):
+                time.sleep(0.001)
+                continue
             holder = _holder(path)
             if left <= SAY_SECONDS and patience is not None:
                 raise StillHeldError(

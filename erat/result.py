@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 R = TypeVar("R", bound="RunResult")
@@ -49,7 +49,7 @@ class RunResult:
     @classmethod
     def of(cls: type[R], content: Mapping[str, Any]) -> R:
         """Return the result stored in `content` under the names of the fields; other names are ignored."""
-        return cls(**{entry.name: content[entry.name] for entry in fields(cls) if entry.name in content})
+        return cls(**{name: content[name] for name in cls.__dataclass_fields__ if name in content})
 
 
 def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> RunResult:

@@ -17,6 +17,7 @@ from erat.corruption.base import Progress, silent
 from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.data.fingerprint import Fingerprints
+from erat.devices import arithmetic
 from erat.engine.checkpoint import save
 from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport
@@ -94,14 +95,16 @@ def train(
 
 @contextmanager
 def threads(config: RunConfig) -> Iterator[None]:
-    """Let torch use `resources.cpu` threads within a `with` block.
+    """Let torch use `resources.cpu` threads, and a GPU the arithmetic of `train.precision`, within a `with` block.
 
     The sums of a run are then rounded in the same way wherever it is started.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(config.resources.cpu)
+    gpu = config.resources.device != CPU and torch.cuda.is_available()
     try:
-        yield
+        with arithmetic("cuda" if gpu else CPU, config.train.precision):
+            yield
     finally:
         torch.set_num_threads(before)
 

@@ -13,7 +13,7 @@ from orchestration.study.confirmations import FIGURES, confirmed
 from orchestration.study.entries import as_begun, check_name_is_free, reopened
 from orchestration.study.grids import GridSpec, load_grid, parse_grid, specification
 from orchestration.study.ledger import Ledger
-from orchestration.study.settings import no_search, with_settings
+from orchestration.study.settings import no_search, windows_of, with_settings
 from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
 from orchestration.study.spec import StudySpec, in_generations
 from orchestration.study.status import confirmations_of, not_begun, spec_of, trials_of
@@ -70,7 +70,7 @@ class Study:
         self._records, self._found = found or Ledger(workspace.ledger), found is not None
         if not self._found:
             check_name_is_free(self._records, name, spec, trials)
-            self.spec = as_begun(self._records, name, spec)
+            self.spec = as_begun(self._records, name, spec, trials)
         known = self._records.studies[name].trials if name in self._records.studies else 0
         self.asked, self.search_trials = trials, max(trials, known)
         self.end: StudyEnd | None = None
@@ -114,7 +114,8 @@ class Study:
                 the space.
             sampler, pruner: names of what proposes trials and of what stops them early; None, here and in the next
                 three: as the space has it.
-            window: a number of trials, or "auto", which is settled when the study begins; see `SearchSpace`.
+            window: a number of trials, or "auto", which is settled when the study begins and for each extension; see
+                `SearchSpace`.
             rungs: epochs at which the pruner "halving" compares trials, or "auto".
             confirm: how the best trials are confirmed with further seeds: {"top": 3, "seeds": 5}, "3x5", "none" or
                 "auto".
@@ -211,6 +212,17 @@ class Study:
     def parameters(self) -> list[str]:
         """Return the dotted keys that distinguish the trials: those searched, or those that the list of runs sets."""
         return self.spec.space.columns
+
+    @property
+    def windows(self) -> dict[int, int]:
+        """Return number of trials -> window of a search, for each number that was asked for; see `SearchSpace.window`.
+
+        A window counts for the trials that follow the number before. There is none before the study is on record.
+        """
+        record = self._ledger().studies.get(self.name)
+        if record is None:
+            return {}
+        return windows_of(as_begun(self._records, self.name, self.spec), record.totals, record.windows)
 
     @property
     def trials(self) -> list[Trial]:

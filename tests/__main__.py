@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,23 @@ QUICK = ("tests/unit", "tests/golden", "tests/contract")  # the tests that are r
 END_TO_END = "tests/e2e"
 WORKER_BYTES = 2.5e9  # memory of a process that ran all quick tests, or of Ray's processes together
 NO_TESTS = 5  # pytest's exit status if no test was selected
+# Ray lowers the priority of its workers by 15, below that of the tests beside them: an import would take a minute.
+RAY_PRIORITY = {"RAY_worker_niceness": "0"}
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Tests that are run with one environment, those apart and the others.
+
+    Args:
+        marks: expression of marks that select tests; empty: all.
+        environment: all environment variables.
+        folders: where the tests are, unless the command line names paths.
+    """
+
+    marks: str
+    environment: Mapping[str, str]
+    folders: Sequence[str] = ALL
 
 
 def main(arguments: list[str]) -> int:
@@ -36,12 +54,15 @@ def main(arguments: list[str]) -> int:
     marks = options.m if options.m is not None else "" if options.slow else "not slow"
     began = time.monotonic()
     with TemporaryDirectory() as folder:
+        name = options.isa or options.repeat
+        environment = None if name is None else _another(name)
+        repeated = None if environment is None else Tests("not slow" if options.repeat else marks, environment, QUICK)
         if options.isa is None:
-            codes = _everything(marks, words, Path(folder))
-        elif (environment := _another(options.isa)) is None:
+            codes = _everything([Tests(marks, os.environ), *([repeated] if repeated else [])], words, Path(folder))
+        elif repeated is None:
             return 0
         else:
-            codes = _tests(marks, words, Path(folder), environment, QUICK)
+            codes = _tests([repeated], words, Path(folder))
         print(_closing_line(Path(folder), time.monotonic() - began), flush=True)
     return max(codes)
 
@@ -54,20 +75,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--slow", action="store_true", help="slow tests too")
     parser.add_argument("-m", metavar="MARKS", help="tests with these marks, instead of those that are not slow")
-    parser.add_argument(
+    kernels_of = parser.add_mutually_exclusive_group()
+    kernels_of.add_argument(
         "--isa",
         choices=SETS,
         help="only tests (without paths: unit, golden and contract), on the kernels of an older instruction set",
     )
+    kernels_of.add_argument(
+        "--repeat",
+        choices=SETS,
+        help="after all else what --isa runs, without slow tests, while the tests apart still run",
+    )
     return parser
 
 
-def _everything(marks: str, words: Sequence[str], folder: Path) -> list[int]:
+def _everything(tests: Sequence[Tests], words: Sequence[str], folder: Path) -> list[int]:
     """Run the style checks, then the tests with mypy beside them."""
     codes = [_status(subprocess.run(command, check=False).returncode) for command in STYLE]
     codes += _site(folder)
     with _Beside("mypy", TYPES, folder, os.environ, gives_way=True) as types:
-        codes += _tests(marks, words, folder, os.environ)
+        codes += _tests(tests, words, folder)
         codes.append(types.end())
     return codes
 
@@ -121,9 +148,7 @@ def _site(folder: Path) -> list[int]:
     return [_status(subprocess.run(command, check=False, env=quiet).returncode)]
 
 
-def _tests(
-    marks: str, words: Sequence[str], folder: Path, environment: Mapping[str, str], folders: Sequence[str] = ALL
-) -> list[int]:
+def _tests(tests: Sequence[Tests], words: Sequence[str], folder: Path) -> list[int]:
     """Run tests that start Ray or servers one at a time, and beside these the others, those of a file on one core.
 
     Tests of Ray mostly wait for processes to start, so they take little from the others' cores; Ray gives its processes
@@ -135,21 +160,28 @@ def _tests(
     workers = min(cores, fitting - together)
     spread = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
     named = any(Path(word.partition("::")[0]).exists() for word in words)
-    commands = {}
-    for part, own, paths in (("apart", [], _apart(folders)), ("not apart", spread, _others(folders))):
-        chosen = ["-m", f"({marks}) and {part}" if marks else part, *own, *([] if named else paths), *words]
-        commands[part] = [sys.executable, "-m", "pytest", *chosen, f"--junit-xml={folder / part}.xml"]
 
-    def run(part: str) -> int:
+    def command(part: str, each: Tests) -> list[str]:
+        own, paths = ([], _apart(each.folders)) if part == "apart" else (spread, _others(each.folders))
+        chosen = ["-m", f"({each.marks}) and {part}" if each.marks else part, *own, *([] if named else paths), *words]
+        report = f"--junit-xml={folder / f'{part} {tests.index(each)}'}.xml"
+        return [sys.executable, "-m", "pytest", *chosen, report]
+
+    def run(part: str, each: Tests) -> int:
+        environment = {**each.environment, **RAY_PRIORITY} if part == "apart" else each.environment
         way = _give_way if together else None
-        return _status(subprocess.run(commands[part], check=False, env=environment, preexec_fn=way).returncode)
+        return _status(subprocess.run(command(part, each), check=False, env=environment, preexec_fn=way).returncode)
 
+    first, *more = tests
     if together:
-        with _Beside("apart", commands["apart"], folder, environment) as apart:
-            codes = [run("not apart"), apart.end()]
+        environment = {**first.environment, **RAY_PRIORITY}
+        with _Beside("apart", command("apart", first), folder, environment) as apart:
+            codes = [run("not apart", each) for each in tests]
+            codes.append(apart.end())
+        codes += [run("apart", each) for each in more]
     else:
-        codes = [run(part) for part in commands]
-    # One of the two may have no tests to run.
+        codes = [run(part, each) for each in tests for part in ("apart", "not apart")]
+    # Some of them may have no tests to run.
     return [code for code in codes if code != NO_TESTS] or [NO_TESTS]
 
 

@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ def undisturbed(folder: Path) -> dict[str, Any]:
     for cell in CELLS:
         config = build("demo", BASE | cell, quiet=True)
         result = execute_run(config, Workspace(folder / "control"))
-        numbers[config.digest()] = numbers_of(result.__dict__)
+        numbers[config.digest()] = numbers_of(asdict(result))
     return numbers
 
 

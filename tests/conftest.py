@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("apart")
         elif item.get_closest_marker("apart") and "mark.apart" not in item.path.read_text():
             raise pytest.UsageError(f"{item.nodeid} is apart, but `mark.apart` does not stand in its file")
+
+
+def pytest_sessionstart() -> None:
+    """Keep the garbage collector away from what is imported: that stays, and to look through it takes seconds."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector begin, which never looks through what was there before."""
+    gc.freeze()
+    gc.enable()
 
 
 SMALL_RUN: dict[str, Any] = {

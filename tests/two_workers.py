@@ -21,6 +21,7 @@ from erat.data.types import CorruptedSet
 from erat.models.resnet import resnet18
 from erat.models.small import small
 from erat.registry import BACKBONES
+from tests.forks import prepared
 from tests.precise import in_double
 from tests.threads import THREADS
 
@@ -89,7 +90,7 @@ def on_two_workers(
     torch.save(data, folder / "data.pt")
     for name, config in configs.items():
         (folder / f"{name}.json").write_text(config.model_dump_json())
-    start_processes(work, (folder, *more), nprocs=2, start_method="spawn")
+    start_processes(work, (folder, *more), nprocs=2, start_method=prepared().get_start_method())
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

@@ -58,8 +58,10 @@ class Budget:
         (count, *shape), device = images_NCHW.shape, images_NCHW.device
         size = per_image(self.epsilon)
         return self.choose(
-            lambda: (2 * random.rand(count, *shape).to(device) - 1) * size,
-            lambda: l2_step(random.randn(count, *shape).to(device)) * size * random.rand(count, 1, 1, 1).to(device),
+            lambda: (2 * random.rand(count, *shape, device=device) - 1) * size,
+            lambda: (
+                l2_step(random.randn(count, *shape, device=device)) * size * random.rand(count, 1, 1, 1, device=device)
+            ),
         )
 
 

@@ -7,15 +7,24 @@ W*n images from an identically seeded generator and keeps the rows of its own n 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+from erat.devices import CPU, to_device
+
+ON_DEVICE = ("cuda",)  # the types of devices that make their own draws; all others get those of the CPU
+KEYS = 2**63 - 1
 
 
 class BatchRandom:
     """A random source whose rows are split over the workers.
 
-    All draws are made and returned on the CPU: the host then knows their values, so that images can be grouped by
-    operation without waiting for a device. The caller moves to the device what it needs there.
+    Draws are made on the CPU unless a GPU is named as their `device`, which then makes them itself, from a key that the
+    CPU draws. Only the keys come from the generator, so a checkpoint need not hold the state of a GPU's, and no worker
+    draws the rows of all of them on its CPU. What is drawn on the CPU the host knows, so that images can be grouped by
+    operation without waiting for a device.
 
     Args:
         generator: a CPU generator with the same seed on all workers; its state stays the same on all as long as all
@@ -44,25 +53,35 @@ class BatchRandom:
         """
         return BatchRandom(self._generator, self._rank, self._workers, sizes)
 
-    def rand(self, n: int, *shape: int) -> Tensor:
-        """Draw uniformly from [0, 1): float32, shape (n, *shape)."""
-        return self._own_rows(n, torch.rand(self._workers * n, *shape, generator=self._generator))
+    def rand(self, n: int, *shape: int, device: torch.device = CPU) -> Tensor:
+        """Draw uniformly from [0, 1): float32, shape (n, *shape), on `device`."""
+        rows = self._workers * n, *shape
+        return self._drawn(n, device, lambda on, by: torch.rand(rows, device=on, generator=by))
 
-    def randn(self, n: int, *shape: int) -> Tensor:
-        """Draw from the standard normal distribution: float32, shape (n, *shape)."""
-        return self._own_rows(n, torch.randn(self._workers * n, *shape, generator=self._generator))
+    def randn(self, n: int, *shape: int, device: torch.device = CPU) -> Tensor:
+        """Draw from the standard normal distribution: float32, shape (n, *shape), on `device`."""
+        rows = self._workers * n, *shape
+        return self._drawn(n, device, lambda on, by: torch.randn(rows, device=on, generator=by))
 
-    def randint(self, high: int, n: int, *shape: int) -> Tensor:
-        """Draw uniformly from 0..high-1: int64, shape (n, *shape)."""
-        return self._own_rows(n, torch.randint(high, (self._workers * n, *shape), generator=self._generator))
+    def randint(self, high: int, n: int, *shape: int, device: torch.device = CPU) -> Tensor:
+        """Draw uniformly from 0..high-1: int64, shape (n, *shape), on `device`."""
+        rows = self._workers * n, *shape
+        return self._drawn(n, device, lambda on, by: torch.randint(high, rows, device=on, generator=by))
 
-    def bernoulli(self, p: float, n: int) -> Tensor:
-        """Draw true with probability p, never for p = 0 and always for p = 1: bool, shape (n,)."""
-        return self.rand(n) < p
+    def bernoulli(self, p: float, n: int, device: torch.device = CPU) -> Tensor:
+        """Draw true with probability p, never for p = 0 and always for p = 1: bool, shape (n,), on `device`."""
+        return self.rand(n, device=device) < p
 
     def shared(self, *shape: int) -> Tensor:
-        """Draw uniformly from [0, 1), the same on every worker: float32, shape `shape`."""
+        """Draw uniformly from [0, 1), the same on every worker: float32, shape `shape`, on the CPU."""
         return torch.rand(shape, generator=self._generator)
+
+    def _drawn(self, n: int, device: torch.device, draw: Callable[[torch.device, torch.Generator], Tensor]) -> Tensor:
+        """Return the n rows of this worker of what `draw(device, generator)` draws for all workers."""
+        if device.type not in ON_DEVICE:
+            return to_device(self._own_rows(n, draw(CPU, self._generator)), device)
+        key = int(torch.randint(KEYS, (), generator=self._generator))
+        return self._own_rows(n, draw(device, torch.Generator(device).manual_seed(key)))
 
     def _own_rows(self, n: int, global_rows: Tensor) -> Tensor:
         if self._workers == 1:

@@ -16,6 +16,7 @@ from erat.defenses.options import MixMatchOptions
 from erat.defenses.perturbation import Perturber
 from erat.defenses.selector import Selector, Split
 from erat.defenses.viewing import Views
+from erat.devices import CPU
 from erat.losses import cross_entropy, prior_penalty, ramp, sharpen, soft_cross_entropy, squared_error
 
 NETWORKS = ("main", "peer")
@@ -176,7 +177,7 @@ class MixMatch(Defense):
         alpha = self.options.mixup_alpha
         share = float(betaincinv(alpha, alpha, float(random.shared())))
         share = max(share, 1 - share)
-        partner = _partners(random, sizes).to(images.device, non_blocking=True)
+        partner = _partners(random, sizes, images.device)
         mixed = torch.lerp(images[partner], images, share)
         return mixed, torch.lerp(targets[partner], targets, share)
 
@@ -185,10 +186,10 @@ def _turns(name: str) -> tuple[tuple[Update, ...], ...]:
     return ((Update(name, (name,)),),)
 
 
-def _partners(random: BatchRandom, sizes: tuple[int, ...]) -> Tensor:
+def _partners(random: BatchRandom, sizes: tuple[int, ...], device: torch.device = CPU) -> Tensor:
     """Draw a permutation of the rows of groups of `sizes` that moves rows only within blocks of MIX_BLOCK, int64."""
-    block = torch.cat([torch.arange(size) // MIX_BLOCK for size in sizes])
+    block = torch.cat([torch.arange(size, device=device) // MIX_BLOCK for size in sizes])
     in_order = block.argsort(stable=True)
     partner = torch.empty_like(in_order)
-    partner[in_order] = (block + random.rand(len(block)).double()).argsort()
+    partner[in_order] = (block + random.rand(len(block), device=device).double()).argsort()
     return partner

@@ -60,7 +60,7 @@ class Perturber(nn.Module):
             images, labels = images.repeat(2, 1, 1, 1), labels.repeat(2)
             linf: Tensor | bool = torch.arange(len(images), device=images.device) < len(images) // 2
         elif len(norms) == 2:
-            linf = random.randint(2, len(images)).to(images.device, non_blocking=True) == 0
+            linf = random.randint(2, len(images), device=images.device) == 0
         else:
             linf = norms[0] == "linf"
         budget = self._budget(linf, images)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from erat.defenses.base import Task
 from erat.defenses.options import SelectorOptions
+from erat.devices import in_fixed_order
 from erat.selection import class_scores, divergence, divergence_cutoff, quotas, scores, select, smallest_per_class
 
 
@@ -69,7 +70,8 @@ class Selector(nn.Module):
             labels: the given labels, int64 (N,).
         """
         mean = torch.stack(list(probs)).mean(0) if len(probs) > 1 else probs[0]
-        split: Split = getattr(self, f"_{self.options.selector}")(mean, labels)
+        with in_fixed_order(labels.device):  # scores near a tie must not fall on another side after a resume
+            split: Split = getattr(self, f"_{self.options.selector}")(mean, labels)
         self.labelled = split.mask
         return split
 

@@ -214,8 +214,8 @@ def predict(config: RunConfig, shape: DataShape | None = None) -> MemoryEstimate
     _fake(defense, mode)
     weights = [parameter for parameter in defense.networks.parameters() if parameter.requires_grad]
     trained = _nbytes(weights)
-    # The exchange between workers copies all gradients into one tensor. Accumulated gradients are in memory at the same
-    # time as those of the present part.
+    # Workers have their gradients in buckets, and each for a moment beside its bucket. Accumulated gradients are in
+    # memory at the same time as those of the present part.
     steps = [2 * trained] if config.train.workers > 1 else []
     counted = [_step(defense, config, shape, *plan) for plan in plans]
     kept = trained if config.train.accumulate > 1 else 0

@@ -1,18 +1,15 @@
-"""Data-parallel workers: the rank of this process, and the few collectives that training needs.
-
-Gradients are averaged by one all-reduce after backward instead of by a wrapped module: a step runs PGD and several
-forward passes through the same network, and the hooks of a wrapper would have to be informed of each.
-"""
+"""Data-parallel workers: the rank of this process, and the few collectives that training needs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+
+from erat.engine.exchange import Exchange
 
 
 @dataclass(frozen=True)
@@ -34,16 +31,12 @@ class Ranks:
         """Return whether this is the first worker, which writes checkpoints and logs."""
         return self.rank == 0
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter], *others: Tensor) -> None:
-        """Replace each gradient, and each of `others`, by its mean over workers, in one all-reduce."""
-        if self.workers == 1:
-            return
-        grads = [parameter.grad for parameter in parameters if parameter.grad is not None] + [*others]
-        flat = _flatten_dense_tensors(grads)
-        dist.all_reduce(flat)
-        flat /= self.workers
-        for grad, mean in zip(grads, _unflatten_dense_tensors(flat, grads), strict=True):
-            grad.copy_(mean)
+    def exchange(self, parameters: Sequence[nn.Parameter], *others: Tensor) -> Exchange:
+        """Begin to average the gradients of an update, and `others` in place; a single worker has nothing to exchange.
+
+        The means are there after `Exchange.end`.
+        """
+        return Exchange(self.workers, parameters, others) if self.workers > 1 else Exchange(1, ())
 
     def average_buffers(self, module: nn.Module) -> None:
         """Average floating-point buffers (BatchNorm statistics), so that all workers predict with the same values."""

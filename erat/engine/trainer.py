@@ -22,6 +22,7 @@ from erat.data.places import with_fingerprint
 from erat.data.random import BatchRandom
 from erat.data.types import CorruptedSet, ImageSet, to_float
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Update
+from erat.devices import to_device
 from erat.engine import checkpoint
 from erat.engine.assembly import make_defense, network_builder
 from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions
@@ -248,23 +249,30 @@ class Trainer:
             torch.compiler.cudagraph_mark_step_begin()
         parts = self._parts(batch)
         draws = self._draws.get_state() if len(parts) > 1 else None
+        if self.ranks.workers > 1:
+            self._leaving.fill_(self._told_to_leave())
+        exchange = self.ranks.exchange(parameters, self._leaving)
+
+        def added(parameter: nn.Parameter, grad: Tensor) -> Tensor:
+            """Return the gradient of the parts so far, of which `grad` is that of the last one."""
+            mean = grad if len(parts) == 1 else grad / len(parts)
+            return mean if parameter.grad is None else parameter.grad.add_(mean)
+
         terms = []
-        for part in parts:
+        for number, part in enumerate(parts, 1):
             if draws is not None:
                 self._draws.set_state(draws)  # each part draws for the whole batch, as each worker does
             with self._autocast(), record_function("loss"):
                 made = self.defense.loss(part, clock)
-            with record_function("backward"):
+            travelling = exchange.during(added) if number == len(parts) else nullcontext(False)
+            with record_function("backward"), travelling as taken:
                 grads = torch.autograd.grad(made.total, parameters, allow_unused=True)
-                for parameter, grad in zip(parameters, grads, strict=True):
-                    mean = grad if grad is None or len(parts) == 1 else grad / len(parts)
-                    if mean is not None:
-                        parameter.grad = mean if parameter.grad is None else parameter.grad.add_(mean)
+            for parameter, grad in zip(parameters, grads, strict=True):
+                if grad is not None:
+                    parameter.grad = grad if taken else added(parameter, grad)
             terms.append(made if len(parts) == 1 else LossTerms.mean([made]))  # frees the graph of this part
         with record_function("update"):
-            if self.ranks.workers > 1:
-                self._leaving.fill_(self._told_to_leave())
-            self.ranks.average_gradients(parameters, self._leaving)
+            exchange.end()
             self._optimizer.step()
         return terms[0] if len(terms) == 1 else LossTerms.mean(terms)
 
@@ -298,7 +306,7 @@ class Trainer:
 
     def _share(self, indices: Tensor) -> Tensor:
         size = len(indices) // self.ranks.workers
-        return indices[self.ranks.rank * size : (self.ranks.rank + 1) * size].to(self.device, non_blocking=True)
+        return to_device(indices[self.ranks.rank * size : (self.ranks.rank + 1) * size], self.device)
 
     def _images(self, indices: Tensor) -> Tensor:
         images = to_float(self._train.images.index_select(0, indices))  # for bytes many times faster than [indices]
@@ -323,12 +331,18 @@ class Trainer:
             from erat.engine.synchronised import synchronise  # here: its torch.compiler loads slowly
 
             synchronise(defense, self.device)
-        if config.train.cuda_graphs and self.device.type != "cuda":
-            warnings.warn("train.cuda_graphs has no use on the CPU", stacklevel=2)
+        if self.device.type != "cuda":
+            for key, used in (
+                ("cuda_graphs", config.train.cuda_graphs),
+                ("precision=tf32", config.train.precision == "tf32"),
+            ):
+                if used:
+                    warnings.warn(f"train.{key} has no use on the CPU", stacklevel=2)
         if config.train.compile:
-            for network in defense.networks.values():
-                # In place, so that the names in checkpoints do not change. Each batch size gets a program of its own.
-                network.compile(mode="reduce-overhead" if config.train.cuda_graphs else None, dynamic=False)
+            from erat.engine.compiling import compile_network  # here: it loads the compiler
+
+            for name, network in defense.networks.items():
+                compile_network(network, name, cuda_graphs=config.train.cuda_graphs)
         return defense
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -73,49 +73,41 @@ def _names(registry: Registry[Any]) -> str:
     return ", ".join(sorted(registry.own))
 
 
+def _setting(metavar: str, help: str, completed: Callable[..., Any]) -> Any:
+    """Return the option of a setting of a search; without it, the space's own setting counts."""
+    return typer.Option(metavar=metavar, callback=nonempty, help=help, autocompletion=completed)
+
+
 Sampler = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        callback=nonempty,
-        help=f"what proposes trials, instead of the space's: {_names(SAMPLERS)}",
-        autocompletion=completion.samplers,
-    ),
+    _setting("NAME", f"what proposes trials, instead of the space's: {_names(SAMPLERS)}", completion.samplers),
 ]
 Pruner = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        callback=nonempty,
-        help=f"what stops trials early, instead of the space's: {_names(PRUNERS)}",
-        autocompletion=completion.pruners,
-    ),
+    _setting("NAME", f"what stops trials early, instead of the space's: {_names(PRUNERS)}", completion.pruners),
 ]
 Window = Annotated[
     str | None,
-    typer.Option(
-        metavar="N|auto",
-        callback=nonempty,
-        help="trials that a proposal does not wait for; auto: twice as many as run at a time, or all if fewer",
-        autocompletion=completion.automatic,
+    _setting(
+        "N|auto",
+        "trials that a proposal does not wait for; auto: twice as many as run at a time, or all if fewer",
+        completion.automatic,
     ),
 ]
 Rungs = Annotated[
     str | None,
-    typer.Option(
-        metavar="EPOCHS|auto",
-        callback=nonempty,
-        help="epochs at which halving compares trials, with commas; auto: they follow from the schedule",
-        autocompletion=completion.automatic,
+    _setting(
+        "EPOCHS|auto",
+        "epochs at which halving compares trials, with commas; auto: they follow from the schedule",
+        completion.automatic,
     ),
 ]
 Confirm = Annotated[
     str | None,
-    typer.Option(
-        metavar="TOPxSEEDS|none",
-        callback=nonempty,
-        help="train the best TOP trials with so many seeds each, and choose by the mean; auto: 3x3 with --preset paper",
-        autocompletion=completion.confirmations,
+    _setting(
+        "TOPxSEEDS|none",
+        "train the best TOP trials with so many seeds each, and choose by the mean; auto: 3x3 with --preset paper",
+        completion.confirmations,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line of standard output")]

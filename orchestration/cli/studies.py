@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -36,9 +36,6 @@ from orchestration.cli.running import plan_and_show, run_and_show
 from orchestration.commands import completion
 from orchestration.commands.console import err
 from orchestration.study import MOST_TRIALS
-
-if TYPE_CHECKING:
-    pass
 
 verbs = typer.Typer()
 
@@ -153,18 +150,14 @@ def matrix(
 
     check_slots(slots, dry_run)
     given = read_asked(overrides, config, preset)
-    numbers, kept, left_out = (
-        whole_numbers("--seeds", seeds),
-        parse_choice("--only", only),
-        parse_choice("--skip", skip),
-    )
+    choice: dict[str, Any] = {
+        "seeds": whole_numbers("--seeds", seeds),
+        "only": parse_choice("--only", only),
+        "skip": parse_choice("--skip", skip),
+    }
     if show_config:
-        print_config(
-            specification(
-                load_grid(grid), given.preset, given.overrides, seeds=numbers, only=kept, skip=left_out
-            ).base.flat(),
-            as_json,
-        )
+        asked = specification(load_grid(grid), given.preset, given.overrides, **choice)
+        print_config(asked.base.flat(), as_json)
         return
     study = Study.create(
         grid=grid,
@@ -172,9 +165,7 @@ def matrix(
         preset=given.preset,
         workspace=Workspace.from_environment(reading=dry_run),
         overrides=given.overrides,
-        seeds=numbers,
-        only=kept,
-        skip=left_out,
+        **choice,
     )
     if dry_run:
         plan_and_show(study, address, slots, at_most, as_json)
@@ -207,6 +198,20 @@ def cancel(name: StudyName) -> None:
 
     ask_to_stop(load_study(name, Workspace.from_environment()).workspace, name)
     err.print(f"asked to stop; nothing finished is lost. Go on with: python orchestrate.py resume {name}", markup=False)
+
+
+@verb(verbs, "sync budgets", "sync table3 --json")
+def sync(name: StudyName, as_json: AsJson = False) -> None:
+    """Put right what MLflow has of a sweep, from the ledger and the runs' own files: runs, epochs, ends and tags.
+
+    It can be repeated at any time, on any store. A sweep that runs is refused: what it does reaches MLflow by itself.
+    """
+    from orchestration.commands.syncing import sync_and_show
+    from orchestration.storage.workspace import Workspace
+
+    content = sync_and_show(name, Workspace.from_environment(), err)
+    if as_json:
+        print(json.dumps(content))
 
 
 @verb(verbs, "status", "status budgets", "status table3 --watch")

@@ -24,7 +24,7 @@ from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.entries import ANEW, BEFORE_IDENTITY, BEFORE_WINDOW
 from orchestration.study.ledger import Ledger
-from orchestration.study.settings import setting_values, setting_words
+from orchestration.study.settings import setting_values, setting_words, windows_of
 from orchestration.study.status import spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.store import tracking_uri
@@ -51,7 +51,9 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
         console.print(terminal(grid(rows)))
     console.print(f"preset {driver.spec.preset} · {validation_words(driver.spec.base)}")
     if driver.spec.search is not None:
-        console.print(setting_words(driver.spec.space), markup=False)
+        record = driver.ledger.studies[driver.name]
+        windows = windows_of(driver.spec, record.totals, record.windows)
+        console.print(setting_words(driver.spec.space, windows), markup=False)
     chosen = best(rows)
     if chosen is not None:
         command = paste_command(chosen, driver.spec.preset, driver.spec.overrides_for(chosen.params))
@@ -155,7 +157,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     if outdated:
         console.print(f"{BEFORE_WINDOW}; {ANEW}", markup=False)
     elif spec.search is not None:
-        console.print(setting_words(spec.space), markup=False)
+        console.print(setting_words(spec.space, study.windows), markup=False)
     console.print(f"MLflow: {tracking_uri(workspace)}", markup=False)
     heard_of = {row.number: age for row in rows if (age := _heard(workspace, row)) is not None}
     if heard_of:

@@ -15,9 +15,8 @@ from erat.variants import defense_name
 from orchestration.report.notation import duration
 from orchestration.run.resources import needs
 from orchestration.storage.workspace import Workspace
-from orchestration.study.entries import as_begun
 from orchestration.study.ledger import Ledger, RecordedResult
-from orchestration.study.settings import begin_as, setting_values, setting_words, warn_if_narrow
+from orchestration.study.settings import setting_values, setting_words, settled, warn_if_narrow
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import FINISHED
 
@@ -96,8 +95,8 @@ def plan_sweep(
     from orchestration.search.plan import foresee
     from orchestration.study import estimate
 
-    spec = begin_as(as_begun(ledger, name, spec), room.slots, trials)
-    warn_if_narrow(spec, room.slots, trials)
+    spec, windows = settled(ledger, name, spec, room.slots, trials)
+    warn_if_narrow(spec, room.slots, windows)
     ahead = [params for _, params in spec.known_ahead(trials)]
     known = spec.proposals(ledger.studies[name]) if name in ledger.studies else {}
     ahead += [known[number].params for number in sorted(known) if len(ahead) <= number < spec.size(trials)]
@@ -105,9 +104,9 @@ def plan_sweep(
     configs = [spec.config(params) for params in ahead]
     console.print(f"sweep {name}: {spec.space.about} · preset {spec.preset}", markup=False)
     if spec.search is not None:
-        console.print(f"  {setting_words(spec.space)}", markup=False)
+        console.print(f"  {setting_words(spec.space, windows)}", markup=False)
     history = estimate.History(ledger, {name: spec})
-    least, most = foresee(name, spec, trials, ledger, room.slots, history.seconds)
+    least, most = foresee(name, spec, trials, ledger, room.slots, history.seconds, windows)
     content = {"name": name} | _plan(
         configs,
         [ledger.outcome(config.digest(), name) for config in configs],
@@ -120,7 +119,7 @@ def plan_sweep(
     )
     if spec.search is not None:
         content["settings"] = setting_values(spec.space)
-        content["window"] = spec.space.window
+        content["window"] = windows[max(windows)]
         if most.training:
             _say_assumed(spec, least != most, console)
     return content

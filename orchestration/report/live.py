@@ -23,7 +23,6 @@ from orchestration.report.notation import (
     header,
     number_of,
     origin,
-    promotion,
     settings_number,
     state,
     value,
@@ -31,7 +30,7 @@ from orchestration.report.notation import (
 )
 from orchestration.report.progress import Change, Progress
 from orchestration.report.render.terminal import STATUS_STYLES, terminal
-from orchestration.report.summary import best
+from orchestration.report.summary import best, status_cell
 from orchestration.report.table import Cell, Column, Mark, Part, Row, Table
 from orchestration.study.confirmations import winner
 from orchestration.study.trial import Trial
@@ -258,14 +257,13 @@ class _Terminal:
 
     def _cells(self, row: Trial, leads: bool, without: set[str]) -> tuple[Cell | str, ...]:
         age = self._progress.age(row)
-        went_on = promotion(row)
         running, mark = row.status == "running", Mark.BEST if leads else None
         settings = {key: value(key, row.params.get(key)) for key in self._columns}
         epoch = f"{row.epoch:>{len(str(row.epochs))}}/{row.epochs}" if row.epochs else MISSING
         cells: dict[str, Cell | str] = {
             "#": Cell(f"★ {row.number}" if leads else str(settings_number(row)), mark),
             "source": origin(row),
-            "status": Cell(state(row), tail=(Part(f" {went_on}"),) if went_on else (), state=row.status),
+            "status": status_cell(row),
             **({} if "settings" in without else settings),
             "epoch": Cell(epoch, tail=() if "bar" in without else _bar(row)),
             "val": accuracy(row.val_accuracy),

@@ -142,7 +142,6 @@ def summary(rows: Sequence[Trial], columns: Sequence[str], pareto: bool = False)
 
 def _line(row: Trial, columns: Sequence[str], chosen: bool, on_front: bool) -> tuple[Cell | str, ...]:
     marked = "★" * chosen + "◆" * on_front
-    went_on = promotion(row)
     return (
         Cell(
             f"{marked} {settings_number(row)}".strip(),
@@ -154,9 +153,15 @@ def _line(row: Trial, columns: Sequence[str], chosen: bool, on_front: bool) -> t
         accuracy(row.final_test_accuracy),
         accuracy(row.best_val_test_accuracy),
         f"{row.epoch}/{row.epochs}" if row.epochs else MISSING,
-        Cell(state(row), tail=(Part(f" {went_on}"),) if went_on else (), state=row.status),
+        status_cell(row),
         duration(row.seconds or None),
     )
+
+
+def status_cell(row: Trial) -> Cell:
+    """Return how a trial stands and, if it was promoted, from which rung it goes on."""
+    went_on = promotion(row)
+    return Cell(state(row), tail=(Part(f" {went_on}"),) if went_on else (), state=row.status)
 
 
 def seconds_of(row: Trial) -> str:

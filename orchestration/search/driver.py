@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -310,7 +310,7 @@ class StudyDriver:
             known=known,
             # A driver that died may have begun to track what an earlier session proposed, though the ledger lacks it.
             fresh=known is None and before is None and number not in self._earlier,
-            tags=_tags(trial),
+            tags=placed_tags(trial),
         )
         self._runs[number] = self._run_of[trial.cell] = run
         self.queue.record(number, trial.so_far, run)
@@ -342,6 +342,7 @@ def make_queue(
     sampler: Sampler,
     *,
     trial_of: Callable[[int, str, dict[str, Any]], Trial] | None = None,
+    windows: Mapping[int, int] | None = None,
     **more: Any,
 ) -> Queue:
     """Return the queue of a study's trials, according to its specification and the ledger.
@@ -354,6 +355,7 @@ def make_queue(
         sampler: proposes the search's trials.
         trial_of: makes a trial from its number, source and overrides. None: those of the specification are made, with
             their results in the ledger.
+        windows: number of trials -> window, as `settings.settled` returns it. None: those of the ledger.
         more: further arguments of the queue.
     """
     record = ledger.studies.get(name) or StudyRecord(name, {})
@@ -372,6 +374,7 @@ def make_queue(
         trial_of=trial_of or (lambda *made: ledger.with_outcome(spec.trial(*made), name)),
         epochs=epochs,
         totals=record.totals,
+        windows=record.windows if windows is None else windows,
         promoted=record.promoted,
         confirm_top=confirm.top if confirm else 0,
         confirm_seeds=confirm.seeds if confirm else 1,
@@ -379,7 +382,7 @@ def make_queue(
     )
 
 
-def _tags(trial: Trial) -> dict[str, int]:
+def placed_tags(trial: Trial) -> dict[str, int]:
     """Return what MLflow says of the place of a trial in its search: which it confirms, from which rung it goes on."""
     confirms = {} if trial.confirms is None else {"confirms": trial.confirms}
     return confirms | ({"promoted": trial.promoted} if trial.promoted else {})

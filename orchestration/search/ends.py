@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from erat.result import RunResult, summarise
 from orchestration.report.summary import best
@@ -12,7 +13,7 @@ from orchestration.run.directory import ENDS, METRICS, RunDirectory, left_over
 from orchestration.run.retries import DEVICE_FAULT, OUT_OF_MEMORY, Retries, Retry
 from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.trial import FINISHED, Trial
-from orchestration.tracking.tracker import Tracker
+from orchestration.tracking.tracker import Ending, Tracker
 
 SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_accuracy", "train_seconds")
 
@@ -95,24 +96,28 @@ def _up_to(result: RunResult, rows: Sequence[Mapping[str, Any]]) -> RunResult:
     return replace(summarise(result.cell, result.status, rows), **kept)
 
 
-def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory, *, at_rung: bool = False) -> None:
-    """Pass the result of a run to the tracker, with its artifacts unless it failed or is paused.
+def ending(
+    result: RunResult, run: RunDirectory, *, at_rung: bool = False
+) -> tuple[Ending, dict[str, float | None], Path | None, str | None, dict[str, int] | None]:
+    """Return what `Tracker.finish` is told of the result of a run, in the order of its arguments.
 
     Args:
-        tracker: where runs are tracked.
-        run_id: id of the run there.
         result: the result.
-        run: the run's directory.
+        run: the run's directory, whose artifacts are stored unless the run failed or is paused.
         at_rung: whether the run was stopped at a rung, after the last of its epochs.
     """
-    tracker.finish(
-        run_id,
-        result.status,  # type: ignore[arg-type]
+    return (
+        cast("Ending", result.status),
         {} if result.status == "paused" else {key: getattr(result, key) for key in SUMMARY_METRICS},
         run.artifacts if result.status in FINISHED else None,
         result.error,
         {"rung": result.epochs} if at_rung or result.status == "paused" else None,
     )
+
+
+def track_end(tracker: Tracker, run_id: str, result: RunResult, run: RunDirectory, *, at_rung: bool = False) -> None:
+    """Pass the result of a run to the tracker, where its id is `run_id`; for the others see `ending`."""
+    tracker.finish(run_id, *ending(result, run, at_rung=at_rung))
 
 
 def track_winner(tracker: Tracker, rows: Sequence[Trial]) -> tuple[dict[str, float | None], dict[str, Any]]:

@@ -25,12 +25,13 @@ from orchestration.run.resources import needs
 from orchestration.search.driver import StudyDriver
 from orchestration.search.ends import track_end, track_winner
 from orchestration.search.observations import Sampler
+from orchestration.search.sync import sync
 from orchestration.storage.workspace import Workspace
 from orchestration.study import estimate
-from orchestration.study.entries import as_begun, register
+from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import SAMPLERS
-from orchestration.study.settings import begin_as, setting_words, startup_of, warn_if_narrow
+from orchestration.study.settings import setting_words, settled, startup_of, warn_if_narrow
 from orchestration.study.spec import StudySpec, unfilled
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
@@ -97,7 +98,7 @@ def run_study(
     with ExitStack() as stack:
         stack.enter_context(driving(workspace, name))
         # Starting Ray takes seconds, most of it waiting, so MLflow's store is opened at the same time.
-        opening = stack.enter_context(ThreadPoolExecutor(1)).submit(Tracker.open, workspace)
+        opening = stack.enter_context(ThreadPoolExecutor(1)).submit(_open_tracker, name, spec, workspace, ledger)
         baselines, points = spec.planned(trials)
         to_do = [config for config in [*baselines, *points] if ledger.outcome(config.digest(), name) is None]
         crafting = Crafting(missing_sets(to_do, workspace), workspace)
@@ -114,10 +115,10 @@ def run_study(
         grows = address is not None and session.grows()
         if grows:
             session.check_nodes(workspace)  # those that have come
-        spec = begin_as(as_begun(ledger, name, spec), slots_ahead(slots, at_most) if grows else slots, trials)
-        warn_if_narrow(spec, slots, trials)
+        spec, windows = settled(ledger, name, spec, slots_ahead(slots, at_most) if grows else slots, trials)
+        warn_if_narrow(spec, slots, windows)
         sampler = make_sampler(spec)
-        register(ledger, name, spec, trials)
+        register(ledger, name, spec, trials, windows)
         parent = tracker.start_parent(name, kind="sweep", tags={"space": spec.space.name, "preset": spec.preset})
         # A search begins with its points and fits its few listed runs into idle slots, so their order is of no concern.
         work_of = _work_of if spec.search is None else None
@@ -132,7 +133,7 @@ def run_study(
         with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.planned) as view:
             driver.view = view.update
             if spec.search is not None:
-                view.note(setting_words(spec.space))
+                view.note(setting_words(spec.space, windows))
             try:
                 with crafting.running(view.crafting.show):
                     tune.run(
@@ -167,6 +168,17 @@ def run_study(
         )
         _send_all(tracker)
     return StudyEnd(driver, files, seconds)
+
+
+def _open_tracker(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger) -> Tracker:
+    """Open MLflow's store, and put right what it has of a study that goes on; a failure of the latter is a warning."""
+    tracker = Tracker.open(workspace)
+    if name in ledger.studies:
+        try:
+            sync(name, spec, workspace, ledger, tracker, resuming=True)
+        except UserError as error:
+            warnings.warn(f"what MLflow has of {name} is left as it is: {error}", stacklevel=2)
+    return tracker
 
 
 def slots_ahead(slots: int, at_most: int | None) -> int:

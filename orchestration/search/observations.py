@@ -2,12 +2,13 @@
 
 What the sampler sees of trial m when it proposes trial n: the state at the first rung if m is before n - W, where W is
 the window; the state at the second rung if m and its block are before n - 2 W, and so on; the end counts as the last
-rung. The sampler is told only when all of these trials have come that far, even if it was known before.
+rung. A search that was extended may have another window for the further trials; what the last of the others could see,
+these see, too. The sampler is told only when all of these trials have come that far, even if it was known before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal, Protocol
@@ -69,7 +70,8 @@ class Observations:
         blocks: the blocks of the search, and what its proposals have reached; likewise.
         begin: number of the search's first trial.
         first: number of its first proposal.
-        window: the window; see the module.
+        windows: the window for each part of the search, by the number that follows the last trial of the part,
+            ascending. A search has more than one part if it was extended.
     """
 
     def __init__(
@@ -79,15 +81,19 @@ class Observations:
         blocks: Blocks,
         begin: int,
         first: int,
-        window: int,
+        windows: Sequence[tuple[int, int]],
     ) -> None:
         self.trials, self.same, self.blocks = trials, same, blocks
-        self.begin, self.first, self.window = begin, first, window
+        self.begin, self.first, self.windows = begin, first, tuple(windows)
         # For each level: the first trial of which the sampler was not told, and the first one not known to have come
         # there.
         levels = len(blocks.rungs) + 1
         self._told, self._arrived = [begin] * levels, [begin] * levels
         self._observed: dict[int, Observation] = {}
+
+    def window(self, number: int) -> int:
+        """Return the window of a trial."""
+        return next(window for end, window in self.windows if number < end)
 
     def limit(self, number: int, level: int) -> int:
         """Return the first trial whose state at a level trial `number` does not depend on; it depends on all before.
@@ -95,7 +101,12 @@ class Observations:
         What becomes of a trial after the first rung depends on its whole block, so that only whole blocks count at the
         later levels. If all of a block have come to a level, the rungs before it are decided.
         """
-        limit = max(self.begin, number - (level + 1) * self.window)
+        limit = self.begin
+        for end, window in self.windows:
+            # What an earlier part has seen stays seen by a later one, even if that has a wider window.
+            limit = max(limit, min(number, end - 1) - (level + 1) * window)
+            if number < end:
+                break
         return self.blocks.start(limit) if level and limit >= self.first else limit
 
     def all_arrived(self, number: int) -> bool:

@@ -40,7 +40,13 @@ class Foreseen:
 
 
 def foresee(
-    name: str, spec: StudySpec, trials: int, ledger: Ledger, slots: int, seconds: Callable[[RunConfig], float]
+    name: str,
+    spec: StudySpec,
+    trials: int,
+    ledger: Ledger,
+    slots: int,
+    seconds: Callable[[RunConfig], float],
+    windows: Mapping[int, int] | None = None,
 ) -> tuple[Foreseen, Foreseen]:
     """Return how what is left of a study goes if its pruner stops much, and if it stops nothing.
 
@@ -55,11 +61,12 @@ def foresee(
         ledger: the ledger, whose results of this study count as done.
         slots: number of trials that run at a time.
         seconds: expected seconds of a full training.
+        windows: number of trials -> window, as `settings.settled` returns it. None: those of the ledger.
     """
     pruner: Pruner = PRUNERS[spec.space.pruner](spec.space, spec.base.train.epochs)
-    studied = [_Study(name, spec, trials, ledger, slots, seconds, pruner, worse=0)]
+    studied = [_Study(name, spec, trials, ledger, slots, seconds, pruner, windows, worse=0)]
     if spec.search is not None and type(pruner).stops is not Pruner.stops:
-        studied.insert(0, _Study(name, spec, trials, ledger, slots, seconds, pruner, worse=2))
+        studied.insert(0, _Study(name, spec, trials, ledger, slots, seconds, pruner, windows, worse=2))
     found = [study.foresee() for study in studied]
     return found[0], found[-1]
 
@@ -81,6 +88,7 @@ class _Study:
     slots: int
     seconds_of: Callable[[RunConfig], float]
     pruner: Pruner
+    windows: Mapping[int, int] | None
     worse: int
     before: dict[int, int] = field(default_factory=dict)
     configs: dict[int, RunConfig] = field(default_factory=dict)
@@ -100,6 +108,7 @@ class _Study:
             self.ledger,
             self,
             trial_of=self.trial,
+            windows=self.windows,
             on_proposed=lambda trial: None,
             work_of=lambda params: self.seconds_of(self.spec.config(params)),
         )

@@ -1,9 +1,10 @@
 """The queue of a study: what is tried next, and what is stopped early. Results alone decide this, never the clock.
 
 Trials have numbers, and trial n of the search is proposed from, and stopped against, the trials before n - W alone,
-where W is the window. It waits until all of these have come as far as it may look, and it does not look at any other,
-even if that one has ended. A study that is repeated therefore makes the same trials and stops the same ones, no matter
-how many trials ran at the same time and what was killed.
+where W is the window. A search that is extended may have another window for the further trials. A trial waits until all
+of these have come as far as it may look, and it does not look at any other, even if that one has ended. A study that is
+repeated therefore makes the same trials and stops the same ones, no matter how many trials ran at the same time and
+what was killed.
 
 A pruner with rungs (successive halving) divides the proposals into blocks of successive numbers. A proposal pauses at
 each rung, until its whole block has come there; the best then go on from their checkpoints. What the sampler sees of
@@ -44,6 +45,8 @@ class Queue:
         points: the paper's points in the data set's units.
         total: number of trials of the search (points and proposals), without the listed runs.
         window: the window; see the module.
+        windows: one of `totals` or `total` -> the window of the trials by which it extended the search, if they have
+            another one.
         sampler: proposes the values that are not known ahead.
         pruner: decides which proposals are stopped early.
         block: number of successive proposals that the pruner compares with each other at a rung.
@@ -78,6 +81,7 @@ class Queue:
     on_proposed: Callable[[Trial], None]
     epochs: int
     totals: Sequence[int] = ()
+    windows: Mapping[int, int] = field(default_factory=dict)
     promoted: Mapping[int, int] = field(default_factory=dict)
     on_promoted: Callable[[Trial, int], None] = lambda trial, epoch: None
     on_stopped: Callable[[Trial], None] = lambda trial: None
@@ -113,7 +117,9 @@ class Queue:
         promoted = {number: epoch for number, epoch in self.promoted.items() if number in self.known}
         self._blocks = Blocks(self.pruner.rungs, self.first, ends, self.block, promoted)
         self._changed: set[int] = set()  # blocks in which something has changed since the last decision
-        self._observations = self.observing(self.trials, self._same, self._blocks, self.begin, self.first, self.window)
+        asked = sorted({*self.totals, self.total})
+        windows = [(self.begin + total, self.windows.get(total, self.window)) for total in asked]
+        self._observations = self.observing(self.trials, self._same, self._blocks, self.begin, self.first, windows)
 
     @property
     def begin(self) -> int:
@@ -143,7 +149,8 @@ class Queue:
         """Return how many trials could run at the same time now, if there were any number of slots."""
         running = sum(self.trials[number].status != "paused" for number in self._open)
         # A trial runs beside those of its window.
-        search = min(len(self._search) + running, max(self.window + 1, running))
+        ahead = self._observations.window(self._search[0]) + 1 if self._search else 0
+        search = min(len(self._search) + running, max(ahead, running))
         return search + len(self._listed) + len(self._beside) + len(self._confirming or ())
 
     @property

@@ -69,6 +69,7 @@ class StudyEvent(TypedDict):
     name: Name
     spec: dict[str, Any]
     trials: Annotated[int, Field(ge=0, le=MOST_CELLS)]
+    window: NotRequired[Annotated[int, Field(ge=1, le=MOST_CELLS)]]  # of the trials by which this extends the search
     time: NotRequired[Seconds | None]
 
 

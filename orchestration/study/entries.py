@@ -6,7 +6,7 @@ A study can only be continued under its name by the specification that it was be
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,8 +24,15 @@ ANEW = "to go on, repeat the first command with another --name: finished runs ar
 SETTLED = ("window", "startup")  # settings of a search whose "auto" is settled when a study begins
 
 
-def register(ledger: Ledger, name: str, spec: StudySpec, trials: int) -> None:
+def register(ledger: Ledger, name: str, spec: StudySpec, trials: int, windows: Mapping[int, int] | None = None) -> None:
     """Enter a study into the ledger, unless it is there already with as many trials and the same images.
+
+    Args:
+        ledger: the ledger.
+        name: name of the study.
+        spec: its specification.
+        trials: number of trials of the search that are asked for.
+        windows: number of trials -> window, as `settings.settled` returns it. None: the window does not change.
 
     Raises:
         UserError: As for `check_name_is_free`.
@@ -45,20 +52,31 @@ def register(ledger: Ledger, name: str, spec: StudySpec, trials: int) -> None:
             "further proposals may differ from those that the old version would have made",
             stacklevel=2,
         )
-    if known.trials < trials or before != now or known.spec.get("images", {}) != content["images"]:
+    own = (windows or {}).get(trials)
+    if known.trials < trials and own is not None:
+        ledger.append("sweep", name=name, spec=content, trials=trials, window=own)
+    elif known.trials < trials or before != now or known.spec.get("images", {}) != content["images"]:
         ledger.append("sweep", name=name, spec=content, trials=trials)
 
 
-def as_begun(ledger: Ledger, name: str, spec: StudySpec) -> StudySpec:
+def as_begun(ledger: Ledger, name: str, spec: StudySpec, trials: int = 0) -> StudySpec:
     """Return the specification with what the ledger has of this study where it says "auto".
 
     These settings follow from the cluster that a study begins on. They are settled once, so that the study makes the
     same trials wherever it is continued.
+
+    Args:
+        ledger: the ledger.
+        name: name of the study.
+        spec: its specification.
+        trials: number of trials of the search that are asked for. If the study has fewer, the window stays "auto": the
+            further trials have their own; see `settings.settled`.
     """
     known = ledger.studies.get(name)
     if known is None or spec.search is None:
         return spec
-    recorded = {key: known.spec["space"].get(key, "auto") for key in SETTLED if getattr(spec.space, key) == "auto"}
+    open_ones = SETTLED if trials <= known.trials else tuple(key for key in SETTLED if key != "window")
+    recorded = {key: known.spec["space"].get(key, "auto") for key in open_ones if getattr(spec.space, key) == "auto"}
     update = {key: value for key, value in recorded.items() if value != "auto"}
     return replace(spec, space=spec.space.model_copy(update=update)) if update else spec
 

@@ -24,7 +24,9 @@ a run was stopped early holds for its cell *in one study*, because it was compar
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import threading
 import time
 import warnings
@@ -47,6 +49,7 @@ from orchestration.study.trial import Trial
 
 MOST_LINE = 2**26  # bytes; the line that enters a study of 10,000 runs has two million
 _READ = 2**23  # bytes that are read at a time
+_NO_CONFIG: dict[str, Any] = {}  # of all trials in a ledger, which keeps no configurations
 _TORN = b'{"event": "'  # the beginning of every line that this program writes
 
 
@@ -57,10 +60,12 @@ class RecordedResult(RunResult):
     Attributes:
         mlflow_run_id: id of the run in MLflow that has the result; None if there is none.
         time: when the result was recorded, in seconds since 1970; None if an old ledger does not say.
+        sweep: the study that recorded it; None for a run outside any study.
     """
 
     mlflow_run_id: str | None = None
     time: float | None = None
+    sweep: str | None = None
 
 
 @dataclass
@@ -79,6 +84,7 @@ class StudyRecord:
         tracked: digest of a run -> id of the run in MLflow, under this study.
         totals: the numbers of trials that were asked for, in order, each larger than the one before.
         out: GPU or node that was excluded -> why; see `orchestration.run.places`.
+        windows: one of these numbers -> the window of the trials by which it extended the search, if it has its own.
     """
 
     name: str
@@ -92,6 +98,7 @@ class StudyRecord:
     tracked: dict[str, str] = field(default_factory=dict)
     totals: list[int] = field(default_factory=list)
     out: dict[str, str] = field(default_factory=dict)
+    windows: dict[int, int] = field(default_factory=dict)
 
 
 class Ledger:
@@ -217,7 +224,7 @@ class Ledger:
             file = open_regular(self.path)
         except (DamagedError, OSError) as error:
             raise self._unusable(error) from error
-        with file:
+        with file, _collector_paused(os.fstat(file.fileno()).st_size - self._offset > _READ):
             file.seek(self._offset)
             rest = b""
             while chunk := file.read(_READ):
@@ -292,7 +299,12 @@ class Ledger:
             ended = self.studies[sweep].paused.get(trial.cell)
             if ended is not None and trial.promoted >= ended.epochs:
                 ended = replace(ended, status="queued")
-        return trial if ended is None else replace(trial, result=ended, mlflow_run_id=ended.mlflow_run_id)
+        if ended is None:
+            return trial
+        run_id = ended.mlflow_run_id
+        if sweep is not None and ended.sweep == sweep:  # the run may have been made, or made anew, after its end
+            run_id = self.studies[sweep].tracked.get(trial.cell, run_id)
+        return replace(trial, result=ended, mlflow_run_id=run_id)
 
     def note(self, result: RunResult, *, sweep: str | None, mlflow_run_id: str | None = None) -> None:
         """Let a result count in this process from now on; `finish` has it written, with `noted=True`.
@@ -346,13 +358,15 @@ class Ledger:
             known = self.studies.setdefault(event["name"], new)
             if event["trials"] > known.trials or not known.totals:
                 known.totals.append(event["trials"])
+                if "window" in event:
+                    known.windows[event["trials"]] = event["window"]
             known.trials = max(known.trials, event["trials"])
             if all(event["spec"].get(key) == known.spec.get(key) for key in ("space", "base")):
                 known.spec = event["spec"]  # the same specification, except that the images may be elsewhere now
         elif kind == "withdrawn" and sweep and not sweep.proposals:
             del self.studies[sweep.name]
         elif kind == "proposed" and sweep:
-            trial = Trial(event["number"], event["cell"], event["params"], event["source"])
+            trial = Trial(event["number"], event["cell"], event["params"], event["source"], _NO_CONFIG)
             sweep.proposals[trial.number] = trial
         elif kind == "stopped" and sweep:
             sweep.stopped[event["cell"]] = _result(event)
@@ -372,8 +386,24 @@ class Ledger:
             self._outcomes.pop(event["cell"], None)
 
 
+@contextmanager
+def _collector_paused(pause: bool) -> Iterator[None]:
+    """Pause Python's collector of circular references during the block, if `pause`.
+
+    While hundreds of thousands of events are read, it would look at all of them again and again, and free none.
+    """
+    pause = pause and gc.isenabled()
+    if pause:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if pause:
+            gc.enable()
+
+
 def _result(event: dict[str, Any]) -> RecordedResult:
-    known = {"cell": event["cell"], "status": event["event"], "time": event.get("time")}
+    known = {"cell": event["cell"], "status": event["event"], "time": event.get("time"), "sweep": event.get("sweep")}
     return RecordedResult.of({"error": event.get("error")} | event["result"] | known)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from erat.config import first_error
 from erat.errors import UserError, shown
 from erat.options import MOST_EPOCHS
 from orchestration.study import MOST_TRIALS
+from orchestration.study.entries import as_begun
+from orchestration.study.ledger import Ledger
 from orchestration.study.registries import SAMPLERS
 from orchestration.study.spaces import Confirmation, SearchSpace
 from orchestration.study.spec import StudySpec
@@ -92,18 +95,64 @@ def begin_as(spec: StudySpec, slots: int, trials: int) -> StudySpec:
     space, update = spec.space, dict[str, int]()
     if space.window == "auto":
         # A few proposals after many points are to see most of these, for which they wait where there are many slots.
-        update["window"] = max(1, min(2 * slots, trials - len(space.points)))
+        update["window"] = _window_for(slots, trials - len(space.points))
     if space.startup == "auto":
         update["startup"] = startup_of(space)
     return replace(spec, space=space.model_copy(update=update)) if update else spec
 
 
-def warn_if_narrow(spec: StudySpec, slots: int, trials: int) -> None:
-    """Warn that a window, settled on a smaller cluster or given, leaves slots idle."""
+def settled(ledger: Ledger, name: str, spec: StudySpec, slots: int, trials: int) -> tuple[StudySpec, dict[int, int]]:
+    """Return the specification that a study was begun with, or now begins with, and the windows of its trials.
+
+    A search that is extended keeps the window of the trials that it has. With "auto", the further ones have a window of
+    their own, which follows from their number and the cluster that they begin on.
+
+    Args:
+        ledger: the ledger.
+        name: name of the study.
+        spec: its specification as it was asked for.
+        slots: number of trials that run at a time.
+        trials: number of trials of the search, without the listed runs.
+
+    Returns:
+        The specification, and number of trials of the search -> window of those that follow the next smaller number.
+    """
+    begun = begin_as(as_begun(ledger, name, spec), slots, trials)
+    if begun.search is None:
+        return begun, {}
+    record = ledger.studies.get(name)
+    if record is None:
+        return begun, windows_of(begun, [trials], {})
+    extended = trials > record.trials
+    own = {trials: _window_for(slots, trials - max(record.trials, len(spec.space.points)))}
+    windows = record.windows | (own if extended and spec.space.window == "auto" else {})
+    return begun, windows_of(begun, [*record.totals, *[trials] * extended], windows)
+
+
+def windows_of(spec: StudySpec, totals: Iterable[int], own: Mapping[int, int]) -> dict[int, int]:
+    """Return number of trials -> window, for the numbers that were asked for; see `settled`.
+
+    Args:
+        spec: the specification. Without a search there are no windows.
+        totals: the numbers of trials that were asked for, ascending.
+        own: those of them that have another window than the specification says -> their window.
+    """
     window = spec.space.window
-    proposals = trials - len(spec.space.points)
-    if spec.search is None or window == "auto":
+    return {} if spec.search is None or window == "auto" else {total: own.get(total, window) for total in totals}
+
+
+def warn_if_narrow(spec: StudySpec, slots: int, windows: Mapping[int, int]) -> None:
+    """Warn that a window, settled on a smaller cluster or given, leaves slots idle.
+
+    Args:
+        spec: the specification.
+        slots: number of trials that run at a time.
+        windows: as `settled` returns them.
+    """
+    if not windows:
         return
+    *_, before, trials = [0, 0, *windows]
+    window, proposals = windows[trials], trials - max(before, len(spec.space.points))
     if window + 1 < min(slots, proposals):
         warnings.warn(
             f"with the window {window}, at most {window + 1} proposals run at a time, and {slots} would fit; a study "
@@ -120,17 +169,27 @@ def startup_of(space: SearchSpace) -> int:
     return len(space.points) if enough else STARTUP
 
 
-def setting_words(space: SearchSpace) -> str:
-    """Return the settings of a search as one line for a person."""
+def _window_for(slots: int, proposals: int) -> int:
+    return max(1, min(2 * slots, proposals))
+
+
+def setting_words(space: SearchSpace, windows: Mapping[int, int] | None = None) -> str:
+    """Return the settings of a search as one line for a person, with the windows that extensions have, if any."""
     rungs = space.rungs if space.rungs == "auto" else ", ".join(map(str, space.rungs)) or "none"
     confirm = (
         f"top {space.confirm.top} with {space.confirm.seeds} seeds each"
         if isinstance(space.confirm, Confirmation)
         else space.confirm
     )
-    parts = [f"sampler {space.sampler}", f"pruner {space.pruner}", f"window {space.window}"]
+    parts = [f"sampler {space.sampler}", f"pruner {space.pruner}", f"window {space.window}{_further(windows or {})}"]
     parts += [f"rungs {rungs}"] * bool(space.reads("rungs"))
     return " · ".join([*parts, f"confirm {confirm}"])
+
+
+def _further(windows: Mapping[int, int]) -> str:
+    """Return the windows that differ from those before them, and the number of trials that each follows."""
+    pairs = itertools.pairwise(windows.items())
+    return "".join(f", {window} after {before} trials" for (before, last), (_, window) in pairs if window != last)
 
 
 def setting_values(space: SearchSpace) -> dict[str, Any]:

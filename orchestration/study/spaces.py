@@ -71,7 +71,8 @@ class SearchSpace(Section):
         pruner: name of what stops proposals early.
         window: trial n of the search is proposed from, and stopped against, the trials before n - `window` alone, so
             that this number, not the speed of the machine, decides what is tried. "auto" becomes twice the number of
-            trials that run at a time when the study begins, but at most the number of proposals.
+            trials that run at a time when the study begins, but at most the number of proposals. If the study is
+            extended with "auto", the further trials have a window of their own, found in the same way.
         startup: number of results before which proposals are drawn at random. "auto": the number of points if they are
             at least twice as many as the searched keys, and otherwise 10.
         grace: fraction of the epochs, in [0, 1], before which the pruner "median" stops no proposal.

@@ -149,7 +149,23 @@ class StudySpec:
                 if key not in known_keys(defense):
                     raise UserError(f"the space {self.space.name} searches {key}, which {defense} lacks")
         for overrides in [*self.runs, *examples]:
-            self.config(overrides)
+            self._check(overrides)
+
+    def _check(self, trial_overrides: Mapping[str, Any]) -> None:
+        """Raise `UserError` if a trial cannot be made. Each setting and each seed is checked once.
+
+        A study of 100,000 listed runs has a few hundred settings, with as many seeds.
+        """
+        seed = repr(trial_overrides.get("train.seed", ...))
+        if seed not in self._sound[1] or _key(_setting(trial_overrides)) not in self._sound[0]:
+            self.config(trial_overrides)
+            self._sound[0].add(_key(_setting(trial_overrides)))
+            self._sound[1].add(seed)
+
+    @cached_property
+    def _sound(self) -> tuple[set[str], set[str]]:
+        """Return the settings and the seeds that were checked."""
+        return set(), set()
 
     @cached_property
     def base(self) -> RunConfig:
@@ -158,19 +174,33 @@ class StudySpec:
 
     def config(self, trial_overrides: Mapping[str, Any]) -> RunConfig:
         """Return the configuration of one trial, given its dotted keys and their values."""
-        key = repr(sorted(trial_overrides.items()))
+        # A matrix has many seeds of each setting. One configuration of a setting is built in full, and kept.
+        setting = _setting(trial_overrides)
+        if len(setting) < len(trial_overrides):
+            return self.config(setting).with_seed(trial_overrides["train.seed"])
+        key = _key(setting)
         if key not in self._configs:
-            # A matrix has many seeds of each setting. Only the first configuration of a setting is built in full.
-            setting = {name: value for name, value in trial_overrides.items() if name != "train.seed"}
-            if len(setting) < len(trial_overrides):
-                self._configs[key] = self.config(setting).with_seed(trial_overrides["train.seed"])
-            else:
-                self._configs[key] = self.fill(build(self.preset, self.overrides_for(setting) | setting, quiet=True))
+            self._configs[key] = self.fill(build(self.preset, self.overrides_for(setting) | setting, quiet=True))
         return self._configs[key]
+
+    def _flat(self, trial_overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the dotted keys of the configuration of one trial, which are made once for all seeds of a setting."""
+        setting, seed = _setting(trial_overrides), trial_overrides.get("train.seed")
+        if type(seed) is not int:
+            return self.config(trial_overrides).flat()
+        key = _key(setting)
+        if key not in self._flats:
+            self._flats[key] = self.config(setting).flat()
+        return self._flats[key] | {"train.seed": seed}
 
     @cached_property
     def _configs(self) -> dict[str, RunConfig]:
-        """Return the cache of configurations: a large matrix asks for each of its runs several times."""
+        """Return the cache of configurations: a large matrix asks for each of its settings several times."""
+        return {}
+
+    @cached_property
+    def _flats(self) -> dict[str, dict[str, Any]]:
+        """Return the cache of the dotted keys of settings that have several seeds."""
         return {}
 
     def overrides_for(self, trial_overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +217,7 @@ class StudySpec:
 
     def completed(self, trial: Trial) -> Trial:
         """Return a trial with what the specification says of it: its configuration, its rungs, its number of seeds."""
-        config = self.config(trial.params).flat()
+        config = self._flat(trial.params)
         if trial.source == "confirm" and self.confirmation is not None:
             return replace(trial, config=config, seeds=self.confirmation.seeds)
         rungs = self.space.rungs if trial.source == "optuna" and self.space.reads("rungs") is not False else "auto"
@@ -203,7 +233,7 @@ class StudySpec:
             try:
                 if trial.source == "optuna":  # a listed run may have a value that is not searched
                     self.space.check(trial.params)
-                self.config(trial.params)
+                self._check(trial.params)
             except UserError as error:
                 warnings.warn(f"trial {number} of {sweep.name} in the ledger is passed over: {error}", stacklevel=2)
             else:
@@ -272,6 +302,15 @@ class StudySpec:
         kept = before | {key: value for key, value in content["space"].items() if key != "generation"}
         space, fill = parse_space(kept, "the ledger"), Recalled(content.get("images", {}))
         return cls(space, content["preset"], dict(content["overrides"]), fill)
+
+
+def _setting(trial_overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dotted keys of a trial without the seed of its training."""
+    return {name: value for name, value in trial_overrides.items() if name != "train.seed"}
+
+
+def _key(setting: Mapping[str, Any]) -> str:
+    return repr(sorted(setting.items()))
 
 
 def in_generations(content: Mapping[str, Any]) -> bool:

@@ -46,6 +46,7 @@ class Outbox:
         hopeless: whether to give a call up, given its error and the number of times that it has failed.
         spool: file that keeps the waiting calls even if this process ends. None: they are kept in memory only.
         merged: name of a call -> name of a call that does the work of several, whose arguments are the lists of theirs.
+        lasting: returns a call in the form that is kept on disk, which another process can make.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class Outbox:
         hopeless: Callable[[Exception, int], bool],
         spool: Spool | None,
         merged: Mapping[str, str] | None = None,
+        lasting: Callable[[Entry], Entry] = lambda entry: entry,
     ) -> None:
         self._call, self._hopeless, self._spool, self._merged = call, hopeless, spool, merged or {}
+        self._lasting = lasting
         self._waiting: deque[Entry] = deque(spool.adopt() if spool else [])
         self._put: list[Entry] = []  # calls that were put and not tried yet
         self._then: list[Callable[[], None]] = []
@@ -67,6 +70,11 @@ class Outbox:
         self._before: Callable[[], None] | None = None
         self._incoming = threading.Lock()  # held while `_put` and `_then` change
         self._sending = threading.RLock()  # held while calls are made
+
+    @property
+    def waiting(self) -> list[Entry]:
+        """Return the calls that were tried and wait, or were adopted from an ended process, in order."""
+        return list(self._waiting)
 
     @contextmanager
     def in_background(self, before: Callable[[], None] | None = None) -> Iterator[None]:
@@ -131,7 +139,7 @@ class Outbox:
                     self._send()
                 # What waits is a suffix of what was put, apart from calls that were made as one: harmless to repeat.
                 if self._spool is not None and self._waiting and put:
-                    self._spool.append(*put)
+                    self._spool.append(*map(self._lasting, put))
                 put = []
                 while then:
                     then[0]()
@@ -230,7 +238,9 @@ class Spool:
         self._lock = FileLock(f"{self._path}.lock", timeout=0, thread_local=False)  # of the process, not of a thread
 
     def append(self, *entries: Entry) -> None:
-        """Append calls to the file, and return when they are on the disk."""
+        """Append calls to the file, and return when they are on the disk, all after one wait for it."""
+        if not entries:
+            return
         if not self._lock.is_locked:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
@@ -252,8 +262,7 @@ class Spool:
             try:
                 with lock:
                     entries, whole = self._read(path)
-                    for entry in entries:
-                        self.append(entry)
+                    self.append(*entries)
                     adopted += entries
                     if whole:
                         path.unlink(missing_ok=True)

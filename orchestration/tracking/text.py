@@ -11,6 +11,7 @@ from typing import Any
 from erat.errors import UserError
 from erat.variants import title_of
 
+PARENT = "mlflow.parentRunId"  # the tag by which MLflow shows a run under another one
 _CHILD_TAGS = {
     "dataset": "data.name",
     "data_corruption": "corruption.data",

@@ -1,16 +1,23 @@
-"""What 10, 1,000 and 100,000 cells cost in state: `python -m tests.benchmarks.scale`, a table in Markdown; with
-`--times`, what each crafted set and some cells of the demo preset cost in seconds of one core.
+"""What many cells cost, as tables in Markdown.
+
+python -m tests.benchmarks.scale                        the ledger of 10, 1,000 and 100,000 cells
+python -m tests.benchmarks.scale --study 1000 100000    a finished study of so many cells: opened, shown, planned, ...
+python -m tests.benchmarks.scale --times                crafted sets and cells of the demo preset, by the clock
 
 A ledger is filled with what a driver writes of so many cells, with numbers of the usual length, and read again. Sizes
-are exact; seconds are of the processor, of one process.
+are exact; seconds are of the processor, of one process. A study is Table III with as many seeds as it takes, without
+the directories of its runs, and each of them is opened by a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -18,11 +25,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+from rich.console import Console
+
 from orchestration.storage.workspace import Workspace
+from orchestration.study.grids import load_grid, specification
 from orchestration.study.ledger import Ledger
+from orchestration.study.spec import StudySpec
 
 CELLS = (10, 1_000, 100_000)
 EPOCHS = 16
+PARTS = ("opened", "status", "resume scan", "plan", "report (CSV)")
+STUDY_HEAD = (
+    f"| cells | ledger | {' | '.join(f'{part}, s' for part in PARTS)} | memory when opened | largest memory |\n"
+    f"|--:|--:|{'--:|' * len(PARTS)}--:|--:|"
+)
 HEAD = "| cells | ledger | read anew | one more entry | memory of the reader |\n|--:|--:|--:|--:|--:|"
 
 
@@ -47,17 +64,28 @@ def result(cell: str, draw: random.Random) -> dict[str, Any]:
     }
 
 
-def fill(path: Path, cells: int) -> None:
-    """The events of a finished sweep, written at once: an append for each would wait for the disk each time."""
+def fill(path: Path, cells: int, study: StudySpec | None = None) -> None:
+    """Write the events of a finished sweep at once: an append for each would wait for the disk each time.
+
+    Args:
+        path: the ledger.
+        cells: number of runs.
+        study: the sweep, of as many listed runs. None: a sweep whose specification says nothing.
+    """
     draw = random.Random(cells)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         spec: dict[str, Any] = {"space": {}, "preset": "demo", "base": {}, "overrides": {}}
+        spec = spec if study is None else study.content()
         first = {"event": "sweep", "time": 1.7e9, "name": "many", "spec": spec, "trials": 0}
         file.write(json.dumps(first) + "\n")
         for number in range(cells):
-            cell = f"{draw.getrandbits(64):016x}"
-            params = {"defense.name": "erat", "corruption.data": "uhp", "train.seed": number}
+            if study is None:
+                cell = f"{draw.getrandbits(64):016x}"
+                params = {"defense.name": "erat", "corruption.data": "uhp", "train.seed": number}
+            else:
+                params = study.runs[number]
+                cell = study.config(params).digest()
             proposed = {"event": "proposed", "time": 1.7e9, "sweep": "many", "number": number, "params": params}
             file.write(json.dumps(proposed | {"source": "baseline", "cell": cell}) + "\n")
             done = {"event": "done", "time": 1.7e9, "cell": cell, "sweep": "many", "result": result(cell, draw)}
@@ -86,6 +114,54 @@ def row(cells: int, folder: Path) -> str:
     return f"| {cells:,} | {size / 1e6:,.2f} MB | {read:.2f} s | {append * 1000:.1f} ms | {memory / 1e6:,.0f} MB |"
 
 
+def study_row(cells: int, folder: Path) -> str:
+    """A line of the table of studies."""
+    workspace = Workspace(folder / f"study-{cells}")
+    grid = specification(load_grid("table3"), "demo", {}, fill=workspace.fingerprints()).runs
+    runs = [grid[number % len(grid)] | {"train.seed": number // len(grid)} for number in range(cells)]
+    listed = StudySpec.listing("many", "Table III, many times", runs, "demo", {}, workspace.fingerprints())
+    fill(workspace.ledger, cells, listed)
+    words = [sys.executable, "-m", "tests.benchmarks.scale", "--in", str(workspace.root)]
+    found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    seconds = " | ".join(f"{found[part]:.2f}" for part in PARTS)
+    size = os.path.getsize(workspace.ledger) / 1e6
+    return f"| {cells:,} | {size:,.1f} MB | {seconds} | {found['memory']:,.0f} MB | {found['largest']:,.0f} MB |"
+
+
+def opened(workspace: Workspace) -> dict[str, float]:
+    """Open the study "many" of a workspace; return seconds of the processor, and megabytes beyond what imports take."""
+    from orchestration.api import load_study
+    from orchestration.commands.overview import of_sweep
+    from orchestration.commands.plan import Room, plan_sweep
+    from orchestration.search.driver import make_queue
+    from orchestration.search.launch import make_sampler
+
+    process, console, found = psutil.Process(), Console(file=io.StringIO()), dict[str, float]()
+    before, largest = process.memory_info().rss, 0
+
+    def took(part: str, work: Callable[[], Any]) -> Any:
+        nonlocal largest
+        started = time.process_time()
+        made = work()
+        found[part] = time.process_time() - started
+        largest = max(largest, process.memory_info().rss)
+        return made
+
+    study = took("opened", lambda: load_study("many", workspace))
+    found["memory"] = (largest - before) / 1e6
+    ledger, spec = study._ledger(), study.spec
+    took("status", lambda: of_sweep(workspace, "many", console))
+
+    def scan() -> None:
+        queue = make_queue(spec, 0, "many", ledger, make_sampler(spec), on_proposed=lambda trial: None)
+        assert queue.next() is None, "all is done"
+
+    took("resume scan", scan)
+    took("plan", lambda: plan_sweep("many", spec, 0, workspace, ledger, console, Room(8, "eight")))
+    took("report (CSV)", lambda: study.report(format="csv"))
+    return found | {"largest": (largest - before) / 1e6}
+
+
 def times(workspace: Workspace) -> None:
     """Seconds of crafting and of training, as they pass."""
     from erat.config import build
@@ -112,9 +188,20 @@ def times(workspace: Workspace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", action="store_true", help="seconds instead of state")
+    parser.add_argument("--study", type=int, nargs="+", metavar="CELLS", help="finished studies of so many cells")
+    parser.add_argument("--in", dest="home", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.home:
+        print(json.dumps(opened(Workspace(Path(arguments.home)))))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        if parser.parse_args().times:
+        if arguments.times:
             times(Workspace(Path(folder)))
+            return
+        if arguments.study:
+            print(STUDY_HEAD)
+            for cells in arguments.study:
+                print(study_row(cells, Path(folder)), flush=True)
             return
         print(HEAD)
         for cells in CELLS:

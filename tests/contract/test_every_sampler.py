@@ -67,6 +67,7 @@ class World:
         proposed: the trials that were proposed, with their results at their ends or at a rung.
         promoted: number of a trial -> epoch of the last rung from which it was promoted.
         totals: numbers of trials that were asked for.
+        windows: those of them that have another window than the space -> their window.
     """
 
     space: SearchSpace
@@ -74,6 +75,7 @@ class World:
     proposed: dict[int, Trial] = field(default_factory=dict)
     promoted: dict[int, int] = field(default_factory=dict)
     totals: list[int] = field(default_factory=list)
+    windows: dict[int, int] = field(default_factory=dict)
 
     def run(self, slots: int, total: int = TOTAL, *, killed_after: int | None = None) -> list[tuple[Any, ...]]:
         """Run the study, or what is left of it, and return number, values and status of all its trials.
@@ -105,6 +107,7 @@ class World:
             on_proposed=lambda trial: self.proposed.setdefault(trial.number, replace(trial, result=None)) and None,
             epochs=EPOCHS,
             totals=self.totals,
+            windows=self.windows,
             promoted=dict(self.promoted),
             on_promoted=lambda trial, epoch: self.promoted.update({trial.number: epoch}),
         )
@@ -147,21 +150,27 @@ def undisturbed(sampler: str, pruner: str) -> list[tuple[Any, ...]]:
     return World(space_for(sampler, PRUNER_OF[pruner])).run(4)
 
 
+def cases(values: Sequence[tuple[int, ...]], brief: Sequence[tuple[int, ...]]) -> list[Any]:
+    """Return each sampler with each pruner and values; `brief` alone is quick with Gaussian processes."""
+    return [
+        pytest.param(sampler, pruner, *each, marks=[pytest.mark.slow] * (sampler == "gp" and each not in brief))
+        for sampler in SAMPLERS.names()
+        for pruner in PRUNER_OF
+        for each in values
+    ]
+
+
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.names())
 every_pruner = pytest.mark.parametrize("pruner", PRUNER_OF)
 
 
-@every_sampler
-@every_pruner
-@pytest.mark.parametrize(("slots", "lengths"), CLOCKS)
+@pytest.mark.parametrize(("sampler", "pruner", "slots", "lengths"), cases(CLOCKS, [CLOCKS[0], CLOCKS[-1]]))
 def test_proposals_depend_neither_on_slots_nor_on_lengths(sampler: str, pruner: str, slots: int, lengths: int) -> None:
     world = World(space_for(sampler, PRUNER_OF[pruner]), lengths)
     assert world.run(slots) == undisturbed(sampler, pruner)
 
 
-@every_sampler
-@every_pruner
-@pytest.mark.parametrize("killed_after", [1, 18, 31])
+@pytest.mark.parametrize(("sampler", "pruner", "killed_after"), cases([(1,), (18,), (31,)], [(18,)]))
 def test_a_study_goes_on_with_the_same_proposals_after_a_kill(sampler: str, pruner: str, killed_after: int) -> None:
     world = World(space_for(sampler, PRUNER_OF[pruner]))
     before = world.run(4, killed_after=killed_after)
@@ -177,6 +186,25 @@ def test_when_a_search_is_extended_the_old_trials_stay(sampler: str, pruner: str
     longer = world.run(4, LONGER)
     assert longer[:TOTAL] == undisturbed(sampler, pruner)
     assert len(longer) == LONGER
+
+
+@every_sampler
+@every_pruner
+@pytest.mark.parametrize("window", [pytest.param(1, marks=pytest.mark.slow), 12])
+def test_an_extension_may_have_a_window_of_its_own(sampler: str, pruner: str, window: int) -> None:
+    """Also if the search is extended before it has ended, or the driver is killed among the further trials."""
+
+    def extended(lengths: int) -> World:
+        return World(space_for(sampler, PRUNER_OF[pruner]), lengths, totals=[TOTAL], windows={LONGER: window})
+
+    whole = extended(0).run(4, LONGER)
+    assert whole[:TOTAL] == undisturbed(sampler, pruner)
+    for slots, lengths in CLOCKS[::2]:
+        assert extended(lengths).run(slots, LONGER) == whole
+    world = World(space_for(sampler, PRUNER_OF[pruner]), windows={LONGER: window})
+    world.run(4, killed_after=31)
+    world.run(16, LONGER, killed_after=40)
+    assert world.run(2, LONGER) == whole
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS.names() if SAMPLERS.abilities(name).conditions])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from erat.engine.trainer import Trainer
 from erat.registry import DEFENSES
 
 Config = Callable[..., RunConfig]
+QUICK = {"train.lr": 0.01, "train.epochs": 2}  # an epoch of warm-up and one of what the defense does
 
 pytestmark = pytest.mark.parametrize("name", DEFENSES.names())
 
@@ -23,6 +25,17 @@ pytestmark = pytest.mark.parametrize("name", DEFENSES.names())
 @pytest.fixture(scope="module")
 def data(make_data: Callable[..., CorruptedSet]) -> CorruptedSet:
     return make_data(48)
+
+
+@pytest.fixture(scope="module")
+def plain(data: CorruptedSet, make_config: Config) -> Callable[[str], float]:
+    """Return the loss of a defense's first epoch without any switch."""
+
+    @cache
+    def of(name: str) -> float:
+        return trained(make_config(QUICK | {"defense.name": name}), data)[0].train_loss
+
+    return of
 
 
 def trained(config: RunConfig, data: CorruptedSet, look: Callable[..., None] | None = None) -> list[EpochReport]:
@@ -36,31 +49,31 @@ def trained(config: RunConfig, data: CorruptedSet, look: Callable[..., None] | N
     return reports
 
 
-def test_bf16_is_what_convolutions_compute_in(make_config: Config, data: CorruptedSet, name: str) -> None:
+def test_bf16_is_what_convolutions_compute_in(
+    make_config: Config, data: CorruptedSet, plain: Callable[[str], float], name: str
+) -> None:
     seen: set[torch.dtype] = set()
 
     def look(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         seen.add(output.dtype)
 
-    options = {"defense.name": name, "train.lr": 0.01}
-    plain = trained(make_config(options), data)
-    half = trained(make_config(options | {"train.precision": "bf16"}), data, look)
+    half = trained(make_config(QUICK | {"defense.name": name, "train.precision": "bf16"}), data, look)
     assert seen == {torch.bfloat16}, "in training, attacks, scoring and tests alike"
-    assert half[0].train_loss == pytest.approx(plain[0].train_loss, rel=0.05)
+    assert half[0].train_loss == pytest.approx(plain(name), rel=0.05)
 
 
-def test_channels_last_is_how_convolutions_see_their_images(make_config: Config, data: CorruptedSet, name: str) -> None:
+def test_channels_last_is_how_convolutions_see_their_images(
+    make_config: Config, data: CorruptedSet, plain: Callable[[str], float], name: str
+) -> None:
     wrong: list[str] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if output.shape[1] > 1 and not output.is_contiguous(memory_format=torch.channels_last):
             wrong.append(f"{tuple(inputs[0].shape)}, {inputs[0].stride()}")
 
-    options = {"defense.name": name, "train.lr": 0.01}
-    plain = trained(make_config(options), data)
-    other = trained(make_config(options | {"train.channels_last": True}), data, look)
+    other = trained(make_config(QUICK | {"defense.name": name, "train.channels_last": True}), data, look)
     assert not wrong
-    assert other[0].train_loss == pytest.approx(plain[0].train_loss, rel=0.01)
+    assert other[0].train_loss == pytest.approx(plain(name), rel=0.01)
 
 
 def test_compiled_networks_learn_the_same(

@@ -1,4 +1,4 @@
-"""Provides what the end-to-end tests share: one Ray cluster per module, and command lines that run on it."""
+"""Provides what the end-to-end tests share: one Ray cluster, and command lines that run on it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from orchestration.commands import console
 from orchestration.storage.workspace import Workspace
 from tests.e2e.commands import Command, Said
 from tests.e2e.sweeps import processes_of
+from tests.stores import stores_begin_as_copies
 
 ROOT = Path(__file__).parents[2]
+__all__ = ["stores_begin_as_copies"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Start a cluster of two cores, which all sweeps of this file join."""
+    """Start a cluster of two cores, which all sweeps join unless a file has a cluster of its own."""
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 128 * 2**20}
     made = Cluster(initialize_head=True, head_node_args=options)
     yield made

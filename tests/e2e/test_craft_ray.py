@@ -80,6 +80,7 @@ def test_again_it_runs_and_crafts_nothing(verified: Said, command: Command, work
     assert {path: path.stat().st_mtime_ns for path in crafted(workspace, "images")} == before
 
 
+@pytest.mark.slow
 def test_a_damaged_set_is_crafted_again_with_a_warning(
     verified: Said, command: Command, workspace: Workspace, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -102,6 +103,7 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_what_a_task_refuses_reaches_the_person_in_one_line(command: Command, workspace: Workspace) -> None:
     """An error of a worker is reported to the user in one line: here, that the ensemble needs four classes."""
     folder = workspace.root.parent / "two"
@@ -112,6 +114,7 @@ def test_what_a_task_refuses_reaches_the_person_in_one_line(command: Command, wo
     assert said.err.splitlines()[-1] == ("error: corruption.attack=standard needs at least 4 classes, the set has 2")
 
 
+@pytest.mark.slow
 def test_a_small_set_needs_no_device(command: Command, workspace: Workspace) -> None:
     before = len(crafted(workspace, "images"))
     said = command("craft", "corruption.data=urp", "corruption.seed=7", "resources.gpu=1", *SMALL)

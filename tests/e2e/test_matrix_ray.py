@@ -96,6 +96,7 @@ def image_sets(workspace: Workspace) -> int:
     return len(list(workspace.crafted.glob("images-*")))
 
 
+@pytest.mark.slow
 def test_what_crafting_refuses_leaves_the_name_free(command: Command, workspace: Workspace, tmp_path: Path) -> None:
     bad = tmp_path / "weights.pt"
     bad.write_bytes(b"none")

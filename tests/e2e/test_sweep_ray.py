@@ -206,6 +206,7 @@ class TestFromBeginningToEnd:
 
 
 class TestFailures:
+    @pytest.mark.slow
     def test_a_trial_that_bursts_does_not_stop_the_sweep_and_is_retried_alone(
         self, command: Command, space: Callable[..., str], workspace: Workspace
     ) -> None:

@@ -117,7 +117,7 @@ WELL = {
     "defense.name": st.sampled_from(["erat", "ce", "at", "iss", "dat", "dividemix", "unicon", "mspl"]),
     "data.limit": st.integers(400, 10**6),
     "resources.gpu": st.sampled_from(["0", "0.25", "1/4"]),
-    "train.precision": st.sampled_from(["fp32", "bf16"]),
+    "train.precision": st.sampled_from(["fp32", "tf32", "bf16"]),
 }
 ILL = {
     "train.epochs": ["0", "-1", "1.5", "abc", "nan", "inf", "", "[1]", "{}", "9" * 5000, "1e400"],
@@ -315,6 +315,7 @@ def verbs() -> st.SearchStrategy[Input]:
         "resume",
         "retry",
         "cancel",
+        "sync",
         "status",
         "report",
         "train",
@@ -342,7 +343,7 @@ def verbs() -> st.SearchStrategy[Input]:
     wrong = refused | texts
     unknown = st.builds(
         lambda verb, name: Input("verbs", (verb, "--", name), {}, WRONG if name else EITHER),
-        st.sampled_from(["resume", "retry", "cancel", "status", "report"]),
+        st.sampled_from(["resume", "retry", "cancel", "sync", "status", "report"]),
         TEXT | st.sampled_from(ODD),
     )
     help_of = st.sampled_from(names).map(lambda verb: Input("verbs", (verb, "--help"), {}, FINE))

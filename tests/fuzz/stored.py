@@ -154,6 +154,7 @@ READ = st.sampled_from(
         ("status", "--json"),
         ("status", "t", "--json"),
         ("cancel", "t"),
+        ("sync", "nothing"),
         ("report", "t", "--format", "csv"),
         ("report", "t", "--json"),
         ("report", "t", "--format", "md"),

@@ -16,7 +16,7 @@ from tests.fuzz.sandbox import Input, Outcome, Sandbox
 from tests.fuzz.stored import make_bases
 
 PROFILE = os.environ.get("ERAT_FUZZ", "ci")
-SHARE = 16  # one in this many inputs is tried if slow tests are left out
+SHARE = 32  # one in this many inputs is tried if slow tests are left out
 MORE = 10 if PROFILE == "long" else 1
 
 

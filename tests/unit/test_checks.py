@@ -43,12 +43,14 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
         def fake(command: list[str], **more: Any) -> SimpleNamespace:
             if "pytest" in command:
                 play.others.append(more["preexec_fn"])  # type: ignore[attr-defined]
+                play.environments.append((command[4], more["env"]))  # type: ignore[attr-defined]
             return SimpleNamespace(returncode=pytest_of(command) if "pytest" in command else others)
 
         def beside(command: list[str], **more: Any) -> Any:
             if "pytest" not in command:
                 return real(command, **more)
             code = pytest_of(command)
+            play.environments.append((command[4], more["env"]))  # type: ignore[attr-defined]
             print("what pytest said", file=more["stdout"])
             return SimpleNamespace(wait=lambda: code)
 
@@ -60,7 +62,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
         monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * 1e9))
         return checks.main(list(words)), started
 
-    play.others = []  # type: ignore[attr-defined]
+    play.others, play.environments = [], []  # type: ignore[attr-defined]
     return play
 
 
@@ -165,6 +167,14 @@ def test_what_runs_beside_ray_gives_way_to_it(
     assert int(done.communicate()[0]) == min(19, os.nice(0) + 5)
 
 
+@pytest.mark.parametrize("cores", [1, 2])
+def test_ray_does_not_give_way_to_what_runs_beside_it(run: Run, cores: int) -> None:
+    """By itself Ray lowers the priority of its workers further than that of the tests beside them."""
+    run("-m", "x", cores=cores)
+    seen = {marks: environment.get("RAY_worker_niceness") for marks, environment in run.environments}  # type: ignore[attr-defined]
+    assert seen == {"(x) and apart": "0", "(x) and not apart": os.environ.get(*checks.RAY_PRIORITY)}
+
+
 def test_mypy_counts_too(run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     beside = checks._Beside
     wrong = [sys.executable, "-c", "print('wrong'); exit(1)"]
@@ -190,6 +200,24 @@ def test_another_instruction_set_repeats_the_quick_tests_only(run: Run, monkeypa
     _, started = run("--isa", "baseline", "tests/unit/erat/attacks/test_apgd.py::test_x", "--slow")
     assert [words[-1] for words in started] == ["tests/unit/erat/attacks/test_apgd.py::test_x"] * 2
     assert started[0][:2] == ["-m", "apart"]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_the_quick_tests_are_repeated_beside_those_apart(
+    run: Run, cores: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "kernels", lambda environment: environment.get("ATEN_CPU_CAPABILITY", "own"))
+    code, started = run("--slow", "--repeat", "baseline", cores=cores)
+    spread = SPREAD if cores > 1 else []
+    whole = [["-m", "apart", "APART"], ["-m", "not apart", *spread, "tests"]]
+    again = [["-m", "(not slow) and apart", "APART"], ["-m", "(not slow) and not apart", *spread, *checks.QUICK]]
+    assert started == (whole + again[::-1] if cores > 1 else whole + again)
+    kinds = [environment.get("ATEN_CPU_CAPABILITY") for _, environment in run.environments]  # type: ignore[attr-defined]
+    assert kinds == [os.environ.get("ATEN_CPU_CAPABILITY")] * 2 + ["default"] * 2
+    assert code == 0
+    assert "= 4 failed, 28 passed, 8 skipped in " in capfd.readouterr().out.splitlines()[-1], "all four reports count"
+    monkeypatch.setattr(checks, "kernels", lambda _: "ATen DEFAULT")
+    assert run("--slow", "--repeat", "baseline", cores=cores)[1] == whole
 
 
 def test_where_there_is_no_other_instruction_set_it_says_so(

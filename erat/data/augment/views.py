@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from erat.data.augment import ops
 from erat.data.augment.policies import GEOMETRIC, OPERATIONS, SLOTS, UNCHANGED, draw_policy
 from erat.data.random import BatchRandom
+from erat.devices import to_device
 from erat.errors import unknown_name
 
 WEAK_KINDS = ("erase", "crop")
@@ -47,8 +48,8 @@ def weak_view(images: Tensor, random: BatchRandom, *, kind: str, flip: bool, fil
     if kind not in WEAK_KINDS:
         raise unknown_name("weak view", kind, WEAK_KINDS)
     n = len(images)
-    flipped = random.bernoulli(0.5, n) if flip else torch.zeros(n, dtype=torch.bool)
-    images = images.detach()
+    images, device = images.detach(), images.device
+    flipped = random.bernoulli(0.5, n, device) if flip else torch.zeros(n, dtype=torch.bool, device=device)
     return _crop(images, flipped, random) if kind == "crop" else _erase(images, flipped, random, fill)
 
 
@@ -72,10 +73,10 @@ def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
     views, place = images.detach(), torch.arange(n)  # row place[i] holds image i
     for slot in range(SLOTS):
         operations, order = draws.operations[:, slot].sort(stable=True)
-        views = views.index_select(0, _to_device(place[order], views.device))
+        views = views.index_select(0, to_device(place[order], views.device))
         _apply(views, operations, draws.magnitudes[order, slot], draws.matrices[order, slot])
         place = order.argsort()
-    return views.index_select(0, _to_device(place, views.device))
+    return views.index_select(0, to_device(place, views.device))
 
 
 def _apply(views: Tensor, operations: Tensor, magnitudes: Tensor, matrices: Tensor) -> None:
@@ -88,10 +89,10 @@ def _apply(views: Tensor, operations: Tensor, magnitudes: Tensor, matrices: Tens
         matrices: float32, shape (N, 2, 3), for the geometric operations, which come first.
     """
     sizes = torch.bincount(operations, minlength=UNCHANGED + 1).tolist()
-    magnitudes = _to_device(magnitudes.float(), views.device)
+    magnitudes = to_device(magnitudes.float(), views.device)
     end = sum(sizes[: len(GEOMETRIC)])
     if end:
-        views[:end] = ops.warp(views[:end], _to_device(matrices[:end], views.device))
+        views[:end] = ops.warp(views[:end], to_device(matrices[:end], views.device))
     for number in range(len(GEOMETRIC), UNCHANGED):
         if sizes[number]:
             start, end = end, end + sizes[number]
@@ -101,43 +102,42 @@ def _apply(views: Tensor, operations: Tensor, magnitudes: Tensor, matrices: Tens
 
 def _crop(images: Tensor, flipped: Tensor, random: BatchRandom) -> Tensor:
     """Cut a window of the image's size at a random place out of the zero-padded image, mirrored where `flipped`."""
-    n, channels, height, width = images.shape
+    (n, channels, height, width), device = images.shape, images.device
     pad_y, pad_x = height // 8, width // 8
-    top = random.randint(2 * pad_y + 1, n)
-    left = random.randint(2 * pad_x + 1, n)
-    columns = torch.arange(width)
+    top = random.randint(2 * pad_y + 1, n, device=device)
+    left = random.randint(2 * pad_x + 1, n, device=device)
+    columns = torch.arange(width, device=device)
     # The image is mirrored before it is cropped: column j of the window is column W'-1-(left+j) of the padded image.
     source_columns = left[:, None] + columns
     source_columns = torch.where(flipped[:, None], width + 2 * pad_x - 1 - source_columns, source_columns)
-    source_rows = top[:, None] + torch.arange(height)
+    source_rows = top[:, None] + torch.arange(height, device=device)
     padded = pad(images, (pad_x, pad_x, pad_y, pad_y)).flatten(2)
-    rows, source_columns = _to_device(source_rows, images.device), _to_device(source_columns, images.device)
-    pixels = (rows[:, :, None] * (width + 2 * pad_x) + source_columns[:, None, :]).flatten(1)
+    pixels = (source_rows[:, :, None] * (width + 2 * pad_x) + source_columns[:, None, :]).flatten(1)
     return padded.gather(2, pixels[:, None].expand(-1, channels, -1)).view_as(images)
 
 
 def _erase(images: Tensor, flipped: Tensor, random: BatchRandom, fill: float) -> Tensor:
     """Mirror the image where `flipped` and, with `ERASE_PROBABILITY`, set one random rectangle of it to `fill`."""
     n, _, height, width = images.shape
-    edges = _to_device(_rectangles(random, n, height, width), images.device)
+    edges = _rectangles(random, n, height, width, images.device)
     top, bottom, left, right = edges[:, :, None].unbind(1)
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     in_rows = ((rows >= top) & (rows < bottom)).to(images.dtype)
     in_columns = ((columns >= left) & (columns < right)).to(images.dtype)
     erased = in_rows[:, None, :, None] * in_columns[:, None, None, :]
-    mirrored = torch.where(_to_device(flipped, images.device)[:, None, None, None], images.flip(-1), images)
+    mirrored = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     # Multiplying by 0 or 1 is exact, and faster than a choice per pixel.
     views = mirrored.mul_(1 - erased)
     return views.add_(erased, alpha=fill) if fill else views
 
 
-def _rectangles(random: BatchRandom, n: int, height: int, width: int) -> Tensor:
-    """Draw the edges (top, bottom, left, right) of the rectangles to erase: int64 on the CPU, shape (n, 4).
+def _rectangles(random: BatchRandom, n: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Draw the edges (top, bottom, left, right) of the rectangles to erase: int64, shape (n, 4).
 
     Where nothing is erased, the rectangle is empty.
     """
-    chosen = random.bernoulli(ERASE_PROBABILITY, n)
-    share, log_ratio = random.rand(n, ERASE_TRIES, 2).unbind(-1)
+    chosen = random.bernoulli(ERASE_PROBABILITY, n, device)
+    share, log_ratio = random.rand(n, ERASE_TRIES, 2, device=device).unbind(-1)
     area = (ERASE_SCALE[0] + (ERASE_SCALE[1] - ERASE_SCALE[0]) * share) * (height * width)
     low, high = math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])
     ratio = (low + (high - low) * log_ratio).exp()
@@ -147,15 +147,8 @@ def _rectangles(random: BatchRandom, n: int, height: int, width: int) -> Tensor:
     first = fits.long().argmax(dim=1, keepdim=True)
     used = (chosen & fits.any(dim=1)).long()
     tall, wide = tall.gather(1, first).squeeze(1), wide.gather(1, first).squeeze(1)
-    place_y, place_x = random.rand(n, 2).unbind(-1)
+    place_y, place_x = random.rand(n, 2, device=device).unbind(-1)
     # Each of the height-tall+1 places is equally likely; the minimum guards against a product rounded up to the bound.
     top = torch.minimum((place_y * (height - tall + 1)).long(), height - tall)
     left = torch.minimum((place_x * (width - wide + 1)).long(), width - wide)
     return torch.stack((top, top + tall * used, left, left + wide * used), dim=1)
-
-
-def _to_device(host: Tensor, device: torch.device) -> Tensor:
-    """Copy `host` to `device` without waiting; a copy to a GPU is asynchronous only from pinned memory."""
-    if device.type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)

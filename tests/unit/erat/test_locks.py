@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -54,6 +55,34 @@ def test_who_holds_it_for_too_long_is_named(lock: Path, holder: subprocess.Popen
     holder.wait()
     with held(lock, patience=5):
         pass
+
+
+def test_who_only_looks_keeps_nobody_out(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`is_held` shares the lock for a moment; here another process is at that point, until it is asked twice."""
+    lock.touch()
+    file = os.open(lock, os.O_RDONLY)
+    fcntl.flock(file, fcntl.LOCK_SH)
+    asked: list[bool] = []
+
+    def looks(path: Path) -> bool:
+        asked.append(is_held(path))
+        if len(asked) == 2:
+            os.close(file)
+        return asked[-1]
+
+    monkeypatch.setattr(locks, "is_held", looks)
+    with held(lock, patience=0):
+        assert asked == [False, False]
+        assert is_held(lock)
+
+
+def test_who_looks_forever_is_an_error_in_the_end(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "LOOKED_AT_SECONDS", 0.05)
+    lock.touch()
+    with lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with pytest.raises(StillHeldError, match=f"has held {lock} for 0 s"):
+            held(lock, patience=0).__enter__()
 
 
 def test_work_is_waited_for_with_a_word(

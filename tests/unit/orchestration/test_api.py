@@ -240,6 +240,11 @@ def test_a_study_that_has_begun_keeps_its_window(workspace: Path) -> None:
     assert Study.create("eta", workspace=workspace).spec.space.window == 2
     with pytest.raises(UserError, match="begun with window 2, which stays; got 3"):
         Study.create("eta", workspace=workspace, name="eta", window=3)
+    further = Study.create("eta", workspace=workspace, trials=30)
+    assert further.spec.space.window == "auto", "it is settled when the further trials begin"
+    assert further.windows == study.windows == {20: 2}
+    register(Ledger(workspace / "ledger.jsonl"), "eta", begin_as(study.spec, 1, 20), 30, {20: 2, 30: 8})
+    assert load_study("eta", workspace).windows == {20: 2, 30: 8}
 
 
 @pytest.mark.parametrize("at_most", [-1, 0, True, 2.0])

@@ -23,6 +23,7 @@ from erat.errors import TrainingFailedError, UserError
 from erat.result import RunResult
 from orchestration import cli
 from orchestration.commands import console
+from orchestration.run.heartbeat import driving
 from orchestration.search import launch
 from orchestration.storage.workspace import Workspace
 from orchestration.study.entries import register
@@ -485,7 +486,7 @@ class TestTrain:
 
 
 class TestInterruption:
-    @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("sign", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_a_signal_ends_a_run_that_then_goes_on(
         self, sign: signal.Signals, command: Command, shared: Workspace
     ) -> None:
@@ -617,6 +618,14 @@ class TestSweepVerbs:
         assert watched.json["left"] == 8
         assert command("status", "--watch").code == 2
 
+    def test_mlflow_is_put_right_of_a_study_that_nobody_drives(
+        self, command: Command, known: StudySpec, workspace: Workspace
+    ) -> None:
+        assert "unknown sweep 'min': did you mean mine" in command("sync", "min").error
+        with driving(workspace, "mine"):
+            assert "mine is running already" in command("sync", "mine").error
+        assert not workspace.mlflow_database.exists()
+
     @pytest.mark.parametrize("words", [["sweep", "--space", "eta"], ["matrix"], ["resume", "mine"], ["retry", "mine"]])
     def test_at_most_so_many_at_a_time(self, command: Command, known: StudySpec, words: list[str]) -> None:
         with pytest.raises(Called) as caught:
@@ -683,6 +692,16 @@ class TestSweepVerbs:
 
     def test_resume_knows_what_it_was(self, command: Command, workspace: Workspace, known: StudySpec) -> None:
         assert self.called(command, "resume", "mine", "--address", "127.0.0.1:1") == ("mine", known, 7, "127.0.0.1:1")
+
+    @pytest.mark.parametrize("verb", ["resume", "retry"])
+    def test_a_study_that_is_refused_says_nothing_of_its_settings(
+        self, verb: str, command: Command, known: StudySpec, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: Any, **__: Any) -> None:
+            raise UserError("the images are gone")
+
+        monkeypatch.setattr(launch, "run_study", refuse)
+        assert command(verb, "mine").err.splitlines() == ["error: the images are gone"]
 
     def test_resume_of_a_name_close_by(self, command: Command, workspace: Workspace, known: StudySpec) -> None:
         assert "did you mean mine?" in command("resume", "min").error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import time
@@ -18,6 +17,7 @@ import pytest
 
 from erat.corruption.store import Arrays, Entry, Expected, Form, Store, _checksum
 from erat.errors import StoreError, UserError, is_storage_fault
+from tests.forks import prepared
 
 WANTED = {"part": "images", "kind": "up", "epsilon": 0.1}
 
@@ -118,7 +118,7 @@ def fetch_slowly(root: str, record: str, barrier: Barrier) -> None:
 
 
 def test_two_processes_make_it_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = prepared()
     barrier = context.Barrier(2)
     record = tmp_path / "record"
     arguments = (str(tmp_path / "crafted"), str(record), barrier)

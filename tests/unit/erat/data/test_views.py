@@ -111,7 +111,7 @@ def test_an_empty_batch_has_an_empty_view(name: str) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_on_a_gpu_is_that_on_the_cpu_and_waits_for_nothing(name: str) -> None:
+def test_a_view_on_a_gpu_is_that_on_the_cpu_and_waits_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = photos(64)
     on_device = images.cuda()
     VIEWS[name](on_device, seeded(1))  # the first call may allocate pinned memory, which synchronises
@@ -120,6 +120,9 @@ def test_a_view_on_a_gpu_is_that_on_the_cpu_and_waits_for_nothing(name: str) -> 
         view = VIEWS[name](on_device, seeded(2))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert view.device.type == "cuda"
+    monkeypatch.setattr("erat.data.random.ON_DEVICE", ())  # with the CPU's draws in place of the GPU's own
+    view = VIEWS[name](on_device, seeded(2))
     differs = (view.cpu() - VIEWS[name](images, seeded(2))).abs() > 1.5 / 255
     assert differs.float().mean() < 1e-3
 
@@ -143,6 +146,44 @@ def test_workers_share_the_draws_of_one_worker(draw: str) -> None:
         parts = [call(random, n // 2) for random in together]
         assert all(len(part) == n // 2 for part in parts)
         assert torch.equal(torch.cat(parts), call(alone, n))
+
+
+@pytest.mark.parametrize("draw", ["rand", "randn", "randint", "bernoulli"])
+def test_a_device_draws_for_itself_what_workers_share(draw: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that makes its own draws takes a key from the stream; the CPU stands for it here."""
+    monkeypatch.setattr("erat.data.random.ON_DEVICE", ("cpu",))
+
+    def call(random: BatchRandom, n: int) -> Tensor:
+        match draw:
+            case "randint":
+                return random.randint(1000, n, 2, device=torch.device("cpu"))
+            case "bernoulli":
+                return random.bernoulli(0.3, n)
+            case _:
+                return getattr(random, draw)(n, 2, 3)
+
+    alone, together = seeded(), [seeded(0, rank, 2) for rank in range(2)]
+    for n in (6, 4):
+        parts = [call(random, n // 2) for random in together]
+        assert torch.equal(torch.cat(parts), call(alone, n))
+    streams = [random._generator.get_state() for random in (alone, *together)]
+    few = seeded()
+    for _ in range(2):
+        torch.randint(2**63 - 1, (), generator=few._generator)
+    assert all(torch.equal(stream, few._generator.get_state()) for stream in streams), "a key a draw, however large"
+
+
+def test_a_device_s_draws_differ_from_draw_to_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("erat.data.random.ON_DEVICE", ("cpu",))
+    random = seeded()
+    many = torch.cat([random.rand(1000) for _ in range(50)])
+    assert len(many.unique()) > 49_000
+    assert float(many.mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_draws_for_another_device_are_the_cpu_s() -> None:
+    assert seeded().rand(3, 2, device=torch.device("meta")).device.type == "meta"
+    assert torch.equal(seeded().rand(3, 2), torch.rand(3, 2, generator=torch.Generator().manual_seed(0)))
 
 
 def test_bernoulli_knows_never_and_always() -> None:

@@ -117,11 +117,12 @@ class TestPredicted:
     @pytest.mark.parametrize(
         "options",
         [
-            *({}, {"defense.name": "ce"}, {"defense.uniform": False}, {"defense.adversarial": False}),
+            *({}, {"defense.name": "ce"}, {"defense.adversarial": False}),
             *({"defense.warm_start": True}, {"train.precision": "bf16"}, {"train.epochs": 1}),
             *(
                 pytest.param({key: value}, marks=pytest.mark.slow)
                 for key, value in {
+                    "defense.uniform": False,
                     "defense.selection": False,
                     "defense.strong": False,
                     "defense.random_start": True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from erat.config import RunConfig, load_config
 from erat.data.random import BatchRandom
 from erat.data.types import CorruptedSet
+from erat.engine import exchange
 from erat.engine.parallel import Ranks
 from erat.engine.trainer import Trainer
 from tests.two_workers import Record, alone, configurations, joined, on_two_workers
@@ -72,7 +74,7 @@ def collectives(ranks: Ranks) -> Record:
     parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(1))]
     parameters[0].grad = torch.full((2, 2), float(rank))
     parameters[1].grad = torch.arange(3.0) * (1 + rank)
-    ranks.average_gradients(parameters)
+    ranks.exchange(parameters).end()
     norm: Any = nn.BatchNorm1d(2)
     norm.running_mean = torch.tensor([1.0, 2.0]) + rank
     norm.num_batches_tracked += 5
@@ -101,7 +103,20 @@ def work(rank: int, folder: Path) -> None:
             checkpoints = folder / f"checkpoints {name} of {rank}"
             seen[name] = train(load_config(folder / f"{name}.json"), data, checkpoints)
             seen[name]["checkpoint"] = checkpoints.exists()
+        seen["buckets"] = in_buckets(load_config(folder / "semi-supervised.json"), data)
         torch.save(seen, folder / f"{rank}.pt")
+
+
+def in_buckets(config: RunConfig, data: CorruptedSet) -> Record:
+    """Train with buckets of one or two parameters, and count those that left while backward was under way."""
+    all_reduce, inside = torch.distributed.all_reduce, [0]
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        inside[0] += torch._C._current_graph_task_id() != -1
+        return all_reduce(*arguments, **options)
+
+    with mock.patch.object(exchange, "BUCKET_BYTES", 256), mock.patch.object(torch.distributed, "all_reduce", counted):
+        return train(config, data) | {"inside": inside[0]}
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +156,17 @@ def test_two_workers_step_along_one_worker_s_gradient(
     for key, value in single["state"].items():
         torch.testing.assert_close(mine["state"][key], value, rtol=0, atol=1e-4)
     torch.testing.assert_close(torch.tensor(mine["history"]), torch.tensor(single["history"]), rtol=1e-4, atol=1e-4)
+
+
+def test_buckets_sum_to_the_same_bits_and_leave_during_backward(both: list[Record]) -> None:
+    """With two workers no order of addition depends on the place of a number in a bucket."""
+    for seen in both:
+        whole, buckets = seen["semi-supervised"], seen["buckets"]
+        assert len(buckets["gradients"]) == len(whole["gradients"]) > 0
+        for ours, theirs in zip(buckets["gradients"], whole["gradients"], strict=True):
+            assert all(map(torch.equal, ours, theirs))
+        assert buckets["history"] == whole["history"]
+        assert buckets["inside"] >= 3 * len(buckets["gradients"])
 
 
 @pytest.mark.parametrize("name", RUNS)

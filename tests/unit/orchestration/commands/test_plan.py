@@ -187,6 +187,17 @@ class TestTime:
         content = plan_sweep("a", spec(), 9, workspace, ledger, console, Room(64, "many"))
         assert content["window"] == content["settings"]["window"] == 5
 
+    def test_an_extension_is_planned_with_a_window_of_its_own(self, workspace: Workspace, console: Console) -> None:
+        ledger = Ledger(workspace.ledger)
+        register(ledger, "a", begin_as(spec(), 1, 9), 9)
+        before = workspace.ledger.read_bytes()
+        content = plan_sweep("a", spec(), 99, workspace, ledger, console, Room(30, "many"))
+        assert (content["settings"]["window"], content["window"]) == (2, 60)
+        assert "window 2, 60 after 9 trials" in said(console)
+        # With the window 2, three proposals would run at a time.
+        assert content["trainings"][1] * 4 / 30 <= content["seconds"][1] < content["trainings"][1] * 4 / 10
+        assert workspace.ledger.read_bytes() == before
+
 
 class TestRoom:
     def test_a_number_is_taken_as_it_is(self) -> None:

@@ -35,6 +35,7 @@ from orchestration.run.environment import environment
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
+from tests.forks import prepared
 from tests.same_runs import CLOCK, assert_same_run
 
 EPOCHS = 4
@@ -73,6 +74,16 @@ def weights(folder: Path, name: str = "artifacts/model.pt") -> dict[str, torch.T
 def until(epoch: int) -> Callable[[Sequence[EpochReport]], bool]:
     """Return a listener that asks for a stop after this epoch."""
     return lambda history: history[-1].epoch < epoch
+
+
+def killed_after_an_epoch(config: str, root: Path) -> None:
+    """Train for an epoch in a process of its own, which is then killed."""
+
+    def kill(_: Sequence[EpochReport]) -> bool:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+    execute_run(RunConfig.model_validate_json(config), Workspace(root), on_epoch=kill)
 
 
 class TestWhatIsLeft:
@@ -181,19 +192,10 @@ class TestGoingOn:
     def test_killed_it_ends_with_the_same_bits(
         self, config: RunConfig, workspace: Workspace, undisturbed: Path
     ) -> None:
-        script = (
-            "import os, signal, sys\n"
-            "from pathlib import Path\n"
-            "from erat.config import RunConfig\n"
-            "from orchestration.storage.workspace import Workspace\n"
-            "from orchestration.run.execute import execute_run\n"
-            "config = RunConfig.model_validate_json(sys.argv[1])\n"
-            "workspace = Workspace(Path(sys.argv[2]))\n"
-            "execute_run(config, workspace, on_epoch=lambda h: os.kill(os.getpid(), signal.SIGKILL))\n"
-        )
-        command = [sys.executable, "-c", script, config.model_dump_json(), str(workspace.root)]
-        ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
-        assert ended.returncode == -signal.SIGKILL
+        ended = prepared().Process(target=killed_after_an_epoch, args=(config.model_dump_json(), workspace.root))
+        ended.start()
+        ended.join(60)
+        assert ended.exitcode == -signal.SIGKILL
         folder = workspace.run_directory(config.digest())
         assert [row["epoch"] for row in at(folder).read_metrics()] == [1]
         assert at(folder).read_result() is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -74,6 +76,19 @@ def test_two_do_not_drive_the_same(driver: subprocess.Popen[str], tmp_path: Path
     driver.communicate()
     assert not is_driven(Workspace(tmp_path), "mine"), "a killed driver's hold ends with it"
     with driving(Workspace(tmp_path), "mine"):
+        assert is_driven(Workspace(tmp_path), "mine")
+
+
+def test_a_driver_is_not_refused_because_somebody_looks(tmp_path: Path) -> None:
+    """`status --watch` asks again and again whether the study is driven, and shares the lock for a moment each time."""
+    with driving(Workspace(tmp_path), "mine"):
+        pass  # from now on, the file of the lock is there
+    file = os.open(tmp_path / ".mine.driver", os.O_RDONLY)
+    fcntl.flock(file, fcntl.LOCK_SH)
+    looked = threading.Timer(0.1, os.close, [file])
+    looked.start()
+    with driving(Workspace(tmp_path), "mine"):
+        looked.join()
         assert is_driven(Workspace(tmp_path), "mine")
 
 

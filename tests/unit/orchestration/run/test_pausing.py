@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +20,7 @@ from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport
 from erat.engine.underway import Interrupted
 from erat.result import RunResult
+from orchestration.run import execute
 from orchestration.run.directory import RunDirectory, left_over
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import is_running
@@ -29,10 +28,10 @@ from orchestration.search.launch import run_train
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.trial import Trial
+from tests.forks import prepared
 from tests.same_runs import assert_same_run, figures
 from tests.two_workers import Record, joined, on_two_workers, own_models_are_known
 
-ROOT = Path(__file__).parents[4]
 EPOCHS = 5
 # A schedule that depends on the last epoch, so that a run whose configuration were cut short would learn otherwise.
 TINY = {
@@ -78,6 +77,13 @@ class Listener:
         return True
 
 
+def killed_at_its_end(config: str, root: Path) -> None:
+    """Train for two epochs in a process of its own, which is killed before it has said that it is paused."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "_write_artifacts", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        execute.execute_run(RunConfig.model_validate_json(config), Workspace(root), pause_after=2)
+
+
 class TestPausing:
     def test_it_says_so_and_keeps_its_checkpoint_and_what_a_stopped_run_leaves(
         self, config: RunConfig, workspace: Workspace, run: RunDirectory, undisturbed: RunDirectory
@@ -90,7 +96,7 @@ class TestPausing:
         assert {file.name for file in run.artifacts.iterdir()} == {f.name for f in undisturbed.artifacts.iterdir()}
         assert not is_running(run)
 
-    @pytest.mark.parametrize("pauses", [[1], [4], [2, 3], [1, 2, 4]], ids=str)
+    @pytest.mark.parametrize("pauses", [[4], [1, 2, 4]], ids=str)
     def test_it_goes_on_to_the_bits_of_a_run_that_never_paused(
         self, pauses: list[int], config: RunConfig, workspace: Workspace, run: RunDirectory, undisturbed: RunDirectory
     ) -> None:
@@ -123,19 +129,10 @@ class TestPausing:
     def test_killed_before_it_had_said_so_it_is_paused_without_training(
         self, config: RunConfig, workspace: Workspace, run: RunDirectory, undisturbed: RunDirectory
     ) -> None:
-        script = (
-            "import os, signal, sys\n"
-            "from pathlib import Path\n"
-            "from erat.config import RunConfig\n"
-            "from orchestration.storage.workspace import Workspace\n"
-            "from orchestration.run import execute\n"
-            "config = RunConfig.model_validate_json(sys.argv[1])\n"
-            "execute._write_artifacts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "execute.execute_run(config, Workspace(Path(sys.argv[2])), pause_after=2)\n"
-        )
-        command = [sys.executable, "-c", script, config.model_dump_json(), str(workspace.root)]
-        ended = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
-        assert ended.returncode == -signal.SIGKILL
+        ended = prepared().Process(target=killed_at_its_end, args=(config.model_dump_json(), workspace.root))
+        ended.start()
+        ended.join(60)
+        assert ended.exitcode == -signal.SIGKILL
         assert run.read_result() is None
         heard = Listener()
         assert execute_run(config, workspace, pause_after=2, on_epoch=heard).status == "paused"

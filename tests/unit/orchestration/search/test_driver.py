@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -104,6 +104,29 @@ class TestSpecification:
     def test_a_baseline_of_the_same_defense_keeps_it(self) -> None:
         config = spec(overrides={"defense.lambda_u": 5}).config({"defense.adversarial": False})
         assert config == build("demo", {"defense.lambda_u": 5, "defense.adversarial": False})
+
+
+class TestManySeeds:
+    """Tests what keeps a study of 100,000 listed runs small: its settings are few."""
+
+    RUNS: ClassVar[list[dict[str, Any]]] = [
+        {"defense.name": name, "train.seed": seed} for name in ("ce", "erat") for seed in range(5)
+    ]
+
+    def test_a_setting_is_built_once_whatever_the_number_of_its_seeds(self) -> None:
+        made = StudySpec.listing("mine", "a test", self.RUNS, "demo", {})
+        trials = [made.trial(number, "baseline", params) for number, params in enumerate(self.RUNS)]
+        assert len(made._configs) == 2
+        assert [trial.config for trial in trials] == [made.config(params).flat() for params in self.RUNS]
+        assert [trial.cell for trial in trials] == [build("demo", params).digest() for params in self.RUNS]
+
+    @pytest.mark.parametrize("seed", [-1, 2**32, "x", None])
+    @pytest.mark.parametrize("place", [0, 3, 9])
+    def test_a_seed_that_is_none_is_refused_wherever_it_stands(self, seed: Any, place: int) -> None:
+        runs = [dict(run) for run in self.RUNS]
+        runs[place]["train.seed"] = seed
+        with pytest.raises(UserError, match=r"train\.seed"):
+            StudySpec.listing("mine", "a test", runs, "demo", {})
 
 
 class TestKind:

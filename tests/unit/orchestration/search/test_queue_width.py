@@ -59,6 +59,22 @@ def test_at_the_beginning_it_is_the_window_and_the_listed_runs(shape: dict[str, 
     assert make_queue(**shape).width == width
 
 
+def test_an_extension_is_as_wide_as_its_own_window() -> None:
+    """The trials that were made before keep theirs, and what their last one has seen stays seen."""
+    queue = make_queue(total=30, window=2, totals=[5], windows={30: 12})
+    begun: list[Trial] = []
+    for _ in range(3):
+        trial = queue.next()
+        assert trial is not None
+        begun.append(trial)
+    assert (queue.next(), queue.width) == (None, 3)
+    for number in (0, 1):  # trial 4 waits for these two, and so do all that follow, as far as the further window goes
+        end(queue, begun[number])
+    further = list(iter(queue.next, None))
+    assert [trial.number for trial in further] == list(range(3, 15))
+    assert queue.width == 13
+
+
 def test_it_ends_with_the_study() -> None:
     queue, widths = make_queue(runs=1, total=5, window=2), []
     running: list[Trial] = []

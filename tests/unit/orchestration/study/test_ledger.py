@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
-import multiprocessing
 import os
 import warnings
 from pathlib import Path
@@ -17,6 +17,7 @@ from erat.result import RunResult
 from orchestration.study import ledger
 from orchestration.study.ledger import Ledger
 from orchestration.study.trial import Trial
+from tests.forks import prepared
 
 FIGURES = ("val_accuracy", "best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy")
 DONE = {"status": "done", "epochs": 4} | dict.fromkeys(FIGURES, 0.5)
@@ -84,6 +85,19 @@ class TestReading:
         assert [event["event"] for event in events] == ["sweep", "failed"]
         assert all(event["time"] > 1.7e9 for event in events)
 
+    @pytest.mark.parametrize("large", [False, True])
+    def test_the_collector_rests_only_while_much_is_read(
+        self, large: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun(path, "a")
+        during: list[bool] = []
+        apply = Ledger._apply
+        monkeypatch.setattr(Ledger, "_apply", lambda self, event: during.append(gc.isenabled()) or apply(self, event))
+        if large:
+            monkeypatch.setattr(ledger, "_READ", 10)
+        Ledger(path)
+        assert (during, gc.isenabled()) == ([not large], True)
+
 
 class TestTornLines:
     def test_a_torn_last_line_is_passed_over_and_does_not_swallow_the_next(self, path: Path) -> None:
@@ -134,7 +148,7 @@ def write_many(path: Path, who: int, count: int) -> None:
 
 
 def test_processes_that_append_at_once_lose_nothing(path: Path) -> None:
-    context, count = multiprocessing.get_context("spawn"), 25
+    context, count = prepared(), 25
     writers = [context.Process(target=write_many, args=(path, who, count)) for who in range(4)]
     for writer in writers:
         writer.start()

@@ -11,7 +11,7 @@ from erat.errors import UserError
 from orchestration.study.entries import as_begun, check_name_is_free, register, reopened
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import PRUNERS, SAMPLERS
-from orchestration.study.settings import begin_as, setting_values, setting_words, warn_if_narrow, with_settings
+from orchestration.study.settings import begin_as, setting_values, setting_words, settled, warn_if_narrow, with_settings
 from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
 from orchestration.study.spec import StudySpec
 
@@ -155,8 +155,53 @@ class TestWindow:
             check_name_is_free(ledger, "a", other)
 
     def test_a_narrow_one_is_warned_of(self, recwarn: pytest.WarningsRecorder) -> None:
-        warn_if_narrow(begin_as(self.spec(), 4, 20), 4, 20)
-        warn_if_narrow(begin_as(self.spec(4), 64, 5), 64, 5)
+        warn_if_narrow(self.spec(8), 4, {20: 8})
+        warn_if_narrow(self.spec(4), 64, {5: 4})
+        warn_if_narrow(self.spec(8), 64, {20: 8, 25: 5})
         assert not recwarn.list
-        with pytest.warns(UserWarning, match="with the window 8, at most 9 proposals run at a time, and 64 would fit"):
-            warn_if_narrow(self.spec(8), 64, 200)
+        for windows in ({200: 8}, {20: 16, 200: 8}):
+            with pytest.warns(UserWarning, match="the window 8, at most 9 proposals run at a time, and 64 would fit"):
+                warn_if_narrow(self.spec(8), 64, windows)
+
+
+class TestWindowsOfExtensions:
+    @pytest.fixture
+    def ledger(self, tmp_path: Path) -> Ledger:
+        return Ledger(tmp_path / "ledger.jsonl")
+
+    def ask(self, ledger: Ledger, slots: int, trials: int, window: Any = "auto", name: str = "budgets") -> Any:
+        """Ask for a study as a command does, and return its own window and those of its trials."""
+        spec = StudySpec(with_settings(load_space("budgets"), window=window), "demo", {})
+        check_name_is_free(ledger, name, spec, trials)
+        made, windows = settled(ledger, name, as_begun(ledger, name, spec, trials), slots, trials)
+        register(ledger, name, made, trials, windows)
+        return made.space.window, windows
+
+    def test_each_is_settled_once_and_what_was_before_stays(self, ledger: Ledger) -> None:
+        assert self.ask(ledger, 3, 10) == (2, {10: 2}), "two proposals follow the eight points"
+        assert self.ask(ledger, 3, 200) == (2, {10: 2, 200: 6})
+        assert self.ask(ledger, 64, 200) == (2, {10: 2, 200: 6}), "another cluster goes on"
+        assert self.ask(ledger, 64, 203) == (2, {10: 2, 200: 6, 203: 3})
+        record = Ledger(ledger.path).studies["budgets"]
+        assert (record.totals, record.windows, record.spec["space"]["window"]) == ([10, 200, 203], {200: 6, 203: 3}, 2)
+
+    def test_one_that_is_given_is_that_of_all_trials(self, ledger: Ledger) -> None:
+        assert self.ask(ledger, 3, 20, 5) == (5, {20: 5})
+        assert self.ask(ledger, 64, 200, 5) == (5, {20: 5, 200: 5})
+        with pytest.raises(UserError, match="begun with window 5, which stays; got 128"):
+            self.ask(ledger, 64, 300, 128)
+        assert self.ask(ledger, 64, 300) == (5, {20: 5, 200: 5, 300: 100})
+
+    def test_fewer_points_than_the_space_has(self, ledger: Ledger) -> None:
+        assert self.ask(ledger, 3, 5) == (1, {5: 1})
+        assert self.ask(ledger, 3, 12) == (1, {5: 1, 12: 4})
+
+    def test_a_list_of_runs_has_none(self, ledger: Ledger) -> None:
+        spec = StudySpec.listing("list", "", [{"train.seed": 1}], "demo", {})
+        made, windows = settled(ledger, "list", spec, 4, 0)
+        register(ledger, "list", made, 0, windows)
+        assert (made, windows) == (spec, {})
+
+    def test_they_are_in_the_line_of_settings(self) -> None:
+        words = setting_words(space(window=2), {10: 2, 200: 6, 203: 6, 300: 64})
+        assert "window 2, 6 after 10 trials, 64 after 203 trials · " in words

@@ -713,6 +713,69 @@ def test_a_second_killed_process_hands_on_what_it_adopted(tracker: Tracker, work
     assert len(runs(tracker, compare_hint(sweep))) == 3, "a parent and two children"
 
 
+def test_an_end_in_a_second_outage_reaches_its_run_after_a_kill(
+    tracker: Tracker, workspace: Workspace, sweep: str
+) -> None:
+    """The server was away, came back and went again; the driver that knew the ids of the runs was killed then."""
+    folder = workspace.root / "outbox"
+    away = Faulty(tracker._client)
+    away.error = ConnectionError("away")
+    killed = Tracker(away, tracker.uri, tracker.experiment_id, Spool(folder, sweep))  # type: ignore[arg-type]
+    run_id = begin(killed, sweep)
+    away.error = None
+    assert killed.flush() == 0
+    away.error = ConnectionError("away again")
+    killed.log_epoch(run_id, {"val_accuracy": 0.1}, 1)
+    other = killed.start_run(
+        "other", CONFIG, parent=killed.start_parent(sweep, kind="sweep", tags={}), sweep=sweep, source=""
+    )
+    for each in (run_id, other):
+        killed.finish(each, "done", {"final_test_accuracy": 0.5})
+    killed._outbox._spool._lock.release()  # type: ignore[union-attr]  # as the kernel does for a killed process
+    assert Tracker(tracker._client, tracker.uri, tracker.experiment_id, Spool(folder, sweep)).flush() == 0
+    [parent] = runs(tracker, f"tags.sweep = '{sweep}' and tags.role = 'parent'")
+    for cell, epochs in (("cell", [(1, 0.1)]), ("other", [])):
+        [run] = runs(tracker, f"tags.sweep = '{sweep}' and tags.cell = '{cell}'")
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "done")
+        assert history(tracker, run.info.run_id) == epochs
+
+
+def test_an_epoch_waits_once_however_often_its_driver_is_killed(
+    tracker: Tracker, workspace: Workspace, sweep: str
+) -> None:
+    """Each driver logs all epochs of the run that it finds, as a resume does."""
+    folder = workspace.root / "outbox"
+    away = Faulty(tracker._client)
+    away.error = ConnectionError("away")
+    for last in range(1, 11):
+        killed = Tracker(away, tracker.uri, tracker.experiment_id, Spool(folder, sweep))  # type: ignore[arg-type]
+        run_id = begin(killed, sweep)
+        for epoch in range(1, last + 1):
+            killed.log_epoch(run_id, {"val_accuracy": epoch / 100}, epoch)
+        killed._outbox._spool._lock.release()  # type: ignore[union-attr]
+    (spooled,) = folder.glob("*.jsonl")
+    names = [json.loads(line)[0] for line in spooled.read_text().splitlines()]
+    assert names.count("_send_epoch") == 10
+    assert Tracker(tracker._client, tracker.uri, tracker.experiment_id, Spool(folder, sweep)).flush() == 0
+    [child] = runs(tracker, f"tags.sweep = '{sweep}' and tags.cell = 'cell'")
+    assert history(tracker, child.info.run_id) == [(epoch, epoch / 100) for epoch in range(1, 11)]
+
+
+def test_an_epoch_waits_once_however_often_its_worker_dies(faulty: tuple[Tracker, Faulty], sweep: str) -> None:
+    tracker, client = faulty
+    client.error = ConnectionError("away")
+    for last in range(1, 8):
+        run_id = begin(tracker, sweep)
+        for epoch in range(1, last + 1):
+            tracker.log_epoch(run_id, {"val_accuracy": epoch / 100}, epoch)
+    waiting = [name for name, _ in tracker._outbox.waiting]
+    assert waiting.count("_send_epoch") == 7
+    client.error = None
+    assert tracker.flush() == 0
+    assert len(history(tracker, tracker.id_of(run_id))) == 7
+
+
 def test_an_answer_lost_on_its_way_doubles_nothing(tracker: Tracker, sweep: str) -> None:
     class Deaf(Faulty):
         def __getattr__(self, name: str) -> Callable[..., Any]:
