@@ -113,14 +113,18 @@ class ResourcesConfig(Section):
     """The resources that one worker may use. They are not part of a run's identity."""
 
     cpu: int = Field(1, ge=1, le=1024, description="cores, and threads of torch")
-    gpu: Number = Field(0.0, ge=0, le=64, description="GPUs per worker; a fraction shares one")
+    gpu: Number = Field(
+        0.0, ge=0, le=64, description="GPUs per worker on Ray, which sees no other; a fraction shares one"
+    )
     min_workers: int | None = Field(
         None,
         ge=1,
         le=MOST_WORKERS,
         description="data-parallel workers to go on with while fewer than train.workers fit; none: all",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is such a device")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where the worker sees such a device; cpu: asks Ray for no GPU"
+    )
 
 
 class StorageConfig(Section):
@@ -213,6 +217,7 @@ class RunConfig(Section):
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
             raise UserError(f"corruption.epsilon must be in [0, 1] for linf, got {self.corruption.epsilon:g}")
         self._check_parts()
+        self._check_gpus()
         if self.train.cuda_graphs and not self.train.compile:
             raise UserError("train.cuda_graphs needs train.compile=true, got false")
         if self.train.compile and self.train.checkpoint_activations:
@@ -240,6 +245,21 @@ class RunConfig(Section):
                     f"train.batch_size must be a multiple of every number of workers from resources.min_workers to "
                     f"train.workers ({fewest} to {train.workers}), got {train.batch_size}"
                 )
+
+    def _check_gpus(self) -> None:
+        """Check that Ray and NCCL can give each worker what it asks for.
+
+        Raises:
+            UserError: the workers of a trial would share a GPU, or a worker asks for several and a part of one.
+        """
+        gpu, workers = self.resources.gpu, self.train.workers
+        if workers > 1 and 0 < gpu < 1:
+            raise UserError(
+                f"resources.gpu must be 0 or a whole number with train.workers={workers}, got {gpu:g}: "
+                "workers of one trial cannot share a GPU"
+            )
+        if gpu > 1 and gpu % 1:
+            raise UserError(f"resources.gpu must be a whole number or below 1, got {gpu:g}")
 
     def with_seed(self, seed: int) -> RunConfig:
         """Return the configuration of the same run with another training seed.

@@ -59,7 +59,10 @@ _WARMUP = {"cifar10": 10, "cifar100": 30, "tiny-imagenet": 15}
 
 
 def paper(overrides: Mapping[str, Any]) -> Values:
-    """Return the paper's setting: CIFAR-10, ResNet-34, SGD with learning rate 0.05, 100 epochs (its Sec. IV-B)."""
+    """Return the paper's setting: CIFAR-10, ResNet-34, SGD with learning rate 0.05, 100 epochs (its Sec. IV-B).
+
+    Each worker asks Ray for one GPU.
+    """
     data = str(overrides.get("data.name", "cifar10"))
     return {
         "data.name": data,
@@ -69,6 +72,7 @@ def paper(overrides: Mapping[str, Any]) -> Values:
         "corruption.rate": 0.6,
         "defense.name": "erat",
         "defense.warmup_epochs": _WARMUP.get(data, 10),
+        "resources.gpu": 1,
     }
 
 

@@ -238,6 +238,12 @@ class Study:
         return trials_of(self.workspace, ledger, self.name, self.spec)[0] if self.name in ledger.studies else []
 
     @property
+    def excluded(self) -> dict[str, str]:
+        """Return which GPUs and nodes the study excludes -> why; after a new start it excludes none."""
+        record = self._ledger().studies.get(self.name)
+        return {} if record is None else dict(record.out)
+
+    @property
     def total(self) -> int:
         """Return the number of trials of the whole study, with its confirmations as far as they are known."""
         begun = [] if self.spec.confirmation is None else self.begun_trials()

@@ -6,6 +6,10 @@ replaces it), the driver (the same command is started again), the tracking serve
 the end the ledger and MLflow must have each run once, with the numbers of the undisturbed run to the last bit.
 `tests.chaos_halving` does the same with a search.
 
+With `--bad-gpu` the nodes have two slots each, GPUs as Ray counts them, and on one of them every worker dies as soon as
+it trains: it must be excluded, and the other slots must not be idle while there is something to run. (The machine
+itself should have no GPU: the trials train on its processor.)
+
 The output is the table of kills and the comparison, as Markdown; the exit status is 0 if everything is as it must be.
 """
 
@@ -23,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from orchestration.run.directory import RunDirectory
+from orchestration.run.heartbeat import is_running
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from tests.servers import TrackingServer, postgres, postgres_programs
@@ -50,6 +55,11 @@ BASE = {
     "train.epochs": EPOCHS,
     "train.batch_size": 32,
 }
+BAD = ROOT / "tests" / "bad_place"
+GPUS = 2  # slots of a node with --bad-gpu
+# Largest share of the time of good slots for which they may be idle beside work. Nodes, drivers and workers that start
+# again take some of it; a cluster of which one slot is left would have two thirds.
+MOST_IDLE = 0.6
 WHAT = {"trial worker": 14, "Ray node": 5, "driver": 6, "tracking server": 5}  # how often, of 30 kills
 
 
@@ -63,6 +73,26 @@ class Kill:
     epochs: int
 
 
+class Idleness:
+    """For how long good slots were idle although there was something to run."""
+
+    def __init__(self) -> None:
+        self.idle = self.wanted = 0.0  # slot seconds
+        self._last: float | None = None
+
+    def note(self, now: float, idle: int, wanted: int) -> None:
+        """Take note of how many are idle now, of those for which there is work."""
+        if self._last is not None:
+            self.idle += idle * (now - self._last)
+            self.wanted += wanted * (now - self._last)
+        self._last = now
+
+    @property
+    def share(self) -> float:
+        """Return the idle share of the slot seconds for which there was work."""
+        return self.idle / self.wanted if self.wanted else 0.0
+
+
 class Stage:
     """All processes of the study, and the workspace that they share.
 
@@ -71,10 +101,20 @@ class Stage:
         stack: ends the processes.
         space: content of the study's YAML file.
         base: dotted key -> value of all trials.
+        bad_gpu: whether each node has two GPUs, one of which, of the first node, is bad.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack, space: Mapping[str, Any], base: Mapping[str, Any]) -> None:
-        self.workspace, self.base = Workspace(folder / "workspace"), base
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        space: Mapping[str, Any],
+        base: Mapping[str, Any],
+        *,
+        bad_gpu: bool = False,
+    ) -> None:
+        self.workspace, self.bad_gpu = Workspace(folder / "workspace"), bad_gpu
+        self.base = {**base, **({"resources.gpu": 1} if bad_gpu else {})}
         self.space = folder / "cells.yaml"
         self.space.write_text(yaml.safe_dump(dict(space)))
         store = f"sqlite:///{folder}/server.db"
@@ -90,13 +130,20 @@ class Stage:
         options = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 128 * 2**20}
         self.cluster = Cluster(initialize_head=True, head_node_args=options)
         stack.callback(self.cluster.shutdown)
-        self.nodes = [self._add_node() for _ in range(2)]
+        self.nodes = [self._add_node(number) for number in range(2)]
         self.log = (folder / "driver.log").open("ab")
         self.driver: subprocess.Popen[bytes] | None = None
+        self.idleness = Idleness()
         stack.callback(self.kill_driver)
 
-    def _add_node(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=128 * 2**20)
+    def _add_node(self, number: int) -> Any:
+        if not self.bad_gpu:
+            return self.cluster.add_node(num_cpus=1, object_store_memory=128 * 2**20)
+        path = os.pathsep.join([str(BAD), os.environ.get("PYTHONPATH", "")])
+        bad = {"PYTHONPATH": path, "BAD_GPU": "0"} if number == 0 else {}
+        return self.cluster.add_node(
+            num_cpus=GPUS, num_gpus=GPUS, object_store_memory=128 * 2**20, env_vars=bad or None
+        )
 
     def start_driver(self) -> None:
         """Start the command, which is the same each time."""
@@ -120,6 +167,15 @@ class Stage:
         ended = sum(ledger.outcome(cell, NAME) is not None for cell in cells)
         return ended, sum(len(RunDirectory(self.workspace, cell).read_metrics()) for cell in cells)
 
+    def idle(self) -> tuple[int, int]:
+        """Return (how many good slots are idle, for how many there are trials), as the ledger and the locks say."""
+        ledger = Ledger(self.workspace.ledger)
+        cells = [p.cell for p in ledger.studies[NAME].proposals.values()] if NAME in ledger.studies else []
+        left = [cell for cell in cells if ledger.outcome(cell, NAME) is None]
+        running = sum(is_running(RunDirectory(self.workspace, cell)) for cell in left)
+        wanted = min(GPUS * len(self.nodes) - 1, len(CELLS) - len(cells) + len(left))
+        return max(0, wanted - running), wanted
+
     # -- kills --------------------------------------------------------------------------------------------------------
 
     def kill_worker(self, draw: random.Random) -> bool:
@@ -139,7 +195,7 @@ class Stage:
         """Kill a node with all its processes, and add a new node."""
         number = draw.randrange(len(self.nodes))
         self.cluster.remove_node(self.nodes[number], allow_graceful=False)
-        self.nodes[number] = self._add_node()
+        self.nodes[number] = self._add_node(number)
         return True
 
     def kill_driver(self, draw: random.Random | None = None) -> bool:
@@ -183,6 +239,8 @@ def disturbed(
     stage.start_driver()
     while time.monotonic() - began < limit:
         time.sleep(draw.uniform(1, 4))
+        if stage.bad_gpu:
+            stage.idleness.note(time.monotonic(), *stage.idle())
         if stage.driver is None or stage.driver.poll() is not None:
             if stage.driver is not None and stage.driver.returncode == 0:
                 break
@@ -206,7 +264,7 @@ def undisturbed(folder: Path) -> dict[str, Any]:
     for cell in CELLS:
         config = build("demo", BASE | cell, quiet=True)
         result = execute_run(config, Workspace(folder / "control"))
-        numbers[config.digest()] = numbers_of(result.__dict__)
+        numbers[config.digest()] = numbers_of(asdict(result))
     return numbers
 
 
@@ -229,6 +287,17 @@ def faults(stage: Stage, control: dict[str, Any]) -> list[str]:
     found = [f"cells differ: {sorted(got)} and {sorted(control)}"] if got.keys() != control.keys() else []
     found += [f"{cell}: {got[cell]} is not {wanted}" for cell, wanted in control.items() if got.get(cell) != wanted]
     return found + faults_of_counting(stage, control)
+
+
+def _faults_of_places(stage: Stage) -> list[str]:
+    """Return what went otherwise than it must with a bad GPU, and print how long the others were idle."""
+    events = [json.loads(line) for line in stage.workspace.ledger.read_text().splitlines()]
+    out = [event["where"] for event in events if event["event"] == "place" and event["out"]]
+    share = stage.idleness.share
+    print(f"Excluded: {', '.join(out) or 'nothing'}. Good slots were idle for {share:.0%} of the time they had work.\n")
+    wrong = [] if out else ["the bad GPU was never excluded"]
+    wrong += [f"{where} was excluded" for where in out if not where.startswith("GPU 0 of ")]
+    return wrong + ([f"good slots were idle for {share:.0%}"] if share > MOST_IDLE else [])
 
 
 def faults_of_counting(stage: Stage, control: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -270,12 +339,19 @@ def show(kills: Sequence[Kill]) -> None:
     print(f"\n{len(kills)} kills: " + ", ".join(f"{count} x {what}" for what, count in sorted(counted.items())))
 
 
-def options_of(description: str | None, kills: int, limit: float) -> argparse.Namespace:
-    """Return the options of a command line, with these numbers of kills and of seconds unless others are given."""
+def options_of(description: str | None, kills: int, limit: float, *, bad_gpu: bool = False) -> argparse.Namespace:
+    """Return the options of a command line, with these numbers of kills and of seconds unless others are given.
+
+    Args:
+        bad_gpu: whether there is the option `--bad-gpu`.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of what is killed when")
     parser.add_argument("--kills", type=int, default=kills)
     parser.add_argument("--limit", type=float, default=limit, help="seconds after which it is given up")
+    if bad_gpu:
+        words = "two slots on each node, one of which kills its workers"
+        parser.add_argument("--bad-gpu", action="store_true", help=words)
     return parser.parse_args()
 
 
@@ -296,15 +372,15 @@ def judged(stage: Stage, kills: Sequence[Kill], most: int, wrong: Sequence[str],
 
 def main() -> int:
     """Run the study and return the exit status."""
-    options = options_of(__doc__, 30, 1500)
+    options = options_of(__doc__, 30, 1500, bad_gpu=True)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         control = undisturbed(folder)
         space = {"name": NAME, "about": "cells under kills", "proposals": 0, "baselines": CELLS}
-        stage, began = Stage(folder, stack, space, BASE), time.monotonic()
+        stage, began = Stage(folder, stack, space, BASE, bad_gpu=options.bad_gpu), time.monotonic()
         kills = disturbed(stage, random.Random(options.seed), options.kills, options.limit)
         seconds = time.monotonic() - began
-        wrong = faults(stage, control)
+        wrong = faults(stage, control) + (_faults_of_places(stage) if options.bad_gpu else [])
         print(
             f"Seed {options.seed}: {len(CELLS)} cells of {EPOCHS} epochs, {seconds:.0f} s, MLflow on {stage.store}.\n"
         )

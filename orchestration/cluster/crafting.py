@@ -15,7 +15,8 @@ from erat.corruption.pipeline import corrupted_set
 from erat.errors import UserError
 from erat.training import threads
 from orchestration.cluster.progress import CraftProgress
-from orchestration.cluster.session import JOIN_SECONDS, POLL_SECONDS, node_workspace, slots
+from orchestration.cluster.session import JOIN_SECONDS, POLL_SECONDS, hide_other_devices, node_workspace, slots
+from orchestration.run.resources import needs
 from orchestration.storage.workspace import Workspace
 
 
@@ -43,12 +44,12 @@ def craft_sets(
     running: dict[Any, int] = {}
     said = [CraftProgress(group[0], workspace.sharing(group[0].storage.path)) for group in groups]
     for index, group in enumerate(groups):
-        asked = task.options(num_cpus=group[0].resources.cpu, num_gpus=group[0].resources.gpu)
+        wanted = needs(group[0])
+        asked = task.options(num_cpus=wanted["CPU"], num_gpus=wanted["GPU"])
         running[asked.remote([config.model_dump_json() for config in group], str(workspace.root))] = index
     # The tasks come first, because an autoscaler adds nodes for tasks that wait.
     for group in groups:
-        needs = {"CPU": group[0].resources.cpu, "GPU": group[0].resources.gpu}
-        slots(needs, 1, patience=JOIN_SECONDS, what=f"crafting {group[0].corruption.data}")
+        slots(needs(group[0]), 1, patience=JOIN_SECONDS, what=f"crafting {group[0].corruption.data}")
     try:
         while running and not given_up():
             over, _ = ray.wait(list(running), timeout=POLL_SECONDS)
@@ -69,6 +70,7 @@ def craft_sets(
 
 def _craft_task(configs: list[str], root: str) -> list[str]:
     """Craft sets, one after the other, in a Ray worker, and return the warnings."""
+    hide_other_devices()
     wanted = [RunConfig.model_validate_json(config) for config in configs]
     workspace = node_workspace(wanted[0], root)
     said = CraftProgress(wanted[0], workspace)

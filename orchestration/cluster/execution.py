@@ -25,10 +25,12 @@ from erat.config import RunConfig
 from erat.engine.report import EpochReport
 from erat.errors import is_storage_fault, storage_words
 from erat.result import RunResult, summarise
-from orchestration.cluster.session import node_workspace
+from orchestration.cluster.session import hide_other_devices, node_workspace, place, was_parked
 from orchestration.run.directory import ENDS, METRICS, RunDirectory, left_over
 from orchestration.run.execute import execute_run
 from orchestration.run.preemption import training
+from orchestration.run.resources import needs
+from orchestration.run.retries import DEVICE_FAULT
 from orchestration.storage.lease import LeaseLostError
 from orchestration.storage.workspace import Workspace
 
@@ -40,6 +42,7 @@ SLIVER = 0.01
 # Key of a report: all figures of the epoch, sealed as JSON, which only the driver opens. The test accuracy is among
 # them, by which nothing must be chosen: a searcher, scheduler or sampler can use numbers of a report, and this is none.
 FIGURES = "figures"
+PLACE = "place"  # key of a report: where the worker has started, as JSON; the first report of a trial of one worker
 STORAGE_FAULT = "storage_fault"  # key of a report: the storage cannot be written; the trial resumes once it can
 
 
@@ -63,7 +66,15 @@ def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | 
 
 
 def _tune_trial(parameters: dict[str, Any]) -> None:
-    """Execute one run in a Tune worker. `tune.report` returns when the scheduler has seen the epoch."""
+    """Execute one run in a Tune worker. `tune.report` returns when the driver has seen the report.
+
+    Raises:
+        RuntimeError: the worker's GPU has failed. This process cannot use it any more, and must not get another trial.
+    """
+    hide_other_devices()
+    tune.report(_figures(0, None, None) | {PLACE: json.dumps(asdict(place()))})
+    if was_parked(str(tune.get_context().get_trial_id())):
+        return
     config = RunConfig.model_validate_json(parameters["config"])
     workspace = node_workspace(config, parameters["workspace"])
     directory = RunDirectory(workspace, config.digest())
@@ -73,7 +84,7 @@ def _tune_trial(parameters: dict[str, Any]) -> None:
         return not directory.asked_to_stop(parameters["stop_request"])
 
     with training():
-        _report_end(
+        ended = _report_end(
             lambda: execute_run(
                 config,
                 workspace,
@@ -82,6 +93,8 @@ def _tune_trial(parameters: dict[str, Any]) -> None:
                 session=parameters["session"],
             )
         )
+    if ended is not None and (ended.error or "").startswith(DEVICE_FAULT):
+        raise RuntimeError(ended.error)
 
 
 def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
@@ -91,8 +104,8 @@ def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
     _report_end(lambda: run_parallel(config, workspace, request, pause_after, [TuneReportCallback()], session))
 
 
-def _report_end(run: Callable[[], RunResult]) -> None:
-    """Execute a run and report once more at its end.
+def _report_end(run: Callable[[], RunResult]) -> RunResult | None:
+    """Execute a run, report once more at its end, and return its result; None if the storage cannot be written.
 
     A trial without any report (of a run that another study had finished, or that failed at once) would end the whole
     study. Tune need not know how the trial ended, because the driver reads that from the directory of the run. The one
@@ -104,8 +117,9 @@ def _report_end(run: Callable[[], RunResult]) -> None:
         if not is_storage_fault(error):
             raise
         tune.report(_figures(0, None, None) | {STORAGE_FAULT: f"{storage_words(error)} (on {socket.gethostname()})"})
-        return
+        return None
     tune.report(_figures(result.epochs, result.val_accuracy, result.best_val_accuracy))
+    return result
 
 
 def run_parallel(
@@ -130,9 +144,8 @@ def run_parallel(
         OSError: the storage that the workers write to is full, read-only or unreachable.
     """
     workers, fewest = config.train.workers, config.resources.min_workers or config.train.workers
-    per_worker = {"CPU": config.resources.cpu - SLIVER} | (
-        {"GPU": config.resources.gpu} if config.resources.gpu else {}
-    )
+    wanted = needs(config)
+    per_worker = {"CPU": wanted["CPU"] - SLIVER} | ({"GPU": wanted["GPU"]} if wanted["GPU"] else {})
     workspace, cell = workspace.sharing(config.storage.path), config.digest()
     shared = workspace.storage
     trainer = TorchTrainer(
@@ -147,7 +160,7 @@ def run_parallel(
         torch_config=_OnTheNodesNetwork(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers if fewest == workers else (fewest, workers),  # type: ignore[arg-type]
-            use_gpu=config.resources.gpu > 0,
+            use_gpu=wanted["GPU"] > 0,
             resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(
@@ -227,6 +240,7 @@ class _OnTheNodesNetwork(TorchConfig):
 
 def _parallel_worker(parameters: dict[str, Any]) -> None:
     """Execute the share of one data-parallel worker, for which Ray Train has set up the process group."""
+    hide_other_devices()
     config = RunConfig.model_validate_json(parameters["config"])
     workspace = node_workspace(config, parameters["workspace"])
     directory = RunDirectory(workspace, config.digest())

@@ -11,6 +11,7 @@ import platform
 import shutil
 import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,8 +20,10 @@ from pathlib import Path
 
 from erat.errors import StorageError, UserError
 from erat.versions import versions
+from orchestration.run.busy import Meter
 from orchestration.storage.workspace import Workspace
 
+BUSY_SECONDS = 0.3  # how long is watched what other programs do on a node
 PACKAGES = ("torch", "torchvision", "ray", "numpy", "pydantic", "mlxtend")  # a worker's results depend on them
 
 
@@ -33,12 +36,16 @@ class Sight:
         versions: versions of Python, of PACKAGES and of the project's own code.
         disk_free_gb: free space for temporary files, in GB.
         blind: why the node does not see what the driver wrote, in one line; none: it sees it.
+        busy_cores: number of cores that other programs use there.
+        busy: whether these are so many that trials are slowed.
     """
 
     host: str
     versions: dict[str, str]
     disk_free_gb: float
     blind: str | None = None
+    busy_cores: float = 0.0
+    busy: bool = False
 
 
 @dataclass
@@ -123,8 +130,12 @@ def look(root: str, place: str | None, word: str) -> Sight:
         place: the storage that the nodes share, or none.
         word: the word of the `token`.
     """
-    free = shutil.disk_usage(tempfile.gettempdir()).free / 1e9
-    return Sight(socket.gethostname(), deciding(), round(free, 1), _blind(Workspace(Path(root)).sharing(place), word))
+    free, meter = shutil.disk_usage(tempfile.gettempdir()).free / 1e9, Meter()
+    blind = _blind(Workspace(Path(root)).sharing(place), word)
+    time.sleep(BUSY_SECONDS)
+    cores = meter.cores()
+    busy = meter.words(cores) is not None
+    return Sight(socket.gethostname(), deciding(), round(free, 1), blind, round(cores, 1), busy)
 
 
 def _blind(workspace: Workspace, word: str) -> str | None:

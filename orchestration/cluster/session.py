@@ -18,7 +18,8 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.train
-from ray._private import ray_constants
+from ray._private import ray_constants, state
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erat.config import RunConfig
@@ -26,6 +27,8 @@ from erat.errors import UserError
 from orchestration.cluster import parts
 from orchestration.cluster.autoscaling import Demand, autoscales
 from orchestration.cluster.nodes import Node, look, problem, token
+from orchestration.run import resources as counting
+from orchestration.run.places import Place
 from orchestration.run.preemption import prepare
 from orchestration.storage.workspace import Workspace
 
@@ -34,6 +37,11 @@ SURVEY_SECONDS = 60.0
 JOIN_SECONDS = 10.0  # how long the nodes of a cluster that has just been started may take to join
 ANSWER_SECONDS = 30.0  # how long the autoscaler of such a cluster may take until its first report
 SAY_SECONDS = 60.0  # between two lines on what is waited for
+TOKEN_HINT = (
+    "a cluster that was started with a token lets in only who has it: RAY_AUTH_MODE=token, and the same token in "
+    "~/.ray/auth_token or the file of RAY_AUTH_TOKEN_PATH"
+)
+PARKED = "erat-parked"  # part of the store of the cluster's head that names the parked workers
 
 
 @contextmanager
@@ -67,9 +75,10 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
         try:
             with _own_sigterm():
                 ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except Exception as error:  # Ray has no common class for what may go wrong here
             place = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
-            raise UserError(f"{place}: {str(error).splitlines()[0]}") from error
+            lines = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"{place}: {lines[0][:300]}{f'; {TOKEN_HINT}' if address else ''}") from error
         try:
             yield
         finally:
@@ -163,10 +172,22 @@ def fitting(resources: Mapping[str, float], workers: int, fewest: int | None = N
         workers: number of workers of a trial.
         fewest: number of workers with which a trial can do if it must; none: all.
     """
-    wanted = {kind: amount for kind, amount in resources.items() if amount}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    places = sum(min(int(node.get(kind, 0) / amount) for kind, amount in wanted.items()) for node in nodes)
-    return max(1, places // workers) if places >= (fewest or workers) else 0
+    return counting.trials(resources, workers, fewest, _nodes())
+
+
+def by_node(resources: Mapping[str, float]) -> dict[str, int]:
+    """Return how many workers have room on each node that the cluster has now, by Ray's id of the node."""
+    return {node["NodeID"]: counting.places(resources, node["Resources"]) for node in ray.nodes() if node["Alive"]}
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return the resources of each living node."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def devices(resources: Mapping[str, float]) -> str:
+    """Return as text on which device each worker trains that needs these resources, on the connected cluster."""
+    return counting.words(resources, sum(node.get("GPU", 0) for node in _nodes()))
 
 
 def slots(
@@ -228,14 +249,16 @@ def _patience(growing: bool | None, joining: float) -> float:
 
 
 def _too_small(resources: Mapping[str, float], workers: int, what: str, waited: float, growing: bool | None) -> str:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     wanted = {kind: amount for kind, amount in resources.items() if amount}
     need = ", ".join(f"{amount * workers:g} {kind}" for kind, amount in wanted.items())
     got = ", ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}" for kind in wanted)
     on = f" on {len(nodes)} nodes" if len(nodes) > 1 else ""
     after = f" after {waited:.0f} s" if waited else ""
     grew = ", and its autoscaler has added none that fits (ERAT_PATIENCE sets how long it may take)" if growing else ""
-    return f"{what} needs {need}, the cluster has {got}{on}{after}{grew}: lower train.workers or resources.cpu/gpu"
+    without = bool(resources.get("GPU")) and not any(node.get("GPU") for node in nodes)
+    mend = "resources.device=cpu trains without a GPU" if without else "lower train.workers or resources.cpu/gpu"
+    return f"{what} needs {need}, the cluster has {got}{on}{after}{grew}: {mend}"
 
 
 def survey(workspace: Workspace) -> list[Node]:
@@ -281,6 +304,65 @@ def room(resources: Mapping[str, float], workers: int, what: str = "a trial") ->
     need = ", ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
     left = ", ".join(f"{free.get(kind, 0):g} of {have.get(kind, 0):g} {kind}" for kind in wanted)
     return f"{what} needs {need}, free are {left} on {len(nodes)} node{'s' * (len(nodes) != 1)}"
+
+
+def hide_other_devices() -> None:
+    """Hide all GPUs from this worker if Ray gave it none; must be called before CUDA is first used in the process.
+
+    Ray limits a worker to the GPUs that it was given, but leaves all of them visible to one that asked for none.
+    """
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+
+
+def place() -> Place:
+    """Return where this worker runs."""
+    context = ray.get_runtime_context()
+    devices = context.get_accelerator_ids().get("GPU") or []
+    return Place(context.get_node_id(), ray.util.get_node_ip_address(), tuple(sorted(devices)))
+
+
+def place_of_death(error: BaseException | None) -> Place | None:
+    """Return on which node a worker died, by Ray's error; None if it is no such error, or Ray does not know."""
+    if not isinstance(error, ray.exceptions.RayActorError) or not error.actor_id:
+        return None
+    found = state.actors(error.actor_id).get("Address") or {}
+    return Place(found["NodeID"], found["IPAddress"]) if found.get("NodeID") else None
+
+
+# A worker that has started where its trial must not run is parked: it does nothing, so that nothing else starts at that
+# place. The driver says so, and ends it, by an entry in the store of the cluster's head.
+
+
+def park(worker: str) -> None:
+    """Have a worker do nothing until `unpark`; called by the driver before the worker asks.
+
+    Args:
+        worker: Tune's id of the worker's trial.
+    """
+    _internal_kv_put(_entry(worker), b"", namespace=PARKED)
+
+
+def unpark(worker: str) -> None:
+    """Let a worker that was parked end."""
+    _internal_kv_del(_entry(worker), namespace=PARKED)
+
+
+def was_parked(worker: str) -> bool:
+    """Return whether this worker was parked, once it is no more; called by the worker when the driver knows its place.
+
+    Args:
+        worker: Tune's id of the worker's trial.
+    """
+    parked = False
+    while _internal_kv_exists(_entry(worker), namespace=PARKED):
+        parked = True
+        time.sleep(POLL_SECONDS)
+    return parked
+
+
+def _entry(worker: str) -> str:
+    return f"{ray.get_runtime_context().get_job_id()}/{worker}"
 
 
 def node_workspace(config: RunConfig, root: str) -> Workspace:

@@ -15,14 +15,18 @@ from rich.console import Console
 from erat.config import build
 from erat.data.loading import load
 from erat.errors import UserError
+from erat.presets import PRESETS
 from erat.versions import versions
 from orchestration.cluster.nodes import Node, problem, token
+from orchestration.run.busy import WHY, Meter, busy_cores
+from orchestration.run.resources import needs
 from orchestration.storage.workspace import Workspace
 from orchestration.tracking.store import own_database, tracking_uri, without_password
 from orchestration.tracking.tracker import Tracker
 
 PACKAGES = ("torch", "torchvision", "ray", "optuna", "mlflow", "pydantic", "mlxtend")
 LOW_DISK_GB, LOW_MEMORY_GB = 5, 4
+BUSY_SECONDS = 0.5  # how long is watched what other programs do
 
 
 def check(workspace: Workspace, address: str | None, console: Console) -> dict[str, Any]:
@@ -51,7 +55,7 @@ Probe = Callable[[], tuple[Any, str]]  # (what was found, a warning or "")
 def _probes(workspace: Workspace, address: str | None, console: Console) -> dict[str, Probe]:
     return {
         "packages": _packages,
-        "cores": lambda: (os.cpu_count(), ""),
+        "cores": _cores,
         "memory_gb": _memory,
         "disk_free_gb": lambda: _disk(workspace),
         "cuda": _cuda,
@@ -66,6 +70,10 @@ def _packages() -> tuple[Any, str]:
     installed = {name: None if found == "absent" else found for name, found in versions(*PACKAGES).items()}
     missing = [name for name, found in installed.items() if found is None]
     return installed, f"missing: {', '.join(missing)}" if missing else ""
+
+
+def _cores() -> tuple[int | None, str]:
+    return os.cpu_count(), Meter().words(busy_cores(BUSY_SECONDS)) or ""
 
 
 def _memory() -> tuple[float, str]:
@@ -105,7 +113,7 @@ def _ray(workspace: Workspace, address: str | None, console: Console) -> tuple[A
     from orchestration.cluster import session
 
     with session.connection(address):
-        found = session.description()
+        found = session.description() | {"trials": _trials(console)}
         if address is None:
             return found, ""
         nodes = session.survey(workspace)
@@ -114,7 +122,26 @@ def _ray(workspace: Workspace, address: str | None, console: Console) -> tuple[A
     if problems:
         raise UserError("; ".join(problems))
     small = [node.name for node in nodes if node.sight and node.sight.disk_free_gb < LOW_DISK_GB]
-    return found, f"less than {LOW_DISK_GB} GB free on {', '.join(small)}" if small else ""
+    busy = [f"{node.name} ({node.sight.busy_cores:.1f} cores)" for node in nodes if node.sight and node.sight.busy]
+    said = [f"less than {LOW_DISK_GB} GB free on {', '.join(small)}"] * bool(small)
+    said += [f"other programs are at work on {', '.join(busy)}; {WHY}"] * bool(busy)
+    return found, "; ".join(said)
+
+
+def _trials(console: Console) -> dict[str, int]:
+    """Print where the trials of each preset would run on the connected cluster; return how many at a time."""
+    from orchestration.cluster import session
+
+    found = {}
+    for name in PRESETS:
+        config = build(name)
+        wanted = needs(config)
+        found[name] = session.fitting(wanted, 1)
+        where = f"{found[name]} trials at a time, {session.devices(wanted)}"
+        if not found[name] and wanted["GPU"]:
+            where = "asks for a GPU, of which there is none: resources.device=cpu trains without"
+        console.print(f"   preset {name}: {where}", markup=False)
+    return found
 
 
 def _node(node: Node, console: Console) -> dict[str, Any]:
@@ -125,5 +152,6 @@ def _node(node: Node, console: Console) -> dict[str, Any]:
     console.print(f"   node {node.name}: {node.devices}; {node.sight.disk_free_gb:g} GB free; {shown}", markup=False)
     return {"node": node.name, "devices": node.devices, "blind": node.sight.blind} | {
         "disk_free_gb": node.sight.disk_free_gb,
+        "busy_cores": node.sight.busy_cores,
         "versions": node.sight.versions,
     }

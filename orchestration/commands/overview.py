@@ -165,6 +165,8 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
             f"trial {number_of(row)} {duration(heard_of[row.number])} ago" for row in rows if row.number in heard_of
         )
         console.print(f"last heard of: {beats}", markup=False)
+    for where, why in study.excluded.items():
+        console.print(f"excluded: {where}, because {why}", markup=False)
     if counts["failed"] and spec.identified and not outdated:
         console.print(f"try the failed ones again with: python orchestrate.py retry {name}")
     if counts["left"] and spec.identified and not outdated:
@@ -179,6 +181,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     note: dict[str, Any] = {} if spec.identified else {"note": BEFORE_IDENTITY}
     over_seeds = [each.content() for each in confirmed(rows)]
     note |= {"confirmed": over_seeds} if over_seeds else {}
+    note |= {"excluded": study.excluded} if study.excluded else {}
     settings = {} if spec.search is None or outdated else {"settings": setting_values(spec.space)}
     return {"name": name, "trials": total} | counts | note | settings | {"runs": runs}
 

@@ -13,6 +13,7 @@ from erat.config import RunConfig
 from erat.errors import UserError
 from erat.variants import defense_name
 from orchestration.report.notation import duration
+from orchestration.run.resources import needs
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger, RecordedResult
 from orchestration.study.settings import setting_values, setting_words, settled, warn_if_narrow
@@ -60,7 +61,7 @@ def find_room(
         from orchestration.cluster import session
         from orchestration.search.launch import slots_ahead
 
-        resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
+        resources = needs(config)
         with session.connection(address):
             fewest = None if workers else config.resources.min_workers
             every = workers or config.train.workers
@@ -72,9 +73,15 @@ def find_room(
             else:
                 room = Room(session.slots(resources, every, fewest), f"as many as fit on the cluster at {address}")
     else:
+        import torch
+
         from orchestration.study import estimate
 
-        room = Room(estimate.local_slots(config), "as many as this machine has cores for")
+        lacking = needs(config)["GPU"] > 0 and not torch.cuda.is_available()
+        words = "as many as this machine has room for"
+        if lacking:
+            words = "by this machine's cores: it lacks the GPU they ask for, resources.device=cpu goes without"
+        room = Room(estimate.local_slots(config), words)
     if at_most is None or at_most >= room.slots:
         return room
     return Room(at_most, "as --max-concurrent says")

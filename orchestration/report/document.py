@@ -154,6 +154,7 @@ def _facts(
         ("training in all", duration(sum(row.seconds for row in rows))),
         ("most memory of a run", f"{memory:.0f} MB" if memory else ""),
         *_machines(workspace, rows),
+        ("excluded", "; ".join(f"{where}, because {why}" for where, why in ledger.studies[name].out.items())),
         ("validation", validation_words(base).removeprefix("validation: ")),
         ("MLflow", tracking_uri(workspace)),
         ("MLflow, search runs for", compare_hint(name)),

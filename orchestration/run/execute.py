@@ -31,7 +31,7 @@ from orchestration.run.directory import CHECKPOINT, ENDS, METRICS, STATE, RunDir
 from orchestration.run.environment import environment
 from orchestration.run.heartbeat import at_work
 from orchestration.run.preemption import requested
-from orchestration.run.retries import OUT_OF_MEMORY
+from orchestration.run.retries import DEVICE_FAULT, OUT_OF_MEMORY
 from orchestration.storage.lease import LeaseLostError
 from orchestration.storage.workspace import Workspace
 
@@ -176,11 +176,15 @@ def _train(
 
 
 def _reason(error: Exception) -> str:
-    """Return the error as one line, which begins with `OUT_OF_MEMORY` if memory ran out on the CPU or the GPU."""
+    """Return the error as one line, which begins with `OUT_OF_MEMORY` or `DEVICE_FAULT` if that is what it is.
+
+    Memory may run out on the CPU or the GPU; any other error of CUDA leaves the GPU of no use to this process.
+    """
     line = f"{type(error).__name__}: {error}".splitlines()[0]
     words = ("CUDA out of memory", "can't allocate memory", "not enough memory")
-    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
-    return f"{OUT_OF_MEMORY}: {line}" if full else line
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words):
+        return f"{OUT_OF_MEMORY}: {line}"
+    return f"{DEVICE_FAULT}: {line}" if isinstance(error, torch.AcceleratorError) else line
 
 
 def confusion_of(data: CorruptedSet, predicted: torch.Tensor) -> list[list[int]]:

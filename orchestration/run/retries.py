@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 # A trial is given up after its worker died this many times without finishing an epoch in between. A trial whose node
 # is taken away now and then loses only the epoch in progress, and never reaches the limit; a trial that kills its
 # worker every time does.
 DEATHS = 3
+# A trial is given up after it ran out of memory this many times, or once more where fewer than usual ran beside it.
+SHORTAGES = 3
 OUT_OF_MEMORY = "out of memory"
+DEVICE_FAULT = "device fault"  # begins the error of a run whose GPU failed: its process can use that GPU no more
 
 
 @dataclass(frozen=True)
@@ -16,12 +20,14 @@ class Retry:
     """The decision that a trial is to run again.
 
     Attributes:
-        fewer: whether fewer trials should run beside it.
+        cause: "death" of its worker, want of "memory", or "departure" of its worker, which was told to leave.
         reason: one line that tells the user why.
+        again: whether its worker died before, with no epoch in between.
     """
 
-    fewer: bool
+    cause: Literal["death", "memory", "departure"]
     reason: str
+    again: bool = False
 
 
 class Retries:
@@ -29,7 +35,7 @@ class Retries:
 
     def __init__(self) -> None:
         self._deaths: dict[int, tuple[int, int]] = {}  # trial -> epochs done at its last death, deaths since that epoch
-        self._crowded: set[int] = set()  # trials that ran out of memory once
+        self._shortages: dict[int, int] = {}  # trial -> how often it ran out of memory
         self._words: dict[int, str] = {}  # trial -> Ray's message on the death of its worker
 
     def heard(self, number: int, words: str) -> None:
@@ -41,45 +47,54 @@ class Retries:
         """
         self._words[number] = words
 
-    def died(self, number: int, epochs: int) -> Retry | str:
-        """Decide what to do with a trial whose worker ended without a result.
+    def died(self, number: int, epochs: int, error: str = "") -> Retry | str:
+        """Decide what to do with a trial whose worker ended without a result, or whose GPU failed.
 
         Args:
             number: number of the trial.
             epochs: number of epochs that the trial had finished.
+            error: one line that says how its GPU failed; empty: it did not.
 
         Returns:
             The retry, or one line that says why the trial is given up.
         """
         words = self._words.pop(number, "")
-        if "low on memory" in words:  # Ray killed the worker before the kernel would have done so
-            return self.out_of_memory(number, f"{OUT_OF_MEMORY} on its node after epoch {epochs}")
         before, deaths = self._deaths.get(number, (-1, 0))
         deaths = deaths + 1 if epochs <= before else 1
         # What was trained since the last checkpoint is trained again, which is no progress.
         self._deaths[number] = (max(before, epochs), deaths)
-        why = _last_line(words)
+        why = error or _last_line(words)
         if deaths >= DEATHS:
             return f"the worker died after epoch {epochs}, {deaths} times ({why or 'killed, or out of memory?'})"
-        # A process that the kernel killed because memory ran out looks like any other that was killed. The last attempt
-        # therefore runs with fewer trials beside it.
         reason = f"the worker died after epoch {epochs}" + (f" ({why})" if why else "")
-        return Retry(fewer=deaths == DEATHS - 1, reason=reason)
+        return Retry("death", reason, again=deaths > 1)
 
-    def out_of_memory(self, number: int, error: str) -> Retry | str:
+    def lacked_memory(self, number: int, epochs: int) -> str | None:
+        """Return one line if Ray ended a trial's worker because its node ran low on memory; None otherwise.
+
+        Ray does so before the kernel would.
+        """
+        if "low on memory" not in self._words.get(number, ""):
+            return None
+        del self._words[number]
+        return f"{OUT_OF_MEMORY} on its node after epoch {epochs}"
+
+    def out_of_memory(self, number: int, error: str, *, fewer: bool) -> Retry | str:
         """Decide what to do with a trial that ran out of memory.
 
         Args:
             number: number of the trial.
             error: one line that says where memory ran out.
+            fewer: whether fewer trials than usual ran beside it.
 
         Returns:
-            A retry with fewer trials beside it the first time; after that one line that says what the user can change.
+            A retry the first time, and until it ran with fewer beside it; then one line that says what the user can
+            change.
         """
-        if number in self._crowded:
+        times = self._shortages[number] = self._shortages.get(number, 0) + 1
+        if times == SHORTAGES or (times > 1 and fewer):
             return f"{error}; again with fewer side by side: lower train.batch_size, or raise train.accumulate"
-        self._crowded.add(number)
-        return Retry(fewer=True, reason=error)
+        return Retry("memory", error)
 
 
 def _last_line(words: str) -> str:

@@ -18,6 +18,8 @@ from erat.result import RunResult, summarise
 from orchestration.report.notation import number_of
 from orchestration.run.directory import METRICS, RESULT_FILE, RunDirectory, stop_request
 from orchestration.run.heartbeat import is_running
+from orchestration.run.places import Place, Places
+from orchestration.run.resources import per_device
 from orchestration.run.retries import Retries, Retry
 from orchestration.search.ends import read_end, track_end
 from orchestration.search.observations import Sampler
@@ -88,6 +90,9 @@ class StudyDriver:
         self._retries = Retries()
         self._request = stop_request(self.name, self.workspace)
         self._session = f"{self.name}, {platform.node()}:{self.workspace.root}, session {uuid4().hex[:8]}"
+        self.places = Places(per_device(self.spec.base.resources.gpu))
+        for where in list(record.out) if record else ():  # whoever starts a study again may have mended them
+            self.ledger.append("place", sweep=self.name, where=where, out=None)
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
@@ -121,6 +126,7 @@ class StudyDriver:
 
     def started(self, number: int) -> None:
         """Record that a trial has begun, or has resumed from its checkpoint."""
+        self.places.started(number)
         self._track_start(number)
         self._logged.pop(number, None)
         self._read(number)
@@ -135,6 +141,7 @@ class StudyDriver:
                 opens them. None: the metrics in the directory of the run are read.
         """
         self.ledger.check()
+        self.places.progressed(number)
         rows = self._rows.setdefault(number, [])
         row = None if figures is None else json.loads(figures)
         if row is None or row["epoch"] > len(rows) + 1:
@@ -169,17 +176,33 @@ class StudyDriver:
         """Remember Ray's message on the death of a trial's worker; see `Retries.heard`."""
         self._retries.heard(number, words)
 
+    def landed(self, number: int, place: Place) -> bool:
+        """Take note where a trial's worker has started; return whether it may train there.
+
+        If it may not, the trial is queued again: another worker is to take it.
+        """
+        if self.places.landed(number, place):
+            return True
+        self.places.left_alone(number)
+        self._queue_again(self.queue.trials[number])
+        return False
+
     def ended(self, number: int) -> RunResult | Retry:
         """Record how a trial ended or paused and return its result, or return a `Retry` if it is to run again."""
         trial = self.queue.trials[number]
         run = self._directory(trial.cell)
         pause_after = self.queue.pauses_after(number)
-        result = read_end(run, number, self._request, pause_after, self._retries, self._session_of(trial))
+        result = read_end(
+            run, number, self._request, pause_after, self._retries, self._lacked_memory, self._session_of(trial)
+        )
         if isinstance(result, Retry):
-            with_fewer = ", with fewer beside it" if result.fewer else ""
-            warnings.warn(f"trial {number_of(trial)}: {result.reason}; it goes on{with_fewer}", stacklevel=2)
+            warnings.warn(f"trial {number_of(trial)}: {result.reason}; it goes on", stacklevel=2)
+            if result.cause == "death":
+                self._say_of_places(self.places.died(number, result.reason, again=result.again))
+            self.places.left_alone(number)
             self._queue_again(trial)
             return result
+        self._say_of_places(self.places.gave_up(number) if result.status == "failed" else self.places.ended(number))
         if number not in self._runs:
             self._track_start(number)
         if len(self._rows.setdefault(number, [])) != result.epochs:
@@ -267,6 +290,23 @@ class StudyDriver:
     def _session_of(self, trial: Trial) -> str:
         """Return in whose name the workers of a trial hold its run on the storage."""
         return f"trial {trial.number} of {self._session}"
+
+    def _lacked_memory(self, number: int, error: str) -> bool:
+        """Take note that a trial ran out of memory; return whether fewer trials than usual ran beside it."""
+        fewer, said = self.places.lacked_memory(number, of_device="CUDA" in error)
+        self._say_of_places(said)
+        return fewer
+
+    def _say_of_places(self, said: list[str]) -> None:
+        """Warn of what followed for the places of the cluster, and keep in the ledger which of them are excluded."""
+        for line in said:
+            warnings.warn(line, stacklevel=3)
+        known = self.ledger.studies[self.name].out
+        out = {self.places.words(key): why for key, why in self.places.out.items()}
+        for where in known.keys() - out.keys():
+            self.ledger.append("place", sweep=self.name, where=where, out=None)
+        for where in out.keys() - known.keys():
+            self.ledger.append("place", sweep=self.name, where=where, out=out[where])
 
     def _track_start(self, number: int) -> None:
         trial, mine = self.queue.trials[number], self.ledger.studies[self.name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +10,7 @@ from typing import Any, cast
 from erat.result import RunResult, summarise
 from orchestration.report.summary import best
 from orchestration.run.directory import ENDS, METRICS, RunDirectory, left_over
-from orchestration.run.retries import OUT_OF_MEMORY, Retries, Retry
+from orchestration.run.retries import DEVICE_FAULT, OUT_OF_MEMORY, Retries, Retry
 from orchestration.storage.lease import latest
 from orchestration.study.confirmations import confirmed, winner
 from orchestration.study.trial import FINISHED, Trial
@@ -20,7 +20,13 @@ SUMMARY_METRICS = ("final_test_accuracy", "best_val_test_accuracy", "best_val_ac
 
 
 def read_end(
-    run: RunDirectory, number: int, request: str, pause_after: int | None, retries: Retries, session: str = ""
+    run: RunDirectory,
+    number: int,
+    request: str,
+    pause_after: int | None,
+    retries: Retries,
+    lacked_memory: Callable[[int, str], bool],
+    session: str = "",
 ) -> RunResult | Retry:
     """Return how the run of a trial ended or paused, or a `Retry` if it is to run again.
 
@@ -30,6 +36,8 @@ def read_end(
         request: name of the study's stop request; see `stop_request`.
         pause_after: epoch after which the trial was to pause; None: it was to run to the end.
         retries: what went wrong with the study's trials before.
+        lacked_memory: called with a trial that ran out of memory, and its error; returns whether fewer trials than
+            usual ran beside it.
         session: in whose name the workers of the trial hold its run on shared storage.
     """
     run.fetch(METRICS, *ENDS)
@@ -44,8 +52,8 @@ def read_end(
         # A promoted trial whose worker died before it began; or the figures up to the rung are damaged, and the
         # worker writes them again.
         result = None
-    if result is None or (result.error or "").startswith(OUT_OF_MEMORY):
-        return _failed(run, number, result, retries)
+    if result is None or (result.error or "").startswith((OUT_OF_MEMORY, DEVICE_FAULT)):
+        return _failed(run, number, result, retries, lacked_memory)
     if result.status == "stopped" or (result.status == "done" and stop_epoch is not None):
         # Data-parallel workers may notice the stop request only after later epochs, or when they are done.
         result = _up_to(replace(result, status="stopped"), run.read_metrics()[:stop_epoch])
@@ -61,20 +69,29 @@ def _is_late(run: RunDirectory, session: str) -> bool:
     return last is not None and last["session"] == session and attempt < last["attempt"]
 
 
-def _failed(run: RunDirectory, number: int, result: RunResult | None, retries: Retries) -> RunResult | Retry:
-    """Decide what to do with a run that left no result, or whose result says that it ran out of memory.
+def _failed(
+    run: RunDirectory,
+    number: int,
+    result: RunResult | None,
+    retries: Retries,
+    lacked_memory: Callable[[int, str], bool],
+) -> RunResult | Retry:
+    """Decide what to do with a run that left no result, or that ran out of memory, or whose GPU failed.
 
     Returns:
         The retry, or the result "failed" with the reason.
     """
     rows = run.read_metrics()
     verdict: str | Retry
-    if result is not None:
-        verdict = retries.out_of_memory(number, result.error or OUT_OF_MEMORY)
+    error = (retries.lacked_memory(number, len(rows)) if result is None else result.error) or ""
+    if error.startswith(OUT_OF_MEMORY):
+        verdict = retries.out_of_memory(number, error, fewer=lacked_memory(number, error))
+    elif result is not None:
+        verdict = retries.died(number, len(rows), error)
     elif (refusal := run.read_error()) is not None:
         verdict = refusal
     elif (departure := run.read_departure()) is not None:
-        verdict = Retry(fewer=False, reason=f"its worker was {departure}")
+        verdict = Retry("departure", f"its worker was {departure}")
     else:
         verdict = retries.died(number, len(rows))
     if isinstance(verdict, Retry):

@@ -21,6 +21,7 @@ from orchestration.report.live import LiveView
 from orchestration.run.directory import ENDS, METRICS, RunDirectory, stop_request
 from orchestration.run.execute import execute_run
 from orchestration.run.heartbeat import driving
+from orchestration.run.resources import needs
 from orchestration.search.driver import StudyDriver
 from orchestration.search.ends import track_end, track_winner
 from orchestration.search.observations import Sampler
@@ -90,7 +91,7 @@ def run_study(
     if spec.fill is unfilled:
         spec = replace(spec, fill=workspace.fingerprints())
     workspace = workspace.sharing(spec.base.storage.path)
-    resources = {"CPU": float(spec.base.resources.cpu), "GPU": spec.base.resources.gpu}
+    resources = needs(spec.base)
     workers, fewest = spec.base.train.workers, spec.base.resources.min_workers
     if address is not None:
         session.check_reachable(address)
@@ -127,6 +128,7 @@ def run_study(
             name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready, pool=pool
         )
         at_a_time = f"{slots} trial{'s' * (slots > 1)} at a time{' so far' * grows}"
+        at_a_time += f", {session.devices(resources)}"
         title = f"{name}: {spec.space.about} · preset {spec.preset} · {at_a_time}"
         with driver.at_work(), LiveView(title, spec.space.columns, driver.queue.planned) as view:
             driver.view = view.update
@@ -301,7 +303,7 @@ def _train_here_or_on_ray(
         return execute_run(config, workspace.on_this_node(), on_epoch=listen)
     from orchestration.cluster import autoscaling, execution, session
 
-    resources = {"CPU": float(config.resources.cpu), "GPU": config.resources.gpu}
+    resources = needs(config)
     workers, fewest = config.train.workers, config.resources.min_workers
     with session.connection(address), autoscaling.Demand(resources, workers).held() as demand:
         if address is not None:

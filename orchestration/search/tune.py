@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from ray.tune.search import Searcher
 from erat.errors import UserError
 from erat.result import RunResult
 from orchestration.cluster import autoscaling, execution, session
+from orchestration.run.busy import Meter
+from orchestration.run.places import Place, Places
 from orchestration.run.retries import Retry
 from orchestration.search.queue import Queue
 from orchestration.study.trial import Trial
@@ -32,10 +35,13 @@ class Driver(Protocol):
     """What the search calls; `orchestration.search.driver.StudyDriver` implements and describes it."""
 
     queue: Queue
+    places: Places
 
     def trial_parameters(self, trial: Trial) -> dict[str, Any]: ...
 
     def started(self, number: int) -> None: ...
+
+    def landed(self, number: int, place: Place) -> bool: ...
 
     def epoch(self, number: int, figures: str | None = None) -> None: ...
 
@@ -70,54 +76,144 @@ class Held:
 class QueueSearcher(Searcher):
     """A Tune searcher that returns the trials of the queue, and waits while the queue has none.
 
+    Where a worker starts is Ray's choice. If its trial must not run there, the worker is parked, so that this place is
+    taken, and the trial is given to Tune once more. What the queue decides does not depend on that.
+
     Args:
         driver: the driver, with the queue.
         fit: number of trials that fit on the cluster now; `resize` changes it.
         at_most: number of trials that may run at the same time; None: as many as fit.
         ahead: whether Tune may ask for one more trial than fit, which waits until there is room. At most that many run
-            even so if `at_most` is the smaller number, or if memory was short.
+            even so if `at_most` is the smaller number, or if places are excluded or limited.
+        park, unpark: have a worker do nothing, and end it; called with Tune's id of its trial.
     """
 
-    def __init__(self, driver: Driver, fit: int, at_most: int | None = None, *, ahead: bool) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        fit: int,
+        at_most: int | None = None,
+        *,
+        ahead: bool,
+        park: Callable[[str], None] = session.park,
+        unpark: Callable[[str], None] = session.unpark,
+    ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._driver = Held(driver)
         self._fit, self._at_most, self._may_ask_ahead = fit, at_most, ahead
-        self._share = 1  # only one of so many slots is used, because memory was short
+        self._park, self._unpark = park, unpark
         self.fault: Exception | None = None  # the error that ends the search
         self._running: dict[str, Trial] = {}
+        self._landed: set[str] = set()  # those of them whose worker has started where it may train
         self._again: deque[Trial] = deque()
+        self._parked: dict[str, tuple[int, Place]] = {}  # worker -> the trial that it was started for, and where it is
+        self._unparked: set[str] = set()  # workers of these that are to end
+        self._turned_away: set[int] = set()  # trials whose worker was parked at a place that is good for others
 
     @property
     def slots(self) -> int:
         """Return the number of trials that may run at the same time; 0 if the cluster has lost all its places."""
-        places = min(self._fit, self._at_most or self._fit)
-        return max(1, places // self._share) if places else 0
+        places = self._driver().places.left(self._fit)
+        return min(places, self._at_most or places)
 
     @property
     def _ahead(self) -> bool:
-        return self._may_ask_ahead and self.slots == self._fit and self._share == 1
+        return self._may_ask_ahead and self.slots == self._fit and self._driver().places.whole
 
-    def resize(self, fit: int) -> None:
-        """Take note that so many trials fit on the cluster now. Trials that run beyond that are not touched."""
+    def resize(self, fit: int, room: Mapping[str, int] | None = None) -> None:
+        """Take note that so many trials fit on the cluster now. Trials that run beyond that are not touched.
+
+        Args:
+            fit: the number.
+            room: the same by node, if trials have one worker.
+        """
         self._fit = fit
+        self._driver().places.resize(room or {})
+        self._unpark_some()
 
     def wanted(self) -> int:
         """Return for how many trials the study would use places now, if there were any number of them."""
         width = self._driver().queue.width
-        return min(width, self._at_most or width)
+        return min(width, self._at_most or width) + len(self._parked)
 
     def suggest(self, trial_id: str) -> Any:
         idle = len(self._running) < self.slots
         if self.fault is not None or (not idle and not self._ahead):
             return None
-        trial = self._again.popleft() if self._again else self._driver().queue.next(idle=idle)
+        trial = self._next(idle)
         if trial is not None:
             self._running[trial_id] = trial
             return self._driver().trial_parameters(trial)
         over = self._driver().queue.exhausted and not self._running
+        if over:
+            self._end(self._parked)
         return Searcher.FINISHED if over else None
 
+    def _next(self, idle: bool) -> Trial | None:
+        """Return the trial that is to run next: one that runs again, or else the queue's next one.
+
+        If its worker was parked at a place that others may use, another trial goes first, and takes that place.
+        """
+        if not self._again:
+            return self._driver().queue.next(idle=idle)
+        if (number := self._again[0].number) in self._turned_away:
+            self._turned_away.discard(number)
+            at = next((index for index, trial in enumerate(self._again) if trial.number != number), None)
+            if at is not None:
+                self._again.rotate(-at)
+                other: Trial | None = self._again.popleft()
+                self._again.rotate(at)
+            else:
+                other = self._driver().queue.next(idle=idle)
+            if other is not None:
+                self._end(worker for worker, (parked_for, _) in self._parked.items() if parked_for == number)
+                return other
+        return self._again.popleft()
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        known = trial_id in self._landed or trial_id in self._parked
+        if execution.PLACE not in result or known or (trial := self._running.get(trial_id)) is None:
+            return
+        content = json.loads(result[execution.PLACE])
+        place = Place(content["node"], content["address"], tuple(content["devices"]))
+        if self._driver().landed(trial.number, place):
+            self._landed.add(trial_id)
+            self._turned_away.discard(trial.number)
+        else:
+            self._park(trial_id)
+            self._parked[trial_id] = (trial.number, place)
+            del self._running[trial_id]
+            self._again.appendleft(trial)
+            if self._driver().places.is_free(place):
+                self._turned_away.add(trial.number)
+        self._unpark_some()
+
+    def is_parked(self, trial_id: str) -> bool:
+        """Return whether the worker of this trial of Tune's is parked."""
+        return trial_id in self._parked
+
+    def _unpark_some(self) -> None:
+        """End parked workers whose places may be used again: of each place one at a time."""
+        waiting = {trial.number for trial in self._again}
+        waiting |= {trial.number for name, trial in self._running.items() if name not in self._landed}
+        freed: set[Place] = set()
+        for worker, (number, place) in self._parked.items():
+            needed = number in waiting and not self._driver().places.is_free(place, number)
+            if place in freed or needed or not self._driver().places.is_free(place):
+                continue
+            freed.add(place)
+            self._end([worker])
+
+    def _end(self, workers: Iterable[str]) -> None:
+        for worker in set(workers) - self._unparked:
+            self._unparked.add(worker)
+            self._unpark(worker)
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._landed.discard(trial_id)
+        if self._parked.pop(trial_id, None) is not None:
+            self._end([trial_id])  # if it died, so that no entry stays behind
+            return
         if self.fault is not None or (trial := self._running.pop(trial_id, None)) is None:
             return
         if words := (result or {}).get(execution.STORAGE_FAULT):
@@ -132,8 +228,7 @@ class QueueSearcher(Searcher):
             return
         if isinstance(ended, Retry):
             self._again.append(trial)
-            if ended.fewer and (self.slots > 1 or self._share == 1):
-                self._share *= 2
+        self._unpark_some()
 
     def held(self) -> int:
         """Return the number of trials that Tune has and that have not ended, or 1 if it gets none for want of places.
@@ -159,18 +254,22 @@ class QueueScheduler(FIFOScheduler):
     releases their placement group.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, is_parked: Callable[[str], bool] = lambda trial_id: False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._driver = Held(driver)
+        self._driver, self._is_parked = Held(driver), is_parked
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         super().on_trial_error(tune_controller, trial)
+        if self._is_parked(trial.trial_id):
+            return
+        if (place := session.place_of_death(trial.get_pickled_error())) is not None:
+            self._driver().places.noticed(trial.config["number"], place)
         # Tune calls `QueueSearcher.on_trial_complete` next, which asks the driver whether the trial runs again.
         self._driver().heard(trial.config["number"], str(trial.get_error() or ""))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = trial.config["number"]
-        if result.get(execution.STORAGE_FAULT):
+        if result.get(execution.STORAGE_FAULT) or execution.PLACE in result:
             return TrialScheduler.CONTINUE
         if self._driver().queue.stops(number, result["epoch"], result["best_val_accuracy"]):
             self._driver().stop(number, result["epoch"])
@@ -188,6 +287,7 @@ class Progress(tune.Callback):
         room: returns one line on the resources that a trial needs and that are free.
         patience: seconds without a running trial after which the search gives up.
         count: called every `COUNT_SECONDS` seconds, between two events of Tune; counts the places of the cluster.
+        is_parked: returns whether a worker, named by Tune's id of its trial, does nothing.
     """
 
     def __init__(
@@ -198,9 +298,11 @@ class Progress(tune.Callback):
         *,
         patience: float,
         count: Callable[[], None] = lambda: None,
+        is_parked: Callable[[str], bool] = lambda trial_id: False,
     ) -> None:
         self._driver = Held(driver)
         self._waiting, self._room, self._patience, self._count = waiting, room, patience, count
+        self._is_parked = is_parked
         self._counted = -COUNT_SECONDS
         self._running: set[str] = set()
         self._since: float | None = None  # when the present time without a running trial began
@@ -229,7 +331,7 @@ class Progress(tune.Callback):
             self._counted = now
             self._count()
         waiting = self._waiting()
-        if self._running or not waiting:
+        if any(not self._is_parked(name) for name in self._running) or not waiting:
             self._since, self._said = None, False
             return
         self._since = self._since if self._since is not None else now
@@ -243,7 +345,7 @@ class Progress(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state that Tune saves, without the functions, which cannot be pickled and are never restored."""
-        return self.__dict__ | {"_waiting": None, "_room": None, "_count": None}
+        return self.__dict__ | {"_waiting": None, "_room": None, "_count": None, "_is_parked": None}
 
 
 def run(
@@ -279,18 +381,21 @@ def run(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # seconds; Tune's state is never read
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the driver reports a dead trial in one line
-    count = partial(session.fitting, resources, workers, fewest)
+    count, meter = partial(session.fitting, resources, workers, fewest), Meter()
     # The trial of several workers itself asks Tune for hardly any resources. If one more than fits were to begin, it
     # would take room from the workers of the others, and with enough of them no worker would find room.
     searcher = QueueSearcher(driver, count(), at_most, ahead=workers == 1)
 
     def recount() -> None:
-        searcher.resize(count())
+        searcher.resize(count(), session.by_node(resources) if workers == 1 else None)
+        if (line := meter.news()) is not None:
+            warnings.warn(line, stacklevel=2)
         if demand is not None:
             demand.ask(searcher.wanted())
 
     room = partial(session.room, resources, workers)
-    progress = Progress(driver, searcher.held, room, patience=session.longest_wait(), count=recount)
+    patience = session.longest_wait()
+    progress = Progress(driver, searcher.held, room, patience=patience, count=recount, is_parked=searcher.is_parked)
     tuner = tune.Tuner(
         execution.trainable(resources, workers),
         tune_config=tune.TuneConfig(
@@ -298,7 +403,7 @@ def run(
             mode="max",
             num_samples=-1,  # no limit: the searcher ends the search, and a retry is a new trial for Tune
             search_alg=searcher,
-            scheduler=QueueScheduler(driver),
+            scheduler=QueueScheduler(driver, searcher.is_parked),
             reuse_actors=workers == 1,
         ),
         run_config=tune.RunConfig(

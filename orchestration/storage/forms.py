@@ -146,6 +146,17 @@ class RetryEvent(TypedDict):
     cell: Cell
 
 
+class PlaceEvent(TypedDict):
+    """Ledger event: a study excludes a GPU or a node, in which workers died, or uses it again."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    event: Literal["place"]
+    sweep: Name
+    where: Annotated[str, Field(min_length=1, max_length=300)]
+    out: Annotated[str, Field(max_length=1000)] | None
+    time: NotRequired[Seconds | None]
+
+
 class EpochRow(TypedDict):
     """One line of metrics.jsonl: the fields of `EpochReport` for one epoch, counted from 1."""
 
@@ -231,7 +242,8 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(
         | PausedEvent
         | PromotedEvent
         | TrackedEvent
-        | RetryEvent,
+        | RetryEvent
+        | PlaceEvent,
         Field(discriminator="event"),
     ]
 )

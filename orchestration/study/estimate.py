@@ -21,6 +21,7 @@ from erat.engine.memory import MemoryEstimate, data_shape, predict
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
 from erat.training import CPU, device_kind, threads
+from orchestration.run.resources import needs, trials
 from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec
 
@@ -133,8 +134,15 @@ def disk(configs: Sequence[RunConfig], sets: Sequence[RunConfig]) -> int:
 
 
 def local_slots(config: RunConfig) -> int:
-    """Return the number of trials of this configuration that this machine's CPU cores can run at a time, at least 1."""
-    return max(1, (os.cpu_count() or 1) // (config.resources.cpu * config.train.workers))
+    """Return the number of trials of this configuration that this machine's cores and GPUs hold at a time, at least 1.
+
+    It is counted as for a node of a cluster. If the machine has no GPU and the trials ask for one, cores alone count.
+    """
+    there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    wanted = needs(config)
+    if not there["GPU"]:
+        wanted["GPU"] = 0.0
+    return max(1, trials(wanted, config.train.workers, None, [there]))
 
 
 def _signature(config: RunConfig) -> Signature:

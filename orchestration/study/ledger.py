@@ -83,6 +83,7 @@ class StudyRecord:
         promoted: number of a trial -> epoch of the last rung from which it was promoted.
         tracked: digest of a run -> id of the run in MLflow, under this study.
         totals: the numbers of trials that were asked for, in order, each larger than the one before.
+        out: GPU or node that was excluded -> why; see `orchestration.run.places`.
         windows: one of these numbers -> the window of the trials by which it extended the search, if it has its own.
     """
 
@@ -96,6 +97,7 @@ class StudyRecord:
     promoted: dict[int, int] = field(default_factory=dict)
     tracked: dict[str, str] = field(default_factory=dict)
     totals: list[int] = field(default_factory=list)
+    out: dict[str, str] = field(default_factory=dict)
     windows: dict[int, int] = field(default_factory=dict)
 
 
@@ -374,6 +376,10 @@ class Ledger:
             sweep.promoted[event["number"]] = event["epoch"]
         elif kind == "tracked" and sweep:
             sweep.tracked[event["cell"]] = event["mlflow_run_id"]
+        elif kind == "place" and sweep:
+            sweep.out.pop(event["where"], None)
+            if event["out"] is not None:
+                sweep.out[event["where"]] = event["out"]
         elif kind in ("done", "failed"):
             self._outcomes[event["cell"]] = _result(event)
         elif kind == "retry":

@@ -60,6 +60,7 @@ def result(cell: str, draw: random.Random) -> dict[str, Any]:
         "checksum": f"{draw.getrandbits(256):064x}",
         "error": None,
         "val_history": history,
+        "device": "cpu",
         "mlflow_run_id": f"{draw.getrandbits(128):032x}",
     }
 

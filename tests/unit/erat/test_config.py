@@ -89,6 +89,13 @@ def refusal(overrides: Overrides, preset: str = "demo") -> str:
         ({"train.schedule": "linear"}, "train.schedule", "'linear'", "'step', 'onecycle' or 'cosine'"),
         ({"val.fraction": 0}, "val.fraction", "0", "greater than 0"),
         ({"resources.device": "tpu"}, "resources.device", "'tpu'", "'auto', 'cpu' or 'cuda'"),
+        (
+            {"train.workers": 2, "resources.gpu": 0.5},
+            "resources.gpu",
+            "0.5",
+            "0 or a whole number with train.workers=2",
+        ),
+        ({"resources.gpu": 1.5}, "resources.gpu", "1.5", "a whole number or below 1"),
     ],
 )
 def test_bad_input_is_one_line_of_what_got_allowed(overrides: Overrides, what: str, got: str, allowed: str) -> None:

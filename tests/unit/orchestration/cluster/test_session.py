@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from erat.config import build
 from erat.errors import UserError
 from orchestration.cluster import session
+from orchestration.run.places import Place
+from orchestration.run.resources import needs
 
 
 @pytest.fixture
@@ -134,3 +139,49 @@ def test_room_says_what_is_needed_and_free(nodes: list[dict[str, Any]], monkeypa
     monkeypatch.setattr(session.ray, "cluster_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(session.ray, "available_resources", lambda: {"CPU": 1.0})
     assert session.room({"CPU": 1.0, "GPU": 0.0}, 2) == "a trial needs 2 CPU, free are 1 of 4 CPU on 2 nodes"
+
+
+def test_a_fraction_of_a_gpu_is_of_one_gpu(nodes: list[dict[str, Any]]) -> None:
+    """Ray places eight, not int(8 / 0.6) = 13: what is left of each of two GPUs is no place."""
+    nodes += [{"CPU": 64.0, "GPU": 8.0}]
+    assert session.slots({"CPU": 1.0, "GPU": 0.6}, 1) == 8
+
+
+def test_a_cluster_without_gpus_says_in_one_line_how_to_do_without(nodes: list[dict[str, Any]]) -> None:
+    nodes += [{"CPU": 2.0}]
+    line = r"^a trial needs 1 CPU, 1 GPU, the cluster has 2 CPU, 0 GPU: resources.device=cpu trains without a GPU$"
+    with pytest.raises(UserError, match=line):
+        session.slots(needs(build("paper")), 1)
+    assert session.slots(needs(build("paper", {"resources.device": "cpu"})), 1) == 2
+
+
+@pytest.mark.parametrize(("given", "visible"), [([], ""), (["3"], "3")])
+def test_a_worker_sees_no_gpu_that_it_did_not_ask_for(
+    given: list[str], visible: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray sets the variable for a worker with GPUs, and leaves it alone for one without."""
+    context = SimpleNamespace(
+        get_accelerator_ids=lambda: {"GPU": given}, get_node_id=lambda: "abcdef", get_job_id=lambda: "01"
+    )
+    monkeypatch.setattr(session.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(session.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "3")
+    session.hide_other_devices()
+    assert [os.environ[f"{kind}_VISIBLE_DEVICES"] for kind in ("CUDA", "HIP")] == [visible] * 2
+    assert session.place() == Place("abcdef", "10.0.0.7", tuple(given))
+
+
+def test_a_parked_worker_waits_until_it_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries: set[tuple[str, str]] = set()
+    monkeypatch.setattr(session.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
+    monkeypatch.setattr(session, "_internal_kv_put", lambda key, value, namespace: entries.add((namespace, key)))
+    monkeypatch.setattr(session, "_internal_kv_del", lambda key, namespace: entries.discard((namespace, key)))
+    monkeypatch.setattr(session, "_internal_kv_exists", lambda key, namespace: (namespace, key) in entries)
+    clock = Clock(monkeypatch, lambda now: session.unpark("a") if now >= 5 else None)
+    session.park("a")
+    assert not session.was_parked("b")
+    assert clock.now == 0
+    assert session.was_parked("a")
+    assert clock.now == 5
+    assert not entries

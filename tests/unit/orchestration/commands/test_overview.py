@@ -56,6 +56,15 @@ class TestStatus:
         assert "retry a" in text
         assert "resume a" in text
 
+    def test_it_says_which_place_is_out_and_why(self, workspace: Workspace, ledger: Ledger, console: Console) -> None:
+        assert "excluded" not in overview.of_sweep(workspace, "a", console)
+        ledger.append("place", sweep="a", where="GPU 3 of node 10.0.0.7 (abcdef)", out="3 trials died there")
+        ledger.append("place", sweep="a", where="node 10.0.0.8 (fedcba)", out="4 trials died there")
+        ledger.append("place", sweep="a", where="node 10.0.0.8 (fedcba)", out=None)
+        content = overview.of_sweep(workspace, "a", console)
+        assert content["excluded"] == {"GPU 3 of node 10.0.0.7 (abcdef)": "3 trials died there"}
+        assert "excluded: GPU 3 of node 10.0.0.7 (abcdef), because 3 trials died there" in said(console)
+
     def test_a_trial_whose_run_is_held_is_running(self, workspace: Workspace, ledger: Ledger, console: Console) -> None:
         cell = ledger.studies["a"].proposals[3].cell
         with FileLock(workspace.run_directory(cell) / ".lock"):

@@ -209,6 +209,13 @@ class TestRoom:
         assert find_room(build("demo"), None, None, None).slots == 6
         assert find_room(build("demo"), None, None, 2).slots == 2
 
+    @pytest.mark.parametrize("there", [True, False])
+    def test_a_gpu_that_this_machine_lacks_is_named(self, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+        words = find_room(build("paper"), None, None, None).words
+        assert ("lacks the GPU they ask for, resources.device=cpu goes without" in words) is not there
+        assert "lacks" not in find_room(build("paper", {"resources.device": "cpu"}), None, None, None).words
+
     def test_a_cluster_is_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[Any] = []
 

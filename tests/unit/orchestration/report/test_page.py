@@ -29,6 +29,7 @@ from orchestration.report.table import Table
 from orchestration.run.directory import RunDirectory
 from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification
+from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
@@ -281,12 +282,14 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def test_a_search_has_its_table_figures_importance_and_contours(search: Workspace) -> None:
+    Ledger(search.ledger).append("place", sweep="mine", where="GPU 3 of node 10.0.0.7 (abcdef)", out="3 trials died")
     page = write_report(search, "mine", "html", None).read_text()
     for words in (
         "Importance of each setting",
         "Parallel coordinates",
         "Validation accuracy over",
         "Best by validation",
+        "GPU 3 of node 10.0.0.7 (abcdef), because 3 trials died",
     ):
         assert words in page
     assert "12 is missing" not in page and "eight pairs of budgets and seven labels" in page

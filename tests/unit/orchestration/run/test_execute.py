@@ -413,6 +413,13 @@ class TestFailing:
         assert said.startswith(f"out of memory: {type(error).__name__}: ")
         assert "\n" not in said
 
+    def test_a_gpu_that_fails_is_named(self, config: RunConfig, workspace: Workspace) -> None:
+        def fail(history: Sequence[EpochReport]) -> bool:
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nMore lines")
+
+        said = str(execute_run(config, workspace, on_epoch=fail).error)
+        assert said == "device fault: AcceleratorError: CUDA error: uncorrectable ECC error encountered"
+
     def test_data_that_cannot_be_had_are_no_result(self, workspace: Workspace, tmp_path: Path) -> None:
         missing = build("paper", {"data.root": str(tmp_path / "nowhere"), "data.fingerprint": "0" * 16})
         with pytest.raises(UserError, match="nowhere"):

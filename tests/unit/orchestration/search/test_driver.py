@@ -19,6 +19,7 @@ from orchestration.cli import parse_overrides
 from orchestration.report.files import write_files
 from orchestration.report.results import best_json, confirmed_json, result_json
 from orchestration.report.summary import paste_command
+from orchestration.run.places import Place
 from orchestration.run.retries import DEATHS, Retry
 from orchestration.search.driver import StudyDriver
 from orchestration.search.observations import Observation
@@ -119,7 +120,7 @@ class TestManySeeds:
         assert [trial.config for trial in trials] == [made.config(params).flat() for params in self.RUNS]
         assert [trial.cell for trial in trials] == [build("demo", params).digest() for params in self.RUNS]
 
-    @pytest.mark.parametrize("seed", [-1, 2**32, "x", None])
+    @pytest.mark.parametrize("seed", [-1, "x", None])
     @pytest.mark.parametrize("place", [0, 3, 9])
     def test_a_seed_that_is_none_is_refused_wherever_it_stands(self, seed: Any, place: int) -> None:
         runs = [dict(run) for run in self.RUNS]
@@ -452,15 +453,48 @@ class TestDriver:
         assert world.end(1).status == "done"
 
     def test_memory_is_tried_once_more_among_fewer(self, world: World) -> None:
-        world.begin(2)
-        world.result(1, "failed", error="out of memory: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB")
-        with pytest.warns(UserWarning, match="it goes on, with fewer beside it"):
-            assert world.driver.ended(1) == Retry(
-                fewer=True, reason="out of memory: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
-            )
+        world.begin(3)
+        place = Place("abcdef0123", "10.0.0.7", ("0",))
+        for number in (1, 2):
+            assert world.driver.landed(number, place)
+        error = "out of memory: OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+        world.result(1, "failed", error=error)
+        with pytest.warns(UserWarning, match="memory") as said:
+            assert world.driver.ended(1) == Retry("memory", error)
+        assert [str(each.message) for each in said] == [
+            "GPU 0 of node 10.0.0.7 (abcdef): at most 1 side by side, because memory was short",
+            f"trial 1: {error}; it goes on",
+        ]
+        assert not world.driver.landed(1, place), "trial 2 is there"
+        assert world.driver.landed(1, Place("abcdef0123", "10.0.0.7", ("1",)))
+        world.driver.places.left_alone(1)
+        world.driver.places.left_alone(2)
+        assert world.driver.landed(1, place)
         outcome = world.end(1)
         assert outcome.status == "failed"
         assert "Tried to allocate 2 GiB; again with fewer side by side: lower train.batch_size" in str(outcome.error)
+
+    def test_the_fault_of_a_gpu_is_a_death(self, world: World) -> None:
+        world.begin(2)
+        error = "device fault: AcceleratorError: CUDA error: an illegal memory access was encountered"
+        world.result(1, "failed", error=error)
+        with pytest.warns(UserWarning, match="illegal memory access was encountered\\); it goes on$"):
+            retry = world.driver.ended(1)
+        assert isinstance(retry, Retry) and retry.cause == "death"
+
+    def test_what_is_excluded_is_in_the_ledger_until_the_study_is_started_again(self, world: World) -> None:
+        world.begin(3)
+        places = world.driver.places
+        places.resize({"abcdef0123": 2})
+        for number in (1, 2, 0):
+            assert places.landed(number, Place("abcdef0123", "10.0.0.7", ("1",)))
+            with pytest.warns(UserWarning, match="the worker died"):
+                assert isinstance(world.driver.ended(number), Retry)
+        (where, why) = next(iter(Ledger(world.workspace.ledger).studies["a"].out.items()))
+        assert where == "GPU 1 of node 10.0.0.7 (abcdef)"
+        assert why == "3 trials died there, the last with: the worker died after epoch 0"
+        World(world.workspace)
+        assert not Ledger(world.workspace.ledger).studies["a"].out
 
     def test_the_tracker_knows_of_an_end_before_the_ledger(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """A driver killed between the two finds the result again; the tracker treats the repeated end as one."""
@@ -476,6 +510,7 @@ class TestDriver:
         assert world.tracker.of("finish")[-1][1] == "done"
 
     @pytest.mark.filterwarnings("ignore:trial 1")
+    @pytest.mark.filterwarnings("ignore:the cluster. at most 1 side by side")
     def test_a_worker_that_dies_every_time_leaves_a_failure(self, world: World) -> None:
         world.begin(2)
         world.epochs(1, 0.3, 0.5)

@@ -197,7 +197,7 @@ def test_a_result_of_a_worker_that_had_lost_its_run_does_not_count(tmp_path: Pat
         content = asdict(late) | {"attempt": worker.attempt}
         storage.write(f"cells/{cell}/result.json", json.dumps(content).encode())
         storage.write(f"cells/{cell}/metrics.jsonl", json.dumps(asdict(report(1, 0.5))).encode())
-        ended = read_end(world.directory(0), 0, "stop", None, Retries(), trial.config["session"])
+        ended = read_end(world.directory(0), 0, "stop", None, Retries(), lambda *_: False, trial.config["session"])
         assert isinstance(ended, Retry) != is_counted
 
 

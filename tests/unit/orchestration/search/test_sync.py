@@ -19,8 +19,8 @@ from orchestration.run.directory import RunDirectory
 from orchestration.search import launch
 from orchestration.search.sync import Synced, sync
 from orchestration.storage.workspace import Workspace
-from orchestration.study.ledger import Ledger
 from orchestration.study.entries import register
+from orchestration.study.ledger import Ledger
 from orchestration.study.status import trials_of
 from orchestration.tracking.tracker import Tracker
 from tests.five_trials import ETA, result, said, spec

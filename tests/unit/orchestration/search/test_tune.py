@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ray import tune
+from ray.exceptions import ActorDiedError, RayActorError
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from erat.errors import UserError
 from erat.result import RunResult
+from orchestration.cluster import execution, session
+from orchestration.run.places import EVERYWHERE, Place, Places
 from orchestration.run.retries import Retry
 from orchestration.search.tune import (
     COUNT_SECONDS,
@@ -42,6 +47,7 @@ class FakeDriver:
         self.idle: list[bool] = []
         self.verdicts: list[Retry] = []
         self.words: list[tuple[int, str]] = []
+        self.places = Places()
         self.made = 0
 
     @property
@@ -63,11 +69,20 @@ class FakeDriver:
 
     def started(self, number: int) -> None: ...
 
+    def landed(self, number: int, place: Place) -> bool:
+        return self.places.landed(number, place)
+
     def epoch(self, number: int) -> None: ...
 
     def ended(self, number: int) -> RunResult | Retry:
         if self.verdicts:
-            return self.verdicts.pop(0)
+            verdict = self.verdicts.pop(0)
+            if verdict.cause == "memory":
+                self.places.lacked_memory(number, of_device=False)
+            elif verdict.cause == "death":
+                self.places.died(number, verdict.reason, again=verdict.again)
+            return verdict
+        self.places.ended(number)
         self.ends.append(number)
         return RunResult("cell", "done")
 
@@ -97,7 +112,7 @@ class TestTuneSide:
         driver = FakeDriver()
         search = QueueSearcher(driver, fit=2, ahead=True)
         assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
-        driver.verdicts = [Retry(fewer=False, reason="the worker died after epoch 3")]
+        driver.verdicts = [Retry("death", "the worker died after epoch 3")]
         search.on_trial_complete("a", error=True)
         assert not driver.ends
         assert search.suggest("c") == {"number": 0}
@@ -108,8 +123,10 @@ class TestTuneSide:
     def test_after_a_want_of_memory_fewer_run_side_by_side(self) -> None:
         driver = FakeDriver()
         search = QueueSearcher(driver, fit=2, ahead=True)
-        assert [search.suggest(name)["number"] for name in "ab"] == [0, 1]
-        driver.verdicts = [Retry(fewer=True, reason="out of memory")]
+        for name, number in zip("ab", (0, 1), strict=True):
+            assert search.suggest(name)["number"] == number
+            driver.places.started(number)
+        driver.verdicts = [Retry("memory", "out of memory")]
         search.on_trial_complete("a", error=True)
         assert search.suggest("c") is None, "the other one still runs"
         search.on_trial_complete("b")
@@ -147,9 +164,16 @@ class TestTuneSide:
 
     def test_what_ray_says_of_a_death_reaches_the_driver(self) -> None:
         driver = FakeDriver()
-        trial: Any = SimpleNamespace(config={"number": 1}, get_error=lambda: RuntimeError("the node died"))
+        trial: Any = SimpleNamespace(
+            trial_id="a",
+            config={"number": 1},
+            get_error=lambda: RuntimeError("the node died"),
+            get_pickled_error=lambda: None,
+        )
         QueueScheduler(driver).on_trial_error(None, trial)
         assert driver.words == [(1, "the node died")]
+        QueueScheduler(driver, "a".__eq__).on_trial_error(None, trial)
+        assert driver.words == [(1, "the node died")], "a parked worker's death is none of its trial's"
 
     def test_no_more_trials_are_begun_than_have_room(self) -> None:
         """Data-parallel trials ask Tune for almost nothing: without a limit all would start, and none get workers."""
@@ -232,13 +256,16 @@ class TestSlots:
         search.resize(2)
         assert self.begin(search) == 50, "the cluster is the limit, and more may wait for it"
 
-    @pytest.mark.parametrize(("fit", "slots"), [(1, 1), (3, 1), (8, 4), (0, 0)])
+    @pytest.mark.parametrize(("fit", "slots"), [(1, 1), (3, 2), (8, 2), (0, 0)])
     def test_a_want_of_memory_stays_in_force_when_the_cluster_changes(self, fit: int, slots: int) -> None:
         driver = Endless()
         search = QueueSearcher(driver, fit=4, ahead=True)
-        search.suggest("a")
-        driver.verdicts = [Retry(fewer=True, reason="out of memory")]
-        search.on_trial_complete("a", error=True)
+        for number, name in enumerate("abcd"):
+            search.suggest(name)
+            driver.places.started(number)
+        driver.verdicts = [Retry("memory", "out of memory")]
+        for name in "abcd":
+            search.on_trial_complete(name, error=name == "a")
         assert search.slots == 2
         search.resize(fit)
         assert search.slots == slots
@@ -247,13 +274,29 @@ class TestSlots:
     def test_one_trial_always_may_run(self) -> None:
         driver = Endless()
         search = QueueSearcher(driver, fit=2, ahead=True)
-        driver.verdicts = [Retry(fewer=True, reason="out of memory")] * 5
+        driver.verdicts = [Retry("memory", "out of memory")] * 5
         for name in "abcde":
             search.suggest(name)
             search.on_trial_complete(name, error=True)
         assert search.slots == 1
-        search.resize(8)
-        assert search.slots == 4, "memory was short with two side by side, but not shorter with one"
+
+    def test_after_successes_as_many_run_as_before(self) -> None:
+        driver = Endless()
+        search = QueueSearcher(driver, fit=4, ahead=True)
+        for number, name in enumerate("abcd"):
+            search.suggest(name)
+            driver.places.started(number)
+        driver.verdicts = [Retry("memory", "out of memory")]
+        search.on_trial_complete("a", error=True)
+        assert search.slots == 2
+        slots = []
+        for name in "bcd":
+            search.on_trial_complete(name)
+        for number in range(10):
+            search.suggest(f"more {number}")
+            search.on_trial_complete(f"more {number}")
+            slots.append(search.slots)
+        assert slots == [3, 3, 3, 3, 3, 3, 4, 4, 4, 4], "one more after twice as many successes as there are slots"
 
     def test_a_study_without_any_place_is_one_that_waits(self) -> None:
         driver = FakeDriver()
@@ -267,6 +310,162 @@ class TestSlots:
     @pytest.mark.parametrize(("at_most", "wanted"), [(None, 100), (7, 7), (200, 100)])
     def test_what_is_wanted_of_a_cluster_that_grows(self, at_most: int | None, wanted: int) -> None:
         assert QueueSearcher(Endless(), fit=1, at_most=at_most, ahead=True).wanted() == wanted
+
+
+class Cluster:
+    """Two nodes of two GPUs each, a searcher, and the workers that Ray starts wherever there is room.
+
+    Args:
+        bad: GPUs on which every worker dies.
+        trials: number of trials of the study.
+    """
+
+    def __init__(self, *bad: tuple[str, str], trials: int = 12) -> None:
+        self.bad, self.trials = bad, trials
+        self.free = [Place(node, f"10.0.0.{node}", (device,)) for node in "12" for device in "01"]
+        self.driver = Listed(trials)
+        self.search = QueueSearcher(self.driver, 4, ahead=True, park=lambda name: None, unpark=self.unparked)
+        self.search.resize(4, {"1": 2, "2": 2})
+        self.pending: list[str] = []
+        self.at: dict[str, Place] = {}
+        self.parked: list[str] = []  # how many are parked while there are trials to run
+        self.names = iter(f"{number}" for number in range(1000))
+        self.over = False
+
+    def unparked(self, name: str) -> None:
+        self.free.append(self.at.pop(name))
+        self.over_now.append(name)
+
+    over_now: ClassVar[list[str]] = []
+
+    def step(self) -> None:
+        """Let Tune ask for a trial, start what has room, and end what runs longest."""
+        while len(self.pending) < 1 and not self.over:
+            name = next(self.names)
+            given = self.search.suggest(name)
+            if given is None:
+                break
+            self.over = given == Searcher.FINISHED
+            self.pending += [] if self.over else [name]
+        self.flush()
+        if self.pending and self.free:
+            name = self.pending.pop(0)
+            place = self.at[name] = self.free.pop(0)
+            self.driver.places.started(self.search._running[name].number)
+            self.search.on_trial_result(name, {execution.PLACE: json.dumps(asdict(place))})
+            self.flush()
+            if name in self.at and not self.search.is_parked(name):
+                self.driver.visits.append((self.search._running[name].number, place))
+                if (place.node, place.devices[0]) in self.bad:
+                    self.end(name, died=True)
+
+    def end(self, name: str, *, died: bool = False) -> None:
+        self.free.insert(0, self.at.pop(name))  # the place that has just been left is the next to be taken
+        if died:
+            self.driver.verdicts = [Retry("death", "the worker died")]
+        else:
+            self.driver.places.progressed(self.search._running[name].number)
+        self.search.on_trial_complete(name, error=died)
+        self.flush()
+
+    def flush(self) -> None:
+        while self.over_now:
+            self.search.on_trial_complete(self.over_now.pop())
+
+    @property
+    def training(self) -> list[str]:
+        return [name for name in self.at if not self.search.is_parked(name)]
+
+    def run(self) -> list[int]:
+        """Run the study, and return how many trained whenever no more could start."""
+        busy = []
+        for _ in range(10 * self.trials):
+            for _ in range(8):
+                self.step()
+            if self.over and not self.at:
+                return busy
+            busy.append(len(self.training))
+            if self.training:
+                self.end(self.training[0])
+        raise AssertionError("it does not end")
+
+
+class Listed(FakeDriver):
+    """A driver with a list of trials, which keeps in what order they were given and where they ran."""
+
+    def __init__(self, trials: int) -> None:
+        super().__init__()
+        self.trials = trials
+        self.visits: list[tuple[int, Place]] = []
+
+    @property
+    def exhausted(self) -> bool:
+        return self.made == self.trials
+
+    def next(self, *, idle: bool) -> Trial | None:
+        if self.exhausted:
+            return None
+        self.made += 1
+        return Trial(self.made - 1, "cell", {}, "paper")
+
+
+class TestABadPlace:
+    """Tests that one bad GPU costs one GPU, and that no trial goes back to where its worker died."""
+
+    def test_it_costs_one_gpu_and_no_trial(self) -> None:
+        cluster = Cluster(("1", "0"))
+        busy = cluster.run()
+        assert sorted(cluster.driver.ends) == list(range(12)), "each ends once"
+        deaths = [number for number, place in cluster.driver.visits if (place.node, place.devices) == ("1", ("0",))]
+        assert len(deaths) == len(set(deaths)) == 3, "three trials die there, each once, and then none goes there"
+        assert list(cluster.driver.places.out) == [("1", "0")]
+        full = busy[: -3 if len(busy) > 3 else None]
+        assert full and set(full) == {3}, "three good GPUs are never idle while there is something to run"
+
+    def test_without_a_bad_one_nobody_is_parked(self) -> None:
+        cluster = Cluster()
+        busy = cluster.run()
+        assert set(busy[:-4]) == {4}
+        assert [number for number, _ in cluster.driver.visits] == list(range(12))
+
+    def test_two_trials_and_a_bad_gpu(self) -> None:
+        """At the end of a study nothing else may take the bad place: it stays taken until the trial runs elsewhere."""
+        cluster = Cluster(("1", "0"), trials=2)
+        cluster.run()
+        assert sorted(cluster.driver.ends) == [0, 1]
+        assert not cluster.driver.places.out
+
+    def test_a_worker_that_died_before_it_said_where_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ray knows at least on which node that was."""
+        actor = {"Address": {"NodeID": "1", "IPAddress": "10.0.0.1"}}
+        monkeypatch.setattr(session.state, "actors", lambda actor_id: actor if actor_id == "ab" else {})
+        assert session.place_of_death(RuntimeError("x")) is None
+        assert session.place_of_death(ActorDiedError()) is None
+        cluster = Cluster()
+        assert [cluster.search.suggest(name)["number"] for name in "abc"] == [0, 1, 2]
+        for number, name in enumerate("abc"):
+            error = RayActorError(actor_id="ab")
+            trial: Any = SimpleNamespace(
+                trial_id=name,
+                config={"number": number},
+                get_error=lambda error=error: error,
+                get_pickled_error=lambda error=error: error,
+            )
+            QueueScheduler(cluster.driver).on_trial_error(None, trial)
+            cluster.driver.verdicts = [Retry("death", "the worker died")]
+            cluster.search.on_trial_complete(name, error=True)
+        assert cluster.driver.places.left(4) == 3, "one at a time on that node"
+        assert not cluster.driver.places.landed(0, Place("1", "10.0.0.1", ("1",)))
+
+    def test_a_death_without_a_known_place_changes_nothing(self) -> None:
+        """This is so for a trial of several workers."""
+        driver = Endless()
+        search = QueueSearcher(driver, fit=8, ahead=False)
+        search.suggest("a")
+        driver.verdicts = [Retry("death", "the worker died")]
+        search.on_trial_complete("a", error=True)
+        assert search.slots == 8
+        assert EVERYWHERE not in driver.places.out
 
 
 class Clock:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import erat
@@ -55,6 +55,7 @@ OVERRIDES = st.fixed_dictionaries({}, optional={key: st.sampled_from(values) for
 def test_what_is_printed_reads_back_to_the_same_run(
     preset: str, overrides: dict[str, Any], as_json: bool, tmp_path: Path
 ) -> None:
+    assume(not (overrides.get("train.workers") == 2 and overrides.get("resources.gpu") == 0.25))  # which is refused
     config = build(preset, overrides, quiet=True)
     path = tmp_path / "run.yaml"
     path.write_text(config.model_dump_json(indent=2) if as_json else as_yaml(config.flat()), encoding="utf-8")

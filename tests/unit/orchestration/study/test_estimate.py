@@ -181,6 +181,26 @@ def test_trials_side_by_side(
     assert estimate.local_slots(config) == slots
 
 
+@pytest.mark.parametrize(
+    ("gpus", "keys", "slots"),
+    [
+        (8, {}, 64),
+        (8, {"resources.gpu": 1}, 8),
+        (8, {"resources.gpu": 0.6}, 8),
+        (8, {"resources.gpu": 2, "train.workers": 2}, 2),
+        (8, {"resources.gpu": 1, "resources.device": "cpu"}, 64),
+        (0, {"resources.gpu": 1}, 64),
+    ],
+)
+def test_trials_on_this_machine_s_gpus(
+    gpus: int, keys: dict[str, Any], slots: int, make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted as Ray places them; without a GPU, the cores count alone."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert estimate.local_slots(make_config(keys)) == slots
+
+
 class TestCalibration:
     CALIBRATED = estimate._calibrated
 

@@ -221,6 +221,12 @@ class TestRungs:
         assert trial.so_far.val_history == [0.1, 0.5, 0.4]
         assert ledger.outcome("c", "a") is None, "it has not ended"
 
+    def test_places_are_excluded_and_used_again(self, ledger: Ledger, path: Path) -> None:
+        ledger.append("place", sweep="a", where="GPU 1 of node x", out="3 trials died there")
+        assert Ledger(path).studies["a"].out == {"GPU 1 of node x": "3 trials died there"}
+        ledger.append("place", sweep="a", where="GPU 1 of node x", out=None)
+        assert Ledger(path).studies["a"].out == {}
+
     def test_a_promoted_trial_is_queued_again_with_its_epochs(self, ledger: Ledger, path: Path) -> None:
         ledger.append("promoted", sweep="a", number=7, epoch=3)
         assert self.state(path) == ("queued", 3)
