@@ -19,6 +19,7 @@ from erat.corruption.source import Traits, source_network, untrained
 from erat.corruption.store import Arrays, Expected, Form, Store, versions
 from erat.data.loading import load_parts, split_validation
 from erat.data.types import CorruptedSet, ImageSet, to_float
+from erat.devices import arithmetic
 from erat.engine.trainer import choose_device
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS, DATASETS
@@ -37,7 +38,9 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
     if len(val) == 0:
         raise UserError(f"val.fraction must hold out at least one of {len(train)} images, got {config.val.fraction}")
     subject = _subject(train, kept, config)
-    poisoned, images_manifest = poison(subject, config, store, progress)
+    # Whatever the precision of the run that happens to come first: the set is that of all runs that name it.
+    with arithmetic(choose_device(config).type, "fp32"):
+        poisoned, images_manifest = poison(subject, config, store, progress)
     labels, labels_manifest = mislabel(subject, config, store)
     corrupted = ImageSet(poisoned, labels, subject.class_names)
     manifest = {"images": images_manifest, "labels": labels_manifest, "val_trusted": config.val.trusted}

@@ -257,7 +257,9 @@ def _too_small(resources: Mapping[str, float], workers: int, what: str, waited: 
     after = f" after {waited:.0f} s" if waited else ""
     grew = ", and its autoscaler has added none that fits (ERAT_PATIENCE sets how long it may take)" if growing else ""
     without = bool(resources.get("GPU")) and not any(node.get("GPU") for node in nodes)
-    mend = "resources.device=cpu trains without a GPU" if without else "lower train.workers or resources.cpu/gpu"
+    mend = "lower train.workers or resources.cpu/gpu"
+    if without:
+        mend = "resources.device=cpu trains without a GPU (a study that has begun: repeat its command with that)"
     return f"{what} needs {need}, the cluster has {got}{on}{after}{grew}: {mend}"
 
 

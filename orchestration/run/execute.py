@@ -167,12 +167,18 @@ def _train(
         if ranks.first:
             write_atomic(run.log, traceback.format_exc().encode())
         if not shared:
+            if trainer is not None:
+                trainer.settle()  # the thread must not look for the checkpoint that is deleted now
             run.keep_result(result)
             raise
         return result
     finally:
         if trainer is not None:
             trainer.settle()  # whoever holds the run next must not meet a thread that still writes
+
+
+# Torch before 2.8 has no class of its own for an error of a device.
+_DEVICE_ERROR: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 
 
 def _reason(error: Exception) -> str:
@@ -184,7 +190,7 @@ def _reason(error: Exception) -> str:
     words = ("CUDA out of memory", "can't allocate memory", "not enough memory")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words):
         return f"{OUT_OF_MEMORY}: {line}"
-    return f"{DEVICE_FAULT}: {line}" if isinstance(error, torch.AcceleratorError) else line
+    return f"{DEVICE_FAULT}: {line}" if isinstance(error, _DEVICE_ERROR) else line
 
 
 def confusion_of(data: CorruptedSet, predicted: torch.Tensor) -> list[list[int]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 DEATHS_THERE = 3  # trials whose workers died at a place, with no epoch in between, before it is excluded
 Key = tuple[str, str]  # a node and one of its GPUs, or "" for the whole node
@@ -41,10 +42,11 @@ class Places:
 
     Args:
         shared: number of workers that share one GPU; 1: each has one or more of its own.
+        each: number of GPUs that each worker has, if it has whole ones.
     """
 
-    def __init__(self, shared: int = 1) -> None:
-        self._shared = shared
+    def __init__(self, shared: int = 1, each: int = 1) -> None:
+        self._shared, self._each = shared, each
         self._room: Mapping[str, int] = {}  # node -> number of trials that have room there
         self._addresses: dict[str, str] = {}
         self._begun: set[int] = set()  # trials that run
@@ -55,8 +57,18 @@ class Places:
         self.out: dict[Key, str] = {}  # what is excluded -> why, in a few words
 
     def resize(self, room: Mapping[str, int]) -> None:
-        """Take note that the cluster has these nodes now, each with room for so many trials."""
+        """Take note that the cluster has these nodes now, each with room for so many trials.
+
+        What is known of nodes that have left is forgotten, and if all that is left is excluded, it is used again.
+        """
         self._room = room
+        if room:
+            known: tuple[dict[Key, Any], ...] = (self.out, self._limits, self._deaths)
+            for entries in known:
+                for key in [key for key in entries if key[0] not in room and key != EVERYWHERE]:
+                    del entries[key]
+            if not self._leaves_room(()):
+                self.out.clear()
 
     def left(self, fit: int) -> int:
         """Return how many trials may run at the same time where so many fit; at least 1, if one fits."""
@@ -116,24 +128,29 @@ class Places:
         gone = place is not None and bool(self._room) and place.node not in self._room
         said: list[str] = []
         if place is not None and not gone:
-            self._avoids.setdefault(trial, set()).update(place.keys)
+            self._avoid(trial, place)
             for key in place.keys:
                 died = self._deaths.setdefault(key, set())
                 died.add(trial)
                 if len(died) >= DEATHS_THERE and key not in self.out:
-                    said += self._blame(key, f"{len(died)} trials died there{', the last with: ' * bool(why)}{why}")
+                    why_there = f"{len(died)} trials died there{', the last with: ' * bool(why)}{why}"
+                    said += self._blame(key, trial, why_there)
         if again and not said and not gone and (place is None or not self._leaves_room(self._avoids[trial])):
             said += self._halve(EVERYWHERE if place is None else (place.node, ""), "a worker died again")
         return said
 
     def gave_up(self, trial: int) -> list[str]:
-        """Take note that a trial failed, because its worker died again and again; return what follows.
+        """Take note that a trial failed, maybe because its worker died again and again; return what follows.
 
-        If it died in several places, the trial itself is to blame, and its deaths no longer count against them.
+        If it died on several nodes, the trial itself is to blame, and its deaths no longer count against them; so it is
+        if it died in several places of the only node.
         """
         self.left_alone(trial)
         said: list[str] = []
-        if len(self._avoids.pop(trial, ())) < 2:
+        avoided = self._avoids.pop(trial, set())
+        nodes = {node for node, _ in avoided}
+        alone = len(self._room) == 1 and len([device for _, device in avoided if device]) > self._each
+        if len(nodes) < 2 and not alone:
             return said
         for key, died in self._deaths.items():
             died.discard(trial)
@@ -171,7 +188,8 @@ class Places:
             limit.successes += 1
             if limit.successes >= limit.most * 2**limit.times:
                 limit.most, limit.successes = limit.most + 1, 0
-                said.append(f"{self.words(key)}: {limit.most} trials side by side again")
+                if limit.most <= limit.whole:
+                    said.append(f"{self.words(key)}: {limit.most} trials side by side again")
                 if limit.most >= limit.whole:
                     del self._limits[key]
         return said
@@ -190,11 +208,25 @@ class Places:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _blame(self, key: Key, why: str) -> list[str]:
-        """Let one trial at a time run at a place of bad repute, or none if that is so already; return what follows."""
+    def _avoid(self, trial: int, place: Place) -> None:
+        """Keep a trial away from a place; after deaths in two places of a node, from that node if there is another."""
+        avoided = self._avoids.setdefault(trial, set())
+        before = {key for key in avoided if key[0] == place.node} - set(place.keys)
+        avoided.update(place.keys)
+        if before and self._leaves_room({*avoided, (place.node, "")}):
+            avoided.add((place.node, ""))
+
+    def _blame(self, key: Key, trial: int, why: str) -> list[str]:
+        """Let one trial at a time run at a place of bad repute, or none if that is so already; return what follows.
+
+        That the trials die which ran beside each other there is no reason to let none run: it was not alone.
+        """
         limit = self._limits.get(key)
+        if limit is not None and trial in limit.beside:
+            return []
         if self._capacity(key) > 1 and (limit is None or limit.most > 1):
-            self._limits[key] = _Limit(1, limit.whole if limit else self._capacity(key), 1)
+            beside = frozenset(self._running(key))
+            self._limits[key] = _Limit(1, limit.whole if limit else self._capacity(key), 1, beside=beside)
             return [f"{self.words(key)}: one trial at a time, because {why}"]
         if not self._leaves_room({key}):
             return []
@@ -235,7 +267,7 @@ class Places:
 
     def _lost_on(self, node: str, keys: Iterable[Key]) -> int:
         mine = {device for there, device in keys if there == node}
-        return self._room[node] if "" in mine else min(self._room[node], self._shared * len(mine))
+        return self._room[node] if "" in mine else min(self._room[node], self._shared * -(-len(mine) // self._each))
 
 
 @dataclass
@@ -247,12 +279,14 @@ class _Limit:
         whole: the number before the first shortage, which ends the limit.
         times: how often the number was lowered.
         successes: trials that ended well there since the number last changed.
+        beside: trials that still ran there when the number became one.
     """
 
     most: int
     whole: int
     times: int
     successes: int = 0
+    beside: frozenset[int] = frozenset()
 
 
 def _all(place: Place) -> tuple[Key, ...]:

@@ -12,6 +12,7 @@ DEATHS = 3
 # A trial is given up after it ran out of memory this many times, or once more where fewer than usual ran beside it.
 SHORTAGES = 3
 OUT_OF_MEMORY = "out of memory"
+WORKER_DIED = "the worker died after epoch"  # begins what is said of a death
 DEVICE_FAULT = "device fault"  # begins the error of a run whose GPU failed: its process can use that GPU no more
 
 
@@ -65,8 +66,8 @@ class Retries:
         self._deaths[number] = (max(before, epochs), deaths)
         why = error or _last_line(words)
         if deaths >= DEATHS:
-            return f"the worker died after epoch {epochs}, {deaths} times ({why or 'killed, or out of memory?'})"
-        reason = f"the worker died after epoch {epochs}" + (f" ({why})" if why else "")
+            return f"{WORKER_DIED} {epochs}, {deaths} times ({why or 'killed, or out of memory?'})"
+        reason = f"{WORKER_DIED} {epochs}" + (f" ({why})" if why else "")
         return Retry("death", reason, again=deaths > 1)
 
     def lacked_memory(self, number: int, epochs: int) -> str | None:

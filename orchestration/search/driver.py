@@ -20,7 +20,7 @@ from orchestration.run.directory import METRICS, RESULT_FILE, RunDirectory, stop
 from orchestration.run.heartbeat import is_running
 from orchestration.run.places import Place, Places
 from orchestration.run.resources import per_device
-from orchestration.run.retries import Retries, Retry
+from orchestration.run.retries import WORKER_DIED, Retries, Retry
 from orchestration.search.ends import read_end, track_end
 from orchestration.search.observations import Sampler
 from orchestration.search.queue import Queue
@@ -90,7 +90,7 @@ class StudyDriver:
         self._retries = Retries()
         self._request = stop_request(self.name, self.workspace)
         self._session = f"{self.name}, {platform.node()}:{self.workspace.root}, session {uuid4().hex[:8]}"
-        self.places = Places(per_device(self.spec.base.resources.gpu))
+        self.places = Places(per_device(gpu := self.spec.base.resources.gpu), max(1, int(gpu)))
         for where in list(record.out) if record else ():  # whoever starts a study again may have mended them
             self.ledger.append("place", sweep=self.name, where=where, out=None)
 
@@ -202,7 +202,11 @@ class StudyDriver:
             self.places.left_alone(number)
             self._queue_again(trial)
             return result
-        self._say_of_places(self.places.gave_up(number) if result.status == "failed" else self.places.ended(number))
+        if result.status != "failed":
+            self._say_of_places(self.places.ended(number))
+        else:
+            died = self.places.died(number, "", again=False) if (result.error or "").startswith(WORKER_DIED) else []
+            self._say_of_places([*died, *self.places.gave_up(number)])
         if number not in self._runs:
             self._track_start(number)
         if len(self._rows.setdefault(number, [])) != result.epochs:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any
 
 from erat.config import RunConfig
@@ -40,6 +41,7 @@ POLL_SECONDS = 0.5
 # On a cluster that grows by itself, a study without --max-concurrent counts on at least so many slots: its window is
 # settled before the nodes are there, and would otherwise follow from the few that are.
 GROWN_SLOTS = 24
+SYNC_SECONDS = 60  # how long a study that goes on waits at most until MLflow has what it lacks
 
 
 @dataclass
@@ -98,7 +100,10 @@ def run_study(
     with ExitStack() as stack:
         stack.enter_context(driving(workspace, name))
         # Starting Ray takes seconds, most of it waiting, so MLflow's store is opened at the same time.
-        opening = stack.enter_context(ThreadPoolExecutor(1)).submit(_open_tracker, name, spec, workspace, ledger)
+        opening = stack.enter_context(ThreadPoolExecutor(1)).submit(
+            _open_tracker, name, spec, workspace, ledger, leaving := Event()
+        )
+        stack.callback(leaving.set)  # before the thread is waited for
         baselines, points = spec.planned(trials)
         to_do = [config for config in [*baselines, *points] if ledger.outcome(config.digest(), name) is None]
         crafting = Crafting(missing_sets(to_do, workspace), workspace)
@@ -170,14 +175,33 @@ def run_study(
     return StudyEnd(driver, files, seconds)
 
 
-def _open_tracker(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger) -> Tracker:
-    """Open MLflow's store, and put right what it has of a study that goes on; a failure of the latter is a warning."""
+def _open_tracker(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledger, leaving: Event) -> Tracker:
+    """Open MLflow's store, and put right what it has of a study that goes on; a failure of the latter is a warning.
+
+    The study does not wait for longer than `SYNC_SECONDS`, and not at all once `leaving` is set.
+    """
     tracker = Tracker.open(workspace)
     if name in ledger.studies:
+        until = time.monotonic() + SYNC_SECONDS
         try:
-            sync(name, spec, workspace, ledger, tracker, resuming=True)
+            done = sync(
+                name,
+                spec,
+                workspace,
+                ledger,
+                tracker,
+                resuming=True,
+                enough=lambda: leaving.is_set() or time.monotonic() > until,
+            )
         except UserError as error:
             warnings.warn(f"what MLflow has of {name} is left as it is: {error}", stacklevel=2)
+        else:
+            if not done.whole and not leaving.is_set():
+                warnings.warn(
+                    f"MLflow may lack more of {name} than could be put right in {SYNC_SECONDS} s; once it has ended, "
+                    f"put the rest right with: python orchestrate.py sync {name}",
+                    stacklevel=2,
+                )
     return tracker
 
 

@@ -24,7 +24,7 @@ from orchestration.study.spec import StudySpec
 from orchestration.study.status import confirmations_of
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.found import FoundRun
-from orchestration.tracking.tracker import MLFLOW_STATUS, TAG_LENGTH, Tracker, as_tags, run_tags
+from orchestration.tracking.tracker import MLFLOW_STATUS, RUN_NAME, TAG_LENGTH, Tracker, as_tags, run_tags
 
 Show = Callable[[int, int], None]
 
@@ -38,16 +38,18 @@ class Synced:
         made: runs that MLflow lacked, and has now.
         mended: runs of which something was missing or wrong.
         epochs: epochs that were missing.
+        whole: whether all runs were looked at.
     """
 
     runs: int = 0
     made: int = 0
     mended: int = 0
     epochs: int = 0
+    whole: bool = True
 
     def content(self) -> dict[str, int]:
         """Return the numbers by name."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "whole"}
 
 
 @dataclass
@@ -58,6 +60,7 @@ class _Sync:
     ledger: Ledger
     tracker: Tracker
     every_epoch: bool
+    enough: Callable[[], bool]
 
     def __post_init__(self) -> None:
         self.done = Synced()
@@ -78,16 +81,20 @@ class _Sync:
     def _now(self, trial: Trial) -> Trial:
         return self.ledger.with_outcome(trial, self.name)
 
-    def children(self, show: Show) -> None:
-        """Put the runs of the study right."""
+    def children(self, show: Show) -> bool:
+        """Put the runs of the study right; return whether none is left, because it was not enough before."""
         trials, found = self.trials(), dict[str, tuple[str, bool]]()
         for run in self.tracker.runs_of(self.name):
             cell = run.tags.get("cell", "")
+            if self.enough():
+                return False
             if run.is_parent or cell not in trials:
                 continue
             if cell not in found or run.run_id == self.record.tracked.get(cell):  # the ledger knows which is the run
                 found[cell] = run.run_id, self._is_right(run, trials[cell])
         for number, (cell, proposed) in enumerate(trials.items(), start=1):
+            if self.enough():
+                return False
             known, right = found.get(cell, (None, False))
             if not (right and not self.every_epoch):
                 self._put_right(self._whole(proposed), known, right)
@@ -95,6 +102,7 @@ class _Sync:
                 self._remember(cell, known)
             self.done.runs += known is not None
             show(number, len(trials))
+        return True
 
     def _whole(self, proposed: Trial) -> Trial:
         return self._now(self.spec.completed(proposed))
@@ -108,6 +116,7 @@ class _Sync:
         status, summary, _, error, more = ending(trial.so_far, directory, at_rung=trial.at_rung)
         own = {"status": status, **({"error": error[-TAG_LENGTH:]} if error else {}), **(more or {})}
         tags = as_tags(self._tags(trial)) | {key: str(value) for key, value in own.items()}
+        del tags[RUN_NAME]  # which anybody may change on MLflow's page
         return run.status == MLFLOW_STATUS[status] and run.has(tags, trial.config, summary)
 
     def _tags(self, trial: Trial) -> dict[str, Any]:
@@ -234,6 +243,7 @@ def sync(
     *,
     show: Show = lambda done, total: None,
     resuming: bool = False,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Synced:
     """Put right what MLflow has of a study that nobody drives; return what was done.
 
@@ -250,14 +260,15 @@ def sync(
         resuming: whether the study goes on in a moment. Then its own run stays as it is, and so do runs that have not
             ended; and MLflow is not asked for the epochs of runs that are right otherwise, as these arrive before a
             run's end does.
+        enough: called before each run; once it returns true, the others are left as they are.
 
     Raises:
         UserError: MLflow cannot be read.
     """
     tracker.flush()
-    work = _Sync(name, spec, workspace, ledger, tracker, every_epoch=not resuming)
+    work = _Sync(name, spec, workspace, ledger, tracker, every_epoch=not resuming, enough=enough)
     found = work.begin()
-    work.children(show)
+    work.done.whole = work.children(show)
     if not resuming:
         work.end(found)
     elif found is None and work.parent is not None:

@@ -138,13 +138,13 @@ class QueueSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         idle = len(self._running) < self.slots
-        if self.fault is not None or (not idle and not self._ahead):
+        if self.fault is not None:
             return None
-        trial = self._next(idle)
+        trial = self._next(idle) if idle or self._ahead else None
         if trial is not None:
             self._running[trial_id] = trial
             return self._driver().trial_parameters(trial)
-        over = self._driver().queue.exhausted and not self._running
+        over = self._driver().queue.exhausted and not self._running and not self._again
         if over:
             self._end(self._parked)
         return Searcher.FINISHED if over else None

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 BEAT_SECONDS = 5.0
 LOST_SECONDS = 30.0  # a holder that has not renewed its lease for so long has lost it to the first one that asks
 POLL_SECONDS = 1.0
+SILENT_SECONDS = 120.0  # so long, because here the clocks of the storage and of this machine are compared
 
 
 class LeaseLostError(RuntimeError):
@@ -182,9 +183,20 @@ def latest(storage: Storage, run: str) -> LeaseRecord | None:
 
 
 def is_leased(storage: Storage, run: str) -> bool:
-    """Return whether a worker has taken a run and not said since that it has ended. Raises as `latest`."""
-    record = latest(storage, run)
-    return record is not None and not record["over"]
+    """Return whether a worker has taken a run, and neither has said that it ended nor is known to be dead.
+
+    It is known of the processes of this machine, and of others whose lease was not renewed for `SILENT_SECONDS`.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    lease = Lease(storage, run)
+    number, content = lease._latest()
+    record = _record(content)
+    if record is None or record["over"] or (record["machine"] == _machine() and not _lives(record)):
+        return False
+    age = storage.age(lease._file(number))
+    return age is None or age < SILENT_SECONDS
 
 
 def _record(content: bytes | None) -> LeaseRecord | None:

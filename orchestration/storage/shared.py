@@ -121,6 +121,16 @@ class Storage:
         paths = [item.path.lstrip("/") for item in found if item.is_file]
         return sorted(path.removeprefix(prefix.lstrip("/")) for path in paths if not path.endswith(".part"))
 
+    def age(self, name: str) -> float | None:
+        """Return the seconds since a file was written, by the storage's clock; None if it is absent or that is unknown.
+
+        Raises:
+            StorageError: the storage cannot be read.
+        """
+        with self._told("read"):
+            written = self._files.get_file_info(self._path(name)).mtime
+        return None if written is None else time.time() - written.timestamp()
+
     def remove(self, name: str) -> None:
         """Delete a file, if it exists.
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
-from orchestration.tracking.text import legal_name, metric_name
+from orchestration.tracking.text import metric_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +33,20 @@ class FoundRun:
         return "role" in self.tags
 
     def has(self, tags: Mapping[str, str], params: Iterable[str], summary: Mapping[str, float | None]) -> bool:
-        """Return whether MLflow has these tags, params of these names and these final metrics, and no other error.
+        """Return whether MLflow has these tags, any params, and these final metrics, and no other error.
+
+        Params are sent together when a run begins. A run of an earlier version lacks those that came later, which is no
+        reason to touch it.
 
         Args:
             tags: tags as MLflow keeps them.
-            params: names of params, before they are made legal.
+            params: names of the params that it would have today.
             summary: final metrics; those that are not finite numbers do not count.
         """
         numbers = {metric_name(key): value for key, value in summary.items() if value is not None}
         return (
             self.tags.get("error") == tags.get("error")
             and all(self.tags.get(key) == tag for key, tag in tags.items())
-            and all(legal_name(key) in self.params for key in params)
+            and (bool(self.params) or not any(True for _ in params))
             and all(self.metrics.get(key) == value for key, value in numbers.items() if math.isfinite(value))
         )

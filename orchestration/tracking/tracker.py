@@ -82,7 +82,7 @@ _CALLS = (
     "_send_end",
 )
 _UNSENT = "unsent-"  # the beginning of a substitute for an id of MLflow
-_RUN_NAME = "mlflow.runName"  # like `PARENT`, a tag that has a meaning for MLflow's page
+RUN_NAME = "mlflow.runName"  # like `PARENT`, a tag that has a meaning for MLflow's page
 # MLflow's limits: characters in a param and in a tag (5,000 on older servers), entries and metrics in one request.
 _PARAM_LENGTH, TAG_LENGTH, _BATCH, _METRIC_BATCH = 6000, 5000, 100, 1000
 _PAGE = 500  # runs that are asked for at a time
@@ -142,7 +142,7 @@ class Tracker:
             params: params of the parent run.
             at: when it began, in seconds since 1970. None: now.
         """
-        own = {"sweep": name, "role": "parent", "kind": kind, "status": "running", _RUN_NAME: name}
+        own = {"sweep": name, "role": "parent", "kind": kind, "status": "running", RUN_NAME: name}
         return self._start({**tags, **own}, params or {}, at=at)
 
     @contextmanager
@@ -390,7 +390,8 @@ class Tracker:
             self._last_epoch[run.info.run_id] = 0
         else:
             self._client.update_run(run.info.run_id, status="RUNNING")
-            self._client.log_batch(run.info.run_id, tags=_tags(texts))
+            # Its name stays, because somebody may have given it another one on MLflow's page.
+            self._client.log_batch(run.info.run_id, tags=_tags({k: v for k, v in texts.items() if k != RUN_NAME}))
             if "error" in run.data.tags:
                 self._client.delete_tag(run.info.run_id, "error")
         self._send_params(run, params)
@@ -530,7 +531,7 @@ def run_tags(
     tags: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the tags of a run but its status; the arguments are those of `Tracker.start_run`."""
-    own = child_tags(config) | {"cell": cell, "source": source, _RUN_NAME: run_name(config)}
+    own = child_tags(config) | {"cell": cell, "source": source, RUN_NAME: run_name(config)}
     own |= {"sweep": sweep} if sweep is not None else {}
     own |= {PARENT: parent} if parent is not None else {}
     return {**(tags or {}), **own}

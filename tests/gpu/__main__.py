@@ -145,7 +145,10 @@ def _in_a_process(part: str, device: str, quick: bool, seconds: float) -> list[d
     finally:
         timer.cancel()
         _end_group(process.pid)
-    if ended.is_set():
+    if ended.is_set() and not rows:
+        rows.append(_row(part, "all of it", f"gave nothing in {seconds:.0f} s, and was ended", False))
+        _print_row(rows[-1])
+    elif ended.is_set():
         rows.append(_row(part, "the rest", "no time left", left_out=True))
         _print_row(rows[-1])
     elif code:

@@ -149,7 +149,7 @@ def test_a_fraction_of_a_gpu_is_of_one_gpu(nodes: list[dict[str, Any]]) -> None:
 
 def test_a_cluster_without_gpus_says_in_one_line_how_to_do_without(nodes: list[dict[str, Any]]) -> None:
     nodes += [{"CPU": 2.0}]
-    line = r"^a trial needs 1 CPU, 1 GPU, the cluster has 2 CPU, 0 GPU: resources.device=cpu trains without a GPU$"
+    line = r"^a trial needs 1 CPU, 1 GPU, the cluster has 2 CPU, 0 GPU: resources.device=cpu trains without a GPU "
     with pytest.raises(UserError, match=line):
         session.slots(needs(build("paper")), 1)
     assert session.slots(needs(build("paper", {"resources.device": "cpu"})), 1) == 2

@@ -76,6 +76,60 @@ class TestDeaths:
         assert gpus.left(4) == 4
         assert gpus.landed(9, A0)
 
+    def test_a_node_whose_gpus_all_kill_loses_them_all(self) -> None:
+        places = Places()
+        places.resize({"aaaaaaaa": 4, "bbbbbbbb": 4})
+        devices = [Place("aaaaaaaa", "10.0.0.1", (str(number),)) for number in range(4)]
+        for trial in range(20):
+            died = 0
+            for place in devices:
+                if died < 3 and places.landed(trial, place):
+                    places.died(trial, "", again=died > 0)
+                    died += 1
+            assert died < 3, "after two GPUs of the node it goes to the other node"
+            assert places.landed(trial, B0)
+            places.ended(trial)
+        assert len(places.out) == 4
+        assert places.left(8) == 4
+
+    def test_one_that_gives_up_on_one_node_is_a_witness_still(self, gpus: Places) -> None:
+        for trial in range(DEATHS_THERE):
+            die(gpus, trial, A0)
+        die(gpus, 0, A1)
+        assert gpus.gave_up(0) == []
+        assert gpus.out
+
+    def test_trials_that_die_together_do_not_exclude_a_node(self, nodes: Places) -> None:
+        for trial in range(4):
+            assert nodes.landed(trial, A)
+        said = [nodes.died(trial, "", again=False) for trial in range(4)]
+        assert [len(lines) for lines in said] == [0, 0, 1, 0]
+        assert not nodes.out
+        assert nodes.left(8) == 5
+        assert len(die(nodes, 9, A)) == 1
+        assert nodes.out, "the next one was alone"
+
+    def test_what_is_left_alone_is_used_again(self, gpus: Places) -> None:
+        for place in (A0, A1):
+            for trial in range(DEATHS_THERE):
+                die(gpus, 10 * len(gpus.out) + trial, place)
+        assert len(gpus.out) == 2
+        assert gpus.left(4) == 2
+        gpus.resize({"aaaaaaaa": 2})
+        assert gpus.left(2) == 2
+        assert gpus.landed(50, A0)
+        gpus.resize({"bbbbbbbb": 2})
+        assert gpus.whole
+
+    def test_workers_of_two_gpus_lose_places_of_two(self) -> None:
+        places = Places(each=2)
+        places.resize({"aaaaaaaa": 4})
+        pair = Place("aaaaaaaa", "10.0.0.1", ("0", "1"))
+        for trial in range(DEATHS_THERE):
+            die(places, trial, pair)
+        assert places.left(4) == 3
+        assert places.gave_up(0) == []
+
     def test_a_trial_that_died_in_one_place_alone_stays_a_witness(self, gpus: Places) -> None:
         for trial in range(DEATHS_THERE):
             die(gpus, trial, A0)

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from threading import Event
 from typing import Any
 from zlib import crc32
 
@@ -21,6 +22,7 @@ from orchestration.search.sync import Synced, sync
 from orchestration.storage.workspace import Workspace
 from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
+from orchestration.study.spec import StudySpec
 from orchestration.study.status import trials_of
 from orchestration.tracking.tracker import Tracker
 from tests.five_trials import ETA, result, said, spec
@@ -179,9 +181,37 @@ def test_a_resume_looks_at_what_ended_alone(study: Study) -> None:
     assert study.sync(resuming=True) == Synced(runs=3)
 
 
+def test_a_study_that_goes_on_does_not_wait_for_ever(study: Study) -> None:
+    left = iter([False, False, True])
+    assert study.sync(resuming=True, enough=lambda: next(left)) == Synced(made=1, epochs=EPOCHS, whole=False)
+    assert set(study.runs()) == {"parent", study.cells[0]}
+
+
+def test_a_run_of_an_earlier_version_and_one_with_another_name_are_right(study: Study) -> None:
+    study.sync()
+    runs = study.runs()
+    done, stopped = (runs[study.cells[number]].info.run_id for number in (0, 2))
+    client = study.tracker._client
+    client.set_tag(done, "mlflow.runName", "my favourite")
+    completed = StudySpec.completed
+
+    def with_a_new_key(self: Any, trial: Any) -> Any:
+        whole = completed(self, trial)
+        return replace(whole, config={**whole.config, "train.new": 1})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StudySpec, "completed", with_a_new_key)
+        assert study.sync(resuming=True) == Synced(runs=4)
+    assert "train.new" not in client.get_run(stopped).data.params
+    assert client.get_run(done).data.tags["mlflow.runName"] == "my favourite"
+    client.set_tag(done, "status", "running")
+    assert study.sync(resuming=True) == Synced(runs=4, mended=1)
+    assert client.get_run(done).data.tags["mlflow.runName"] == "my favourite"
+
+
 def test_a_study_that_goes_on_is_put_right_first(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     def opened() -> Tracker:
-        return launch._open_tracker(study.name, study.spec, study.workspace, study.ledger)
+        return launch._open_tracker(study.name, study.spec, study.workspace, study.ledger, Event())
 
     monkeypatch.setattr(Tracker, "open", lambda workspace: study.tracker)
     assert opened() is study.tracker

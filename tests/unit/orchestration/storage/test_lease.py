@@ -137,13 +137,14 @@ def test_the_same_session_takes_a_run_over_and_the_earlier_worker_learns_from_wh
 
 @pytest.mark.filterwarnings("ignore:waiting for")
 def test_one_that_is_not_heard_of_has_lost_the_run(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "LOST_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "LOST_SECONDS", 60.0)
     first = held_by(folder)
     thread, taken = taking(folder)
     for _ in range(10):
         thread.join(0.1)
         first.renew()
     assert not taken, "as long as it is heard of, it keeps the run"
+    monkeypatch.setattr(lease, "LOST_SECONDS", 0.5)
     thread.join(20)
     assert taken == [2]
     with pytest.raises(LeaseLostError):
