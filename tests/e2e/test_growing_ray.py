@@ -10,7 +10,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -84,8 +84,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     resize = QueueSearcher.resize
 
-    def noted(search: QueueSearcher, fit: int) -> None:
-        resize(search, fit)
+    def noted(search: QueueSearcher, fit: int, room: Mapping[str, int] | None = None) -> None:
+        resize(search, fit, room)
         seen.append((search.slots, len(search._running)))
 
     monkeypatch.setattr(QueueSearcher, "resize", noted)
