@@ -1,4 +1,4 @@
-"""Provides what the end-to-end tests share: one Ray cluster, and command lines that run on it."""
+"""Provides what the end-to-end tests share: one Ray cluster per module, and command lines that run on it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ ROOT = Path(__file__).parents[2]
 __all__ = ["stores_begin_as_copies"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Start a cluster of two cores, which all sweeps join unless a file has a cluster of its own."""
+    """Start a cluster of two cores, which all sweeps of this file join.
+
+    One for all files does not do: after other clusters of the same process, Tune's actors ended there before they began.
+    """
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 128 * 2**20}
     made = Cluster(initialize_head=True, head_node_args=options)
     yield made
