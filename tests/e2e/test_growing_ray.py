@@ -238,7 +238,7 @@ def test_trials_begin_on_a_node_that_comes_and_no_more_than_fit_when_it_has_gone
     def wait_for(slots: int, trials: int) -> None:
         give_up = time.monotonic() + 150
         while held[-1:] != [(slots, trials)]:
-            assert study.is_alive() and time.monotonic() < give_up, held[-5:]
+            assert study.is_alive() and time.monotonic() < give_up, (held[-5:], told and told[0].err)
             time.sleep(0.1)
 
     wait_for(1, 1)
