@@ -227,10 +227,14 @@ class TestPredicted:
 
 
 class TestPaperScale:
-    def test_its_preset_in_seconds_and_without_its_data(self) -> None:
-        started = time.process_time()  # the time of this process, because other programs may keep the cores busy
-        memory = predict(build("paper"))
-        assert time.process_time() - started < 10
+    def test_its_preset_in_a_few_times_the_time_of_the_demo_s_and_without_its_data(self) -> None:
+        predict(build("demo"))  # what torch does once is no part of either time
+        clock = [time.process_time()]  # of this process, because other programs may keep the cores busy
+        for preset in ("demo", "paper"):
+            memory = predict(build(preset))
+            clock.append(time.process_time())
+        demo, paper = clock[1] - clock[0], clock[2] - clock[1]
+        assert paper < 10 * demo
         assert memory.data == 60_000 * (3 * 32 * 32 + 8)
         assert memory.parameters == pytest.approx(4 * 21.28e6, rel=1e-3)
         assert 2000 * MB < memory.step < 4000 * MB

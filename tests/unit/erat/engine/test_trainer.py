@@ -505,6 +505,7 @@ def test_a_config_of_the_run_is_what_the_trainer_keeps(make_config: Callable[...
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a C++ compiler runs for each network, beside whatever else runs
 def test_a_compiled_network_learns_the_same(make_config: Callable[..., Any], make_data: Callable[..., Any]) -> None:
     """The exception is rounding; names in the checkpoint stay, so that a run resumes with the switch or without it."""
     data = make_data(64)
