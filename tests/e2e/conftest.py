@@ -25,7 +25,7 @@ __all__ = ["stores_begin_as_copies"]
 def cluster() -> Iterator[Cluster]:
     """Start a cluster of two cores, which all sweeps of this file join.
 
-    One for all files does not do: after other clusters of the same process, Tune's actors ended there before they began.
+    One for all files does not do: after other clusters of the process, Tune's actors ended there before they began.
     """
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 128 * 2**20}
     made = Cluster(initialize_head=True, head_node_args=options)
