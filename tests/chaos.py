@@ -7,8 +7,8 @@ the end the ledger and MLflow must have each run once, with the numbers of the u
 `tests.chaos_halving` does the same with a search.
 
 With `--bad-gpu` the nodes have two slots each, GPUs as Ray counts them, and on one of them every worker dies as soon as
-it trains: it must be excluded, and the other slots must not be idle while there is something to run. (The machine
-itself should have no GPU: the trials train on its processor.)
+it trains: it must be excluded, and the other slots may be idle beside work for no larger share of the time than
+`MOST_IDLE`. (The machine itself should have no GPU: the trials train on its processor.)
 
 The output is the table of kills and the comparison, as Markdown; the exit status is 0 if everything is as it must be.
 """

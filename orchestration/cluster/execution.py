@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import psutil
 import ray
@@ -31,7 +29,7 @@ from orchestration.run.execute import execute_run
 from orchestration.run.preemption import training
 from orchestration.run.resources import needs
 from orchestration.run.retries import DEVICE_FAULT
-from orchestration.storage.lease import LeaseLostError
+from orchestration.storage.lease import LeaseLostError, session_words
 from orchestration.storage.workspace import Workspace
 
 # The driver of a data-parallel trial only waits for its workers. It takes this share of a core, and each worker takes
@@ -155,7 +153,7 @@ def run_parallel(
             "workspace": str(workspace.root),
             "stop_request": stop_request,
             "pause_after": pause_after,
-            "session": session or f"train, {platform.node()}:{workspace.root}, session {uuid4().hex[:8]}",
+            "session": session or session_words("train", workspace.root),
         },
         torch_config=_OnTheNodesNetwork(),
         scaling_config=ray.train.ScalingConfig(

@@ -6,12 +6,14 @@ counts the time of both kinds apart.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
 import psutil
 
 MUCH = 0.5  # share of all cores from which the machine counts as busy with something else
+NICENESS = "RAY_worker_niceness"  # the variable by which Ray can be told another priority
 WINDOW_SECONDS = 30.0  # over which the live view measures
 WHY = "Ray's workers have low priority and get what is left: trials may take many times longer"
 
@@ -46,7 +48,7 @@ class Meter:
 
     def words(self, cores: float) -> str | None:
         """Return one line for a person if other programs use so many cores that trials are slowed; None otherwise."""
-        if cores < MUCH * self._cores:
+        if cores < MUCH * self._cores or os.environ.get(NICENESS) == "0":  # then nothing tells them apart
             return None
         return f"other programs use {cores:.1f} of {self._cores} cores of this machine; {WHY}"
 

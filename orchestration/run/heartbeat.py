@@ -110,7 +110,7 @@ def at_work(run: RunDirectory, session: str = "") -> Iterator[RunDirectory]:
 def is_running(run: RunDirectory) -> bool:
     """Return whether a process executes this run: its lock is held, or another machine sent a heartbeat recently.
 
-    Over a storage, it counts that a worker has taken the run there and not said that it has ended.
+    Over a storage, it counts that a worker has taken the run there, and is not known to have ended; see `is_leased`.
     """
     if is_held(run.lock):
         return True

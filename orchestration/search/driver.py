@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 from erat.config import RunConfig
 from erat.result import RunResult, summarise
@@ -24,6 +22,7 @@ from orchestration.run.retries import WORKER_DIED, Retries, Retry
 from orchestration.search.ends import read_end, track_end
 from orchestration.search.observations import Sampler
 from orchestration.search.queue import Queue
+from orchestration.storage.lease import session_words
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger, StudyRecord
 from orchestration.study.registries import PRUNERS
@@ -89,8 +88,9 @@ class StudyDriver:
         self._logged: dict[int, int] = {}  # number of a running trial -> number of epochs that the tracker has
         self._retries = Retries()
         self._request = stop_request(self.name, self.workspace)
-        self._session = f"{self.name}, {platform.node()}:{self.workspace.root}, session {uuid4().hex[:8]}"
-        self.places = Places(per_device(gpu := self.spec.base.resources.gpu), max(1, int(gpu)))
+        self._session = session_words(self.name, self.workspace.root)
+        gpu = self.spec.base.resources.gpu
+        self.places = Places(shared=per_device(gpu), each=max(1, int(gpu)))
         for where in list(record.out) if record else ():  # whoever starts a study again may have mended them
             self.ledger.append("place", sweep=self.name, where=where, out=None)
 

@@ -100,9 +100,8 @@ def run_study(
     with ExitStack() as stack:
         stack.enter_context(driving(workspace, name))
         # Starting Ray takes seconds, most of it waiting, so MLflow's store is opened at the same time.
-        opening = stack.enter_context(ThreadPoolExecutor(1)).submit(
-            _open_tracker, name, spec, workspace, ledger, leaving := Event()
-        )
+        leaving, opener = Event(), stack.enter_context(ThreadPoolExecutor(1))
+        opening = opener.submit(_open_tracker, name, spec, workspace, ledger, leaving)
         stack.callback(leaving.set)  # before the thread is waited for
         baselines, points = spec.planned(trials)
         to_do = [config for config in [*baselines, *points] if ledger.outcome(config.digest(), name) is None]

@@ -247,8 +247,9 @@ def sync(
 ) -> Synced:
     """Put right what MLflow has of a study that nobody drives; return what was done.
 
-    Runs that MLflow lacks are made, epochs that are missing are added, and status, tags, params and final metrics are
-    set as the ledger and the directories of the runs say. What waits in the outbox is sent first.
+    Runs that MLflow lacks are made, epochs that are missing are added, and status, tags and final metrics are set as
+    the ledger and the directories of the runs say; so are params where a run has none. What waits in the outbox is sent
+    first.
 
     Args:
         name: name of the study.

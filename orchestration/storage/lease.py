@@ -4,7 +4,7 @@ A lease is the file `leases/RUN/NUMBER`. Whoever creates it holds the run until 
 file every few seconds, and looks for a higher number before it writes anything else. A run is taken over, under the
 next number, if its holder has ended, if its holder was not heard of for `LOST_SECONDS`, or if the session asks that
 had begun the run and believes its worker dead. What was cut off from the storage meanwhile then finds that it has lost
-the run, and stops. No clocks are compared.
+the run, and stops. Nobody compares clocks to take a run over.
 """
 
 from __future__ import annotations
@@ -197,6 +197,11 @@ def is_leased(storage: Storage, run: str) -> bool:
         return False
     age = storage.age(lease._file(number))
     return age is None or age < SILENT_SECONDS
+
+
+def session_words(who: str, root: Path) -> str:
+    """Return words for the sessions of `Lease` that only this session uses, with its workspace at `root`."""
+    return f"{who}, {platform.node()}:{root}, session {uuid.uuid4().hex[:8]}"
 
 
 def _record(content: bytes | None) -> LeaseRecord | None:

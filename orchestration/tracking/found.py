@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass
 
 from orchestration.tracking.text import metric_name
@@ -32,7 +32,7 @@ class FoundRun:
         """Return whether this is the run of a whole study."""
         return "role" in self.tags
 
-    def has(self, tags: Mapping[str, str], params: Iterable[str], summary: Mapping[str, float | None]) -> bool:
+    def has(self, tags: Mapping[str, str], params: Collection[str], summary: Mapping[str, float | None]) -> bool:
         """Return whether MLflow has these tags, any params, and these final metrics, and no other error.
 
         Params are sent together when a run begins. A run of an earlier version lacks those that came later, which is no
@@ -47,6 +47,6 @@ class FoundRun:
         return (
             self.tags.get("error") == tags.get("error")
             and all(self.tags.get(key) == tag for key, tag in tags.items())
-            and (bool(self.params) or not any(True for _ in params))
+            and (bool(self.params) or not params)
             and all(self.metrics.get(key) == value for key, value in numbers.items() if math.isfinite(value))
         )

@@ -19,6 +19,14 @@ import yaml
 from orchestration.storage.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
+TWO_RATES = """
+name: two
+about: two learning rates
+proposals: 0
+baselines:
+  - {train.lr: 0.1}
+  - {train.lr: 0.05}
+"""
 
 
 def writer(folder: Path, content: Mapping[str, Any]) -> Callable[..., str]:

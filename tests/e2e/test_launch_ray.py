@@ -18,19 +18,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.e2e.sweeps import TWO_RATES
 from tests.servers import free_port
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-SPACE = """
-name: two
-about: two learning rates
-proposals: 0
-baselines:
-  - {train.lr: 0.1}
-  - {train.lr: 0.05}
-"""
 SHORT = "defense.name=ce corruption.data=none corruption.labels=none data.limit=200 train.epochs=2"
 
 
@@ -123,7 +116,7 @@ def test_the_three_lines_of_the_page_end_in_a_table(before: str, machine: Machin
         machine.token.parent.mkdir()
         machine.token.write_text(secrets.token_hex(32))
     space = machine.folder / "two.yaml"
-    space.write_text(SPACE)
+    space.write_text(TWO_RATES)
     said = machine.launch(space)
     print(said.stdout[-6000:], said.stderr[-3000:])
     assert said.returncode == 0

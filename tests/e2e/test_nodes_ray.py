@@ -29,6 +29,7 @@ from orchestration.storage.shared import storage_at
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from tests.e2e.commands import Command, Said
+from tests.e2e.sweeps import TWO_RATES
 from tests.servers import s3_server
 
 pytestmark = pytest.mark.slow
@@ -175,14 +176,6 @@ PLAIN = {
     "train.epochs": 24,
     "train.batch_size": 16,
 }
-SPACE = """
-name: two
-about: two learning rates
-proposals: 0
-baselines:
-  - {train.lr: 0.1}
-  - {train.lr: 0.05}
-"""
 
 
 def under_way(workspace: Workspace, sweep: str, epochs: int) -> bool:
@@ -210,7 +203,7 @@ def test_what_ran_on_a_node_goes_on_elsewhere(
     how: str, command: Command, nodes: Nodes, place: str, workspace: Workspace, tmp_path: Path
 ) -> None:
     space = tmp_path / "two.yaml"
-    space.write_text(SPACE)
+    space.write_text(TWO_RATES)
     seed = "train.seed=1" if how == "dies" else "train.seed=2"
     name = how.replace(" ", "-")
 

@@ -256,14 +256,19 @@ class TestSlots:
         search.resize(2)
         assert self.begin(search) == 50, "the cluster is the limit, and more may wait for it"
 
-    @pytest.mark.parametrize(("fit", "slots"), [(1, 1), (3, 2), (8, 2), (0, 0)])
-    def test_a_want_of_memory_stays_in_force_when_the_cluster_changes(self, fit: int, slots: int) -> None:
+    def short_of_memory(self) -> QueueSearcher:
+        """Return a searcher with four trials at work, a to d, of which the next to end lacks memory."""
         driver = Endless()
         search = QueueSearcher(driver, fit=4, ahead=True)
         for number, name in enumerate("abcd"):
             search.suggest(name)
             driver.places.started(number)
         driver.verdicts = [Retry("memory", "out of memory")]
+        return search
+
+    @pytest.mark.parametrize(("fit", "slots"), [(1, 1), (3, 2), (8, 2), (0, 0)])
+    def test_a_want_of_memory_stays_in_force_when_the_cluster_changes(self, fit: int, slots: int) -> None:
+        search = self.short_of_memory()
         for name in "abcd":
             search.on_trial_complete(name, error=name == "a")
         assert search.slots == 2
@@ -281,12 +286,7 @@ class TestSlots:
         assert search.slots == 1
 
     def test_after_successes_as_many_run_as_before(self) -> None:
-        driver = Endless()
-        search = QueueSearcher(driver, fit=4, ahead=True)
-        for number, name in enumerate("abcd"):
-            search.suggest(name)
-            driver.places.started(number)
-        driver.verdicts = [Retry("memory", "out of memory")]
+        search = self.short_of_memory()
         search.on_trial_complete("a", error=True)
         assert search.slots == 2
         slots = []
