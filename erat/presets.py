@@ -174,3 +174,38 @@ def official(overrides: Mapping[str, Any]) -> Values:
 
 
 PRESETS: dict[str, Callable[[Mapping[str, Any]], Values]] = {"demo": demo, "paper": paper, "official": official}
+EDITION = 2  # of the presets; a study records it, and one that records none is of the first
+
+
+def values_before(preset: str, overrides: Mapping[str, Any]) -> Values:
+    """Return what the first edition of a preset had where the present one has other values, for any defense.
+
+    With these values, given explicitly, a run is the same as it was, and so is its digest. Overrides come on top.
+
+    Args:
+        preset: the name of the preset.
+        overrides: dotted key -> value, with a variant's name replaced by its defense and settings.
+    """
+    if preset not in ("demo", "paper", "official"):
+        return {}
+    values: Values = {
+        "defense.ramp_epochs": 16.0,
+        "defense.strong_crop": False,
+        "defense.projection": "mlp",
+        "defense.unlabelled_batch": "equal",
+        "corruption.images_per_class": 16,
+        "corruption.unet": "plain",
+        "corruption.victim": "small",
+        "corruption.victim_epochs": 1,
+    }
+    defense, data = overrides.get("defense.name", "erat"), overrides.get("data.name", "cifar10")
+    if defense == "at":
+        values |= {"defense.warmup_epochs": 0, "defense.epsilon_ramp": 0.0}
+    if preset == "official" and defense == "unicon":
+        values |= {"train.lr": 0.02, "defense.lambda_u": 30.0, "defense.mixup_alpha": 4.0}
+    if defense == "dividemix":  # the weight did not depend on the rate of the noise
+        many = data in ("cifar100", "tiny-imagenet")
+        values["defense.lambda_u"] = (
+            150.0 if many else 0.0 if overrides.get("corruption.labels") == "asymmetric" else 25.0
+        )
+    return values

@@ -31,7 +31,9 @@ class Views:
         """Return strong views (AutoAugment) of images (B, C, H, W), or weak ones if the options have no strong views.
 
         Flip and crop, where strong views have them, are all that is left of these without the policy, so that a
-        comparison of both is one of the policy alone. With `worst_of` above 1, each image gets the one of several draws on which the cross-entropy of `network` for
+        comparison of both is one of the policy alone.
+
+        With `worst_of` above 1, each image gets the one of several draws on which the cross-entropy of `network` for
         `labels` (int64, (B,)) is highest. Source: Qin et al., "Learning the Unlearnable: Adversarial Augmentations
         Suppress Unlearnable Example Attacks" (2023), with AutoAugment in place of its augmentations.
         """

@@ -36,8 +36,8 @@ def over_draws(runs: Mapping[str, Sequence[Run]]) -> str:
     counts = sorted({len(found) for found in compared.values()})
     return (
         f"{best} minus each, in points, as the mean over {' or '.join(map(str, counts))} draws of the corruption with "
-        f"its {LEVEL:.0%} interval (Student's t; the mean of cells and training seeds is one observation for each draw; "
-        f"not corrected for the number of comparisons): {', '.join(words)}."
+        f"its {LEVEL:.0%} interval (Student's t; the mean of cells and training seeds is one observation for each "
+        f"draw; not corrected for the number of comparisons): {', '.join(words)}."
     )
 
 
