@@ -100,6 +100,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.bits": {"defense.bits": 3, "defense.squeeze": "bits"},
     "defense.adversarial": {"defense.adversarial": False},
     "defense.norms": {"defense.norms": "l2"},
+    "defense.epsilon_l1": {"defense.norms": "linf,l2,l1", "defense.epsilon_l1": 1.5},
+    "defense.epsilon_l0": {"defense.norms": "l0", "defense.epsilon_l0": 4},
     "defense.uniform": {"defense.uniform": False},
     "defense.epsilon_inf": {"defense.epsilon_inf": 0.02},
     "defense.epsilon_2": {"defense.epsilon_2": 0.4},
