@@ -49,7 +49,7 @@ class PerturbationOptions(DefenseOptions):
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return the customary budgets of the data set, and the norm of the poison, for the keys that are left open."""
-        open_keys = {
+        open_keys: dict[str, Any] = {
             "epsilon_inf": setting.epsilon["linf"],
             "epsilon_2": setting.epsilon["l2"],
             "norms": setting.norm or "linf",
