@@ -115,8 +115,8 @@ class Demand:
     def _learn(self, now: float) -> None:
         """Learn from the autoscaler's answer whether the last request was too large.
 
-        The answer comes from the cluster's head, and trials wait for it in Tune's loop: once a request counts as accepted,
-        this asks only when the request is due to be repeated.
+        The answer comes from the cluster's head, and trials wait for it in Tune's loop: once a request counts as
+        accepted, this asks only when the request is due to be repeated.
         """
         if not self._asked or (self._asked <= self._accepted and now - self._when < RENEW_SECONDS):
             return

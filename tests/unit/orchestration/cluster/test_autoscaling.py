@@ -145,7 +145,7 @@ class TestDemand:
         for now[0] in range(100):
             demand.ask(3 if now[0] < 40 else 2)
         settled = int(autoscaling.SETTLE_SECONDS)
-        assert looks == list(range(1, settled + 1)), "every second until it counts as accepted; fewer were accepted, too"
+        assert looks == list(range(1, settled + 1)), "each second until it counts as accepted; so do fewer"
         most = 1
         for now[0] in range(100, 103):
             demand.ask(2)
