@@ -262,12 +262,13 @@ class Trainer:
             raise TrainingFailedError(f"{len(phase.labelled)} labelled samples are too few for {shares} shares")
         steps = len(phase.labelled) // size
         labelled = phase.labelled[torch.randperm(len(phase.labelled), generator=self._order)]
-        unlabelled = self._cycle(phase.unlabelled, steps * self.config.train.batch_size)
+        others = phase.unlabelled_size(self.config.train.batch_size, shares)
+        unlabelled = self._cycle(phase.unlabelled, steps * others)
         random = BatchRandom(self._draws, self.ranks.rank, self.ranks.workers)
         for step in range(done, steps):
             with record_function("batch"):
                 mine = self._share(labelled[step * size : (step + 1) * size])
-                other = self._share(unlabelled[step * self.config.train.batch_size :][: self.config.train.batch_size])
+                other = self._share(unlabelled[step * others :][:others])
                 batch = Batch(
                     images=self._images(mine),
                     labels=self._train.labels[mine],
