@@ -36,11 +36,12 @@ class Perturber(nn.Module):
     def __init__(self, options: PerturbationOptions, task: Task) -> None:
         super().__init__()
         self.options = options
-        pixels = task.image_shape[1] * task.image_shape[2]
-        if options.adversarial and options.epsilon_l0 is not None and options.epsilon_l0 > pixels:
-            raise UserError(
-                f"defense.epsilon_l0 must be at most the {pixels} pixels of an image, got {options.epsilon_l0}"
-            )
+        if options.adversarial and options.epsilon_l0 is not None:
+            pixels = task.image_shape[1] * task.image_shape[2]
+            if options.epsilon_l0 > pixels:
+                raise UserError(
+                    f"defense.epsilon_l0 must be at most the {pixels} pixels of an image, got {options.epsilon_l0}"
+                )
         if options.warm_start:
             self.register_buffer("last_delta", torch.zeros(task.num_samples, *task.image_shape, dtype=torch.float16))
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from erat.attacks.pgd import frozen
 from erat.config import build
 from erat.corruption import l2c, up
-from erat.corruption.kinds import UniversalOptions
 from erat.corruption.base import Craft
+from erat.corruption.kinds import UniversalOptions
 from erat.corruption.samplewise import BATCH
 from erat.data.loading import load
 from erat.data.types import to_float

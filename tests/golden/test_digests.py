@@ -230,7 +230,8 @@ def test_every_key_is_here_and_makes_another_run() -> None:
         rest = {other: value for other, value in overrides.items() if other != key}
         if key.endswith("_digest"):
             rest[key] = "f" * 16
-        mine, other = (build("demo", given, quiet=True).identity() for given in (overrides, rest))
+        before = _before("demo", overrides)  # in which no other value follows from the key
+        mine, other = (build("demo", before | given, quiet=True).identity() for given in (overrides, rest))
         assert mine.get(key) != other.get(key), key
         assert {name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name)} == {key}
     assert len({KNOWN[f"demo, one key, {key}"][0] for key in KEYS}) == len(KEYS)
