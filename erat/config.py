@@ -174,7 +174,16 @@ _ALSO = {"train.gpus_per_worker": "resources.gpu"}
 
 # Keys that were added later, with the values at which a run is the same as before they existed. With these values they
 # are left out of the identity, so that earlier runs keep their digests.
-_LATER = {"train.accumulate": 1, "train.lr_rule": "fixed", "train.lr_batch": 64}
+_LATER = {
+    "train.accumulate": 1,
+    "train.lr_rule": "fixed",
+    "train.lr_batch": 64,
+    "defense.cluster_epochs": 0,
+    "defense.clusters": 8,
+    "defense.align": False,
+    "defense.teacher": 0.0,
+    "defense.confidence": 0.0,
+}
 
 
 class RunConfig(Section):
