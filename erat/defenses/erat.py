@@ -47,7 +47,7 @@ class ERAT(Defense):
         self.networks = nn.ModuleDict({"main": task.build(0)})
         self.perturber = Perturber(options, task)
         self.selector = Selector(options, task)
-        self.views = Views(options, task)
+        self.views = Views(options, task, crop=bool(options.strong_crop))
         self.teacher = Teacher(self.networks["main"], options.teacher) if options.teacher else None
         if options.align:
             self.register_buffer("balance", torch.ones(task.num_classes))

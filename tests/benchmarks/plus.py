@@ -46,6 +46,7 @@ BASE: dict[str, Any] = {
     "defense.lambda_u": 25.0,
     "defense.eta": 0.1,
     "defense.weak": "erase",
+    "defense.strong_crop": False,
     "defense.policy": "digits",
     "defense.epsilon_inf": 0.1,
     "defense.epsilon_2": 1.0,
