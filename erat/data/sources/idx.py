@@ -59,7 +59,9 @@ class IdxSet(PublishedSet):
     def _part(self, images: Path, labels: Path) -> ImageSet:
         pixels_NHW, digits_N = read_idx(images, 3), read_idx(labels, 1)
         classes = self.facts.classes
-        return ImageSet(torch.from_numpy(pixels_NHW).unsqueeze(1), labels_below(digits_N, len(classes), labels), classes)
+        return ImageSet(
+            torch.from_numpy(pixels_NHW).unsqueeze(1), labels_below(digits_N, len(classes), labels), classes
+        )
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:

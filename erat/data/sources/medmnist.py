@@ -107,7 +107,9 @@ class MedMnist:
             named = SETS.get(path.stem.partition("_")[0], ("", ()))[1]
             classes = named or tuple(map(str, range(int(labels["train"].max(initial=0)) + 1)))
             parts = {
-                part: ImageSet(_images(arrays[f"{part}_images"], path), labels_below(found, len(classes), path), classes)
+                part: ImageSet(
+                    _images(arrays[f"{part}_images"], path), labels_below(found, len(classes), path), classes
+                )
                 for part, found in labels.items()
             }
         return parts["train"], parts["test"]
