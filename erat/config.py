@@ -284,6 +284,8 @@ class RunConfig(Section):
         """
         reference = DATASETS.facts(self.data.name).fingerprint
         later = _LATER if reference is None else _LATER | {"data.fingerprint": reference}
+        later = later | {f"defense.{key}": value for key, value in self.defense.added.items()}
+        later = later | {f"corruption.{key}": value for key, value in self.corruption.added.items()}
         return {
             key: value
             for key, value in self.flat().items()
@@ -463,9 +465,20 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
             policy=facts.policy,
             norm=corruption.get("norm"),
             labels=str(corruption.get("labels", "none")),
+            rate=_rate(corruption),
+            flip=bool(data["flip"]),
         )
         values["defense"] = defense | _options(defense).fill(setting)
     return values
+
+
+def _rate(corruption: Mapping[str, Any]) -> float | None:
+    """Return the share of wrong labels of the `corruption` section; None for human labels or what is no number."""
+    rate = parse_fraction(corruption.get("rate", fields_of(CorruptionOptions)["rate"].default))
+    try:
+        return float(rate)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None  # the model says what is wrong
 
 
 def _options(defense: Mapping[str, Any]) -> DefenseOptions:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -164,7 +164,13 @@ class CorruptionOptions(Section):
     """The corruption of the training images and labels; each kind of data corruption adds its own keys.
 
     A key that a kind adds may be given as none, which means its default.
+
+    Attributes:
+        added: keys that were added later, with the values at which a run is the same as before they existed; with
+            these values they are left out of the identity of a run and of a crafted set.
     """
+
+    added: ClassVar[Mapping[str, Any]] = {}
 
     data: str = Field("none", description="perturbation of the training images (poison)")
     norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
@@ -227,6 +233,8 @@ class Setting:
         policy: the customary AutoAugment policy of the data set.
         norm: the norm of the data corruption; none: there is no data corruption.
         labels: the kind of label corruption.
+        rate: the share of the labels that are wrong; none: human labels, which have their own.
+        flip: whether a mirrored image keeps its class.
     """
 
     data: str
@@ -234,10 +242,19 @@ class Setting:
     policy: str
     norm: Norm | None
     labels: str
+    rate: float | None = None
+    flip: bool = False
 
 
 class DefenseOptions(Section):
-    """The options of every defense; each defense adds its own keys."""
+    """The options of every defense; each defense adds its own keys.
+
+    Attributes:
+        added: keys that were added later, with the values at which a run is the same as before they existed; with
+            these values they are left out of the identity of a run.
+    """
+
+    added: ClassVar[Mapping[str, Any]] = {}
 
     name: str = Field(description="defense, or a variant of one")
     squeeze: Literal["none", "jpeg", "grayscale", "bits"] = Field(

@@ -5,7 +5,8 @@ The options that several defenses share come first, then the defenses. Budgets a
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -126,8 +127,14 @@ class CrossEntropyOptions(PerturbationOptions, ViewOptions):
 class AdversarialTrainingOptions(CrossEntropyOptions):
     """Keys under `defense.` for `defense.name=at`."""
 
+    added: ClassVar[Mapping[str, Any]] = {"warmup_epochs": 0, "epsilon_ramp": 0.0}
+
     name: Literal["at"] = "at"  # type: ignore[assignment]
     adversarial: bool = True
+    warmup_epochs: int = Field(0, ge=0, le=MOST_EPOCHS, description="at: epochs on clean images before the attack")
+    epsilon_ramp: Free[Number] = Field(
+        0.0, ge=0, description="at: epochs after the warm-up in which the budget of the attack grows from 0"
+    )
 
 
 class SqueezingOptions(CrossEntropyOptions):
@@ -149,7 +156,9 @@ class DATOptions(PerturbationOptions, ViewOptions):
         "not grow with the loss, and overwhelms SGD",
     )
     discrepancy: Literal["mean", "published"] = Field(
-        "mean", description="published: softmax taken twice, divergence summed over the batch, as the published code"
+        "mean",
+        description="published: as the published code, the softmax over the classes of a softmax over the batch, its "
+        "divergence summed over the batch",
     )
 
 
@@ -186,6 +195,9 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
 
 
+LITTLE_NOISE = 0.2  # rate of label noise up to which DivideMix's authors trust unlabelled samples less
+
+
 class DivideMixOptions(MixMatchOptions):
     """Keys under `defense.` for `defense.name=dividemix`."""
 
@@ -194,14 +206,23 @@ class DivideMixOptions(MixMatchOptions):
     exchange: Literal["crossed", "joint"] = "crossed"
 
     def default_lambda_u(self, setting: Setting) -> float:
-        """Return the weight by the number of classes and the kind of label noise."""
-        if setting.data in ("cifar100", "tiny-imagenet"):
+        """Return the weight by the number of classes, the kind of label noise and its rate, as its authors set it.
+
+        Their settings are for rates of 0.2 and from 0.5 on; less noise than 0.2 has the weight of 0.2, and more has
+        that of 0.5.
+        """
+        little = setting.rate is not None and setting.rate <= LITTLE_NOISE
+        if setting.data == "cifar100":
+            return 25.0 if little else 150.0
+        if setting.data == "tiny-imagenet":
             return 150.0
-        return 0.0 if setting.labels == "asymmetric" else 25.0
+        return 0.0 if little or setting.labels == "asymmetric" else 25.0
 
 
 class UniconOptions(MixMatchOptions):
     """Keys under `defense.` for `defense.name=unicon`."""
+
+    added: ClassVar[Mapping[str, Any]] = {"projection": "mlp", "unlabelled_batch": "equal"}
 
     name: Literal["unicon"] = "unicon"
     selector: Literal["rebalance", "mixture", "jsd", "errors"] = "jsd"
@@ -209,6 +230,13 @@ class UniconOptions(MixMatchOptions):
     strong: bool = True
     contrastive_weight: Number = Field(0.025, ge=0, description="weight of the contrastive loss")
     contrastive_temperature: Free[Number] = Field(0.05, gt=0, description="temperature of the contrastive loss")
+    projection: Literal["mlp", "linear"] = Field(
+        "mlp", description="head of the contrastive loss: two layers, or as published one with batch norm"
+    )
+    unlabelled_batch: Literal["equal", "published"] = Field(
+        "equal",
+        description="unlabelled images of a step: as many as labelled ones; published: over twice the selected share",
+    )
 
     def default_lambda_u(self, setting: Setting) -> float:
         """Return the weight, which is the same for all sets."""
@@ -234,6 +262,8 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     """Keys under `defense.` for `defense.name=erat`; budgets are in pixel units of 1.0."""
 
+    added: ClassVar[Mapping[str, Any]] = {"strong_crop": False}
+
     name: Literal["erat"] = "erat"
     selection: bool = Field(True, description="false: all data stay labelled (w/o SS)")
     select_every: int = Field(
@@ -247,6 +277,11 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     # Views
     weak: Literal["erase", "crop", "none"] = "erase"
     strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
+    strong_crop: bool | None = Field(
+        False,
+        description="strong views: flip and crop beneath the policy, which alone are left without it; none: where a "
+        "mirrored image keeps its class",
+    )
     # Loss, Eqs. 8-9
     lambda_u: Free[Number] = Field(25.0, ge=0, description="weight of the unlabelled loss after its ramp (Eq. 9)")
     ramp_epochs: Free[Number] = Field(16.0, ge=0, description="epochs after the warm-up in which lambda_u grows from 0")
@@ -254,3 +289,7 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         "mean", description="squared errors over classes: mean, or Eq. 8's sum"
     )
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return whether strong views are cropped and flipped, where that is left open."""
+        return super().fill(setting) | ({"strong_crop": setting.flip} if self.strong_crop is None else {})

@@ -36,7 +36,13 @@ class Perturber(nn.Module):
             self.register_buffer("last_delta", torch.zeros(task.num_samples, *task.image_shape, dtype=torch.float16))
 
     def forward(
-        self, network: nn.Module, images: Tensor, labels: Tensor, random: BatchRandom, indices: Tensor | None = None
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        random: BatchRandom,
+        indices: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
         """Return adversarial images, shape (B, C, H, W); with `uniform=false` (norms * B, C, H, W), norm by norm.
 
@@ -46,12 +52,19 @@ class Perturber(nn.Module):
             labels: int64 (B,), given labels or hard pseudo-labels.
             random: source of the draws of norms and starts.
             indices: int64 (B,), the rows of the images in the training set; needed by `warm_start`.
+            strength: the share of the budget that the attack has, in (0, 1].
         """
         with record_function("perturb"):
-            return self._perturb(network, images, labels, random, indices)
+            return self._perturb(network, images, labels, random, indices, strength)
 
     def _perturb(
-        self, network: nn.Module, images: Tensor, labels: Tensor, random: BatchRandom, indices: Tensor | None
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        random: BatchRandom,
+        indices: Tensor | None,
+        strength: float,
     ) -> Tensor:
         options = self.options
         assert options.norms is not None, "filled by the config"
@@ -64,6 +77,8 @@ class Perturber(nn.Module):
         else:
             linf = norms[0] == "linf"
         budget = self._budget(linf, images)
+        if strength < 1:
+            budget = Budget(budget.epsilon * strength, budget.linf)
         start = budget.draw(images, random) if options.random_start else None
         if options.warm_start:
             start = self.last_delta[indices].float()

@@ -56,6 +56,7 @@ def test_every_backbone_maps_images_to_one_logit_per_class(name: str, channels: 
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
+        ("medium", 0.30),
         ("resnet18", 11.17),
         ("resnet34", 21.28),
         ("resnet50", 23.52),
@@ -65,7 +66,7 @@ def test_every_backbone_maps_images_to_one_logit_per_class(name: str, channels: 
         ("wideresnet28_10", 36.48),
     ],
 )
-def test_number_of_weights_is_the_literature_s_for_cifar10(name: str, millions: float) -> None:
+def test_number_of_weights_is_the_documented_one_for_ten_classes_in_colour(name: str, millions: float) -> None:
     weights = sum(parameter.numel() for parameter in on_meta(name).parameters())
     assert weights / 1e6 == pytest.approx(millions, abs=0.005)
 
@@ -79,6 +80,7 @@ def test_number_of_weights_is_the_literature_s_for_vit_on_imagenet() -> None:
     ("name", "sides"),
     [
         ("small", {14: 4, 28: 7, 32: 8, 64: 16}),
+        ("medium", {14: 4, 28: 4, 32: 4, 64: 8}),
         ("resnet18", {14: 2, 28: 4, 32: 4, 64: 4, 224: 7}),
         ("preact_resnet18", {14: 2, 28: 4, 32: 4, 64: 4}),
         ("vgg16", {14: 1, 28: 2, 32: 2, 64: 4}),
@@ -295,3 +297,16 @@ def test_every_weight_of_the_unet_is_felt_by_its_values() -> None:
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_unet_of_l2c_s_authors_averages_interpolates_and_normalises_before_the_tanh() -> None:
+    network, (images, _) = UNet(3, 4, official=True), batch(8, 14, 3)
+    raw: list[torch.Tensor] = []
+    network.last.register_forward_hook(lambda module, inputs, output: raw.append(output))
+    values = network.train()(images)
+    assert torch.equal(values, raw[0].tanh())
+    torch.testing.assert_close(raw[0].mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(raw[0].var((0, 2, 3), correction=0), torch.ones(3), atol=1e-2, rtol=0)
+    features = torch.tensor([[[[0.0, 1.0], [2.0, 5.0]]]])
+    assert network._halved(features).item() == 2
+    assert network._resized(features, torch.empty(1, 1, 3, 3))[0, 0, 1].tolist() == [1, 2, 3]
