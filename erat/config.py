@@ -312,7 +312,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
     """Return the configuration of one run.
 
     Args:
-        preset: the name of the preset whose values are the starting point ("demo", "paper", "official").
+        preset: the name of the preset whose values are the starting point ("demo", "medium", "paper", "official").
         overrides: dotted key -> value; strings are converted to the type of their field ("8/255" to a number).
         quiet: do not warn of keys that this run does not use, which may be meant for other runs of the same study.
 
