@@ -158,8 +158,13 @@ class Trainer:
         """
         if self._writer is not None:
             if self._writer.epochs != self.epochs_done:
-                self._save()
+                self._save(last=True)
             self._writer.wait()
+
+    @property
+    def overtaken(self) -> bool:
+        """Return whether a newer checkpoint, the last one, waits until the one that is being written is done."""
+        return self._writer is not None and self._writer.overtaken
 
     def settle(self) -> None:
         """Wait for the checkpoint that is being written, if there is one; `keep` raises an error that it ends with."""
@@ -237,7 +242,7 @@ class Trainer:
         self.ranks.average_buffers(self.defense)
         if self.ranks.workers > 1:  # each worker resumes from the mean, which keeps the sum over all workers
             epoch.sums = {name: self.ranks.sum(value) / self.ranks.workers for name, value in epoch.sums.items()}
-        self._save(epoch)
+        self._save(epoch, last=True)
         if self._writer is not None:
             self._writer.wait()
         raise Interrupted(f"told to leave in epoch {self.epochs_done + 1}")
@@ -309,6 +314,7 @@ class Trainer:
         with record_function("update"):
             exchange.end()
             self._optimizer.step()
+            self.defense.updated()
         return terms[0] if len(terms) == 1 else LossTerms.mean(terms)
 
     def _parts(self, batch: Batch) -> list[Batch]:
@@ -399,7 +405,7 @@ class Trainer:
         config = self.config
         return (config if config.identified else with_fingerprint(config, self.data.train.fingerprint)).digest()
 
-    def _save(self, epoch: Underway | None = None) -> None:
+    def _save(self, epoch: Underway | None = None, *, last: bool = False) -> None:
         """Begin to write the checkpoint of the run: after its last epoch, or inside `epoch`, which is under way."""
         if self._writer is None:
             return
@@ -412,7 +418,7 @@ class Trainer:
             "history": [asdict(report) for report in self.history],
             "underway": None if epoch is None else epoch.state(self.defense),
         }
-        self._writer.write(self.epochs_done, state)
+        self._writer.write(self.epochs_done, state, last=last)
 
     def _restore(self) -> None:
         """Resume from the newest sound checkpoint, if there is one.
