@@ -284,6 +284,8 @@ class RunConfig(Section):
         """
         reference = DATASETS.facts(self.data.name).fingerprint
         later = _LATER if reference is None else _LATER | {"data.fingerprint": reference}
+        later = later | {f"defense.{key}": value for key, value in self.defense.added.items()}
+        later = later | {f"corruption.{key}": value for key, value in self.corruption.added.items()}
         return {
             key: value
             for key, value in self.flat().items()
@@ -459,13 +461,30 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(defense, dict):
         setting = Setting(
             data=str(data.get("name", "cifar10")),
-            epsilon=facts.epsilon,
+            epsilon=facts.budgets(_image_size(data)),
             policy=facts.policy,
             norm=corruption.get("norm"),
             labels=str(corruption.get("labels", "none")),
+            rate=_rate(corruption),
+            flip=bool(data["flip"]),
         )
         values["defense"] = defense | _options(defense).fill(setting)
     return values
+
+
+def _image_size(data: Mapping[str, Any]) -> int | None:
+    """Return `data.image_size`; None where it is not given or no number, of which the model says what is wrong."""
+    size = str(data.get("image_size"))
+    return int(size) if size.isascii() and size.isdigit() and 0 < len(size) < 9 else None
+
+
+def _rate(corruption: Mapping[str, Any]) -> float | None:
+    """Return the share of wrong labels of the `corruption` section; None for human labels or what is no number."""
+    rate = parse_fraction(corruption.get("rate", fields_of(CorruptionOptions)["rate"].default))
+    try:
+        return float(rate)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None  # the model says what is wrong
 
 
 def _options(defense: Mapping[str, Any]) -> DefenseOptions:

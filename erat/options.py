@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,32 @@ from pydantic_core import PydanticCustomError
 from erat.paths import user_path
 
 Norm = Literal["linf", "l2"]
+
+
+NORMS = ("linf", "l2", "l1", "l0")  # what a defense may perturb its images under
+
+
+def norms_in(text: str) -> tuple[str, ...]:
+    """Return the norms of a set such as "both" (linf and l2) or "linf,l2,l1", in the order of `NORMS`."""
+    names = [name.strip() for name in ("linf,l2" if text == "both" else text).split(",")]
+    return tuple(name for name in NORMS if name in names)
+
+
+def _joined(value: object) -> object:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _norm_set(text: str) -> str:
+    """Return a set of norms in the one form in which it is part of a run's identity: ordered, linf and l2 as "both"."""
+    names = [name.strip() for name in text.split(",")]
+    if names != ["both"] and (not set(names) <= set(NORMS) or len(set(names)) < len(names)):
+        raise PydanticCustomError("norms", f"Input should be both (linf and l2), or some of {', '.join(NORMS)}")
+    found = norms_in(text)
+    return "both" if found == ("linf", "l2") else ",".join(found)
+
+
+# A set of norms: "both", "l2", "linf,l2,l1", or a list of them.
+NormSet = Annotated[str, BeforeValidator(_joined), AfterValidator(_norm_set)]
 LabelKind = Literal[
     "none",
     "symmetric",
@@ -164,7 +190,13 @@ class CorruptionOptions(Section):
     """The corruption of the training images and labels; each kind of data corruption adds its own keys.
 
     A key that a kind adds may be given as none, which means its default.
+
+    Attributes:
+        added: keys that were added later, with the values at which a run is the same as before they existed; with
+            these values they are left out of the identity of a run and of a crafted set.
     """
+
+    added: ClassVar[Mapping[str, Any]] = {}
 
     data: str = Field("none", description="perturbation of the training images (poison)")
     norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
@@ -227,6 +259,8 @@ class Setting:
         policy: the customary AutoAugment policy of the data set.
         norm: the norm of the data corruption; none: there is no data corruption.
         labels: the kind of label corruption.
+        rate: the share of the labels that are wrong; none: human labels, which have their own.
+        flip: whether a mirrored image keeps its class.
     """
 
     data: str
@@ -234,10 +268,19 @@ class Setting:
     policy: str
     norm: Norm | None
     labels: str
+    rate: float | None = None
+    flip: bool = False
 
 
 class DefenseOptions(Section):
-    """The options of every defense; each defense adds its own keys."""
+    """The options of every defense; each defense adds its own keys.
+
+    Attributes:
+        added: keys that were added later, with the values at which a run is the same as before they existed; with
+            these values they are left out of the identity of a run.
+    """
+
+    added: ClassVar[Mapping[str, Any]] = {}
 
     name: str = Field(description="defense, or a variant of one")
     squeeze: Literal["none", "jpeg", "grayscale", "bits"] = Field(

@@ -33,7 +33,8 @@ def demo(overrides: Mapping[str, Any]) -> Values:
         "train.epochs": 16,
         "train.lr": 0.1,
         "train.schedule": "onecycle",
-    }
+    } | _erat_views(overrides)
+    values |= _following_the_schedule(overrides, values)
     kind = overrides.get("corruption.data", "uhp")
     if overrides.get("data.name", "mnist") == "mnist":
         values["data.image_size"] = 14
@@ -43,6 +44,33 @@ def demo(overrides: Mapping[str, Any]) -> Values:
     if kind == "l2c":
         values |= {"corruption.steps": 12, "corruption.width": 16, "corruption.lr": 1e-3}
     return values
+
+
+def _following_the_schedule(overrides: Mapping[str, Any], values: Values) -> Values:
+    """Return the lengths of the demo that follow from the number of epochs of the run.
+
+    The weight of the unlabelled loss reaches its full size in the middle of the epochs after the warm-up, as the
+    paper's ramp of 16 epochs ends long before its hundredth. AT begins with clean epochs, and its budget grows: two and
+    six epochs of the demo's 16.
+    """
+    epochs = _count(overrides.get("train.epochs", values["train.epochs"]))
+    if str(overrides.get("defense.name")) == "at":
+        return {"defense.warmup_epochs": min(2, epochs // 8), "defense.epsilon_ramp": min(6.0, 3 * epochs / 8)}
+    warmup = _count(overrides.get("defense.warmup_epochs", values["defense.warmup_epochs"]))
+    return {"defense.ramp_epochs": min(16.0, max(0, epochs - warmup) / 2)}
+
+
+def _count(value: Any) -> int:
+    """Return a number of epochs as given; 0 if it is none, which the configuration refuses with a message."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def _erat_views(overrides: Mapping[str, Any]) -> Values:
+    """Return whether ERAT's strong views are cropped and flipped: left open, it follows from the data set."""
+    return {"defense.strong_crop": None} if str(overrides.get("defense.name", "erat")) == "erat" else {}
 
 
 # Larger budgets for the poisons with which, at the customary budget of the digits, plain training is still too accurate
@@ -64,6 +92,8 @@ def paper(overrides: Mapping[str, Any]) -> Values:
     Each worker asks Ray for one GPU.
     """
     data = str(overrides.get("data.name", "cifar10"))
+    # AT attacks from the first step, as published.
+    warmup = 0 if overrides.get("defense.name") == "at" else _WARMUP.get(data, 10)
     return {
         "data.name": data,
         "model.name": "resnet34",
@@ -71,9 +101,20 @@ def paper(overrides: Mapping[str, Any]) -> Values:
         "corruption.labels": "symmetric",
         "corruption.rate": 0.6,
         "defense.name": "erat",
-        "defense.warmup_epochs": _WARMUP.get(data, 10),
+        "defense.warmup_epochs": warmup,
         "resources.gpu": 1,
+        **_erat_views(overrides),
+        **_CRAFTED_WITH.get(str(overrides.get("corruption.data", "up")), {}),
     }
+
+
+# Lengths and networks of the crafting in the code of each corruption's authors.
+_UNIVERSAL: Values = {"corruption.images_per_class": 256}
+_CRAFTED_WITH: dict[str, Values] = {
+    "uhp": _UNIVERSAL,
+    "uap": _UNIVERSAL,
+    "l2c": {"corruption.unet": "official", "corruption.victim": "vgg11", "corruption.victim_epochs": 20},
+}
 
 
 # Network and schedule in the code of each defense's authors. Defenses without an entry (CE, MSPL, ERAT) use those of
@@ -115,8 +156,11 @@ _PUBLISHED_WITH: dict[str, Values] = {
         "defense.splits": "in_turn",
         "defense.jsd_log": "e",
         "defense.quota": "published",
+        "defense.projection": "linear",
+        "defense.unlabelled_batch": "published",
     },
 }
+_UNICON_ON_TINY_IMAGENET: Values = {"train.lr": 0.005, "defense.lambda_u": 50.0, "defense.mixup_alpha": 0.5}
 
 
 def official(overrides: Mapping[str, Any]) -> Values:
@@ -124,7 +168,44 @@ def official(overrides: Mapping[str, Any]) -> Values:
 
     No table mixes runs of this preset with runs of `paper`.
     """
-    return paper(overrides) | _PUBLISHED_WITH.get(str(overrides.get("defense.name", "erat")), {})
+    defense = str(overrides.get("defense.name", "erat"))
+    tiny = overrides.get("data.name") == "tiny-imagenet" and defense == "unicon"
+    return paper(overrides) | _PUBLISHED_WITH.get(defense, {}) | (_UNICON_ON_TINY_IMAGENET if tiny else {})
 
 
 PRESETS: dict[str, Callable[[Mapping[str, Any]], Values]] = {"demo": demo, "paper": paper, "official": official}
+EDITION = 2  # of the presets; a study records it, and one that records none is of the first
+
+
+def values_before(preset: str, overrides: Mapping[str, Any]) -> Values:
+    """Return what the first edition of a preset had where the present one has other values, for any defense.
+
+    With these values, given explicitly, a run is the same as it was, and so is its digest. Overrides come on top.
+
+    Args:
+        preset: the name of the preset.
+        overrides: dotted key -> value, with a variant's name replaced by its defense and settings.
+    """
+    if preset not in ("demo", "paper", "official"):
+        return {}
+    values: Values = {
+        "defense.ramp_epochs": 16.0,
+        "defense.strong_crop": False,
+        "defense.projection": "mlp",
+        "defense.unlabelled_batch": "equal",
+        "corruption.images_per_class": 16,
+        "corruption.unet": "plain",
+        "corruption.victim": "small",
+        "corruption.victim_epochs": 1,
+    }
+    defense, data = overrides.get("defense.name", "erat"), overrides.get("data.name", "cifar10")
+    if defense == "at":
+        values |= {"defense.warmup_epochs": 0, "defense.epsilon_ramp": 0.0}
+    if preset == "official" and defense == "unicon":
+        values |= {"train.lr": 0.02, "defense.lambda_u": 30.0, "defense.mixup_alpha": 4.0}
+    if defense == "dividemix":  # the weight did not depend on the rate of the noise
+        many = data in ("cifar100", "tiny-imagenet")
+        values["defense.lambda_u"] = (
+            150.0 if many else 0.0 if overrides.get("corruption.labels") == "asymmetric" else 25.0
+        )
+    return values

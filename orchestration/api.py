@@ -44,7 +44,8 @@ COLUMNS = (
     *FIGURES,
 )
 SETTINGS = ("sampler", "pruner", "window", "rungs", "confirm")
-ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, "seeds", "only", "skip", "workspace", "overrides")
+ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, "seeds", "draws", "only", "skip")
+ARGUMENTS += ("workspace", "overrides")
 
 
 class Study:
@@ -90,6 +91,7 @@ class Study:
         rungs: Sequence[int] | str | None = None,
         confirm: Confirmation | Mapping[str, int] | int | str | None = None,
         seeds: Sequence[int] = (0,),
+        draws: Sequence[int] = (),
         only: Mapping[str, Sequence[str]] | None = None,
         skip: Mapping[str, Sequence[str]] | None = None,
         workspace: Home = None,
@@ -119,8 +121,8 @@ class Study:
             rungs: epochs at which the pruner "halving" compares trials, or "auto".
             confirm: how the best trials are confirmed with further seeds: {"top": 3, "seeds": 5}, "3x5", "none" or
                 "auto".
-            seeds, only, skip: for a grid: the seeds of training; the names to keep or to leave out, by axis or dotted
-                key.
+            seeds, draws, only, skip: for a grid: the seeds of training and those of the corruption, every one with
+                every one (no draws: the configuration's one); the names to keep or to leave out, by axis or dotted key.
             workspace: folder for everything that is written; None: ERAT_HOME, or ./runs.
             overrides: dotted configuration keys on top of the preset.
             more_overrides: the same as keywords, with "__" for the dot: `defense__eta=0.3`.
@@ -133,19 +135,22 @@ class Study:
         if (space is None) == (grid is None):
             raise UserError("a study needs a space or a grid: give one of the two")
         fill = home.fingerprints()
-        if any(isinstance(seed, bool) or not isinstance(seed, int) for seed in seeds) or len({*seeds}) < len(seeds):
-            raise UserError(f"seeds must be different whole numbers, got {shown(seeds)}")
+        for words, numbers in (("seeds", seeds), ("draws", draws)):
+            if any(isinstance(one, bool) or not isinstance(one, int) for one in numbers) or len({*numbers}) < len(
+                numbers
+            ):
+                raise UserError(f"{words} must be different whole numbers, got {shown(numbers)}")
         if grid is not None:
             if trials is not None:
                 raise UserError(f"trials are of a search, which a grid has none of; got {trials}")
             for setting, value in settings.items():
                 if value is not None:
                     raise no_search(setting, _grid(grid).name, value)
-            spec = specification(_grid(grid), preset, given, seeds=seeds, only=only, skip=skip, fill=fill)
-            plain = not (given or only or skip) and tuple(seeds) == (0,)
+            spec = specification(_grid(grid), preset, given, seeds=seeds, draws=draws, only=only, skip=skip, fill=fill)
+            plain = not (given or only or skip or draws) and tuple(seeds) == (0,)
             return cls(name or _default_name(spec, plain and preset == "demo"), spec, 0, home)
-        if only or skip or tuple(seeds) != (0,):
-            raise UserError("seeds, only and skip choose points of a grid; a space has none: set train.seed")
+        if only or skip or draws or tuple(seeds) != (0,):
+            raise UserError("seeds, draws, only and skip choose points of a grid; a space has none: set train.seed")
         _check_count("trials", trials)
         own = _space(space)
         asked = with_settings(own, **settings)

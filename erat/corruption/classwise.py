@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from erat.attacks.norms import per_image
 from erat.attacks.pgd import Budget
 
+PART = 4096  # images whose gradients are computed at once, to bound memory
+
 
 def descend(
     network: nn.Module, images: Tensor, labels: Tensor, delta_KCHW: Tensor, budget: Budget, step_size: Tensor
@@ -31,6 +33,9 @@ def descend(
         The new perturbations, (K, C, H, W), detached, within the budget.
     """
     delta = delta_KCHW.detach().requires_grad_(True)
-    loss = F.cross_entropy(network((images + delta[labels]).clamp(0, 1)), labels, reduction="sum")
-    (grad,) = torch.autograd.grad(loss, delta)
+    grads = []
+    for part, target in zip(images.split(PART), labels.split(PART), strict=True):
+        loss = F.cross_entropy(network((part + delta[target]).clamp(0, 1)), target, reduction="sum")
+        grads += torch.autograd.grad(loss, delta)
+    grad = sum(grads[1:], start=grads[0])
     return budget.project(delta.detach() - per_image(step_size) * budget.direction(grad))

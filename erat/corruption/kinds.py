@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from erat.errors import UserError
-from erat.options import CorruptionOptions, Number
+from erat.options import MOST_EPOCHS, CorruptionOptions, Number
 
 MOST_STEPS = 10**7
 
@@ -69,7 +69,10 @@ class URP(CorruptionKind):
 class UniversalOptions(CorruptionOptions):
     """Keys of UHP and UAP."""
 
+    added: ClassVar[Mapping[str, Any]] = {"images_per_class": 16}
+
     steps: int | None = Field(500, ge=1, le=MOST_STEPS, description="length of the crafting: batches")
+    images_per_class: int | None = Field(16, ge=1, le=10**6, description="images of each class in a batch, on average")
 
 
 class UHP(CorruptionKind):
@@ -139,11 +142,20 @@ class AA(CorruptionKind):
 class L2COptions(CorruptionOptions):
     """Keys of L2C."""
 
+    added: ClassVar[Mapping[str, Any]] = {"unet": "plain", "victim": "small", "victim_epochs": 1}
+
     steps: int | None = Field(
-        500, ge=1, le=MOST_STEPS, description="length of the crafting: trials, each with a pass over the images"
+        500, ge=1, le=MOST_STEPS, description="length of the crafting: trials, each with a new victim"
     )
     width: int | None = Field(64, ge=1, le=4096, description="channels of the generator at full resolution")
     lr: Number | None = Field(1e-4, gt=0, description="learning rate of the generator")
+    unet: Literal["plain", "official"] | None = Field(
+        "plain",
+        description="generator: with maxima and nearest neighbours, or its authors' with means, bilinear "
+        "interpolation and batch norm before the tanh",
+    )
+    victim: str | None = Field("small", description="network that the generator misleads")
+    victim_epochs: int | None = Field(1, ge=1, le=MOST_EPOCHS, description="passes over the images in each trial")
 
 
 class L2C(CorruptionKind):
@@ -153,3 +165,11 @@ class L2C(CorruptionKind):
     norm = "linf"
     granularities = ("sample",)
     Options = L2COptions
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse a victim that is no network, beside what all kinds refuse."""
+        from erat.registry import BACKBONES  # imported here, because the registry imports this module
+
+        super().check(options)
+        if options.get("victim") is not None:
+            BACKBONES.require(str(options["victim"]))

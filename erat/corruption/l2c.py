@@ -7,7 +7,7 @@ that one gradient step of the victim on perturbed images makes the victim worse 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 
 import torch
@@ -20,8 +20,8 @@ from erat.attacks.norms import l2_step
 from erat.attacks.pgd import frozen
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption
-from erat.models.small import small
 from erat.models.unet import UNet
+from erat.registry import BACKBONES
 
 BATCH = 64
 RATE = 0.01  # alpha, the victim's learning rate, for its own steps and for the step that the generator looks ahead
@@ -52,8 +52,10 @@ class _Confusion:
         held_out = max(1, round(HELD_OUT * len(order)))
         self.val, self.part = order[:held_out], order[held_out:]
         channels, size = craft.images.shape[1], craft.images.shape[-1]
+        self.options = options = kinds.L2COptions.added | dict(craft.options)
         with torch.random.fork_rng(devices=[]):  # all weights are drawn from the craft's own generator, below
-            victim, generator = small(craft.num_classes, channels, size), UNet(channels, craft.options["width"])
+            victim = BACKBONES[options["victim"]](craft.num_classes, channels, size)
+            generator = UNet(channels, options["width"], official=options["unet"] == "official")
         # Victims differ only in their weights, so one module serves all of them.
         self.victim = _without_running_statistics(victim).to(craft.images.device)
         self.generator = _drawn(generator, craft).to(craft.images.device)
@@ -98,10 +100,7 @@ class _Confusion:
         craft = self.craft
         victim = _drawn(self.victim, craft)
         weights = [parameter.detach() for parameter in victim.parameters()]
-        order = self.part[torch.randperm(len(self.part), generator=craft.generator).to(self.part.device)]
-        for chosen in order.split(BATCH):
-            if len(chosen) < min(BATCH, len(order)):
-                break  # the statistics of a small last batch are poor
+        for chosen in self._batches():
             images, labels = craft.images.index_select(0, chosen), craft.labels[chosen]
             if learning is not None:
                 moved = (images + _perturbation(learning, images, craft)).clamp(0, 1)
@@ -112,6 +111,14 @@ class _Confusion:
         with torch.no_grad():
             logits = _logits(victim, weights, craft.images[self.val])
         return float((logits.argmax(1) == craft.labels[self.val]).double().mean())
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Yield the indices of the batches of a trial, shuffled anew in each pass over the images."""
+        for _ in range(self.options["victim_epochs"]):
+            order = torch.randperm(len(self.part), generator=self.craft.generator).to(self.part.device)
+            for chosen in self.part[order].split(BATCH):
+                if len(chosen) == min(BATCH, len(order)):  # the statistics of a small last batch are poor
+                    yield chosen
 
 
 def _confuse(
@@ -202,7 +209,7 @@ def _perturbation(generator: nn.Module, images: Tensor, craft: Craft) -> Tensor:
 class BatchStatistics(nn.BatchNorm2d):
     """BatchNorm by the statistics of the present batch only, written out in elementary operations.
 
-    A victim is trained for one pass only, so running statistics would be useless. Torch's own kernel cannot be used:
+    A victim is trained for a few passes only, so running statistics would be poor. Torch's own kernel cannot be used:
     when its forward-mode derivative is differentiated again, it treats the mean and variance of the batch as constants.
     """
 

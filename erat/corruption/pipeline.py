@@ -152,7 +152,7 @@ def _image_parameters(subject: Traits, config: RunConfig) -> Parameters:
         "source": options.source,
         "source_epochs": options.source_epochs,
         "source_weights_digest": options.source_weights_digest,
-        **options.own(),
+        **{key: value for key, value in options.own().items() if options.added.get(key, ...) != value},
         "seed": options.seed,
         **(subject.training(config) if trained else {}),
     }

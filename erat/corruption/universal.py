@@ -15,19 +15,20 @@ from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.classwise import descend
 
-IMAGES_PER_CLASS = 16  # images per class in one step; the perturbations of all classes are updated at once
 STEP_RATIO = 0.2  # step size as a share of the budget, the same for every perturbation of the paper
 
 
 def class_vectors(craft: Craft) -> Tensor:
     """Return for each class c the delta_c that lowers CE(clip(x + delta_c), c); shape (K, C, H, W).
 
-    The optimisation starts from 0 and uses shuffled batches of images of all classes.
+    The optimisation starts from 0 and uses shuffled batches of images of all classes; the perturbations of all classes
+    are updated at once.
     """
     delta = craft.images.new_zeros(craft.num_classes, *craft.images.shape[1:])
     budget = Budget.of(craft.norm, craft.epsilon, delta)
     step_size = budget.epsilon * STEP_RATIO
-    targets = torch.arange(craft.num_classes, device=delta.device).repeat(IMAGES_PER_CLASS)
+    options = kinds.UniversalOptions.added | dict(craft.options)
+    targets = torch.arange(craft.num_classes, device=delta.device).repeat(options["images_per_class"])
     state = craft.resume()
     batches = ShuffledBatches(craft, len(targets), state and state["batches"])
     done = 0

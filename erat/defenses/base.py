@@ -60,6 +60,8 @@ class Phase:
         name: the name of the phase, passed to `Defense.loss` with each batch.
         turns: the updates of the steps, in turn: step s makes those of `turns[s % len(turns)]`.
         late: whether the defense replaces this phase once the phases before it have trained (`Defense.late_phase`).
+        unlabelled_ratio: the number of unlabelled images of a step over `train.batch_size`, above 0; it is rounded down
+            to a number that all shares of a batch divide, at least one for each.
     """
 
     labelled: Tensor
@@ -67,6 +69,12 @@ class Phase:
     name: str = "train"
     turns: tuple[tuple[Update, ...], ...] = ((Update(),),)
     late: bool = False
+    unlabelled_ratio: float = 1.0
+
+    def unlabelled_size(self, batch_size: int, shares: int) -> int:
+        """Return the number of unlabelled images of a step, a multiple of `shares`, the parts of a batch."""
+        size = int(batch_size * self.unlabelled_ratio)
+        return max(shares, size - size % shares)
 
     @property
     def updates(self) -> tuple[Update, ...]:

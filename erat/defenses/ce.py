@@ -41,14 +41,19 @@ class CrossEntropy(Defense):
         """Return cross-entropy on strong, and if set perturbed, views; with ELR its regularisation as well."""
         network, labels = self.networks["main"], batch.labels
         images = self.views.strong(batch.images, batch.random, network, labels)
-        if self.options.adversarial:
-            images = self.perturber(network, images, labels, batch.random, batch.indices)
+        strength = self.strength(clock)
+        if self.options.adversarial and strength > 0:
+            images = self.perturber(network, images, labels, batch.random, batch.indices, strength)
         logits = network(images)
         terms = LossTerms()
         terms.add("ce", cross_entropy(logits, labels.repeat(len(images) // len(labels))))
         if self.options.criterion == "elr":
             terms.add("elr", self._early_learning(logits[: len(labels)], batch.indices), self.options.elr_weight)
         return terms
+
+    def strength(self, clock: Clock) -> float:
+        """Return the share, in [0, 1], of its budget that the attack has at this time."""
+        return 1.0
 
     def _early_learning(self, logits: Tensor, indices: Tensor) -> Tensor:
         """Return the mean of log(1 - <p, t>), which grows as the predictions p depart from earlier predictions t.

@@ -90,13 +90,13 @@ def discrepancy(first_NK: Tensor, second_NK: Tensor, *, published: bool = False)
     It is least if both predictions agree and are certain.
 
     Args:
-        published: compute it as the published code does, which takes the softmax of a softmax, sums the divergence over
-            the batch and averages the entropies over batch and classes.
+        published: compute it as the published code does, which takes a softmax over the batch and of that one over the
+            classes, sums the divergence over the batch and averages the entropies over batch and classes.
     """
     p, q = first_NK.float().softmax(1), second_NK.float().softmax(1)
     if published:
         entropies = -(p * (p + 1e-6).log()).mean() - (q * (q + 1e-6).log()).mean()
-        p, q = p.softmax(1), q.softmax(1)
+        p, q = (logits.float().softmax(0).softmax(1) for logits in (first_NK, second_NK))
         return ((p - q) * (p.log() - q.log())).sum() + entropies
     # KL(p|q) + KL(q|p) + H(p) + H(q) is the sum of both cross-entropies.
     log_p, log_q = first_NK.float().log_softmax(1), second_NK.float().log_softmax(1)

@@ -39,7 +39,7 @@ class ERAT(Defense):
         self.networks = nn.ModuleDict({"main": task.build(0)})
         self.perturber = Perturber(options, task)
         self.selector = Selector(options, task)
-        self.views = Views(options, task)
+        self.views = Views(options, task, crop=bool(options.strong_crop))
 
     # -- Algorithm 1, once per epoch ------------------------------------------------------------------------------
 

@@ -81,7 +81,12 @@ class MixMatch(Defense):
     def _phase(self, place: int, split: Split, late: bool = False) -> Phase:
         self.trust[place] = split.trust
         labelled, rest = split.indices()
-        return Phase(labelled, rest, turns=_turns(NETWORKS[place]), late=late)
+        ratio = self.unlabelled_ratio(split)
+        return Phase(labelled, rest, turns=_turns(NETWORKS[place]), late=late, unlabelled_ratio=ratio)
+
+    def unlabelled_ratio(self, split: Split) -> float:
+        """Return how many unlabelled images a step has for each labelled one."""
+        return 1.0
 
     # -- once per step --------------------------------------------------------------------------------------------
 

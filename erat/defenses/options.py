@@ -5,26 +5,36 @@ The options that several defenses share come first, then the defenses. Budgets a
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from erat.errors import UserError
-from erat.options import MOST_EPOCHS, DefenseOptions, Free, Number, Setting
+from erat.options import MOST_EPOCHS, DefenseOptions, Free, NormSet, Number, Setting, norms_in
 
 
 class PerturbationOptions(DefenseOptions):
     """Keys of a defense that can train on perturbed images; budgets are in pixel units of 1.0."""
 
+    added: ClassVar[dict[str, Any]] = {"epsilon_l1": None, "epsilon_l0": None}
+
     adversarial: bool = Field(False, description="whether images are perturbed at all")
-    norms: Literal["both", "linf", "l2"] | None = Field(
-        None, description="the set that each image draws its norm from; none: the poison's own norm, linf without one"
+    norms: NormSet | None = Field(
+        None,
+        description="the set that each image draws its norm from: both (linf and l2), or some of linf, l2, l1, l0; "
+        "none: the poison's own norm, linf without one",
     )
     uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
     epsilon_inf: Free[Number | None] = Field(
         None, ge=0, le=1, description="l_inf budget; none: customary for the data set"
     )
     epsilon_2: Free[Number | None] = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
+    epsilon_l1: Free[Number | None] = Field(
+        None, ge=0, description="norms with l1: its budget; none: customary for the data set"
+    )
+    epsilon_l0: Free[int | None] = Field(
+        None, ge=1, le=10**6, description="norms with l0: its budget in pixels; none: customary for the data set"
+    )
     steps: int = Field(7, ge=1, le=10_000, description="steps of PGD, T in the paper")
     step_ratio: Free[Number] = Field(0.2, gt=0, description="step size as a share of the budget")
     random_start: bool = Field(True, description="PGD starts at a random point of the ball, not at the image")
@@ -39,16 +49,35 @@ class PerturbationOptions(DefenseOptions):
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return the customary budgets of the data set, and the norm of the poison, for the keys that are left open."""
-        open_keys = {
+        open_keys: dict[str, Any] = {
             "epsilon_inf": setting.epsilon["linf"],
             "epsilon_2": setting.epsilon["l2"],
             "norms": setting.norm or "linf",
         }
+        for norm in set(norms_in(self.norms or "")) & {"l1", "l0"}:
+            if setting.epsilon.get(norm) is None and getattr(self, f"epsilon_{norm}") is None:
+                raise UserError(f"defense.epsilon_{norm} must be given: {setting.data} has no customary {norm} budget")
+            open_keys[f"epsilon_{norm}"] = setting.epsilon.get(norm)
         return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
+
+    def budget(self, norm: str) -> float:
+        """Return the budget of a norm, in pixel units of 1.0, of l0 in pixels."""
+        value = getattr(self, {"linf": "epsilon_inf", "l2": "epsilon_2"}.get(norm, f"epsilon_{norm}"))
+        assert value is not None, "filled by the config"
+        return float(value)
 
     def check(self, workers: int) -> None:
         """Refuse a warm start together with what leaves it no last perturbation of each image to go on from."""
         super().check(workers)
+        norms = norms_in(self.norms or "")
+        for norm in ("l1", "l0"):
+            given = getattr(self, f"epsilon_{norm}")
+            if given is not None and norm not in norms:
+                raise UserError(f"defense.epsilon_{norm}={given:g} needs {norm} in defense.norms, got {self.norms}")
+        if self.pgd_scale < 1 and not set(norms) <= {"linf", "l2"}:
+            raise UserError(
+                f"defense.pgd_scale={self.pgd_scale:g} needs defense.norms of linf and l2, got {self.norms}"
+            )
         if self.warm_start and workers > 1:
             raise UserError(f"defense.warm_start=true needs train.workers=1, got {workers}: each has seen other images")
         if self.warm_start and self.random_start:
@@ -126,8 +155,14 @@ class CrossEntropyOptions(PerturbationOptions, ViewOptions):
 class AdversarialTrainingOptions(CrossEntropyOptions):
     """Keys under `defense.` for `defense.name=at`."""
 
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {"warmup_epochs": 0, "epsilon_ramp": 0.0}
+
     name: Literal["at"] = "at"  # type: ignore[assignment]
     adversarial: bool = True
+    warmup_epochs: int = Field(0, ge=0, le=MOST_EPOCHS, description="at: epochs on clean images before the attack")
+    epsilon_ramp: Free[Number] = Field(
+        0.0, ge=0, description="at: epochs after the warm-up in which the budget of the attack grows from 0"
+    )
 
 
 class SqueezingOptions(CrossEntropyOptions):
@@ -149,7 +184,9 @@ class DATOptions(PerturbationOptions, ViewOptions):
         "not grow with the loss, and overwhelms SGD",
     )
     discrepancy: Literal["mean", "published"] = Field(
-        "mean", description="published: softmax taken twice, divergence summed over the batch, as the published code"
+        "mean",
+        description="published: as the published code, the softmax over the classes of a softmax over the batch, its "
+        "divergence summed over the batch",
     )
 
 
@@ -186,6 +223,9 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
 
 
+LITTLE_NOISE = 0.2  # rate of label noise up to which DivideMix's authors trust unlabelled samples less
+
+
 class DivideMixOptions(MixMatchOptions):
     """Keys under `defense.` for `defense.name=dividemix`."""
 
@@ -194,14 +234,23 @@ class DivideMixOptions(MixMatchOptions):
     exchange: Literal["crossed", "joint"] = "crossed"
 
     def default_lambda_u(self, setting: Setting) -> float:
-        """Return the weight by the number of classes and the kind of label noise."""
-        if setting.data in ("cifar100", "tiny-imagenet"):
+        """Return the weight by the number of classes, the kind of label noise and its rate, as its authors set it.
+
+        Their settings are for rates of 0.2 and from 0.5 on; less noise than 0.2 has the weight of 0.2, and more has
+        that of 0.5.
+        """
+        little = setting.rate is not None and setting.rate <= LITTLE_NOISE
+        if setting.data == "cifar100":
+            return 25.0 if little else 150.0
+        if setting.data == "tiny-imagenet":
             return 150.0
-        return 0.0 if setting.labels == "asymmetric" else 25.0
+        return 0.0 if little or setting.labels == "asymmetric" else 25.0
 
 
 class UniconOptions(MixMatchOptions):
     """Keys under `defense.` for `defense.name=unicon`."""
+
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {"projection": "mlp", "unlabelled_batch": "equal"}
 
     name: Literal["unicon"] = "unicon"
     selector: Literal["rebalance", "mixture", "jsd", "errors"] = "jsd"
@@ -209,6 +258,13 @@ class UniconOptions(MixMatchOptions):
     strong: bool = True
     contrastive_weight: Number = Field(0.025, ge=0, description="weight of the contrastive loss")
     contrastive_temperature: Free[Number] = Field(0.05, gt=0, description="temperature of the contrastive loss")
+    projection: Literal["mlp", "linear"] = Field(
+        "mlp", description="head of the contrastive loss: two layers, or as published one with batch norm"
+    )
+    unlabelled_batch: Literal["equal", "published"] = Field(
+        "equal",
+        description="unlabelled images of a step: as many as labelled ones; published: over twice the selected share",
+    )
 
     def default_lambda_u(self, setting: Setting) -> float:
         """Return the weight, which is the same for all sets."""
@@ -234,6 +290,8 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     """Keys under `defense.` for `defense.name=erat`; budgets are in pixel units of 1.0."""
 
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {"strong_crop": False}
+
     name: Literal["erat"] = "erat"
     selection: bool = Field(True, description="false: all data stay labelled (w/o SS)")
     select_every: int = Field(
@@ -241,12 +299,20 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     )
     # Perturbation, Eqs. 6, 7, 10
     adversarial: bool = Field(True, description="false: no perturbed views (w/o AT)")
-    norms: Literal["both", "linf", "l2"] = Field("both", description="the set that each image draws its norm from")
+    norms: NormSet = Field(
+        "both",
+        description="the set that each image draws its norm from: both, or some of linf, l2, l1, l0",
+    )
     random_start: bool = False
     consistency: bool = Field(True, description="beyond the paper: false leaves out Eq. 6's distance from p(x)")
     # Views
     weak: Literal["erase", "crop", "none"] = "erase"
     strong: bool = Field(True, description="false: weak views where the paper has strong ones (w/o Aug)")
+    strong_crop: bool | None = Field(
+        False,
+        description="strong views: flip and crop beneath the policy, which alone are left without it; none: where a "
+        "mirrored image keeps its class",
+    )
     # Loss, Eqs. 8-9
     lambda_u: Free[Number] = Field(25.0, ge=0, description="weight of the unlabelled loss after its ramp (Eq. 9)")
     ramp_epochs: Free[Number] = Field(16.0, ge=0, description="epochs after the warm-up in which lambda_u grows from 0")
@@ -254,3 +320,7 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         "mean", description="squared errors over classes: mean, or Eq. 8's sum"
     )
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return whether strong views are cropped and flipped, where that is left open."""
+        return super().fill(setting) | ({"strong_crop": setting.flip} if self.strong_crop is None else {})

@@ -307,7 +307,8 @@ def _step(defense: Defense, config: RunConfig, shape: DataShape, phase: Phase, u
     """Count the memory and operations of one update, made in the same way as by the trainer."""
     shares = config.train.workers * config.train.accumulate
     labelled = min(config.train.batch_size, shape.train) // shares
-    unlabelled = config.train.batch_size // shares if _has_unlabelled(phase) else 0
+    others = phase.unlabelled_size(config.train.batch_size, shares)
+    unlabelled = others // shares if _has_unlabelled(phase) else 0
     networks = [defense.networks[name] for name in update.networks] or [defense.networks]
     weights = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
     defense.train()

@@ -158,8 +158,13 @@ class Trainer:
         """
         if self._writer is not None:
             if self._writer.epochs != self.epochs_done:
-                self._save()
+                self._save(last=True)
             self._writer.wait()
+
+    @property
+    def overtaken(self) -> bool:
+        """Return whether a newer checkpoint, the last one, waits until the one that is being written is done."""
+        return self._writer is not None and self._writer.overtaken
 
     def settle(self) -> None:
         """Wait for the checkpoint that is being written, if there is one; `keep` raises an error that it ends with."""
@@ -237,7 +242,7 @@ class Trainer:
         self.ranks.average_buffers(self.defense)
         if self.ranks.workers > 1:  # each worker resumes from the mean, which keeps the sum over all workers
             epoch.sums = {name: self.ranks.sum(value) / self.ranks.workers for name, value in epoch.sums.items()}
-        self._save(epoch)
+        self._save(epoch, last=True)
         if self._writer is not None:
             self._writer.wait()
         raise Interrupted(f"told to leave in epoch {self.epochs_done + 1}")
@@ -257,12 +262,13 @@ class Trainer:
             raise TrainingFailedError(f"{len(phase.labelled)} labelled samples are too few for {shares} shares")
         steps = len(phase.labelled) // size
         labelled = phase.labelled[torch.randperm(len(phase.labelled), generator=self._order)]
-        unlabelled = self._cycle(phase.unlabelled, steps * self.config.train.batch_size)
+        others = phase.unlabelled_size(self.config.train.batch_size, shares)
+        unlabelled = self._cycle(phase.unlabelled, steps * others)
         random = BatchRandom(self._draws, self.ranks.rank, self.ranks.workers)
         for step in range(done, steps):
             with record_function("batch"):
                 mine = self._share(labelled[step * size : (step + 1) * size])
-                other = self._share(unlabelled[step * self.config.train.batch_size :][: self.config.train.batch_size])
+                other = self._share(unlabelled[step * others :][:others])
                 batch = Batch(
                     images=self._images(mine),
                     labels=self._train.labels[mine],
@@ -398,7 +404,7 @@ class Trainer:
         config = self.config
         return (config if config.identified else with_fingerprint(config, self.data.train.fingerprint)).digest()
 
-    def _save(self, epoch: Underway | None = None) -> None:
+    def _save(self, epoch: Underway | None = None, *, last: bool = False) -> None:
         """Begin to write the checkpoint of the run: after its last epoch, or inside `epoch`, which is under way."""
         if self._writer is None:
             return
@@ -411,7 +417,7 @@ class Trainer:
             "history": [asdict(report) for report in self.history],
             "underway": None if epoch is None else epoch.state(self.defense),
         }
-        self._writer.write(self.epochs_done, state)
+        self._writer.write(self.epochs_done, state, last=last)
 
     def _restore(self) -> None:
         """Resume from the newest sound checkpoint, if there is one.

@@ -19,7 +19,8 @@ from erat.options import interval
 class CheckpointWriter:
     """The checkpoints of one run: when the next one is due, and the thread that writes it.
 
-    At most one is written at a time: if the next one is due before that, the training waits. An error of the thread is
+    At most one is written at a time: if the next one is due before that, the training waits. The last one overtakes the
+    one that is under way: whoever has little time left need not wait until both are sent. An error of the thread is
     raised by the next call of `check`, `write` or `wait`, and again by each later one.
 
     Args:
@@ -33,6 +34,7 @@ class CheckpointWriter:
         self._epochs, self._seconds = interval(every)
         self._last = 0, time.monotonic()  # the epochs in the last checkpoint, and when its state was taken
         self._writing: Future[None] | None = None
+        self.overtaken = False  # whether the last checkpoint waits, so that `kept` may give up the one before it
 
     @property
     def epochs(self) -> int:
@@ -48,13 +50,20 @@ class CheckpointWriter:
         before, then = self._last
         return time.monotonic() - then >= self._seconds if self._epochs is None else epochs - before >= self._epochs
 
-    def write(self, epochs: int, state: dict[str, Any]) -> None:
+    def write(self, epochs: int, state: dict[str, Any], *, last: bool = False) -> None:
         """Have the thread write a copy of `state`, in which so many epochs are done, after what it writes now.
+
+        Args:
+            last: whether it is the last one, on which somebody will wait.
 
         Raises:
             OSError: the checkpoint before could not be written, or what `kept` has raised.
         """
-        self.wait()
+        self.overtaken = last
+        try:
+            self.wait()
+        finally:
+            self.overtaken = False
         state = _copied(state)
         self._last = epochs, time.monotonic()
         pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")

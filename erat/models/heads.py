@@ -26,21 +26,26 @@ def cut_head(network: nn.Module) -> tuple[nn.Module, nn.Linear]:
 
 
 class Projecting(nn.Module):
-    """A classifier with projection heads beside its last layer (the two-layer heads of SimCLR).
+    """A classifier with projection heads beside its last layer (by default the two-layer heads of SimCLR).
 
     Args:
         network: maps images to logits (B, K); its last layer is removed from it.
         heads: number of projection heads.
         width: D, the width of each projection.
+        linear: each head is one linear layer with batch norm instead.
     """
 
-    def __init__(self, network: nn.Module, heads: int, width: int = 128) -> None:
+    def __init__(self, network: nn.Module, heads: int, width: int = 128, *, linear: bool = False) -> None:
         super().__init__()
         self.features, self.classifier = cut_head(network)
         inputs = self.classifier.in_features
-        self.projectors = nn.ModuleList(
-            nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, width)) for _ in range(heads)
-        )
+
+        def head() -> nn.Module:
+            if linear:
+                return nn.Sequential(nn.Linear(inputs, width), nn.BatchNorm1d(width))
+            return nn.Sequential(nn.Linear(inputs, inputs), nn.ReLU(), nn.Linear(inputs, width))
+
+        self.projectors = nn.ModuleList(head() for _ in range(heads))
 
     def forward(self, images: Tensor, project: bool = False) -> Tensor | tuple[Tensor, Sequence[Tensor]]:
         """Return the logits (B, K); with `project` also each head's projections, (B, D), of unit length."""

@@ -22,28 +22,42 @@ class UNet(nn.Module):
     Args:
         channels: C.
         width: the number of channels at full resolution; each of the three halvings doubles it.
+        official: the form of L2C's authors: means instead of maxima on the way down, bilinear interpolation instead of
+            nearest neighbours on the way up, and batch norm before the tanh.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, *, official: bool = False) -> None:
         super().__init__()
+        self.official = official
         widths = [width * 2**level for level in range(DOUBLINGS + 1)]
         self.down = nn.ModuleList(_double(a, b) for a, b in zip([channels, *widths[:-1]], widths, strict=True))
         self.up = nn.ModuleList(_double(a + b, a) for a, b in pairwise(widths))
-        self.last = nn.Conv2d(width, channels, 1)
+        self.last: nn.Module = nn.Conv2d(width, channels, 1)
+        if official:
+            self.last = nn.Sequential(self.last, nn.BatchNorm2d(channels))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images in [0, 1] to the tanh of the last layer."""
         features, skipped = images, []
         for level, block in enumerate(self.down):
             # ceil_mode rounds up when an odd size is halved, so that three halvings turn 7 px into 1 px, not into none.
-            features = block(F.max_pool2d(features, 2, ceil_mode=True) if level else features)
+            features = block(self._halved(features) if level else features)
             skipped.append(features)
         skipped.pop()
         for block in reversed(self.up):
             skip = skipped.pop()
-            features = block(torch.cat([skip, F.interpolate(features, skip.shape[-2:], mode="nearest")], 1))
+            features = block(torch.cat([skip, self._resized(features, skip)], 1))
         values: Tensor = self.last(features).tanh()
         return values
+
+    def _halved(self, features: Tensor) -> Tensor:
+        pool = F.avg_pool2d if self.official else F.max_pool2d
+        return pool(features, 2, ceil_mode=True)
+
+    def _resized(self, features: Tensor, skip: Tensor) -> Tensor:
+        if self.official:
+            return F.interpolate(features, skip.shape[-2:], mode="bilinear", align_corners=True)
+        return F.interpolate(features, skip.shape[-2:], mode="nearest")
 
 
 def _double(inputs: int, outputs: int) -> nn.Module:

@@ -113,6 +113,7 @@ def sweep(
     verbs,
     "matrix --grid table3 --dry-run",
     "matrix --grid table3 --only 'defense=erat,ce corruption=up,uhp' --seeds 0,1,2",
+    "matrix --grid fair3 --draws 0,1,2 --seeds 0,1",
     "matrix --grid table6 --preset paper data.root=/data resources.gpu=0.25 --address auto",
 )
 def matrix(
@@ -125,6 +126,9 @@ def matrix(
         ),
     ] = "table3",
     seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
+    draws: Annotated[
+        str | None, typer.Option(help="seeds of the corruption, with commas; each is run with all seeds of training")
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -152,6 +156,7 @@ def matrix(
     given = read_asked(overrides, config, preset)
     choice: dict[str, Any] = {
         "seeds": whole_numbers("--seeds", seeds),
+        "draws": () if draws is None else whole_numbers("--draws", draws),
         "only": parse_choice("--only", only),
         "skip": parse_choice("--skip", skip),
     }

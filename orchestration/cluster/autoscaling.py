@@ -113,8 +113,12 @@ class Demand:
             warnings.warn(f"the cluster's autoscaler cannot be asked for nodes: {error}", stacklevel=2)
 
     def _learn(self, now: float) -> None:
-        """Learn from the autoscaler's answer whether the last request was too large."""
-        if not self._asked:
+        """Learn from the autoscaler's answer whether the last request was too large.
+
+        The answer comes from the cluster's head, and trials wait for it in Tune's loop: once a request counts as
+        accepted, this asks only when the request is due to be repeated.
+        """
+        if not self._asked or (self._asked <= self._accepted and now - self._when < RENEW_SECONDS):
             return
         if _refused(self._asked * self._workers):
             self._too_many, self._accepted = self._asked, min(self._accepted, self._asked - 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
 
+from orchestration.report.draws import over_draws
 from orchestration.report.grid import Score, column_name, score_of
-from orchestration.report.notation import MISSING, baseline_name, header, named, value
+from orchestration.report.notation import MISSING, baseline_name, header, named, tested, value
 from orchestration.report.published import published
 from orchestration.report.table import Cell, Column, Mark, Part, Table
 from orchestration.study.trial import Trial
@@ -20,8 +21,9 @@ CAPTION = (
 _RECORDED = ("planned", "done", "mean", "std", "paper", "difference", "seeds")
 # names in this project's tables
 _PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}
-# The keys that determine the place of a run in the tables, and its seed.
+# The keys that determine the place of a run in the tables, and its seeds.
 _PLACED = ("data.name", "corruption.data", "corruption.labels", "corruption.rate", "defense.name", "train.seed")
+_PLACED += ("corruption.seed",)
 LineName = Callable[[Trial], str]
 Setting = tuple[str, str]  # data set, label noise
 
@@ -211,7 +213,7 @@ def matrix_records(rows: Sequence[Trial]) -> Table:
 
 
 def summary_sentences(rows: Sequence[Trial], line: LineName = line_name) -> list[str]:
-    """Say who has the highest mean, how often it is best, and what a paired test over the cells finds."""
+    """Say who has the highest mean, how often it is best, and how sure its lead is over draws of the corruption."""
     tables = matrix_tables(rows, line)
     means = {name: values for name in _names(tables) if (values := _over_cells(tables, name))}
     complete = {name: values for name, values in means.items() if len(values) == max(map(len, means.values()))}
@@ -227,16 +229,17 @@ def summary_sentences(rows: Sequence[Trial], line: LineName = line_name) -> list
         f"{best} is best in {wins} of {len(cells)} cells, and in the mean "
         f"{mean(complete[best].values()) - mean(complete[second].values()):.1f} points ahead of {second}.",
     ]
-    if len(cells) >= 6:
-        from scipy.stats import wilcoxon  # imported here because it takes half a second to load
+    return [*sentences, over_draws({name: _runs_of(rows, name, line) for name in order})]
 
-        tests = []
-        for name in order[1:]:
-            differences = [complete[best][cell] - complete[name][cell] for cell in cells]
-            if any(differences):
-                tests.append(f"{name} p = {wilcoxon(differences).pvalue:.2g}")
-        sentences.append(f"Wilcoxon's signed-rank test of {best} against each, paired over cells: {', '.join(tests)}.")
-    return sentences
+
+def _runs_of(rows: Sequence[Trial], name: str, line: LineName) -> list[tuple[int, Hashable, float]]:
+    """Return (seed of the corruption, cell, accuracy in percent) of the finished runs of a line of the tables."""
+    found = []
+    for row in rows:
+        if row.status == "done" and line(row) == name and (reached := tested(row)) is not None:
+            cell = row.config.get("data.name"), column_name(row), corruption_name(row)
+            found.append((int(row.config.get("corruption.seed", 0)), cell, reached))
+    return found
 
 
 def _names(tables: Sequence[MatrixTable]) -> list[str]:

@@ -168,8 +168,6 @@ def _sentences(rows: Sequence[Trial]) -> list[str]:
     words[:2] = words[1::-1]  # first who wins, then by how much
     if len(complete) < columns:
         words.insert(1, f"So far all defenses have finished {len(complete)} of {columns} settings; these are compared.")
-    if any("p = " in sentence for sentence in words):
-        words.append("The p values are not corrected for the number of comparisons.")
     return words
 
 

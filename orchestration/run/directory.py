@@ -9,7 +9,7 @@ driver learns how it ended. The figures of an epoch also travel in a trial's rep
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -98,13 +98,14 @@ class RunDirectory:
             for name in names:
                 storage.fetch(f"cells/{self.cell}/{name}", self.path / name)
 
-    def send(self, *names: str) -> None:
+    def send(self, *names: str, overtaken: Callable[[], bool] = lambda: False) -> None:
         """Upload files to the storage, and delete there those that do not exist here. Do nothing without a storage.
 
         When a checkpoint is uploaded, the storage itself keeps the previous one, so that no second file is sent.
 
         Args:
             names: paths of files, relative to the run's folder.
+            overtaken: returns whether newer ones will be sent in a moment; see `Storage.write`.
 
         Raises:
             LeaseLostError: This worker does not hold the run any more; nothing was uploaded.
@@ -116,7 +117,8 @@ class RunDirectory:
             for name in names:
                 file = self.path / name
                 if file.exists():
-                    storage.send(file, f"cells/{self.cell}/{name}", keep_previous=name == CHECKPOINT)
+                    where, keep = f"cells/{self.cell}/{name}", name == CHECKPOINT
+                    storage.send(file, where, keep_previous=keep, overtaken=overtaken)
                 else:
                     storage.remove(f"cells/{self.cell}/{name}")
 

@@ -119,7 +119,7 @@ def _train(
             folder=run.path,
             ranks=ranks,
             told_to_leave=told_to_leave,
-            kept=lambda: run.send(CHECKPOINT),
+            kept=lambda: run.send(CHECKPOINT, overtaken=lambda: trainer is not None and trainer.overtaken),
             progress=progress,
         )
         trainer = training.trainer

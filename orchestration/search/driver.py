@@ -325,7 +325,7 @@ class StudyDriver:
             known=known,
             # A driver that died may have begun to track what an earlier session proposed, though the ledger lacks it.
             fresh=known is None and before is None and number not in self._earlier,
-            tags=placed_tags(trial),
+            tags=trial.placed_tags(),
         )
         self._runs[number] = self._run_of[trial.cell] = run
         self.queue.record(number, trial.so_far, run)
@@ -395,9 +395,3 @@ def make_queue(
         confirm_seeds=confirm.seeds if confirm else 1,
         **more,
     )
-
-
-def placed_tags(trial: Trial) -> dict[str, int]:
-    """Return what MLflow says of the place of a trial in its search: which it confirms, from which rung it goes on."""
-    confirms = {} if trial.confirms is None else {"confirms": trial.confirms}
-    return confirms | ({"promoted": trial.promoted} if trial.promoted else {})

@@ -15,7 +15,6 @@ from typing import Any
 from orchestration.report.summary import best
 from orchestration.run.directory import METRICS, RunDirectory
 from orchestration.run.heartbeat import is_running
-from orchestration.search.driver import placed_tags
 from orchestration.search.ends import ending, track_winner
 from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import winner
@@ -284,5 +283,5 @@ def _has_ending(trial: Trial) -> bool:
 
 
 def _placed(trial: Trial) -> dict[str, int]:
-    """Return the tags of `placed_tags`, and the rung from which a trial went on, which its run keeps."""
-    return placed_tags(trial) | ({"rung": trial.promoted} if trial.promoted else {})
+    """Return the tags of `Trial.placed_tags`, and the rung from which a trial went on, which its run keeps."""
+    return trial.placed_tags() | ({"rung": trial.promoted} if trial.promoted else {})

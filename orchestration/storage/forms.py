@@ -60,6 +60,7 @@ class Specification(TypedDict):
     preset: str
     overrides: dict[str, Any]
     images: NotRequired[dict[str, str]]
+    edition: NotRequired[int]
 
 
 class StudyEvent(TypedDict):

@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from mmap import ACCESS_READ, mmap
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 # Seconds between two states of a crafting that are sent to the storage, which is the work that a node's death may cost.
 SEND_SECONDS = 30.0
+PIECE_BYTES = 4 * 2**20  # after each piece of a file, a writer asks whether newer content waits
 
 
 class Storage:
@@ -53,26 +54,55 @@ class Storage:
         # In an object store, an object appears when its upload ends; elsewhere, a finished file is moved into place.
         self._moves = filesystem.type_name not in ("s3", "gcs", "abfs")
 
-    def write(self, name: str, content: bytes | mmap) -> None:
+    def write(
+        self,
+        name: str,
+        content: bytes | mmap,
+        *,
+        keep_previous: bool = False,
+        overtaken: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Write `content` to `name`, completely or not at all.
+
+        Args:
+            keep_previous: keep the old content of `name` as `previous_name(name)`.
+            overtaken: returns whether newer content is waiting to be written to `name`; this one is then given up, and
+                what was there stays. An upload to an object store that has begun is finished nevertheless.
 
         Raises:
             StorageError: the storage cannot be written.
         """
         target = self._path(name)
-        # Two nodes may write the same file, and their processes may have the same number.
-        part = f"{target}.{uuid4().hex}.part" if self._moves else target
+        if overtaken():
+            return
         with self._told("written"):
             self._make_folder(target)
+            if not self._moves:
+                self._keep(target, keep_previous)
+                with self._files.open_output_stream(target) as stream:
+                    stream.write(content)  # at once: one that is closed after a part of it would complete the object
+                return
+            # Two nodes may write the same file, and their processes may have the same number.
+            part = f"{target}.{uuid4().hex}.part"
             try:
-                with self._files.open_output_stream(part) as stream:
-                    stream.write(content)  # at once: a stream that is closed after a part of it would complete the file
-                if self._moves:
+                if self._fill(part, content, overtaken):
+                    self._keep(target, keep_previous)
                     self._files.move(part, target)
-            except OSError:
-                if self._moves:
+                else:
                     self._remove(part)
+            except OSError:
+                self._remove(part)
                 raise
+
+    def _fill(self, part: str, content: bytes | mmap, overtaken: Callable[[], bool]) -> bool:
+        """Write `content` piece by piece until it is overtaken, and return whether all of it was written."""
+        whole = memoryview(content)
+        with self._files.open_output_stream(part) as stream:
+            for start in range(0, len(whole), PIECE_BYTES):
+                if overtaken():
+                    return False
+                stream.write(whole[start : start + PIECE_BYTES])
+        return True
 
     def _make_folder(self, target: str) -> None:
         if self._moves:  # an object store has no folders
@@ -146,24 +176,19 @@ class Storage:
         except FileNotFoundError:
             return
 
-    def send(self, file: Path, name: str, *, keep_previous: bool = False) -> None:
-        """Upload a file of this machine to `name`.
-
-        Args:
-            keep_previous: keep the old content of `name` as `previous_name(name)`.
-
-        Raises:
-            StorageError: the storage cannot be written.
-        """
-        if keep_previous:
-            self._keep(self._path(name), self._path(previous_name(name)))
+    def send(self, file: Path, name: str, **how: Any) -> None:
+        """Upload a file of this machine to `name`; `how` and errors are as for `write`."""
         with file.open("rb") as opened:
             # Mapped and not read: a checkpoint may be larger than the memory that is free beside the training.
             size = os.fstat(opened.fileno()).st_size
-            self.write(name, mmap(opened.fileno(), size, access=ACCESS_READ) if size else b"")
+            self.write(name, mmap(opened.fileno(), size, access=ACCESS_READ) if size else b"", **how)
 
-    def _keep(self, path: str, before: str) -> None:
-        with self._told("written"), suppress(FileNotFoundError):
+    def _keep(self, path: str, wanted: bool) -> None:
+        """Keep the file at `path`, if there is one and that is wanted, under the name of the one before it."""
+        if not wanted:
+            return
+        before = previous_name(path)
+        with suppress(FileNotFoundError):
             if self._moves:
                 self._files.move(path, before)
             elif self._files.get_file_info(path).is_file:  # an object cannot be moved, but the store can copy it

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from erat.config import RunConfig, all_keys, build, field_of, first_error, unknown_key
+from erat.config import RunConfig, all_keys, build, field_of, first_error, has_key, unknown_key
 from erat.errors import UserError, shown, unknown_name
-from erat.options import Section, parse_fraction
+from erat.options import MOST_EPOCHS, Section, parse_fraction
 from orchestration.study.named import GRIDS, named_file
 from orchestration.study.overrides import read_value
 from orchestration.study.parameters import ten_digits
@@ -35,6 +35,11 @@ class GridSpec(Section):
         name: name of the grid.
         about: one line that describes it.
         axes: name of an axis -> names of points in base.yaml, or the points themselves; the outermost axis is first.
+        more: name of an axis -> names of further points in base.yaml, which run only if `only` names them.
+        least_epochs: with `compute_of`, the fewest epochs of a run; None: `train.epochs` as everywhere.
+        compute_of: name of a point of the axis "defense": every run takes so many epochs that its floating-point
+            operations, as counted by `memory`, are those of this point in `least_epochs` epochs, or `least_epochs` if
+            these are more.
         paper_axes: further axes, outside the others, which are used with every preset but the embedded demo.
         paper: dotted key -> value for all runs, with every preset but the embedded demo.
         space: name of a search space whose points, in the data set's units, are one more axis, the innermost.
@@ -43,6 +48,9 @@ class GridSpec(Section):
     name: str = Field(min_length=1, max_length=60, pattern=r"^\w[\w.-]*$")
     about: str
     axes: dict[str, list[str] | Points]
+    more: dict[str, list[str]] = Field(default_factory=dict)
+    least_epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS)
+    compute_of: str | None = None
     paper_axes: dict[str, list[str] | Points] = Field(default_factory=dict)
     paper: dict[str, Any] = Field(default_factory=dict)
     space: str | None = None
@@ -62,6 +70,11 @@ class GridSpec(Section):
         for key in self.paper:
             if key not in allowed:
                 raise unknown_key(key, sorted(allowed))
+        for axis in self.more:
+            if not isinstance(self.axes.get(axis), list):
+                raise UserError(f"more.{axis} must be an axis that lists names of points, got {shown(axis)}")
+        if (self.least_epochs is None) != (self.compute_of is None):
+            raise UserError("least_epochs and compute_of go together: give both or none")
         return self
 
     def resolved(self, preset: str) -> dict[str, Points]:
@@ -73,6 +86,14 @@ class GridSpec(Section):
         base = _read("base")["axes"]
         chosen = self.axes if preset == "demo" else self.paper_axes | self.axes
         return {axis: _points(axis, entries, base) for axis, entries in chosen.items()}
+
+    def chosen(self, preset: str, only: Mapping[str, Sequence[str]]) -> dict[str, Points]:
+        """Return the axes like `resolved`, with those of the points in `more` that `only` names."""
+        axes, base = self.resolved(preset), _read("base")["axes"]
+        for axis, names in self.more.items():
+            if axis in axes:
+                axes[axis] = axes[axis] | _points(axis, [name for name in names if name in only.get(axis, ())], base)
+        return axes
 
 
 def _points(axis: str, entries: Sequence[str] | Points, base: Mapping[str, Points]) -> Points:
@@ -124,6 +145,7 @@ def specification(
     overrides: Mapping[str, Any],
     *,
     seeds: Sequence[int] = (0,),
+    draws: Sequence[int] = (),
     only: Mapping[str, Sequence[str]] | None = None,
     skip: Mapping[str, Sequence[str]] | None = None,
     fill: Callable[[RunConfig], RunConfig] = unfilled,
@@ -135,6 +157,8 @@ def specification(
         preset: name of the preset, whose values are the starting point.
         overrides: dotted key -> value for all runs.
         seeds: seeds of training; the corrupted data set is the same for all of them.
+        draws: seeds of the corruption, each of which makes another poison and other wrong labels and is run with all
+            `seeds`; none: that of the configuration.
         only, skip: axis -> names of the points to keep, or to leave out; or dotted key -> values that it must have, or
             must not have, in a run.
         fill: see `StudySpec`.
@@ -143,7 +167,7 @@ def specification(
         UserError: An axis, point, key or value is unknown, an override sets a key that the grid varies, there are more
             than `MOST_CELLS` runs, or no run is left.
     """
-    axes = grid.resolved(preset)
+    axes = grid.chosen(preset, only or {})
     for words, chosen in (("--only", only or {}), ("--skip", skip or {})):
         _check_choice(words, chosen, axes)
     base = (grid.paper if preset != "demo" else {}) | dict(overrides)
@@ -159,16 +183,20 @@ def specification(
         ]
         for axis, points in axes.items()
     ]
-    count = math.prod(map(len, kept)) * len(seeds)
+    drawn: list[dict[str, Any]] = [{"corruption.seed": draw} for draw in draws] or [{}]
+    count = math.prod(map(len, kept)) * len(seeds) * len(drawn)
     if count > MOST_CELLS:
         raise UserError(
             f"a grid must have at most {MOST_CELLS:,} cells, got {count:,}; choose points of its axes with --only"
         )
     cells = [
         _scaled(
-            {key: value for settings in chosen for key, value in settings.items()} | {"train.seed": seed}, preset, base
+            {key: value for settings in chosen for key, value in settings.items()} | draw | {"train.seed": seed},
+            preset,
+            base,
         )
         for chosen in product(*kept)
+        for draw in drawn
         for seed in seeds
     ]
     # Some points of an axis may make the same run: without label noise, for example, its kind makes no difference.
@@ -180,8 +208,45 @@ def specification(
         raise UserError("--only and --skip leave no cell")
     for key in overrides:
         if any(key in cell for cell in cells):
-            raise UserError(f"{key} is what the grid {grid.name} varies; choose with --only, --skip or --seeds")
+            raise UserError(
+                f"{key} is what the grid {grid.name} varies; choose with --only, --skip, --seeds or --draws"
+            )
+    if grid.least_epochs is not None:
+        if "train.epochs" in base:
+            raise UserError(f"train.epochs is what the grid {grid.name} gives each run by its compute")
+        cells = _of_equal_compute(grid, cells, preset, base)
     return StudySpec.listing(grid.name, grid.about, cells, preset, base, fill)
+
+
+def _of_equal_compute(
+    grid: GridSpec, cells: list[dict[str, Any]], preset: str, base: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the runs with the number of epochs that `GridSpec.compute_of` gives each of them.
+
+    A run is compared with one that differs from it in its defense alone. Operations are counted as if all samples kept
+    their labels, so a defense that selects takes fewer than that.
+    """
+    from orchestration.study.estimate import memory  # imported here, because it loads torch
+
+    assert grid.least_epochs is not None and grid.compute_of is not None, "checked before"
+    least, reference = grid.least_epochs, _points("defense", [grid.compute_of], _read("base")["axes"])[grid.compute_of]
+    counted: dict[str, int] = {}
+
+    def operations(settings: Mapping[str, Any]) -> int:
+        costly = {key: value for key, value in settings.items() if not key.startswith("corruption.")}
+        costly.pop("train.seed", None)
+        if (known := repr(sorted(costly.items()))) not in counted:
+            name = str(costly.get("defense.name", "erat"))
+            fitting = {key: value for key, value in {**base, **costly}.items() if has_key(key, name)}
+            counted[known] = memory(build(preset, fitting | {"train.epochs": least}, quiet=True)).flops
+        return counted[known]
+
+    found = []
+    for cell in cells:
+        others = {key: value for key, value in cell.items() if not key.startswith("defense.")}
+        ratio = operations(others | reference) / operations(cell)
+        found.append(cell | {"train.epochs": max(least, round(least * ratio))})
+    return found
 
 
 def _scaled(cell: dict[str, Any], preset: str, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from erat.config import RunConfig, build, content_digest, known_keys
+from erat.config import RunConfig, build, content_digest, has_key, known_keys
 from erat.data.places import Recalled, place_of
 from erat.errors import UserError
+from erat.presets import EDITION, values_before
 from erat.records import why
 from erat.variants import defense_name, expand
 from orchestration.storage.forms import SPECIFICATION
@@ -43,6 +44,7 @@ class StudySpec:
         space: the listed runs, the parameters to search, or both, as in YAML files and in the ledger.
         preset: name of the preset, whose values are the starting point.
         overrides: dotted key -> value, applied on top of the preset in all trials.
+        edition: the edition of the presets, `erat.presets.EDITION` when the study was begun.
         fill: function that adds the fingerprint of the images to a configuration, and checks one that is given; see
             `Workspace.fingerprints`.
     """
@@ -51,6 +53,7 @@ class StudySpec:
     preset: str
     overrides: dict[str, Any]
     fill: Callable[[RunConfig], RunConfig] = field(default=unfilled, compare=False, repr=False)
+    edition: int = EDITION
 
     @classmethod
     def listing(
@@ -170,7 +173,7 @@ class StudySpec:
     @cached_property
     def base(self) -> RunConfig:
         """Return the configuration that every trial starts from."""
-        return self.fill(build(self.preset, self.overrides))
+        return self._built(self.overrides, quiet=False)
 
     def config(self, trial_overrides: Mapping[str, Any]) -> RunConfig:
         """Return the configuration of one trial, given its dotted keys and their values."""
@@ -180,8 +183,20 @@ class StudySpec:
             return self.config(setting).with_seed(trial_overrides["train.seed"])
         key = _key(setting)
         if key not in self._configs:
-            self._configs[key] = self.fill(build(self.preset, self.overrides_for(setting) | setting, quiet=True))
+            self._configs[key] = self._built(self.overrides_for(setting) | setting, quiet=True)
         return self._configs[key]
+
+    def _built(self, given: Mapping[str, Any], *, quiet: bool) -> RunConfig:
+        """Return the configuration of these overrides, with the values that the presets had in this edition."""
+        if self.edition < EDITION:
+            whole, quiet = expand(given), True
+            name = str(whole.get("defense.name", "erat"))
+            before = values_before(self.preset, whole)
+            # AT had no warm-up: one that was set for all defenses was not meant for it.
+            later = {"defense.warmup_epochs"} if name == "at" else set()
+            kept = {key: value for key, value in given.items() if key not in later}
+            given = {key: value for key, value in before.items() if has_key(key, name)} | kept
+        return self.fill(build(self.preset, given, quiet=quiet))
 
     def _flat(self, trial_overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return the dotted keys of the configuration of one trial, which are made once for all seeds of a setting."""
@@ -256,6 +271,7 @@ class StudySpec:
         """
         root = {"data.root": self.base.data.root} if "data.root" in self.overrides else {}
         asked = {"preset": self.preset, "overrides": self.overrides | root, "images": self.images}
+        asked |= {"edition": self.edition} if self.edition > 1 else {}
         return self._shared() | asked | ({} if self.search is None else {"optuna": version("optuna")})
 
     def identity(self) -> str:
@@ -301,7 +317,7 @@ class StudySpec:
         before = {"confirm": "none", "pruner": "median"} if in_generations(content) else {}
         kept = before | {key: value for key, value in content["space"].items() if key != "generation"}
         space, fill = parse_space(kept, "the ledger"), Recalled(content.get("images", {}))
-        return cls(space, content["preset"], dict(content["overrides"]), fill)
+        return cls(space, content["preset"], dict(content["overrides"]), fill, content.get("edition", 1))
 
 
 def _setting(trial_overrides: Mapping[str, Any]) -> dict[str, Any]:

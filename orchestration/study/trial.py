@@ -66,6 +66,11 @@ class Trial:
         """Return the number of the trial that this one repeats with another seed; None if it is no confirmation."""
         return self.number % CONFIRMING if self.number >= CONFIRMING else None
 
+    def placed_tags(self) -> dict[str, int]:
+        """Return what MLflow says of its place in the search: which trial it confirms, from which rung it goes on."""
+        confirms = {} if self.confirms is None else {"confirms": self.confirms}
+        return confirms | ({"promoted": self.promoted} if self.promoted else {})
+
     @property
     def at_rung(self) -> bool:
         """Return whether the trial waits at a rung, or was stopped at one."""

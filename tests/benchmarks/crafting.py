@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from erat.attacks.pgd import frozen
 from erat.config import build
-from erat.corruption import l2c, universal, up
+from erat.corruption import l2c, up
 from erat.corruption.base import Craft
+from erat.corruption.kinds import UniversalOptions
 from erat.corruption.samplewise import BATCH
 from erat.data.loading import load
 from erat.data.types import to_float
@@ -84,7 +85,7 @@ def _raw(kind: str, order: Callable[[], Craft]) -> tuple[Work, str]:
         words = f"{count} x (forward + input gradient) an image"
         return lambda: _input_passes(network, [pair for pair in chunks for _ in range(count)]), words
     if kind in ("uhp", "uap"):
-        size = universal.IMAGES_PER_CLASS * 10
+        size = UniversalOptions.added["images_per_class"] * 10
         batch = (craft.images[:size], craft.labels[:size])
         return lambda: _input_passes(network, [batch] * steps), f"{steps} x (forward + input gradient) of {size} images"
     if kind == "up":

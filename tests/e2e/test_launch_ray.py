@@ -1,4 +1,4 @@
-"""Tests the three lines of docs/cluster.md that start a cluster and submit a sweep, on a machine of their own.
+"""Tests the three lines of the README that start a cluster and submit a sweep, on a machine of their own.
 
 They must work on a fresh machine, and on one on which Ray has left a token: after that, Ray asks for it.
 """
@@ -28,8 +28,8 @@ SHORT = "defense.name=ce corruption.data=none corruption.labels=none data.limit=
 
 
 def lines() -> list[str]:
-    """Return the lines of the page that a person is to type."""
-    page = (ROOT / "docs" / "cluster.md").read_text()
+    """Return the lines of the README that a person is to type; docs/cluster.md has the same."""
+    page = (ROOT / "README.md").read_text()
     block = page.split("<!-- the launch -->\n```bash\n")[1].split("\n```")[0]
     return block.replace("\\\n", " ").splitlines()
 
@@ -111,7 +111,7 @@ def machine() -> Iterator[Machine]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("before", ["fresh", "with a token"])
-def test_the_three_lines_of_the_page_end_in_a_table(before: str, machine: Machine) -> None:
+def test_the_three_lines_of_the_readme_end_in_a_table(before: str, machine: Machine) -> None:
     if before == "with a token":  # the demo leaves one
         machine.token.parent.mkdir()
         machine.token.write_text(secrets.token_hex(32))

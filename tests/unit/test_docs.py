@@ -142,6 +142,13 @@ def test_the_readme_has_its_two_commands() -> None:
     assert f"<!-- the test command -->\n```bash\npython3 {test}" in text
 
 
+def test_the_readme_launches_on_a_cluster_as_the_cluster_page_does() -> None:
+    """tests/e2e/test_launch_ray.py types the lines of the README."""
+    readme, page = (text_of(name).split("<!-- the launch -->\n")[1] for name in ("README.md", "docs/cluster.md"))
+    block = readme[: readme.index("```\n") + 4]
+    assert block.count("\n") == 5 and page.startswith(block)
+
+
 def test_the_architecture_page_has_every_room() -> None:
     text = text_of("docs/architecture.md")
     rooms = {"/".join(name.split("/")[:2]) for name in FILES if re.match(r"(erat|orchestration)/\w+/\w+", name)}

@@ -330,3 +330,20 @@ def test_other_shapes(order: Craft, channels: int, size: int) -> None:
     delta = L2C.perturb(again(order, images=images, options=BRIEF | {"steps": 1}))
     assert delta.shape == (60, channels, size, size)
     assert 0 < delta.abs().max() <= 0.1
+
+
+def test_its_authors_generator_learns_against_a_deep_victim_of_several_passes(
+    order: Craft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VGG-11 has maximum pooling and biases, through which the derivative of a derivative must go as well."""
+    lengths: list[int] = []
+    batches = _Confusion._batches
+    monkeypatch.setattr(
+        _Confusion, "_batches", lambda self: iter((found := list(batches(self)), lengths.append(len(found)))[0])
+    )
+    options = {"steps": 1, "width": 4, "lr": 1e-3, "unet": "official", "victim": "vgg11", "victim_epochs": 2}
+    delta = L2C.perturb(again(order, options=options))
+    assert delta.shape == order.images.shape
+    assert 0 < float(delta.abs().max()) <= order.epsilon + 1e-6
+    single = len(list(batches(_Confusion(again(order, options=options | {"victim_epochs": 1})))))
+    assert lengths == [2 * single, 2 * single], "in the trial, and for the victim that judges the last generator"

@@ -57,12 +57,13 @@ def test_the_discrepancy_is_the_sum_of_both_cross_entropies() -> None:
     assert discrepancy(*LOGITS[::-1]).item() == pytest.approx(crossed, rel=1e-5)
 
 
-def test_the_published_discrepancy_takes_the_softmax_twice() -> None:
-    """Relative entropies of softmax(p) and softmax(q) are summed over the batch.
+def test_the_published_discrepancy_takes_a_softmax_over_the_batch_and_one_over_the_classes() -> None:
+    """Relative entropies of the second softmax are summed over the batch.
 
     The entropies are averaged over batch and classes.
     """
-    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in (P, Q))
+    over_batch = (np.exp(x) / np.exp(x).sum(0, keepdims=True) for x in (logits.numpy() for logits in LOGITS))
+    p, q = (np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in over_batch)
     divergence = sum(entropy(a, b) + entropy(b, a) for a, b in zip(p, q, strict=True))
     entropies = -(P * np.log(P + 1e-6)).mean() - (Q * np.log(Q + 1e-6)).mean()
     assert discrepancy(*LOGITS, published=True).item() == pytest.approx(divergence + entropies, rel=1e-5)
@@ -70,7 +71,9 @@ def test_the_published_discrepancy_takes_the_softmax_twice() -> None:
 
 @pytest.mark.parametrize("published", [False, True])
 def test_the_discrepancy_is_least_where_both_are_sure_of_the_same(published: bool) -> None:
-    sure, unsure, other = (torch.tensor([row]) for row in ([20.0, 0.0], [0.0, 0.0], [0.0, 20.0]))
+    # Two samples of different classes, because the published form compares the samples of a batch.
+    sure = torch.tensor([[20.0, 0.0], [0.0, 20.0]])
+    unsure, other = torch.zeros(2, 2), sure.flip(0)
     values = [discrepancy(sure, head, published=published).item() for head in (sure, unsure, other)]
     assert values[0] == pytest.approx(0, abs=1e-4)
     assert values[0] < values[1] < values[2]

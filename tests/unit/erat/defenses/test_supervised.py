@@ -345,3 +345,42 @@ def test_views_are_judged_in_eval_mode_and_the_worst_is_trained_on() -> None:
     model.networks["main"].register_forward_hook(lambda module, _, out: seen.append((module.training, len(out))))
     model.loss(batch(unlabelled=0), Clock(0))
     assert seen == [(False, 8)] * 3 + [(True, 8)]
+
+
+# --- adversarial training that begins slowly -------------------------------------------------------------------------
+
+
+def test_at_begins_on_clean_images_and_its_budget_grows() -> None:
+    model = adversarial(warmup_epochs=2, epsilon_ramp=4.0, norms="linf")
+    clocks = [Clock(0), Clock(1, 3, 4), Clock(2), Clock(3, 1, 2), Clock(4), Clock(6), Clock(9)]
+    assert [model.strength(clock) for clock in clocks] == [0, 0, 0, 0.375, 0.5, 1, 1]
+    assert [adversarial().strength(clock) for clock in clocks] == [1] * len(clocks), "as published"
+
+
+def test_at_attacks_within_the_grown_share_of_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[float] = []
+    model = adversarial(warmup_epochs=1, epsilon_ramp=2.0, norms="linf", weak="none", epsilon_inf=0.2)
+    given = batch(unlabelled=0)
+    model.networks["main"].register_forward_hook(
+        lambda module, inputs, output: moved.append(float((inputs[0] - given.images).detach().abs().max()))
+    )
+    largest = []
+    for clock in (Clock(0), Clock(2), Clock(3)):
+        moved.clear()
+        model.loss(given, clock)
+        largest.append(moved[-1])
+    assert largest[0] == 0
+    assert 0.05 < largest[1] <= 0.1 + 1e-6
+    assert 0.1 < largest[2] <= 0.2 + 1e-6
+
+
+def test_the_demo_s_at_begins_slowly_and_the_paper_s_does_not() -> None:
+    lengths = {16: (2, 6.0), 28: (2, 6.0), 8: (1, 3.0), 1: (0, 0.375)}
+    for epochs, expected in lengths.items():
+        options = build("demo", {"defense.name": "at", "train.epochs": epochs}).defense
+        assert isinstance(options, AdversarialTrainingOptions)
+        assert (options.warmup_epochs, options.epsilon_ramp) == expected
+    for preset in ("paper", "official"):
+        options = build(preset, {"defense.name": "at"}).defense
+        assert isinstance(options, AdversarialTrainingOptions)
+        assert (options.warmup_epochs, options.epsilon_ramp) == (0, 0)

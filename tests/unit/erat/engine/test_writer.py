@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,6 +206,27 @@ def test_told_to_leave_it_loses_nothing_at_any_interval(make: Make, asks: int, t
         list(told.run())
     list(again.run())
     assert same(again, whole)
+
+
+def test_told_to_leave_it_does_not_wait_until_two_are_sent(make: Make, written: list[int]) -> None:
+    sent: list[tuple[int, bool]] = []
+
+    def slow() -> None:
+        """Send the checkpoint for a minute, unless it is overtaken."""
+        for _ in range(6000 if len(sent) == 0 else 1):
+            if trainer.overtaken:
+                break
+            time.sleep(0.01)
+        sent.append((len(written), trainer.overtaken))
+
+    answers = iter([False] * 5)  # the second epoch's first batch is done then
+    trainer = make(1, told_to_leave=lambda: next(answers, True), kept=slow)
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        list(trainer.run())
+    assert time.monotonic() - began < 50
+    assert sent == [(1, True), (2, False)], "the first is given up, the last is sent"
+    assert make(1)._underway is not None
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -295,3 +295,16 @@ def test_every_weight_of_the_unet_is_felt_by_its_values() -> None:
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_unet_of_l2c_s_authors_averages_interpolates_and_normalises_before_the_tanh() -> None:
+    network, (images, _) = UNet(3, 4, official=True), batch(8, 14, 3)
+    raw: list[torch.Tensor] = []
+    network.last.register_forward_hook(lambda module, inputs, output: raw.append(output))
+    values = network.train()(images)
+    assert torch.equal(values, raw[0].tanh())
+    torch.testing.assert_close(raw[0].mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(raw[0].var((0, 2, 3), correction=0), torch.ones(3), atol=1e-2, rtol=0)
+    features = torch.tensor([[[[0.0, 1.0], [2.0, 5.0]]]])
+    assert network._halved(features).item() == 2
+    assert network._resized(features, torch.empty(1, 1, 3, 3))[0, 0, 1].tolist() == [1, 2, 3]

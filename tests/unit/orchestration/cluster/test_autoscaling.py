@@ -129,6 +129,28 @@ class TestDemand:
             demand.ask(4)
         assert [len(bundles) for bundles in asked] == [4, 2, 1]
 
+    def test_the_head_is_asked_once_a_minute_after_a_request_was_accepted(
+        self, asked: list[list[dict[str, float]]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Trials wait for its answer. But one that comes late, even then, is heard."""
+        now, most, looks = [0.0], 3, []
+
+        def refused(bundles: int) -> bool:
+            looks.append(now[0])
+            return bundles > most
+
+        monkeypatch.setattr(autoscaling.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(autoscaling, "_refused", refused)
+        demand = Demand({"CPU": 1.0}, 1)
+        for now[0] in range(100):
+            demand.ask(3 if now[0] < 40 else 2)
+        settled = int(autoscaling.SETTLE_SECONDS)
+        assert looks == list(range(1, settled + 1)), "each second until it counts as accepted; so do fewer"
+        most = 1
+        for now[0] in range(100, 103):
+            demand.ask(2)
+        assert [len(bundles) for bundles in asked] == [3, 2, 1]
+
     def test_it_is_as_many_bundles_as_workers(self, asked: list[list[dict[str, float]]]) -> None:
         Demand({"CPU": 2.0, "GPU": 0.0}, 1).ask(3)
         Demand({"CPU": 1.0, "GPU": 0.5}, 4).ask(2)

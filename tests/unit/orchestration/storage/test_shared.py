@@ -222,6 +222,20 @@ def test_what_was_there_before_is_kept_by_the_storage(storage: Storage, tmp_path
     assert (storage.read("a/x.pt"), storage.read("a/previous-x.pt")) == (b"second", b"first")
 
 
+def test_what_is_overtaken_is_given_up_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestration.storage.shared.PIECE_BYTES", 4)
+    storage, asked = storage_at(str(tmp_path / "shared")), iter([False, False, False, True])
+    storage.write("a/x.pt", b"first")
+    (tmp_path / "file").write_bytes(b"second, of which two pieces are written")
+    storage.send(tmp_path / "file", "a/x.pt", keep_previous=True, overtaken=lambda: next(asked))
+    assert (storage.read("a/x.pt"), storage.names("a")) == (b"first", ["x.pt"])
+    storage.send(tmp_path / "file", "a/x.pt", keep_previous=True, overtaken=lambda: False)
+    assert storage.names("a") == ["previous-x.pt", "x.pt"]
+    assert storage.read("a/x.pt") == (tmp_path / "file").read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.apart
 def test_two_that_train_the_same_run_leave_what_one_would(s3: str, tmp_path: Path) -> None:
@@ -358,10 +372,10 @@ def test_a_full_storage_stops_a_run_that_then_goes_on(
     workspace, full = node("a", place), []
     send = RunDirectory.send
 
-    def refusing(self: RunDirectory, *names: str) -> None:
+    def refusing(self: RunDirectory, *names: str, **how: Any) -> None:
         if full and "checkpoint.pt" in names:
             raise StorageError(28, "the storage cannot be written: No space left on device")
-        send(self, *names)
+        send(self, *names, **how)
 
     monkeypatch.setattr(RunDirectory, "send", refusing)
 

@@ -6,6 +6,7 @@ import csv
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,10 +41,11 @@ def test_a_grid_has_the_runs_of_the_paper_s_table(grid: str, count: int) -> None
 
 def test_every_grid_is_known_by_its_name_and_its_runs_differ() -> None:
     names = sorted(file.stem for file in GRIDS.glob("*.yaml") if file.stem != "base")
-    assert names == [*(f"figure{n}" for n in range(2, 9)), "rq5", *(f"table{n}" for n in range(1, 7))]
+    assert names == ["fair3", "fair6", *(f"figure{n}" for n in range(2, 9)), "rq5", *(f"table{n}" for n in range(1, 7))]
     for name in names:
         assert load_grid(name).name == name
-        spec = specification(load_grid(name), "demo", {})
+        # Without the counting of operations, which takes seconds for each defense.
+        spec = specification(load_grid(name).model_copy(update={"least_epochs": None, "compute_of": None}), "demo", {})
         digests = [spec.config(run).digest() for run in spec.runs]
         assert len(set(digests)) == len(digests)
 
@@ -238,7 +240,24 @@ def test_in_words_who_wins_and_how_surely() -> None:
     words = summary_sentences(rows)
     assert words[0] == "Mean over 7 cells: ERAT 90.3, CE 23.0."
     assert words[1] == "ERAT is best in 7 of 7 cells, and in the mean 67.3 points ahead of CE."
-    assert words[2].endswith("CE p = 0.016.")
+    assert words[2].startswith("One draw of the corruption has no interval")
+
+
+def test_a_lead_has_an_interval_over_draws_in_which_seeds_and_cells_are_averaged() -> None:
+    rows = []
+    for draw, lead in enumerate((0.1, 0.2, 0.3)):
+        for seed in (0, 1):
+            for kind, easy in (("up", 0.0), ("uhp", 0.2)):
+                more = {"corruption.seed": draw, "train.seed": seed}
+                rows += [row("ce", kind, 0.3 + easy + 0.1 * seed, **more)]
+                rows += [row("erat", kind, 0.3 + easy + lead + 0.1 * seed, **more)]
+    (table,) = matrix_tables(rows)
+    assert table.defenses == ["CE", "ERAT"]
+    assert table.cells["ERAT"]["UP"].planned == 6
+    # The mean of 10, 20 and 30 points, and 4.303 standard errors of 10 / sqrt(3) each way.
+    words = summary_sentences(rows)[2]
+    assert "the mean over 3 draws" in words
+    assert words.endswith("CE +20.0 [-4.8, +44.8].")
 
 
 def test_unfinished_runs_enter_no_mean() -> None:
@@ -271,3 +290,37 @@ def test_a_variant_is_called_by_its_title_however_its_run_was_asked_for() -> Non
     asked = replace(asked, params={"defense.name": "erat_inf", "corruption.data": "up"})
     bare = replace(asked, config={})
     assert [line_name(entry) for entry in (asked, bare)] == ["ERAT∞", "ERAT∞"]
+
+
+# --- compute, draws and further points -------------------------------------------------------------------------------
+
+
+def test_draws_are_seeds_of_the_corruption_each_with_all_seeds_of_training() -> None:
+    only = {"defense": ["ce"], "corruption": ["up"], "noise": ["symmetric"]}
+    runs = runs_of("table3", only=only, draws=(0, 2), seeds=(0, 1))
+    assert [(run["corruption.seed"], run["train.seed"]) for run in runs] == [(0, 0), (0, 1), (2, 0), (2, 1)]
+    assert "corruption.seed" not in runs_of("table3", only=only)[0]
+    with pytest.raises(UserError, match=r"corruption\.seed is what the grid table3 varies.*--draws"):
+        runs_of("table3", only=only, draws=(0,), overrides={"corruption.seed": 1})
+
+
+def test_further_points_run_only_if_they_are_named() -> None:
+    names = ["at_dividemix", "at_unicon", "iss_dividemix", "iss_erat"]
+    assert len(runs_of("table3")) == 168
+    chosen = runs_of("table3", only={"defense": ["erat", *names], "corruption": ["up"], "noise": ["symmetric"]})
+    assert [run["defense.name"] for run in chosen] == ["erat", *names]
+    with pytest.raises(UserError, match="unknown point 'at_uni'"):
+        runs_of("table3", only={"defense": ["at_uni"]})
+
+
+def test_runs_of_equal_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run has the reference's operations, or the least number of epochs if these are more."""
+    costs = {"ce": 3, "erat": 47, "unicon": 94, "at": 17}
+    monkeypatch.setattr(
+        "orchestration.study.estimate.memory", lambda config: SimpleNamespace(flops=costs[config.defense.name])
+    )
+    only = {"defense": list(costs), "corruption": ["up"], "noise": ["symmetric"]}
+    found = {run["defense.name"]: run["train.epochs"] for run in runs_of("fair3", only=only)}
+    assert found == {"ce": round(28 * 47 / 3), "erat": 28, "unicon": 28, "at": round(28 * 47 / 17)}
+    with pytest.raises(UserError, match=r"train\.epochs is what the grid fair3 gives each run"):
+        runs_of("fair3", only=only, overrides={"train.epochs": 3})
