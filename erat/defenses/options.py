@@ -5,13 +5,12 @@ The options that several defenses share come first, then the defenses. Budgets a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from erat.errors import UserError
-from erat.options import MOST_EPOCHS, DefenseOptions, Free, Number, Setting
+from erat.options import MOST_EPOCHS, DefenseOptions, Free, NormSet, Number, Setting, norms_in
 
 
 SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
@@ -20,15 +19,25 @@ SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
 class PerturbationOptions(DefenseOptions):
     """Keys of a defense that can train on perturbed images; budgets are in pixel units of 1.0."""
 
+    added: ClassVar[dict[str, Any]] = {"epsilon_l1": None, "epsilon_l0": None}
+
     adversarial: bool = Field(False, description="whether images are perturbed at all")
-    norms: Literal["both", "linf", "l2"] | None = Field(
-        None, description="the set that each image draws its norm from; none: the poison's own norm, linf without one"
+    norms: NormSet | None = Field(
+        None,
+        description="the set that each image draws its norm from: both (linf and l2), or some of linf, l2, l1, l0; "
+        "none: the poison's own norm, linf without one",
     )
     uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
     epsilon_inf: Free[Number | None] = Field(
         None, ge=0, le=1, description="l_inf budget; none: customary for the data set"
     )
     epsilon_2: Free[Number | None] = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
+    epsilon_l1: Free[Number | None] = Field(
+        None, ge=0, description="norms with l1: its budget; none: customary for the data set"
+    )
+    epsilon_l0: Free[int | None] = Field(
+        None, ge=1, le=10**6, description="norms with l0: its budget in pixels; none: customary for the data set"
+    )
     steps: int = Field(7, ge=1, le=10_000, description="steps of PGD, T in the paper")
     step_ratio: Free[Number] = Field(0.2, gt=0, description="step size as a share of the budget")
     random_start: bool = Field(True, description="PGD starts at a random point of the ball, not at the image")
@@ -43,16 +52,35 @@ class PerturbationOptions(DefenseOptions):
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return the customary budgets of the data set, and the norm of the poison, for the keys that are left open."""
-        open_keys = {
+        open_keys: dict[str, Any] = {
             "epsilon_inf": setting.epsilon["linf"],
             "epsilon_2": setting.epsilon["l2"],
             "norms": setting.norm or "linf",
         }
+        for norm in set(norms_in(self.norms or "")) & {"l1", "l0"}:
+            if setting.epsilon.get(norm) is None and getattr(self, f"epsilon_{norm}") is None:
+                raise UserError(f"defense.epsilon_{norm} must be given: {setting.data} has no customary {norm} budget")
+            open_keys[f"epsilon_{norm}"] = setting.epsilon.get(norm)
         return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
+
+    def budget(self, norm: str) -> float:
+        """Return the budget of a norm, in pixel units of 1.0, of l0 in pixels."""
+        value = getattr(self, {"linf": "epsilon_inf", "l2": "epsilon_2"}.get(norm, f"epsilon_{norm}"))
+        assert value is not None, "filled by the config"
+        return float(value)
 
     def check(self, workers: int) -> None:
         """Refuse a warm start together with what leaves it no last perturbation of each image to go on from."""
         super().check(workers)
+        norms = norms_in(self.norms or "")
+        for norm in ("l1", "l0"):
+            given = getattr(self, f"epsilon_{norm}")
+            if given is not None and norm not in norms:
+                raise UserError(f"defense.epsilon_{norm}={given:g} needs {norm} in defense.norms, got {self.norms}")
+        if self.pgd_scale < 1 and not set(norms) <= {"linf", "l2"}:
+            raise UserError(
+                f"defense.pgd_scale={self.pgd_scale:g} needs defense.norms of linf and l2, got {self.norms}"
+            )
         if self.warm_start and workers > 1:
             raise UserError(f"defense.warm_start=true needs train.workers=1, got {workers}: each has seen other images")
         if self.warm_start and self.random_start:
@@ -130,7 +158,7 @@ class CrossEntropyOptions(PerturbationOptions, ViewOptions):
 class AdversarialTrainingOptions(CrossEntropyOptions):
     """Keys under `defense.` for `defense.name=at`."""
 
-    added: ClassVar[Mapping[str, Any]] = {"warmup_epochs": 0, "epsilon_ramp": 0.0}
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {"warmup_epochs": 0, "epsilon_ramp": 0.0}
 
     name: Literal["at"] = "at"  # type: ignore[assignment]
     adversarial: bool = True
@@ -225,7 +253,7 @@ class DivideMixOptions(MixMatchOptions):
 class UniconOptions(MixMatchOptions):
     """Keys under `defense.` for `defense.name=unicon`."""
 
-    added: ClassVar[Mapping[str, Any]] = {"projection": "mlp", "unlabelled_batch": "equal"}
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {"projection": "mlp", "unlabelled_batch": "equal"}
 
     name: Literal["unicon"] = "unicon"
     selector: SelectorName = "jsd"
@@ -265,7 +293,7 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     """Keys under `defense.` for `defense.name=erat`; budgets are in pixel units of 1.0."""
 
-    added: ClassVar[Mapping[str, Any]] = {
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {
         "strong_crop": False,
         "cluster_epochs": 0,
         "clusters": 8,
@@ -281,7 +309,10 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     )
     # Perturbation, Eqs. 6, 7, 10
     adversarial: bool = Field(True, description="false: no perturbed views (w/o AT)")
-    norms: Literal["both", "linf", "l2"] = Field("both", description="the set that each image draws its norm from")
+    norms: NormSet = Field(
+        "both",
+        description="the set that each image draws its norm from: both, or some of linf, l2, l1, l0",
+    )
     random_start: bool = False
     consistency: bool = Field(True, description="beyond the paper: false leaves out Eq. 6's distance from p(x)")
     # Views

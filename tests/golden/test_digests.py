@@ -100,6 +100,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.bits": {"defense.bits": 3, "defense.squeeze": "bits"},
     "defense.adversarial": {"defense.adversarial": False},
     "defense.norms": {"defense.norms": "l2"},
+    "defense.epsilon_l1": {"defense.norms": "linf,l2,l1", "defense.epsilon_l1": 1.5},
+    "defense.epsilon_l0": {"defense.norms": "l0", "defense.epsilon_l0": 4},
     "defense.uniform": {"defense.uniform": False},
     "defense.epsilon_inf": {"defense.epsilon_inf": 0.02},
     "defense.epsilon_2": {"defense.epsilon_2": 0.4},
@@ -177,8 +179,8 @@ def _cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Return (name, preset, overrides) of every case."""
     for name, preset, overrides in _asked():
         yield name, preset, _before(preset, overrides) | overrides
-    for preset in ("demo", "paper", "official"):
-        for data in ("mnist", "cifar10", "tiny-imagenet"):
+    for preset in PRESETS:
+        for data in ("fashion-mnist", "cifar10") if preset == "medium" else ("mnist", "cifar10", "tiny-imagenet"):
             for name in ("at", "dividemix", "erat", "unicon"):
                 yield f"now, {preset}, {data}, {name}", preset, {"data.name": data, "defense.name": name}
             for kind in ("uhp", "l2c"):
@@ -193,7 +195,7 @@ def _before(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _asked() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for preset in PRESETS:
+    for preset in ("demo", "paper", "official"):
         for data in SETS:
             for name, poison in POISONS.items():
                 yield f"{preset}, {data}, {name}", preset, {"data.name": data, **_keys(poison)}
