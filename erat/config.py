@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from erat.corruption.kinds import L2COptions
 from erat.defaults import corruption_field, corruption_options, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
 from erat.options import (
@@ -211,7 +212,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
-        for name in (self.model.name, self.corruption.source):
+        victim = self.corruption.victim if isinstance(self.corruption, L2COptions) else None
+        for name in (self.model.name, self.corruption.source, victim):
             if name is not None:
                 BACKBONES.require(name)
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
@@ -325,7 +327,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
     """Return the configuration of one run.
 
     Args:
-        preset: the name of the preset whose values are the starting point ("demo", "paper", "official").
+        preset: the name of the preset whose values are the starting point ("demo", "medium", "paper", "official").
         overrides: dotted key -> value; strings are converted to the type of their field ("8/255" to a number).
         quiet: do not warn of keys that this run does not use, which may be meant for other runs of the same study.
 

@@ -133,6 +133,11 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.ramp_epochs": {"defense.ramp_epochs": 2.5},
     "defense.reduction": {"defense.reduction": "sum"},
     "defense.warmup_epochs": {"defense.warmup_epochs": 1},
+    "defense.cluster_epochs": {"defense.cluster_epochs": 3},
+    "defense.clusters": {"defense.clusters": 4, "defense.cluster_epochs": 3},
+    "defense.align": {"defense.align": True},
+    "defense.teacher": {"defense.teacher": 0.9},
+    "defense.confidence": {"defense.confidence": 0.7},
     "defense.epsilon_ramp": {"defense.name": "at", "defense.epsilon_ramp": 3.0},
     "defense.strong_crop": {"defense.strong_crop": True},
     "defense.projection": {"defense.name": "unicon", "defense.projection": "linear"},
@@ -174,8 +179,8 @@ def _cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Return (name, preset, overrides) of every case."""
     for name, preset, overrides in _asked():
         yield name, preset, _before(preset, overrides) | overrides
-    for preset in ("demo", "paper", "official"):
-        for data in ("mnist", "cifar10", "tiny-imagenet"):
+    for preset in PRESETS:
+        for data in ("fashion-mnist", "cifar10") if preset == "medium" else ("mnist", "cifar10", "tiny-imagenet"):
             for name in ("at", "dividemix", "erat", "unicon"):
                 yield f"now, {preset}, {data}, {name}", preset, {"data.name": data, "defense.name": name}
             for kind in ("uhp", "l2c"):
@@ -190,7 +195,7 @@ def _before(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _asked() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for preset in PRESETS:
+    for preset in ("demo", "paper", "official"):
         for data in SETS:
             for name, poison in POISONS.items():
                 yield f"{preset}, {data}, {name}", preset, {"data.name": data, **_keys(poison)}
