@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from erat.corruption.kinds import L2COptions
 from erat.defaults import corruption_field, corruption_options, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
 from erat.options import (
@@ -211,7 +212,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
-        for name in (self.model.name, self.corruption.source):
+        victim = self.corruption.victim if isinstance(self.corruption, L2COptions) else None
+        for name in (self.model.name, self.corruption.source, victim):
             if name is not None:
                 BACKBONES.require(name)
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:

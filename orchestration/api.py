@@ -44,8 +44,8 @@ COLUMNS = (
     *FIGURES,
 )
 SETTINGS = ("sampler", "pruner", "window", "rungs", "confirm")
-ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, "seeds", "draws", "only", "skip")
-ARGUMENTS += ("workspace", "overrides")
+_CHOICE = ("seeds", "draws", "only", "skip")
+ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, *_CHOICE, "workspace", "overrides")
 
 
 class Study:

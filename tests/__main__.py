@@ -56,7 +56,11 @@ def main(arguments: list[str]) -> int:
     with TemporaryDirectory() as folder:
         name = options.isa or options.repeat
         environment = None if name is None else _another(name)
-        repeated = None if environment is None else Tests("not slow" if options.repeat else marks, environment, QUICK)
+        repeated = (
+            None
+            if environment is None
+            else Tests(_inexact("not slow" if options.repeat else marks), environment, QUICK)
+        )
         if options.isa is None:
             codes = _everything([Tests(marks, os.environ), *([repeated] if repeated else [])], words, Path(folder))
         elif repeated is None:
@@ -79,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     kernels_of.add_argument(
         "--isa",
         choices=SETS,
-        help="only tests (without paths: unit, golden and contract), on the kernels of an older instruction set",
+        help="only tests that compute (without paths: unit, golden, contract), on an older instruction set's kernels",
     )
     kernels_of.add_argument(
         "--repeat",
@@ -188,6 +192,11 @@ def _tests(tests: Sequence[Tests], words: Sequence[str], folder: Path) -> list[i
 def _give_way() -> None:
     """Lower the priority of this process, and so of all that it starts."""
     os.nice(5)
+
+
+def _inexact(marks: str) -> str:
+    """Return the expression that selects, of the tests that `marks` selects, those that compute."""
+    return f"({marks}) and not exact" if marks else "not exact"
 
 
 def _apart(folders: Sequence[str]) -> list[str]:

@@ -15,11 +15,13 @@ from erat.config import RunConfig, build, known_keys
 from erat.data.types import CorruptedSet, ImageSet, SourceFacts
 from erat.options import DataConfig
 from erat.registry import DATASETS, Registry
+from tests.arithmetic import inexact, is_exact, watched
 from tests.threads import THREADS
 
 torch.set_num_threads(THREADS)
 
 ROOT = Path(__file__).parent
+WATCHED: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 def pytest_report_header() -> str:
@@ -28,7 +30,7 @@ def pytest_report_header() -> str:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all end-to-end tests as `apart`, because they start Ray or servers.
+    """Mark all end-to-end tests as `apart`, because they start Ray or servers, and others as `exact`.
 
     Raises:
         UsageError: `python -m tests`, which looks for the mark in the text of a file, would not find a test apart.
@@ -36,8 +38,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if ROOT / "e2e" in item.path.parents:
             item.add_marker("apart")
+        elif is_exact(item.path, ROOT):
+            item.add_marker("exact")
         elif item.get_closest_marker("apart") and "mark.apart" not in item.path.read_text():
             raise pytest.UsageError(f"{item.nodeid} is apart, but `mark.apart` does not stand in its file")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Keep in `WATCHED` what a test that is marked `exact`, or a fixture of it, computes and starts."""
+    if not item.get_closest_marker("exact"):
+        return (yield)
+    with watched() as seen:
+        item.stash[WATCHED] = seen
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """Let a test fail that is marked `exact` and is not.
+
+    Raises:
+        Failed: it would not be repeated with another instruction set, though it may depend on that.
+    """
+    result = yield
+    if found := inexact(item.stash.get(WATCHED, []), item.path, ROOT):
+        pytest.fail(f"this file is not exact (see tests/arithmetic.py): {', '.join(found[:5])}")
+    return result
 
 
 def pytest_sessionstart() -> None:

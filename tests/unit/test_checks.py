@@ -197,9 +197,12 @@ def test_another_instruction_set_repeats_the_quick_tests_only(run: Run, monkeypa
     monkeypatch.setattr(checks, "kernels", lambda environment: environment.get("ATEN_CPU_CAPABILITY", "own"))
     _, started = run("--isa", "baseline", "-x")
     assert [words[2:] for words in started] == [["APART", "-x"], [*SPREAD, *checks.QUICK, "-x"]]
+    assert [words[1] for words in started] == [
+        f"((not slow) and not exact) and {part}" for part in ("apart", "not apart")
+    ]
     _, started = run("--isa", "baseline", "tests/unit/erat/attacks/test_apgd.py::test_x", "--slow")
     assert [words[-1] for words in started] == ["tests/unit/erat/attacks/test_apgd.py::test_x"] * 2
-    assert started[0][:2] == ["-m", "apart"]
+    assert started[0][:2] == ["-m", "(not exact) and apart"]
 
 
 @pytest.mark.parametrize("cores", [1, 2])
@@ -210,7 +213,8 @@ def test_the_quick_tests_are_repeated_beside_those_apart(
     code, started = run("--slow", "--repeat", "baseline", cores=cores)
     spread = SPREAD if cores > 1 else []
     whole = [["-m", "apart", "APART"], ["-m", "not apart", *spread, "tests"]]
-    again = [["-m", "(not slow) and apart", "APART"], ["-m", "(not slow) and not apart", *spread, *checks.QUICK]]
+    marks = "((not slow) and not exact)"
+    again = [["-m", f"{marks} and apart", "APART"], ["-m", f"{marks} and not apart", *spread, *checks.QUICK]]
     assert started == (whole + again[::-1] if cores > 1 else whole + again)
     kinds = [environment.get("ATEN_CPU_CAPABILITY") for _, environment in run.environments]  # type: ignore[attr-defined]
     assert kinds == [os.environ.get("ATEN_CPU_CAPABILITY")] * 2 + ["default"] * 2
