@@ -461,7 +461,7 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(defense, dict):
         setting = Setting(
             data=str(data.get("name", "cifar10")),
-            epsilon=facts.epsilon,
+            epsilon=facts.budgets(_image_size(data)),
             policy=facts.policy,
             norm=corruption.get("norm"),
             labels=str(corruption.get("labels", "none")),
@@ -470,6 +470,12 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
         )
         values["defense"] = defense | _options(defense).fill(setting)
     return values
+
+
+def _image_size(data: Mapping[str, Any]) -> int | None:
+    """Return `data.image_size`; None where it is not given or no number, of which the model says what is wrong."""
+    size = str(data.get("image_size"))
+    return int(size) if size.isascii() and size.isdigit() and 0 < len(size) < 9 else None
 
 
 def _rate(corruption: Mapping[str, Any]) -> float | None:

@@ -25,6 +25,32 @@ from pydantic_core import PydanticCustomError
 from erat.paths import user_path
 
 Norm = Literal["linf", "l2"]
+
+
+NORMS = ("linf", "l2", "l1", "l0")  # what a defense may perturb its images under
+
+
+def norms_in(text: str) -> tuple[str, ...]:
+    """Return the norms of a set such as "both" (linf and l2) or "linf,l2,l1", in the order of `NORMS`."""
+    names = [name.strip() for name in ("linf,l2" if text == "both" else text).split(",")]
+    return tuple(name for name in NORMS if name in names)
+
+
+def _joined(value: object) -> object:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _norm_set(text: str) -> str:
+    """Return a set of norms in the one form in which it is part of a run's identity: ordered, linf and l2 as "both"."""
+    names = [name.strip() for name in text.split(",")]
+    if names != ["both"] and (not set(names) <= set(NORMS) or len(set(names)) < len(names)):
+        raise PydanticCustomError("norms", f"Input should be both (linf and l2), or some of {', '.join(NORMS)}")
+    found = norms_in(text)
+    return "both" if found == ("linf", "l2") else ",".join(found)
+
+
+# A set of norms: "both", "l2", "linf,l2,l1", or a list of them.
+NormSet = Annotated[str, BeforeValidator(_joined), AfterValidator(_norm_set)]
 LabelKind = Literal[
     "none",
     "symmetric",

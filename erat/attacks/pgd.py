@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from erat.attacks.norms import l2_project, l2_step, linf_project, linf_step, per_image
+from erat.attacks.threats import Mixture
 
 if TYPE_CHECKING:
     from erat.data.random import BatchRandom
@@ -53,6 +54,14 @@ class Budget:
         """Return the nearest perturbation within the budget."""
         return self.choose(lambda: linf_project(delta_NCHW, self.epsilon), lambda: l2_project(delta_NCHW, self.epsilon))
 
+    def inside(self, images_NCHW: Tensor, delta_NCHW: Tensor) -> Tensor:
+        """Return the images with the nearest perturbations within the budget, cut to [0, 1]."""
+        return (images_NCHW + self.project(delta_NCHW)).clamp(0, 1)
+
+    def moved(self, images_NCHW: Tensor, point_NCHW: Tensor, grad_NCHW: Tensor, length_N: Tensor) -> Tensor:
+        """Return the perturbed images after one step of steepest ascent of the given lengths."""
+        return self.inside(images_NCHW, point_NCHW + per_image(length_N) * self.direction(grad_NCHW) - images_NCHW)
+
     def draw(self, images_NCHW: Tensor, random: BatchRandom) -> Tensor:
         """Draw a random start: uniform in the l_inf ball; under l_2 a uniform direction times a uniform radius."""
         (count, *shape), device = images_NCHW.shape, images_NCHW.device
@@ -90,7 +99,7 @@ def pgd(
     network: Callable[[Tensor], Tensor],
     images_NCHW: Tensor,
     objective: Objective,
-    budget: Budget,
+    budget: Budget | Mixture,
     *,
     steps: int,
     step_size: Tensor,
@@ -105,7 +114,7 @@ def pgd(
         network: maps images to logits.
         images_NCHW: float in [0, 1].
         objective: called once per step with the logits; the first call gets those of the start point.
-        budget: norm and epsilon per image.
+        budget: norm and epsilon per image; of a mixture, the images are in the order of its groups.
         steps: T, the number of steps.
         step_size: shape (N,), the length of a step in the image's norm.
         start_NCHW: perturbation to start from; none: zero.
@@ -114,11 +123,9 @@ def pgd(
         The perturbed images, detached, same shape, in [0, 1].
     """
     images = images_NCHW.detach()
-    adversarial = images if start_NCHW is None else (images + budget.project(start_NCHW)).clamp(0, 1)
-    length = per_image(step_size)
+    adversarial = images if start_NCHW is None else budget.inside(images, start_NCHW)
     for _ in range(steps):
         point = adversarial.detach().requires_grad_(True)
         (grad,) = torch.autograd.grad(objective(network(point)).sum(), point)
-        delta = budget.project(point.detach() + length * budget.direction(grad) - images)
-        adversarial = (images + delta).clamp(0, 1)
+        adversarial = budget.moved(images, point.detach(), grad, step_size)
     return adversarial.detach()

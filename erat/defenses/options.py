@@ -5,27 +5,39 @@ The options that several defenses share come first, then the defenses. Budgets a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from erat.errors import UserError
-from erat.options import MOST_EPOCHS, DefenseOptions, Free, Number, Setting
+from erat.options import MOST_EPOCHS, DefenseOptions, Free, NormSet, Number, Setting, norms_in
+
+
+SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
 
 
 class PerturbationOptions(DefenseOptions):
     """Keys of a defense that can train on perturbed images; budgets are in pixel units of 1.0."""
 
+    added: ClassVar[dict[str, Any]] = {"epsilon_l1": None, "epsilon_l0": None}
+
     adversarial: bool = Field(False, description="whether images are perturbed at all")
-    norms: Literal["both", "linf", "l2"] | None = Field(
-        None, description="the set that each image draws its norm from; none: the poison's own norm, linf without one"
+    norms: NormSet | None = Field(
+        None,
+        description="the set that each image draws its norm from: both (linf and l2), or some of linf, l2, l1, l0; "
+        "none: the poison's own norm, linf without one",
     )
     uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
     epsilon_inf: Free[Number | None] = Field(
         None, ge=0, le=1, description="l_inf budget; none: customary for the data set"
     )
     epsilon_2: Free[Number | None] = Field(None, ge=0, description="l_2 budget; none: customary for the data set")
+    epsilon_l1: Free[Number | None] = Field(
+        None, ge=0, description="norms with l1: its budget; none: customary for the data set"
+    )
+    epsilon_l0: Free[int | None] = Field(
+        None, ge=1, le=10**6, description="norms with l0: its budget in pixels; none: customary for the data set"
+    )
     steps: int = Field(7, ge=1, le=10_000, description="steps of PGD, T in the paper")
     step_ratio: Free[Number] = Field(0.2, gt=0, description="step size as a share of the budget")
     random_start: bool = Field(True, description="PGD starts at a random point of the ball, not at the image")
@@ -40,16 +52,35 @@ class PerturbationOptions(DefenseOptions):
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return the customary budgets of the data set, and the norm of the poison, for the keys that are left open."""
-        open_keys = {
+        open_keys: dict[str, Any] = {
             "epsilon_inf": setting.epsilon["linf"],
             "epsilon_2": setting.epsilon["l2"],
             "norms": setting.norm or "linf",
         }
+        for norm in set(norms_in(self.norms or "")) & {"l1", "l0"}:
+            if setting.epsilon.get(norm) is None and getattr(self, f"epsilon_{norm}") is None:
+                raise UserError(f"defense.epsilon_{norm} must be given: {setting.data} has no customary {norm} budget")
+            open_keys[f"epsilon_{norm}"] = setting.epsilon.get(norm)
         return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
+
+    def budget(self, norm: str) -> float:
+        """Return the budget of a norm, in pixel units of 1.0, of l0 in pixels."""
+        value = getattr(self, {"linf": "epsilon_inf", "l2": "epsilon_2"}.get(norm, f"epsilon_{norm}"))
+        assert value is not None, "filled by the config"
+        return float(value)
 
     def check(self, workers: int) -> None:
         """Refuse a warm start together with what leaves it no last perturbation of each image to go on from."""
         super().check(workers)
+        norms = norms_in(self.norms or "")
+        for norm in ("l1", "l0"):
+            given = getattr(self, f"epsilon_{norm}")
+            if given is not None and norm not in norms:
+                raise UserError(f"defense.epsilon_{norm}={given:g} needs {norm} in defense.norms, got {self.norms}")
+        if self.pgd_scale < 1 and not set(norms) <= {"linf", "l2"}:
+            raise UserError(
+                f"defense.pgd_scale={self.pgd_scale:g} needs defense.norms of linf and l2, got {self.norms}"
+            )
         if self.warm_start and workers > 1:
             raise UserError(f"defense.warm_start=true needs train.workers=1, got {workers}: each has seen other images")
         if self.warm_start and self.random_start:
@@ -84,10 +115,10 @@ class ViewOptions(DefenseOptions):
 class SelectorOptions(DefenseOptions):
     """Keys of a defense that selects the samples that keep their labels."""
 
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = Field(
+    selector: SelectorName = Field(
         "rebalance",
         description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform selection by "
-        "Jensen-Shannon divergence, or MSPL's global and class-wise mean error",
+        "Jensen-Shannon divergence, MSPL's global and class-wise mean error, or (beyond the papers) a mixture per class",
     )
     # rebalance: Eqs. 1-5
     score: Literal["l2", "ce"] = Field("l2", description="rebalance: Eq. 1, or cross-entropy (w/ CE)")
@@ -95,7 +126,9 @@ class SelectorOptions(DefenseOptions):
     rebalance: bool = Field(True, description="rebalance: false keeps every score at or below the mean (w/o RB)")
     rate: Literal["shifted", "literal"] = Field("shifted", description="Eq. 4 with 1 - S/2, or with the paper's 1 - S")
     # mixture
-    threshold: Number = Field(0.5, ge=0, lt=1, description="mixture: posterior above which a label is believed")
+    threshold: Number = Field(
+        0.5, ge=0, lt=1, description="mixture, class_mixture: posterior above which a label is believed"
+    )
     # jsd
     jsd_log: Literal["2", "e"] = Field("2", description="jsd: base of the logarithm; e in the published code")
     jsd_high: Number = Field(0.7, ge=0, description="jsd: mean divergence above which the cut-off is lowered")
@@ -127,7 +160,7 @@ class CrossEntropyOptions(PerturbationOptions, ViewOptions):
 class AdversarialTrainingOptions(CrossEntropyOptions):
     """Keys under `defense.` for `defense.name=at`."""
 
-    added: ClassVar[Mapping[str, Any]] = {"warmup_epochs": 0, "epsilon_ramp": 0.0}
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {"warmup_epochs": 0, "epsilon_ramp": 0.0}
 
     name: Literal["at"] = "at"  # type: ignore[assignment]
     adversarial: bool = True
@@ -202,7 +235,7 @@ class DivideMixOptions(MixMatchOptions):
     """Keys under `defense.` for `defense.name=dividemix`."""
 
     name: Literal["dividemix"] = "dividemix"
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "mixture"
+    selector: SelectorName = "mixture"
     exchange: Literal["crossed", "joint"] = "crossed"
 
     def default_lambda_u(self, setting: Setting) -> float:
@@ -222,10 +255,10 @@ class DivideMixOptions(MixMatchOptions):
 class UniconOptions(MixMatchOptions):
     """Keys under `defense.` for `defense.name=unicon`."""
 
-    added: ClassVar[Mapping[str, Any]] = {"projection": "mlp", "unlabelled_batch": "equal"}
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {"projection": "mlp", "unlabelled_batch": "equal"}
 
     name: Literal["unicon"] = "unicon"
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "jsd"
+    selector: SelectorName = "jsd"
     exchange: Literal["crossed", "joint"] = "joint"
     strong: bool = True
     contrastive_weight: Number = Field(0.025, ge=0, description="weight of the contrastive loss")
@@ -247,7 +280,7 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     """Keys under `defense.` for `defense.name=mspl`."""
 
     name: Literal["mspl"] = "mspl"
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "errors"
+    selector: SelectorName = "errors"
     adversarial: bool = Field(True, description="false: the pair's second view is another weak one")
     momentum: Free[Number] = Field(0.99, ge=0, lt=1, description="momentum of the running mean that each prototype is")
     prototype_temperature: Free[Number] = Field(0.1, gt=0, description="temperature of the similarity to prototypes")
@@ -262,7 +295,14 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     """Keys under `defense.` for `defense.name=erat`; budgets are in pixel units of 1.0."""
 
-    added: ClassVar[Mapping[str, Any]] = {"strong_crop": False}
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {
+        "strong_crop": False,
+        "cluster_epochs": 0,
+        "clusters": 8,
+        "align": False,
+        "teacher": 0.0,
+        "confidence": 0.0,
+    }
 
     name: Literal["erat"] = "erat"
     selection: bool = Field(True, description="false: all data stay labelled (w/o SS)")
@@ -271,7 +311,10 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     )
     # Perturbation, Eqs. 6, 7, 10
     adversarial: bool = Field(True, description="false: no perturbed views (w/o AT)")
-    norms: Literal["both", "linf", "l2"] = Field("both", description="the set that each image draws its norm from")
+    norms: NormSet = Field(
+        "both",
+        description="the set that each image draws its norm from: both, or some of linf, l2, l1, l0",
+    )
     random_start: bool = False
     consistency: bool = Field(True, description="beyond the paper: false leaves out Eq. 6's distance from p(x)")
     # Views
@@ -288,7 +331,35 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     reduction: Free[Literal["mean", "sum"]] = Field(
         "mean", description="squared errors over classes: mean, or Eq. 8's sum"
     )
+    # Beyond the paper: what the labels are judged by, with its measurements in docs/defenses.md
+    cluster_epochs: int = Field(
+        0,
+        ge=0,
+        le=MOST_EPOCHS,
+        description="beyond the paper: epochs after the warm-up in which labels are judged by clusters of similar "
+        "images, named by their label counts, in place of the network",
+    )
+    clusters: Free[int] = Field(8, ge=1, le=1000, description="beyond the paper: clusters of images for each class")
+    align: Free[bool] = Field(
+        False, description="beyond the paper: scores and pseudo-labels as if all classes were equally frequent"
+    )
+    teacher: Number = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="beyond the paper: decay of the mean network that scores and pseudo-labels; 0: none",
+    )
+    confidence: Free[Number] = Field(
+        0.0, ge=0, le=1, description="beyond the paper: least probability of a pseudo-label that is learned from"
+    )
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
+
+    def check(self, workers: int) -> None:
+        """Refuse ways to judge labels where no labels are selected."""
+        super().check(workers)
+        for key in ("align", "cluster_epochs", "teacher"):
+            if getattr(self, key) and not self.selection:
+                raise UserError(f"defense.{key}={getattr(self, key)} needs defense.selection=true, got false")
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return whether strong views are cropped and flipped, where that is left open."""

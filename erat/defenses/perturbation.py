@@ -1,12 +1,13 @@
 """Perturbs a batch by an attack on the network that learns from it.
 
-With `norms=both` and the consistency term this is ERAT's surrogate poison (Eqs. 6, 7, 10); with one norm, a random
-start and cross-entropy only it is adversarial training (Madry et al., "Towards Deep Learning Models Resistant to
-Adversarial Attacks", ICLR 2018).
+With `norms=both`, l_inf and l_2, and the consistency term this is ERAT's surrogate poison (Eqs. 6, 7, 10); with one
+norm, a random start and cross-entropy only it is adversarial training (Madry et al., "Towards Deep Learning Models
+Resistant to Adversarial Attacks", ICLR 2018). Sets with l_1 and l_0 are beyond the paper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.threats import Mixture
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task
 from erat.defenses.options import PerturbationOptions
+from erat.errors import UserError
 from erat.losses import label_loss, perturbation_objective
+from erat.options import norms_in
 
 
 class Perturber(nn.Module):
@@ -32,6 +36,12 @@ class Perturber(nn.Module):
     def __init__(self, options: PerturbationOptions, task: Task) -> None:
         super().__init__()
         self.options = options
+        if options.adversarial and options.epsilon_l0 is not None:
+            pixels = task.image_shape[1] * task.image_shape[2]
+            if options.epsilon_l0 > pixels:
+                raise UserError(
+                    f"defense.epsilon_l0 must be at most the {pixels} pixels of an image, got {options.epsilon_l0}"
+                )
         if options.warm_start:
             self.register_buffer("last_delta", torch.zeros(task.num_samples, *task.image_shape, dtype=torch.float16))
 
@@ -68,7 +78,9 @@ class Perturber(nn.Module):
     ) -> Tensor:
         options = self.options
         assert options.norms is not None, "filled by the config"
-        norms = ("linf", "l2") if options.norms == "both" else (options.norms,)
+        norms = norms_in(options.norms)
+        if not set(norms) <= {"linf", "l2"}:
+            return self._perturb_mixed(network, images, labels, random, indices, strength, norms)
         if len(norms) == 2 and not options.uniform:
             images, labels = images.repeat(2, 1, 1, 1), labels.repeat(2)
             linf: Tensor | bool = torch.arange(len(images), device=images.device) < len(images) // 2
@@ -89,8 +101,40 @@ class Perturber(nn.Module):
             self.last_delta[indices] = (moved - images).half()
         return moved
 
+    def _perturb_mixed(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        random: BatchRandom,
+        indices: Tensor | None,
+        strength: float,
+        norms: Sequence[str],
+    ) -> Tensor:
+        """Perturb as `_perturb` does, under any set of norms: by one PGD run, the images of one norm together."""
+        options, count = self.options, len(norms)
+        if options.uniform:
+            # Drawn on the CPU, because the host has to know how many images each norm has.
+            which = random.randint(count, len(images)) if count > 1 else torch.zeros(len(images), dtype=torch.int64)
+        else:
+            which = torch.arange(count).repeat_interleave(len(images))
+            images, labels = images.repeat(count, 1, 1, 1), labels.repeat(count)
+        budgets = [options.budget(norm) * strength for norm in norms]
+        # The paper's Eq. 10 as written treats l_2 like l_inf.
+        models = ["linf" if norm == "l2" and options.l2_update == "literal" else norm for norm in norms]
+        mixture = Mixture.of(models, budgets, which, images.device)
+        start = mixture.draw(images, random) if options.random_start else None
+        if options.warm_start:
+            start = self.last_delta[indices].float()
+        start = None if start is None else start[mixture.order]
+        with frozen(network), self._autocast(images.device):
+            moved = self._attack(network, images[mixture.order], labels[mixture.order], mixture, start)[mixture.back]
+        if options.warm_start:
+            self.last_delta[indices] = (moved - images).half()
+        return moved
+
     def _attack(
-        self, network: nn.Module, images: Tensor, labels: Tensor, budget: Budget, start: Tensor | None
+        self, network: nn.Module, images: Tensor, labels: Tensor, budget: Budget | Mixture, start: Tensor | None
     ) -> Tensor:
         clean: list[Tensor] = []
         if start is not None and self.options.consistency:

@@ -23,6 +23,7 @@ from erat.variants import defense_names, expand
 
 FILE = Path(__file__).with_name("digests.json")
 SETS = ("mnist", "cifar10", "cifar100", "tiny-imagenet", "folder")
+LATER_SETS = ("fashion-mnist", "kmnist", "svhn", "stl10", "gtsrb", "medmnist")
 # Every kind with its defaults, and with each option that only this kind has.
 POISONS: dict[str, dict[str, Any]] = {
     "none": {"data": "none"},
@@ -100,6 +101,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.bits": {"defense.bits": 3, "defense.squeeze": "bits"},
     "defense.adversarial": {"defense.adversarial": False},
     "defense.norms": {"defense.norms": "l2"},
+    "defense.epsilon_l1": {"defense.norms": "linf,l2,l1", "defense.epsilon_l1": 1.5},
+    "defense.epsilon_l0": {"defense.norms": "l0", "defense.epsilon_l0": 4},
     "defense.uniform": {"defense.uniform": False},
     "defense.epsilon_inf": {"defense.epsilon_inf": 0.02},
     "defense.epsilon_2": {"defense.epsilon_2": 0.4},
@@ -131,6 +134,11 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.ramp_epochs": {"defense.ramp_epochs": 2.5},
     "defense.reduction": {"defense.reduction": "sum"},
     "defense.warmup_epochs": {"defense.warmup_epochs": 1},
+    "defense.cluster_epochs": {"defense.cluster_epochs": 3},
+    "defense.clusters": {"defense.clusters": 4, "defense.cluster_epochs": 3},
+    "defense.align": {"defense.align": True},
+    "defense.teacher": {"defense.teacher": 0.9},
+    "defense.confidence": {"defense.confidence": 0.7},
     "defense.epsilon_ramp": {"defense.name": "at", "defense.epsilon_ramp": 3.0},
     "defense.strong_crop": {"defense.strong_crop": True},
     "defense.projection": {"defense.name": "unicon", "defense.projection": "linear"},
@@ -173,7 +181,7 @@ def _cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for name, preset, overrides in _asked():
         yield name, preset, _before(preset, overrides) | overrides
     for preset in PRESETS:
-        for data in ("fashion-mnist", "cifar10") if preset == "medium" else ("mnist", "cifar10", "tiny-imagenet"):
+        for data in (*LATER_SETS, "cifar10") if preset == "medium" else ("mnist", "cifar10", "tiny-imagenet"):
             for name in ("at", "dividemix", "erat", "unicon"):
                 yield f"now, {preset}, {data}, {name}", preset, {"data.name": data, "defense.name": name}
             for kind in ("uhp", "l2c"):
@@ -236,7 +244,7 @@ def test_every_key_is_here_and_makes_another_run() -> None:
 
 
 def test_they_are_of_every_set_there_is() -> None:
-    assert sorted(SETS) == DATASETS.names()
+    assert sorted(SETS + LATER_SETS) == DATASETS.names()
     assert len({digests[0] for digests in KNOWN.values()}) > 400
 
 

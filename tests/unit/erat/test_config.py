@@ -45,7 +45,12 @@ def refusal(overrides: Overrides, preset: str = "demo") -> str:
         ({"defense.epsilon_in": 0.1}, "unknown key", "'defense.epsilon_in'", "did you mean defense.epsilon_inf"),
         ({"trian.epochs": 3}, "unknown key", "'trian.epochs'", "did you mean train.epochs"),
         ({"defense.name": "ert"}, "unknown defense", "'ert'", "did you mean erat or erat_2 or elr? allowed: at, "),
-        ({"data.name": "minst"}, "unknown data set", "'minst'", "did you mean mnist or kmnist or medmnist? allowed: cifar10, "),
+        (
+            {"data.name": "minst"},
+            "unknown data set",
+            "'minst'",
+            "did you mean mnist or kmnist or medmnist? allowed: cifar10, ",
+        ),
         ({"corruption.data": "uhpp"}, "unknown data corruption", "'uhpp'", "did you mean uhp"),
         ({"model.name": "resnet35"}, "unknown backbone", "'resnet35'", "did you mean resnet"),
         ({"corruption.source": "smal"}, "unknown backbone", "'smal'", "did you mean small"),
@@ -106,7 +111,9 @@ def test_bad_input_is_one_line_of_what_got_allowed(overrides: Overrides, what: s
 
 
 def test_unknown_preset() -> None:
-    assert refusal({}, "papper") == "unknown preset 'papper': did you mean paper? allowed: demo, official, paper"
+    assert (
+        refusal({}, "papper") == "unknown preset 'papper': did you mean paper? allowed: demo, medium, official, paper"
+    )
 
 
 def test_a_key_that_only_another_defense_has() -> None:
