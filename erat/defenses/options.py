@@ -126,7 +126,9 @@ class SelectorOptions(DefenseOptions):
     rebalance: bool = Field(True, description="rebalance: false keeps every score at or below the mean (w/o RB)")
     rate: Literal["shifted", "literal"] = Field("shifted", description="Eq. 4 with 1 - S/2, or with the paper's 1 - S")
     # mixture
-    threshold: Number = Field(0.5, ge=0, lt=1, description="mixture, class_mixture: posterior above which a label is believed")
+    threshold: Number = Field(
+        0.5, ge=0, lt=1, description="mixture, class_mixture: posterior above which a label is believed"
+    )
     # jsd
     jsd_log: Literal["2", "e"] = Field("2", description="jsd: base of the logarithm; e in the published code")
     jsd_high: Number = Field(0.7, ge=0, description="jsd: mean divergence above which the cut-off is lowered")
@@ -342,7 +344,10 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         False, description="beyond the paper: scores and pseudo-labels as if all classes were equally frequent"
     )
     teacher: Number = Field(
-        0.0, ge=0, lt=1, description="beyond the paper: decay of the mean network that scores and pseudo-labels; 0: none"
+        0.0,
+        ge=0,
+        lt=1,
+        description="beyond the paper: decay of the mean network that scores and pseudo-labels; 0: none",
     )
     confidence: Free[Number] = Field(
         0.0, ge=0, le=1, description="beyond the paper: least probability of a pseudo-label that is learned from"
