@@ -12,7 +12,6 @@ from pydantic import Field
 from erat.errors import UserError
 from erat.options import MOST_EPOCHS, DefenseOptions, Free, NormSet, Number, Setting, norms_in
 
-
 SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
 
 
@@ -118,7 +117,8 @@ class SelectorOptions(DefenseOptions):
     selector: SelectorName = Field(
         "rebalance",
         description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform selection by "
-        "Jensen-Shannon divergence, MSPL's global and class-wise mean error, or (beyond the papers) a mixture per class",
+        "Jensen-Shannon divergence, MSPL's global and class-wise mean error, or (beyond the papers) a mixture for "
+        "each class",
     )
     # rebalance: Eqs. 1-5
     score: Literal["l2", "ce"] = Field("l2", description="rebalance: Eq. 1, or cross-entropy (w/ CE)")

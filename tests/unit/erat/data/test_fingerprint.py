@@ -38,8 +38,8 @@ from erat.data.sources import mnist
 from erat.data.types import CorruptedSet, ImageSet, SourceFacts
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
-from erat.presets import values_before
 from erat.options import DataConfig
+from erat.presets import values_before
 from erat.registry import CORRUPTIONS, DATASETS
 from orchestration.run.execute import execute_run
 from orchestration.search.launch import run_train
