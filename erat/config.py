@@ -27,6 +27,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from erat.corruption.kinds import L2COptions
 from erat.defaults import corruption_field, corruption_options, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
 from erat.options import (
@@ -211,11 +212,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
-        for name in (self.model.name, self.corruption.source):
+        victim = self.corruption.victim if isinstance(self.corruption, L2COptions) else None
+        for name in (self.model.name, self.corruption.source, victim):
             if name is not None:
                 BACKBONES.require(name)
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
             raise UserError(f"corruption.epsilon must be in [0, 1] for linf, got {self.corruption.epsilon:g}")
+        self._check_pixels()
         self._check_parts()
         self._check_gpus()
         if self.train.cuda_graphs and not self.train.compile:
@@ -224,6 +227,18 @@ class RunConfig(Section):
             raise UserError("train.checkpoint_activations needs train.compile=false, got true")
         self.defense.check(self.train.workers * self.train.accumulate)
         return self
+
+    def _check_pixels(self) -> None:
+        """Check the l0 budget of the defense where the size of the images is known before one is read.
+
+        Raises:
+            UserError: it is more pixels than an image has.
+        """
+        shape = DATASETS.facts(self.data.name).shape
+        side = self.data.image_size or (shape.size if shape else None)
+        pixels = getattr(self.defense, "epsilon_l0", None)
+        if side is not None and pixels is not None and pixels > side**2:
+            raise UserError(f"defense.epsilon_l0 must be at most the {side**2} pixels of an image, got {pixels}")
 
     def _check_parts(self) -> None:
         """Check that a batch divides evenly among every possible number of workers.
@@ -312,7 +327,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
     """Return the configuration of one run.
 
     Args:
-        preset: the name of the preset whose values are the starting point ("demo", "paper", "official").
+        preset: the name of the preset whose values are the starting point ("demo", "medium", "paper", "official").
         overrides: dotted key -> value; strings are converted to the type of their field ("8/255" to a number).
         quiet: do not warn of keys that this run does not use, which may be meant for other runs of the same study.
 

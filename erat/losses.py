@@ -17,16 +17,19 @@ def cross_entropy(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NK, labels_N)
 
 
-def consistency(logits_NK: Tensor, target_NK: Tensor, reduction: str = "mean") -> Tensor:
+def consistency(logits_NK: Tensor, target_NK: Tensor, reduction: str = "mean", kept_N: Tensor | None = None) -> Tensor:
     """Return the squared error between the prediction and a soft target (a term of L_u in Eq. 8); 0 for an empty batch.
 
     Args:
         reduction: "mean" over batch and classes, the convention for which lambda = 25 was tuned; or "sum" over classes
             and mean over the batch, which is Eq. 8 as written.
+        kept_N: bool, the samples whose error counts, though the mean is still over all; None: all of them.
     """
     if len(logits_NK) == 0:
         return logits_NK.sum()
     error = (logits_NK.softmax(1) - target_NK).square()
+    if kept_N is not None:
+        error = error * kept_N[:, None]
     return error.mean() if reduction == "mean" else error.sum(1).mean()
 
 

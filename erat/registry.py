@@ -205,6 +205,12 @@ DATASETS: DataSets[ImageSource] = DataSets(
         "cifar10": ("erat.data.sources.cifar:CIFAR10", "erat.data.facts:CIFAR10"),
         "cifar100": ("erat.data.sources.cifar:CIFAR100", "erat.data.facts:CIFAR100"),
         "tiny-imagenet": ("erat.data.sources.folder:TINY_IMAGENET", "erat.data.facts:TINY_IMAGENET"),
+        "fashion-mnist": ("erat.data.sources.idx:FASHION_MNIST", "erat.data.facts:FASHION_MNIST"),
+        "kmnist": ("erat.data.sources.idx:KMNIST", "erat.data.facts:KMNIST"),
+        "svhn": ("erat.data.sources.svhn:SOURCE", "erat.data.facts:SVHN"),
+        "stl10": ("erat.data.sources.stl10:SOURCE", "erat.data.facts:STL10"),
+        "gtsrb": ("erat.data.sources.gtsrb:SOURCE", "erat.data.facts:GTSRB"),
+        "medmnist": ("erat.data.sources.medmnist:SOURCE", "erat.data.facts:MEDMNIST"),
         "folder": ("erat.data.sources.folder:FOLDER", "erat.data.facts:FOLDER"),
     },
 )
@@ -242,6 +248,7 @@ BACKBONES: Registry[BackboneBuilder] = Registry(
     "backbone",
     {
         "small": "erat.models.small:small",
+        "medium": "erat.models.small:medium",
         "resnet18": "erat.models.resnet:resnet18",
         "resnet34": "erat.models.resnet:resnet34",
         "resnet50": "erat.models.resnet:resnet50",

@@ -117,6 +117,36 @@ def select(
     return smallest_per_class(scores_N, labels_N, quotas(raw, rates, sizes))
 
 
+def balanced(probs_NK: Tensor, power: float = 1.0, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
+    """Rescale class probabilities so that over the whole set all classes are equally frequent.
+
+    Each row is raised to `power`, multiplied by one weight per class and scaled to sum to 1 again; the weights are
+    those with which every column sums to N / K.
+
+    Args:
+        power: above 1, the classes are dealt out more as an assignment: those who share a class claim it for the rows
+            that have most of it.
+        tolerance: how far, as a share of N / K, a column may be off; a hundred rounds are the most.
+
+    Returns:
+        (the new probabilities, float32 (N, K); the weights of the classes, float32 (K,), of mean 1).
+
+    Source: Sinkhorn and Knopp, "Concerning nonnegative matrices and doubly stochastic matrices" (1967); as
+    distribution alignment: Berthelot et al., "ReMixMatch", ICLR 2020.
+    """
+    # Never zero: a class that no row has at all must be able to get its share.
+    raised = (probs_NK.double() + 1e-3) ** power
+    weights = torch.ones_like(raised[0])
+    for _ in range(100):
+        rows = raised * weights
+        share = (rows / rows.sum(1, keepdim=True)).mean(0) * len(weights)
+        if bool(((share - 1).abs() < tolerance).all()):
+            break
+        weights = weights / share.clamp_min(1e-12)
+    rows = raised * weights
+    return (rows / rows.sum(1, keepdim=True)).float(), (weights / weights.mean()).float()
+
+
 def agreement(mask_N: Tensor, given_N: Tensor, true_N: Tensor) -> tuple[float, float]:
     """Return (precision, recall) of a labelled set, in [0, 1].
 

@@ -44,8 +44,8 @@ COLUMNS = (
     *FIGURES,
 )
 SETTINGS = ("sampler", "pruner", "window", "rungs", "confirm")
-ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, "seeds", "draws", "only", "skip")
-ARGUMENTS += ("workspace", "overrides")
+_CHOICE = ("seeds", "draws", "only", "skip")
+ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, *_CHOICE, "workspace", "overrides")
 
 
 class Study:
@@ -110,7 +110,7 @@ class Study:
                 each
                 seed.
             name: the name of the study; None: that of the space or grid, followed by a digest if anything was changed.
-            preset: values to start from: "demo", "paper" or "official".
+            preset: values to start from: "demo", "medium", "paper" or "official".
             trials: number of trials of the search in all; a larger number than last time extends it; None: the number
                 of
                 the space.

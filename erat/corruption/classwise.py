@@ -33,9 +33,8 @@ def descend(
         The new perturbations, (K, C, H, W), detached, within the budget.
     """
     delta = delta_KCHW.detach().requires_grad_(True)
-    grads = []
+    grad = torch.zeros_like(delta_KCHW)
     for part, target in zip(images.split(PART), labels.split(PART), strict=True):
         loss = F.cross_entropy(network((part + delta[target]).clamp(0, 1)), target, reduction="sum")
-        grads += torch.autograd.grad(loss, delta)
-    grad = sum(grads[1:], start=grads[0])
+        grad += torch.autograd.grad(loss, delta)[0]
     return budget.project(delta.detach() - per_image(step_size) * budget.direction(grad))

@@ -165,11 +165,3 @@ class L2C(CorruptionKind):
     norm = "linf"
     granularities = ("sample",)
     Options = L2COptions
-
-    def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse a victim that is no network, beside what all kinds refuse."""
-        from erat.registry import BACKBONES  # imported here, because the registry imports this module
-
-        super().check(options)
-        if options.get("victim") is not None:
-            BACKBONES.require(str(options["victim"]))

@@ -52,7 +52,7 @@ class _Confusion:
         held_out = max(1, round(HELD_OUT * len(order)))
         self.val, self.part = order[:held_out], order[held_out:]
         channels, size = craft.images.shape[1], craft.images.shape[-1]
-        self.options = options = kinds.L2COptions.added | dict(craft.options)
+        self.options = options = {**kinds.L2COptions.added, **craft.options}
         with torch.random.fork_rng(devices=[]):  # all weights are drawn from the craft's own generator, below
             victim = BACKBONES[options["victim"]](craft.num_classes, channels, size)
             generator = UNet(channels, options["width"], official=options["unet"] == "official")

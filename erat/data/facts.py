@@ -37,6 +37,7 @@ class SourceFacts:
         fingerprint: the fingerprint of the content (`erat.data.fingerprint`) if that is the same everywhere; None: it
             must be computed.
         shape: the shape of the published set; None: it must be read from the data.
+        classes: the names of the classes, in the order of their labels, where the files do not hold them; (): they do.
     """
 
     epsilon: dict[str, float]
@@ -45,6 +46,7 @@ class SourceFacts:
     similar: dict[int, int] | None = None
     fingerprint: str | None = None
     shape: SetShape | None = None
+    classes: tuple[str, ...] = ()
 
     def budgets(self, image_size: int | None) -> dict[str, float]:
         """Return the customary budgets for images resized to this side in pixels; None: as they are stored.
@@ -102,9 +104,11 @@ def next_in_superclass(superclasses: dict[str, tuple[str, ...]]) -> dict[int, in
     return similar
 
 
+# 8/255 is a budget for colour photographs; on grey drawings of 28 x 28 a comparable poison needs these larger ones.
+DRAWINGS = {"linf": 0.1, "l2": 1.0, "l1": 10.0, "l0": 10}
+
 MNIST = SourceFacts(
-    # 8/255 is a budget for colour photographs; on digits a comparable poison needs these larger ones.
-    epsilon={"linf": 0.1, "l2": 1.0, "l1": 10.0, "l0": 10},
+    epsilon=DRAWINGS,
     flip=False,
     policy="digits",
     similar={2: 7, 3: 8, 7: 1, 5: 6, 6: 5},
@@ -121,3 +125,86 @@ CIFAR100 = SourceFacts(
 )
 TINY_IMAGENET = SourceFacts(PHOTOGRAPHS, True, "imagenet", shape=SetShape(100_000, 10_000, 3, 64, 200))
 FOLDER = SourceFacts(PHOTOGRAPHS, True, "cifar10")
+
+FASHION_MNIST = SourceFacts(
+    DRAWINGS,
+    flip=True,
+    policy="digits",
+    # Ankle boot -> sneaker -> sandal, pullover -> shirt, coat <-> dress: Zhang and Sabuncu, "Generalized Cross Entropy
+    # Loss for Training Deep Neural Networks with Noisy Labels" (NeurIPS 2018), Sec. 4.
+    similar={9: 7, 7: 5, 2: 6, 4: 3, 3: 4},
+    shape=SetShape(60_000, 10_000, 1, 28, 10),
+    classes=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+KMNIST = SourceFacts(
+    DRAWINGS,
+    flip=False,
+    policy="digits",
+    shape=SetShape(60_000, 10_000, 1, 28, 10),
+    classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+)
+SVHN = SourceFacts(
+    PHOTOGRAPHS,
+    flip=False,
+    policy="svhn",
+    similar=MNIST.similar,
+    shape=SetShape(73_257, 26_032, 3, 32, 10),
+    classes=tuple("0123456789"),
+)
+STL10 = SourceFacts(
+    PHOTOGRAPHS,
+    flip=True,
+    policy="cifar10",
+    # CIFAR-10's changes between the classes that both sets have: truck -> car, bird -> airplane, deer -> horse,
+    # cat <-> dog.
+    similar={9: 2, 1: 0, 4: 6, 3: 5, 5: 3},
+    shape=SetShape(5_000, 8_000, 3, 96, 10),
+    classes=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
+)
+GTSRB = SourceFacts(
+    PHOTOGRAPHS,
+    flip=False,  # arrows point to a side
+    policy="cifar10",
+    shape=SetShape(26_640, 12_630, 3, 32, 43),
+    classes=(
+        *(f"speed limit {limit}" for limit in (20, 30, 50, 60, 70, 80)),
+        "end of speed limit 80",
+        "speed limit 100",
+        "speed limit 120",
+        "no overtaking",
+        "no overtaking by lorries",
+        "right of way at the next crossing",
+        "priority road",
+        "give way",
+        "stop",
+        "no vehicles",
+        "no lorries",
+        "no entry",
+        "danger",
+        "bend to the left",
+        "bend to the right",
+        "double bend",
+        "uneven road",
+        "slippery road",
+        "road narrows",
+        "road works",
+        "traffic signals",
+        "pedestrians",
+        "children",
+        "bicycles",
+        "ice or snow",
+        "wild animals",
+        "end of all limits",
+        "turn right ahead",
+        "turn left ahead",
+        "ahead only",
+        "ahead or right",
+        "ahead or left",
+        "keep right",
+        "keep left",
+        "roundabout",
+        "end of no overtaking",
+        "end of no overtaking by lorries",
+    ),
+)
+MEDMNIST = SourceFacts(PHOTOGRAPHS, flip=False, policy="cifar10")  # organs have a left and a right

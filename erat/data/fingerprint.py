@@ -225,11 +225,11 @@ def fingerprint_of(config: DataConfig, cache: Cache) -> str:
     config = config.model_copy(update={"fingerprint": None})
     if isinstance(source, ListedSource):
         return source.fingerprint(config, cache)
-    if not isinstance(source, FiledSource) or config.root is None:
+    files = source.files(config) if isinstance(source, FiledSource) else []
+    if not files:
         return of_arrays(read_parts(source, config))
-    with cache.page(Path(config.root)) as page:
-        files = source.files(config)
-        stamp = stamp_of(files) if files else None
+    with cache.page(Path(config.root or files[0].parent)) as page:
+        stamp = stamp_of(files)
         stamp = stamp and f"{place_of(config)} {stamp}"
         found = page.look(stamp) or of_arrays(read_parts(source, config))
         if stamp is not None:

@@ -248,6 +248,9 @@ class Defense(nn.Module):
         """Return the loss of one update; must not call backward, and must leave `.grad` and `training` unchanged."""
         raise NotImplementedError
 
+    def updated(self) -> None:
+        """Follow the networks, which the trainer has just changed; called once after each update, on every worker."""
+
     def predict(self, images: Tensor) -> Tensor:
         """Return logits (B, K) for float images in [0, 1]; an ensemble combines its networks here."""
         network: Tensor = self.networks["main"](images)

@@ -18,20 +18,28 @@ from torch.profiler import record_function
 
 from erat.attacks.pgd import frozen
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
+from erat.defenses.clusters import image_clusters, named, thumbnails
 from erat.defenses.options import ERATOptions
 from erat.defenses.perturbation import Perturber
 from erat.defenses.selector import Selector
+from erat.defenses.teacher import Teacher
 from erat.defenses.viewing import Views
 from erat.losses import consistency, cross_entropy, ramp
+from erat.selection import balanced
 
 
 class ERAT(Defense):
     """A defense with one network, which trains on the labels that it believes and on images that it perturbs itself.
 
     It selects the labels to believe in each epoch, and perturbs the images by attacking itself in each step.
+
+    State of the options beyond the paper: `balance`, float32 (K,), the last weights of the classes (`align`);
+    `clusters`, int64 (N,), the cluster of each image, -1 before the first selection (`cluster_epochs`); and the teacher's weights.
     """
 
     Options = ERATOptions
+    balance: Tensor
+    clusters: Tensor
 
     def __init__(self, options: ERATOptions, task: Task) -> None:
         super().__init__(options, task)
@@ -40,6 +48,21 @@ class ERAT(Defense):
         self.perturber = Perturber(options, task)
         self.selector = Selector(options, task)
         self.views = Views(options, task, crop=bool(options.strong_crop))
+        self.teacher = Teacher(self.networks["main"], options.teacher) if options.teacher else None
+        if options.align:
+            self.register_buffer("balance", torch.ones(task.num_classes))
+        if options.cluster_epochs:
+            self.register_buffer("clusters", torch.full((task.num_samples,), -1))
+
+    @property
+    def judge(self) -> nn.Module:
+        """Return the network that scores labels and guesses those of unlabelled samples."""
+        return self.networks["main"] if self.teacher is None else self.teacher
+
+    def updated(self) -> None:
+        """Let the teacher, if there is one, follow the network."""
+        if self.teacher is not None:
+            self.teacher.follow(self.networks["main"])
 
     # -- Algorithm 1, once per epoch ------------------------------------------------------------------------------
 
@@ -53,11 +76,22 @@ class ERAT(Defense):
         mask, predicted, numbers = self.selector.labelled.cpu(), None, dict[str, float]()
         if (clock.epoch - self.options.warmup_epochs) % self.options.select_every == 0:
             # The scores come from un-augmented images and a network in eval mode.
-            probs = data.map(lambda images: self.networks["main"](images).softmax(1))
-            split = self.selector([probs], data.labels)
+            probs = data.map(lambda images: self.judge(images).softmax(1))
+            split = self.selector([self._evidence(probs, clock, data)], data.labels)
             mask, predicted, numbers = split.mask.cpu(), probs.argmax(1).cpu(), split.numbers()
         phases = (Phase(everything[mask], everything[~mask]),)
         return EpochPlan(phases, selected=mask, predicted=predicted, numbers=numbers)
+
+    def _evidence(self, probs: Tensor, clock: Clock, data: TrainingData) -> Tensor:
+        """Return the class probabilities by which labels are judged, shape (N, K): in the paper the network's."""
+        if self.options.align:
+            probs, balance = balanced(probs)
+            self.balance.copy_(balance)
+        if clock.epoch - self.options.warmup_epochs >= self.options.cluster_epochs:
+            return probs
+        if int(self.clusters[0]) < 0:
+            self.clusters.copy_(image_clusters(data.map(thumbnails), self.options.clusters * data.num_classes))
+        return named(self.clusters, data.labels, data.num_classes)
 
     # -- Algorithm 1, once per step -------------------------------------------------------------------------------
 
@@ -103,6 +137,7 @@ class ERAT(Defense):
         strong = self.views.strong(plain, random, network, labels.repeat(len(plain) // len(images)))
         with record_function("student"):
             logits = network(torch.cat([strong, adversarial]))
+        kept = pseudo.amax(1) >= self.options.confidence if self.options.confidence else None
         terms = LossTerms()
         names = {"strong": len(images), "strong_adversarial": len(adversarial), "adversarial": len(adversarial)}
         for name, part in zip(names, logits.split(list(names.values())), strict=True):
@@ -117,16 +152,25 @@ class ERAT(Defense):
             )
             if unlabelled:
                 error = consistency(
-                    by_group[:, labelled:].flatten(0, 1), pseudo.repeat(copies, 1), self.options.reduction
+                    by_group[:, labelled:].flatten(0, 1),
+                    pseudo.repeat(copies, 1),
+                    self.options.reduction,
+                    None if kept is None else kept.repeat(copies),
                 )
                 terms.add(f"unlabelled_{name}", error, weight=lambda_u)
         return terms
 
     @torch.no_grad()
     def _pseudo_labels(self, batch: Batch) -> Tensor:
-        """Return p(weak(x_u)) of the current network: soft, not sharpened, without gradient; shape (U, K)."""
+        """Return p(weak(x_u)) of the current network: soft, not sharpened, without gradient; shape (U, K).
+
+        Beyond the paper: of the teacher instead, and as if all classes were equally frequent.
+        """
         if len(batch.unlabelled) == 0:
             return batch.images.new_zeros(0, self.task.num_classes)
-        with frozen(self.networks["main"]) as network, record_function("pseudo-labels"):
+        with frozen(self.judge) as network, record_function("pseudo-labels"):
             probs: Tensor = network(self.views.weak(batch.unlabelled, batch.random)).softmax(1)
+        if self.options.align:
+            probs = probs * self.balance
+            probs = probs / probs.sum(1, keepdim=True)
         return probs

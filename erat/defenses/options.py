@@ -12,6 +12,8 @@ from pydantic import Field
 from erat.errors import UserError
 from erat.options import MOST_EPOCHS, DefenseOptions, Free, NormSet, Number, Setting, norms_in
 
+SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
+
 
 class PerturbationOptions(DefenseOptions):
     """Keys of a defense that can train on perturbed images; budgets are in pixel units of 1.0."""
@@ -112,10 +114,11 @@ class ViewOptions(DefenseOptions):
 class SelectorOptions(DefenseOptions):
     """Keys of a defense that selects the samples that keep their labels."""
 
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = Field(
+    selector: SelectorName = Field(
         "rebalance",
         description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform selection by "
-        "Jensen-Shannon divergence, or MSPL's global and class-wise mean error",
+        "Jensen-Shannon divergence, MSPL's global and class-wise mean error, or (beyond the papers) a mixture for "
+        "each class",
     )
     # rebalance: Eqs. 1-5
     score: Literal["l2", "ce"] = Field("l2", description="rebalance: Eq. 1, or cross-entropy (w/ CE)")
@@ -123,7 +126,9 @@ class SelectorOptions(DefenseOptions):
     rebalance: bool = Field(True, description="rebalance: false keeps every score at or below the mean (w/o RB)")
     rate: Literal["shifted", "literal"] = Field("shifted", description="Eq. 4 with 1 - S/2, or with the paper's 1 - S")
     # mixture
-    threshold: Number = Field(0.5, ge=0, lt=1, description="mixture: posterior above which a label is believed")
+    threshold: Number = Field(
+        0.5, ge=0, lt=1, description="mixture, class_mixture: posterior above which a label is believed"
+    )
     # jsd
     jsd_log: Literal["2", "e"] = Field("2", description="jsd: base of the logarithm; e in the published code")
     jsd_high: Number = Field(0.7, ge=0, description="jsd: mean divergence above which the cut-off is lowered")
@@ -230,7 +235,7 @@ class DivideMixOptions(MixMatchOptions):
     """Keys under `defense.` for `defense.name=dividemix`."""
 
     name: Literal["dividemix"] = "dividemix"
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "mixture"
+    selector: SelectorName = "mixture"
     exchange: Literal["crossed", "joint"] = "crossed"
 
     def default_lambda_u(self, setting: Setting) -> float:
@@ -253,7 +258,7 @@ class UniconOptions(MixMatchOptions):
     added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {"projection": "mlp", "unlabelled_batch": "equal"}
 
     name: Literal["unicon"] = "unicon"
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "jsd"
+    selector: SelectorName = "jsd"
     exchange: Literal["crossed", "joint"] = "joint"
     strong: bool = True
     contrastive_weight: Number = Field(0.025, ge=0, description="weight of the contrastive loss")
@@ -275,7 +280,7 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     """Keys under `defense.` for `defense.name=mspl`."""
 
     name: Literal["mspl"] = "mspl"
-    selector: Literal["rebalance", "mixture", "jsd", "errors"] = "errors"
+    selector: SelectorName = "errors"
     adversarial: bool = Field(True, description="false: the pair's second view is another weak one")
     momentum: Free[Number] = Field(0.99, ge=0, lt=1, description="momentum of the running mean that each prototype is")
     prototype_temperature: Free[Number] = Field(0.1, gt=0, description="temperature of the similarity to prototypes")
@@ -290,7 +295,14 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
 class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     """Keys under `defense.` for `defense.name=erat`; budgets are in pixel units of 1.0."""
 
-    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {"strong_crop": False}
+    added: ClassVar[dict[str, Any]] = PerturbationOptions.added | {
+        "strong_crop": False,
+        "cluster_epochs": 0,
+        "clusters": 8,
+        "align": False,
+        "teacher": 0.0,
+        "confidence": 0.0,
+    }
 
     name: Literal["erat"] = "erat"
     selection: bool = Field(True, description="false: all data stay labelled (w/o SS)")
@@ -319,7 +331,35 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     reduction: Free[Literal["mean", "sum"]] = Field(
         "mean", description="squared errors over classes: mean, or Eq. 8's sum"
     )
+    # Beyond the paper: what the labels are judged by, with its measurements in docs/defenses.md
+    cluster_epochs: int = Field(
+        0,
+        ge=0,
+        le=MOST_EPOCHS,
+        description="beyond the paper: epochs after the warm-up in which labels are judged by clusters of similar "
+        "images, named by their label counts, in place of the network",
+    )
+    clusters: Free[int] = Field(8, ge=1, le=1000, description="beyond the paper: clusters of images for each class")
+    align: Free[bool] = Field(
+        False, description="beyond the paper: scores and pseudo-labels as if all classes were equally frequent"
+    )
+    teacher: Number = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="beyond the paper: decay of the mean network that scores and pseudo-labels; 0: none",
+    )
+    confidence: Free[Number] = Field(
+        0.0, ge=0, le=1, description="beyond the paper: least probability of a pseudo-label that is learned from"
+    )
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
+
+    def check(self, workers: int) -> None:
+        """Refuse ways to judge labels where no labels are selected."""
+        super().check(workers)
+        for key in ("align", "cluster_epochs", "teacher"):
+            if getattr(self, key) and not self.selection:
+                raise UserError(f"defense.{key}={getattr(self, key)} needs defense.selection=true, got false")
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return whether strong views are cropped and flipped, where that is left open."""

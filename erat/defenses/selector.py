@@ -98,6 +98,16 @@ class Selector(nn.Module):
         mask = _at_least(posterior > self.options.threshold, -posterior, probs.shape[1])
         return Split(mask, posterior)
 
+    def _class_mixture(self, probs: Tensor, labels: Tensor) -> Split:
+        """Select as `_mixture` does, with a mixture for each class, so that each has its own share of right labels."""
+        values, posterior = scores(probs, labels, "ce"), torch.zeros(len(labels), device=probs.device)
+        for k in range(probs.shape[1]):
+            mine = labels == k
+            if bool(mine.any()):
+                posterior[mine] = clean_posterior(values[mine])
+        mask = _at_least(posterior > self.options.threshold, -posterior, probs.shape[1])
+        return Split(mask, posterior)
+
     def _jsd(self, probs: Tensor, labels: Tensor) -> Split:
         """Select by UNICON's rule: from every class the same number of samples, those of least divergence."""
         count, classes = len(labels), probs.shape[1]

@@ -314,6 +314,7 @@ class Trainer:
         with record_function("update"):
             exchange.end()
             self._optimizer.step()
+            self.defense.updated()
         return terms[0] if len(terms) == 1 else LossTerms.mean(terms)
 
     def _parts(self, batch: Batch) -> list[Batch]:

@@ -38,7 +38,7 @@ Preset = Annotated[
     str | None,
     typer.Option(
         callback=nonempty,
-        help="values to start from: demo (minutes on a laptop), paper or official",
+        help="values to start from: demo (minutes on a laptop), medium, paper or official",
         show_default="demo",
         autocompletion=completion.presets,
     ),

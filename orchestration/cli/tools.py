@@ -33,7 +33,7 @@ def config(
     preset: Annotated[
         str,
         typer.Option(
-            help="whose defaults are shown: demo, paper or official",
+            help="whose defaults are shown: demo, medium, paper or official",
             autocompletion=completion.presets,
         ),
     ] = "demo",

@@ -88,7 +88,7 @@ def _disk(workspace: Workspace) -> tuple[float, str]:
 
 def _cuda() -> tuple[Any, str]:
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return names, "" if names else "no GPU: the demo preset needs none, the paper preset would take weeks"
+    return names, "" if names else "no GPU: the presets demo and medium need none, the paper preset would take weeks"
 
 
 def _embedded_data() -> tuple[str, str]:

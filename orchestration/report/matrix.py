@@ -22,8 +22,15 @@ _RECORDED = ("planned", "done", "mean", "std", "paper", "difference", "seeds")
 # names in this project's tables
 _PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}
 # The keys that determine the place of a run in the tables, and its seeds.
-_PLACED = ("data.name", "corruption.data", "corruption.labels", "corruption.rate", "defense.name", "train.seed")
-_PLACED += ("corruption.seed",)
+_PLACED = (
+    "data.name",
+    "corruption.data",
+    "corruption.labels",
+    "corruption.rate",
+    "defense.name",
+    "train.seed",
+    "corruption.seed",
+)
 LineName = Callable[[Trial], str]
 Setting = tuple[str, str]  # data set, label noise
 
@@ -234,7 +241,7 @@ def summary_sentences(rows: Sequence[Trial], line: LineName = line_name) -> list
 
 def _runs_of(rows: Sequence[Trial], name: str, line: LineName) -> list[tuple[int, Hashable, float]]:
     """Return (seed of the corruption, cell, accuracy in percent) of the finished runs of a line of the tables."""
-    found = []
+    found: list[tuple[int, Hashable, float]] = []
     for row in rows:
         if row.status == "done" and line(row) == name and (reached := tested(row)) is not None:
             cell = row.config.get("data.name"), column_name(row), corruption_name(row)

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from erat.config import RunConfig, all_keys, build, field_of, first_error, has_key, unknown_key
 from erat.errors import UserError, shown, unknown_name
 from erat.options import MOST_EPOCHS, Section, parse_fraction
+from erat.presets import OF_THE_PAPER
 from orchestration.study.named import GRIDS, named_file
 from orchestration.study.overrides import read_value
 from orchestration.study.parameters import ten_digits
@@ -40,8 +41,8 @@ class GridSpec(Section):
         compute_of: name of a point of the axis "defense": every run takes so many epochs that its floating-point
             operations, as counted by `memory`, are those of this point in `least_epochs` epochs, or `least_epochs` if
             these are more.
-        paper_axes: further axes, outside the others, which are used with every preset but the embedded demo.
-        paper: dotted key -> value for all runs, with every preset but the embedded demo.
+        paper_axes: further axes, outside the others, which are used with the presets of the paper's data sets.
+        paper: dotted key -> value for all runs, with the presets of the paper's data sets.
         space: name of a search space whose points, in the data set's units, are one more axis, the innermost.
     """
 
@@ -84,7 +85,7 @@ class GridSpec(Section):
             UserError: base.yaml has no point of a name that the grid uses.
         """
         base = _read("base")["axes"]
-        chosen = self.axes if preset == "demo" else self.paper_axes | self.axes
+        chosen = self.paper_axes | self.axes if preset in OF_THE_PAPER else self.axes
         return {axis: _points(axis, entries, base) for axis, entries in chosen.items()}
 
     def chosen(self, preset: str, only: Mapping[str, Sequence[str]]) -> dict[str, Points]:
@@ -170,7 +171,7 @@ def specification(
     axes = grid.chosen(preset, only or {})
     for words, chosen in (("--only", only or {}), ("--skip", skip or {})):
         _check_choice(words, chosen, axes)
-    base = (grid.paper if preset != "demo" else {}) | dict(overrides)
+    base = (grid.paper if preset in OF_THE_PAPER else {}) | dict(overrides)
     if grid.space is not None:
         space = load_space(grid.space)
         points = space.scaled_points(build(preset, base, quiet=True).data.name)

@@ -40,7 +40,7 @@ def parse_overrides(words: Sequence[str] | None) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"expected KEY=VALUE, got {shown(word)}")
         if key == "preset":
-            raise UserError("the preset is not a key: give --preset demo, --preset paper or --preset official")
+            raise UserError("the preset is not a key: give --preset demo, medium, paper or official")
         if key in texts:
             raise UserError(f"{shown(key)} is given twice")
         require_text(word, shown(key))

@@ -270,7 +270,7 @@ class StudySpec:
         of a search also the version of Optuna, whose samplers may draw other values in another version.
         """
         root = {"data.root": self.base.data.root} if "data.root" in self.overrides else {}
-        asked = {"preset": self.preset, "overrides": self.overrides | root, "images": self.images}
+        asked: dict[str, Any] = {"preset": self.preset, "overrides": self.overrides | root, "images": self.images}
         asked |= {"edition": self.edition} if self.edition > 1 else {}
         return self._shared() | asked | ({} if self.search is None else {"optuna": version("optuna")})
 

@@ -48,7 +48,7 @@ def merged(before: Iterable[Row], new: Sequence[Row]) -> list[Row]:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Return one Markdown table for each grid, data set and noise: mean ± standard deviation of the runs, in percent."""
+    """Return a Markdown table for each grid, data set and noise: mean ± standard deviation over runs, in percent."""
     found: dict[tuple[str, str, str], dict[str, dict[str, str]]] = {}
     for row in rows:
         values = [float(value) for value in row["seeds"].split()]

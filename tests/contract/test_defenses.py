@@ -33,6 +33,16 @@ OPTIONS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in d
     "erat mixture": {"defense.selector": "mixture"},
     "erat errors": {"defense.selector": "errors"},
     "erat worst of 2": {"defense.worst_of": 2},
+    "erat class mixture": {"defense.selector": "class_mixture"},
+    # The third epoch is judged by the network again.
+    "erat beyond": {
+        "defense.cluster_epochs": 1,
+        "defense.clusters": 2,
+        "defense.align": True,
+        "defense.teacher": 0.9,
+        "defense.confidence": 0.3,
+        "defense.warm_start": True,
+    },
     "dividemix rebalance": {"defense.name": "dividemix", "defense.selector": "rebalance"},
     "dividemix in turn": {"defense.name": "dividemix", "defense.splits": "in_turn"},
     "dividemix wo Uni": {

@@ -23,6 +23,7 @@ from erat.variants import defense_names, expand
 
 FILE = Path(__file__).with_name("digests.json")
 SETS = ("mnist", "cifar10", "cifar100", "tiny-imagenet", "folder")
+LATER_SETS = ("fashion-mnist", "kmnist", "svhn", "stl10", "gtsrb", "medmnist")
 # Every kind with its defaults, and with each option that only this kind has.
 POISONS: dict[str, dict[str, Any]] = {
     "none": {"data": "none"},
@@ -133,6 +134,11 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.ramp_epochs": {"defense.ramp_epochs": 2.5},
     "defense.reduction": {"defense.reduction": "sum"},
     "defense.warmup_epochs": {"defense.warmup_epochs": 1},
+    "defense.cluster_epochs": {"defense.cluster_epochs": 3},
+    "defense.clusters": {"defense.clusters": 4, "defense.cluster_epochs": 3},
+    "defense.align": {"defense.align": True},
+    "defense.teacher": {"defense.teacher": 0.9},
+    "defense.confidence": {"defense.confidence": 0.7},
     "defense.epsilon_ramp": {"defense.name": "at", "defense.epsilon_ramp": 3.0},
     "defense.strong_crop": {"defense.strong_crop": True},
     "defense.projection": {"defense.name": "unicon", "defense.projection": "linear"},
@@ -174,8 +180,8 @@ def _cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Return (name, preset, overrides) of every case."""
     for name, preset, overrides in _asked():
         yield name, preset, _before(preset, overrides) | overrides
-    for preset in ("demo", "paper", "official"):
-        for data in ("mnist", "cifar10", "tiny-imagenet"):
+    for preset in PRESETS:
+        for data in (*LATER_SETS, "cifar10") if preset == "medium" else ("mnist", "cifar10", "tiny-imagenet"):
             for name in ("at", "dividemix", "erat", "unicon"):
                 yield f"now, {preset}, {data}, {name}", preset, {"data.name": data, "defense.name": name}
             for kind in ("uhp", "l2c"):
@@ -190,7 +196,7 @@ def _before(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def _asked() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for preset in PRESETS:
+    for preset in ("demo", "paper", "official"):
         for data in SETS:
             for name, poison in POISONS.items():
                 yield f"{preset}, {data}, {name}", preset, {"data.name": data, **_keys(poison)}
@@ -238,7 +244,7 @@ def test_every_key_is_here_and_makes_another_run() -> None:
 
 
 def test_they_are_of_every_set_there_is() -> None:
-    assert sorted(SETS) == DATASETS.names()
+    assert sorted(SETS + LATER_SETS) == DATASETS.names()
     assert len({digests[0] for digests in KNOWN.values()}) > 400
 
 

@@ -15,8 +15,9 @@ from torchvision.datasets.utils import download_and_extract_archive  # type: ign
 
 from erat.data import facts
 from erat.data.fingerprint import Cache
-from erat.data.image_files import read_all, stack, visible_files
+from erat.data.image_files import visible_files
 from erat.data.sources.collection import collection_fingerprint, read_collection
+from erat.data.sources.published import decoded
 from erat.data.types import ImageSet
 from erat.errors import UserError
 
@@ -124,6 +125,7 @@ class TinyImageNet:
     """
 
     facts = facts.TINY_IMAGENET
+    title = "Tiny-ImageNet"
     folder = "tiny-imagenet-200"
     url = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
     md5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -151,7 +153,11 @@ class TinyImageNet:
         wnids = (base / "wnids.txt").read_text().split()
         names = _readable_names(wnids, base / "words.txt")
         train = [(path, label) for label, wnid in enumerate(wnids) for path in self._training_files(base, wnid)]
-        return self._read(train, names, base), self._read(self._test_files(base, wnids), names, base)
+        test = self._test_files(base, wnids)
+        return (
+            decoded(self.title, train, names, self.size, base),
+            decoded(self.title, test, names, self.size, base),
+        )
 
     def files(self, config: DataConfig) -> list[Path]:
         """Return all files of which the set consists; an empty list if some are missing."""
@@ -202,24 +208,6 @@ class TinyImageNet:
                 raise UserError(f"{annotations}, line {number}: must name a class of wnids.txt, got {line!r}")
             files.append((base / "val" / "images" / name, labels[wnid]))
         return files
-
-    def _read(self, files: Sequence[tuple[Path, int]], names: tuple[str, ...], base: Path) -> ImageSet:
-        """Read the images of `files`, pairs of a path and a label.
-
-        A benchmark with some images left out would be a different one, so any unreadable file is an error.
-
-        Raises:
-            UserError: a file cannot be read.
-        """
-        images = read_all([path for path, _ in files], self.size)
-        broken = [path for (path, _), image in zip(files, images, strict=True) if image is None]
-        if broken or not files:
-            first = f", first {broken[0]}" if broken else ""
-            raise UserError(
-                f"Tiny-ImageNet: {len(broken)} of {len(files)} images cannot be read{first}; fetch {base} again"
-            )
-        pixels = [image.pixels for image in images if image is not None]
-        return ImageSet(stack(pixels, channels=3), torch.tensor([label for _, label in files]), names)
 
 
 def _readable_names(wnids: Sequence[str], words: Path) -> tuple[str, ...]:

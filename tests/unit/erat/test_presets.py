@@ -14,6 +14,7 @@ from erat.data.random import BatchRandom
 from erat.defenses.base import Phase, Task
 from erat.defenses.options import ERATOptions
 from erat.defenses.viewing import Views
+from erat.errors import UserError
 from orchestration.study.grids import load_grid, specification
 from orchestration.study.spec import StudySpec
 
@@ -91,7 +92,7 @@ def test_a_step_has_its_number_of_unlabelled_images() -> None:
 
 def test_unicon_as_published() -> None:
     flat = build("official", {"defense.name": "unicon", "data.name": "tiny-imagenet"}).flat()
-    expected = {"defense.lambda_u": 50, "defense.mixup_alpha": 0.5, "train.lr": 0.005}
+    expected: dict[str, Any] = {"defense.lambda_u": 50, "defense.mixup_alpha": 0.5, "train.lr": 0.005}
     expected |= {"defense.projection": "linear", "defense.unlabelled_batch": "published"}
     assert {key: flat[key] for key in expected} == expected
     assert build("official", {"defense.name": "unicon"}).flat()["defense.lambda_u"] == 30
@@ -103,6 +104,8 @@ def test_the_paper_crafts_as_authors_do_and_the_demo_in_minutes() -> None:
         given = {"corruption.data": kind}
         assert build("paper", given).flat()["corruption.images_per_class"] == 256
         assert build("demo", given).flat()["corruption.images_per_class"] == 16
+    with pytest.raises(UserError, match="vgg12"):
+        build("demo", {"corruption.data": "l2c", "corruption.victim": "vgg12"})
     own = {preset: build(preset, {"corruption.data": "l2c"}).corruption.own() for preset in ("paper", "demo")}
     keys = ("unet", "victim", "victim_epochs")
     assert [own["paper"][key] for key in keys] == ["official", "vgg11", 20]

@@ -21,7 +21,7 @@ from erat.defenses.selector import Selector, SelectorOptions, Split, _at_least, 
 from erat.defenses.unicon import Unicon, UniconOptions
 from erat.selection import divergence, divergence_cutoff, scores
 
-SELECTORS = ("rebalance", "mixture", "jsd", "errors")
+SELECTORS = ("rebalance", "mixture", "class_mixture", "jsd", "errors")
 
 
 def select(kind: str, probs: Tensor, labels: Tensor, **options: Any) -> Split:

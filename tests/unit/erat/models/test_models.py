@@ -56,6 +56,7 @@ def test_every_backbone_maps_images_to_one_logit_per_class(name: str, channels: 
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
+        ("medium", 0.30),
         ("resnet18", 11.17),
         ("resnet34", 21.28),
         ("resnet50", 23.52),
@@ -65,7 +66,7 @@ def test_every_backbone_maps_images_to_one_logit_per_class(name: str, channels: 
         ("wideresnet28_10", 36.48),
     ],
 )
-def test_number_of_weights_is_the_literature_s_for_cifar10(name: str, millions: float) -> None:
+def test_number_of_weights_is_the_documented_one_for_ten_classes_in_colour(name: str, millions: float) -> None:
     weights = sum(parameter.numel() for parameter in on_meta(name).parameters())
     assert weights / 1e6 == pytest.approx(millions, abs=0.005)
 
@@ -79,6 +80,7 @@ def test_number_of_weights_is_the_literature_s_for_vit_on_imagenet() -> None:
     ("name", "sides"),
     [
         ("small", {14: 4, 28: 7, 32: 8, 64: 16}),
+        ("medium", {14: 4, 28: 4, 32: 4, 64: 8}),
         ("resnet18", {14: 2, 28: 4, 32: 4, 64: 4, 224: 7}),
         ("preact_resnet18", {14: 2, 28: 4, 32: 4, 64: 4}),
         ("vgg16", {14: 1, 28: 2, 32: 2, 64: 4}),
