@@ -34,7 +34,8 @@ class ERAT(Defense):
     It selects the labels to believe in each epoch, and perturbs the images by attacking itself in each step.
 
     State of the options beyond the paper: `balance`, float32 (K,), the last weights of the classes (`align`);
-    `clusters`, int64 (N,), the cluster of each image, -1 before the first selection (`cluster_epochs`); and the teacher's weights.
+    `clusters`, int64 (N,), the cluster of each image, -1 before the first selection (`cluster_epochs`); and the
+    teacher's weights.
     """
 
     Options = ERATOptions
