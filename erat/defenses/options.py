@@ -116,8 +116,8 @@ class SelectorOptions(DefenseOptions):
 
     selector: SelectorName = Field(
         "rebalance",
-        description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform selection by "
-        "Jensen-Shannon divergence, MSPL's global and class-wise mean error, or (beyond the papers) a mixture for "
+        description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform one by "
+        "Jensen-Shannon divergence, MSPL's global and class-wise error, or (beyond the papers) a mixture for "
         "each class",
     )
     # rebalance: Eqs. 1-5
