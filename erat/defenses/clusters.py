@@ -35,7 +35,7 @@ def image_clusters(rows_ND: Tensor, count: int) -> Tensor:
     """
     # Imported here, because they take seconds to load and few runs use them.
     from sklearn.cluster import KMeans  # type: ignore[import-untyped,unused-ignore]
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped,unused-ignore]
 
     rows = rows_ND.float().cpu()
     rows = F.normalize(rows - rows.mean(0), dim=1)
