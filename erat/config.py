@@ -10,150 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError, field_validator, model_validator
 
 from erat.corruption.kinds import L2COptions
-from erat.defaults import corruption_field, corruption_options, fill_images, fill_labels
+from erat.defaults import corruption_options, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
-from erat.options import (
-    MOST_EPOCHS,
-    MOST_WORKERS,
-    SEEDS,
-    CorruptionOptions,
-    DataConfig,
-    DefenseOptions,
-    Epoch,
-    Interval,
-    Number,
-    Section,
-    Setting,
-    fields_of,
-    parse_fraction,
-)
-from erat.paths import user_path
+from erat.keys import has_key, known_keys, unknown_key
+from erat.options import CorruptionOptions, DefenseOptions, Section, Setting, fields_of, parse_fraction
 from erat.presets import PRESETS
-from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
-from erat.variants import defense_names, expand, registered
+from erat.registry import BACKBONES, DATASETS, DEFENSES
+from erat.sections import Sections, TrainConfig
+from erat.variants import expand
 
 S = TypeVar("S", bound=Section)
-
-
-class ValConfig(Section):
-    """The validation part of the training images, by which samplers, pruners and schedulers may decide."""
-
-    fraction: Number = Field(0.1, gt=0, lt=0.9, description="share of the training images that is held out")
-    trusted: bool = Field(True, description="true: clean images and labels; false: corrupted like the rest")
-    objective: Literal["clean", "perturbed"] = Field(
-        "clean",
-        description="val_accuracy on the images as they are, or attacked within the customary budgets of the set",
-    )
-    seed: int = Field(0, ge=0, lt=2**32, description="decides which images are held out")
-
-
-class ModelConfig(Section):
-    """The network."""
-
-    name: str = Field("resnet34", description="network (backbone)")
-
-
-class TrainConfig(Section):
-    """The optimisation, which is the same for every defense."""
-
-    epochs: int = Field(100, ge=1, le=MOST_EPOCHS, description="passes over the training images")
-    batch_size: int = Field(
-        64, ge=2, le=2**20, description="labelled images of one step over all workers; unlabelled likewise"
-    )
-    accumulate: int = Field(
-        1, ge=1, le=MOST_WORKERS, description="parts in which each worker takes its share of a batch, to save memory"
-    )
-    lr: Number = Field(0.05, gt=0, description="learning rate of SGD; of onecycle, its peak")
-    lr_rule: Literal["fixed", "linear", "sqrt"] = Field(
-        "fixed", description="lr for any batch, or times batch_size / lr_batch, or times the root of that"
-    )
-    lr_batch: int = Field(64, ge=1, le=2**20, description="batch size that lr is meant for, where lr_rule scales it")
-    momentum: Number = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    weight_decay: Number = Field(5e-4, ge=0, description="weight of the l_2 penalty on all weights")
-    schedule: Literal["step", "onecycle", "cosine"] = Field("step", description="how the learning rate changes")
-    milestones: tuple[Epoch, ...] = Field(
-        (60,), max_length=100, description="epochs at which the step schedule multiplies by gamma"
-    )
-    gamma: Number = Field(0.1, gt=0, le=1, description="factor of the step schedule at each milestone")
-    seed: int = Field(0, ge=0, lt=SEEDS, description="decides initial weights, order of images, views and attacks")
-    workers: int = Field(1, ge=1, le=MOST_WORKERS, description="data-parallel workers that share each batch")
-    sync_batchnorm: bool = Field(True, description="with several workers: batch statistics of all of them together")
-    precision: Literal["fp32", "tf32", "bf16"] = Field(
-        "fp32", description="tf32: float32 products of 10 bits on GPUs that have them; bf16: mixed precision (autocast)"
-    )
-    channels_last: bool = Field(False, description="memory format of images and weights; faster convolutions on GPUs")
-    compile: bool = Field(False, description="torch.compile the networks: minutes to begin with, faster steps")
-    cuda_graphs: bool = Field(False, description="with train.compile, on CUDA: launch a whole pass at once")
-    checkpoint_activations: bool = Field(False, description="large networks: compute activations twice, store few")
-    checkpoint_every: Interval = Field(
-        "1",
-        description="interval between two checkpoints: a number of epochs, or a time (90s, 10min, 2h) after which "
-        "the next end of an epoch writes one",
-    )
-
-
-class ResourcesConfig(Section):
-    """The resources that one worker may use. They are not part of a run's identity."""
-
-    cpu: int = Field(1, ge=1, le=1024, description="cores, and threads of torch")
-    gpu: Number = Field(
-        0.0, ge=0, le=64, description="GPUs per worker on Ray, which sees no other; a fraction shares one"
-    )
-    min_workers: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_WORKERS,
-        description="data-parallel workers to go on with while fewer than train.workers fit; none: all",
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: CUDA where the worker sees such a device; cpu: asks Ray for no GPU"
-    )
-
-
-class StorageConfig(Section):
-    """The place where the nodes of a cluster share files. It is not part of a run's identity."""
-
-    path: str | None = Field(
-        None, description="folder or URL (s3://, gs://, file://) that all nodes see; none: ERAT_HOME, seen by all"
-    )
-
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: str | None) -> str | None:
-        """Make a folder's path absolute, because workers run in other folders, and check a URL.
-
-        Raises:
-            UserError: the URL is malformed or names no bucket or host.
-        """
-        if not path:
-            return None
-        if "://" not in path:
-            return str(user_path(path, "storage.path"))
-        try:
-            place = urlsplit(path)
-        except ValueError as error:
-            raise UserError(f"storage.path must be a folder or a URL, got {shown(path)}: {error}") from None
-        if place.scheme != "file" and not place.netloc:
-            raise UserError(f"storage.path must name a bucket or host behind {place.scheme}://, got {shown(path)}")
-        return path
 
 
 # Settings of paths and machines, and of what is kept on the way: the same experiment in another place has the same
@@ -178,18 +51,8 @@ _ALSO = {"train.gpus_per_worker": "resources.gpu"}
 _LATER = {"train.accumulate": 1, "train.lr_rule": "fixed", "train.lr_batch": 64}
 
 
-class RunConfig(Section):
+class RunConfig(Sections):
     """The complete configuration of one run."""
-
-    preset: str = "paper"
-    data: DataConfig = DataConfig()
-    val: ValConfig = ValConfig()
-    corruption: SerializeAsAny[CorruptionOptions] = CorruptionOptions()
-    model: ModelConfig = ModelConfig()
-    defense: SerializeAsAny[DefenseOptions]
-    train: TrainConfig = TrainConfig()
-    resources: ResourcesConfig = ResourcesConfig()
-    storage: StorageConfig = StorageConfig()
 
     @field_validator("corruption", mode="before")
     @classmethod
@@ -383,67 +246,6 @@ def _unused(config: RunConfig, overrides: Mapping[str, Any]) -> list[str]:
 
 def _corruption_words(config: RunConfig) -> str:
     return f"corruption.data={config.corruption.data}, corruption.labels={config.corruption.labels}"
-
-
-def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
-    """Return the error for a dotted key that does not exist, with near matches and the keys that its section has."""
-    section = key.split(".")[0] + "."
-    whole = [name for name in allowed if name.partition(".")[2] == key]
-    near = whole or get_close_matches(key[:100], allowed, n=3, cutoff=0.6)
-    there = [name for name in allowed if name.startswith(section)]
-    sections = sorted({f"{name.split('.')[0]}.*" for name in allowed})
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(f"unknown key {shown(key)}: {hint}allowed: {', '.join(there or sections)}")
-
-
-@cache
-def known_keys(defense: str) -> tuple[str, ...]:
-    """Return all dotted keys of a configuration with this defense or variant, and with any data corruption."""
-    corruption = list(CorruptionOptions().model_dump())
-    corruption += [key for keys in CORRUPTIONS.each(lambda kind: corruption_options(kind).own_keys()) for key in keys]
-    sections: dict[str, Iterable[str]] = {name: _fields(name) for name in RunConfig.model_fields}
-    sections["corruption"] = dict.fromkeys(corruption)
-    sections["defense"] = fields_of(DEFENSES.options(registered(defense)))
-    return tuple(f"{section}.{name}" for section, fields in sections.items() for name in fields)
-
-
-def all_keys() -> list[str]:
-    """Return the dotted keys that a configuration with any of the defenses can have, sorted."""
-    return sorted({key for keys in DEFENSES.each(known_keys) for key in keys})
-
-
-def has_key(key: str, defense: str) -> bool:
-    """Return whether a dotted key is among `known_keys`; parts that must be loaded for their options are asked last."""
-    section, _, name = key.partition(".")
-    if section == "defense":
-        return name in fields_of(DEFENSES.options(registered(defense)))
-    return field_of(key, defense) is not None
-
-
-def field_of(key: str, defense: str, corruption: str = "none") -> FieldInfo | None:
-    """Return the field of a dotted key, or None if no configuration has such a key.
-
-    If the given defense or data corruption lacks the key, the field is that of the first one that has it. Parts that
-    must be loaded for their options are asked last.
-    """
-    section, _, name = key.partition(".")
-    if section == "corruption":
-        return corruption_field(name, corruption)
-    if section != "defense":
-        return _fields(section).get(name)
-
-    def read(one: str) -> FieldInfo | None:
-        return fields_of(DEFENSES.options(one)).get(name)
-
-    mine = read(registered(defense)) if defense in defense_names() else None
-    return mine if mine is not None else next((field for field in DEFENSES.each(read) if field is not None), None)
-
-
-def _fields(section: str) -> Mapping[str, FieldInfo]:
-    """Return the fields of a section that is the same in all configurations; empty if it is not a section."""
-    sections = fields_of(RunConfig)
-    kind = sections[section].annotation if section in sections else None
-    return fields_of(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
 
 
 def load_config(path: str | Path) -> RunConfig:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, overload
 
 from erat import plugins
-from erat.config import known_keys
 from erat.errors import UserError, shown
+from erat.keys import known_keys
 from erat.options import DefenseOptions
 from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES, BackboneBuilder, Registry
 from erat.variants import VARIANTS

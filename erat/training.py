@@ -18,10 +18,11 @@ from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.data.fingerprint import Fingerprints
 from erat.devices import arithmetic
+from erat.engine.assembly import choose_device
 from erat.engine.checkpoint import save
 from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport
-from erat.engine.trainer import Trainer, choose_device
+from erat.engine.trainer import Trainer
 from erat.errors import UserError
 from erat.files import write_atomic
 from erat.paths import user_path

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from erat.config import RunConfig, build, known_keys
+from erat.config import RunConfig, build
 from erat.data.types import CorruptedSet, ImageSet, SourceFacts
+from erat.keys import known_keys
 from erat.options import DataConfig
 from erat.registry import DATASETS, Registry
 from tests.arithmetic import inexact, is_exact, watched

@@ -20,7 +20,7 @@ from erat.corruption.store import Arrays, Expected, Form, Store, versions
 from erat.data.loading import load_parts, split_validation
 from erat.data.types import CorruptedSet, ImageSet, to_float
 from erat.devices import arithmetic
-from erat.engine.trainer import choose_device
+from erat.engine.assembly import choose_device
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS, DATASETS
 from erat.seeding import generator

@@ -20,7 +20,8 @@ from erat.data.loading import split_validation
 from erat.data.types import CorruptedSet, ImageSet
 from erat.defaults import file_digest
 from erat.engine import checkpoint
-from erat.engine.trainer import Trainer, channel_statistics, choose_device
+from erat.engine.assembly import channel_statistics, choose_device
+from erat.engine.trainer import Trainer
 from erat.errors import UserError
 from erat.models import build_model
 from erat.seeding import derive

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from erat.config import TrainConfig
+from erat.sections import TrainConfig
 
 _RISE = 0.3  # share of a one-cycle run in which the learning rate rises
 _START = 1 / 25  # learning rate at the start of such a run, divided by the peak

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from erat.attacks.pgd import frozen
 from erat.config import RunConfig
 from erat.data.places import with_fingerprint
-from erat.data.random import BatchRandom
-from erat.data.types import CorruptedSet, ImageSet, to_float
-from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Update
-from erat.devices import to_device
+from erat.data.types import CorruptedSet
+from erat.defenses.base import Batch, Clock, EpochPlan, LossTerms, Update
 from erat.engine import checkpoint
-from erat.engine.assembly import make_defense, network_builder
-from erat.engine.evaluation import accuracy, attacked_predictions, map_images, predictions
+from erat.engine.assembly import choose_device, defense_for_training
+from erat.engine.batches import Batches, TrainingSet
+from erat.engine.evaluation import accuracy, attacked_predictions, predictions
 from erat.engine.parallel import Ranks
 from erat.engine.report import EpochReport, reported_numbers, selection_figures
 from erat.engine.schedule import learning_rate
@@ -33,40 +30,8 @@ from erat.engine.underway import Interrupted, Underway
 from erat.engine.writer import CheckpointWriter
 from erat.errors import TrainingFailedError, UserError
 from erat.registry import DATASETS
-from erat.seeding import derive, generator, seeded
 
 ASKED_EVERY = 8  # batches between two checks, for several workers on GPUs, of whether a worker was told to leave
-
-
-@dataclass
-class _TrainingSet:
-    """The training set on the device, as a defense sees it (`TrainingData`)."""
-
-    images: Tensor
-    labels: Tensor
-    num_classes: int
-    ranks: Ranks
-    networks: nn.Module
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        with frozen(self.networks), torch.no_grad():
-            return map_images(self.images, function, self.ranks)
-
-
-def choose_device(config: RunConfig) -> torch.device:
-    """Return the device that `resources.device` asks for.
-
-    Raises:
-        UserError: CUDA is requested but not available.
-    """
-    wanted = config.resources.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("resources.device=cuda, but torch sees no CUDA device here; allowed: cpu, auto")
-    use_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
 
 
 class Trainer:
@@ -99,10 +64,10 @@ class Trainer:
         self._leaving = torch.zeros(1, device=self.device)  # share of the workers told to leave, at the last update
         self.data = data
         self._val, self._test = data.val.to(self.device), data.test.to(self.device)
-        self.defense = self._build_defense(data.train)
+        self.defense = defense_for_training(config, data.train, self.ranks, self.device)
         images = self.defense.prepare(data.train.images.to(self.device))
         labels = data.train.labels.to(self.device)
-        self._train = _TrainingSet(images, labels, data.train.num_classes, self.ranks, self.defense)
+        self._train = TrainingSet(images, labels, data.train.num_classes, self.ranks, self.defense)
         self._optimizer = torch.optim.SGD(
             self.defense.networks.parameters(),
             lr=config.train.lr,
@@ -110,9 +75,7 @@ class Trainer:
             weight_decay=config.train.weight_decay,
             fused=self.device.type == "cuda",
         )
-        # Two random streams, the same on every worker: one orders the samples, the other is for views and attacks.
-        self._order = generator(config.train.seed, "order")
-        self._draws = generator(config.train.seed, "draws")
+        self._batches = Batches(config.train, self._train, self.ranks)
         self._writer: CheckpointWriter | None = None
         if self.checkpoint_path is not None and self.ranks.first:
             self._writer = CheckpointWriter(self.checkpoint_path, config.train.checkpoint_every, kept)
@@ -220,8 +183,8 @@ class Trainer:
             if epoch.plan.phases[epoch.phase].late:
                 with self._autocast():
                     epoch.put(self.defense.late_phase(self._train))
-            phase, epoch.order = epoch.plan.phases[epoch.phase], self._order.get_state()
-            for batch, at in self._batches(phase, clock, epoch.batches):
+            phase, epoch.order = epoch.plan.phases[epoch.phase], self._batches.order.get_state()
+            for batch, at in self._batches.of(phase, clock, epoch.batches):
                 for update in phase.turns[at.step % len(phase.turns)]:
                     batch = replace(batch, update=update.name)
                     yield batch, self._update(batch, at, update)
@@ -247,39 +210,6 @@ class Trainer:
             self._writer.wait()
         raise Interrupted(f"told to leave in epoch {self.epochs_done + 1}")
 
-    def _batches(self, phase: Phase, clock: Clock, done: int = 0) -> Iterator[tuple[Batch, Clock]]:
-        """Yield this worker's share of each global batch after the first `done`, with the clock of its step.
-
-        Every worker draws the same order of samples and takes its own part of each batch.
-
-        Raises:
-            TrainingFailedError: the labelled samples are fewer than the shares into which a batch is divided.
-        """
-        size = min(self.config.train.batch_size, len(phase.labelled))
-        shares = self.ranks.workers * self.config.train.accumulate
-        size -= size % shares
-        if size == 0:
-            raise TrainingFailedError(f"{len(phase.labelled)} labelled samples are too few for {shares} shares")
-        steps = len(phase.labelled) // size
-        labelled = phase.labelled[torch.randperm(len(phase.labelled), generator=self._order)]
-        others = phase.unlabelled_size(self.config.train.batch_size, shares)
-        unlabelled = self._cycle(phase.unlabelled, steps * others)
-        random = BatchRandom(self._draws, self.ranks.rank, self.ranks.workers)
-        for step in range(done, steps):
-            with record_function("batch"):
-                mine = self._share(labelled[step * size : (step + 1) * size])
-                other = self._share(unlabelled[step * others :][:others])
-                batch = Batch(
-                    images=self._images(mine),
-                    labels=self._train.labels[mine],
-                    indices=mine,
-                    unlabelled=self._images(other),
-                    unlabelled_indices=other,
-                    random=random,
-                    phase=phase.name,
-                )
-            yield batch, Clock(clock.epoch, step, steps)
-
     def _update(self, batch: Batch, clock: Clock, update: Update) -> LossTerms:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.config.train, clock.time)
@@ -287,8 +217,8 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         if self.config.train.cuda_graphs and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        parts = self._parts(batch)
-        draws = self._draws.get_state() if len(parts) > 1 else None
+        parts = self._batches.parts(batch)
+        draws = self._batches.draws.get_state() if len(parts) > 1 else None
         if self.ranks.workers > 1:
             self._leaving.fill_(self._told_to_leave())
         exchange = self.ranks.exchange(parameters, self._leaving)
@@ -301,7 +231,7 @@ class Trainer:
         terms = []
         for number, part in enumerate(parts, 1):
             if draws is not None:
-                self._draws.set_state(draws)  # each part draws for the whole batch, as each worker does
+                self._batches.draws.set_state(draws)  # each part draws for the whole batch, as each worker does
             with self._autocast(), record_function("loss"):
                 made = self.defense.loss(part, clock)
             travelling = exchange.during(added) if number == len(parts) else nullcontext(False)
@@ -317,41 +247,10 @@ class Trainer:
             self.defense.updated()
         return terms[0] if len(terms) == 1 else LossTerms.mean(terms)
 
-    def _parts(self, batch: Batch) -> list[Batch]:
-        """Split a worker's share of a batch into `train.accumulate` parts, as that many times more workers would do."""
-        count = self.config.train.accumulate
-        if count == 1:
-            return [batch]
-        fields = ("images", "labels", "indices", "unlabelled", "unlabelled_indices")
-        pieces = {name: getattr(batch, name).tensor_split(count) for name in fields}
-        return [
-            replace(
-                batch,
-                **{name: pieces[name][number] for name in fields},
-                random=BatchRandom(self._draws, self.ranks.rank * count + number, self.ranks.workers * count),
-            )
-            for number in range(count)
-        ]
-
     def _parameters(self, update: Update) -> list[nn.Parameter]:
         """Return the parameters that this update changes; the optimizer skips those without a gradient."""
         networks = [self.defense.networks[name] for name in update.networks] or [self.defense.networks]
         return [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
-
-    def _cycle(self, indices: Tensor | None, count: int) -> Tensor:
-        """Return `count` indices, int64, that go through all of `indices` repeatedly, reshuffled for each pass."""
-        if indices is None or len(indices) == 0:
-            return torch.empty(0, dtype=torch.int64)
-        rounds = -(-count // len(indices))
-        return torch.cat([indices[torch.randperm(len(indices), generator=self._order)] for _ in range(rounds)])[:count]
-
-    def _share(self, indices: Tensor) -> Tensor:
-        size = len(indices) // self.ranks.workers
-        return to_device(indices[self.ranks.rank * size : (self.ranks.rank + 1) * size], self.device)
-
-    def _images(self, indices: Tensor) -> Tensor:
-        images = to_float(self._train.images.index_select(0, indices))  # for bytes many times faster than [indices]
-        return images.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else images
 
     # -- figures --------------------------------------------------------------------------------------------------
 
@@ -362,29 +261,6 @@ class Trainer:
         return accuracy(self._val.labels, predictions(self.defense, self._val, self.ranks, self._autocast))
 
     # -- making, saving, restoring --------------------------------------------------------------------------------
-
-    def _build_defense(self, train: ImageSet) -> Defense:
-        config, shape = self.config, train.images.shape[1:]
-        build = network_builder(config, train.num_classes, shape, *channel_statistics(train.images))
-        with seeded(derive(config.train.seed, "parts")):
-            defense = make_defense(config, len(train), train.num_classes, shape, build).to(self.device)
-        if self.ranks.workers > 1 and config.train.sync_batchnorm:
-            from erat.engine.synchronised import synchronise  # here: its torch.compiler loads slowly
-
-            synchronise(defense, self.device)
-        if self.device.type != "cuda":
-            for key, used in (
-                ("cuda_graphs", config.train.cuda_graphs),
-                ("precision=tf32", config.train.precision == "tf32"),
-            ):
-                if used:
-                    warnings.warn(f"train.{key} has no use on the CPU", stacklevel=2)
-        if config.train.compile:
-            from erat.engine.compiling import compile_network  # here: it loads the compiler
-
-            for name, network in defense.networks.items():
-                compile_network(network, name, cuda_graphs=config.train.cuda_graphs)
-        return defense
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.train.precision == "bf16":
@@ -413,8 +289,8 @@ class Trainer:
             "digest": self._name,
             "defense": self.defense.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "order": self._order.get_state() if epoch is None else epoch.order,
-            "draws": self._draws.get_state(),
+            "order": self._batches.order.get_state() if epoch is None else epoch.order,
+            "draws": self._batches.draws.get_state(),
             "history": [asdict(report) for report in self.history],
             "underway": None if epoch is None else epoch.state(self.defense),
         }
@@ -452,25 +328,9 @@ class Trainer:
     def _take_in(self, state: dict[str, Any]) -> None:
         self.defense.load_state_dict(state["defense"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._order.set_state(state["order"].cpu())
-        self._draws.set_state(state["draws"].cpu())
+        self._batches.order.set_state(state["order"].cpu())
+        self._batches.draws.set_state(state["draws"].cpu())
         known = {entry.name for entry in fields(EpochReport)}
         self.history = [EpochReport(**{k: v for k, v in row.items() if k in known}) for row in state["history"]]
         if state.get("underway") is not None:
             self._underway = Underway.restored(state["underway"], self.defense)
-
-
-def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the standard deviation per channel, float32 (C,) each, in pixel units of 1.0.
-
-    Both are computed from the histogram of grey levels, which is exact and needs no float copy of the whole set.
-
-    Args:
-        images: uint8 (N, C, H, W).
-    """
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([torch.bincount(channel.flatten().cpu(), minlength=256) for channel in images.unbind(1)])
-    shares, pixels = counts.double() / counts.sum(1, keepdim=True), images[:, 0].numel()
-    mean = shares @ levels
-    variance = (shares @ levels.square() - mean.square()) * pixels / max(pixels - 1, 1)
-    return mean.float(), variance.clamp_min(0).sqrt().float().clamp_min(1e-3)

@@ -23,7 +23,7 @@ from erat.audit.crossfit import train_on
 from erat.audit.robustness import Hold
 from erat.audit.search import SCALES, search_budgets
 from erat.audit.settings import plain_settings, robust_settings
-from erat.config import build, content_digest, known_keys, unknown_key
+from erat.config import build, content_digest
 from erat.data.loading import limit_balanced
 from erat.data.sources.collection import Collection, read_collection
 from erat.data.types import ImageSet
@@ -31,6 +31,7 @@ from erat.defenses.base import Defense
 from erat.engine.checkpoint import load, save
 from erat.engine.report import EpochReport
 from erat.errors import TrainingFailedError, UserError
+from erat.keys import known_keys, unknown_key
 from erat.training import threads
 from erat.variants import registered
 from orchestration.audit.copies import CopyGroup, copy_groups

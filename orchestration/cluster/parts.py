@@ -13,8 +13,8 @@ from functools import partial
 import cloudpickle
 
 from erat import plugins
-from erat.config import known_keys
 from erat.errors import UserError
+from erat.keys import known_keys
 from erat.registration import REGISTRIES
 
 Packed = list[tuple[str, str, bytes]]  # (kind of part, its registered name, the pickled part)

@@ -104,7 +104,7 @@ def defenses(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 @_silent
 def keys(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
     """Offer the dotted keys."""
-    from erat.config import all_keys
+    from erat.keys import all_keys
 
     return all_keys()
 
@@ -115,7 +115,7 @@ def overrides(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 
     bash treats the two sides of an equals sign as separate words and replaces only the second.
     """
-    from erat.config import all_keys, field_of
+    from erat.keys import all_keys, field_of
     from orchestration.study.overrides import words_of
 
     given = " ".join(map(str, ctx.params.get("overrides") or []))

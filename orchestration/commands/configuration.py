@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from erat.config import RunConfig, build, field_of, known_keys, unknown_key
+from erat.config import RunConfig, build
 from erat.defaults import corruption_options
 from erat.errors import unknown_name
+from erat.keys import field_of, known_keys, unknown_key
 from erat.presets import PRESETS
 from erat.registry import CORRUPTIONS, DEFENSES, Registry
 from erat.variants import registered

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from erat.config import all_keys, build, unknown_key
+from erat.config import build
 from erat.errors import UserError, shown, unknown_name
+from erat.keys import all_keys, unknown_key
 from erat.options import EVERYWHERE
 from erat.paths import require_text, user_path
 from erat.presets import PRESETS

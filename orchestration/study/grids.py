@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from erat.config import RunConfig, all_keys, build, field_of, first_error, has_key, unknown_key
+from erat.config import RunConfig, build, first_error
 from erat.errors import UserError, shown, unknown_name
+from erat.keys import all_keys, field_of, has_key, unknown_key
 from erat.options import MOST_EPOCHS, Section, parse_fraction
 from erat.presets import OF_THE_PAPER
 from orchestration.study.named import GRIDS, named_file

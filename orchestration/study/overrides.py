@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from erat.config import all_keys, field_of, first_error, known_keys, unknown_key
+from erat.config import first_error
 from erat.errors import UserError, shown
+from erat.keys import all_keys, field_of, known_keys, unknown_key
 from erat.paths import require_text
 from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
 from erat.variants import defense_names, registered

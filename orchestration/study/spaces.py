@@ -19,8 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from erat.config import RunConfig, all_keys, first_error, unknown_key
+from erat.config import RunConfig, first_error
 from erat.errors import UserError, shown, unknown_name
+from erat.keys import all_keys, unknown_key
 from erat.options import MOST_EPOCHS, Number, Section
 from erat.registry import DATASETS
 from orchestration.study import MOST_TRIALS

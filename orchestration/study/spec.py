@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from erat.config import RunConfig, build, content_digest, has_key, known_keys
+from erat.config import RunConfig, build, content_digest
 from erat.data.places import Recalled, place_of
 from erat.errors import UserError
+from erat.keys import has_key, known_keys
 from erat.presets import EDITION, values_before
 from erat.records import why
 from erat.variants import defense_name, expand

@@ -114,5 +114,5 @@ def _step(ranks: Ranks, batch_size: int) -> Work:
     few = data.take(torch.arange(10))
     made = Trainer(build("paper", overrides), CorruptedSet(data, data.labels, few, few), ranks)
     made.defense.train()
-    batch, _ = next(made._batches(Phase(*torch.arange(4 * BATCH).chunk(2)), AFTER_WARMUP))
+    batch, _ = next(made._batches.of(Phase(*torch.arange(4 * BATCH).chunk(2)), AFTER_WARMUP))
     return lambda: made._update(batch, AFTER_WARMUP, Update())

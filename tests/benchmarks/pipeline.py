@@ -67,7 +67,7 @@ def _ours(images: Tensor, labels: Tensor) -> Work:
     made = Trainer(config, CorruptedSet(data, labels, few, few))
 
     def work() -> None:
-        for batch, _ in made._batches(Phase(torch.arange(SET)), Clock(0)):
+        for batch, _ in made._batches.of(Phase(torch.arange(SET)), Clock(0)):
             weak_view(batch.images, batch.random, kind="crop", flip=True)
 
     return work

@@ -141,7 +141,7 @@ def updates(trainer: Trainer) -> Iterator[tuple[Batch, Clock, Update]]:
     """Yield every update of the first epoch (a warm-up, for defenses that have one) and of the third."""
     for clock in (Clock(0), Clock(2)):
         for phase in trainer.defense.plan_epoch(clock, trainer._train).phases:
-            for batch, at in trainer._batches(phase, clock):
+            for batch, at in trainer._batches.of(phase, clock):
                 for update in phase.turns[at.step % len(phase.turns)]:
                     yield replace(batch, update=update.name), at, update
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
-from erat.config import known_keys
+from erat.keys import known_keys
 from erat.registry import DEFENSES
 from tests.fuzz.sandbox import EITHER, FINE, WRONG, Input
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from erat.config import RunConfig, all_keys, build, content_digest, has_key
+from erat.config import RunConfig, build, content_digest
 from erat.corruption.pipeline import _image_parameters, _label_parameters
 from erat.corruption.source import Traits
+from erat.keys import all_keys, has_key
 from erat.presets import PRESETS, values_before
 from erat.registry import DATASETS
 from erat.variants import defense_names, expand

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from erat.config import RunConfig, build, known_keys
+from erat.config import RunConfig, build
 from erat.data.types import CorruptedSet, ImageSet
 from erat.defenses.base import Clock, EpochPlan, Phase
 from erat.engine.trainer import Trainer
+from erat.keys import known_keys
 
 CLOCK = Clock(20)  # after the warm-up, at full weight of the unlabelled loss
 CLASSES = 10

@@ -60,7 +60,7 @@ def _without_values(setting: Setting, name: str, title: str) -> Row:
     """Compute the losses and gradients of an update on torch's meta device, where whatever asks for a value fails."""
     trainer = _trainer(setting, name)
     phase = _phase(trainer)
-    batch, at = next(trainer._batches(phase, CLOCK))
+    batch, at = next(trainer._batches.of(phase, CLOCK))
     trainer.defense.to("meta")
     made = list(_gradients(trainer, _on_meta(batch), at, phase.updates))
     everywhere = {grad.device.type for grad in made}

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from erat.config import RunConfig, build, content_digest, known_keys, load_config
+from erat.config import RunConfig, build, content_digest, load_config
 from erat.corruption.base import DataCorruption
 from erat.data.augment.policies import POLICIES
 from erat.defenses.erat import ERATOptions
 from erat.errors import UserError
+from erat.keys import known_keys
 from erat.options import parse_fraction
 from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
 from erat.variants import defense_names

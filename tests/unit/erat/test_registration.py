@@ -15,7 +15,7 @@ import pytest
 
 import erat
 from erat import plugins
-from erat.config import all_keys, known_keys
+from erat.keys import all_keys, known_keys
 from erat.registration import REGISTRIES
 from orchestration.commands.configuration import entries
 from orchestration.study.overrides import fields_of

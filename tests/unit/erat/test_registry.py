@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import erat.registry
-from erat.config import all_keys, build, has_key
+from erat.config import build
 from erat.errors import UserError
+from erat.keys import all_keys, has_key
 from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES, Registry
 
 ROOT = Path(erat.registry.__file__).parents[1]
@@ -85,8 +86,10 @@ def test_a_part_without_a_place_for_what_is_known_is_asked(register: Callable[..
 
 def test_a_part_that_must_be_loaded_for_its_options_is_asked_last() -> None:
     register = "r.DEFENSES.add('anna', 'no_such_module:Anna'); r.CORRUPTIONS.add('bert', 'no_such_module:BERT')"
-    asked = "[c.field_of(key, 'erat') for key in ('defense.eta', 'corruption.width', 'train.lr')]"
-    code = f"import erat.registry as r, erat.config as c; {register}; assert all({asked}); c.build('demo')"
+    asked = "[k.field_of(key, 'erat') for key in ('defense.eta', 'corruption.width', 'train.lr')]"
+    code = (
+        f"import erat.registry as r, erat.config as c, erat.keys as k; {register}; assert all({asked}); c.build('demo')"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from erat.config import build, known_keys
+from erat.config import build
 from erat.errors import UserError
+from erat.keys import known_keys
 from erat.registry import DEFENSES
 from erat.variants import VARIANTS, Variant, defense_names, expand, registered, title_of
 from orchestration.report.published import published

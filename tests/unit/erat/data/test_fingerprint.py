@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from erat.config import RunConfig, build, has_key, load_config
+from erat.config import RunConfig, build, load_config
 from erat.corruption.pipeline import corrupted_set, stored_parts
 from erat.corruption.source import Traits, source_parameters
 from erat.corruption.store import Store
@@ -38,6 +38,7 @@ from erat.data.sources import mnist
 from erat.data.types import CorruptedSet, ImageSet, SourceFacts
 from erat.engine.trainer import Trainer
 from erat.errors import UserError
+from erat.keys import has_key
 from erat.options import DataConfig
 from erat.presets import values_before
 from erat.registry import CORRUPTIONS, DATASETS

@@ -170,7 +170,7 @@ def test_the_default_keeps_no_state_and_draws_nothing_more(make_config: Make, ma
 def test_a_step_waits_for_no_device(make_config: Make, make_data: Make, norms: str) -> None:
     """On the meta device nothing has a value, so that reading one, for which the host would wait for a GPU, fails."""
     trainer = Trainer(make_config({"defense.norms": norms}), make_data(64))
-    batch, _ = next(trainer._batches(trainer.plan(Clock(0)).phases[0], Clock(0)))
+    batch, _ = next(trainer._batches.of(trainer.plan(Clock(0)).phases[0], Clock(0)))
     for phase, unlabelled in (("warmup", batch.images[:0]), ("train", batch.images)):
         defense = trainer.defense.to("meta")
         moved = type(batch)(

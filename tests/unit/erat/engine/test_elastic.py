@@ -32,7 +32,7 @@ def seen(trainer: Trainer) -> Record:
         "state": {name: value.clone() for name, value in trainer.defense.state_dict().items()},
         "history": [[report.train_loss, report.val_accuracy, report.test_accuracy] for report in trainer.history],
         "labelled": [report.labelled_per_class for report in trainer.history],
-        "streams": [trainer._order.get_state(), trainer._draws.get_state()],
+        "streams": [trainer._batches.order.get_state(), trainer._batches.draws.get_state()],
     }
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from erat.config import TrainConfig
 from erat.engine.schedule import learning_rate
+from erat.sections import TrainConfig
 
 
 def rates(times: list[float], **options: Any) -> list[float]:

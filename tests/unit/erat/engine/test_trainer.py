@@ -23,7 +23,7 @@ from erat.data.types import CorruptedSet
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData, Update
 from erat.engine import checkpoint
 from erat.engine.schedule import learning_rate
-from erat.engine.trainer import Trainer, channel_statistics
+from erat.engine.trainer import Trainer
 from erat.errors import TrainingFailedError, UserError
 from erat.options import DefenseOptions
 from erat.registry import DEFENSES
@@ -161,7 +161,7 @@ def test_an_update_is_plain_sgd(make_config: Make, make_data: Make) -> None:
     trainer = Trainer(config, make_data(64))
     (phase,) = trainer.defense.plan_epoch(Clock(0), trainer._train).phases
     weight = list(trainer.defense.networks["main"].parameters())[-2]
-    batches = trainer._batches(phase, Clock(1))
+    batches = trainer._batches.of(phase, Clock(1))
     velocity: Tensor | float = 0.0
     trainer.defense.train()
     for _ in range(3):
@@ -483,14 +483,6 @@ def test_precision_and_memory_format_change_the_numbers_little(
     ours, theirs = list(plain.run())[-1], list(other.run())[-1]
     assert theirs.train_loss == pytest.approx(ours.train_loss, rel=0.05)
     assert all(parameter.dtype == torch.float32 for parameter in other.defense.parameters())
-
-
-def test_channel_statistics() -> None:
-    images = torch.stack([torch.full((2, 3, 3), 51), torch.full((2, 3, 3), 153)]).to(torch.uint8)
-    images[:, 1] = 255
-    mean, std = channel_statistics(images)
-    torch.testing.assert_close(mean, torch.tensor([0.4, 1.0]))
-    torch.testing.assert_close(std, torch.tensor([0.2 * (18 / 17) ** 0.5, 1e-3]), rtol=1e-4, atol=0)
 
 
 def test_a_config_of_the_run_is_what_the_trainer_keeps(make_config: Callable[..., RunConfig], make_data: Make) -> None:

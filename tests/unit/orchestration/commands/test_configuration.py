@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from erat.config import all_keys, build
+from erat.config import build
 from erat.errors import UserError
+from erat.keys import all_keys
 from orchestration.commands.configuration import Entry, as_markdown, as_text, entries, listing, written
 from orchestration.study.overrides import parse_overrides
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erat.config import all_keys, build, field_of
+from erat.config import build
 from erat.errors import UserError, shown
+from erat.keys import all_keys, field_of
 from erat.paths import user_path
 from orchestration.study.overrides import parse_overrides
 
