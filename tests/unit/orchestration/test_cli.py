@@ -224,7 +224,7 @@ class TestWrongInput:
             (["storage.path=http://[::1"], "Invalid IPv6 URL"),
             (["corruption.source_weights=/dev/zero"], "got /dev/zero: it is not a regular file"),
             (["--preset", "demo", "--preset", "paper"], "'--preset': it is given twice"),
-            (["preset=paper"], "--preset paper"),
+            (["preset=paper"], "--preset demo, medium, paper or official"),
             (["--preset", "papre"], "unknown preset 'papre': did you mean paper"),
         ],
     )
