@@ -17,9 +17,7 @@ def cross_entropy(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     return F.cross_entropy(logits_NK, labels_N)
 
 
-def consistency(
-    logits_NK: Tensor, target_NK: Tensor, reduction: str = "mean", kept_N: Tensor | None = None
-) -> Tensor:
+def consistency(logits_NK: Tensor, target_NK: Tensor, reduction: str = "mean", kept_N: Tensor | None = None) -> Tensor:
     """Return the squared error between the prediction and a soft target (a term of L_u in Eq. 8); 0 for an empty batch.
 
     Args:

@@ -1,4 +1,4 @@
-"""Judges labels by clusters of similar images, without any network, so that wrong labels have no say in what is similar.
+"""Judges labels by clusters of similar images, without any network, so that wrong labels do not decide what is similar.
 
 A network that has learned from wrong labels takes two classes for one where most images of the one wear the label of
 the other. A cluster of images that look alike has the label counts of its true class, and the clusters share the
@@ -48,7 +48,7 @@ def image_clusters(rows_ND: Tensor, count: int) -> Tensor:
 def named(clusters_N: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
     """Return class probabilities of each sample, float32 (N, K), by the label counts of its cluster.
 
-    They are balanced over the classes (`erat.selection.balanced`), which is the soft form of an assignment of classes to
+    They are balanced over the classes (`erat.selection.balanced`), the soft form of an assignment of classes to
     clusters: where a label has too many claims, those that have no other class prevail.
     """
     count = int(clusters_N.max()) + 1

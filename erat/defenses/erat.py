@@ -33,8 +33,9 @@ class ERAT(Defense):
 
     It selects the labels to believe in each epoch, and perturbs the images by attacking itself in each step.
 
-    State of the options beyond the paper: `balance`, float32 (K,), the last weights of the classes (`align`); `clusters`,
-    int64 (N,), the cluster of each image, -1 before the first selection (`cluster_epochs`); and the teacher's weights.
+    State of the options beyond the paper: `balance`, float32 (K,), the last weights of the classes (`align`);
+    `clusters`, int64 (N,), the cluster of each image, -1 before the first selection (`cluster_epochs`); and the
+    teacher's weights.
     """
 
     Options = ERATOptions
@@ -83,7 +84,7 @@ class ERAT(Defense):
         return EpochPlan(phases, selected=mask, predicted=predicted, numbers=numbers)
 
     def _evidence(self, probs: Tensor, clock: Clock, data: TrainingData) -> Tensor:
-        """Return the class probabilities by which labels are judged, shape (N, K): in the paper those of the network."""
+        """Return the class probabilities by which labels are judged, shape (N, K): in the paper the network's."""
         if self.options.align:
             probs, balance = balanced(probs)
             self.balance.copy_(balance)

@@ -12,7 +12,6 @@ from pydantic import Field
 from erat.errors import UserError
 from erat.options import MOST_EPOCHS, DefenseOptions, Free, NormSet, Number, Setting, norms_in
 
-
 SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
 
 
@@ -118,7 +117,7 @@ class SelectorOptions(DefenseOptions):
     selector: SelectorName = Field(
         "rebalance",
         description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform selection by "
-        "Jensen-Shannon divergence, MSPL's global and class-wise mean error, or (beyond the papers) a mixture per class",
+        "Jensen-Shannon divergence, MSPL's global and class-wise mean error, or (beyond the paper) class-wise mixtures",
     )
     # rebalance: Eqs. 1-5
     score: Literal["l2", "ce"] = Field("l2", description="rebalance: Eq. 1, or cross-entropy (w/ CE)")
@@ -126,7 +125,9 @@ class SelectorOptions(DefenseOptions):
     rebalance: bool = Field(True, description="rebalance: false keeps every score at or below the mean (w/o RB)")
     rate: Literal["shifted", "literal"] = Field("shifted", description="Eq. 4 with 1 - S/2, or with the paper's 1 - S")
     # mixture
-    threshold: Number = Field(0.5, ge=0, lt=1, description="mixture, class_mixture: posterior above which a label is believed")
+    threshold: Number = Field(
+        0.5, ge=0, lt=1, description="mixture, class_mixture: posterior above which a label is believed"
+    )
     # jsd
     jsd_log: Literal["2", "e"] = Field("2", description="jsd: base of the logarithm; e in the published code")
     jsd_high: Number = Field(0.7, ge=0, description="jsd: mean divergence above which the cut-off is lowered")
@@ -342,7 +343,10 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         False, description="beyond the paper: scores and pseudo-labels as if all classes were equally frequent"
     )
     teacher: Number = Field(
-        0.0, ge=0, lt=1, description="beyond the paper: decay of the mean network that scores and pseudo-labels; 0: none"
+        0.0,
+        ge=0,
+        lt=1,
+        description="beyond the paper: decay of the mean network that scores and pseudo-labels; 0: none",
     )
     confidence: Free[Number] = Field(
         0.0, ge=0, le=1, description="beyond the paper: least probability of a pseudo-label that is learned from"

@@ -274,7 +274,9 @@ def test_each_class_has_a_mixture_of_its_own() -> None:
     losses = scores(probs, labels, "ce")
     assert torch.equal(split.trust, torch.cat([clean_posterior(losses[:40]), clean_posterior(losses[40:])]))
     assert int((clean_posterior(losses)[40:60] > 0.5).sum()) == 20
-    assert int((clean_posterior(losses)[20:40] > 0.5).sum()) == 20, "one mixture for all believes wrong labels of class 0"
+    assert int((clean_posterior(losses)[20:40] > 0.5).sum()) == 20, (
+        "one mixture for all believes wrong labels of class 0"
+    )
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
