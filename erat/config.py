@@ -218,6 +218,7 @@ class RunConfig(Section):
                 BACKBONES.require(name)
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
             raise UserError(f"corruption.epsilon must be in [0, 1] for linf, got {self.corruption.epsilon:g}")
+        self._check_pixels()
         self._check_parts()
         self._check_gpus()
         if self.train.cuda_graphs and not self.train.compile:
@@ -226,6 +227,18 @@ class RunConfig(Section):
             raise UserError("train.checkpoint_activations needs train.compile=false, got true")
         self.defense.check(self.train.workers * self.train.accumulate)
         return self
+
+    def _check_pixels(self) -> None:
+        """Check the l0 budget of the defense where the size of the images is known before one is read.
+
+        Raises:
+            UserError: it is more pixels than an image has.
+        """
+        shape = DATASETS.facts(self.data.name).shape
+        side = self.data.image_size or (shape.size if shape else None)
+        pixels = getattr(self.defense, "epsilon_l0", None)
+        if side is not None and pixels is not None and pixels > side**2:
+            raise UserError(f"defense.epsilon_l0 must be at most the {side**2} pixels of an image, got {pixels}")
 
     def _check_parts(self) -> None:
         """Check that a batch divides evenly among every possible number of workers.

@@ -120,8 +120,8 @@ def select(
 def balanced(probs_NK: Tensor, power: float = 1.0, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
     """Rescale class probabilities so that over the whole set all classes are equally frequent.
 
-    Each row is raised to `power`, multiplied by one weight per class and scaled to sum to 1; the weights are those with
-    which every column sums to N / K.
+    Each row is raised to `power`, multiplied by one weight per class and scaled to sum to 1 again; the weights are
+    those with which every column sums to N / K.
 
     Args:
         power: above 1, the classes are dealt out more as an assignment: those who share a class claim it for the rows

@@ -1,4 +1,4 @@
-"""Judges labels by clusters of similar images, without any network, so that wrong labels do not decide what is similar.
+"""Judges labels by clusters of similar images, without a network: wrong labels have no say in what is similar.
 
 A network that has learned from wrong labels takes two classes for one where most images of the one wear the label of
 the other. A cluster of images that look alike has the label counts of its true class, and the clusters share the
@@ -35,7 +35,7 @@ def image_clusters(rows_ND: Tensor, count: int) -> Tensor:
     """
     # Imported here, because they take seconds to load and few runs use them.
     from sklearn.cluster import KMeans  # type: ignore[import-untyped,unused-ignore]
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped,unused-ignore]
 
     rows = rows_ND.float().cpu()
     rows = F.normalize(rows - rows.mean(0), dim=1)

@@ -116,8 +116,9 @@ class SelectorOptions(DefenseOptions):
 
     selector: SelectorName = Field(
         "rebalance",
-        description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform selection by "
-        "Jensen-Shannon divergence, MSPL's global and class-wise mean error, or (beyond the paper) class-wise mixtures",
+        description="ERAT's class rebalancing, DivideMix's mixture of two Gaussians, UNICON's uniform one by "
+        "Jensen-Shannon divergence, MSPL's global and class-wise error, or (beyond the papers) a mixture for "
+        "each class",
     )
     # rebalance: Eqs. 1-5
     score: Literal["l2", "ce"] = Field("l2", description="rebalance: Eq. 1, or cross-entropy (w/ CE)")

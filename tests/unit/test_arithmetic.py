@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -23,9 +24,11 @@ from tests.forks import prepared
         (lambda: torch.ones(2) + 1, ["aten.add.Tensor"]),
         (lambda: torch.nn.Linear(2, 2)(torch.ones(1, 2)), ["aten.t.default", "aten.addmm.default"]),
         (lambda: torch.arange(3) + 1, []),
-        (lambda: subprocess.run([sys.executable, "-c", ""], check=True), ["a process"]),
+        (lambda: subprocess.run([sys.executable, "-c", ""], check=True), [arithmetic.PROCESS]),
+        (lambda: subprocess.run(f"{sys.executable} -c ''", shell=True, check=True), [arithmetic.PROCESS]),
+        (lambda: subprocess.run(args=["true"], check=True), []),  # such as MLflow's question for the version of git
     ],
-    ids=["sum", "network", "whole numbers", "process"],
+    ids=["sum", "network", "whole numbers", "process", "by a shell", "another program"],
 )
 def test_what_depends_on_kernels_is_seen(work: Callable[[], object], seen: list[str]) -> None:
     with arithmetic.watched() as found:
@@ -38,7 +41,16 @@ def test_a_process_of_multiprocessing_is_seen_too(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(BaseProcess, "start", lambda _: None)
     with arithmetic.watched() as found:
         prepared().Process(target=print).start()
-    assert found == ["a process"]
+    assert found == [arithmetic.PROCESS]
+
+
+def test_what_an_import_does_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first test that needs a module imports it, and which that is depends on the order of tests."""
+    (tmp_path / "computes_when_imported.py").write_text("import torch\ntorch.zeros(2).exp()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with arithmetic.watched() as found:
+        importlib.import_module("computes_when_imported")
+    assert found == []
 
 
 def run(item: Any, work: Callable[[], object]) -> None:

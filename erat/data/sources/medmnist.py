@@ -143,7 +143,7 @@ def _images(pixels: NDArray[Any], path: Path) -> torch.Tensor:
 
 def _labels(labels: NDArray[Any], path: Path) -> NDArray[np.integer]:
     """Return (N,) from (N, 1) or (N,)."""
-    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.ndim == 2 and labels.shape[1] != 1:
+    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] != 1):
         raise UserError(
             f"{path}: every image must have one whole number as its label, got {labels.dtype} {labels.shape}"
         )

@@ -45,7 +45,12 @@ def refusal(overrides: Overrides, preset: str = "demo") -> str:
         ({"defense.epsilon_in": 0.1}, "unknown key", "'defense.epsilon_in'", "did you mean defense.epsilon_inf"),
         ({"trian.epochs": 3}, "unknown key", "'trian.epochs'", "did you mean train.epochs"),
         ({"defense.name": "ert"}, "unknown defense", "'ert'", "did you mean erat or erat_2 or elr? allowed: at, "),
-        ({"data.name": "minst"}, "unknown data set", "'minst'", "did you mean mnist? allowed: cifar10, "),
+        (
+            {"data.name": "minst"},
+            "unknown data set",
+            "'minst'",
+            "did you mean mnist or kmnist or medmnist? allowed: cifar10, ",
+        ),
         ({"corruption.data": "uhpp"}, "unknown data corruption", "'uhpp'", "did you mean uhp"),
         ({"model.name": "resnet35"}, "unknown backbone", "'resnet35'", "did you mean resnet"),
         ({"corruption.source": "smal"}, "unknown backbone", "'smal'", "did you mean small"),
@@ -106,7 +111,9 @@ def test_bad_input_is_one_line_of_what_got_allowed(overrides: Overrides, what: s
 
 
 def test_unknown_preset() -> None:
-    assert refusal({}, "papper") == "unknown preset 'papper': did you mean paper? allowed: demo, official, paper"
+    assert (
+        refusal({}, "papper") == "unknown preset 'papper': did you mean paper? allowed: demo, medium, official, paper"
+    )
 
 
 def test_a_key_that_only_another_defense_has() -> None:
@@ -426,3 +433,14 @@ def test_a_file_that_holds_no_configuration_is_one_line(content: str | None, wor
     with pytest.raises(UserError, match=words) as caught:
         load_config(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_medium_is_small_images_of_any_set() -> None:
+    usual, photographs = build("medium"), build("medium", {"data.name": "cifar10"})
+    assert (usual.data.name, usual.data.image_size, usual.data.limit) == ("fashion-mnist", 28, 10_000)
+    assert (photographs.data.image_size, photographs.data.limit) == (28, 10_000)
+    assert usual.flat()["corruption.epsilon"] == 1.25
+    assert photographs.flat()["corruption.epsilon"] == 0.5
+    assert photographs.flat()["defense.epsilon_inf"] == 8 / 255
+    assert build("medium", {"corruption.norm": "linf"}).flat()["corruption.epsilon"] == 0.1
+    assert build("medium", {"corruption.data": "l2c"}).flat()["corruption.width"] == 16

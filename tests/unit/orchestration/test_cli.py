@@ -300,9 +300,10 @@ class TestWrongInput:
         assert "cannot be made" in command("status").error
 
     def test_a_name_that_means_another_sweep(self, command: Command, workspace: Workspace) -> None:
-        register(Ledger(workspace.ledger), "mine", StudySpec(load_space("eta"), "demo", {"train.epochs": 5}), 4)
+        given = {"train.epochs": 5, "defense.ramp_epochs": 2}  # which follows from the epochs unless it is given
+        register(Ledger(workspace.ledger), "mine", StudySpec(load_space("eta"), "demo", given), 4)
         before = workspace.ledger.read_bytes()
-        said = command("sweep", "--space", "eta", "--name", "mine", "train.epochs=6").error
+        said = command("sweep", "--space", "eta", "--name", "mine", "train.epochs=6", "defense.ramp_epochs=2").error
         assert "'mine' exists with another specification (train.epochs was 5, is 6)" in said
         assert workspace.ledger.read_bytes() == before
 

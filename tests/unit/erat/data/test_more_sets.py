@@ -1,4 +1,4 @@
-"""Tests the sets in IDX, MATLAB, binary, PPM and .npz files with small files in these formats, which the tests write."""
+"""Tests the sets in IDX, MATLAB, binary, PPM and .npz files with small files in these formats, written by the tests."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_medmnist_grey_larger_and_refused(tmp_path: Path) -> None:
     arrays = {f"{part}_images": pixels(4, 64, 64) for part in ("train", "test")}
     labels = {f"{part}_labels": np.array([[0], [1], [7], [3]]) for part in ("train", "test")}
     np.savez(path, **arrays, **labels)
-    train, test = source.load(config("medmnist", path))
+    train, _ = source.load(config("medmnist", path))
     assert train.images.shape == (4, 1, 64, 64)
     assert train.class_names[7] == "platelet"
     np.savez(path, **arrays, **{name: np.eye(4, dtype=np.uint8) for name in labels})

@@ -48,12 +48,13 @@ def test_budgets_are_customary_for_the_set_at_the_size_of_its_images() -> None:
         ({"norms": ""}, "defense.norms: input should be both (linf and l2), or some of linf, l2, l1, l0, got ''"),
         ({"norms": "l1,l1"}, "or some of linf, l2, l1, l0, got 'l1,l1'"),
         ({"norms": "l0", "epsilon_l0": 0}, "defense.epsilon_l0: input should be greater than or equal to 1, got 0"),
+        ({"norms": "l0", "epsilon_l0": 197}, "defense.epsilon_l0 must be at most the 196 pixels of an image, got 197"),
         ({"norms": "l1", "epsilon_l1": -1}, "defense.epsilon_l1: input should be greater than or equal to 0, got -1"),
         ({"epsilon_l1": 3.5}, "defense.epsilon_l1=3.5 needs l1 in defense.norms, got both"),
         ({"norms": "l1", "epsilon_l0": 3}, "defense.epsilon_l0=3 needs l0 in defense.norms, got l1"),
         ({"norms": "linf,l1", "pgd_scale": 0.5}, "defense.pgd_scale=0.5 needs defense.norms of linf and l2, got linf"),
     ],
-    ids=["unknown", "empty", "twice", "no-pixel", "negative", "no-l1", "no-l0", "shrunk"],
+    ids=["unknown", "empty", "twice", "no-pixel", "too-many", "negative", "no-l1", "no-l0", "shrunk"],
 )
 def test_what_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:

@@ -46,7 +46,7 @@ def test_the_page_in_docs_is_current() -> None:
         ("train.schedule", "choice", "step, onecycle, cosine", "onecycle"),
         ("data.flip", "true or false or none", "", False),
         ("storage.path", "text or none", "", None),
-        ("model.name", "choice", "preact_resnet18, resnet18", "small"),
+        ("model.name", "choice", "medium, preact_resnet18, resnet18", "small"),
     ],
 )
 def test_a_key_of_all_runs(found: list[Entry], key: str, kind: str, allowed: str, default: Any) -> None:
@@ -132,6 +132,6 @@ def test_markdown_has_a_table_a_section_and_the_presets(found: list[Entry]) -> N
     page = as_markdown(found)
     for section in ("data", "val", "corruption", "model", "defense", "train", "resources", "storage", "Presets"):
         assert f"\n## {section}\n" in page
-    assert "| `train.epochs` | 16 | 100 | 100 |" in page
+    assert "| `train.epochs` | 16 | 16 | 100 | 100 |" in page
     rows = [line for line in page.splitlines() if line.startswith("| `defense.")]
-    assert {line.replace("\\|", "").count("|") for line in rows if line.count("|") > 5} == {7}
+    assert {line.replace("\\|", "").count("|") for line in rows if line.count("|") > 6} == {7}

@@ -324,3 +324,9 @@ def test_runs_of_equal_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == {"ce": round(28 * 47 / 3), "erat": 28, "unicon": 28, "at": round(28 * 47 / 17)}
     with pytest.raises(UserError, match=r"train\.epochs is what the grid fair3 gives each run"):
         runs_of("fair3", only=only, overrides={"train.epochs": 3})
+
+
+def test_medium_takes_its_own_data_set_in_every_grid() -> None:
+    """Only the presets of the paper's sets take what a grid says of these."""
+    assert all(run.get("data.name") is None for grid in ("table2", "table4") for run in runs_of(grid, "medium"))
+    assert len(runs_of("table2", "medium")) == len(runs_of("table2", "demo"))
