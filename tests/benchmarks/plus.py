@@ -8,13 +8,16 @@ is only reported.
 
 The oracle is the ceiling of every selection: the same network and loss, with exactly the right labels selected. It
 reads the true labels, and therefore exists in this file only.
+
+`--features` trains no run: it prints how well clusters of images, and clusters of features that a network learned from
+the images without any label (NT-Xent), agree with the true classes.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,17 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from erat.config import RunConfig, build
+from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
+from erat.data.augment.views import strong_view, weak_view
 from erat.data.fingerprint import Fingerprints
+from erat.data.random import BatchRandom
+from erat.data.types import to_float
+from erat.defenses.clusters import image_clusters, named, thumbnails
 from erat.defenses.selector import Split
+from erat.losses import contrastive
+from erat.models import build_model
+from erat.models.heads import Projecting
 from erat.training import Training, threads
 
 # All that a preset or a data set would fill in, so that no change of theirs reaches these numbers.
@@ -136,6 +147,7 @@ def main() -> None:
     parser.add_argument("--candidates", default="erat,oracle", help=f"which of {', '.join(CANDIDATES)}")
     parser.add_argument("--folder", type=Path, default=Path("runs/plus"), help="where crafted sets are kept")
     parser.add_argument("--results", type=Path, default=Path("docs/data/erat-beyond.csv"), help="what was measured")
+    parser.add_argument("--features", action="store_true", help="compare clusters in place of training")
     asked = parser.parse_args()
     for names, known in ((asked.setting, SETTINGS), (asked.candidates, CANDIDATES)):
         for name in names.split(","):
@@ -143,6 +155,11 @@ def main() -> None:
                 parser.error(f"unknown name {name!r}; allowed: {', '.join(known)}")
     torch.set_num_threads(1)
     store = Store(asked.folder)
+    if asked.features:
+        for setting in asked.setting.split(","):
+            for draw in numbers(asked.draws):
+                likeness(setting, draw, store)
+        return
     found = pd.read_csv(asked.results) if asked.results.exists() else pd.DataFrame(columns=COLUMNS)
     for setting in asked.setting.split(","):
         for candidate in asked.candidates.split(","):
@@ -157,6 +174,39 @@ def main() -> None:
                 asked.results.parent.mkdir(parents=True, exist_ok=True)
                 found.to_csv(asked.results, index=False, float_format="%.2f")
     Console().print(table(found))
+
+
+def likeness(setting: str, draw: int, store: Store) -> None:
+    """Print purity of clusters of images and of NT-Xent features, and the share of images that they name rightly."""
+    data = corrupted_set(Fingerprints()(configuration(setting, "erat", draw)), store)
+    images, labels, true = to_float(data.train.images), data.train.labels, data.true_labels
+    classes = data.train.num_classes
+    rows = {"images": thumbnails(images)} | {f"NT-Xent, {e} epochs": made for e, made in contrasted(images, draw)}
+    for name, each in rows.items():
+        clusters = image_clusters(each, 8 * classes)
+        counts = torch.bincount(clusters * classes + true, minlength=8 * classes * classes).view(-1, classes)
+        purity = 100 * float(counts.amax(1).sum()) / len(true)
+        right = 100 * float((named(clusters, labels, classes).argmax(1) == true).double().mean())
+        print(f"{setting}, draw {draw}, {name}: purity {purity:.1f} %, named rightly {right:.1f} %", flush=True)
+
+
+def contrasted(images: Tensor, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """Train the small network by NT-Xent on two strong views of each image; yield its features after 3 and 9 epochs."""
+    network = Projecting(build_model("small", 10, 1, 14, [float(images.mean())], [float(images.std())], seed), heads=1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    draws = torch.Generator().manual_seed(seed)
+    random = BatchRandom(draws)
+    for epoch in range(1, 10):
+        network.train()
+        for batch in torch.randperm(len(images), generator=draws).split(64):
+            weak = weak_view(images[batch].repeat(2, 1, 1, 1), random, kind="erase", flip=False)
+            _, (projected,) = network(strong_view(weak, random, policy="digits"), project=True)
+            optimizer.zero_grad()
+            contrastive(*projected.chunk(2), 0.2).backward()
+            optimizer.step()
+        if epoch in (3, 9):
+            with torch.no_grad():
+                yield epoch, network.eval().features(images)
 
 
 def numbers(text: str) -> list[int]:
