@@ -74,13 +74,13 @@ def unknown_name(what: str, got: str, allowed: Iterable[str]) -> UserError:
     names = sorted(allowed)
     near = get_close_matches(got[:_COMPARED], names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(f"unknown {what} {shown(got)}: {hint}allowed: {_listed(names)}")
+    return UserError(f"unknown {what} {shown(got)}: {hint}allowed: {listed(names)}")
 
 
 _COMPARED = 100  # characters of a name that are compared to find near matches
 
 
-def _listed(names: Sequence[str], most: int = 40) -> str:
+def listed(names: Sequence[str], most: int = 40) -> str:
     """Join names with commas; of more than `most` names only the first are listed."""
     listed = ", ".join(names[:most])
     return f"{listed} and {len(names) - most} more" if len(names) > most else listed

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from erat.defaults import corruption_field, corruption_options
-from erat.errors import UserError, shown
+from erat.errors import UserError, listed, shown
 from erat.options import CorruptionOptions, fields_of
 from erat.registry import CORRUPTIONS, DEFENSES
 from erat.sections import Sections
@@ -25,7 +25,7 @@ def unknown_key(key: str, allowed: Sequence[str]) -> UserError:
     there = [name for name in allowed if name.startswith(section)]
     sections = sorted({f"{name.split('.')[0]}.*" for name in allowed})
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(f"unknown key {shown(key)}: {hint}allowed: {', '.join(there or sections)}")
+    return UserError(f"unknown key {shown(key)}: {hint}allowed: {listed(there or sections)}")
 
 
 @cache

@@ -88,7 +88,8 @@ def test_names(line: str, expected: list[str], workspace: Path) -> None:
         ("erat craft corruption.data=u", ["uap", "uhp", "up", "urp"]),
         ("erat train train.lr=", []),
         ("erat train nothing=", []),
-        ("erat config defense.epsilon", ["defense.epsilon_2", "defense.epsilon_inf"]),
+        ("erat config defense.epsilon_i", ["defense.epsilon_inf"]),
+        ("erat config defense.epsilon", [f"defense.epsilon_{name}" for name in ("2", "inf", "l0", "l1", "ramp")]),
     ],
 )
 def test_keys_and_their_words(line: str, expected: list[str], workspace: Path) -> None:

@@ -46,6 +46,9 @@ def space(**changes: Any) -> Any:
     return parse_space(content | changes, "mine.yaml")
 
 
+RAMP = {"defense.ramp_epochs": DEMO.flat()["defense.ramp_epochs"]}  # which follows from the epochs unless it is given
+
+
 def spec(preset: str = "demo", overrides: Mapping[str, Any] | None = None, **changes: Any) -> StudySpec:
     return StudySpec(space(**changes), preset, dict(overrides or {}))
 
@@ -205,9 +208,9 @@ class TestNames:
     @pytest.mark.parametrize(
         ("other", "words"),
         [
-            (spec(overrides={"train.epochs": 5}), f"train.epochs was {DEMO.train.epochs}, is 5"),
+            (spec(overrides={"train.epochs": 5, **RAMP}), f"train.epochs was {DEMO.train.epochs}, is 5"),
             (
-                spec(overrides={"train.epochs": 5, "train.seed": 1}),
+                spec(overrides={"train.epochs": 5, "train.seed": 1, **RAMP}),
                 f"train.epochs was {DEMO.train.epochs}, is 5 and 1 more",
             ),
             (spec(preset="paper"), f"corruption.data was {DEMO.corruption.data}, is {PAPER.corruption.data}"),
