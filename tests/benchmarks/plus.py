@@ -202,7 +202,8 @@ def contrasted(images: Tensor, seed: int) -> Iterator[tuple[int, Tensor]]:
             weak = weak_view(images[batch].repeat(2, 1, 1, 1), random, kind="erase", flip=False)
             _, (projected,) = network(strong_view(weak, random, policy="digits"), project=True)
             optimizer.zero_grad()
-            contrastive(*projected.chunk(2), 0.2).backward()
+            first, second = projected.chunk(2)
+            contrastive(first, second, 0.2).backward()
             optimizer.step()
         if epoch in (3, 9):
             with torch.no_grad():
@@ -221,7 +222,7 @@ def table(found: pd.DataFrame) -> Table:
     for (setting, candidate), each in found.groupby(["setting", "candidate"], sort=False):
         val, test = each.val_accuracy, each.test_accuracy
         figures = (val.mean(), val.min(), test.mean(), test.min(), each.precision.mean(), each.seconds.mean())
-        made.add_row(setting, candidate, str(len(each)), *(f"{figure:.1f}" for figure in figures))
+        made.add_row(str(setting), str(candidate), str(len(each)), *(f"{figure:.1f}" for figure in figures))
     return made
 
 
