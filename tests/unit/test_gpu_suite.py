@@ -57,7 +57,9 @@ def test_a_run_whose_device_draws_resumes_to_the_same_bits(monkeypatch: pytest.M
 def test_a_lost_state_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     take_in = correctness.Trainer._take_in
     monkeypatch.setattr(
-        correctness.Trainer, "_take_in", lambda self, state: take_in(self, state | {"draws": self._draws.get_state()})
+        correctness.Trainer,
+        "_take_in",
+        lambda self, state: take_in(self, state | {"draws": self._batches.draws.get_state()}),
     )
     row = correctness._resumed(TINY, "at")
     assert row.kept is False
