@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError, field_validator, model_validator
 
-from erat.corruption.kinds import L2COptions
 from erat.defaults import corruption_options, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
 from erat.keys import has_key, known_keys, unknown_key
@@ -46,10 +45,6 @@ _NOT_IDENTITY = (
 # Alternative name of a key -> the key.
 _ALSO = {"train.gpus_per_worker": "resources.gpu"}
 
-# Keys that were added later, with the values at which a run is the same as before they existed. With these values they
-# are left out of the identity, so that earlier runs keep their digests.
-_LATER = {"train.accumulate": 1, "train.lr_rule": "fixed", "train.lr_batch": 64}
-
 
 class RunConfig(Sections):
     """The complete configuration of one run."""
@@ -75,13 +70,10 @@ class RunConfig(Sections):
 
     @model_validator(mode="after")
     def _check_across_sections(self) -> RunConfig:
-        victim = self.corruption.victim if isinstance(self.corruption, L2COptions) else None
-        for name in (self.model.name, self.corruption.source, victim):
-            if name is not None:
-                BACKBONES.require(name)
+        for name in (self.model.name, *self.corruption.networks()):
+            BACKBONES.require(name)
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
             raise UserError(f"corruption.epsilon must be in [0, 1] for linf, got {self.corruption.epsilon:g}")
-        self._check_pixels()
         self._check_parts()
         self._check_gpus()
         if self.train.cuda_graphs and not self.train.compile:
@@ -89,19 +81,11 @@ class RunConfig(Sections):
         if self.train.compile and self.train.checkpoint_activations:
             raise UserError("train.checkpoint_activations needs train.compile=false, got true")
         self.defense.check(self.train.workers * self.train.accumulate)
-        return self
-
-    def _check_pixels(self) -> None:
-        """Check the l0 budget of the defense where the size of the images is known before one is read.
-
-        Raises:
-            UserError: it is more pixels than an image has.
-        """
         shape = DATASETS.facts(self.data.name).shape
         side = self.data.image_size or (shape.size if shape else None)
-        pixels = getattr(self.defense, "epsilon_l0", None)
-        if side is not None and pixels is not None and pixels > side**2:
-            raise UserError(f"defense.epsilon_l0 must be at most the {side**2} pixels of an image, got {pixels}")
+        if side is not None:  # otherwise the size is known when the images are read
+            self.defense.check_image(side**2)
+        return self
 
     def _check_parts(self) -> None:
         """Check that a batch divides evenly among every possible number of workers.
@@ -161,9 +145,9 @@ class RunConfig(Sections):
         Without `data.fingerprint` the identity is incomplete, and nothing is trained or recorded under it.
         """
         reference = DATASETS.facts(self.data.name).fingerprint
-        later = _LATER if reference is None else _LATER | {"data.fingerprint": reference}
-        later = later | {f"defense.{key}": value for key, value in self.defense.added.items()}
-        later = later | {f"corruption.{key}": value for key, value in self.corruption.added.items()}
+        later = {} if reference is None else {"data.fingerprint": reference}
+        for name, section in (("corruption", self.corruption), ("defense", self.defense), ("train", self.train)):
+            later |= {f"{name}.{key}": value for key, value in section.added.items()}
         return {
             key: value
             for key, value in self.flat().items()

@@ -143,9 +143,15 @@ Free = Annotated[T, _FREE]
 
 
 class Section(BaseModel):
-    """The base of every section of a configuration: immutable, and refusing unknown keys."""
+    """The base of every section of a configuration: immutable, and refusing unknown keys.
+
+    Attributes:
+        added: keys that were added later, with the values at which a run is the same as before they existed; with
+            these values they are left out of the identity of a run and of a crafted set.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    added: ClassVar[dict[str, Any]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -190,13 +196,7 @@ class CorruptionOptions(Section):
     """The corruption of the training images and labels; each kind of data corruption adds its own keys.
 
     A key that a kind adds may be given as none, which means its default.
-
-    Attributes:
-        added: keys that were added later, with the values at which a run is the same as before they existed; with
-            these values they are left out of the identity of a run and of a crafted set.
     """
-
-    added: ClassVar[Mapping[str, Any]] = {}
 
     data: str = Field("none", description="perturbation of the training images (poison)")
     norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
@@ -230,6 +230,10 @@ class CorruptionOptions(Section):
     def own(self) -> dict[str, Any]:
         """Return the values of the fields that this kind of data corruption adds, by name."""
         return {key: getattr(self, key) for key in self.own_keys()}
+
+    def networks(self) -> list[str]:
+        """Return the names of the networks that the crafting needs."""
+        return [] if self.source is None else [self.source]
 
     @model_validator(mode="before")
     @classmethod
@@ -273,14 +277,7 @@ class Setting:
 
 
 class DefenseOptions(Section):
-    """The options of every defense; each defense adds its own keys.
-
-    Attributes:
-        added: keys that were added later, with the values at which a run is the same as before they existed; with
-            these values they are left out of the identity of a run.
-    """
-
-    added: ClassVar[Mapping[str, Any]] = {}
+    """The options of every defense; each defense adds its own keys."""
 
     name: str = Field(description="defense, or a variant of one")
     squeeze: Literal["none", "jpeg", "grayscale", "bits"] = Field(
@@ -297,6 +294,13 @@ class DefenseOptions(Section):
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return values for the keys that are left open (none)."""
         return {}
+
+    def check_image(self, pixels: int) -> None:
+        """Refuse values that are not possible for images of so many pixels.
+
+        Raises:
+            UserError: as for `check`.
+        """
 
     def check(self, workers: int) -> None:
         """Refuse combinations of values that are not possible.

@@ -9,7 +9,7 @@ A preset is a function of the overrides, because a few of its values depend on t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Values = dict[str, Any]
@@ -21,11 +21,34 @@ def demo(overrides: Mapping[str, Any]) -> Values:
     It uses real MNIST digits at 14 x 14 pixels, a class-wise poison that strong views do not remove, and 60 % wrong
     labels.
     """
+    values = _short(overrides, data="mnist", network="small", drawings=("mnist",))
+    return values | ({"data.image_size": 14} if overrides.get("data.name", "mnist") == "mnist" else {})
+
+
+def medium(overrides: Mapping[str, Any]) -> Values:
+    """Return the values of a table between `demo` and `paper`: 10,000 images of 28 x 28, a network of 0.3 M weights.
+
+    The data set is Fashion-MNIST; images of another set are resized to 28 x 28. Fashion-MNIST and KMNIST have the
+    budgets of the digits in `demo`.
+    """
+    values = _short(overrides, data="fashion-mnist", network="medium", drawings=("fashion-mnist", "kmnist"))
+    return values | {"data.limit": 10_000, "data.image_size": 28}
+
+
+def _short(overrides: Mapping[str, Any], *, data: str, network: str, drawings: Sequence[str]) -> Values:
+    """Return what `demo` and `medium` share: a schedule of 16 epochs, UHP and symmetric noise unless said otherwise.
+
+    Args:
+        overrides: dotted key -> value, which come on top.
+        data: the data set.
+        network: the backbone, also of the network that poisons are crafted against.
+        drawings: the data sets that have the larger budgets of `_DIGITS`.
+    """
     values: Values = {
-        "data.name": "mnist",
-        "model.name": "small",
+        "data.name": data,
+        "model.name": network,
         "corruption.data": "uhp",
-        "corruption.source": "small",
+        "corruption.source": network,
         "corruption.source_epochs": 12,
         "corruption.labels": "symmetric",
         "corruption.rate": 0.6,
@@ -37,14 +60,10 @@ def demo(overrides: Mapping[str, Any]) -> Values:
     } | _erat_views(overrides)
     values |= _following_the_schedule(overrides, values)
     kind = overrides.get("corruption.data", "uhp")
-    if overrides.get("data.name", "mnist") == "mnist":
-        values["data.image_size"] = 14
-        budget = _DIGITS.get(str(kind), {})
-        if overrides.get("corruption.norm") in (None, budget.get("corruption.norm")):
-            values |= budget
-    if kind == "l2c":
-        values |= _L2C
-    return values
+    budget = _DIGITS.get(str(kind), {}) if overrides.get("data.name", data) in drawings else {}
+    if overrides.get("corruption.norm") in (None, budget.get("corruption.norm")):
+        values |= budget
+    return values | (_L2C if kind == "l2c" else {})
 
 
 def _following_the_schedule(overrides: Mapping[str, Any], values: Values) -> Values:
@@ -84,39 +103,6 @@ _DIGITS: dict[str, Values] = {
     "urp": {"corruption.norm": "l2", "corruption.epsilon": 2.0},
     "l2c": {"corruption.norm": "linf", "corruption.epsilon": 0.3},
 }
-
-
-def medium(overrides: Mapping[str, Any]) -> Values:
-    """Return the values of a table between `demo` and `paper`: 10,000 images of 28 x 28, a network of 0.3 M weights.
-
-    The data set is Fashion-MNIST; images of another set are resized to 28 x 28. Fashion-MNIST and KMNIST have the
-    budgets of the digits in `demo`.
-    """
-    values: Values = {
-        "data.name": "fashion-mnist",
-        "data.limit": 10_000,
-        "data.image_size": 28,
-        "model.name": "medium",
-        "corruption.data": "uhp",
-        "corruption.source": "medium",
-        "corruption.source_epochs": 12,
-        "corruption.labels": "symmetric",
-        "corruption.rate": 0.6,
-        "defense.name": "erat",
-        "defense.warmup_epochs": 3,
-        "train.epochs": 16,
-        "train.lr": 0.1,
-        "train.schedule": "onecycle",
-    } | _erat_views(overrides)
-    values |= _following_the_schedule(overrides, values)
-    kind = str(overrides.get("corruption.data", "uhp"))
-    if overrides.get("data.name", "fashion-mnist") in ("fashion-mnist", "kmnist"):
-        budget = _DIGITS.get(kind, {})
-        if overrides.get("corruption.norm") in (None, budget.get("corruption.norm")):
-            values |= budget
-    if kind == "l2c":
-        values |= _L2C
-    return values
 
 
 # Epochs of warm-up per data set; the paper does not state that of Tiny-ImageNet.

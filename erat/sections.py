@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SerializeAsAny, field_validator
@@ -43,6 +43,8 @@ class ModelConfig(Section):
 
 class TrainConfig(Section):
     """The optimisation, which is the same for every defense."""
+
+    added: ClassVar[dict[str, Any]] = {"accumulate": 1, "lr_rule": "fixed", "lr_batch": 64}
 
     epochs: int = Field(100, ge=1, le=MOST_EPOCHS, description="passes over the training images")
     batch_size: int = Field(

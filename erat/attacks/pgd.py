@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from erat.attacks.norms import l2_project, l2_step, linf_project, linf_step, per_image
-from erat.attacks.threats import Mixture
+from erat.attacks.threats import Mixture, draw_l2, draw_linf
 
 if TYPE_CHECKING:
     from erat.data.random import BatchRandom
@@ -64,14 +64,8 @@ class Budget:
 
     def draw(self, images_NCHW: Tensor, random: BatchRandom) -> Tensor:
         """Draw a random start: uniform in the l_inf ball; under l_2 a uniform direction times a uniform radius."""
-        (count, *shape), device = images_NCHW.shape, images_NCHW.device
         size = per_image(self.epsilon)
-        return self.choose(
-            lambda: (2 * random.rand(count, *shape, device=device) - 1) * size,
-            lambda: (
-                l2_step(random.randn(count, *shape, device=device)) * size * random.rand(count, 1, 1, 1, device=device)
-            ),
-        )
+        return self.choose(lambda: draw_linf(images_NCHW, size, random), lambda: draw_l2(images_NCHW, size, random))
 
 
 @contextmanager

@@ -48,11 +48,13 @@ def _cut(images: Tensor, delta: Tensor) -> Tensor:
     return delta.clamp(-images, 1 - images)
 
 
-def _draw_linf(images: Tensor, epsilon: float, random: BatchRandom) -> Tensor:
+def draw_linf(images: Tensor, epsilon: float | Tensor, random: BatchRandom) -> Tensor:
+    """Draw from the l_inf ball uniformly; `epsilon` is a number or of shape (N, 1, 1, 1)."""
     return (2 * random.rand(*images.shape, device=images.device) - 1) * epsilon
 
 
-def _draw_l2(images: Tensor, epsilon: float, random: BatchRandom) -> Tensor:
+def draw_l2(images: Tensor, epsilon: float | Tensor, random: BatchRandom) -> Tensor:
+    """Draw a uniform direction times a uniform radius up to `epsilon`, a number or of shape (N, 1, 1, 1)."""
     direction = l2_step(random.randn(*images.shape, device=images.device))
     return direction * epsilon * random.rand(len(images), 1, 1, 1, device=images.device)
 
@@ -78,13 +80,13 @@ THREATS: dict[str, ThreatModel] = {
         step=lambda grad, point, images, epsilon: linf_step(grad),
         project=lambda delta, images, epsilon: _cut(images, linf_project(delta, _rows(images, epsilon))),
         size=lambda delta: delta.abs().flatten(1).amax(1),
-        draw=_draw_linf,
+        draw=draw_linf,
     ),
     "l2": ThreatModel(
         step=lambda grad, point, images, epsilon: l2_step(grad),
         project=lambda delta, images, epsilon: _cut(images, l2_project(delta, _rows(images, epsilon))),
         size=l2_norm,
-        draw=_draw_l2,
+        draw=draw_l2,
     ),
     "l1": ThreatModel(
         step=lambda grad, point, images, epsilon: l1_step(grad, point),

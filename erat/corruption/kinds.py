@@ -69,7 +69,7 @@ class URP(CorruptionKind):
 class UniversalOptions(CorruptionOptions):
     """Keys of UHP and UAP."""
 
-    added: ClassVar[Mapping[str, Any]] = {"images_per_class": 16}
+    added: ClassVar[dict[str, Any]] = {"images_per_class": 16}
 
     steps: int | None = Field(500, ge=1, le=MOST_STEPS, description="length of the crafting: batches")
     images_per_class: int | None = Field(16, ge=1, le=10**6, description="images of each class in a batch, on average")
@@ -142,7 +142,7 @@ class AA(CorruptionKind):
 class L2COptions(CorruptionOptions):
     """Keys of L2C."""
 
-    added: ClassVar[Mapping[str, Any]] = {"unet": "plain", "victim": "small", "victim_epochs": 1}
+    added: ClassVar[dict[str, Any]] = {"unet": "plain", "victim": "small", "victim_epochs": 1}
 
     steps: int | None = Field(
         500, ge=1, le=MOST_STEPS, description="length of the crafting: trials, each with a new victim"
@@ -156,6 +156,10 @@ class L2COptions(CorruptionOptions):
     )
     victim: str | None = Field("small", description="network that the generator misleads")
     victim_epochs: int | None = Field(1, ge=1, le=MOST_EPOCHS, description="passes over the images in each trial")
+
+    def networks(self) -> list[str]:
+        """Return the names of the source network and of the victim."""
+        return super().networks() + ([] if self.victim is None else [self.victim])
 
 
 class L2C(CorruptionKind):

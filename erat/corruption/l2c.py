@@ -52,7 +52,7 @@ class _Confusion:
         held_out = max(1, round(HELD_OUT * len(order)))
         self.val, self.part = order[:held_out], order[held_out:]
         channels, size = craft.images.shape[1], craft.images.shape[-1]
-        self.options = options = {**kinds.L2COptions.added, **craft.options}
+        options = craft.options
         with torch.random.fork_rng(devices=[]):  # all weights are drawn from the craft's own generator, below
             victim = BACKBONES[options["victim"]](craft.num_classes, channels, size)
             generator = UNet(channels, options["width"], official=options["unet"] == "official")
@@ -114,7 +114,7 @@ class _Confusion:
 
     def _batches(self) -> Iterator[Tensor]:
         """Yield the indices of the batches of a trial, shuffled anew in each pass over the images."""
-        for _ in range(self.options["victim_epochs"]):
+        for _ in range(self.craft.options["victim_epochs"]):
             order = torch.randperm(len(self.part), generator=self.craft.generator).to(self.part.device)
             for chosen in self.part[order].split(BATCH):
                 if len(chosen) == min(BATCH, len(order)):  # the statistics of a small last batch are poor

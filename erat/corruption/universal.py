@@ -27,8 +27,7 @@ def class_vectors(craft: Craft) -> Tensor:
     delta = craft.images.new_zeros(craft.num_classes, *craft.images.shape[1:])
     budget = Budget.of(craft.norm, craft.epsilon, delta)
     step_size = budget.epsilon * STEP_RATIO
-    options = {**kinds.UniversalOptions.added, **craft.options}
-    targets = torch.arange(craft.num_classes, device=delta.device).repeat(options["images_per_class"])
+    targets = torch.arange(craft.num_classes, device=delta.device).repeat(craft.options["images_per_class"])
     state = craft.resume()
     batches = ShuffledBatches(craft, len(targets), state and state["batches"])
     done = 0

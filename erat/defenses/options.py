@@ -68,6 +68,14 @@ class PerturbationOptions(DefenseOptions):
         assert value is not None, "filled by the config"
         return float(value)
 
+    def check_image(self, pixels: int) -> None:
+        """Refuse an l0 budget of more pixels than an image has."""
+        super().check_image(pixels)
+        if self.epsilon_l0 is not None and self.epsilon_l0 > pixels:
+            raise UserError(
+                f"defense.epsilon_l0 must be at most the {pixels} pixels of an image, got {self.epsilon_l0}"
+            )
+
     def check(self, workers: int) -> None:
         """Refuse a warm start together with what leaves it no last perturbation of each image to go on from."""
         super().check(workers)

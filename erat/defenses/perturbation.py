@@ -7,6 +7,7 @@ Resistant to Adversarial Attacks", ICLR 2018). Sets with l_1 and l_0 are beyond 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -20,7 +21,6 @@ from erat.attacks.threats import Mixture
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task
 from erat.defenses.options import PerturbationOptions
-from erat.errors import UserError
 from erat.losses import label_loss, perturbation_objective
 from erat.options import norms_in
 
@@ -36,12 +36,7 @@ class Perturber(nn.Module):
     def __init__(self, options: PerturbationOptions, task: Task) -> None:
         super().__init__()
         self.options = options
-        if options.adversarial and options.epsilon_l0 is not None:
-            pixels = task.image_shape[1] * task.image_shape[2]
-            if options.epsilon_l0 > pixels:
-                raise UserError(
-                    f"defense.epsilon_l0 must be at most the {pixels} pixels of an image, got {options.epsilon_l0}"
-                )
+        options.check_image(math.prod(task.image_shape[1:]))
         if options.warm_start:
             self.register_buffer("last_delta", torch.zeros(task.num_samples, *task.image_shape, dtype=torch.float16))
 
@@ -64,74 +59,27 @@ class Perturber(nn.Module):
             indices: int64 (B,), the rows of the images in the training set; needed by `warm_start`.
             strength: the share of the budget that the attack has, in (0, 1].
         """
-        with record_function("perturb"):
-            return self._perturb(network, images, labels, random, indices, strength)
-
-    def _perturb(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        random: BatchRandom,
-        indices: Tensor | None,
-        strength: float,
-    ) -> Tensor:
         options = self.options
         assert options.norms is not None, "filled by the config"
         norms = norms_in(options.norms)
-        if not set(norms) <= {"linf", "l2"}:
-            return self._perturb_mixed(network, images, labels, random, indices, strength, norms)
-        if len(norms) == 2 and not options.uniform:
-            images, labels = images.repeat(2, 1, 1, 1), labels.repeat(2)
-            linf: Tensor | bool = torch.arange(len(images), device=images.device) < len(images) // 2
-        elif len(norms) == 2:
-            linf = random.randint(2, len(images), device=images.device) == 0
-        else:
-            linf = norms[0] == "linf"
-        budget = self._budget(linf, images)
-        if strength < 1:
-            budget = Budget(budget.epsilon * strength, budget.linf)
-        start = budget.draw(images, random) if options.random_start else None
-        if options.warm_start:
-            start = self.last_delta[indices].float()
-        attack = self._attack if options.pgd_scale == 1 else self._attack_shrunk
-        with frozen(network), self._autocast(images.device):
-            moved = attack(network, images, labels, budget, start)
-        if options.warm_start:
-            self.last_delta[indices] = (moved - images).half()
-        return moved
-
-    def _perturb_mixed(
-        self,
-        network: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        random: BatchRandom,
-        indices: Tensor | None,
-        strength: float,
-        norms: Sequence[str],
-    ) -> Tensor:
-        """Perturb as `_perturb` does, under any set of norms: by one PGD run, the images of one norm together."""
-        options, count = self.options, len(norms)
-        if options.uniform:
-            # Drawn on the CPU, because the host has to know how many images each norm has.
-            which = random.randint(count, len(images)) if count > 1 else torch.zeros(len(images), dtype=torch.int64)
-        else:
-            which = torch.arange(count).repeat_interleave(len(images))
-            images, labels = images.repeat(count, 1, 1, 1), labels.repeat(count)
-        budgets = [options.budget(norm) * strength for norm in norms]
-        # The paper's Eq. 10 as written treats l_2 like l_inf.
-        models = ["linf" if norm == "l2" and options.l2_update == "literal" else norm for norm in norms]
-        mixture = Mixture.of(models, budgets, which, images.device)
-        start = mixture.draw(images, random) if options.random_start else None
-        if options.warm_start:
-            start = self.last_delta[indices].float()
-        start = None if start is None else start[mixture.order]
-        with frozen(network), self._autocast(images.device):
-            moved = self._attack(network, images[mixture.order], labels[mixture.order], mixture, start)[mixture.back]
-        if options.warm_start:
-            self.last_delta[indices] = (moved - images).half()
-        return moved
+        with record_function("perturb"):
+            if not options.uniform:
+                images, labels = images.repeat(len(norms), 1, 1, 1), labels.repeat(len(norms))
+            of_norms = self._budget if set(norms) <= {"linf", "l2"} else self._mixture
+            budget = of_norms(norms, images, random, strength)
+            start = budget.draw(images, random) if options.random_start else None
+            if options.warm_start:
+                start = self.last_delta[indices].float()
+            with frozen(network), self._autocast(images.device):
+                if isinstance(budget, Mixture):
+                    moved = self._attack_grouped(network, images, labels, budget, start)
+                elif options.pgd_scale < 1:
+                    moved = self._attack_shrunk(network, images, labels, budget, start)
+                else:
+                    moved = self._attack(network, images, labels, budget, start)
+            if options.warm_start:
+                self.last_delta[indices] = (moved - images).half()
+            return moved
 
     def _attack(
         self, network: nn.Module, images: Tensor, labels: Tensor, budget: Budget | Mixture, start: Tensor | None
@@ -153,6 +101,13 @@ class Perturber(nn.Module):
         size = budget.epsilon * self.options.step_ratio
         return pgd(network, images, objective, budget, steps=self.options.steps, step_size=size, start_NCHW=start)
 
+    def _attack_grouped(
+        self, network: nn.Module, images: Tensor, labels: Tensor, mixture: Mixture, start: Tensor | None
+    ) -> Tensor:
+        """Attack the images of one norm together, in one run."""
+        start = None if start is None else start[mixture.order]
+        return self._attack(network, images[mixture.order], labels[mixture.order], mixture, start)[mixture.back]
+
     def _attack_shrunk(
         self, network: nn.Module, images: Tensor, labels: Tensor, budget: Budget, start: Tensor | None
     ) -> Tensor:
@@ -172,17 +127,36 @@ class Perturber(nn.Module):
         delta = F.interpolate(moved - small, images.shape[-2:], mode="nearest")
         return (images + budget.project(delta)).clamp(0, 1)
 
-    def _budget(self, linf: Tensor | bool, images: Tensor) -> Budget:
+    def _budget(self, norms: Sequence[str], images: Tensor, random: BatchRandom, strength: float) -> Budget:
+        """Return the budgets of images under l_inf, l_2 or both; without `uniform`, images come norm by norm."""
         options = self.options
         assert options.epsilon_inf is not None and options.epsilon_2 is not None, "filled by the config"
+        linf: Tensor | bool = norms[0] == "linf"
+        if len(norms) == 2 and not options.uniform:
+            linf = torch.arange(len(images), device=images.device) < len(images) // 2
+        elif len(norms) == 2:
+            linf = random.randint(2, len(images), device=images.device) == 0
         if isinstance(linf, bool):
             budget = Budget.of("linf" if linf else "l2", options.epsilon_inf if linf else options.epsilon_2, images)
         else:
             # From plain numbers, because tensors made of them would have to be copied to a GPU, which waits.
             epsilon = torch.where(linf, options.epsilon_inf, options.epsilon_2).to(images.dtype)
             budget = Budget(epsilon, linf)
+        epsilon = budget.epsilon if strength == 1 else budget.epsilon * strength
         # The paper's Eq. 10 as written treats l_2 like l_inf: sign step, then clip to +-epsilon_2.
-        return Budget(budget.epsilon, True) if options.l2_update == "literal" else budget
+        return Budget(epsilon, True if options.l2_update == "literal" else budget.linf)
+
+    def _mixture(self, norms: Sequence[str], images: Tensor, random: BatchRandom, strength: float) -> Mixture:
+        """Return the budgets of images under any set of norms; without `uniform`, images come norm by norm."""
+        options, count = self.options, len(norms)
+        if not options.uniform:
+            which = torch.arange(count).repeat_interleave(len(images) // count)
+        elif count == 1:
+            which = torch.zeros(len(images), dtype=torch.int64)
+        else:  # drawn on the CPU, because the host has to know how many images each norm has
+            which = random.randint(count, len(images))
+        models = ["linf" if norm == "l2" and options.l2_update == "literal" else norm for norm in norms]
+        return Mixture.of(models, [options.budget(norm) * strength for norm in norms], which, images.device)
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         low = self.options.pgd_precision == "bf16"

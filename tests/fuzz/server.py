@@ -23,7 +23,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-LIMIT = 20.0  # seconds that an input may take
+import psutil
+
+# Seconds of processor that an input may take, and seconds by the clock: on a busy machine it waits for its turn, and a
+# command that hangs either computes or waits for ever.
+COMPUTING, WAITING = 20.0, 180.0
 MEMORY = 6 * 2**30  # bytes of address space beyond those of the imports
 FILE = 256 * 2**20  # largest size of a file in bytes
 MODULES = (
@@ -119,7 +123,7 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         _become(order)
-    hung = not _ends(child, began)
+    hung = not _ends(child)
     if hung:
         os.killpg(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -130,16 +134,25 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
     return {"code": code, "signal": number, "hung": hung, "seconds": round(time.monotonic() - began, 3)}
 
 
-def _ends(child: int, began: float) -> bool:
-    """Wait for a process and return whether it ended within its time, which is longer on a busy machine."""
+def _ends(child: int) -> bool:
+    """Wait for a process and return whether it ended before it had computed, or waited, for too long."""
+    given_up = time.monotonic() + WAITING
     with open(os.pidfd_open(child), "rb", closefd=True) as handle:
-        while True:
-            busy = min(2.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
-            left = began + LIMIT * busy - time.monotonic()
-            if left <= 0:
+        while not select.select([handle], [], [], 1.0)[0]:
+            if time.monotonic() > given_up or _computed(child) > COMPUTING:
                 return False
-            if select.select([handle], [], [], min(left, 5.0))[0]:
-                return True
+    return True
+
+
+def _computed(process: int) -> float:
+    """Return the seconds of processor that a process has taken, with those of its children, whether ended or not."""
+    total = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process)
+        for each in (root, *root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += sum(each.cpu_times()[:4])  # user, system, and those of ended children
+    return total
 
 
 def _become(order: dict[str, Any]) -> None:

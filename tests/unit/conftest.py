@@ -13,6 +13,7 @@ from torch import nn
 
 from erat.config import RunConfig
 from erat.corruption.base import Craft
+from erat.corruption.kinds import L2COptions, UniversalOptions
 from erat.data.fingerprint import Fingerprints
 from erat.data.types import ImageSet
 from erat.models import build_model
@@ -67,7 +68,11 @@ def order(make_images: Callable[..., ImageSet], source: nn.Module) -> Craft:
         generator=torch.Generator().manual_seed(0),
         build=network,
         source=lambda: source,
-        options={"steps": 6, "attack": "apgd-ce", "width": 4, "lr": 1e-3},
+        options={
+            **UniversalOptions().own(),
+            **L2COptions().own(),
+            **{"steps": 6, "attack": "apgd-ce", "width": 4, "lr": 1e-3},
+        },
     )
 
 

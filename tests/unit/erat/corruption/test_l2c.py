@@ -32,7 +32,7 @@ from erat.models.small import small
 from erat.models.unet import UNet
 
 Weights = list[Tensor]
-BRIEF = {"steps": 3, "width": 4, "lr": 1e-2}
+BRIEF = L2C.Options(steps=3, width=4, lr=1e-2).own()
 
 
 def again(order: Craft, **changes: Any) -> Craft:
@@ -219,7 +219,7 @@ def test_the_generator_whose_victim_knew_least_is_chosen(
     """Four victims judge the first generator and those of three trials; of equally good ones the first is chosen."""
     script = Scripted(accuracies)
     script.install(monkeypatch)
-    delta = L2C.perturb(again(order, options={"steps": 3, "width": 4, "lr": 1e-2}))
+    delta = L2C.perturb(again(order, options=BRIEF))
     perturbations = []
     for generator in script.judged:
         with frozen(l2c._settled(generator, order)), torch.no_grad():

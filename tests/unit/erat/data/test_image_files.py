@@ -118,11 +118,11 @@ def test_only_the_first_frame_counts(tmp_path: Path) -> None:
     first, others = Image.new("RGB", (40, 40), "red"), [Image.new("RGB", (40, 40), (0, 0, k)) for k in range(200)]
     for name in ("a.gif", "a.tif", "a.webp"):
         first.save(tmp_path / name, save_all=True, append_images=others)
-        began = time.monotonic()
+        began = time.process_time()
         image = decode(tmp_path / name, 8)
         assert isinstance(image, Decoded)
         assert abs(image.pixels.astype(int) - [255, 0, 0]).max() < 8
-        assert time.monotonic() - began < 1
+        assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.gif", "a.bmp", "a.ppm"])

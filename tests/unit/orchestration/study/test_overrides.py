@@ -103,10 +103,10 @@ def test_shown_costs_little_whatever_it_is_given() -> None:
     bomb: list[Any] = ["lol"]
     for _ in range(60):
         bomb = [bomb] * 9
-    began = time.monotonic()
+    began = time.process_time()
     assert len(shown(bomb)) <= 80
     assert len(shown("x" * 10**7)) <= 80
-    assert time.monotonic() - began < 1, "2 ** 190 entries are not walked"
+    assert time.process_time() - began < 1, "2 ** 190 entries are not walked"
 
 
 class TestPaths:
