@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -67,6 +68,8 @@ def main() -> None:
     """Import everything, report whether disks can be mounted, and answer until standard input ends."""
     private = _private_namespaces()
     _prepare()
+    gc.collect()
+    gc.freeze()  # a copy that looks through all that was imported writes to it, and so has to copy that memory too
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print(json.dumps({"mounts": private}), file=answers, flush=True)
