@@ -115,7 +115,7 @@ def _host(number: int, stack: ExitStack) -> Host:
     stack.callback(holder.wait)
     stack.callback(holder.kill)
     host = Host(f"10.77.0.{number}", holder.pid)
-    own, give_up = os.readlink("/proc/self/ns/net"), time.monotonic() + 10
+    own, give_up = os.readlink("/proc/self/ns/net"), time.monotonic() + 120
     while os.readlink(host._network) == own:
         if time.monotonic() > give_up or holder.poll() is not None:
             raise RuntimeError(f"no network namespace for {host.address}")

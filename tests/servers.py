@@ -66,7 +66,7 @@ def postgres(folder: Path) -> Iterator[str]:
         yield f"postgresql+psycopg2://mlflow:{quoted}@127.0.0.1:{port}/postgres"
     finally:
         server.send_signal(signal.SIGINT)  # a fast shutdown
-        server.wait(30)
+        server.wait(300)
         log.close()
 
 
@@ -104,10 +104,10 @@ class TrackingServer:
         self._process = subprocess.Popen(
             self._command, env=environment, stdout=self._log, stderr=self._log, start_new_session=True
         )
-        give_up = time.monotonic() + 120
+        give_up = time.monotonic() + 3000
         while time.monotonic() < give_up and self._process.poll() is None:
             with suppress(OSError):
-                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.uri}/health", timeout=2)
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{self.uri}/health", timeout=10)
                 return
             time.sleep(0.2)
         raise RuntimeError(f"MLflow's server did not start: {Path(self._log.name).read_text()[-500:]}")
@@ -128,7 +128,7 @@ class TrackingServer:
 
 
 def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 300
     while time.monotonic() < give_up and server.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return

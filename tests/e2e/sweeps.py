@@ -64,13 +64,13 @@ def begun(workspace: Workspace, *words: str, **more: Any) -> subprocess.Popen[An
     )
 
 
-def wait_until(happened: Callable[[], bool], what: str, seconds: float = 180) -> None:
+def wait_until(happened: Callable[[], bool], what: str, seconds: float = 600) -> None:
     """Wait until something has happened, and fail the test if it has not in time."""
     give_up = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > give_up:
             pytest.fail(f"{what} in {seconds} s")
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def processes_of(workspace: Workspace) -> list[psutil.Process]:

@@ -265,7 +265,7 @@ def test_mlflow_serves_the_classifier(said: Said, tmp_path: Path) -> None:
         request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", example)
         request.add_header("Content-Type", "application/json")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as answer:
+        with opener.open(request, timeout=300) as answer:
             predictions = json.loads(answer.read())["predictions"]
     finally:
         stop_server(server)

@@ -52,7 +52,6 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:trial .*; it goes on")
 def test_it_is_excluded_and_every_trial_ends_once(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

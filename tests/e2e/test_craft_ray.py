@@ -154,7 +154,7 @@ def test_a_killed_crafting_goes_on_to_the_same_set(tmp_path: Path) -> None:
     def kept() -> list[Path]:
         return list((tmp_path / "killed" / "crafted").glob(".images-*.work/state.pt"))
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not kept():
         assert killed.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
         time.sleep(0.1)
@@ -179,5 +179,5 @@ def _environment(workspace: Path) -> dict[str, str]:
 
 def _craft(workspace: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        _line(*words), env=_environment(workspace), cwd=ROOT, capture_output=True, text=True, check=True, timeout=200
+        _line(*words), env=_environment(workspace), cwd=ROOT, capture_output=True, text=True, check=True, timeout=600
     )

@@ -165,11 +165,10 @@ def growing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     psutil.wait_procs(nodes, timeout=20)
 
 
-@pytest.mark.timeout(500)
 def test_an_empty_cluster_grows_for_a_study_and_shrinks_after_it(
     growing: str, space: str, tmp_path: Path, held: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "ANSWER_SECONDS", 60.0)  # this machine may be busy
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 300.0)  # this machine may be busy
     with pytest.warns(UserWarning, match=WAITS.format(1)):
         said = command(growing, tmp_path / "workspace", "sweep", "--space", space, *PLAIN, "train.epochs=12", "--json")
     assert said.code == 0, said.err
@@ -179,7 +178,7 @@ def test_an_empty_cluster_grows_for_a_study_and_shrinks_after_it(
     # The request was withdrawn: the nodes are taken away, although nobody waits for that.
     with session.connection(growing):
         assert autoscales() is True
-        give_up = time.monotonic() + 60
+        give_up = time.monotonic() + 300
         while session.fitting({"CPU": 1.0}, 1) and time.monotonic() < give_up:
             time.sleep(0.5)
         assert session.fitting({"CPU": 1.0}, 1) == 0
@@ -191,13 +190,12 @@ def test_an_empty_cluster_grows_for_a_study_and_shrinks_after_it(
     assert "a trial needs 3 CPU, the cluster has 0 CPU after 4 s, and its autoscaler has" in said.err.splitlines()[-1]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("growing", ["second"], indirect=True)
 def test_the_second_autoscaler_gives_what_it_has(growing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It refuses a request that is larger than the cluster may become; two nodes are the most here."""
-    monkeypatch.setattr(session, "ANSWER_SECONDS", 60.0)
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 300.0)
     monkeypatch.setattr(autoscaling, "SETTLE_SECONDS", 4.0)  # it looks once a second here
-    one, give_up = {"CPU": 1.0}, time.monotonic() + 150
+    one, give_up = {"CPU": 1.0}, time.monotonic() + 400
     with session.connection(growing):
         with Demand(one, 1).held() as demand:
             demand.ask(7)
@@ -225,7 +223,6 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
-@pytest.mark.timeout(500)
 def test_trials_begin_on_a_node_that_comes_and_no_more_than_fit_when_it_has_gone(
     cluster: Cluster, space: str, tmp_path: Path, held: list[tuple[int, int]]
 ) -> None:
@@ -236,7 +233,7 @@ def test_trials_begin_on_a_node_that_comes_and_no_more_than_fit_when_it_has_gone
     study.start()
 
     def wait_for(slots: int, trials: int) -> None:
-        give_up = time.monotonic() + 150
+        give_up = time.monotonic() + 400
         while held[-1:] != [(slots, trials)]:
             assert study.is_alive() and time.monotonic() < give_up, (held[-5:], told and told[0].err)
             time.sleep(0.1)

@@ -35,7 +35,7 @@ def test_our_own_ray_listens_on_the_loopback_alone() -> None:
         env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])

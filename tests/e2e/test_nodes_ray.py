@@ -143,7 +143,6 @@ def test_more_workers_than_places_is_one_line(command: Command, place: str, work
     assert "a trial needs 4 CPU, the cluster has 2 CPU on 3 nodes after 10 s" in said.err.splitlines()[-1]
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("defense", ["erat", "dividemix"])
 def test_two_nodes_train_what_one_worker_does(
     defense: str, command: Command, place: str, workspace: Workspace, tmp_path: Path
@@ -187,7 +186,7 @@ def under_way(workspace: Workspace, sweep: str, epochs: int) -> bool:
 
 def disturbed(workspace: Workspace, sweep: str, disturb: Callable[[], None], epochs: int = 3) -> threading.Thread:
     def wait() -> None:
-        give_up = time.monotonic() + 120
+        give_up = time.monotonic() + 600
         while time.monotonic() < give_up and not under_way(workspace, sweep, epochs):
             time.sleep(0.05)
         disturb()
@@ -197,7 +196,6 @@ def disturbed(workspace: Workspace, sweep: str, disturb: Callable[[], None], epo
     return thread
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("how", ["told to leave", "dies"])
 def test_what_ran_on_a_node_goes_on_elsewhere(
     how: str, command: Command, nodes: Nodes, place: str, workspace: Workspace, tmp_path: Path

@@ -278,7 +278,7 @@ def wait_for_an_epoch(workspace: Workspace, sweep: str, ended: int = 0) -> None:
         left = [run for run in runs if ledger.outcome(run, sweep) is None]
         return len(runs) - len(left) >= ended and any(RunDirectory(workspace, run).read_metrics() for run in left)
 
-    wait_until(under_way, f"no trial of {sweep} came under way", 120)
+    wait_until(under_way, f"no trial of {sweep} came under way")
 
 
 # --- interruptions, with a Ray that the command starts ----------------------------------------------------------------
@@ -297,15 +297,15 @@ def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
         assert asked.code == 0, asked.err
     else:
         process.send_signal(sign)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     if sign is not signal.SIGKILL:
         assert process.returncode == 130
         assert err.splitlines()[-1].endswith("python orchestrate.py resume cut")
         assert "Traceback" not in err
-        assert gone(own_workspace, 15), processes_of(own_workspace)
+        assert gone(own_workspace, 120), processes_of(own_workspace)
     else:
         assert process.returncode == -signal.SIGKILL
-        gone(own_workspace, 15)  # otherwise the resumed sweep waits for the runs that they hold
+        gone(own_workspace, 120)  # otherwise the resumed sweep waits for the runs that they hold
     ended = [event for event in events(own_workspace, "cut") if event["event"] in ("done", "stopped", "failed")]
     assert 2 <= len(ended) < 5
     assert "failed" not in {event["event"] for event in ended}
@@ -319,7 +319,6 @@ def test_a_sweep_that_is_cut_short_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_data_parallel_trial_is_stopped_early_and_the_sweep_ends(
     command: Command, space: Callable[..., str], workspace: Workspace
 ) -> None:

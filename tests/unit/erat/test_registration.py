@@ -115,12 +115,12 @@ def test_another_thread_s_part_is_not_taken_for_a_plugin_s(looks_anew: Path) -> 
 
     def slow() -> None:
         inside.set()
-        assert go_on.wait(20)
+        assert go_on.wait(300)
 
     plugins.expect("slow loader", slow)
     loader = threading.Thread(target=erat.BACKBONES.names)
     loader.start()
-    assert inside.wait(20)
+    assert inside.wait(300)
     erat.register_backbone("mine", len)
     go_on.set()
     loader.join()

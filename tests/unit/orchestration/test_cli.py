@@ -286,7 +286,7 @@ class TestWrongInput:
         assert uri in said
         assert "refused" in said.lower()
         # It takes 6 seconds, or 42 with a dozen other programs on two cores; MLflow by itself would wait for 4 minutes.
-        assert time.monotonic() - begun < 90
+        assert time.monotonic() - begun < 200
         assert not workspace.ledger.exists()
         assert not workspace.crafted.exists(), "crafting may take hours"
 
@@ -508,7 +508,7 @@ class TestInterruption:
         lines = iter(process.stderr.readline, "")
         assert any("epoch 1/400" in line for line in lines)
         process.send_signal(sign)
-        _, rest = process.communicate(timeout=60)
+        _, rest = process.communicate(timeout=600)
         assert process.returncode == 130
         assert rest.splitlines()[-1] == "stopped; the same command goes on from the last epoch"
         assert "Traceback" not in rest

@@ -112,7 +112,7 @@ def fetch_slowly(root: str, record: str, barrier: Barrier) -> None:
         time.sleep(0.5)
         return make()
 
-    barrier.wait(timeout=60)
+    barrier.wait(timeout=300)
     entry = Store(Path(root)).fetch(WANTED, slowly)
     np.testing.assert_array_equal(entry.arrays["images"], make()[0]["images"])
 
@@ -126,7 +126,7 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0, 0]
     assert record.read_text() == "made\n"
 

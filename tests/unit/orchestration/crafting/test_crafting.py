@@ -111,7 +111,7 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def until(reached: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 300
     while not reached():
         assert time.monotonic() < limit
         time.sleep(0.01)

@@ -194,7 +194,7 @@ class TestGoingOn:
     ) -> None:
         ended = prepared().Process(target=killed_after_an_epoch, args=(config.model_dump_json(), workspace.root))
         ended.start()
-        ended.join(60)
+        ended.join(300)
         assert ended.exitcode == -signal.SIGKILL
         folder = workspace.run_directory(config.digest())
         assert [row["epoch"] for row in at(folder).read_metrics()] == [1]
@@ -313,12 +313,12 @@ class TestOneAtATime:
 
         def hold(history: Sequence[EpochReport]) -> bool:
             first_is_in.set()
-            return go_on.wait(30)
+            return go_on.wait(300)
 
         told: list[int] = []
         first = threading.Thread(target=lambda: ended.append(execute_run(config, workspace, on_epoch=hold)))
         first.start()
-        assert first_is_in.wait(30)
+        assert first_is_in.wait(300)
         assert is_running(at(folder))
         second = threading.Thread(
             target=lambda: ended.append(execute_run(config, workspace, on_epoch=lambda h: bool(told.append(1))))
@@ -327,8 +327,8 @@ class TestOneAtATime:
         second.join(0.3)
         assert second.is_alive(), "it waits"
         go_on.set()
-        first.join(60)
-        second.join(60)
+        first.join(300)
+        second.join(300)
         assert [result.status for result in ended] == ["done", "done"]
         assert told == [], "it trained nothing"
         assert not is_running(at(folder))

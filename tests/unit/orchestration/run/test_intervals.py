@@ -87,7 +87,7 @@ def test_a_run_goes_on_while_a_checkpoint_is_sent(
 
     def late(self: Storage, file: Path, name: str, **more: Any) -> None:
         if name.endswith("/checkpoint.pt"):
-            assert third.wait(60), "the next epoch waits for the upload"
+            assert third.wait(300), "the next epoch waits for the upload"
             sent.append(name)
         send(self, file, name, **more)
 

@@ -131,7 +131,7 @@ class TestPausing:
     ) -> None:
         ended = prepared().Process(target=killed_at_its_end, args=(config.model_dump_json(), workspace.root))
         ended.start()
-        ended.join(60)
+        ended.join(300)
         assert ended.exitcode == -signal.SIGKILL
         assert run.read_result() is None
         heard = Listener()

@@ -55,7 +55,7 @@ def start(storage: Storage, node: Path, processes: int) -> list[int | None]:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(300)
     return [worker.exitcode for worker in workers]
 
 

@@ -257,7 +257,7 @@ def test_two_that_train_the_same_run_leave_what_one_would(s3: str, tmp_path: Pat
         command = [sys.executable, "-c", script, config.model_dump_json(), str(tmp_path / name / "workspace"), place]
         environment = os.environ | {"TMPDIR": str(tmp_path / name), "PYTHONPATH": str(Path(__file__).parents[4])}
         both.append(subprocess.Popen(command, env=environment))
-    assert [process.wait(120) for process in both] == [0, 0]
+    assert [process.wait(600) for process in both] == [0, 0]
     driver = Workspace(tmp_path / "the driver's").sharing(place)
     run = RunDirectory(driver, config.digest())
     run.fetch("result.json", "metrics.jsonl")

@@ -153,7 +153,7 @@ def test_processes_that_append_at_once_lose_nothing(path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(300)
     assert [writer.exitcode for writer in writers] == [0] * 4
     lines = path.read_text().splitlines()
     assert len(lines) == 4 * count

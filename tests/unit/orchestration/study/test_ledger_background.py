@@ -33,7 +33,7 @@ class Disk:
 
     def append(self, path: Path, content: bytes) -> None:
         self.begun.set()
-        assert self.free.wait(30)
+        assert self.free.wait(300)
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         append_line(path, content)
@@ -68,7 +68,7 @@ def test_what_waits_is_written_in_one_piece_and_in_order(path: Path, disk: Disk)
     with ledger.in_background():
         disk.free.clear()
         propose(ledger, 0)
-        assert disk.begun.wait(30)
+        assert disk.begun.wait(300)
         for number in range(1, 50):
             propose(ledger, number, lambda number=number: written.append(number))  # type: ignore[misc]
         assert list(ledger.studies["a"].proposals) == list(range(50)), "all count at once"
@@ -101,7 +101,7 @@ def test_a_full_disk_is_raised_by_the_next_event_and_nothing_that_counted_is_los
         with ledger.in_background():
             disk.full = True
             propose(ledger, 0, lambda: called.append(0))
-            ledger._background._thread.join(30)  # type: ignore[union-attr]
+            ledger._background._thread.join(300)  # type: ignore[union-attr]
             with pytest.raises(OSError, match="No space left"):
                 ledger.check()
             propose(ledger, 1)
@@ -119,7 +119,7 @@ def test_a_disk_that_has_room_again_at_the_end_gets_everything(path: Path, disk:
     with ledger.in_background():
         disk.full = True
         propose(ledger, 0)
-        ledger._background._thread.join(30)  # type: ignore[union-attr]
+        ledger._background._thread.join(300)  # type: ignore[union-attr]
         disk.full = False
     assert numbers(path) == [0]
 

@@ -30,7 +30,7 @@ class Server:
 
     def __call__(self, name: str, arguments: list[Any]) -> None:
         self.begun.set()
-        assert self.free.wait(30)
+        assert self.free.wait(300)
         if self.away:
             raise ConnectionError("away")
         if any(refused in json.dumps(arguments) for refused in self.refused):
@@ -53,7 +53,7 @@ def test_what_comes_together_goes_as_one_call_a_run_in_order(server: Server) -> 
     with box.in_background():
         server.free.clear()
         box.put("start", "r0")
-        assert server.begun.wait(30)
+        assert server.begun.wait(300)
         box.put("start", "r1")
         for epoch in (1, 2, 3):
             for run in ("r0", "r1"):
@@ -78,7 +78,7 @@ def test_the_caller_does_not_wait_and_the_end_of_the_block_does(server: Server) 
         server.free.clear()
         box.put("end", "r")
         box.then(lambda: told.append("after"))
-        assert server.begun.wait(30)
+        assert server.begun.wait(300)
         assert (server.calls, told) == ([], ["before"])
         threading.Timer(0.05, server.free.set).start()
     assert server.calls == [("end", ["r"])]
@@ -130,7 +130,7 @@ def test_a_disk_that_cannot_keep_what_waits_is_told_and_nothing_relies_on_it(
         with box.in_background():
             box.put("end", "r")
             box.then(lambda: told.append("kept"))
-            box._background._thread.join(30)  # type: ignore[union-attr]
+            box._background._thread.join(300)  # type: ignore[union-attr]
             with pytest.raises(OSError, match="No space left"):
                 box.put("epoch", "r", 1)
 
