@@ -3,22 +3,50 @@
 from __future__ import annotations
 
 import io
+import os
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray._private import services
 from ray.cluster_utils import Cluster
 
 from orchestration import cli
 from orchestration.commands import console
 from orchestration.storage.workspace import Workspace
+from tests.__main__ import RAY_PRIORITY
 from tests.e2e.commands import Command, Said
 from tests.e2e.sweeps import processes_of
 from tests.stores import stores_begin_as_copies
 
 ROOT = Path(__file__).parents[2]
+START_SECONDS = 600.0  # how long a node may take to start on a busy machine
 __all__ = ["stores_begin_as_copies"]
+
+os.environ.update(RAY_PRIORITY)  # also where pytest was started by itself
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient() -> Iterator[None]:
+    """Let a node of a cluster take longer to start than the half minute that Ray gives it."""
+    look = services.get_node
+
+    def wait(*words: Any) -> Any:
+        give_up = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return look(*words)
+            except RuntimeError:  # it has not registered yet
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(services, "get_node", wait)
+        yield
 
 
 @pytest.fixture(scope="module")
