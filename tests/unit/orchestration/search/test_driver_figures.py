@@ -318,8 +318,10 @@ def test_a_driver_at_work_leaves_everything_on_the_disk_and_real_ids(
     workspace = Workspace(tmp_path / "workspace")
     tracker = Tracker.open(workspace)
     searches: list[Any] = []
-    search = tracker._client.search_runs
-    monkeypatch.setattr(tracker._client, "search_runs", lambda *asked, **more: searches.append(asked) or search(*asked))
+    search = tracker._sender.client.search_runs
+    monkeypatch.setattr(
+        tracker._sender.client, "search_runs", lambda *asked, **more: searches.append(asked) or search(*asked)
+    )
     world = World(workspace)
     parent = tracker.start_parent("a", kind="sweep", tags={})
     world.driver.tracker, world.driver.parent = tracker, parent
@@ -339,7 +341,7 @@ def test_a_driver_at_work_leaves_everything_on_the_disk_and_real_ids(
     assert isinstance(kept, RunResult)
     assert kept.mlflow_run_id == done.mlflow_run_id
     assert not searches
-    runs = {run.data.tags["cell"]: run for run in search([tracker.experiment_id], "tags.source = 'optuna'")}
+    runs = {run.data.tags["cell"]: run for run in search([tracker._sender.experiment_id], "tags.source = 'optuna'")}
     assert runs[done.cell].info.run_id == done.mlflow_run_id
     assert (runs[done.cell].info.status, runs[done.cell].data.metrics["val_accuracy"]) == ("FINISHED", 0.6)
     assert runs[world.driver.queue.trials[1].cell].info.status == "KILLED"
