@@ -24,6 +24,7 @@ from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec
 from orchestration.study.status import trials_of
+from orchestration.tracking.sender import Sender
 from orchestration.tracking.tracker import Tracker
 from tests.five_trials import ETA, result, said, spec
 from tests.tracked import history, runs
@@ -156,7 +157,7 @@ def test_whatever_is_wrong_is_put_right(study: Study) -> None:
 
 
 def test_epochs_that_are_missing_are_added_and_no_other_twice(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    log_epochs = Tracker._log_epochs
+    log_epochs = Sender._log_epochs
     with monkeypatch.context() as patch:  # the server refuses one of them
         patch.setattr(
             Tracker, "_log_epochs", lambda self, run, epochs: log_epochs(self, run, [e for e in epochs if e[1] != 2])
