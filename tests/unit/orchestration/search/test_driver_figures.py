@@ -28,6 +28,7 @@ from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
+from tests.tracked import Untracked
 
 ETA, EPOCHS = "defense.eta", 6
 SPACE = {"name": "mine", "about": "a test", "parameters": {ETA: {"low": 0, "high": 1}}, "window": 2}
@@ -48,7 +49,7 @@ class FakeSampler:
         self.told.append((number, replace(observation, cost=None)))
 
 
-class FakeTracker:
+class FakeTracker(Untracked):
     """A tracker that keeps its calls, and what waits for them while it is held."""
 
     def __init__(self) -> None:
@@ -74,12 +75,6 @@ class FakeTracker:
     def release(self) -> None:
         while self.waiting:
             self.waiting.pop(0)()
-
-    def id_of(self, run_id: str) -> str:
-        return run_id
-
-    def is_known(self, run_id: str) -> bool:
-        return True
 
 
 class World:

@@ -160,7 +160,7 @@ def test_epochs_that_are_missing_are_added_and_no_other_twice(study: Study, monk
     log_epochs = Sender._log_epochs
     with monkeypatch.context() as patch:  # the server refuses one of them
         patch.setattr(
-            Tracker, "_log_epochs", lambda self, run, epochs: log_epochs(self, run, [e for e in epochs if e[1] != 2])
+            Sender, "_log_epochs", lambda self, run, epochs: log_epochs(self, run, [e for e in epochs if e[1] != 2])
         )
         study.sync()
     with pytest.raises(AssertionError):
