@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
+
+from erat.registration import REGISTRIES, temporary_registrations
+
 API = Path(__file__).parents[1] / "docs" / "api.md"
 _BLOCK = re.compile(r"(?:<!-- (?P<mark>[a-zA-Z ]+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def no_other_parts() -> Iterator[None]:
+    """Undo all registrations of a test, and hide those that other tests of this process may have made."""
+    with temporary_registrations():
+        for registry in REGISTRIES.values():
+            registry._added.clear()
+        yield
 
 
 def examples(mark: str | None) -> list[str]:

@@ -32,3 +32,27 @@ def make_trial(
 def with_result(trial: Trial, **figures: Any) -> Trial:
     """The trial, with other figures in its result."""
     return replace(trial, result=replace(trial.so_far, **figures))
+
+
+def planned(number: int, kind: str, noise: str, test: float | None, status: str = "done") -> Trial:
+    """A trial of CE on poison of this kind, with an l_2 budget of 1.25, and label noise of this kind, at 60 %."""
+    norm = {} if kind == "none" else {"corruption.norm": "l2", "corruption.epsilon": 1.25}
+    config = {
+        "defense.name": "ce",
+        "corruption.data": kind,
+        "corruption.labels": noise,
+        "corruption.rate": 0.6 if noise != "none" else 0.0,
+        "train.seed": number,
+    } | norm
+    return make_trial(number, f"c{number}", {}, "baseline", status, final_test_accuracy=test, config=config)
+
+
+PLANNED = [
+    planned(0, "none", "none", 0.98),
+    planned(1, "none", "none", 0.96),
+    planned(2, "none", "symmetric", 0.60),
+    planned(3, "uhp", "none", 0.30),
+    planned(4, "uhp", "none", 0.40),
+    planned(5, "uhp", "none", None, "failed"),
+    planned(6, "uhp", "symmetric", None, "running"),
+]

@@ -49,7 +49,7 @@ def write_audit(findings: Findings, workspace: Workspace) -> tuple[Path, dict[st
     Returns:
         (the path of the page, what `--json` prints).
     """
-    from orchestration.tracking.tracker import save_model
+    from orchestration.tracking.opening import save_model
 
     folder = workspace.report(findings.name)
     folder.mkdir(parents=True, exist_ok=True)

@@ -54,16 +54,17 @@ def ui(
 ) -> None:
     """Serve MLflow's page on this project's store until Ctrl-C."""
     from orchestration.storage.workspace import Workspace
-    from orchestration.tracking import tracker
+    from orchestration.tracking.opening import serve
+    from orchestration.tracking.store import stop_server
 
-    server = tracker.serve(Workspace.from_environment(reading=True), host, port)
+    server = serve(Workspace.from_environment(reading=True), host, port)
     err.print(f"MLflow is at http://{host}:{port} (Ctrl-C ends it)")
     try:
         server.wait()
     except KeyboardInterrupt:
         pass
     finally:
-        tracker.stop_server(server)
+        stop_server(server)
 
 
 @verb(verbs, "doctor", "doctor --address auto", "doctor --address auto --storage s3://bucket/runs")

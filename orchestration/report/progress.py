@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestration.study.spaces import KEPT
+from orchestration.study.rungs import KEPT
 from orchestration.study.trial import FINISHED, Trial
 
 RATE_SECONDS = 0.5

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestration.study import abilities
-from orchestration.study.spaces import KEPT, SearchSpace
+from orchestration.study.rungs import KEPT
+from orchestration.study.spaces import SearchSpace
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Samplers by name: what the search tries next. All but the grid are Optuna's.
+"""Samplers by name: what the search tries next. These are Optuna's; the project's own one is in `grid`.
 
 A proposal depends on the seed, on the number of the trial and on what was given, proposed and told before, and on
 nothing else. A study that is resumed repeats these calls with the values that it knows, and so gets the proposals that
@@ -10,29 +10,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from typing import Any, ClassVar, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from erat.errors import UserError
 from erat.seeding import derive
+from orchestration.search.draws import Draw, Ended, WithoutNotes, suggested
 from orchestration.search.observations import Observation
 from orchestration.study import abilities
 from orchestration.study.abilities import Abilities
-from orchestration.study.parameters import ten_digits
-from orchestration.study.sampling import alike, combinations
+from orchestration.study.sampling import always
 
 _DIRECTIONS: dict[str, Literal["maximize", "minimize"]] = {"val_accuracy": "maximize", "cost": "minimize"}
 Told = tuple[TrialState, "list[float] | None", "dict[int, float]"]  # state, values, value after each epoch
-
-
-def _always(key: str, values: Mapping[str, Any]) -> bool:
-    return True
 
 
 class OptunaSampler:
@@ -63,7 +57,7 @@ class OptunaSampler:
         *,
         seed: int,
         startup: int,
-        active: Callable[[str, Mapping[str, Any]], bool] = _always,
+        active: Callable[[str, Mapping[str, Any]], bool] = always,
         objective: Sequence[str] = ("val_accuracy",),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -90,13 +84,13 @@ class OptunaSampler:
 
     def given(self, number: int, params: Mapping[str, Any]) -> None:
         """Take note of values that were given ahead."""
-        self._ask(number, _Draw(None, params, {}))
+        self._ask(number, Draw(None, params, {}))
 
     def propose(self, number: int, known: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the values of a trial: those that are known, or else a new proposal."""
         anew = known is None or self.reads_notes
         inner = self.draws(derive(self.seed, "proposal", number) % 2**32) if anew else None
-        made = self._ask(number, _Draw(inner, known, self.joint()))
+        made = self._ask(number, Draw(inner, known, self.joint()))
         return made if known is None else dict(known)
 
     def tell(self, number: int, observation: Observation) -> None:
@@ -121,7 +115,7 @@ class OptunaSampler:
         # The cost is known at the end alone; two objectives therefore exclude pruners (`sampling.check`).
         return (TrialState.FAIL, None, {}) if cost is None else (TrialState.COMPLETE, [best, cost], {})
 
-    def _ask(self, number: int, draw: _Draw) -> dict[str, Any]:
+    def _ask(self, number: int, draw: Draw) -> dict[str, Any]:
         if self._replaced:
             self._rebuild()
         self._study.sampler = draw
@@ -130,7 +124,7 @@ class OptunaSampler:
         values: dict[str, Any] = {}
         for key, distribution in self.distributions.items():
             if self._active(key, values) if draw.known is None else key in draw.known:
-                values[key] = _suggested(trial, key, distribution)
+                values[key] = suggested(trial, key, distribution)
         return values
 
     def _rebuild(self) -> None:
@@ -138,21 +132,21 @@ class OptunaSampler:
         earlier, self._study = self._study.get_trials(deepcopy=False), self._new_study()
         for trial in earlier:
             if trial.number in self._running and not self.reads_notes:
-                self._study.sampler = _Draw(None, trial.params, {})
+                self._study.sampler = Draw(None, trial.params, {})
                 self._running[trial.number] = again = self._study.ask()
                 for key, distribution in trial.distributions.items():
-                    _suggested(again, key, distribution)
+                    suggested(again, key, distribution)
             else:
                 self._study.add_trial(self._latest(trial))
         self._replaced.clear()
 
     def _latest(self, trial: FrozenTrial) -> FrozenTrial:
         """Return the trial with what was told of it last."""
-        if trial.number in self._running or (isinstance(trial, _Ended) and trial.number not in self._replaced):
+        if trial.number in self._running or (isinstance(trial, Ended) and trial.number not in self._replaced):
             return trial
         known = trial.state, trial.values, trial.intermediate_values
         state, values, history = self._replaced.get(trial.number, known)
-        return _Ended(
+        return Ended(
             number=trial.number,
             trial_id=-1,  # the study gives it another one
             state=state,
@@ -168,7 +162,7 @@ class OptunaSampler:
         )
 
     def _new_study(self) -> optuna.Study:
-        storage = InMemoryStorage() if self.reads_notes else _WithoutNotes()
+        storage = InMemoryStorage() if self.reads_notes else WithoutNotes()
         return optuna.create_study(storage=storage, directions=self._directions)
 
 
@@ -268,148 +262,3 @@ class Random(_WithoutResults):
     def joint(self) -> dict[str, BaseDistribution]:
         """Return nothing."""
         return {}
-
-
-class Grid:
-    """Every combination of choices, whole numbers and steps once, in an order drawn from the seed.
-
-    The order is mixed so that the first trials, and the trials of a block, are from the whole grid. Combinations that
-    the points give are left out. Optuna's own grid is not used: it draws among what is left, which
-    depends on the clock.
-
-    Args:
-        distributions, seed, active: as for `OptunaSampler`. Every distribution must be countable; see `sampling.check`.
-        startup, objective: without meaning for a grid.
-    """
-
-    abilities: ClassVar[Abilities] = abilities.GRID
-
-    def __init__(
-        self,
-        distributions: Mapping[str, BaseDistribution],
-        *,
-        seed: int,
-        startup: int = 0,
-        active: Callable[[str, Mapping[str, Any]], bool] = _always,
-        objective: Sequence[str] = ("val_accuracy",),
-    ) -> None:
-        every = list(combinations({key: _values(kind) for key, kind in distributions.items()}, active))
-        order = sorted(range(len(every)), key=lambda place: derive(seed, "grid", place))
-        self._left = [every[place] for place in order]
-        self._proposed = 0
-
-    def given(self, number: int, params: Mapping[str, Any]) -> None:
-        """Leave these values out, which were given ahead."""
-        given = alike(params)
-        self._left = [each for each in self._left if alike(each) != given]
-
-    def propose(self, number: int, known: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return the next combination, or the values that are known.
-
-        Raises:
-            UserError: The grid has no further combination.
-        """
-        self._proposed += 1
-        if known is not None:
-            return dict(known)
-        if self._proposed > len(self._left):
-            raise UserError(f"the grid has {len(self._left)} trials beside the points, got {self._proposed}")
-        return dict(self._left[self._proposed - 1])
-
-    def tell(self, number: int, observation: Observation) -> None:
-        """Take no account of a trial."""
-
-
-class _Draw(BaseSampler):
-    """The draw of one proposal: Optuna's sampler with rounded values, or values that are known.
-
-    Args:
-        inner: Optuna's sampler; None: it is not asked.
-        known: the values; None: those of `inner` are taken.
-        joint: what `inner` draws jointly; None: it decides that itself.
-    """
-
-    def __init__(
-        self, inner: BaseSampler | None, known: Mapping[str, Any] | None, joint: dict[str, BaseDistribution] | None
-    ) -> None:
-        self.inner, self.known, self.joint = inner, known, joint
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return what is drawn jointly."""
-        if self.inner is None or self.joint is not None:
-            return self.joint or {}
-        return self.inner.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return the values that are drawn jointly."""
-        values = self.inner.sample_relative(study, trial, search_space) if self.inner is not None else {}
-        if self.known is not None:
-            return {}
-        return {key: _rounded(value, search_space[key]) for key, value in values.items()}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Return the value of one key."""
-        if self.known is not None:
-            return _rounded(self.known[param_name], param_distribution)
-        assert self.inner is not None, "either of them is given"
-        return _rounded(self.inner.sample_independent(study, trial, param_name, param_distribution), param_distribution)
-
-
-class _Ended(FrozenTrial):
-    """A trial that has ended, whose copies share its content: to copy all that of ten thousand takes a second."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenTrial:
-        return copy(self)
-
-
-class _WithoutNotes(InMemoryStorage):
-    """A storage that drops what a sampler notes of a trial.
-
-    TPE and GP note what they drew jointly, also for conditional keys that the trial does not have in the end, and take
-    account of that while the trial runs. The ledger has no such notes, so a resumed study would go on differently.
-    """
-
-    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Do nothing."""
-
-
-def _rounded(value: Any, distribution: BaseDistribution) -> Any:
-    """Return a value as the study holds it: with ten digits, and within the range.
-
-    A point may lie outside the range, where Optuna would refuse it; it then counts as the nearest value.
-    """
-    if isinstance(distribution, CategoricalDistribution):
-        return value
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high, step = distribution.low, distribution.high, distribution.step
-    if step is not None:
-        return low + min(max(round((value - low) / step), 0), round((high - low) / step)) * step
-    return min(max(ten_digits(value), low), high)
-
-
-def _suggested(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> Any:
-    """Return the value of a key as the ledger has it."""
-    match distribution:
-        case FloatDistribution(low=low, high=high, step=step, log=log):
-            return ten_digits(trial.suggest_float(key, low, high, step=step, log=log))
-        case IntDistribution(low=low, high=high, step=step, log=log):
-            return trial.suggest_int(key, low, high, step=step, log=log)
-        case CategoricalDistribution(choices=choices):
-            return trial.suggest_categorical(key, choices)
-        case _:
-            raise AssertionError(f"no such distribution is made of a parameter: {distribution}")
-
-
-def _values(distribution: BaseDistribution) -> list[Any]:
-    """Return all values of a distribution that is countable, ascending, or in the order of the choices."""
-    if isinstance(distribution, CategoricalDistribution):
-        return list(distribution.choices)
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    low, high, step = distribution.low, distribution.high, distribution.step
-    assert step is not None, "`sampling.check` lets no other range pass"
-    values = [low + place * step for place in range(round((high - low) / step) + 1)]
-    return [ten_digits(value) if isinstance(distribution, FloatDistribution) else value for value in values]

@@ -23,7 +23,8 @@ from orchestration.study.spec import StudySpec
 from orchestration.study.status import confirmations_of
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.tracking.found import FoundRun
-from orchestration.tracking.tracker import MLFLOW_STATUS, RUN_NAME, TAG_LENGTH, Tracker, as_tags, run_tags
+from orchestration.tracking.text import RUN_NAME, TAG_LENGTH, as_tags, run_tags
+from orchestration.tracking.tracker import MLFLOW_STATUS, Tracker
 
 Show = Callable[[int, int], None]
 

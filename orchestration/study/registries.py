@@ -34,7 +34,7 @@ SAMPLERS: Samplers = Samplers(
         "cmaes": ("orchestration.search.samplers:CMAES", "orchestration.study.abilities:CMAES"),
         "qmc": ("orchestration.search.samplers:QMC", "orchestration.study.abilities:QMC"),
         "random": ("orchestration.search.samplers:Random", "orchestration.study.abilities:RANDOM"),
-        "grid": ("orchestration.search.samplers:Grid", "orchestration.study.abilities:GRID"),
+        "grid": ("orchestration.search.grid:Grid", "orchestration.study.abilities:GRID"),
     },
 )
 

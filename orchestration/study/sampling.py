@@ -87,6 +87,11 @@ def alike(params: Mapping[str, Any]) -> dict[str, Any]:
     return {key: float(f"{value:.8g}") if isinstance(value, float) else value for key, value in params.items()}
 
 
+def always(key: str, values: Mapping[str, Any]) -> bool:
+    """Return that a key is searched whatever the values of the others are: a space without conditions."""
+    return True
+
+
 def combinations(
     values: Mapping[str, Sequence[Any]], active: Callable[[str, Mapping[str, Any]], bool]
 ) -> Iterator[dict[str, Any]]:

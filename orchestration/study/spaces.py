@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -28,6 +27,7 @@ from orchestration.study import MOST_TRIALS
 from orchestration.study.named import FOLDER, named_file
 from orchestration.study.parameters import ChoiceParameter, FloatParameter, Parameter, read_parameter, ten_digits
 from orchestration.study.registries import PRUNERS, SAMPLERS
+from orchestration.study.rungs import doubt, rungs_of, settled_epoch
 from orchestration.study.yaml_files import read_yaml
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ PAPER_UNITS = {"linf": 8 / 255, "l2": 0.5}  # customary budgets for CIFAR-10, to
 # What is recorded of the search settings of a list of runs, which has no search. These are the defaults of the first
 # version, so that the digest of a list, from which its default name is made, stays what it was.
 _NO_SEARCH = {"proposals": 0, "generation": 2, "grace": 0.5}
-
-KEPT = 1 / 3  # share of a block that the pruner "halving" promotes at each rung
 
 Objective = Literal["val_accuracy", "cost"]
 
@@ -127,16 +125,10 @@ class SearchSpace(Section):
             for place, point in enumerate(points)
         ]
 
-    @field_validator("sampler")
+    @field_validator("sampler", "pruner")
     @classmethod
-    def _a_sampler(cls, name: str) -> str:
-        SAMPLERS.require(name)
-        return name
-
-    @field_validator("pruner")
-    @classmethod
-    def _a_pruner(cls, name: str) -> str:
-        PRUNERS.require(name)
+    def _registered(cls, name: str, info: ValidationInfo) -> str:
+        (SAMPLERS if info.field_name == "sampler" else PRUNERS).require(name)
         return name
 
     @field_validator("window", "startup", mode="before")
@@ -290,8 +282,8 @@ class SearchSpace(Section):
             update["rungs"] = rungs = rungs_of(base) if self.rungs == "auto" else self.rungs
             if late := [rung for rung in rungs if rung >= base.train.epochs]:
                 raise UserError(f"rungs must be below the last epoch, {base.train.epochs}, got {late[0]}")
-            if (doubt := _doubt(self.pruner, rungs, settled_epoch(base), base.train.epochs)) is not None:
-                warnings.warn(doubt, stacklevel=2)
+            if (said := doubt(self.pruner, rungs, settled_epoch(base), base.train.epochs)) is not None:
+                warnings.warn(said, stacklevel=2)
         return self.model_copy(update=update)
 
     def reads(self, setting: str) -> bool | None:
@@ -355,39 +347,6 @@ class SearchSpace(Section):
         for key, value in values.items():
             if isinstance(parameter := self.parameters.get(key), ChoiceParameter):
                 parameter.possible(key, [value])
-
-
-def _doubt(pruner: str, rungs: Sequence[int], settled: int, epochs: int) -> str | None:
-    """Return what is doubtful about the rungs of a schedule, or None."""
-    if not rungs:
-        return f"the pruner {pruner} stops nothing: there is no rung before the last epoch, {epochs}"
-    if rungs[0] >= settled:
-        return None
-    instead = f"a rung from {settled} to {epochs - 1} would" if settled < epochs else "no rung can"
-    last = f"warm-up and ramp last until epoch {settled}" + f", beyond the last, {epochs}" * (settled > epochs)
-    return f"the rung {rungs[0]} says little of the end, because {last}: {instead} say more"
-
-
-def settled_epoch(config: RunConfig) -> int:
-    """Return the epoch at which warm-up and ramp are over; before it, accuracy says little about the end."""
-    flat = config.flat()
-    return math.ceil(float(flat.get("defense.warmup_epochs", 0)) + float(flat.get("defense.ramp_epochs", 0)))
-
-
-def rungs_of(config: RunConfig) -> list[int]:
-    """Return the rungs that follow from the schedule: a third of the epochs, a ninth, ..., as far as they tell much.
-
-    The first one is not before warm-up and ramp are over. If a third of the epochs is before that, the only rung is the
-    epoch at which they are over. If that is the last epoch or later, the only rung is a third of the epochs, but not
-    before the warm-up is over. There is none if no epoch is left.
-    """
-    epochs, settled = config.train.epochs, max(1, settled_epoch(config))
-    rungs: list[int] = []
-    while (rung := round(epochs / 3 ** (len(rungs) + 1))) >= settled and rung < epochs:
-        rungs.insert(0, rung)
-    warmed_up = math.ceil(float(config.flat().get("defense.warmup_epochs", 0))) + 1
-    last = settled if settled < epochs else max(round(epochs / 3), warmed_up)
-    return rungs or [last] * (last < epochs)
 
 
 def _read_point(place: str, parameter: Parameter, key: str, value: Any) -> Any:

@@ -12,6 +12,22 @@ from erat.errors import UserError
 from erat.variants import title_of
 
 PARENT = "mlflow.parentRunId"  # the tag by which MLflow shows a run under another one
+RUN_NAME = "mlflow.runName"  # another tag that has a meaning for MLflow's page
+TAG_LENGTH = 5000  # characters in a tag, on older servers of MLflow
+# The metrics that the trainer reports in every epoch. A defense may add loss terms and other numbers.
+EPOCH_METRICS = (
+    "test_accuracy",
+    "val_accuracy",
+    "train_loss",
+    "selection_precision",
+    "selection_recall",
+    "labelled_fraction",
+    "noise_caught",
+    "pseudo_label_accuracy",
+    "epoch_seconds",
+    "images_per_second",
+    "learning_rate",
+)
 _CHILD_TAGS = {
     "dataset": "data.name",
     "data_corruption": "corruption.data",
@@ -33,6 +49,27 @@ _NAME_KEYS = {
 def child_tags(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tags of a run in MLflow, such as `dataset`, that its configuration (by dotted keys) determines."""
     return {tag: config[key] for tag, key in _CHILD_TAGS.items() if key in config}
+
+
+def run_tags(
+    cell: str,
+    config: Mapping[str, Any],
+    *,
+    parent: str | None,
+    sweep: str | None,
+    source: str,
+    tags: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the tags of a run but its status; the arguments are those of `Tracker.start_run`."""
+    own = child_tags(config) | {"cell": cell, "source": source, RUN_NAME: run_name(config)}
+    own |= {"sweep": sweep} if sweep is not None else {}
+    own |= {PARENT: parent} if parent is not None else {}
+    return {**(tags or {}), **own}
+
+
+def as_tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Return tags as MLflow keeps them when a run begins."""
+    return {legal_name(key): text(value, TAG_LENGTH) for key, value in tags.items()}
 
 
 def run_name(config: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ IMPORTERS = {
         "orchestration/cluster/session.py",
         "orchestration/search/tune.py",
     },
-    "mlflow": {"orchestration/tracking/opening.py", "orchestration/tracking/tracker.py"},
+    "mlflow": {"orchestration/tracking/opening.py", "orchestration/tracking/sender.py"},
 }
 GLOBAL_SEEDING = {
     "torch.manual_seed",

@@ -32,8 +32,8 @@ BASE = [
     "train.batch_size=16",
     "train.schedule=cosine",
 ]
-# What a study that is disturbed is compared with: all that the first block does.
-ONE_BLOCK = 6
+# Trials of two blocks; a study that is disturbed is compared with all that both do, or the first one.
+ALL, ONE_BLOCK = 12, 6
 # The window is given, because "auto" depends on the number of slots. Two blocks, of which six trials reach the first
 # rung, two the second and one the end.
 SPACE: dict[str, Any] = {
@@ -59,7 +59,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     return writer(tmp_path_factory.mktemp("space"), SPACE)
 
 
-def decisions(workspace: Workspace, sweep: str, trials: int = 12) -> dict[str, set[tuple[int, int]]]:
+def decisions(workspace: Workspace, sweep: str, trials: int = ALL) -> dict[str, set[tuple[int, int]]]:
     """Return kind of a ledger entry -> (number of the trial, epoch), for what rungs cause of the first `trials`."""
     number_of = {trial.cell: trial.number for trial in Ledger(workspace.ledger).studies[sweep].proposals.values()}
     found: dict[str, set[tuple[int, int]]] = {"paused": set(), "promoted": set(), "stopped": set(), "done": set()}
@@ -79,14 +79,11 @@ def first(command: Command, space: Callable[..., str]) -> Said:
     return said
 
 
-def assert_same_block(said: Said, own: Workspace, first: Said, workspace: Workspace) -> None:
-    """Assert that a study of one block has the trials, results and decisions of the first study's first block.
-
-    How a study of several blocks depends on slots and kills, `tests/contract/test_every_sampler.py` shows in no time.
-    """
-    assert len(table(said.json)) == ONE_BLOCK
-    assert table(said.json) == table(first.json)[:ONE_BLOCK]
-    assert decisions(own, "first") == decisions(workspace, "first", ONE_BLOCK)
+def assert_same(said: Said, own: Workspace, first: Said, workspace: Workspace, trials: int = ONE_BLOCK) -> None:
+    """Assert that a study has the trials, results and decisions of the first study's first `trials`."""
+    assert len(table(said.json)) == trials
+    assert table(said.json) == table(first.json)[:trials]
+    assert decisions(own, "first") == decisions(workspace, "first", trials)
 
 
 class TestFromBeginningToEnd:
@@ -148,7 +145,7 @@ class TestFromBeginningToEnd:
         ]
         said = command(*words, "--json", at=alone)
         assert said.code == 0, said.err
-        assert_same_block(said, alone, first, workspace)
+        assert_same(said, alone, first, workspace)
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
@@ -165,17 +162,18 @@ def wait_for(workspace: Workspace, sweep: str, kind: str, count: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "count"), [("paused", 4), ("promoted", 1)])
+@pytest.mark.parametrize(("kind", "count", "trials"), [("paused", 4, ONE_BLOCK), ("promoted", 1, ALL)])
 def test_a_study_whose_driver_is_killed_goes_on_to_the_same_table(
     kind: str,
     count: int,
+    trials: int,
     first: Said,
     command: Command,
     space: Callable[..., str],
     own_workspace: Workspace,
     workspace: Workspace,
 ) -> None:
-    words = ("sweep", "--space", space(), "--name", "first", "--trials", str(ONE_BLOCK), *BASE)
+    words = ("sweep", "--space", space(), "--name", "first", "--trials", str(trials), *BASE)
     process = begun(own_workspace, *words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(own_workspace, "first", kind, count)
     process.send_signal(signal.SIGKILL)
@@ -183,7 +181,7 @@ def test_a_study_whose_driver_is_killed_goes_on_to_the_same_table(
     gone(own_workspace, 120)
     said = command("resume", "first", "--json", at=own_workspace)
     assert said.code == 0, said.err
-    assert_same_block(said, own_workspace, first, workspace)
+    assert_same(said, own_workspace, first, workspace, trials)
     ended = Counter(event["cell"] for event in events(own_workspace, "first") if event["event"] in ("done", "stopped"))
     assert set(ended.values()) == {1}, "each ended once"
 
@@ -212,7 +210,7 @@ def test_a_study_whose_workers_are_killed_makes_the_same_table(
     killer.join()
     assert len(killed) >= 2
     assert said.code == 0, said.err
-    assert_same_block(said, own_workspace, first, workspace)
+    assert_same(said, own_workspace, first, workspace)
 
 
 # --- data-parallel trials ---------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from orchestration.storage.workspace import Workspace
-from orchestration.tracking.tracker import EPOCH_METRICS, Tracker
+from orchestration.tracking.text import EPOCH_METRICS
+from orchestration.tracking.tracker import Tracker
 from tests.servers import TrackingServer, postgres, postgres_programs
 
 pytestmark = [
@@ -73,7 +74,7 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path, monkeypatch: 
 
 
 def _runs(reader: Tracker) -> list[Any]:
-    return list(reader._client.search_runs([reader.experiment_id], max_results=1000))
+    return list(reader._sender.client.search_runs([reader._sender.experiment_id], max_results=1000))
 
 
 def _parents(reader: Tracker) -> int:
@@ -106,7 +107,7 @@ def _check(reader: Tracker) -> None:
         assert run.info.status == "FINISHED"
         assert run.data.metrics["final_test_accuracy"] == 0.9
         for name in ("val_accuracy", "images_per_second"):
-            points = reader._client.get_metric_history(run.info.run_id, name)
+            points = reader._sender.client.get_metric_history(run.info.run_id, name)
             assert [(point.step, point.value) for point in sorted(points, key=lambda point: point.step)] == [
                 (epoch, epoch / 100) for epoch in range(1, EPOCHS + 1)
             ]

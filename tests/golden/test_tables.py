@@ -27,7 +27,7 @@ from orchestration.report.summary import summary
 from orchestration.report.table import Table
 from orchestration.study.spec import Kind
 from orchestration.study.trial import Trial
-from tests.trials import make_trial
+from tests.trials import PLANNED, make_trial
 
 FOLDER = Path(__file__).parent / "tables"
 KEYS = ["defense.epsilon_inf", "defense.epsilon_2", "defense.eta"]
@@ -70,24 +70,6 @@ SEARCH = [
         dict(zip(KEYS, ("a|b", [1, 2], False), strict=True)),
         config={"val.trusted": False, "val.objective": "perturbed"},
     ),
-]
-
-
-def planned(number: int, kind: str, noise: str, test: float | None, status: str = "done") -> Trial:
-    norm = {} if kind == "none" else {"corruption.norm": "l2", "corruption.epsilon": 1.25}
-    config = {"defense.name": "ce", "corruption.data": kind, "corruption.labels": noise, "train.seed": number} | norm
-    config["corruption.rate"] = 0.6 if noise != "none" else 0.0
-    return make_trial(number, f"c{number}", {}, "baseline", status, final_test_accuracy=test, config=config)
-
-
-GRID = [
-    planned(0, "none", "none", 0.98),
-    planned(1, "none", "none", 0.96),
-    planned(2, "none", "symmetric", 0.60),
-    planned(3, "uhp", "none", 0.30),
-    planned(4, "uhp", "none", 0.40),
-    planned(5, "uhp", "none", None, "failed"),
-    planned(6, "uhp", "symmetric", None, "running"),
 ]
 
 
@@ -148,10 +130,10 @@ MAKERS: dict[str, Callable[[], str]] = {
     "search.csv": lambda: search_text("csv", SEARCH, KEYS),
     "search.tex": lambda: search_text("latex", SEARCH, KEYS),
     "search.txt": lambda: shown(summary(SEARCH, KEYS)),
-    "grid.md": lambda: grid_text("md", GRID, []),
-    "grid.csv": lambda: grid_text("csv", GRID, []),
-    "grid.tex": lambda: grid_text("latex", GRID, []),
-    "grid.txt": lambda: shown(grid(GRID)),
+    "grid.md": lambda: grid_text("md", PLANNED, []),
+    "grid.csv": lambda: grid_text("csv", PLANNED, []),
+    "grid.tex": lambda: grid_text("latex", PLANNED, []),
+    "grid.txt": lambda: shown(grid(PLANNED)),
     "matrix.md": lambda: matrix_text("md", MATRIX),
     "matrix.csv": lambda: matrix_text("csv", MATRIX),
     "matrix.tex": lambda: matrix_text("latex", MATRIX),
@@ -224,7 +206,7 @@ def test_the_tables_of_a_page_cell_by_cell(name: str, columns: list[str]) -> Non
 
 @pytest.mark.parametrize(("kind", "name"), [("search", "search"), ("list", "grid"), ("matrix", "matrix")])
 def test_a_remark_stands_beside_all_figures(kind: Kind, name: str) -> None:
-    rows = {"search": SEARCH, "list": GRID, "matrix": MATRIX}[kind]
+    rows = {"search": SEARCH, "list": PLANNED, "matrix": MATRIX}[kind]
     columns = KEYS if kind == "search" else []
     plain = {form: study_text(kind, form, rows, columns) for form in ("md", "csv", "latex")}
     for form, suffix in (("md", "md"), ("csv", "csv"), ("latex", "tex")):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,20 +15,13 @@ import pytest
 import erat
 from erat import plugins
 from erat.keys import all_keys, known_keys
-from erat.registration import REGISTRIES
 from orchestration.commands.configuration import entries
 from orchestration.study.overrides import fields_of
-from tests.public import OWN, PARTS, installed
+from tests.public import OWN, PARTS, installed, no_other_parts
+
+__all__ = ["no_other_parts"]
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(autouse=True)
-def _undone() -> Iterator[None]:
-    with erat.temporary_registrations():
-        for registry in REGISTRIES.values():  # other tests of this process may have added parts
-            registry._added.clear()
-        yield
 
 
 class Mine(erat.Defense):

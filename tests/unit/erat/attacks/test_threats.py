@@ -210,17 +210,26 @@ def test_the_l0_projection_is_the_nearest_of_all_choices(pixels: int) -> None:
     assert (l0_norm(found) == pixels).all()
 
 
-def test_on_a_linear_network_l0_finds_the_best_of_all_choices() -> None:
-    """The loss is a sum over pixels, so that the best are those of largest gradient times room."""
+def on_a_linear_network(norm: str, epsilon: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Attack 20 images whose loss is the product of 16 pixels with weights.
+
+    Returns:
+        (images (20, 16), weights (16,), by how much the loss of each image has risen (20,)).
+    """
     draw = torch.Generator().manual_seed(0)
     images, weights = torch.rand(20, 1, 4, 4, generator=draw), torch.randn(16, generator=draw)
-    mixture = Mixture.of(["l0"], [3.0], torch.zeros(20, dtype=torch.int64))
+    mixture = Mixture.of([norm], [epsilon], torch.zeros(20, dtype=torch.int64))
     moved = pgd(
-        lambda points: points.flatten(1) @ weights, images, lambda sums: sums, mixture, steps=7,
+        lambda points: points.flatten(1) @ weights, images, lambda sums: sums, mixture, steps=steps,
         step_size=mixture.epsilon / 5,
     )  # fmt: skip
-    gains = (weights * torch.where(weights > 0, 1 - images.flatten(1), -images.flatten(1))).topk(3).values.sum(1)
-    reached = (moved - images).flatten(1) @ weights
+    return images.flatten(1), weights, (moved - images).flatten(1) @ weights
+
+
+def test_on_a_linear_network_l0_finds_the_best_of_all_choices() -> None:
+    """The loss is a sum over pixels, so that the best are those of largest gradient times room."""
+    images, weights, reached = on_a_linear_network("l0", 3.0, steps=7)
+    gains = (weights * torch.where(weights > 0, 1 - images, -images)).topk(3).values.sum(1)
     assert (reached <= gains + 1e-5).all()
     assert (reached >= 0.9 * gains).all()
     assert reached.sum() >= 0.99 * gains.sum()
@@ -228,19 +237,13 @@ def test_on_a_linear_network_l0_finds_the_best_of_all_choices() -> None:
 
 def test_on_a_linear_network_l1_finds_nearly_the_best() -> None:
     """The best fills the room of the values of largest gradient, one after the other, until the budget is spent."""
-    draw = torch.Generator().manual_seed(0)
-    images, weights = torch.rand(20, 1, 4, 4, generator=draw), torch.randn(16, generator=draw)
-    mixture = Mixture.of(["l1"], [1.5], torch.zeros(20, dtype=torch.int64))
-    moved = pgd(
-        lambda points: points.flatten(1) @ weights, images, lambda sums: sums, mixture, steps=20,
-        step_size=mixture.epsilon / 5,
-    )  # fmt: skip
-    for image, reached in zip(images.flatten(1), (moved - images).flatten(1) @ weights, strict=True):
+    images, weights, reached = on_a_linear_network("l1", 1.5, steps=20)
+    for image, gain in zip(images, reached, strict=True):
         left, best = 1.5, 0.0
         for weight, pixel in sorted(zip(weights.tolist(), image.tolist(), strict=True), key=lambda pair: -abs(pair[0])):
             used = min(left, 1 - pixel if weight > 0 else pixel)
             left, best = left - used, best + abs(weight) * used
-        assert 0.95 * best <= reached <= best + 1e-5
+        assert 0.95 * best <= gain <= best + 1e-5
 
 
 def test_an_l0_step_without_slope_moves_nothing() -> None:

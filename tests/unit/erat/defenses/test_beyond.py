@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from erat.config import RunConfig, build
 from erat.data.augment.views import weak_view
 from erat.data.random import BatchRandom
-from erat.defenses.base import Batch, Clock, Task
+from erat.defenses.base import Clock, Task
 from erat.defenses.clusters import SIDE, image_clusters, named, thumbnails
 from erat.defenses.erat import ERAT
 from erat.defenses.options import ERATOptions, SelectorOptions
@@ -22,6 +22,7 @@ from erat.defenses.teacher import Teacher
 from erat.errors import UserError
 from erat.losses import consistency
 from erat.selection import balanced, scores
+from tests.batches import batch
 
 CLASSES = 4
 EPSILON: dict[str, Any] = {"epsilon_inf": 0.1, "epsilon_2": 1.0, "policy": "cifar10"}
@@ -35,18 +36,6 @@ def network(seed: int) -> nn.Module:
 
 def defense(samples: int = 40, **options: Any) -> ERAT:
     return ERAT(ERATOptions(**(EPSILON | options)), Task(samples, CLASSES, False, network))
-
-
-def batch(labelled: int = 4, unlabelled: int = 6) -> Batch:
-    draw = torch.Generator().manual_seed(3)
-    return Batch(
-        images=torch.rand(labelled, 1, 8, 8, generator=draw),
-        labels=torch.arange(labelled) % CLASSES,
-        indices=torch.arange(labelled),
-        unlabelled=torch.rand(unlabelled, 1, 8, 8, generator=draw),
-        unlabelled_indices=torch.arange(unlabelled),
-        random=BatchRandom(torch.Generator().manual_seed(0)),
-    )
 
 
 @dataclass
@@ -181,7 +170,7 @@ def test_aligned_scores_and_pseudo_labels(data: Data) -> None:
     assert "balance" in model.state_dict()
     assert plan.predicted is not None
     assert torch.equal(plan.predicted, probs.argmax(1)), "what the network itself predicts"
-    given = batch()
+    given = batch(4)
     view = weak_view(given.unlabelled, BatchRandom(torch.Generator().manual_seed(0)), kind="erase", flip=False)
     with torch.no_grad():
         rows = model.networks["main"](view).softmax(1) * weights
@@ -219,7 +208,7 @@ def test_a_teacher_scores_guesses_and_follows(data: Data) -> None:
     with torch.no_grad():
         for weight in model.networks.parameters():
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)), alpha=0.3)
-    plan, given = model.plan_epoch(Clock(0), data), batch()
+    plan, given = model.plan_epoch(Clock(0), data), batch(4)
     assert plan.predicted is not None
     assert torch.equal(plan.predicted, data.map(model.teacher).argmax(1))
     view = weak_view(given.unlabelled, BatchRandom(torch.Generator().manual_seed(0)), kind="erase", flip=False)
@@ -250,10 +239,10 @@ def test_consistency_of_some_rows_is_a_mean_over_all() -> None:
 @pytest.mark.parametrize("uniform", [True, False])
 def test_only_confident_pseudo_labels_teach(uniform: bool) -> None:
     options: dict[str, Any] = {"warmup_epochs": 0, "ramp_epochs": 0.0, "uniform": uniform}
-    sure = defense(**options)._pseudo_labels(batch()).amax(1)
+    sure = defense(**options)._pseudo_labels(batch(4)).amax(1)
     limit = float(sure.sort().values[3] - 1e-4)
     plain, all_of_them, some, none = (
-        defense(**options, confidence=confidence).eval().loss(batch(), Clock(0)).terms
+        defense(**options, confidence=confidence).eval().loss(batch(4), Clock(0)).terms
         for confidence in (0.0, 0.01, limit, 1.0)
     )
     for name, (_, value) in plain.items():

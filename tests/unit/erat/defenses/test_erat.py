@@ -15,9 +15,10 @@ from erat.attacks.norms import l2_norm
 from erat.config import RunConfig
 from erat.data.augment.views import strong_view, weak_view
 from erat.data.random import BatchRandom
-from erat.defenses.base import Batch, Clock, Task
+from erat.defenses.base import Clock, Task
 from erat.defenses.erat import ERAT, ERATOptions
 from erat.selection import scores
+from tests.batches import batch
 from tests.precise import InDouble
 
 CLASSES = 4
@@ -37,19 +38,6 @@ def network_for(seed: int) -> nn.Module:
 
 def defense(samples: int = 12, **options: Any) -> ERAT:
     return ERAT(ERATOptions(**(EPSILON | options)), Task(samples, CLASSES, False, network_for))
-
-
-def batch(labelled: int = 8, unlabelled: int = 6, phase: str = "train", seed: int = 0) -> Batch:
-    draw = torch.Generator().manual_seed(3)
-    return Batch(
-        images=torch.rand(labelled, 1, 8, 8, generator=draw),
-        labels=torch.arange(labelled) % CLASSES,
-        indices=torch.arange(labelled),
-        unlabelled=torch.rand(unlabelled, 1, 8, 8, generator=draw),
-        unlabelled_indices=torch.arange(unlabelled),
-        random=BatchRandom(torch.Generator().manual_seed(seed)),
-        phase=phase,
-    )
 
 
 def perturb(model: ERAT, images: Tensor, labels: Tensor, random: BatchRandom) -> Tensor:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 import erat
 from erat import plugins
-from erat.registration import REGISTRIES
 from orchestration.cluster import parts, session
 from orchestration.run.preemption import prepare
+from tests.public import no_other_parts
 
-
-@pytest.fixture(autouse=True)
-def _undone() -> Iterator[None]:
-    with erat.temporary_registrations():
-        for registry in REGISTRIES.values():  # other tests of this process may have added parts
-            registry._added.clear()
-        yield
+__all__ = ["no_other_parts"]
 
 
 def test_a_part_arrives_when_it_is_asked_for() -> None:

@@ -48,11 +48,6 @@ def config(make_config: Callable[..., RunConfig]) -> RunConfig:
     return make_config(TINY)
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "workspace")
-
-
 @pytest.fixture(scope="module")
 def undisturbed(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train without an interruption, and return the folder of the run."""

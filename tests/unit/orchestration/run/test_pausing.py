@@ -49,11 +49,6 @@ def config(make_config: Callable[..., RunConfig]) -> RunConfig:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "workspace")
-
-
-@pytest.fixture
 def run(config: RunConfig, workspace: Workspace) -> RunDirectory:
     return RunDirectory(workspace, config.digest())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,7 @@ from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import load_space, parse_space
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial, confirmation
+from tests.tracked import Untracked
 from tests.trials import make_trial
 
 ETA = "defense.eta"
@@ -51,11 +52,6 @@ RAMP = {"defense.ramp_epochs": DEMO.flat()["defense.ramp_epochs"]}  # which foll
 
 def spec(preset: str = "demo", overrides: Mapping[str, Any] | None = None, **changes: Any) -> StudySpec:
     return StudySpec(space(**changes), preset, dict(overrides or {}))
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "workspace")
 
 
 class TestSpecification:
@@ -259,7 +255,7 @@ class TestPaste:
             assert build(preset, parse_overrides(words[5:])).digest() == row.cell
 
 
-class FakeTracker:
+class FakeTracker(Untracked):
     """A tracker that records its calls."""
 
     def __init__(self) -> None:
@@ -284,15 +280,6 @@ class FakeTracker:
     ) -> None:
         assert not tags, "there are no rungs here"
         self.calls.append(("finish", run_id, status, dict(summary), artifacts, error))
-
-    def then(self, call: Callable[[], None]) -> None:
-        call()
-
-    def id_of(self, run_id: str) -> str:
-        return run_id
-
-    def is_known(self, run_id: str) -> bool:
-        return True
 
     def of(self, kind: str) -> list[tuple[Any, ...]]:
         return [call[1:] for call in self.calls if call[0] == kind]

@@ -28,6 +28,7 @@ from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
 from orchestration.tracking.tracker import Tracker
+from tests.tracked import Untracked
 
 ETA, EPOCHS = "defense.eta", 6
 SPACE = {"name": "mine", "about": "a test", "parameters": {ETA: {"low": 0, "high": 1}}, "window": 2}
@@ -48,7 +49,7 @@ class FakeSampler:
         self.told.append((number, replace(observation, cost=None)))
 
 
-class FakeTracker:
+class FakeTracker(Untracked):
     """A tracker that keeps its calls, and what waits for them while it is held."""
 
     def __init__(self) -> None:
@@ -74,12 +75,6 @@ class FakeTracker:
     def release(self) -> None:
         while self.waiting:
             self.waiting.pop(0)()
-
-    def id_of(self, run_id: str) -> str:
-        return run_id
-
-    def is_known(self, run_id: str) -> bool:
-        return True
 
 
 class World:
@@ -318,8 +313,10 @@ def test_a_driver_at_work_leaves_everything_on_the_disk_and_real_ids(
     workspace = Workspace(tmp_path / "workspace")
     tracker = Tracker.open(workspace)
     searches: list[Any] = []
-    search = tracker._client.search_runs
-    monkeypatch.setattr(tracker._client, "search_runs", lambda *asked, **more: searches.append(asked) or search(*asked))
+    search = tracker._sender.client.search_runs
+    monkeypatch.setattr(
+        tracker._sender.client, "search_runs", lambda *asked, **more: searches.append(asked) or search(*asked)
+    )
     world = World(workspace)
     parent = tracker.start_parent("a", kind="sweep", tags={})
     world.driver.tracker, world.driver.parent = tracker, parent
@@ -339,7 +336,7 @@ def test_a_driver_at_work_leaves_everything_on_the_disk_and_real_ids(
     assert isinstance(kept, RunResult)
     assert kept.mlflow_run_id == done.mlflow_run_id
     assert not searches
-    runs = {run.data.tags["cell"]: run for run in search([tracker.experiment_id], "tags.source = 'optuna'")}
+    runs = {run.data.tags["cell"]: run for run in search([tracker._sender.experiment_id], "tags.source = 'optuna'")}
     assert runs[done.cell].info.run_id == done.mlflow_run_id
     assert (runs[done.cell].info.status, runs[done.cell].data.metrics["val_accuracy"]) == ("FINISHED", 0.6)
     assert runs[world.driver.queue.trials[1].cell].info.status == "KILLED"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec
+from tests.tracked import Untracked
 
 RATE = "train.lr"
 EPOCHS, RUNGS = 6, [2, 4]
@@ -46,7 +47,7 @@ class FakeSampler:
     def tell(self, number: int, observation: Observation) -> None: ...
 
 
-class FakeTracker:
+class FakeTracker(Untracked):
     """A tracker that keeps what it is told of starts and ends."""
 
     def __init__(self) -> None:
@@ -74,15 +75,6 @@ class FakeTracker:
     ) -> None:
         self.tags.setdefault(run_id, {}).update(tags or {})
         self.ends.append((run_id, status, dict(summary), artifacts))
-
-    def then(self, call: Callable[[], None]) -> None:
-        call()
-
-    def id_of(self, run_id: str) -> str:
-        return run_id
-
-    def is_known(self, run_id: str) -> bool:
-        return True
 
 
 class World:
@@ -135,11 +127,6 @@ class World:
     def events(self, kind: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.workspace.ledger.read_text().splitlines()]
         return [line for line in lines if line["event"] == kind]
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "workspace")
 
 
 @pytest.fixture

@@ -11,9 +11,8 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from erat.errors import UserError
 from orchestration.search.observations import Observation
-from orchestration.search.samplers import CMAES, GP, QMC, TPE, Grid, OptunaSampler, Random
+from orchestration.search.samplers import CMAES, GP, QMC, TPE, OptunaSampler, Random
 from orchestration.study.parameters import ten_digits
 
 INF, ETA = "defense.epsilon_inf", "defense.eta"
@@ -247,46 +246,6 @@ class TestTPE:
             "constant_liar": True,
             "group": conditional,
         }
-
-
-class TestGrid:
-    def test_every_combination_once_and_in_the_same_order(self) -> None:
-        one, other = Grid(STEPPED, seed=0), Grid(STEPPED, seed=0)
-        tried = [one.propose(number, None) for number in range(24)]
-        assert [other.propose(number, None) for number in range(24)] == tried
-        assert len({tuple(params.values()) for params in tried}) == 24
-        assert {params["a"] for params in tried[:6]} > {tried[0]["a"]}, "the first ones are from all over the grid"
-        with pytest.raises(UserError, match="the grid has 24 trials beside the points, got 25"):
-            one.propose(24, None)
-
-    def test_another_seed_gives_another_order(self) -> None:
-        one, other = Grid(STEPPED, seed=0), Grid(STEPPED, seed=1)
-        assert [one.propose(n, None) for n in range(24)] != [other.propose(n, None) for n in range(24)]
-
-    def test_a_point_is_not_tried_again(self) -> None:
-        made, point = Grid(STEPPED, seed=0), {"a": 0.3, "b": 4, "c": "y"}
-        made.given(0, point)
-        tried = [made.propose(number, None) for number in range(1, 24)]
-        assert point not in tried
-        assert len({tuple(params.values()) for params in tried}) == 23
-
-    def test_a_known_trial_takes_its_place(self) -> None:
-        whole = [Grid(STEPPED, seed=0).propose(0, None)]
-        made = Grid(STEPPED, seed=0)
-        assert made.propose(0, whole[0]) == whole[0]
-        assert made.propose(1, None) != whole[0]
-
-    def test_a_key_that_does_not_count_is_left_out(self) -> None:
-        made = Grid(
-            STEPPED, seed=0, active=lambda key, values: key != "a" or values.get("c") == "y" or "c" not in values
-        )
-        assert all("a" in made.propose(number, None) for number in range(24))
-        late = {"c": STEPPED["c"], "a": STEPPED["a"]}
-        made = Grid(late, seed=0, active=lambda key, values: key != "a" or values["c"] == "y")
-        tried = [made.propose(number, None) for number in range(5)]
-        assert sorted(map(str, tried)) == sorted(
-            map(str, [{"c": "x"}, *({"c": "y", "a": value} for value in (0.0, 0.3, 0.6, 0.9))])
-        )
 
 
 class TestQMC:

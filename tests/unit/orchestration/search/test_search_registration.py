@@ -19,8 +19,9 @@ from orchestration.search.pruners import Halving
 from orchestration.search.simulate import simulate
 from orchestration.study.ledger import Ledger
 from orchestration.study.registries import PRUNERS, SAMPLERS
+from orchestration.study.rungs import rungs_of
 from orchestration.study.settings import with_settings
-from orchestration.study.spaces import parse_space, rungs_of
+from orchestration.study.spaces import parse_space
 from orchestration.study.spec import StudySpec
 from tests.public import installed
 

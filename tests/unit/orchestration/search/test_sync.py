@@ -24,8 +24,10 @@ from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec
 from orchestration.study.status import trials_of
+from orchestration.tracking.sender import Sender
 from orchestration.tracking.tracker import Tracker
 from tests.five_trials import ETA, result, said, spec
+from tests.tracked import history, runs
 
 EPOCHS = 4
 
@@ -79,15 +81,10 @@ class Study:
 
     def runs(self) -> dict[str, Any]:
         """Return what MLflow has: cell, or "parent" -> run."""
-        client = self.tracker._client
-        found = client.search_runs([self.tracker.experiment_id], f"tags.sweep = '{self.name}'")
+        found = runs(self.tracker, f"tags.sweep = '{self.name}'")
         by_cell = {run.data.tags.get("cell", "parent"): run for run in found}
         assert len(by_cell) == len(found), "no run is there twice"
         return by_cell
-
-    def epochs(self, run: Any) -> list[tuple[int, float]]:
-        points = self.tracker._client.get_metric_history(run.info.run_id, "val_accuracy")
-        return sorted((point.step, point.value) for point in points)
 
     def check(self) -> None:
         """Assert that MLflow has what the ledger and the directories say."""
@@ -106,11 +103,11 @@ class Study:
                 tag,
                 "boom" if tag == "failed" else None,
             )
-            assert self.epochs(run) == [(epoch, epoch / 10) for epoch in range(1, epochs + 1)]
+            assert history(self.tracker, run.info.run_id) == [(epoch, epoch / 10) for epoch in range(1, epochs + 1)]
             assert run.data.tags["mlflow.parentRunId"] == found["parent"].info.run_id
             assert run.data.params["train.epochs"] == str(EPOCHS)
             assert self.ledger.studies[self.name].tracked[cell] == run.info.run_id
-            artifacts = [item.path for item in self.tracker._client.list_artifacts(run.info.run_id)]
+            artifacts = [item.path for item in self.tracker._sender.client.list_artifacts(run.info.run_id)]
             assert artifacts == (["environment.json"] if tag in ("done", "stopped") else [])
         done = found[self.cells[0]]
         assert done.data.metrics["final_test_accuracy"] == 0.2
@@ -143,7 +140,7 @@ def test_what_mlflow_lacks_entirely_is_made_and_only_once(study: Study) -> None:
 
 def test_whatever_is_wrong_is_put_right(study: Study) -> None:
     study.sync()
-    runs, client = study.runs(), study.tracker._client
+    runs, client = study.runs(), study.tracker._sender.client
     done, failed, stopped, interrupted = (runs[cell].info.run_id for cell in study.cells[:4])
     for run in (done, interrupted, runs["parent"].info.run_id):
         client.update_run(run, status="RUNNING")  # as drivers leave it that are killed
@@ -160,10 +157,10 @@ def test_whatever_is_wrong_is_put_right(study: Study) -> None:
 
 
 def test_epochs_that_are_missing_are_added_and_no_other_twice(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    log_epochs = Tracker._log_epochs
+    log_epochs = Sender._log_epochs
     with monkeypatch.context() as patch:  # the server refuses one of them
         patch.setattr(
-            Tracker, "_log_epochs", lambda self, run, epochs: log_epochs(self, run, [e for e in epochs if e[1] != 2])
+            Sender, "_log_epochs", lambda self, run, epochs: log_epochs(self, run, [e for e in epochs if e[1] != 2])
         )
         study.sync()
     with pytest.raises(AssertionError):
@@ -191,7 +188,7 @@ def test_a_run_of_an_earlier_version_and_one_with_another_name_are_right(study: 
     study.sync()
     runs = study.runs()
     done, stopped = (runs[study.cells[number]].info.run_id for number in (0, 2))
-    client = study.tracker._client
+    client = study.tracker._sender.client
     client.set_tag(done, "mlflow.runName", "my favourite")
     completed = StudySpec.completed
 
@@ -220,7 +217,7 @@ def test_a_study_that_goes_on_is_put_right_first(study: Study, monkeypatch: pyte
     def away(*_: Any, **__: Any) -> None:
         raise ConnectionError("away")
 
-    monkeypatch.setattr(study.tracker._client, "search_runs", away)
+    monkeypatch.setattr(study.tracker._sender.client, "search_runs", away)
     with pytest.warns(UserWarning, match="is left as it is: MLflow's store .* cannot be read: away"):
         assert opened() is study.tracker
 
@@ -246,7 +243,7 @@ def test_a_study_that_is_over_ends_its_own_run(study: Study) -> None:
     parent = study.runs()["parent"]
     assert (parent.info.status, parent.data.tags["status"]) == ("FAILED", "failed")
     assert (parent.data.tags["best_trial"], parent.data.tags["best_cell"]) == ("4", study.cells[4])
-    assert [item.path for item in study.tracker._client.list_artifacts(parent.info.run_id)] == ["summary.csv"]
+    assert [item.path for item in study.tracker._sender.client.list_artifacts(parent.info.run_id)] == ["summary.csv"]
     assert study.sync() == Synced(runs=6)
 
 
@@ -263,6 +260,6 @@ def test_a_store_that_cannot_be_read_is_one_line(study: Study, monkeypatch: pyte
     def away(*_: Any, **__: Any) -> None:
         raise ConnectionError("away")
 
-    monkeypatch.setattr(study.tracker._client, "search_runs", away)
+    monkeypatch.setattr(study.tracker._sender.client, "search_runs", away)
     with pytest.raises(UserError, match=r"^MLflow's store sqlite:.* cannot be read: away; try again later$"):
         study.sync()

@@ -29,11 +29,6 @@ OLD = Path(__file__).parent / "ledgers" / "before_identity.jsonl"  # two sweeps 
 PLAIN = {"corruption.data": "none", "corruption.labels": "none", "model.name": "small", "train.epochs": 1}
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "workspace")
-
-
 def arrays(path: Path, seed: int = 0, classes: int = 2) -> Path:
     random = np.random.RandomState(seed)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
-
-import pytest
 
 from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import at_work
@@ -22,11 +19,6 @@ RUNGS = (4, 12)
 def state_of(workspace: Workspace, name: str = "s") -> tuple[dict[int, Trial], int]:
     rows, total = trials_of(workspace, Ledger(workspace.ledger), name)
     return {row.number: row for row in rows}, total
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace(tmp_path / "workspace")
 
 
 def add_epochs(workspace: Workspace, trial: Trial, epochs: int) -> None:

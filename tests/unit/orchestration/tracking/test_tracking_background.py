@@ -14,6 +14,7 @@ from orchestration.storage.workspace import Workspace
 from orchestration.tracking import outbox
 from orchestration.tracking.outbox import Outbox, Spool
 from orchestration.tracking.tracker import Tracker
+from tests.tracked import history, reopened
 
 CONFIG = {"data.name": "mnist", "defense.name": "erat", "train.seed": 1}
 
@@ -165,11 +166,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture
-def counted(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> tuple[Tracker, Counting]:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def counted(workspace: Workspace) -> tuple[Tracker, Counting]:
     opened = Tracker.open(workspace)
-    client = Counting(opened._client)
-    return Tracker(client, opened.uri, opened.experiment_id), client  # type: ignore[arg-type]
+    client = Counting(opened._sender.client)
+    return reopened(opened, client), client
 
 
 def begin(tracker: Tracker, parent: str, cell: str, **more: Any) -> str:
@@ -193,8 +193,7 @@ def test_no_run_is_searched_for_that_is_new_or_whose_id_is_known(counted: tuple[
     client.names.clear()
     assert [begin(tracker, parent, f"c{number}", known=known) for number, known in enumerate(ids)] == ids
     assert "search_runs" not in client.names
-    points = client.client.get_metric_history(ids[0], "val_accuracy")
-    assert sorted((point.step, point.value) for point in points) == [(1, 0.1), (2, 0.2)]
+    assert history(tracker, ids[0]) == [(1, 0.1), (2, 0.2)]
 
 
 @pytest.mark.parametrize("wrong", ["0" * 32, "another", "deleted"])
@@ -223,5 +222,5 @@ def test_a_new_run_whose_answer_was_lost_is_searched_for(counted: tuple[Tracker,
     run = begin(tracker, parent, "lost", fresh=True)
     client.client.create_run = create
     assert tracker.flush() == 0
-    found = client.client.search_runs([tracker.experiment_id], "tags.cell = 'lost'")
+    found = client.client.search_runs([tracker._sender.experiment_id], "tags.cell = 'lost'")
     assert [each.info.run_id for each in found] == [tracker.id_of(run)]
