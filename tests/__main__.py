@@ -31,6 +31,13 @@ WORKER_BYTES = 2.5e9  # memory of a process that ran all quick tests, or of Ray'
 NO_TESTS = 5  # pytest's exit status if no test was selected
 # Ray lowers the priority of its workers by 15, below that of the tests beside them: an import would take a minute.
 RAY_PRIORITY = {"RAY_worker_niceness": "0"}
+# By itself Ray gives up after half a minute if one of its processes has not started, as on a busy machine.
+RAY_PATIENCE = {
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_worker_register_timeout_seconds": "300",
+}
 
 
 @dataclass(frozen=True)
@@ -172,13 +179,13 @@ def _tests(tests: Sequence[Tests], words: Sequence[str], folder: Path) -> list[i
         return [sys.executable, "-m", "pytest", *chosen, report]
 
     def run(part: str, each: Tests) -> int:
-        environment = {**each.environment, **RAY_PRIORITY} if part == "apart" else each.environment
+        environment = {**each.environment, **RAY_PRIORITY, **RAY_PATIENCE} if part == "apart" else each.environment
         way = _give_way if together else None
         return _status(subprocess.run(command(part, each), check=False, env=environment, preexec_fn=way).returncode)
 
     first, *more = tests
     if together:
-        environment = {**first.environment, **RAY_PRIORITY}
+        environment = {**first.environment, **RAY_PRIORITY, **RAY_PATIENCE}
         with _Beside("apart", command("apart", first), folder, environment) as apart:
             codes = [run("not apart", each) for each in tests]
             codes.append(apart.end())

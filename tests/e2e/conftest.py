@@ -17,16 +17,16 @@ from ray.cluster_utils import Cluster
 from orchestration import cli
 from orchestration.commands import console
 from orchestration.storage.workspace import Workspace
-from tests.__main__ import RAY_PRIORITY
+from tests.__main__ import RAY_PATIENCE, RAY_PRIORITY
 from tests.e2e.commands import Command, Said
 from tests.e2e.sweeps import processes_of
 from tests.stores import stores_begin_as_copies
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS = 600.0  # how long a node may take to start on a busy machine
+START_SECONDS = 300.0  # how long a node may take to start on a busy machine
 __all__ = ["stores_begin_as_copies"]
 
-os.environ.update(RAY_PRIORITY)  # also where pytest was started by itself
+os.environ.update(RAY_PRIORITY | RAY_PATIENCE)  # also where pytest was started by itself
 
 
 @pytest.fixture(scope="session", autouse=True)

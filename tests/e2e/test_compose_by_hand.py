@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 import psutil
 import pytest
 
+from tests.__main__ import RAY_PATIENCE
 from tests.servers import PASSWORD, TrackingServer, free_port, postgres, postgres_programs
 
 pytestmark = [
@@ -53,7 +54,6 @@ class Stack:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": "120",  # for a busy machine; a container would be restarted instead
             "MLFLOW_TRACKING_URI": tracking.uri,
             "AWS_ENDPOINT_URL": store_url,
             "AWS_REGION": "us-east-1",
@@ -61,6 +61,7 @@ class Stack:
             "AWS_SECRET_ACCESS_KEY": "of the tests",
             "AWS_EC2_METADATA_DISABLED": "true",
             "PYTHONPATH": str(ROOT),
+            **RAY_PATIENCE,  # a container would be restarted instead
         }
         self.processes: list[subprocess.Popen[bytes]] = []
 

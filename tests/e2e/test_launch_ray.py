@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.__main__ import RAY_PATIENCE, RAY_PRIORITY
 from tests.e2e.sweeps import TWO_RATES
 from tests.servers import free_port
 
@@ -51,7 +52,7 @@ class Machine:
             "RAY_TMPDIR": str(folder),
             "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}",
         }
-        self.environment = kept | here | {"RAY_worker_niceness": "0"}
+        self.environment = kept | here | RAY_PRIORITY | RAY_PATIENCE
 
     @property
     def token(self) -> Path:

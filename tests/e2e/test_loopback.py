@@ -9,6 +9,8 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 
+from tests.__main__ import RAY_PATIENCE
+
 SCRIPT = """
 import json, os, psutil, ray
 from orchestration.cluster import session
@@ -32,7 +34,7 @@ def test_our_own_ray_listens_on_the_loopback_alone() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=Path(__file__).parents[2],
-        env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        env={key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | RAY_PATIENCE,
         capture_output=True,
         text=True,
         timeout=600,
