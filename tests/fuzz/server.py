@@ -42,6 +42,7 @@ MODULES = (
             "commands.overview",
             "commands.profile",
             "report.document",
+            "report.leaderboard",
             "commands.verify",
             "crafting.jobs",
             "report.crafting",
