@@ -83,11 +83,6 @@ class Line:
         return _score(run.result.final_test_accuracy for run in self.runs)
 
     @property
-    def best(self) -> Score:
-        """Return the clean test accuracies of the epoch that was best by validation, in percent."""
-        return _score(run.result.best_val_test_accuracy for run in self.runs)
-
-    @property
     def mean(self) -> float:
         """Return the mean over the runs, in percent; every run of a line has an accuracy."""
         return fmean(self.score.values)

@@ -17,7 +17,7 @@ from orchestration.report.boards import Board, Line, Ranking, boards_of
 from orchestration.report.document import save
 from orchestration.report.draws import LEVEL, differences, interval
 from orchestration.report.errata import RECONSTRUCTION, Footnotes
-from orchestration.report.notation import MISSING, duration
+from orchestration.report.notation import duration
 from orchestration.report.printed import printed, printed_cell, published_tables
 from orchestration.report.render.html import asset, page
 from orchestration.report.table import Cell, Column, Mark, Part, Row, Table
@@ -28,11 +28,10 @@ from orchestration.study.ledger import Ledger
 _ERRORS = 3.0  # standard errors above chance that an accuracy must have to count as more than chance
 _COLUMNS = (
     Column("defense", "left", "name"),
-    Column("place"),
+    Column("#"),
     Column("accuracy", kind="accuracy"),
     Column("runs"),
     Column("seeds", kind="aside"),
-    Column("best by val.", kind="aside"),
     Column("time"),
 )
 _PAPER = Column("paper", kind="printed")
@@ -111,7 +110,7 @@ class _Drawn:
         has_paper = any(each is not None for each in paper)
         lines = []
         for place, (line, of) in enumerate(zip(ranking.lines, paper, strict=True)):
-            rank, score, best = ranking.place(line), line.score, line.best
+            rank, score = ranking.place(line), line.score
             leads = rank == 1 and len(ranking.lines) > 1 and not self.hopeless(ranking)
             rebuilt = (notes.mark(RECONSTRUCTION),) if line.name.split(",")[0] == "MSPL" else ()
             chosen = (Part("chosen by validation", "chosen"),) if line.chosen else ()
@@ -125,7 +124,6 @@ class _Drawn:
                 ),
                 len(line.runs),
                 seeds_words(line),
-                MISSING if best.mean is None else f"{best.mean:.1f}",
                 Cell(duration(line.seconds)),
             ]
             lines.append(Row((*values, printed_cell(line, of, notes)) if has_paper else tuple(values)))

@@ -54,7 +54,7 @@
     if (time) return 3600 * Number(time[1] || 0) + 60 * Number(time[2]) + Number(time[3]);
     return /^\d/.test(text) ? parseFloat(text) : NaN;
   };
-  const falls = (name) => !["defense", "place", "time", "method"].includes(name); // what is best when it is large
+  const falls = (name) => !["defense", "#", "time", "method"].includes(name); // what is best when it is large
   const heads = [...document.querySelectorAll(".rank thead th, .overall thead th, .paper-table thead th")];
 
   function sort(table, column, descending) {
@@ -72,7 +72,7 @@
     const name = head.textContent, kind = head.closest("table").className;
     const button = make("button", { type: "button", class: "sort" }, name);
     head.replaceChildren(button);
-    if (name === "place") head.setAttribute("aria-sort", "ascending");
+    if (name === "#") head.setAttribute("aria-sort", "ascending");
     button.addEventListener("click", () => {
       const now = head.getAttribute("aria-sort");
       const descending = now ? now === "ascending" : falls(name);
@@ -114,15 +114,10 @@
     dialog.scrollTop = 0;
   }
   for (const node of document.querySelectorAll("[data-runs]")) {
-    node.classList.add("opens");
-    node.tabIndex = 0;
-    node.setAttribute("aria-haspopup", "dialog");
-    node.addEventListener("click", (event) => { if (!event.target.closest("a")) open(node.dataset.runs); });
-    node.addEventListener("keydown", (event) => {
-      if (event.target !== node || !["Enter", " "].includes(event.key)) return;
-      event.preventDefault();
-      open(node.dataset.runs);
-    });
+    const name = (node.querySelector(".main") || node).firstChild; // the text before footnotes
+    const button = make("button", { type: "button", class: "line", "aria-haspopup": "dialog" }, name.textContent);
+    button.addEventListener("click", () => open(node.dataset.runs));
+    name.replaceWith(button);
   }
   find("close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
