@@ -32,7 +32,7 @@ _COLUMNS = (
     Column("accuracy", kind="accuracy"),
     Column("runs"),
     Column("seeds", kind="aside"),
-    Column("time"),
+    Column("time", kind="time"),
 )
 _PAPER = Column("paper", kind="printed")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny-imagenet": "Tiny-ImageNet"}

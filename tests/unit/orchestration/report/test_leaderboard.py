@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from erat.config import build
 from erat.errors import UserError
+from orchestration.cli import app
 from orchestration.report.boards import Board, boards_of
 from orchestration.report.leaderboard import seeds_words, write_leaderboard
 from orchestration.report.printed import printed
@@ -391,3 +393,19 @@ def test_names_are_text_never_markup(tmp_path: Path) -> None:
     text = write_leaderboard(workspace)[0].read_text()
     assert "<b>device" not in text
     assert "&lt;/script&gt;&lt;b&gt;device" in text
+
+
+def test_the_command_prints_the_file_and_the_rankings(many: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ERAT_HOME", str(many.root))
+    said = CliRunner().invoke(app, ["leaderboard", "plain", "longer", "--json"])
+    assert said.exit_code == 0
+    content = json.loads(said.stdout.splitlines()[-1])
+    page = Path(content["files"][0])
+    assert page == many.report("leaderboard") / "index.html"
+    assert "of plain, longer" in page.read_text()
+    assert [(board["data"], board["network"], board["epochs"]) for board in content["boards"]] == [
+        ("mnist", "small", 16),
+        ("mnist", "small", 20),
+    ]
+    line = content["boards"][0]["rankings"][0]["lines"][0]
+    assert 0 < line["mean"] <= 1 and line["n"] == len(line["runs"]) == 2
