@@ -115,7 +115,7 @@ def _epochs(level: float) -> Sequence[dict[str, Any]]:
 
 def _write_run(folder: Path, level: float) -> None:
     artifacts = folder / "artifacts"
-    artifacts.mkdir(parents=True)
+    artifacts.mkdir(parents=True, exist_ok=True)  # two studies may share a run
     epochs = _epochs(level)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in epochs))
     selection = [{key: row[key] for key in row if key.endswith("_class") or key == "epoch"} for row in epochs]

@@ -262,3 +262,35 @@ def report(
     err.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False)
     if as_json:
         print(json.dumps({"name": name, "format": form, "files": [str(path)]}))
+
+
+@verb(
+    verbs,
+    "leaderboard",
+    "leaderboard table3 fair3 --out board.html",
+    "leaderboard --json",
+)
+def leaderboard(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="sweeps and matrices to show; none: all of them, and the runs of train",
+            show_default=False,
+            autocompletion=completion.studies,
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(callback=nonempty, help="file to write; by default ERAT_HOME/reports/leaderboard/index.html"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the defenses of all finished runs, by data set, network and corruption, on one page beside the paper's."""
+    from orchestration.report.leaderboard import write_leaderboard
+    from orchestration.storage.workspace import Workspace
+
+    path, content = write_leaderboard(Workspace.from_environment(reading=out is not None), names or (), out)
+    err.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False)
+    if as_json:
+        print(json.dumps(content))

@@ -64,7 +64,15 @@ def write_report(
     else:
         remark = "" if spec.identified else BEFORE_IDENTITY
         text = study_text(spec.kind, form, rows, spec.space.columns, remark, pareto=spec.pareto)
-    path = user_path(out, what) if out else workspace.report(name) / f"report.{SUFFIXES[form]}"
+    return save(text, user_path(out, what) if out else workspace.report(name) / f"report.{SUFFIXES[form]}", what)
+
+
+def save(text: str, path: Path, what: str) -> Path:
+    """Write a document, and return the absolute path of its file.
+
+    Raises:
+        UserError: the file cannot be written; `what` is the option or argument that the path came from.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode())

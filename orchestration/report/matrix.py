@@ -20,7 +20,7 @@ CAPTION = (
 )
 _RECORDED = ("planned", "done", "mean", "std", "paper", "difference", "seeds")
 # names in this project's tables
-_PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}
+PAPER_NAMES = {"ERAT_inf": "ERAT∞", "ERAT_2": "ERAT2", "AT_inf": "AT∞", "AT_2": "AT2"}
 # The keys that determine the place of a run in the tables, and its seeds.
 _PLACED = (
     "data.name",
@@ -129,7 +129,7 @@ def _table(setting: Setting, by_defense: dict[str, dict[str, list[Trial]]]) -> M
     dataset, noise = setting
     kind = noise.split(" ")[0]
     paper = {
-        (_PAPER_NAMES.get(cell.method, cell.method), cell.data_corruption): cell.test_accuracy
+        (PAPER_NAMES.get(cell.method, cell.method), cell.data_corruption): cell.test_accuracy
         for cell in reversed(published())  # if two tables contradict each other, the first counts
         if cell.dataset == dataset and cell.label_noise == kind
     }

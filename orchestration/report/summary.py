@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from orchestration.report.notation import (
 )
 from orchestration.report.table import Cell, Column, Part, Row, Table
 from orchestration.study.confirmations import FIGURES, Confirmed, confirmed, winner
+from orchestration.study.overrides import typed
 from orchestration.study.trial import Trial
 
 _CHOICE = "★ chosen by validation accuracy (best epoch); test accuracy is for the record and chooses nothing."
@@ -279,18 +279,4 @@ def paste_command(row: Trial, preset: str, overrides: Mapping[str, Any]) -> str:
     settings = {**overrides, **row.params}
     settings.pop("preset", None)
     words = ["python", "orchestrate.py", "train", "--preset", preset]
-    return shlex.join(words + [f"{key}={_typed(setting)}" for key, setting in settings.items()])
-
-
-def _typed(setting: Any) -> str:
-    """Write a value so that its key reads it back from a command line.
-
-    Floats keep every digit, so that the digest stays the same.
-    """
-    if hasattr(setting, "item"):  # numpy's numbers have a repr such as np.float64(...)
-        setting = setting.item()
-    if isinstance(setting, str):
-        return setting
-    if isinstance(setting, float):
-        return repr(setting)
-    return json.dumps(list(setting) if isinstance(setting, tuple) else setting)
+    return shlex.join(words + [f"{key}={typed(setting)}" for key, setting in settings.items()])

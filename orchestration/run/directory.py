@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import TypeAdapter
 
+from erat.errors import UserError
 from erat.files import previous, write_atomic
 from erat.records import DamagedError, read_json, read_rows, read_words
 from erat.result import RunResult
@@ -244,6 +245,18 @@ class RunDirectory:
             return read_json(self.path / RESULT_FILE, RESULT).get("attempt")
         except (OSError, DamagedError):
             return None
+
+    def read_config(self) -> RunConfig | None:
+        """Return the configuration; None if it cannot be read, or this version makes another run of it."""
+        from pydantic import ValidationError
+
+        from erat.config import RunConfig
+
+        try:
+            config = RunConfig.model_validate_json((self.path / CONFIG).read_bytes())
+        except (OSError, ValidationError, UserError):
+            return None
+        return config if config.digest() == self.cell else None
 
     def read_error(self) -> str | None:
         """Return why the run failed or could not begin, or None if no reason is recorded."""

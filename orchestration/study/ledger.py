@@ -284,6 +284,10 @@ class Ledger:
             return self.studies[sweep].stopped[cell]
         return outcome
 
+    def done(self) -> dict[str, RecordedResult]:
+        """Return digest of a run -> its result, for all runs that are done, in whatever study or outside any."""
+        return {cell: outcome for cell, outcome in self._outcomes.items() if outcome.status == "done"}
+
     def with_outcome(self, trial: Trial, sweep: str | None = None) -> Trial:
         """Return the trial with the result of its run, or unchanged if the run has not ended; see `outcome`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -173,3 +174,17 @@ def _kinds_of(key: str) -> list[TypeAdapter[Any]]:
     distinct = {repr((field.annotation, field.metadata)): field for field in fields_of(key).values()}
     kinds: list[Any] = [Annotated[field.annotation, field] for field in distinct.values()]
     return [TypeAdapter(kind) for kind in kinds]
+
+
+def typed(setting: Any) -> str:
+    """Write a value so that its key reads it back from a command line.
+
+    Floats keep every digit, so that the digest stays the same.
+    """
+    if hasattr(setting, "item"):  # numpy's numbers have a repr such as np.float64(...)
+        setting = setting.item()
+    if isinstance(setting, str):
+        return setting
+    if isinstance(setting, float):
+        return repr(setting)
+    return json.dumps(list(setting) if isinstance(setting, tuple) else setting)

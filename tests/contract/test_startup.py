@@ -116,6 +116,7 @@ def test_reading_a_workspace_loads_nothing_heavy(folder: Path) -> None:
         (["status", "table3"], 0, "of 168"),
         (["status", "table3", "--json"], 0, '"trials": 168'),
         (["status", "nobody"], 2, "unknown sweep 'nobody'"),
+        (["leaderboard", "table3"], 0, "index.html"),
         (["cancel", "table3"], 2, "nothing runs under 'table3'"),
     ]
     codes, heavy, said = loaded(folder, *(words for words, _, _ in commands))

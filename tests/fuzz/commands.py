@@ -318,6 +318,7 @@ def verbs() -> st.SearchStrategy[Input]:
         "sync",
         "status",
         "report",
+        "leaderboard",
         "train",
         "craft",
         "audit",

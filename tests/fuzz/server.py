@@ -46,6 +46,7 @@ MODULES = (
             "commands.preview",
             "commands.profile",
             "report.document",
+            "report.leaderboard",
             "commands.verify",
             "crafting.jobs",
             "report.crafting",

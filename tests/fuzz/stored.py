@@ -158,6 +158,7 @@ READ = st.sampled_from(
         ("report", "t", "--format", "csv"),
         ("report", "t", "--json"),
         ("report", "t", "--format", "md"),
+        ("leaderboard", "--json"),
         ("resume", "nothing"),
         ("retry", "nothing"),
     ]
