@@ -156,9 +156,9 @@ def test_what_the_names_stand_for(preset: str, name: str, worst_of: int, view_jp
     [
         ({"worst_of": 1, "worst_epochs": 3}, r"^defense\.worst_epochs=3 needs defense\.worst_of above 1, got 1$"),
         ({"strong": False}, r"^defense\.worst_of=5 needs defense\.strong=true, got false$"),
-        ({"view_jpeg": 101}, r"^defense\.view_jpeg .*100"),
-        ({"worst_of": 0}, r"^defense\.worst_of .*1"),
-        ({"policy": "plasma"}, r"^defense\.policy .*ueraser"),
+        ({"view_jpeg": 101}, r"^defense\.view_jpeg: .*100, got 101$"),
+        ({"worst_of": 0}, r"^defense\.worst_of: .*1, got 0$"),
+        ({"policy": "plasma"}, r"^defense\.policy: .*'ueraser', got 'plasma'$"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(given: dict[str, Any], message: str) -> None:
