@@ -157,6 +157,13 @@ _PUBLISHED_WITH: dict[str, Values] = {
         "train.lr": 0.1,
         "train.schedule": "cosine",
     },
+    "ueraser_max": {
+        "model.name": "resnet18",
+        "train.batch_size": 128,
+        "train.epochs": 200,
+        "train.lr": 0.01,
+        "train.milestones": (100, 150),
+    },
     # DAT's Adam and its network of nine convolutions are not available here; SGD at the paper's rate replaces them.
     "dat": {
         "model.name": "resnet18",

@@ -234,6 +234,7 @@ DEFENSES: Defenses[type[Defense]] = Defenses(
         "ce": ("erat.defenses.ce:CrossEntropy", "erat.defenses.options:CrossEntropyOptions"),
         "at": ("erat.defenses.at:AdversarialTraining", "erat.defenses.options:AdversarialTrainingOptions"),
         "iss": ("erat.defenses.iss:ImageShortcutSqueezing", "erat.defenses.options:SqueezingOptions"),
+        "ueraser_max": ("erat.defenses.ueraser:UEraser", "erat.defenses.options:UEraserOptions"),
         "dat": ("erat.defenses.dat:DAT", "erat.defenses.options:DATOptions"),
         "dividemix": ("erat.defenses.dividemix:DivideMix", "erat.defenses.options:DivideMixOptions"),
         "unicon": ("erat.defenses.unicon:Unicon", "erat.defenses.options:UniconOptions"),

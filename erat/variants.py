@@ -45,12 +45,15 @@ VARIANTS: dict[str, Variant] = {
     "iss_erat": Variant("ISS+ERAT", "erat", {"squeeze": "jpeg"}),
     "erat_jsd": Variant("ERAT, UNICON's selection", "erat", {"selector": "jsd"}),
     # Single parts on plain training
-    "ueraser": Variant("UEraser", "ce", {"strong": True, "worst_of": 5}),
+    "ueraser": Variant("UEraser, AutoAugment", "ce", {"strong": True, "worst_of": 5}),
+    # One view in place of five, and with JPEG after it
+    "ueraser_lite": Variant("UEraser-lite", "ueraser_max", {"worst_of": 1, "view_jpeg": 0}),
+    "augment_jpeg": Variant("Augment+JPEG", "ueraser_max", {"worst_of": 1, "view_jpeg": 10}),
     "elr": Variant("ELR", "ce", {"criterion": "elr"}),
 }
 
 
-_TITLES = {"dividemix": "DivideMix"}  # the titles of all others are their names in capitals
+_TITLES = {"dividemix": "DivideMix", "ueraser_max": "UEraser-max"}  # of others: names in capitals
 _AT = {"linf": "AT∞", "l2": "AT2"}  # titles where a table sets the norm of adversarial training itself
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from erat.errors import UserError
 from erat.options import MOST_EPOCHS, DefenseOptions, Free, NormSet, Number, Setting, norms_in
 
+PolicyName = Literal["cifar10", "svhn", "imagenet", "digits", "ueraser"]
 SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
 
 
@@ -101,8 +102,9 @@ class ViewOptions(DefenseOptions):
 
     weak: Literal["erase", "crop", "none"] = Field("crop", description="weak views: flip plus this")
     strong: bool = Field(False, description="AutoAugment where the defense trains")
-    policy: Literal["cifar10", "svhn", "imagenet", "digits"] | None = Field(
-        None, description="AutoAugment policy; none: the one that suits the data set"
+    policy: PolicyName | None = Field(
+        None,
+        description="AutoAugment policy, or ueraser: that defense's views; none: the one that suits the data set",
     )
     worst_of: int = Field(
         1, ge=1, le=1000, description="strong views: of so many draws the one of highest loss (UEraser)"
@@ -183,6 +185,30 @@ class SqueezingOptions(CrossEntropyOptions):
 
     name: Literal["iss"] = "iss"  # type: ignore[assignment]
     squeeze: Literal["none", "jpeg", "grayscale", "bits"] = "jpeg"
+
+
+class UEraserOptions(ViewOptions):
+    """Keys under `defense.` for `defense.name=ueraser_max`."""
+
+    name: Literal["ueraser_max"] = "ueraser_max"
+    strong: bool = True
+    policy: PolicyName | None = "ueraser"
+    worst_of: int = Field(5, ge=1, le=1000, description="strong views: of so many draws the one of highest loss")
+    worst_epochs: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="epochs, from the first, in which worst_of draws are made, and one after them; none: all epochs",
+    )
+    view_jpeg: int = Field(
+        0, ge=0, le=100, description="quality of the JPEG that every view goes through, 1 (worst) to 100; 0: no JPEG"
+    )
+
+    def check(self, workers: int) -> None:
+        """Refuse a number of epochs for several draws where there is one."""
+        super().check(workers)
+        if self.worst_epochs is not None and self.worst_of == 1:
+            raise UserError(f"defense.worst_epochs={self.worst_epochs} needs defense.worst_of above 1, got 1")
 
 
 class DATOptions(PerturbationOptions, ViewOptions):

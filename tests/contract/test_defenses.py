@@ -59,6 +59,8 @@ OPTIONS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in d
     },
     "dat published": {"defense.name": "dat", "defense.discrepancy": "published"},
     "dat adversarial": {"defense.name": "dat", "defense.adversarial": True},
+    "ueraser early": {"defense.name": "ueraser_max", "defense.worst_of": 2, "defense.worst_epochs": 1},
+    "ueraser with JPEG": {"defense.name": "ueraser_max", "defense.worst_of": 2, "defense.view_jpeg": 10},
     "mspl wo AT": {"defense.name": "mspl", "defense.adversarial": False},
 }
 

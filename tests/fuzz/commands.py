@@ -114,7 +114,7 @@ WELL = {
     "corruption.epsilon": st.sampled_from(["8/255", "0.5", "0", "1", "16/255"]),
     "corruption.data": st.sampled_from(["urp", "uhp", "up", "l2c", "ap", "aa", "uap"]),
     "corruption.seed": st.integers(0, 2**32 - 1),
-    "defense.name": st.sampled_from(["erat", "ce", "at", "iss", "dat", "dividemix", "unicon", "mspl"]),
+    "defense.name": st.sampled_from(["erat", "ce", "at", "iss", "dat", "dividemix", "unicon", "mspl", "ueraser_max"]),
     "data.limit": st.integers(400, 10**6),
     "resources.gpu": st.sampled_from(["0", "0.25", "1/4"]),
     "train.precision": st.sampled_from(["fp32", "tf32", "bf16"]),

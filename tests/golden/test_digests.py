@@ -158,6 +158,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.contrastive_weight": {"defense.name": "unicon", "defense.contrastive_weight": 0.05},
     "defense.contrastive_temperature": {"defense.name": "unicon", "defense.contrastive_temperature": 0.2},
     "defense.momentum": {"defense.name": "mspl", "defense.momentum": 0.9},
+    "defense.worst_epochs": {"defense.name": "ueraser_max", "defense.worst_epochs": 3},
+    "defense.view_jpeg": {"defense.name": "ueraser_max", "defense.view_jpeg": 20},
     "defense.prototype_temperature": {"defense.name": "mspl", "defense.prototype_temperature": 0.3},
 }
 # Where a run lies and what it runs on, which its digest does not know; the rest is in POISONS, LABELS and the names.

@@ -147,6 +147,8 @@ UNITS: dict[str, tuple[float, float | None]] = {
     "ce": (3, None),
     "iss": (3, None),
     "at": (14 + 3, None),
+    # All five views train, though the gradient of four is zero.
+    "ueraser_max": (5 * 3, None),
     # Two steps in turn: one trains everything on one forward pass, 3; two of the other's three updates need only
     # features.
     "dat": ((3 + 1 + 1 + 3) / 2, None),
@@ -168,6 +170,8 @@ COMBINED: dict[str, tuple[float, float | None]] = {
     "iss_erat": UNITS["erat"],
     "erat_jsd": UNITS["erat"],
     "ueraser": (5 + 3, None),
+    "ueraser_lite": (3, None),
+    "augment_jpeg": (3, None),
     "elr": (3, None),
 }
 

@@ -1,4 +1,4 @@
-"""Makes the two views of an image: a weak one (flip, crop or erasing) and a strong one (AutoAugment).
+"""Makes the two views of an image: a weak one (flip, crop or erasing) and a strong one (AutoAugment, or UEraser's).
 
 The split into weak and strong views follows FixMatch and the paper's "Views"; random erasing follows Zhong et al.,
 "Random Erasing Data Augmentation" (AAAI 2020). Every image of a batch has its own draw, and a batch is processed at
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from erat.data.augment import ops
-from erat.data.augment.policies import GEOMETRIC, OPERATIONS, SLOTS, UNCHANGED, draw_policy
+from erat.data.augment.grouped import apply_sorted
+from erat.data.augment.plasma import ueraser_view
+from erat.data.augment.policies import SLOTS, draw_policy
 from erat.data.random import BatchRandom
 from erat.devices import to_device
 from erat.errors import unknown_name
@@ -55,7 +56,7 @@ def weak_view(images: Tensor, random: BatchRandom, *, kind: str, flip: bool, fil
 
 @torch.no_grad()
 def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
-    """Apply AutoAugment with a sub-policy drawn for each image.
+    """Apply AutoAugment with a sub-policy drawn for each image, or what UEraser has in its place.
 
     The batch is sorted by operation, so that the images of an operation lie side by side and one call serves them.
     The order comes from draws on the CPU, so nothing waits for a device.
@@ -63,41 +64,22 @@ def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
     Args:
         images: shape (N, C, H, W), C 1 or 3, on or off the 8-bit grid.
         random: source of the draws for each image.
-        policy: "cifar10", "svhn", "imagenet" or "digits".
+        policy: "cifar10", "svhn", "imagenet" or "digits"; "ueraser": see `ueraser_view`.
 
     Raises:
         UserError: there is no policy of that name.
     """
+    if policy == "ueraser":
+        return ueraser_view(images, random)
     n, _, height, width = images.shape
     draws = draw_policy(random, n, policy, height, width)
     views, place = images.detach(), torch.arange(n)  # row place[i] holds image i
     for slot in range(SLOTS):
         operations, order = draws.operations[:, slot].sort(stable=True)
         views = views.index_select(0, to_device(place[order], views.device))
-        _apply(views, operations, draws.magnitudes[order, slot], draws.matrices[order, slot])
+        apply_sorted(views, operations, draws.magnitudes[order, slot], draws.matrices[order, slot])
         place = order.argsort()
     return views.index_select(0, to_device(place, views.device))
-
-
-def _apply(views: Tensor, operations: Tensor, magnitudes: Tensor, matrices: Tensor) -> None:
-    """Apply to each image its operation, in place. All arguments but the views are on the CPU.
-
-    Args:
-        views: shape (N, C, H, W).
-        operations: int64, shape (N,), ascending, UNCHANGED for none.
-        magnitudes: float64, shape (N,).
-        matrices: float32, shape (N, 2, 3), for the geometric operations, which come first.
-    """
-    sizes = torch.bincount(operations, minlength=UNCHANGED + 1).tolist()
-    magnitudes = to_device(magnitudes.float(), views.device)
-    end = sum(sizes[: len(GEOMETRIC)])
-    if end:
-        views[:end] = ops.warp(views[:end], to_device(matrices[:end], views.device))
-    for number in range(len(GEOMETRIC), UNCHANGED):
-        if sizes[number]:
-            start, end = end, end + sizes[number]
-            operation = ops.PHOTOMETRIC_FUNCTIONS[OPERATIONS[number]]
-            views[start:end] = operation(views[start:end], magnitudes[start:end])
 
 
 def _crop(images: Tensor, flipped: Tensor, random: BatchRandom) -> Tensor:

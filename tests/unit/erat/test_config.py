@@ -133,7 +133,7 @@ def test_a_norm_that_a_kind_lacks(register: Callable[..., None]) -> None:
 
 
 def test_every_policy_may_be_named() -> None:
-    for policy in POLICIES:
+    for policy in (*POLICIES, "ueraser"):
         assert build("demo", {"defense.policy": policy}).flat()["defense.policy"] == policy
 
 
@@ -360,13 +360,15 @@ def test_every_defense_has_its_authors_setting_or_the_paper_s(name: str) -> None
 
 
 def test_what_the_authors_code_trains_with() -> None:
-    facts = {name: build("official", {"defense.name": name}) for name in ("at", "iss", "dividemix", "unicon")}
+    names = ("at", "iss", "dividemix", "unicon", "ueraser_max")
+    facts = {name: build("official", {"defense.name": name}) for name in names}
     told = {name: (c.model.name, c.train.epochs, c.train.lr, c.train.batch_size) for name, c in facts.items()}
     assert told == {
         "at": ("vgg16", 150, 0.1, 128),
         "iss": ("resnet18", 60, 0.1, 128),
         "dividemix": ("preact_resnet18", 300, 0.02, 64),
         "unicon": ("preact_resnet18", 350, 0.02, 64),
+        "ueraser_max": ("resnet18", 200, 0.01, 128),
     }
     assert build("official", {"defense.name": "unicon", "train.epochs": 2}).train.epochs == 2, "what is given wins"
 

@@ -24,6 +24,7 @@ VIEWS: dict[str, View] = {
         for flip in (True, False)
     },
     **{policy: lambda images, random, policy=policy: strong_view(images, random, policy=policy) for policy in POLICIES},
+    "ueraser": lambda images, random: strong_view(images, random, policy="ueraser"),
 }
 
 

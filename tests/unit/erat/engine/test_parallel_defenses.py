@@ -29,6 +29,7 @@ from tests.two_workers import Record, configurations, joined, on_two_workers
 RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFENSES.names()} | {
     "at both norms": {"defense.name": "at", "defense.norms": "both"},
     "iss ueraser": {"defense.name": "iss", "defense.strong": True, "defense.worst_of": 2},
+    "ueraser with JPEG": {"defense.name": "ueraser_max", "defense.worst_epochs": 1, "defense.view_jpeg": 10},
     "erat jsd": {"defense.name": "erat", "defense.selector": "jsd"},
     "erat beyond": {
         "defense.name": "erat",
