@@ -10,8 +10,9 @@ loaded when it is first used. The package `orchestration` handles studies of man
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from erat.lazy import lazily
 
 if TYPE_CHECKING:
     from erat.classifier.estimator import ERATClassifier
@@ -108,20 +109,6 @@ _MODULES = {
     "erat.result": ("RunResult",),
     "erat.training": ("train",),
 }  # fmt: skip
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 if not TYPE_CHECKING:  # for a type checker, this function would make every misspelt name valid
-
-    def __getattr__(name: str) -> Any:
-        """Return a public name from its module, which is loaded when the name is first used.
-
-        Raises:
-            AttributeError: the name is not public.
-        """
-        if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = globals()[name] = getattr(import_module(_HOME[name]), name)
-        return found
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazily(__name__, _MODULES)

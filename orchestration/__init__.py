@@ -10,8 +10,9 @@ when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from erat.lazy import lazily
 
 if TYPE_CHECKING:
     from orchestration.api import Study, load_study, study_names
@@ -51,16 +52,6 @@ _MODULES = {
     "orchestration.study.spaces": ("SearchSpace",),
     "orchestration.study.trial": ("Trial",),
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 if not TYPE_CHECKING:  # otherwise every misspelt name would pass for one of these
-
-    def __getattr__(name: str) -> Any:
-        """Load the module of a public name when the name is first used."""
-        if name not in _HOME:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = globals()[name] = getattr(import_module(_HOME[name]), name)
-        return found
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazily(__name__, _MODULES)

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from orchestration.api import Study
 
 
+def plan_or_run(
+    study: Study, address: str | None, at_most: int | None, as_json: bool, *, dry_run: bool, slots: int | None = None
+) -> None:
+    """Show what a study would run if this is a dry run; run what is left of it otherwise."""
+    if dry_run:
+        plan_and_show(study, address, slots, at_most, as_json)
+    else:
+        run_and_show(study, address, at_most, as_json)
+
+
 def run_and_show(study: Study, address: str | None, at_most: int | None, as_json: bool, *, retry: bool = False) -> None:
     """Run what is left of a study, show its results, and exit with status 1 if a trial failed."""
     from orchestration.commands import overview

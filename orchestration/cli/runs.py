@@ -23,7 +23,7 @@ from orchestration.cli.options import (
     verb,
     whole_numbers,
 )
-from orchestration.cli.running import plan_and_show, run_and_show
+from orchestration.cli.running import plan_or_run
 from orchestration.commands.console import EXIT_FAILED, err, show_failure, stopped
 
 verbs = typer.Typer()
@@ -153,10 +153,7 @@ def craft(
             print_config(spec.base.flat(), as_json)
             return
         study = Study(f"verify-{spec.identity()[:6]}", spec, 0, workspace)
-        if dry_run:
-            plan_and_show(study, address, None, None, as_json)
-        else:
-            run_and_show(study, address, None, as_json)
+        plan_or_run(study, address, None, as_json, dry_run=dry_run)
         return
     kinds = verification.kinds_of(given) if preview else []
     configs = [

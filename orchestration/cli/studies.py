@@ -32,7 +32,7 @@ from orchestration.cli.options import (
     verb,
     whole_numbers,
 )
-from orchestration.cli.running import plan_and_show, run_and_show
+from orchestration.cli.running import plan_or_run, run_and_show
 from orchestration.commands import completion
 from orchestration.commands.console import err
 from orchestration.study import MOST_TRIALS
@@ -103,10 +103,7 @@ def sweep(
         overrides=given.overrides,
         **settings,
     )
-    if dry_run:
-        plan_and_show(study, address, slots, at_most, as_json)
-    else:
-        run_and_show(study, address, at_most, as_json)
+    plan_or_run(study, address, at_most, as_json, dry_run=dry_run, slots=slots)
 
 
 @verb(
@@ -172,10 +169,7 @@ def matrix(
         overrides=given.overrides,
         **choice,
     )
-    if dry_run:
-        plan_and_show(study, address, slots, at_most, as_json)
-    else:
-        run_and_show(study, address, at_most, as_json)
+    plan_or_run(study, address, at_most, as_json, dry_run=dry_run, slots=slots)
 
 
 @verb(verbs, "resume budgets")

@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from erat.config import RunConfig
-from erat.data.random import BatchRandom
 from erat.data.types import CorruptedSet
-from erat.defenses.base import Batch, Clock, LossTerms
+from erat.defenses.base import Clock, LossTerms
 from erat.engine.trainer import Trainer
 from erat.models import Normalized
 from erat.models.small import small
 from erat.registry import BACKBONES, DEFENSES
+from tests.batches import batch
 from tests.precise import in_double
 from tests.two_workers import smooth
 
@@ -77,19 +77,6 @@ class InteriorFlops(TorchDispatchMode):
         return out
 
 
-def batch_of(labelled: int, unlabelled: int, phase: str) -> Batch:
-    draw = torch.Generator().manual_seed(0)
-    return Batch(
-        images=torch.rand(labelled, 1, 8, 8, generator=draw),
-        labels=torch.arange(labelled) % 4,
-        indices=torch.arange(labelled),
-        unlabelled=torch.rand(unlabelled, 1, 8, 8, generator=draw),
-        unlabelled_indices=torch.arange(unlabelled),
-        random=BatchRandom(draw),
-        phase=phase,
-    )
-
-
 def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train") -> tuple[float, float, float]:
     """Return the (forward, input-gradient, weight-gradient) passes of one image that a step makes, averaged over turns.
 
@@ -108,8 +95,8 @@ def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train
     with InteriorFlops() as step:
         for turn in turns:
             for update in turn:
-                batch = replace(batch_of(labelled, unlabelled, phase), update=update.name)
-                trainer._update(batch, Clock(1), update)
+                given = replace(batch(labelled, unlabelled, phase), update=update.name)
+                trainer._update(given, Clock(1), update)
     for hook in hooks:
         hook.remove()
     assert step.forward == sum(seen) * one.forward, "as many images as the networks were called with"

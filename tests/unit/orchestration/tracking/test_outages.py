@@ -18,6 +18,19 @@ from tests.tracked import CONFIG, Faulty, begin, history, reopened, runs
 
 
 @pytest.fixture
+def away(tracker: Tracker) -> Faulty:
+    """Return a client whose server is unreachable."""
+    client = Faulty(tracker._sender.client)
+    client.error = ConnectionError("away")
+    return client
+
+
+def kill(tracker: Tracker) -> None:
+    """Release the lock of what waits, as the kernel does when a process is killed."""
+    tracker._outbox._spool._lock.release()  # type: ignore[union-attr]
+
+
+@pytest.fixture
 def faulty(tracker: Tracker) -> tuple[Tracker, Faulty]:
     client = Faulty(tracker._sender.client)
     return reopened(tracker, client), client
@@ -80,7 +93,7 @@ def test_what_waits_outlives_its_process(tracker: Tracker, workspace: Workspace,
 
     assert another()._outbox.flush() == 0
     assert spooled.exists(), "its process lives"
-    killed._outbox._spool._lock.release()  # type: ignore[union-attr]  # as the kernel does for a killed process
+    kill(killed)
     with spooled.open("a") as file:
         file.write('["_send_epoch", ["')  # an incomplete line
     assert another("another server")._outbox.flush() == 0
@@ -96,14 +109,14 @@ def test_what_waits_outlives_its_process(tracker: Tracker, workspace: Workspace,
         assert [item.path for item in tracker._sender.client.list_artifacts(child.info.run_id)] == ["a.txt"]
 
 
-def test_a_second_killed_process_hands_on_what_it_adopted(tracker: Tracker, workspace: Workspace, sweep: str) -> None:
+def test_a_second_killed_process_hands_on_what_it_adopted(
+    tracker: Tracker, away: Faulty, workspace: Workspace, sweep: str
+) -> None:
     folder = workspace.root / "outbox"
-    away = Faulty(tracker._sender.client)
-    away.error = ConnectionError("away")
     for cell in ("first", "second"):
         killed = reopened(tracker, away, Spool(folder, sweep))
         begin(killed, sweep, cell)
-        killed._outbox._spool._lock.release()  # type: ignore[union-attr]
+        kill(killed)
     (spooled,) = folder.glob("*.jsonl")
     assert len(spooled.read_text().splitlines()) == 4
     assert reopened(tracker, tracker._sender.client, Spool(folder, sweep)).flush() == 0
@@ -111,12 +124,10 @@ def test_a_second_killed_process_hands_on_what_it_adopted(tracker: Tracker, work
 
 
 def test_an_end_in_a_second_outage_reaches_its_run_after_a_kill(
-    tracker: Tracker, workspace: Workspace, sweep: str
+    tracker: Tracker, away: Faulty, workspace: Workspace, sweep: str
 ) -> None:
     """The server was away, came back and went again; the driver that knew the ids of the runs was killed then."""
     folder = workspace.root / "outbox"
-    away = Faulty(tracker._sender.client)
-    away.error = ConnectionError("away")
     killed = reopened(tracker, away, Spool(folder, sweep))
     run_id = begin(killed, sweep)
     away.error = None
@@ -128,7 +139,7 @@ def test_an_end_in_a_second_outage_reaches_its_run_after_a_kill(
     )
     for each in (run_id, other):
         killed.finish(each, "done", {"final_test_accuracy": 0.5})
-    killed._outbox._spool._lock.release()  # type: ignore[union-attr]  # as the kernel does for a killed process
+    kill(killed)
     assert reopened(tracker, tracker._sender.client, Spool(folder, sweep)).flush() == 0
     [parent] = runs(tracker, f"tags.sweep = '{sweep}' and tags.role = 'parent'")
     for cell, epochs in (("cell", [(1, 0.1)]), ("other", [])):
@@ -139,18 +150,16 @@ def test_an_end_in_a_second_outage_reaches_its_run_after_a_kill(
 
 
 def test_an_epoch_waits_once_however_often_its_driver_is_killed(
-    tracker: Tracker, workspace: Workspace, sweep: str
+    tracker: Tracker, away: Faulty, workspace: Workspace, sweep: str
 ) -> None:
     """Each driver logs all epochs of the run that it finds, as a resume does."""
     folder = workspace.root / "outbox"
-    away = Faulty(tracker._sender.client)
-    away.error = ConnectionError("away")
     for last in range(1, 11):
         killed = reopened(tracker, away, Spool(folder, sweep))
         run_id = begin(killed, sweep)
         for epoch in range(1, last + 1):
             killed.log_epoch(run_id, {"val_accuracy": epoch / 100}, epoch)
-        killed._outbox._spool._lock.release()  # type: ignore[union-attr]
+        kill(killed)
     (spooled,) = folder.glob("*.jsonl")
     names = [json.loads(line)[0] for line in spooled.read_text().splitlines()]
     assert names.count("_send_epoch") == 10
@@ -256,18 +265,18 @@ def test_what_is_refused_for_good_does_not_block_the_rest(
     ]
 
 
-def test_what_waits_is_sent_after_a_move(tracker: Tracker, workspace: Workspace, sweep: str, tmp_path: Path) -> None:
+def test_what_waits_is_sent_after_a_move(
+    tracker: Tracker, away: Faulty, workspace: Workspace, sweep: str, tmp_path: Path
+) -> None:
     """An earlier version stored the whole path of an artifact; this one stores it relative to the workspace."""
     old, new = Workspace(tmp_path / "old"), Workspace(tmp_path / "new")
     artifacts = old.run_directory("c") / "artifacts"
     artifacts.mkdir(parents=True)
     (artifacts / "a.txt").write_text("a")
-    away = Faulty(tracker._sender.client)
-    away.error = ConnectionError("away")
     killed = reopened(tracker, away, Spool(old.root / "outbox", "own", once=tracker.uri))
     run_id = begin(killed, sweep)
     killed.finish(run_id, "done", {}, artifacts)
-    killed._outbox._spool._lock.release()  # type: ignore[union-attr]
+    kill(killed)
     (spooled,) = (old.root / "outbox").glob("*.jsonl")
     assert str(old.root) not in spooled.read_text()
     with spooled.open("a") as file:
@@ -291,14 +300,12 @@ def test_what_waits_is_sent_after_a_move(tracker: Tracker, workspace: Workspace,
     ],
 )
 def test_foreign_calls_are_dropped_and_the_others_sent(
-    tracker: Tracker, workspace: Workspace, sweep: str, tmp_path: Path, foreign: bytes
+    tracker: Tracker, away: Faulty, workspace: Workspace, sweep: str, tmp_path: Path, foreign: bytes
 ) -> None:
-    away = Faulty(tracker._sender.client)
-    away.error = ConnectionError("away")
     folder = tmp_path / "outbox"
     killed = reopened(tracker, away, Spool(folder, sweep))
     begin(killed, sweep)
-    killed._outbox._spool._lock.release()  # type: ignore[union-attr]
+    kill(killed)
     (spooled,) = folder.glob("*.jsonl")
     spooled.write_bytes(foreign + spooled.read_bytes() if foreign.endswith(b"\n") else spooled.read_bytes() + foreign)
     assert reopened(tracker, tracker._sender.client, Spool(folder, sweep)).flush() == 0
