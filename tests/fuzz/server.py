@@ -132,7 +132,7 @@ def _prepare() -> None:
             registry[name]
     mnist._read()
     # Typer reads the signatures of all verbs each time when it is called.
-    typer.main.get_command = functools.cache(typer.main.get_command)
+    vars(typer.main)["get_command"] = functools.cache(typer.main.get_command)
     typer.main.get_command(app)
 
 
