@@ -24,7 +24,8 @@ from orchestration.search.observations import Sampler
 from orchestration.search.queue import Queue
 from orchestration.storage.lease import session_words
 from orchestration.storage.workspace import Workspace
-from orchestration.study.ledger import Ledger, StudyRecord
+from orchestration.study.ledger import Ledger
+from orchestration.study.recorded import StudyRecord
 from orchestration.study.registries import PRUNERS
 from orchestration.study.spaces import Confirmation
 from orchestration.study.spec import StudySpec
