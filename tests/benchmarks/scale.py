@@ -110,10 +110,7 @@ def row(cells: int, folder: Path) -> str:
     kept = snapshot.path_of(path)
     saved = os.path.getsize(kept) if kept.exists() else 0
     again = processor_seconds(lambda: Ledger(path))
-    ledger = Ledger(path)
-    assert len(ledger.studies["many"].proposals) == cells
-    appending = processor_seconds(lambda: [ledger.append("retry", cell="0" * 16, sweep="many") for _ in range(10)]) / 10
-    del ledger
+    appending = _appending(path, cells)
     tracemalloc.start()
     opened_ledger = Ledger(path)
     memory = tracemalloc.get_traced_memory()[0]
@@ -122,6 +119,18 @@ def row(cells: int, folder: Path) -> str:
     sizes = f"{os.path.getsize(path) / 1e6:,.2f} MB | {saved / 1e6:,.2f} MB"
     times = " | ".join(f"{seconds:.2f} s ({seconds / reference:.2f})" for seconds in (anew, writing, again))
     return f"| {cells:,} | {sizes} | {reference:.2f} s | {times} | {appending * 1000:.1f} ms | {memory / 1e6:,.0f} MB |"
+
+
+def _appending(path: Path, cells: int) -> float:
+    """Return the seconds of the processor that one more entry takes."""
+    ledger = Ledger(path)
+    assert len(ledger.studies["many"].proposals) == cells
+
+    def some() -> None:
+        for _ in range(10):
+            ledger.append("retry", cell="0" * 16, sweep="many")
+
+    return processor_seconds(some) / 10
 
 
 def processor_seconds(work: Callable[[], Any]) -> float:
