@@ -16,8 +16,8 @@ SWITCH_SECONDS = 0.0005
 def giving_way() -> Iterator[None]:
     """Have threads that compute give way to others after `SWITCH_SECONDS` during the block, not after Python's 5 ms.
 
-    A driver makes many calls that let go of the interpreter, such as a look at a file. Beside a sampler that computes for
-    a tenth of a second, each of them would take 5 ms or more.
+    A driver makes many calls that let go of the interpreter, such as a look at a file. Beside a sampler that computes
+    for a tenth of a second, each of them would take 5 ms or more.
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(min(before, SWITCH_SECONDS))
