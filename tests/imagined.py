@@ -13,7 +13,8 @@ from erat.result import RunResult
 from orchestration.search.observations import Observation, Sampler
 from orchestration.search.queue import Queue
 from orchestration.search.simulate import Course, simulate
-from orchestration.study.ledger import Ledger, StudyRecord
+from orchestration.study.ledger import Ledger
+from orchestration.study.recorded import StudyRecord
 from orchestration.study.registries import PRUNERS
 from orchestration.study.spaces import SearchSpace
 from orchestration.study.trial import Trial

@@ -15,7 +15,8 @@ from erat.variants import defense_name
 from orchestration.report.notation import duration
 from orchestration.run.resources import needs
 from orchestration.storage.workspace import Workspace
-from orchestration.study.ledger import Ledger, RecordedResult
+from orchestration.study.ledger import Ledger
+from orchestration.study.recorded import RecordedResult
 from orchestration.study.settings import setting_values, setting_words, settled, warn_if_narrow
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import FINISHED

@@ -22,9 +22,11 @@ from orchestration.run.retries import WORKER_DIED, Retries, Retry
 from orchestration.search.ends import read_end, track_end
 from orchestration.search.observations import Sampler
 from orchestration.search.queue import Queue
+from orchestration.storage.background import giving_way
 from orchestration.storage.lease import session_words
 from orchestration.storage.workspace import Workspace
-from orchestration.study.ledger import Ledger, StudyRecord
+from orchestration.study.ledger import Ledger
+from orchestration.study.recorded import StudyRecord
 from orchestration.study.registries import PRUNERS
 from orchestration.study.spaces import Confirmation
 from orchestration.study.spec import StudySpec
@@ -102,7 +104,7 @@ class StudyDriver:
             OSError, UserError: The ledger, or what waits for the tracker, cannot be written.
         """
         # Only a run whose proposal is in the ledger may be in MLflow: `_track_start` relies on that.
-        with self.ledger.in_background(), self.tracker.in_background(before=self.ledger.flush):
+        with giving_way(), self.ledger.in_background(), self.tracker.in_background(before=self.ledger.flush):
             yield
         for number, run in self._runs.items():
             if (trial := self.queue.trials[number]).mlflow_run_id != (known := self.tracker.id_of(run)):

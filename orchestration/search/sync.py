@@ -18,7 +18,8 @@ from orchestration.run.heartbeat import is_running
 from orchestration.search.ends import ending, track_winner
 from orchestration.storage.workspace import Workspace
 from orchestration.study.confirmations import winner
-from orchestration.study.ledger import Ledger, RecordedResult
+from orchestration.study.ledger import Ledger
+from orchestration.study.recorded import RecordedResult
 from orchestration.study.spec import StudySpec
 from orchestration.study.status import confirmations_of
 from orchestration.study.trial import FINISHED, Trial

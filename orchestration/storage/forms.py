@@ -158,6 +158,72 @@ class PlaceEvent(TypedDict):
     time: NotRequired[Seconds | None]
 
 
+class SnapshotHead(TypedDict):
+    """First line of a ledger's snapshot: of which bytes of the ledger it is, and what follows."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    form: Literal[1]
+    bytes: Annotated[int, Field(ge=0)]
+    lines: Annotated[int, Field(ge=0)]
+    foreign: Annotated[int, Field(ge=0)]
+    first_foreign: str
+    ledger: str  # SHA-256 of these bytes of the ledger
+    body: str  # SHA-256 of all other lines of the snapshot
+
+
+class StudyPart(TypedDict):
+    """Line of a snapshot: a study, without its trials and results."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    part: Literal["study"]
+    name: Name
+    spec: dict[str, Any]
+    trials: Annotated[int, Field(ge=0, le=MOST_CELLS)]
+    began: Seconds | None
+    promoted: list[tuple[Number, Count]]
+    tracked: dict[Cell, str]
+    totals: list[Annotated[int, Field(ge=0, le=MOST_CELLS)]]
+    out: dict[str, str]
+    windows: list[tuple[Count, Count]]
+
+
+class TrialsPart(TypedDict):
+    """Line of a snapshot: trials of a study, a list for each field."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    part: Literal["trials"]
+    study: Name
+    number: list[Number]
+    cell: list[Cell]
+    params: list[dict[str, Any]]
+    source: list[str]
+
+
+class ResultsPart(TypedDict):
+    """Line of a snapshot: results, a list for each field of `RecordedResult`; without a study, how runs ended."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    part: Literal["ended", "stopped", "paused"]
+    study: Name | None
+    cell: list[Cell]
+    status: list[Literal["done", "stopped", "failed", "paused"]]
+    epochs: list[Count]
+    val_accuracy: list[Share | None]
+    best_val_accuracy: list[Share | None]
+    final_test_accuracy: list[Share | None]
+    best_val_test_accuracy: list[Share | None]
+    train_seconds: list[Seconds]
+    peak_memory_mb: list[Annotated[float, Field(ge=0)]]
+    noise_rate: list[Share | None]
+    checksum: list[str | None]
+    error: list[str | None]
+    val_history: list[list[Share]]
+    device: list[str | None]
+    mlflow_run_id: list[str | None]
+    time: list[Seconds | None]
+    sweep: list[Name | None]
+
+
 class EpochRow(TypedDict):
     """One line of metrics.jsonl: the fields of `EpochReport` for one epoch, counted from 1."""
 
@@ -247,6 +313,10 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(
         | PlaceEvent,
         Field(discriminator="event"),
     ]
+)
+SNAPSHOT_HEAD = TypeAdapter(SnapshotHead)
+SNAPSHOT_PART: TypeAdapter[Any] = TypeAdapter(
+    Annotated[StudyPart | TrialsPart | ResultsPart, Field(discriminator="part")]
 )
 RESULT = TypeAdapter(Result)
 LEASE = TypeAdapter(LeaseRecord)

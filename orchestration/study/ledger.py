@@ -20,11 +20,15 @@ killed in between can make each entry that is lost once more, from what is on th
 
 That a run is done holds for its cell, the digest of its configuration, so that no other study executes it again. That
 a run was stopped early holds for its cell *in one study*, because it was compared with the trials of that study.
+
+A long ledger is not read from its beginning each time: `orchestration.study.snapshot` keeps beside it what its first
+part says. It may be deleted at any time, and nothing is lost with it.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import threading
@@ -33,7 +37,7 @@ import warnings
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,60 +49,13 @@ from erat.records import DamagedError, append_line, open_regular, why
 from erat.result import RunResult
 from orchestration.storage.background import Background
 from orchestration.storage.forms import EVENTS, lacks
-from orchestration.study.trial import Trial
+from orchestration.study import snapshot
+from orchestration.study.recorded import RecordedResult, StudyRecord
+from orchestration.study.trial import NO_CONFIG, Trial
 
 MOST_LINE = 2**26  # bytes; the line that enters a study of 10,000 runs has two million
 _READ = 2**23  # bytes that are read at a time
-_NO_CONFIG: dict[str, Any] = {}  # of all trials in a ledger, which keeps no configurations
 _TORN = b'{"event": "'  # the beginning of every line that this program writes
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedResult(RunResult):
-    """How a run last ended, according to the ledger.
-
-    Attributes:
-        mlflow_run_id: id of the run in MLflow that has the result; None if there is none.
-        time: when the result was recorded, in seconds since 1970; None if an old ledger does not say.
-        sweep: the study that recorded it; None for a run outside any study.
-    """
-
-    mlflow_run_id: str | None = None
-    time: float | None = None
-    sweep: str | None = None
-
-
-@dataclass
-class StudyRecord:
-    """A study in the ledger.
-
-    Attributes:
-        name: name of the study.
-        spec: its specification, as `StudySpec.content` returns it.
-        trials: number of the search's trials that were asked for, without the listed runs.
-        began: when it was begun, in seconds since 1970; None if an old ledger does not say.
-        proposals: number of a trial -> the trial, for all trials proposed so far.
-        stopped: digest of a run -> its result, for the runs that this study stopped early.
-        paused: digest of a run -> its result at the last rung that it reached.
-        promoted: number of a trial -> epoch of the last rung from which it was promoted.
-        tracked: digest of a run -> id of the run in MLflow, under this study.
-        totals: the numbers of trials that were asked for, in order, each larger than the one before.
-        out: GPU or node that was excluded -> why; see `orchestration.run.places`.
-        windows: one of these numbers -> the window of the trials by which it extended the search, if it has its own.
-    """
-
-    name: str
-    spec: dict[str, Any]
-    trials: int = 0
-    began: float | None = None
-    proposals: dict[int, Trial] = field(default_factory=dict)
-    stopped: dict[str, RecordedResult] = field(default_factory=dict)
-    paused: dict[str, RecordedResult] = field(default_factory=dict)
-    promoted: dict[int, int] = field(default_factory=dict)
-    tracked: dict[str, str] = field(default_factory=dict)
-    totals: list[int] = field(default_factory=list)
-    out: dict[str, str] = field(default_factory=dict)
-    windows: dict[int, int] = field(default_factory=dict)
 
 
 class Ledger:
@@ -116,12 +73,27 @@ class Ledger:
         self._outcomes: dict[str, RecordedResult] = {}
         self._offset = self._lines = 0
         self._within = False  # whether the last chunk ended inside a line that is too long
-        self._foreign, self._first_foreign = 0, ""
+        self._foreign, self._first_foreign, self._warned = 0, "", 0
         self._background: Background | None = None
         self._waiting: list[tuple[bytes, Callable[[], None] | None]] = []  # lines to write, and what to call then
         self._memory = threading.RLock()  # held while the content or the list of waiting lines changes
         self._writing = threading.RLock()  # held while this process writes to the file
+        self._digest: Any = hashlib.sha256()  # of the bytes before `_offset`, until the file was read once
+        self._open()
+
+    def _open(self) -> None:
+        """Read the file, as far as possible from its snapshot, and renew the snapshot if much has come since."""
+        with _collector_paused(snapshot.is_there(self.path)):
+            kept = snapshot.read(self.path)
+        if kept is not None:
+            self.studies, self._outcomes, self._digest = kept.studies, kept.outcomes, kept.digest
+            self._offset, self._lines, self._foreign, self._first_foreign = kept.place
+        before = self._offset
         self.refresh()
+        if not self._within and snapshot.is_due(before, self._offset):
+            place = (self._offset, self._lines, self._foreign, self._first_foreign)
+            snapshot.write(self.path, snapshot.Snapshot(self.studies, self._outcomes, self._digest, place))
+        self._digest = None
 
     @contextmanager
     def in_background(self) -> Iterator[None]:
@@ -219,7 +191,6 @@ class Ledger:
     def _refresh(self) -> None:
         if not self.path.is_symlink() and not self.path.exists():
             return
-        before = self._foreign
         try:
             file = open_regular(self.path)
         except (DamagedError, OSError) as error:
@@ -229,7 +200,8 @@ class Ledger:
             rest = b""
             while chunk := file.read(_READ):
                 rest = self._take_in(rest + chunk)
-        if self._foreign > before:
+        if self._foreign > self._warned:
+            self._warned = self._foreign
             lines = "1 line was" if self._foreign == 1 else f"{self._foreign} lines were"
             warnings.warn(f"{self.path}: {lines} not understood and passed over ({self._first_foreign})", stacklevel=4)
 
@@ -249,7 +221,10 @@ class Ledger:
                 self._read(line)
         if len(rest) > MOST_LINE or self._within:
             self._within, rest = True, b""
-        self._offset += len(content) - len(rest)
+        taken = len(content) - len(rest)
+        if self._digest is not None:
+            self._digest.update(memoryview(content)[:taken])
+        self._offset += taken
         return rest
 
     def _read(self, line: bytes) -> None:
@@ -370,7 +345,7 @@ class Ledger:
         elif kind == "withdrawn" and sweep and not sweep.proposals:
             del self.studies[sweep.name]
         elif kind == "proposed" and sweep:
-            trial = Trial(event["number"], event["cell"], event["params"], event["source"], _NO_CONFIG)
+            trial = Trial(event["number"], event["cell"], event["params"], event["source"], NO_CONFIG)
             sweep.proposals[trial.number] = trial
         elif kind == "stopped" and sweep:
             sweep.stopped[event["cell"]] = _result(event)

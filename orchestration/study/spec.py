@@ -23,7 +23,7 @@ from erat.records import why
 from erat.variants import defense_name, expand
 from orchestration.storage.forms import SPECIFICATION
 from orchestration.study import sampling
-from orchestration.study.ledger import StudyRecord
+from orchestration.study.recorded import StudyRecord
 from orchestration.study.spaces import Confirmation, SearchSpace, parse_space
 from orchestration.study.trial import Trial
 

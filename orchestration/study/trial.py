@@ -8,6 +8,7 @@ from typing import Any
 from erat.result import RunResult
 
 FINISHED = ("done", "stopped")
+NO_CONFIG: dict[str, Any] = {}  # of all trials in a ledger, which keeps no configurations
 CONFIRMING = 10_000_000  # the number of a confirmation is this, times 1, 2, ..., plus the number of its candidate
 
 

@@ -29,6 +29,7 @@ import psutil
 from rich.console import Console
 
 from orchestration.storage.workspace import Workspace
+from orchestration.study import snapshot
 from orchestration.study.grids import load_grid, specification
 from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec
@@ -40,7 +41,10 @@ STUDY_HEAD = (
     f"| cells | ledger | {' | '.join(f'{part}, s' for part in PARTS)} | memory when opened | largest memory |\n"
     f"|--:|--:|{'--:|' * len(PARTS)}--:|--:|"
 )
-HEAD = "| cells | ledger | read anew | one more entry | memory of the reader |\n|--:|--:|--:|--:|--:|"
+HEAD = (
+    "| cells | ledger | snapshot | `json.loads` of its lines | read anew | the same, with the snapshot written "
+    "| read with the snapshot | one more entry | memory of the reader |\n" + f"|{'--:|' * 9}"
+)
 
 
 def result(cell: str, draw: random.Random) -> dict[str, Any]:
@@ -94,25 +98,46 @@ def fill(path: Path, cells: int, study: StudySpec | None = None) -> None:
 
 
 def row(cells: int, folder: Path) -> str:
-    """A line of the table."""
+    """A line of the table: seconds of the processor, and their ratio to those that `json.loads` takes for the lines."""
     path = Workspace(folder / str(cells)).ledger
     fill(path, cells)
-    started = time.process_time()
-    ledger = Ledger(path)
-    read = time.process_time() - started
-    assert len(ledger.studies["many"].proposals) == cells
-    started = time.process_time()
-    for _ in range(10):
-        ledger.append("retry", cell="0" * 16, sweep="many")
-    append = (time.process_time() - started) / 10
-    del ledger
+    with path.open("rb") as file:
+        reference = processor_seconds(lambda: [None for line in file if json.loads(line) is None])
+    worth, snapshot.WORTH = snapshot.WORTH, 2**62
+    anew = processor_seconds(lambda: Ledger(path))
+    snapshot.WORTH = worth
+    writing = processor_seconds(lambda: Ledger(path))
+    kept = snapshot.path_of(path)
+    saved = os.path.getsize(kept) if kept.exists() else 0
+    again = processor_seconds(lambda: Ledger(path))
+    appending = _appending(path, cells)
     tracemalloc.start()
-    kept = Ledger(path)
+    opened_ledger = Ledger(path)
     memory = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    del kept
-    size = os.path.getsize(path)
-    return f"| {cells:,} | {size / 1e6:,.2f} MB | {read:.2f} s | {append * 1000:.1f} ms | {memory / 1e6:,.0f} MB |"
+    del opened_ledger
+    sizes = f"{os.path.getsize(path) / 1e6:,.2f} MB | {saved / 1e6:,.2f} MB"
+    times = " | ".join(f"{seconds:.2f} s ({seconds / reference:.2f})" for seconds in (anew, writing, again))
+    return f"| {cells:,} | {sizes} | {reference:.2f} s | {times} | {appending * 1000:.1f} ms | {memory / 1e6:,.0f} MB |"
+
+
+def _appending(path: Path, cells: int) -> float:
+    """Return the seconds of the processor that one more entry takes."""
+    ledger = Ledger(path)
+    assert len(ledger.studies["many"].proposals) == cells
+
+    def some() -> None:
+        for _ in range(10):
+            ledger.append("retry", cell="0" * 16, sweep="many")
+
+    return processor_seconds(some) / 10
+
+
+def processor_seconds(work: Callable[[], Any]) -> float:
+    """Return the seconds of the processor that a call takes."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
 
 
 def study_row(cells: int, folder: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -340,3 +342,11 @@ def test_a_driver_at_work_leaves_everything_on_the_disk_and_real_ids(
     assert runs[done.cell].info.run_id == done.mlflow_run_id
     assert (runs[done.cell].info.status, runs[done.cell].data.metrics["val_accuracy"]) == ("FINISHED", 0.6)
     assert runs[world.driver.queue.trials[1].cell].info.status == "KILLED"
+
+
+def test_threads_that_compute_give_way_to_a_driver_at_work(tmp_path: Path) -> None:
+    before, driver = sys.getswitchinterval(), World(Workspace(tmp_path / "workspace")).driver
+    driver.tracker.in_background = lambda **_: nullcontext()  # type: ignore[assignment]
+    with driver.at_work():
+        assert 0 < sys.getswitchinterval() < before / 5
+    assert sys.getswitchinterval() == before
