@@ -17,7 +17,7 @@ from torch import Tensor
 
 import erat
 from erat.config import RunConfig, build
-from erat.corruption import ar, cuda, samplewise
+from erat.corruption import cuda, samplewise
 from erat.corruption.ar import find_coefficients, response, unroll
 from erat.corruption.base import Craft
 from erat.corruption.pipeline import corrupted_set
