@@ -22,7 +22,6 @@ from erat.corruption.ar import find_coefficients, response, unroll
 from erat.corruption.base import Craft
 from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
-from erat.data.types import ImageSet
 from erat.errors import UserError
 from erat.registry import CORRUPTIONS
 
@@ -364,40 +363,6 @@ def test_published_budgets_go_with_the_number_of_values() -> None:
 
 
 # --- they are shortcuts ----------------------------------------------------------------------------------------------
-
-
-def probe(
-    train: ImageSet, labels: Tensor, test: ImageSet, what: Callable[[Tensor], NDArray[Any]]
-) -> tuple[float, float]:
-    """Return the accuracy of logistic regression on features of its own images, and on those of clean test images."""
-    rule = LogisticRegression(C=10.0, max_iter=300).fit(what(train.images), labels)
-    return rule.score(what(train.images), labels), rule.score(what(test.images), test.labels)
-
-
-def pixels(images: Tensor) -> NDArray[Any]:
-    found: NDArray[Any] = images.flatten(1).numpy() / 255
-    return found
-
-
-def neighbours(images: Tensor) -> NDArray[Any]:
-    """Return how the values of each image's 3 x 3 windows go together: what one small convolution can see."""
-    around = (images.float() / 255).unfold(2, 3, 1).unfold(3, 3, 1).flatten(4).flatten(1, 3)
-    products = around.transpose(1, 2) @ around
-    found: NDArray[Any] = (products / products.diagonal(dim1=1, dim2=2).mean(1).view(-1, 1, 1)).flatten(1).numpy()
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "what"), [("ops", pixels), ("lsp", pixels), ("ar", neighbours), ("cuda", neighbours)])
-def test_a_linear_probe_takes_the_shortcut(kind: str, what: Callable[[Tensor], NDArray[Any]], tmp_path: Any) -> None:
-    """On poisoned digits a linear rule learns more than on clean ones, and knows less about clean ones."""
-    data = corrupted_set(build("demo", {"corruption.data": kind, "corruption.labels": "none"}), Store(tmp_path))
-    plain = corrupted_set(build("demo", {"corruption.data": "none", "corruption.labels": "none"}), Store(tmp_path))
-    poisoned_fit, poisoned_test = probe(data.train, data.true_labels, data.test, what)
-    clean_fit, clean_test = probe(plain.train, plain.true_labels, plain.test, what)
-    assert poisoned_fit > 0.98
-    assert poisoned_fit >= clean_fit
-    assert poisoned_test < 0.8 * clean_test
 
 
 @pytest.mark.slow
