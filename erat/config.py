@@ -12,14 +12,15 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError, field_validator, model_validator
 
+from erat.data.facts import SetShape
 from erat.defaults import corruption_options, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
 from erat.keys import has_key, known_keys, unknown_key
-from erat.options import CorruptionOptions, DefenseOptions, Section, Setting, fields_of, parse_fraction
+from erat.options import CorruptionOptions, DefenseOptions, Norm, Section, Setting, fields_of, parse_fraction
 from erat.presets import PRESETS
 from erat.registry import BACKBONES, DATASETS, DEFENSES
 from erat.sections import Sections, TrainConfig
@@ -85,6 +86,7 @@ class RunConfig(Sections):
         side = self.data.image_size or (shape.size if shape else None)
         if side is not None:  # otherwise the size is known when the images are read
             self.defense.check_image(side**2)
+            self.corruption.check_image(side**2)
         return self
 
     def _check_parts(self) -> None:
@@ -257,14 +259,14 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
         data["flip"] = facts.flip
     if data.get("fingerprint") is None:
         data["fingerprint"] = facts.fingerprint
-    fill_images(corruption, facts.epsilon)
+    fill_images(corruption, facts.epsilon, _values(data, facts.shape))
     fill_labels(corruption)
     if isinstance(defense, dict):
         setting = Setting(
             data=str(data.get("name", "cifar10")),
             epsilon=facts.budgets(_image_size(data)),
             policy=facts.policy,
-            norm=corruption.get("norm"),
+            norm=norm if (norm := corruption.get("norm")) in get_args(Norm) else None,
             labels=str(corruption.get("labels", "none")),
             rate=_rate(corruption),
             flip=bool(data["flip"]),
@@ -277,6 +279,11 @@ def _image_size(data: Mapping[str, Any]) -> int | None:
     """Return `data.image_size`; None where it is not given or no number, of which the model says what is wrong."""
     size = str(data.get("image_size"))
     return int(size) if size.isascii() and size.isdigit() and 0 < len(size) < 9 else None
+
+
+def _values(data: Mapping[str, Any], shape: SetShape | None) -> int | None:
+    """Return the number of values of an image, over all channels; None where it is known only from the images."""
+    return None if shape is None else shape.channels * (_image_size(data) or shape.size) ** 2
 
 
 def _rate(corruption: Mapping[str, Any]) -> float | None:

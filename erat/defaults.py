@@ -16,7 +16,7 @@ from erat.records import DamagedError, open_regular
 from erat.registry import CORRUPTIONS
 
 
-def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> None:
+def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float], values: int | None = None) -> None:
     """Fill in, in place, the values that follow from the kind of data corruption.
 
     Keys that the kind does not use are dropped or set to none, so that they do not make two crafted sets out of one.
@@ -24,6 +24,7 @@ def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> Non
     Args:
         corruption: the values of the `corruption` section.
         epsilon: the customary budget of each norm in pixel units of 1.0.
+        values: the number of values of an image, over all channels; None: it is not known yet.
 
     Raises:
         UserError: the kind is unknown, or does not support a value.
@@ -47,8 +48,10 @@ def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float]) -> Non
             corruption["source_epochs"] = None
         corruption["norm"] = corruption.get("norm") or kind.norm
         corruption["granularity"] = corruption.get("granularity") or kind.granularities[0]
-        if corruption.get("epsilon") is None:
-            corruption["epsilon"] = epsilon.get(str(corruption["norm"]))
+        if corruption["norm"] == "unbounded":
+            corruption["epsilon"] = None
+        elif corruption.get("epsilon") is None:
+            corruption["epsilon"] = kind.budget(str(corruption["norm"]), epsilon, values)
     _fill_digest(corruption, "source_weights")
 
 

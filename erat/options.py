@@ -25,6 +25,8 @@ from pydantic_core import PydanticCustomError
 from erat.paths import user_path
 
 Norm = Literal["linf", "l2"]
+# What bounds a poison; l0 counts pixels, and "unbounded" is for what is no small perturbation at all.
+PoisonNorm = Literal["linf", "l2", "l0", "unbounded"]
 
 
 NORMS = ("linf", "l2", "l1", "l0")  # what a defense may perturb its images under
@@ -199,8 +201,10 @@ class CorruptionOptions(Section):
     """
 
     data: str = Field("none", description="perturbation of the training images (poison)")
-    norm: Norm | None = Field(None, description="none: the norm in which the paper uses this corruption")
-    epsilon: Number | None = Field(None, ge=0, description="budget in pixel units of 1.0; none: customary for the set")
+    norm: PoisonNorm | None = Field(None, description="none: the norm in which this corruption was published")
+    epsilon: Number | None = Field(
+        None, ge=0, description="budget in pixel units of 1.0, of l0 in pixels; none: customary for the set"
+    )
     granularity: Literal["class", "sample"] | None = Field(None, description="one perturbation per class or per image")
     share: Number = Field(1.0, gt=0, le=1, description="share of the images that are poisoned, drawn by the seed")
     source: str | None = Field("resnet18", description="network that perturbations are crafted against")
@@ -235,6 +239,13 @@ class CorruptionOptions(Section):
         """Return the names of the networks that the crafting needs."""
         return [] if self.source is None else [self.source]
 
+    def check_image(self, pixels: int) -> None:
+        """Refuse values that are not possible for images of so many pixels.
+
+        Raises:
+            UserError: the message says what is wrong, what was given and what is allowed.
+        """
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_its_own(cls, raw: Any) -> Any:
@@ -261,7 +272,7 @@ class Setting:
         data: the name of the data set.
         epsilon: the customary budget of the data set for each norm, in pixel units of 1.0.
         policy: the customary AutoAugment policy of the data set.
-        norm: the norm of the data corruption; none: there is no data corruption.
+        norm: the norm of the data corruption; none: there is no data corruption, or it is of another kind.
         labels: the kind of label corruption.
         rate: the share of the labels that are wrong; none: human labels, which have their own.
         flip: whether a mirrored image keeps its class.

@@ -102,6 +102,9 @@ _DIGITS: dict[str, Values] = {
     "uhp": {"corruption.norm": "l2", "corruption.epsilon": 1.25},
     "urp": {"corruption.norm": "l2", "corruption.epsilon": 2.0},
     "l2c": {"corruption.norm": "linf", "corruption.epsilon": 0.3},
+    "ops": {"corruption.norm": "l0", "corruption.epsilon": 4.0},
+    "lsp": {"corruption.norm": "l2", "corruption.epsilon": 1.0},
+    "ar": {"corruption.norm": "l2", "corruption.epsilon": 4.5},
 }
 
 

@@ -225,6 +225,10 @@ CORRUPTIONS: Corruptions[DataCorruption] = Corruptions(
         "urp": ("erat.corruption.urp:URP", "erat.corruption.kinds:URP"),
         "uhp": ("erat.corruption.universal:UHP", "erat.corruption.kinds:UHP"),
         "uap": ("erat.corruption.universal:UAP", "erat.corruption.kinds:UAP"),
+        "ops": ("erat.corruption.ops:OPS", "erat.corruption.kinds:OPS"),
+        "lsp": ("erat.corruption.lsp:LSP", "erat.corruption.kinds:LSP"),
+        "ar": ("erat.corruption.ar:AR", "erat.corruption.kinds:AR"),
+        "cuda": ("erat.corruption.cuda:CUDA", "erat.corruption.kinds:CUDA"),
     },
 )
 

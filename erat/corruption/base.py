@@ -29,7 +29,8 @@ class Craft:
         images: the clean images, float (N, C, H, W) in [0, 1].
         labels: the clean labels, int64 (N,).
         num_classes: the number of classes K.
-        norm, epsilon: the budget: "linf" or "l2", and its size in pixel units of 1.0.
+        norm, epsilon: the budget: "linf" or "l2", and its size in pixel units of 1.0; "l0", and a number of pixels; or
+            "unbounded", and infinity.
         granularity: "class" (one perturbation for all images of a class) or "sample" (one per image).
         generator: the random generator from which everything is drawn, on the CPU.
         build: returns a newly initialised network of the source architecture.
@@ -128,8 +129,9 @@ def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tens
     Args:
         clean_u8: the clean images, uint8 (N, C, H, W).
         delta: the perturbations, float, in pixel units of 1.0, of the same shape.
-        norm: "linf" or "l2".
-        epsilon: the budget in pixel units of 1.0.
+        norm: "linf", "l2", "l0" or "unbounded".
+        epsilon: the budget in pixel units of 1.0; of no use for "l0", as rounding changes no further pixel, and for
+            "unbounded".
 
     Returns:
         uint8 (N, C, H, W).
@@ -138,6 +140,8 @@ def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tens
     if norm == "linf":
         bound = math.floor(epsilon * 255 + 1e-6)
         return (clean + (delta * 255).round().to(torch.int16).clamp(-bound, bound)).clamp(0, 255).to(torch.uint8)
+    if norm in ("l0", "unbounded"):
+        return (clean + (delta * 255).round().to(torch.int16)).clamp(0, 255).to(torch.uint8)
     scale = torch.ones(len(clean), 1, 1, 1, device=delta.device)
     for _ in range(50):
         moved = (clean + (delta * scale * 255).round().to(torch.int16)).clamp(0, 255)
@@ -151,11 +155,13 @@ def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tens
 
 
 def norms_of(difference: Tensor, norm: str) -> Tensor:
-    """Return the norm of each image's difference, shape (N,), in pixel units of 1.0.
+    """Return the norm of each image's difference, float (N,), in pixel units of 1.0, of l_0 in pixels.
 
     Args:
         difference: differences in grey levels, integer (N, C, H, W).
-        norm: "linf" or "l2".
+        norm: "linf", "l2", "l0", or "unbounded", whose size is told by its l_2 norm.
     """
+    if norm == "l0":
+        return (difference != 0).any(1).flatten(1).sum(1).float()
     values = difference.float() / 255
     return values.abs().flatten(1).amax(1) if norm == "linf" else l2_norm(values)

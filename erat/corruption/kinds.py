@@ -6,10 +6,11 @@ crafts it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from erat.errors import UserError
 from erat.options import MOST_EPOCHS, CorruptionOptions, Number
@@ -22,7 +23,7 @@ class CorruptionKind:
 
     Attributes:
         kind: the name of the kind in the registry.
-        norm: the norm under which the paper uses the kind.
+        norm: the norm under which the paper uses the kind, or its authors do if the paper does not.
         norms: the norms under which it can be crafted.
         granularities: the granularities in which it can be crafted, the paper's first.
         uses: what it needs of the source network: "nothing", its "architecture", or a "trained network" (trained on
@@ -57,6 +58,16 @@ class CorruptionKind:
                 raise UserError(
                     f"corruption.{key} must be {' or '.join(allowed)} for {self.kind}, got {options[key]!r}"
                 )
+
+    def budget(self, norm: str, customary: Mapping[str, float], values: int | None) -> float | None:
+        """Return the budget of a set for which none is given, in pixel units of 1.0, of l_0 in pixels.
+
+        Args:
+            norm: one of `norms`.
+            customary: the customary budget of the set for each norm.
+            values: the number of values of an image, over all channels; None: it is not known yet.
+        """
+        return customary.get(norm)
 
 
 class URP(CorruptionKind):
@@ -169,3 +180,95 @@ class L2C(CorruptionKind):
     norm = "linf"
     granularities = ("sample",)
     Options = L2COptions
+
+
+# Poisons beyond the paper, which need no network.
+
+
+class OPSOptions(CorruptionOptions):
+    """Keys of OPS, whose budget is a number of pixels."""
+
+    @model_validator(mode="after")
+    def _whole_pixels(self) -> OPSOptions:
+        if self.epsilon is not None and (self.epsilon < 1 or self.epsilon % 1):
+            raise UserError(
+                f"corruption.epsilon must be a whole number of pixels, at least 1, for ops, got {self.epsilon:g}"
+            )
+        return self
+
+    def check_image(self, pixels: int) -> None:
+        """Refuse a budget of more pixels than an image has."""
+        super().check_image(pixels)
+        if self.epsilon is not None and self.epsilon > pixels:
+            raise UserError(
+                f"corruption.epsilon must be at most the {pixels} pixels of an image for ops, got {self.epsilon:g}"
+            )
+
+
+class OPS(CorruptionKind):
+    """One-pixel shortcuts."""
+
+    kind = "ops"
+    norm = "l0"
+    norms = ("l0",)
+    granularities = ("sample",)
+    Options = OPSOptions
+
+    def budget(self, norm: str, customary: Mapping[str, float], values: int | None) -> float | None:
+        """Return one pixel, as published."""
+        return 1.0
+
+
+class LSPOptions(CorruptionOptions):
+    """Keys of LSP."""
+
+    patches: int | None = Field(4, ge=1, le=64, description="patches a side of the image, each of one colour")
+
+    def check_image(self, pixels: int) -> None:
+        """Refuse patches that are smaller than a pixel."""
+        super().check_image(pixels)
+        if self.patches is not None and self.patches**2 > pixels:
+            raise UserError(
+                f"corruption.patches must be at most {math.isqrt(pixels)}, the side of an image, got {self.patches}"
+            )
+
+
+class LSP(CorruptionKind):
+    """Linearly separable perturbations."""
+
+    kind = "lsp"
+    norm = "l2"
+    granularities = ("sample",)
+    Options = LSPOptions
+
+    def budget(self, norm: str, customary: Mapping[str, float], values: int | None) -> float | None:
+        """Return under l_2 the norm of an image of 6/255 everywhere, as published; under l_inf what is customary."""
+        return 6 / 255 * math.sqrt(values) if norm == "l2" and values is not None else customary.get(norm)
+
+
+class AR(CorruptionKind):
+    """Autoregressive perturbations."""
+
+    kind = "ar"
+    norm = "l2"
+    granularities = ("sample",)
+
+    def budget(self, norm: str, customary: Mapping[str, float], values: int | None) -> float | None:
+        """Return under l_2 the published 1 for CIFAR-10's 3 x 32 x 32 values, and for others the same mean square."""
+        return math.sqrt(values / (3 * 32 * 32)) if norm == "l2" and values is not None else customary.get(norm)
+
+
+class CUDAOptions(CorruptionOptions):
+    """Keys of CUDA."""
+
+    blur: Number | None = Field(0.3, gt=0, le=1, description="largest of the random entries of a kernel beside its 1")
+
+
+class CUDA(CorruptionKind):
+    """Convolutions that stand for classes, which change images without a bound."""
+
+    kind = "cuda"
+    norm = "unbounded"
+    norms = ("unbounded",)
+    granularities = ("sample",)
+    Options = CUDAOptions

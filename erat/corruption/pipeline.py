@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -182,7 +183,10 @@ def _label_parameters(subject: Traits, config: RunConfig) -> Parameters:
 
 def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progress) -> tuple[Arrays, dict[str, Any]]:
     options = config.corruption
-    assert options.norm and options.granularity and options.epsilon is not None, "filled by the config"
+    assert options.norm and options.granularity, "filled by the config"
+    assert (options.epsilon is None) == (options.norm == "unbounded"), "filled by the config"
+    options.check_image(subject.size**2)
+    epsilon = math.inf if options.epsilon is None else options.epsilon
     device = choose_device(config)
     kind = CORRUPTIONS[options.data]
     sources: list[dict[str, Any]] = []
@@ -197,7 +201,7 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
         labels=subject.labels.to(device),
         num_classes=subject.num_classes,
         norm=options.norm,
-        epsilon=options.epsilon,
+        epsilon=epsilon,
         granularity=options.granularity,
         generator=generator(options.seed, "craft", kind.draws or kind.kind),
         build=partial(untrained, subject, config),
@@ -207,7 +211,7 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
         scratch=store.scratch(_image_parameters(Traits.of(subject), config)),
     )
     delta = kind.perturb(craft)
-    poisoned = quantize(subject.images.to(device), delta, options.norm, options.epsilon).cpu()
+    poisoned = quantize(subject.images.to(device), delta, options.norm, epsilon).cpu()
     reached = norms_of(poisoned.to(torch.int16) - subject.images.to(torch.int16), options.norm)
     fields = {
         "kind": options.data,

@@ -46,7 +46,7 @@ class Manifest(TypedDict):
     checksum: str
     kind: NotRequired[str]
     norm: NotRequired[str]
-    epsilon: NotRequired[float]
+    epsilon: NotRequired[float | None]  # none: the images are changed without a bound
     max_norm: NotRequired[Annotated[float, Field(ge=0)]]
     mean_norm: NotRequired[Annotated[float, Field(ge=0)]]
     noise_rate: NotRequired[Annotated[float, Field(ge=0, le=1)]]

@@ -51,12 +51,13 @@ def placed(config: RunConfig) -> RunConfig:
 
 
 def set_name(config: RunConfig) -> str:
-    """Return the name of a corrupted set for a person, such as "uhp l2 1.25" or "up linf 0.1 seed 3"."""
+    """Return the name of a corrupted set for a person: "uhp l2 1.25", "up linf 0.1 seed 3" or "cuda unbounded"."""
     options = config.corruption
     if options.data == "none":
         return f"{options.labels} labels"
     seed = f" seed {options.seed}" if options.seed else ""
-    return f"{options.data} {options.norm} {options.epsilon:.3g}{seed}"
+    budget = "" if options.epsilon is None else f" {options.epsilon:.3g}"
+    return f"{options.data} {options.norm}{budget}{seed}"
 
 
 def _set_key(config: RunConfig) -> tuple[object, ...]:

@@ -46,6 +46,15 @@ POISONS: dict[str, dict[str, Any]] = {
     "l2c, official": {"data": "l2c", "unet": "official"},
     "l2c, three passes of vgg11": {"data": "l2c", "victim": "vgg11", "victim_epochs": 3},
     "l2c, with what is no use": {"data": "l2c", "attack": "standard", "source": "vgg11", "width": 9},
+    "ops": {"data": "ops"},
+    "ops, 3 pixels": {"data": "ops", "epsilon": 3},
+    "lsp": {"data": "lsp"},
+    "lsp, linf": {"data": "lsp", "norm": "linf"},
+    "lsp, 5 patches": {"data": "lsp", "patches": 5},
+    "ar": {"data": "ar"},
+    "ar, linf": {"data": "ar", "norm": "linf"},
+    "cuda": {"data": "cuda"},
+    "cuda, 0.5": {"data": "cuda", "blur": 0.5},
     "urp, with what is no use": {"data": "urp", "attack": "standard", "steps": 7, "lr": 0.1, "width": 9},
 }
 LABELS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from torch import nn
 
 from erat.config import RunConfig
 from erat.corruption.base import Craft
-from erat.corruption.kinds import L2COptions, UniversalOptions
+from erat.corruption.kinds import CUDAOptions, L2COptions, LSPOptions, UniversalOptions
 from erat.data.fingerprint import Fingerprints
 from erat.data.types import ImageSet
 from erat.models import build_model
@@ -71,6 +71,8 @@ def order(make_images: Callable[..., ImageSet], source: nn.Module) -> Craft:
         options={
             **UniversalOptions().own(),
             **L2COptions().own(),
+            **LSPOptions().own(),
+            **CUDAOptions().own(),
             **{"steps": 6, "attack": "apgd-ce", "width": 4, "lr": 1e-3},
         },
     )

@@ -34,6 +34,10 @@ OPTIONS: dict[str, Overrides] = {
     "ap": {"steps": 100},
     "aa": {"steps": 100, "attack": "apgd-ce"},
     "l2c": {"steps": 500, "width": 64, "lr": 1e-4, "unet": "plain", "victim": "small", "victim_epochs": 1},
+    "ops": {},
+    "lsp": {"patches": 4},
+    "ar": {},
+    "cuda": {"blur": 0.3},
 }
 # What the preset `paper` has of the authors' code.
 AUTHORS: dict[str, Overrides] = {
@@ -161,7 +165,16 @@ def test_kinds_are_known_without_crafting() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "key", "value"),
-    [("l2c", "width", 9), ("l2c", "lr", 0.1), ("l2c", "steps", 3), ("aa", "attack", "standard"), ("up", "steps", 3)],
+    [
+        *[
+            ("l2c", "width", 9),
+            ("l2c", "lr", 0.1),
+            ("l2c", "steps", 3),
+            ("aa", "attack", "standard"),
+            ("up", "steps", 3),
+        ],
+        *[("lsp", "patches", 5), ("cuda", "blur", 0.5), ("ops", "epsilon", 5)],
+    ],
 )
 def test_the_options_of_a_kind_make_another_run(kind: str, key: str, value: Any) -> None:
     base = {"corruption.data": kind}
@@ -196,6 +209,9 @@ UNUSED: list[tuple[Overrides, str, Any]] = [
     ({"corruption.data": "ap"}, "corruption.attack", "standard"),
     ({"corruption.data": "aa"}, "corruption.width", 8),
     ({"corruption.data": "l2c"}, "corruption.attack", "standard"),
+    ({"corruption.data": "cuda"}, "corruption.epsilon", 0.1),
+    ({"corruption.data": "ops"}, "corruption.source", "resnet18"),
+    ({"corruption.data": "ar"}, "corruption.patches", 2),
     ({"corruption.data": "none"}, "corruption.epsilon", 0.1),
     ({"corruption.data": "none"}, "corruption.norm", "l2"),
     ({"corruption.data": "none"}, "corruption.steps", 7),
@@ -261,8 +277,15 @@ def test_the_demo_s_budgets_and_lengths(kind: str, expected: Overrides) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS.names())
-@pytest.mark.parametrize(("norm", "customary"), [("linf", 0.1), ("l2", 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "norm", "customary"),
+    [
+        (kind, norm, customary)
+        for kind in CORRUPTIONS.names()
+        for norm, customary in (("linf", 0.1), ("l2", 1.0))
+        if norm in CORRUPTIONS[kind].norms
+    ],
+)
 def test_a_demo_s_budget_is_for_its_norm_alone(kind: str, norm: str, customary: float) -> None:
     epsilon = build("demo", {"corruption.data": kind, "corruption.norm": norm}).corruption.epsilon
     if norm == CORRUPTIONS[kind].norm:

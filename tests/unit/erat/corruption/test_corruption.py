@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -34,7 +35,9 @@ def again(order: Craft, **changes: Any) -> Craft:
 
 
 def norms(delta: Tensor, norm: str) -> Tensor:
-    return l2_norm(delta) if norm == "l2" else delta.abs().flatten(1).amax(1)
+    if norm == "l0":
+        return (delta != 0).any(1).flatten(1).sum(1).float()
+    return delta.abs().flatten(1).amax(1) if norm == "linf" else l2_norm(delta)
 
 
 def per_class(delta: Tensor, labels: Tensor) -> Tensor:
@@ -47,29 +50,40 @@ def per_class(delta: Tensor, labels: Tensor) -> Tensor:
 # --- what holds of every kind ----------------------------------------------------------------------------------------
 
 
+BUDGETS = {"linf": 0.1, "l2": 1.0, "l0": 3.0, "unbounded": math.inf}
+
+
+def budgets() -> list[tuple[str, str, str]]:
+    """Return every kind in every granularity under each of its norms: all but OPS and CUDA have the paper's two."""
+    found = [(kind, granularity, norm) for kind, granularity in granularities() for norm in CORRUPTIONS[kind].norms]
+    lacking = {kind for kind in CORRUPTIONS.names() if not {"linf", "l2"} <= set(CORRUPTIONS[kind].norms)}
+    assert lacking == {"ops", "cuda"}
+    return found
+
+
 def granularities() -> list[tuple[str, str]]:
     return [(kind, granularity) for kind in CORRUPTIONS.names() for granularity in CORRUPTIONS[kind].granularities]
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 1.0)])
-@pytest.mark.parametrize(("kind", "granularity"), granularities())
-def test_every_kind_keeps_its_budget_and_its_input(
-    order: Craft, kind: str, granularity: str, norm: str, epsilon: float
-) -> None:
-    assert norm in CORRUPTIONS[kind].norms
+@pytest.mark.parametrize(("kind", "granularity", "norm"), budgets())
+def test_every_kind_keeps_its_budget_and_its_input(order: Craft, kind: str, granularity: str, norm: str) -> None:
+    epsilon = BUDGETS[norm]
     before = order.images.clone()
     delta = CORRUPTIONS[kind].perturb(again(order, norm=norm, epsilon=epsilon, granularity=granularity))
     assert delta.shape == order.images.shape
     assert not delta.requires_grad
     assert norms(delta, norm).max() <= epsilon * (1 + 1e-5)
-    assert norms(delta, norm).max() > 0.5 * epsilon, "a budget is there to be used"
+    least = 0.1 if norm == "unbounded" else 0.5 * epsilon
+    assert norms(delta, norm).max() > least, "a budget is there to be used"
     assert torch.equal(order.images, before)
 
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("kind", "granularity"), granularities())
 def test_every_kind_is_decided_by_its_generator(order: Craft, kind: str, granularity: str) -> None:
+    if kind == "ops":
+        order = replace(order, norm="l0")
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = CORRUPTIONS[kind].perturb(again(order, granularity=granularity))
@@ -78,7 +92,7 @@ def test_every_kind_is_decided_by_its_generator(order: Craft, kind: str, granula
     assert torch.equal(first, CORRUPTIONS[kind].perturb(again(order, granularity=granularity)))
     other = replace(order, granularity=granularity, generator=torch.Generator().manual_seed(1))
     same = torch.equal(first, CORRUPTIONS[kind].perturb(other))
-    assert same is (kind == "ap"), "AP alone draws nothing"
+    assert same is (kind in ("ap", "ops")), "AP draws nothing, and OPS only where two choices are equally good"
 
 
 @pytest.mark.usefixtures("quick")
@@ -98,7 +112,8 @@ def test_the_source_network_is_asked_for_where_it_is_used_and_left_as_it_was(ord
         asked.append(1)
         return source
 
-    for kind, times in (("urp", 0), ("up", 0), ("l2c", 0), ("uhp", 1), ("uap", 1), ("ap", 1), ("aa", 1)):
+    without = [(kind, 0) for kind in ("urp", "up", "l2c", "ops", "lsp", "ar", "cuda")]
+    for kind, times in (*without, ("uhp", 1), ("uap", 1), ("ap", 1), ("aa", 1)):
         asked.clear()
         CORRUPTIONS[kind].perturb(again(order, source=ask))
         assert len(asked) == times
@@ -239,7 +254,17 @@ def test_only_images_over_their_budget_are_shrunk() -> None:
     assert moved == [[125, 110], [125, 110]]
 
 
+@pytest.mark.parametrize("norm", ["l0", "unbounded"])
+def test_rounding_under_l0_or_no_bound_is_to_nearest_and_changes_no_further_pixel(norm: str) -> None:
+    clean = torch.tensor([100, 100, 100, 250], dtype=torch.uint8).view(1, 1, 1, 4)
+    delta = torch.tensor([155.4, -99.6, 0.0, 9.0]).view(1, 1, 1, 4) / 255
+    assert quantize(clean, delta, norm, 3.0).flatten().tolist() == [255, 0, 100, 255]
+
+
 def test_norms_of_grey_level_differences() -> None:
     difference = torch.tensor([[3, -4], [0, 255]], dtype=torch.int16).view(2, 1, 1, 2)
     torch.testing.assert_close(norms_of(difference, "l2"), torch.tensor([5 / 255, 1.0]))
     torch.testing.assert_close(norms_of(difference, "linf"), torch.tensor([4 / 255, 1.0]))
+    colour = torch.tensor([[[0, 3], [0, 0]], [[1, -4], [0, 0]]], dtype=torch.int16).view(1, 2, 2, 2)
+    assert norms_of(colour, "l0").tolist() == [2.0], "pixels, of which any channel differs"
+    torch.testing.assert_close(norms_of(difference, "unbounded"), norms_of(difference, "l2"))

@@ -114,12 +114,13 @@ def test_no_test_image_has_a_say_in_what_is_crafted(
 # --- budgets on disk -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("kind", CORRUPTIONS.names())
+@pytest.mark.parametrize(
+    ("kind", "norm"), [(kind, norm) for kind in CORRUPTIONS.names() for norm in CORRUPTIONS[kind].norms]
+)
 def test_what_lies_in_the_store_keeps_its_budget_and_its_labels(
     run: Callable[..., CorruptedSet], kind: str, norm: str
 ) -> None:
-    epsilon = {"linf": 0.1, "l2": 0.77}[norm]
+    epsilon = {"linf": 0.1, "l2": 0.77, "l0": 2.0, "unbounded": None}[norm]
     budget = {"corruption.norm": norm, "corruption.epsilon": epsilon}
     data = run({"corruption.data": kind, "corruption.labels": "none"} | budget)
     plain = run({"corruption.data": "none", "corruption.labels": "none"})
@@ -128,8 +129,10 @@ def test_what_lies_in_the_store_keeps_its_budget_and_its_labels(
     np.testing.assert_array_equal(stored, data.train.images.numpy())
     assert stored.dtype == np.uint8
     delta = torch.from_numpy(stored).double().div(255) - plain.train.images.double().div(255)
-    reached = delta.flatten(1).norm(dim=1) if norm == "l2" else delta.abs().flatten(1).amax(1)
-    assert 0 < reached.max() <= epsilon + 1e-6
+    reached = delta.abs().flatten(1).amax(1) if norm == "linf" else delta.flatten(1).norm(dim=1)
+    if norm == "l0":
+        reached = (delta != 0).any(1).flatten(1).sum(1).double()
+    assert 0 < reached.max() <= (np.inf if epsilon is None else epsilon + 1e-6)
     assert manifest["max_norm"] == pytest.approx(reached.max().item(), abs=1e-6)
     assert manifest["mean_norm"] == pytest.approx(reached.mean().item(), abs=1e-6)
     assert torch.equal(data.train.labels, data.true_labels)

@@ -185,6 +185,10 @@ def test_iss_learns_from_squeezed_pixels(make_config: Make, make_data: Make) -> 
         ("uap", "l2"),
         ("ap", "l2"),
         ("urp", "l2"),
+        ("lsp", "l2"),
+        ("ar", "l2"),
+        ("ops", "linf"),
+        ("cuda", "linf"),
         ("none", "linf"),
     ],
 )

@@ -16,7 +16,7 @@ from erat.config import RunConfig
 from erat.corruption import l2c, scratch, up
 from erat.corruption.base import Craft, ShuffledBatches
 from erat.corruption.pipeline import corrupted_set
-from erat.corruption.samplewise import in_batches
+from erat.corruption.samplewise import by_part, in_batches
 from erat.corruption.scratch import Scratch
 from erat.corruption.store import Store
 from erat.data.types import ImageSet
@@ -27,7 +27,7 @@ LONG = [
     (kind, granularity)
     for kind in CORRUPTIONS.names()
     for granularity in CORRUPTIONS[kind].granularities
-    if CORRUPTIONS[kind].Options.own_keys()  # the others are made in a single step
+    if CORRUPTIONS[kind].Options.own_keys() or kind == "ar"  # the others are made in a single step
 ]
 
 
@@ -59,7 +59,7 @@ def order(make_images: Callable[..., ImageSet], order: Craft) -> Craft:
 def _until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the last steps matter.
 
-    UP makes all its rounds, L2C takes its last generator, AP and AA have three batches.
+    UP makes all its rounds, L2C takes its last generator, what is crafted per image has three batches.
     """
     monkeypatch.setattr(up, "STOP_ERROR", -1.0)
     monkeypatch.setattr(up, "SAMPLE_STEPS", 3)
@@ -71,7 +71,8 @@ def _until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0.0 if learning is None else 1 / (1 + steps[0])
 
     monkeypatch.setattr(l2c._Confusion, "_trial", trial)
-    monkeypatch.setattr(in_batches, "__defaults__", (110,))
+    for parts in (in_batches, by_part):
+        monkeypatch.setattr(parts, "__defaults__", (110,))
 
 
 def craft(order: Craft, kind: str, granularity: str, scratch: Scratch, watch: Watch) -> Tensor:

@@ -69,6 +69,8 @@ def test_a_set_has_a_name_that_says_what_it_is() -> None:
     assert set_name(config("uhp")) == "uhp l2 1.25"
     assert set_name(config("up", **{"corruption.seed": 3, "corruption.epsilon": "8/255"})) == "up linf 0.0314 seed 3"
     assert set_name(config("none")) == "symmetric labels"
+    assert set_name(config("cuda", **{"corruption.seed": 3})) == "cuda unbounded seed 3"
+    assert set_name(config("ops", **{"corruption.epsilon": 5})) == "ops l0 5"
 
 
 def test_sets_of_the_same_images_are_crafted_together() -> None:
@@ -242,8 +244,8 @@ def test_every_kind_is_verified_beside_none() -> None:
     spec = verify.specification("demo", {}, ["none", "symmetric:0.4"], [0, 1])
     runs, _ = spec.planned(0)
     kinds = [run.corruption.data for run in runs]
-    assert list(dict.fromkeys(kinds)) == ["none", *verify.PAPER_ORDER]
-    assert len(runs) == 8 * 2 * 2
+    assert list(dict.fromkeys(kinds)) == ["none", *verify.PAPER_ORDER, "ar", "cuda", "lsp", "ops"]
+    assert len(runs) == 12 * 2 * 2
     assert {run.defense.name for run in runs} == {"ce"}
     assert {(run.corruption.labels, run.corruption.rate) for run in runs} == {("none", 0.0), ("symmetric", 0.4)}
     assert {(run.corruption.seed, run.train.seed) for run in runs} == {(0, 0), (1, 1)}

@@ -39,9 +39,18 @@ def test_a_grid_has_the_runs_of_the_paper_s_table(grid: str, count: int) -> None
     assert len(runs_of(grid, seeds=(0, 1, 2))) == 3 * count
 
 
+def test_the_grid_of_further_poisons_has_each_under_each_defense_and_the_paper_s_on_request() -> None:
+    runs = runs_of("poisons")
+    assert {run["corruption.data"] for run in runs} == {"ops", "lsp", "ar", "cuda"}
+    assert len(runs) == 2 * 4 * 7
+    chosen = runs_of("poisons", only={"corruption": ["uhp", "ops"], "defense": ["erat"], "noise": ["symmetric"]})
+    assert [run["corruption.data"] for run in chosen] == ["ops", "uhp"]
+
+
 def test_every_grid_is_known_by_its_name_and_its_runs_differ() -> None:
     names = sorted(file.stem for file in GRIDS.glob("*.yaml") if file.stem != "base")
-    assert names == ["fair3", "fair6", *(f"figure{n}" for n in range(2, 9)), "rq5", *(f"table{n}" for n in range(1, 7))]
+    figures, tables = ([f"{word}{n}" for n in range(*ends)] for word, ends in (("figure", (2, 9)), ("table", (1, 7))))
+    assert names == ["fair3", "fair6", *figures, "poisons", "rq5", *tables]
     for name in names:
         assert load_grid(name).name == name
         # Without the counting of operations, which takes seconds for each defense.
