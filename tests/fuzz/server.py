@@ -39,6 +39,7 @@ MODULES = (
             "audit.files",
             "audit.outline",
             "commands.doctor",
+            "commands.evaluate",
             "commands.overview",
             "commands.profile",
             "report.document",
