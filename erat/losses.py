@@ -51,6 +51,12 @@ def label_loss(labels_N: Tensor, logits_NK: Tensor) -> Tensor:
     return F.cross_entropy(logits_NK, labels_N, reduction="none")
 
 
+def label_margin(labels_N: Tensor, logits_NK: Tensor) -> Tensor:
+    """Return by how much the best other class is ahead of the label's, shape (N,); above 0 the image is fooled."""
+    others = logits_NK.scatter(1, labels_N[:, None], -torch.inf)
+    return others.amax(1) - logits_NK.gather(1, labels_N[:, None]).squeeze(1)
+
+
 def label_gain(labels_N: Tensor, logits_NK: Tensor) -> Tensor:
     """Return the negative cross-entropy per image, shape (N,), which a targeted or error-minimising attack raises."""
     return -label_loss(labels_N, logits_NK)

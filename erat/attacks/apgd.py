@@ -14,6 +14,7 @@ from torch import Tensor
 
 from erat.attacks.norms import per_image
 from erat.attacks.pgd import Budget, Objective
+from erat.attacks.threats import Mixture
 
 MOMENTUM = 0.75  # alpha: the weight of the new step against the last move
 RISES = 0.75  # rho: the step size is halved if fewer than this share of steps raised the loss
@@ -23,7 +24,7 @@ def apgd(
     network: Callable[[Tensor], Tensor],
     images_NCHW: Tensor,
     objective: Objective,
-    budget: Budget,
+    budget: Budget | Mixture,
     *,
     steps: int,
     start_NCHW: Tensor | None = None,
@@ -36,7 +37,7 @@ def apgd(
         network: maps images to logits, in eval mode (see `frozen`).
         images_NCHW: float in [0, 1].
         objective: called with the logits of each point; returns one number per image.
-        budget: norm and epsilon per image.
+        budget: norm and epsilon per image; of a mixture, the images are in the order of its groups.
         steps: N_iter, the number of steps.
         start_NCHW: perturbation to start from; none: zero.
 
@@ -46,7 +47,7 @@ def apgd(
     images = images_NCHW.detach()
 
     def within(point: Tensor) -> Tensor:
-        return (images + budget.project(point - images)).clamp(0, 1)
+        return budget.inside(images, point - images)
 
     point = images if start_NCHW is None else within(images + start_NCHW)
     grad, value = _gradient(network, point, objective)
@@ -56,7 +57,7 @@ def apgd(
     best_then, halved_then, reviewed = value, torch.ones_like(value, dtype=torch.bool), 0
     reviews = checkpoints(steps)
     for step in range(1, steps + 1):
-        ahead = within(point + per_image(length) * budget.direction(grad))
+        ahead = budget.moved(images, point, grad, length)
         weight = MOMENTUM if step > 1 else 1.0
         last, point = point, within(point + weight * (ahead - point) + (1 - weight) * (point - last))
         before = value

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erat.audit.robustness import blurred
 from erat.data.squeeze import squeeze
 from erat.data.types import ImageSet, to_float
 from erat.engine.evaluation import accuracy
+from erat.robustness.common import blurred
 
 BITS = 2
 SIGMA = 0.7  # standard deviation, in pixels, of the blur that is subtracted to get the residual

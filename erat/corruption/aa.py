@@ -5,13 +5,13 @@ Untargeted: each image is moved away from its class, as the source network sees 
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from erat.attacks.apgd import apgd
+from erat.attacks.ensemble import LEAST_CLASSES, standard_ensemble
 from erat.attacks.norms import l2_step, per_image
 from erat.attacks.pgd import Budget, frozen
 from erat.corruption import kinds
@@ -19,9 +19,6 @@ from erat.corruption.base import Craft, DataCorruption
 from erat.corruption.samplewise import in_batches
 from erat.errors import UserError
 from erat.losses import label_loss
-
-TARGETS = 9  # number of wrong classes that the targeted attacks try, as published
-LEAST_CLASSES = 4  # the loss of the targeted attacks compares four logits
 
 
 class AutoAttackPoison(kinds.AA, DataCorruption):
@@ -68,28 +65,18 @@ def _apgd_ce(craft: Craft, network: nn.Module, images: Tensor, labels: Tensor) -
 
 
 def _ensemble(craft: Craft, network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Attack a batch with the ensemble in its authors' own implementation.
-
-    That implementation seeds torch's global generators, so they are restored afterwards. Shapes are as in `_apgd_ce`.
-    """
-    from pyautoattack import AutoAttack
-
+    """Attack a batch with the ensemble in its authors' own implementation; shapes are as in `_apgd_ce`."""
     seed = int(torch.randint(2**31, (1,), generator=craft.generator))
-    norm = {"linf": "Linf", "l2": "L2"}[craft.norm]
-    ensemble = AutoAttack(network, norm=norm, eps=craft.epsilon, seed=seed, device=images.device)
-    ensemble.verbose = False
-    ensemble.logger.setLevel(logging.ERROR)  # it warns of images that are already misclassified
-    ensemble.fab.n_iter = craft.steps
-    for attack in (ensemble.apgd, ensemble.apgd_targeted):
-        attack.n_iter = attack.n_iter_orig = craft.steps
-        # The attack derives the schedule of its step sizes from `n_iter` only once, when it is constructed.
-        attack.n_iter_2, attack.n_iter_min = max(int(0.22 * craft.steps), 1), max(int(0.06 * craft.steps), 1)
-        attack.size_decr = max(int(0.03 * craft.steps), 1)
-    ensemble.apgd_targeted.n_target_classes = ensemble.fab.n_target_classes = min(TARGETS, craft.num_classes - 1)
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        moved: Tensor = ensemble.run_standard_evaluation(images, labels, batch_size=len(images))[0]
-    return moved
+    return standard_ensemble(
+        network,
+        images,
+        labels,
+        norm=craft.norm,
+        epsilon=craft.epsilon,
+        num_classes=craft.num_classes,
+        seed=seed,
+        steps=craft.steps,
+    )
 
 
 AA = AutoAttackPoison()

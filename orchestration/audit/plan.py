@@ -13,7 +13,7 @@ import torch
 
 from erat.audit.audit import WAYS, Plan
 from erat.audit.crossfit import JUDGED, probabilities, train_on
-from erat.audit.robustness import APGD_STEPS, BLUR, JPEG, MOST_ATTACKED, NOISE, SHARES, attacked_classes
+from erat.audit.robustness import MOST_ATTACKED, attacked_classes
 from erat.audit.search import SCALES
 from erat.config import RunConfig, build
 from erat.data.types import ImageSet
@@ -22,6 +22,8 @@ from erat.engine.checkpoint import load
 from erat.engine.memory import MB, DataShape, predict
 from erat.engine.report import EpochReport
 from erat.errors import UserError
+from erat.robustness.common import BLUR, JPEG, NOISE
+from erat.robustness.curve import APGD_STEPS, SHARES
 from orchestration.report.notation import duration
 
 BATCHES = 6  # number of batches on which the calibration trains

@@ -17,6 +17,7 @@ from orchestration.cli.options import (
     Preset,
     ShowConfig,
     checked_name,
+    nonempty,
     parse_overrides,
     print_config,
     read_asked,
@@ -24,6 +25,7 @@ from orchestration.cli.options import (
     whole_numbers,
 )
 from orchestration.cli.running import plan_or_run
+from orchestration.commands import completion
 from orchestration.commands.console import EXIT_FAILED, err, show_failure, stopped
 
 verbs = typer.Typer()
@@ -181,6 +183,68 @@ def craft(
             err.print(f"a sheet to look at: {sheet}", markup=False)
     if as_json:
         print(json.dumps(content))
+
+
+@verb(
+    verbs,
+    "evaluate 3f9c",
+    "evaluate 3f9c --threats linf,l2 --samples 1000",
+    "evaluate 3f9c --budgets linf=2/255,4/255,8/255 --budgets l0=1,5",
+    "evaluate runs/cells/3f9c0a7d52e1b684 --attacks pgd,apgd,standard --samples 100 --json",
+)
+def evaluate(
+    run: Annotated[
+        str,
+        typer.Argument(help="first digits of a run in ERAT_HOME/cells, or its folder", autocompletion=completion.runs),
+    ],
+    threats: Annotated[
+        str | None,
+        typer.Option(
+            callback=nonempty,
+            help="threat models with commas, of linf, l2, l1, l0; none: all with a customary budget, or those of "
+            "--budgets",
+        ),
+    ] = None,
+    budgets: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=SIZE,SIZE",
+            help="budgets of a threat model; may be given for each. None: 1/4, 1/2, 1 and 2 times the customary one",
+            show_default=False,
+        ),
+    ] = None,
+    attacks: Annotated[
+        str,
+        typer.Option(
+            callback=nonempty,
+            help="attacks with commas: pgd, apgd, and standard, AutoAttack's ensemble, which takes minutes for 100 "
+            "images even of a small network on a CPU",
+        ),
+    ] = "pgd,apgd",
+    samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="test images at most, evenly spaced")] = 500,
+    force: Annotated[bool, typer.Option(help="evaluate again what has been evaluated")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a trained run's test images under every threat model: accuracy against budget, with a figure.
+
+    Clean accuracy and that under common corruptions stand beside it. After an interruption, the same command goes on.
+    """
+    from orchestration.commands.evaluate import Asked
+    from orchestration.commands.evaluate import evaluate as measured
+    from orchestration.report.render.terminal import terminal
+    from orchestration.report.robustness import attack_table, corruption_table
+    from orchestration.storage.workspace import Workspace
+
+    asked = Asked(threats, budgets or [], attacks, samples, force)
+    try:
+        found, files = measured(run, asked, Workspace.from_environment(reading=True, make=False))
+    except KeyboardInterrupt:
+        raise stopped("the same command goes on after the last finished attack") from None
+    err.print(terminal(attack_table(found)), terminal(corruption_table(found)), sep="\n")
+    for file in files:
+        err.print(f"  {file}", markup=False)
+    if as_json:
+        print(json.dumps(found.model_dump() | {"files": [str(file) for file in files]}))
 
 
 @verb(

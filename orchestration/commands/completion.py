@@ -94,6 +94,15 @@ def studies(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
 
 
 @_silent
+def runs(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
+    """Offer the digests of the runs that have left a trained model."""
+    from orchestration.storage.workspace import Workspace
+
+    cells = Workspace.from_environment(reading=True, make=False).run_directory("x").parent
+    return sorted(file.parents[1].name for file in cells.glob("*/artifacts/model.pt"))
+
+
+@_silent
 def defenses(ctx: typer.Context, incomplete: str) -> Iterable[Offer]:
     """Offer the names of defenses and their variants."""
     from erat.variants import defense_names

@@ -322,6 +322,7 @@ def verbs() -> st.SearchStrategy[Input]:
         "train",
         "craft",
         "audit",
+        "evaluate",
         "ui",
         "doctor",
     ]
@@ -330,6 +331,7 @@ def verbs() -> st.SearchStrategy[Input]:
         *("--port=0", "--port=99999", "--folds=1", "--folds=x", "--name=../x", "--name=", "--format=exe", "--address"),
         *("-x", "--max-concurrent=0", "--seeds=", "--space=nothing", "--grid=nothing", "--labels=x", "--slots=0"),
         *("--sampler=", "--sampler=x", "--pruner=x", "--window=0", "--window=x", "--rungs=9,4", "--confirm=3x1"),
+        *("--threats=", "--threats=x", "--budgets=x", "--attacks=", "--samples=0", "--samples=x"),
     ]
     # An unknown option is refused before the values of other options are read, so free text needs only this one.
     refused = st.builds(
@@ -344,7 +346,7 @@ def verbs() -> st.SearchStrategy[Input]:
     wrong = refused | texts
     unknown = st.builds(
         lambda verb, name: Input("verbs", (verb, "--", name), {}, WRONG if name else EITHER),
-        st.sampled_from(["resume", "retry", "cancel", "sync", "status", "report"]),
+        st.sampled_from(["resume", "retry", "cancel", "sync", "status", "report", "evaluate"]),
         TEXT | st.sampled_from(ODD),
     )
     help_of = st.sampled_from(names).map(lambda verb: Input("verbs", (verb, "--help"), {}, FINE))

@@ -41,6 +41,7 @@ MODULES = (
             "audit.files",
             "audit.outline",
             "commands.doctor",
+            "commands.evaluate",
             "commands.overview",
             "commands.plan",
             "commands.preview",

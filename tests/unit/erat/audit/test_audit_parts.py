@@ -25,12 +25,13 @@ from erat.audit.quality import (
     mean_scores,
     suggestions,
 )
-from erat.audit.robustness import corrupt, robustness
+from erat.audit.robustness import robustness
 from erat.audit.settings import customary_budgets, plain_settings, robust_settings
 from erat.corruption.base import quantize
 from erat.data.types import ImageSet
 from erat.engine.checkpoint import save
 from erat.errors import UserError
+from erat.robustness.common import corrupt
 from orchestration.audit.execute import _kept
 
 
