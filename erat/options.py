@@ -27,7 +27,8 @@ from erat.paths import user_path
 Norm = Literal["linf", "l2"]
 
 
-NORMS = ("linf", "l2", "l1", "l0")  # what a defense may perturb its images under
+# What a defense may perturb its images under; those after the paper's two have budgets of their own name.
+NORMS = ("linf", "l2", "l1", "l0", "ssim", "wasserstein")
 
 
 def norms_in(text: str) -> tuple[str, ...]:
