@@ -23,8 +23,8 @@ LUMINANCE, CONTRAST = 0.01**2, 0.03**2  # C_1 and C_2, for pixels in [0, 1]
 SIGMA = 1.5  # of the Gaussian window, in pixels
 WINDOW, SMALL_WINDOW = 11, 7  # sides of the window in pixels; the small one where 11 is more than half of the image
 HALVINGS = 14  # of the scale of a perturbation: it is met to 1/16384
-# Least price of a pixel as a share of the mean. Pixels of the border are in few windows, at small weights: a change there
-# is nearly free, and without a floor a step would be spent on the corners.
+# Least price of a pixel as a share of the mean. Pixels of the border are in few windows, at small weights: a change
+# there is nearly free, and without a floor a step would be spent on the corners.
 FLOOR = 0.1
 
 

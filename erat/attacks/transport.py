@@ -1,8 +1,8 @@
 """Computes steps and projections under the Wasserstein distance, whose perturbations move brightness to near pixels.
 
-Pure functions of tensors. Shapes: perturbations, gradients and images (N, C, H, W). A perturbation moves what an image's
-values sum to, inside each channel; it adds and removes nothing. A budget is the distance that the brightness of an image
-may move on average, in pixels along rows and columns (the first Wasserstein distance with city-block ground cost, over
+Pure functions of tensors. Shapes: perturbations, gradients and images (N, C, H, W). A perturbation moves what the
+values of an image sum to, inside each channel; it adds and removes nothing. A budget is the distance that the brightness
+of an image may move on average, in pixels along rows and columns (the first Wasserstein distance with city-block ground cost, over
 the sum of all values): 0.1 is a tenth of all brightness moved by one pixel. City-block distances are at least Euclidean
 ones, so that a perturbation within a budget here is within it there.
 
@@ -44,7 +44,8 @@ def _differences(potential: Tensor) -> Tensor:
 def _arrivals(flow: Tensor) -> Tensor:
     """Return what flows along the edges, (2, ..., H, W), add to each pixel; the transpose of `_differences`."""
     right, down = flow
-    return F.pad(right[..., :-1], (1, 0)) - right + F.pad(down[..., :-1, :], (0, 0, 1, 0)) - down
+    arrivals: Tensor = F.pad(right[..., :-1], (1, 0)) - right + F.pad(down[..., :-1, :], (0, 0, 1, 0)) - down
+    return arrivals
 
 
 class _Poisson:

@@ -173,7 +173,7 @@ def test_the_distance_is_that_of_a_linear_program(seed: int) -> None:
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.2, 0.6])
 def test_on_a_linear_network_transport_comes_close_to_a_linear_program(epsilon: float) -> None:
-    images = drawn(12, 1, SIDE, SIDE)
+    images = drawn(6, 1, SIDE, SIDE)
     weights = torch.randn(SIDE**2, generator=torch.Generator().manual_seed(0)).double()
     moved = steepest("wasserstein", images, weights, epsilon, steps=20)
     gains = (moved - images).flatten(1) @ weights
@@ -181,7 +181,7 @@ def test_on_a_linear_network_transport_comes_close_to_a_linear_program(epsilon: 
         best = best_within(image, weights.numpy(), epsilon) - float(image @ weights.numpy())
         print(epsilon, gain / best)
         assert gain <= best * (1 + 1e-6)
-        assert gain >= 0.8 * best
+        assert gain >= 0.85 * best
         assert cheapest(image, after * image.sum() / after.sum()) <= epsilon * image.sum() * (1 + 1e-6)
     assert gains.min() > 0
 

@@ -57,11 +57,6 @@ def test_budgets_of_ssim_and_wasserstein() -> None:
     assert budgets(name="mnist", image_size=14) == (0.05, 0.25)
 
 
-def test_ssim_needs_images_as_large_as_its_window() -> None:
-    with pytest.raises(UserError, match=r"^defense\.norms with ssim needs images of at least 7 x 7 pixels, got 36"):
-        build("demo", {"defense.norms": "ssim", "data.image_size": 6})
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
