@@ -3,8 +3,8 @@
 Pure functions of tensors. Shapes: perturbations, gradients and images (N, C, H, W). A perturbation moves what the
 values of an image sum to, inside each channel; it adds and removes nothing. A budget is the distance that all this
 brightness may move on average, in pixels along rows and columns (the first Wasserstein distance with city-block ground
-cost, over the sum of all values): 0.1 is a tenth of all brightness moved by one pixel. City-block distances are at least Euclidean
-ones, so that a perturbation within a budget here is within it there.
+cost, over the sum of all values): 0.1 is a tenth of all brightness moved by one pixel. City-block distances are at
+least Euclidean ones, so that a perturbation within a budget here is within it there.
 
 Sources: the threat model is that of Wong, Schmidt, Kolter, "Wasserstein Adversarial Examples via Projected Sinkhorn
 Iterations" (ICML 2019). The step is Frank-Wolfe's, as in Wu, Wang, Yu, "Stronger and Faster Wasserstein Adversarial
