@@ -123,7 +123,7 @@ class TestPredicted:
                 pytest.param({key: value}, marks=pytest.mark.slow)
                 for key, value in {
                     "defense.uniform": False,
-                    "defense.norms": "linf,l2,l1,l0,ssim,wasserstein",
+                    "defense.norms": "linf,l2,l1,l0",
                     "defense.selection": False,
                     "defense.strong": False,
                     "defense.random_start": True,
