@@ -29,7 +29,8 @@ Norm = Literal["linf", "l2"]
 PoisonNorm = Literal["linf", "l2", "l0", "unbounded"]
 
 
-NORMS = ("linf", "l2", "l1", "l0")  # what a defense may perturb its images under
+# What a defense may perturb its images under; those after the paper's two have budgets of their own name.
+NORMS = ("linf", "l2", "l1", "l0", "ssim", "wasserstein")
 
 
 def norms_in(text: str) -> tuple[str, ...]:

@@ -20,12 +20,21 @@ from erat.losses import label_loss
 from erat.models import build_model
 
 HERE = Path(__file__).parent
-BUDGETS = {"linf": 0.1, "l2": 1.0, "l1": 10.0, "l0": 10.0}  # customary for digits of 28 x 28
+BUDGETS = {
+    "linf": 0.1,
+    "l2": 1.0,
+    "l1": 10.0,
+    "l0": 10.0,
+    "ssim": 0.05,
+    "wasserstein": 0.5,
+}  # customary for digits of 28 x 28
 TITLES = {
     "linf": "l∞ ≤ 0.1:\nevery value a little",
     "l2": "l2 ≤ 1:\nspread by slope",
     "l1": "l1 ≤ 10:\nfew values, far",
     "l0": "l0 ≤ 10 pixels,\nof any colour",
+    "ssim": "1 - SSIM ≤ 0.05:\nwhere it shows least",
+    "wasserstein": "Wasserstein ≤ 0.5:\nmoved to near pixels",
 }
 DIGITS, STEPS = (3, 8), 20
 
@@ -52,7 +61,7 @@ def main() -> None:
         right = network(to_float(train.images)).argmax(1) == train.labels
     rows = [int(((train.labels == digit) & right).nonzero()[0]) for digit in DIGITS]
     clean, labels = to_float(train.images[rows]), train.labels[rows]
-    figure = Figure(figsize=(9.2, 7.4), dpi=80, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(12.9, 7.4), dpi=80, layout="constrained", facecolor="white")
     axes = figure.subplots(2 * len(DIGITS), 1 + len(THREATS))
     for place in axes.flat:
         place.set_axis_off()

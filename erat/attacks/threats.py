@@ -1,6 +1,7 @@
 """Gathers the threat models, each a step, a projection, a size and a random draw, and mixes them in one batch.
 
-A budget is a number for all images of a model: of l_inf, l_2 and l_1 in pixel units of 1.0, of l_0 a number of pixels.
+A budget is a number for all images of a model: of l_inf, l_2 and l_1 in pixel units of 1.0, of l_0 a number of pixels,
+of ssim 1 - SSIM, of wasserstein the distance in pixels that brightness moves on average.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from erat.attacks.norms import TINY, l2_norm, l2_project, l2_step, linf_project, linf_step, per_image
 from erat.attacks.sparse import l0_norm, l0_project, l0_step, l1_norm, l1_project, l1_step
+from erat.attacks.ssim import ssim_distance, ssim_draw, ssim_project, ssim_step
+from erat.attacks.transport import transport_draw, transport_project, transport_size, transport_step
 from erat.devices import to_device
 
 if TYPE_CHECKING:
@@ -29,13 +32,13 @@ class ThreatModel:
             step.
         project: (perturbation, clean images, budget) -> a perturbation within the budget that keeps the images in
             [0, 1]; the nearest one under l_inf, l_1 and l_0.
-        size: perturbation -> its size, float (N,), in the unit of the budget.
+        size: (perturbation, clean images) -> its size, float (N,), in the unit of the budget.
         draw: (clean images, budget, random) -> a random perturbation, not yet cut to [0, 1].
     """
 
     step: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     project: Callable[[Tensor, Tensor, float], Tensor]
-    size: Callable[[Tensor], Tensor]
+    size: Callable[[Tensor, Tensor], Tensor]
     draw: Callable[[Tensor, float, BatchRandom], Tensor]
 
 
@@ -75,23 +78,29 @@ def _draw_l0(images: Tensor, epsilon: float, random: BatchRandom) -> Tensor:
     return moved * (ranks < int(epsilon)).view(count, 1, height, width)
 
 
+def _noise(images: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
+    """Draw a normal number for each value, and a radius in [0, 1] for each image."""
+    noise = random.randn(*images.shape, device=images.device)
+    return noise, random.rand(len(images), device=images.device)
+
+
 THREATS: dict[str, ThreatModel] = {
     "linf": ThreatModel(
         step=lambda grad, point, images, epsilon: linf_step(grad),
         project=lambda delta, images, epsilon: _cut(images, linf_project(delta, _rows(images, epsilon))),
-        size=lambda delta: delta.abs().flatten(1).amax(1),
+        size=lambda delta, images: delta.abs().flatten(1).amax(1),
         draw=draw_linf,
     ),
     "l2": ThreatModel(
         step=lambda grad, point, images, epsilon: l2_step(grad),
         project=lambda delta, images, epsilon: _cut(images, l2_project(delta, _rows(images, epsilon))),
-        size=l2_norm,
+        size=lambda delta, images: l2_norm(delta),
         draw=draw_l2,
     ),
     "l1": ThreatModel(
         step=lambda grad, point, images, epsilon: l1_step(grad, point),
         project=lambda delta, images, epsilon: l1_project(delta, images, _rows(images, epsilon)),
-        size=l1_norm,
+        size=lambda delta, images: l1_norm(delta),
         draw=_draw_l1,
     ),
     "l0": ThreatModel(
@@ -101,8 +110,20 @@ THREATS: dict[str, ThreatModel] = {
             l0_step(grad, images, int(epsilon)) * (10 / epsilon) if epsilon >= 1 else torch.zeros_like(grad)
         ),
         project=lambda delta, images, epsilon: l0_project(delta, images, int(epsilon)),
-        size=l0_norm,
+        size=lambda delta, images: l0_norm(delta),
         draw=_draw_l0,
+    ),
+    "ssim": ThreatModel(
+        step=ssim_step,
+        project=ssim_project,
+        size=ssim_distance,
+        draw=lambda images, epsilon, random: ssim_draw(images, *_noise(images, random), epsilon),
+    ),
+    "wasserstein": ThreatModel(
+        step=transport_step,
+        project=transport_project,
+        size=transport_size,
+        draw=lambda images, epsilon, random: transport_draw(images, *_noise(images, random), epsilon),
     ),
 }
 

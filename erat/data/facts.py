@@ -29,7 +29,7 @@ class SourceFacts:
 
     Attributes:
         epsilon: the customary budget of each norm, in pixel units of 1.0: of "linf" and "l2" for corruptions and
-            defenses, of "l1" and "l0" (in pixels), if there is one, for defenses.
+            defenses, of the others of `erat.options.NORMS`, in their own units, if there is one, for defenses.
         flip: whether a mirrored image still shows its class (true for photographs, false for digits).
         policy: the AutoAugment policy that suits the set ("cifar10", "svhn", "imagenet", "digits").
         similar: class k -> the class into which asymmetric noise turns it (an absent class does not change); None:
@@ -51,18 +51,23 @@ class SourceFacts:
     def budgets(self, image_size: int | None) -> dict[str, float]:
         """Return the customary budgets for images resized to this side in pixels; None: as they are stored.
 
-        Those that add up over pixels go with the number of pixels: half the side, a quarter of l1 and l0.
+        Those that add up over pixels go with the number of pixels: half the side, a quarter of l1 and l0. The distance
+        of wasserstein goes with the side.
         """
         if image_size is None or self.shape is None:
             return self.epsilon
         share = (image_size / self.shape.size) ** 2
-        scaled = {"l1": lambda size: size * share, "l0": lambda size: max(1, round(size * share))}
+        scaled = {
+            "l1": lambda size: size * share,
+            "l0": lambda size: max(1, round(size * share)),
+            "wasserstein": lambda size: size * share**0.5,
+        }
         return {norm: scaled.get(norm, float)(size) for norm, size in self.epsilon.items()}
 
 
 # Customary budgets for photographs; l1 is that of Croce, Hein, "Mind the box" (ICML 2021), l0 that of evaluations by
-# sparse PGD, both on CIFAR-10.
-PHOTOGRAPHS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 20}
+# sparse PGD, both on CIFAR-10; wasserstein that of Wu, Wang, Yu (ICML 2020) there; ssim is the least that was tried.
+PHOTOGRAPHS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 20, "ssim": 0.05, "wasserstein": 0.005}
 
 # airplane 0, automobile 1, bird 2, cat 3, deer 4, dog 5, frog 6, horse 7, ship 8, truck 9
 CIFAR10_SIMILAR = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
@@ -105,7 +110,7 @@ def next_in_superclass(superclasses: dict[str, tuple[str, ...]]) -> dict[int, in
 
 
 # 8/255 is a budget for colour photographs; on grey drawings of 28 x 28 a comparable poison needs these larger ones.
-DRAWINGS = {"linf": 0.1, "l2": 1.0, "l1": 10.0, "l0": 10}
+DRAWINGS = {"linf": 0.1, "l2": 1.0, "l1": 10.0, "l0": 10, "ssim": 0.05, "wasserstein": 0.5}
 
 MNIST = SourceFacts(
     epsilon=DRAWINGS,

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from erat.errors import UserError
-from erat.options import MOST_EPOCHS, DefenseOptions, Free, NormSet, Number, Setting, norms_in
+from erat.options import MOST_EPOCHS, NORMS, DefenseOptions, Free, NormSet, Number, Setting, norms_in
 
+BEYOND = NORMS[2:]  # the norms beyond the paper's
+SSIM_WINDOW = 7  # the least side of an image of which there is a structural similarity, in pixels
 PolicyName = Literal["cifar10", "svhn", "imagenet", "digits", "ueraser"]
 SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
 
@@ -19,13 +21,13 @@ SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
 class PerturbationOptions(DefenseOptions):
     """Keys of a defense that can train on perturbed images; budgets are in pixel units of 1.0."""
 
-    added: ClassVar[dict[str, Any]] = {"epsilon_l1": None, "epsilon_l0": None}
+    added: ClassVar[dict[str, Any]] = {f"epsilon_{norm}": None for norm in BEYOND}
 
     adversarial: bool = Field(False, description="whether images are perturbed at all")
     norms: NormSet | None = Field(
         None,
-        description="the set that each image draws its norm from: both (linf and l2), or some of linf, l2, l1, l0; "
-        "none: the poison's own norm, linf without one",
+        description="the set that each image draws its norm from: both (linf and l2), or some of linf, l2, l1, l0, "
+        "ssim, wasserstein; none: the poison's own norm, linf without one",
     )
     uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
     epsilon_inf: Free[Number | None] = Field(
@@ -37,6 +39,15 @@ class PerturbationOptions(DefenseOptions):
     )
     epsilon_l0: Free[int | None] = Field(
         None, ge=1, le=10**6, description="norms with l0: its budget in pixels; none: customary for the data set"
+    )
+    epsilon_ssim: Free[Number | None] = Field(
+        None, ge=0, le=2, description="norms with ssim: its budget, 1 - SSIM; none: customary for the data set"
+    )
+    epsilon_wasserstein: Free[Number | None] = Field(
+        None,
+        ge=0,
+        description="norms with wasserstein: its budget, the mean way of brightness in pixels; none: customary for the "
+        "data set",
     )
     steps: int = Field(7, ge=1, le=10_000, description="steps of PGD, T in the paper")
     step_ratio: Free[Number] = Field(0.2, gt=0, description="step size as a share of the budget")
@@ -57,31 +68,35 @@ class PerturbationOptions(DefenseOptions):
             "epsilon_2": setting.epsilon["l2"],
             "norms": setting.norm or "linf",
         }
-        for norm in set(norms_in(self.norms or "")) & {"l1", "l0"}:
+        for norm in set(norms_in(self.norms or "")) & set(BEYOND):
             if setting.epsilon.get(norm) is None and getattr(self, f"epsilon_{norm}") is None:
                 raise UserError(f"defense.epsilon_{norm} must be given: {setting.data} has no customary {norm} budget")
             open_keys[f"epsilon_{norm}"] = setting.epsilon.get(norm)
         return super().fill(setting) | {key: value for key, value in open_keys.items() if getattr(self, key) is None}
 
     def budget(self, norm: str) -> float:
-        """Return the budget of a norm, in pixel units of 1.0, of l0 in pixels."""
+        """Return the budget of a norm, in its unit: see `erat.attacks.threats`."""
         value = getattr(self, {"linf": "epsilon_inf", "l2": "epsilon_2"}.get(norm, f"epsilon_{norm}"))
         assert value is not None, "filled by the config"
         return float(value)
 
     def check_image(self, pixels: int) -> None:
-        """Refuse an l0 budget of more pixels than an image has."""
+        """Refuse an l0 budget of more pixels than an image has, and ssim for images smaller than its window."""
         super().check_image(pixels)
         if self.epsilon_l0 is not None and self.epsilon_l0 > pixels:
             raise UserError(
                 f"defense.epsilon_l0 must be at most the {pixels} pixels of an image, got {self.epsilon_l0}"
+            )
+        if "ssim" in norms_in(self.norms or "") and pixels < SSIM_WINDOW**2:
+            raise UserError(
+                f"defense.norms with ssim needs images of at least {SSIM_WINDOW} x {SSIM_WINDOW} pixels, got {pixels}"
             )
 
     def check(self, workers: int) -> None:
         """Refuse a warm start together with what leaves it no last perturbation of each image to go on from."""
         super().check(workers)
         norms = norms_in(self.norms or "")
-        for norm in ("l1", "l0"):
+        for norm in BEYOND:
             given = getattr(self, f"epsilon_{norm}")
             if given is not None and norm not in norms:
                 raise UserError(f"defense.epsilon_{norm}={given:g} needs {norm} in defense.norms, got {self.norms}")
@@ -347,7 +362,7 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     adversarial: bool = Field(True, description="false: no perturbed views (w/o AT)")
     norms: NormSet = Field(
         "both",
-        description="the set that each image draws its norm from: both, or some of linf, l2, l1, l0",
+        description="the set that each image draws its norm from: both, or some of linf, l2, l1, l0, ssim, wasserstein",
     )
     random_start: bool = False
     consistency: bool = Field(True, description="beyond the paper: false leaves out Eq. 6's distance from p(x)")

@@ -181,7 +181,7 @@ class Evaluation:
         for moved, of in self._moved(logits, condition, clean, labels, start, seed):
             # Whatever an attack returns counts only if it is an image, and within the budget.
             moved = moved.clamp(0, 1)
-            within = threat.size(moved - clean[of]) <= condition.budget * (1 + TOLERANCE)
+            within = threat.size(moved - clean[of], clean[of]) <= condition.budget * (1 + TOLERANCE)
             with torch.no_grad():
                 fooled[of] |= (logits(moved).argmax(1) != labels[of]) & within
         return fooled.cpu()

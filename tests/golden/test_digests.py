@@ -113,6 +113,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.norms": {"defense.norms": "l2"},
     "defense.epsilon_l1": {"defense.norms": "linf,l2,l1", "defense.epsilon_l1": 1.5},
     "defense.epsilon_l0": {"defense.norms": "l0", "defense.epsilon_l0": 4},
+    "defense.epsilon_ssim": {"defense.norms": "ssim", "defense.epsilon_ssim": 0.2},
+    "defense.epsilon_wasserstein": {"defense.norms": "linf,wasserstein", "defense.epsilon_wasserstein": 0.1},
     "defense.uniform": {"defense.uniform": False},
     "defense.epsilon_inf": {"defense.epsilon_inf": 0.02},
     "defense.epsilon_2": {"defense.epsilon_2": 0.4},

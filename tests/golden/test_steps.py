@@ -114,6 +114,7 @@ def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train
         # Beyond the paper: however many norms the set has, and whichever.
         pytest.param({"defense.norms": "l1"}, 23, 24, id="l1"),
         pytest.param({"defense.norms": "linf,l2,l1,l0"}, 23, 24, id="four norms"),
+        pytest.param({"defense.norms": "ssim,wasserstein"}, 23, 24, id="ssim and wasserstein"),
         # Two PGD runs, 28; five student views (strong, and two of each perturbed image), 15.
         pytest.param({"defense.uniform": False}, 43, 44, id="w/o Uni"),
         pytest.param({"defense.adversarial": False}, 3, 4, id="w/o AT"),

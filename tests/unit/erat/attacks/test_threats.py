@@ -19,7 +19,7 @@ from erat.data.random import BatchRandom
 from erat.data.types import ImageSet
 from erat.losses import label_loss
 
-BUDGETS = {"linf": 0.1, "l2": 1.0, "l1": 4.0, "l0": 5.0}
+BUDGETS = {"linf": 0.1, "l2": 1.0, "l1": 4.0, "l0": 5.0, "ssim": 0.1, "wasserstein": 0.2}
 LABELS = torch.arange(60) % 4
 
 
@@ -55,7 +55,7 @@ def test_what_it_finds_is_feasible(source: nn.Module, images: Tensor, name: str,
     assert not moved.requires_grad
     assert moved.min() >= 0
     assert moved.max() <= 1
-    size = THREATS[name].size(moved - images)
+    size = THREATS[name].size(moved - images, images)
     assert size.max() <= epsilon * (1 + 1e-5)
     assert size.min() > 0
 
@@ -65,7 +65,7 @@ def test_projections_are_feasible_and_leave_what_is(images: Tensor, name: str) -
     threat, epsilon = THREATS[name], BUDGETS[name]
     far = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * 3
     inside = threat.project(far, images, epsilon)
-    assert threat.size(inside).max() <= epsilon * (1 + 1e-5)
+    assert threat.size(inside, images).max() <= epsilon * (1 + 1e-5)
     assert (images + inside).min() >= -1e-6
     assert (images + inside).max() <= 1 + 1e-6
     torch.testing.assert_close(threat.project(inside, images, epsilon), inside, rtol=0, atol=1e-6)
@@ -92,7 +92,7 @@ def test_a_larger_budget_finds_more(source: nn.Module, images: Tensor, name: str
 @pytest.mark.parametrize("name", THREATS)
 def test_draws_are_feasible_and_fill_the_budget(images: Tensor, name: str) -> None:
     drawn = THREATS[name].draw(images, BUDGETS[name], random())
-    size = THREATS[name].size(drawn)
+    size = THREATS[name].size(drawn, images)
     assert size.max() <= BUDGETS[name] * (1 + 1e-5)
     assert size.max() > 0.9 * BUDGETS[name]
 
@@ -112,7 +112,7 @@ def test_each_image_of_a_mixture_has_its_own_model_s_run(source: nn.Module, imag
     """In float64, in which the size of a batch changes no decision."""
     source, images = source.double(), images.double()
     names = list(THREATS)
-    which = torch.arange(60) * 7 % 4
+    which = torch.arange(60) * 7 % len(THREATS)
     mixture = Mixture.of(names, [BUDGETS[name] for name in names], which)
     loss, calls = partial(label_loss, LABELS[mixture.order]), list[int]()
     source.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
@@ -125,11 +125,11 @@ def test_each_image_of_a_mixture_has_its_own_model_s_run(source: nn.Module, imag
 
 
 def test_starts_are_each_image_s_own(images: Tensor) -> None:
-    which = torch.arange(60) * 7 % 4
+    which = torch.arange(60) * 7 % len(THREATS)
     mixture = Mixture.of(list(THREATS), list(BUDGETS.values()), which)
     start = mixture.draw(images, random())
     for number, name in enumerate(THREATS):
-        size = THREATS[name].size(start[which == number])
+        size = THREATS[name].size(start[which == number], images[which == number])
         assert size.max() <= BUDGETS[name] * (1 + 1e-5)
         assert size.min() > 0
     inside = mixture.inside(images[mixture.order], start[mixture.order])

@@ -9,6 +9,8 @@ import pytest
 from erat.config import build
 from erat.errors import UserError
 
+NORMS = "linf, l2, l1, l0, ssim, wasserstein"
+
 
 def erat(**options: Any) -> Any:
     return build("demo", {f"defense.{key}": value for key, value in options.items()})
@@ -41,20 +43,65 @@ def test_budgets_are_customary_for_the_set_at_the_size_of_its_images() -> None:
     assert erat(norms="l1").defense.epsilon_l0 is None
 
 
+def test_budgets_of_ssim_and_wasserstein() -> None:
+    """The one has no unit, the other is a distance, which goes with the side."""
+
+    def budgets(**data: Any) -> tuple[float, float]:
+        given = {f"data.{key}": value for key, value in data.items()}
+        options: Any = build("paper", {"defense.norms": "wasserstein,ssim", **given}).defense
+        assert options.norms == "ssim,wasserstein"
+        return options.budget("ssim"), options.budget("wasserstein")
+
+    assert budgets(name="cifar10") == (0.05, 0.005)
+    assert budgets(name="mnist") == (0.05, 0.5)
+    assert budgets(name="mnist", image_size=14) == (0.05, 0.25)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"norms": "l3"}, "defense.norms: input should be both (linf and l2), or some of linf, l2, l1, l0, got 'l3'"),
-        ({"norms": ""}, "defense.norms: input should be both (linf and l2), or some of linf, l2, l1, l0, got ''"),
-        ({"norms": "l1,l1"}, "or some of linf, l2, l1, l0, got 'l1,l1'"),
+        (
+            {"norms": "l3"},
+            f"defense.norms: input should be both (linf and l2), or some of {NORMS}, got 'l3'",
+        ),
+        (
+            {"norms": ""},
+            f"defense.norms: input should be both (linf and l2), or some of {NORMS}, got ''",
+        ),
+        ({"norms": "l1,l1"}, f"or some of {NORMS}, got 'l1,l1'"),
         ({"norms": "l0", "epsilon_l0": 0}, "defense.epsilon_l0: input should be greater than or equal to 1, got 0"),
         ({"norms": "l0", "epsilon_l0": 197}, "defense.epsilon_l0 must be at most the 196 pixels of an image, got 197"),
         ({"norms": "l1", "epsilon_l1": -1}, "defense.epsilon_l1: input should be greater than or equal to 0, got -1"),
         ({"epsilon_l1": 3.5}, "defense.epsilon_l1=3.5 needs l1 in defense.norms, got both"),
         ({"norms": "l1", "epsilon_l0": 3}, "defense.epsilon_l0=3 needs l0 in defense.norms, got l1"),
+        ({"epsilon_ssim": 0.1}, "defense.epsilon_ssim=0.1 needs ssim in defense.norms, got both"),
+        (
+            {"norms": "ssim", "epsilon_wasserstein": 1},
+            "defense.epsilon_wasserstein=1 needs wasserstein in",
+        ),
+        (
+            {"norms": "ssim", "epsilon_ssim": 2.5},
+            "epsilon_ssim: input should be less than or equal to 2, got 2.5",
+        ),
+        ({"norms": "wasserstein", "epsilon_wasserstein": -1}, "should be greater than or equal to 0, got -1"),
+        ({"norms": "ssim", "pgd_scale": 0.5}, "defense.pgd_scale=0.5 needs defense.norms of linf and l2, got ssim"),
         ({"norms": "linf,l1", "pgd_scale": 0.5}, "defense.pgd_scale=0.5 needs defense.norms of linf and l2, got linf"),
     ],
-    ids=["unknown", "empty", "twice", "no-pixel", "too-many", "negative", "no-l1", "no-l0", "shrunk"],
+    ids=[
+        *(
+            "unknown",
+            "empty",
+            "twice",
+            "no-pixel",
+            "too-many",
+            "negative",
+            "no-l1",
+            "no-l0",
+            "no-ssim",
+            "no-wasserstein",
+        ),
+        *("too-unlike", "backwards", "shrunk-ssim", "shrunk"),
+    ],
 )
 def test_what_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as error:

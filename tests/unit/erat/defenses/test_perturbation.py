@@ -40,9 +40,9 @@ LABELS = torch.arange(SAMPLES) % CLASSES
 INDICES = torch.arange(SAMPLES)
 
 
-def poison(**options: Any) -> Perturber:
+def poison(side: int = SIDE, **options: Any) -> Perturber:
     chosen = ERATOptions(epsilon_inf=0.1, epsilon_2=1.0, policy="cifar10", **options)
-    return Perturber(chosen, Task(SAMPLES, CLASSES, False, lambda seed: nn.Identity(), (1, SIDE, SIDE)))
+    return Perturber(chosen, Task(SAMPLES, CLASSES, False, lambda seed: nn.Identity(), (1, side, side)))
 
 
 def random() -> BatchRandom:
@@ -166,10 +166,10 @@ def test_the_default_keeps_no_state_and_draws_nothing_more(make_config: Make, ma
     assert not [name for name in Trainer(make_config(), make_data(64)).defense.state_dict() if "poison" in name]
 
 
-@pytest.mark.parametrize("norms", ["both", "linf,l2,l1,l0"])
-def test_a_step_waits_for_no_device(make_config: Make, make_data: Make, norms: str) -> None:
+@pytest.mark.parametrize(("norms", "steps"), [("both", 7), ("linf,l2,l1,l0", 7), ("ssim,wasserstein", 1)])
+def test_a_step_waits_for_no_device(make_config: Make, make_data: Make, norms: str, steps: int) -> None:
     """On the meta device nothing has a value, so that reading one, for which the host would wait for a GPU, fails."""
-    trainer = Trainer(make_config({"defense.norms": norms}), make_data(64))
+    trainer = Trainer(make_config({"defense.norms": norms, "defense.steps": steps}), make_data(64))
     batch, _ = next(trainer._batches.of(trainer.plan(Clock(0)).phases[0], Clock(0)))
     for phase, unlabelled in (("warmup", batch.images[:0]), ("train", batch.images)):
         defense = trainer.defense.to("meta")
@@ -189,28 +189,29 @@ def test_a_step_waits_for_no_device(make_config: Make, make_data: Make, norms: s
 
 # --- sets of norms beyond the paper's --------------------------------------------------------------------------------
 
-BUDGETS = {"linf": 0.1, "l2": 1.0, "l1": 2.0, "l0": 3.0}
+BUDGETS = {"linf": 0.1, "l2": 1.0, "l1": 2.0, "l0": 3.0, "ssim": 0.1, "wasserstein": 0.2}
 
 
 def mixed(**options: Any) -> Perturber:
     """Return a perturber with budgets for all norms."""
-    return poison(epsilon_l1=BUDGETS["l1"], epsilon_l0=int(BUDGETS["l0"]), **options)
+    budgets = {f"epsilon_{norm}": BUDGETS[norm] for norm in ("l1", "ssim", "wasserstein")}
+    return poison(epsilon_l0=int(BUDGETS["l0"]), **budgets, **options)
 
 
-def fitting(delta: Tensor) -> dict[str, Tensor]:
+def fitting(delta: Tensor, images: Tensor) -> dict[str, Tensor]:
     """Return for each norm which perturbations, of many images, fit its budget."""
-    return {name: threat.size(delta) <= BUDGETS[name] * (1 + 1e-5) for name, threat in THREATS.items()}
+    return {name: threat.size(delta, images) <= BUDGETS[name] * (1 + 1e-5) for name, threat in THREATS.items()}
 
 
 @pytest.mark.parametrize("options", [{}, {"random_start": True}, {"warm_start": True}, {"pgd_precision": "bf16"}])
-@pytest.mark.parametrize("norms", ["l1", "l0", "linf,l2,l1,l0"])
+@pytest.mark.parametrize("norms", ["l1", "l0", "ssim", "wasserstein", "linf,l2,l1,l0", "l1,ssim,wasserstein"])
 def test_images_of_a_set_fit_one_of_its_budgets(
     network: nn.Module, images: Tensor, norms: str, options: dict[str, Any]
 ) -> None:
     made = mixed(norms=norms, **options)
     for _ in range(2):
         moved = made(network, images, LABELS, random(), INDICES)
-    fits = fitting(moved - images)
+    fits = fitting(moved - images, images)
     assert torch.stack([fits[name] for name in norms.split(",")]).any(0).all()
     assert moved.min() >= 0
     assert moved.max() <= 1
@@ -219,7 +220,7 @@ def test_images_of_a_set_fit_one_of_its_budgets(
 
 def test_every_norm_of_a_set_gets_its_share_of_the_images(network: nn.Module, images: Tensor) -> None:
     many, labels = images.repeat(50, 1, 1, 1), LABELS.repeat(50)
-    fits = fitting(mixed(norms="linf,l2,l0")(network, many, labels, random()) - many)
+    fits = fitting(mixed(norms="linf,l2,l0")(network, many, labels, random()) - many, many)
     linf, l0 = fits["linf"], fits["l0"]
     for group in (linf & ~l0, l0 & ~linf, ~linf & ~l0):
         assert 0.28 < group.float().mean() < 0.39
@@ -229,7 +230,7 @@ def test_every_image_under_every_norm_of_a_set(network: nn.Module, images: Tenso
     moved = mixed(norms="linf,l1,l0", uniform=False)(network, images, LABELS, random(), INDICES)
     assert moved.shape == (3 * SAMPLES, *images.shape[1:])
     for name, part in zip(("linf", "l1", "l0"), moved.split(SAMPLES), strict=True):
-        assert fitting(part - images)[name].all()
+        assert fitting(part - images, images)[name].all()
         alone = mixed(norms=name)(network, images, LABELS, random(), INDICES)
         torch.testing.assert_close(part, alone, rtol=0, atol=1e-3)
 
@@ -240,10 +241,11 @@ def test_the_paper_s_literal_l2_holds_in_a_set(network: nn.Module, images: Tenso
 
 
 def test_a_share_of_the_budget(network: nn.Module, images: Tensor) -> None:
-    made = mixed(norms="linf,l1,l0", uniform=False)
-    parts = (made(network, images, LABELS, random(), strength=0.4) - images.repeat(3, 1, 1, 1)).split(SAMPLES)
-    for name, part in zip(("linf", "l1", "l0"), parts, strict=True):
-        size = THREATS[name].size(part)
+    names = ("linf", "l1", "l0", "ssim", "wasserstein")
+    made = mixed(norms=",".join(names), uniform=False)
+    parts = (made(network, images, LABELS, random(), strength=0.4) - images.repeat(5, 1, 1, 1)).split(SAMPLES)
+    for name, part in zip(names, parts, strict=True):
+        size = THREATS[name].size(part, images)
         assert size.max() <= 0.4 * BUDGETS[name] * (1 + 1e-5)
         assert size.min() > 0
 
@@ -251,3 +253,10 @@ def test_a_share_of_the_budget(network: nn.Module, images: Tensor) -> None:
 def test_more_pixels_than_an_image_has(images: Tensor) -> None:
     with pytest.raises(UserError, match=r"^defense\.epsilon_l0 must be at most the 64 pixels of an image, got 65$"):
         poison(norms="l0", epsilon_l0=65)
+
+
+def test_an_image_smaller_than_the_window_of_ssim() -> None:
+    with pytest.raises(UserError, match=r"^defense\.norms with ssim needs images of at least 7 x 7 pixels, got 36"):
+        poison(6, norms="linf,ssim", epsilon_ssim=0.1)
+    poison(7, norms="linf,ssim", epsilon_ssim=0.1)
+    poison(6, norms="wasserstein", epsilon_wasserstein=0.1)

@@ -77,6 +77,9 @@ def test_names(line: str, expected: list[str], workspace: Path) -> None:
     assert offered(workspace, line) == (expected, "light")
 
 
+EPSILONS = ("2", "inf", "l0", "l1", "ramp", "ssim", "wasserstein")
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -89,7 +92,7 @@ def test_names(line: str, expected: list[str], workspace: Path) -> None:
         ("erat train train.lr=", []),
         ("erat train nothing=", []),
         ("erat config defense.epsilon_i", ["defense.epsilon_inf"]),
-        ("erat config defense.epsilon", [f"defense.epsilon_{name}" for name in ("2", "inf", "l0", "l1", "ramp")]),
+        ("erat config defense.epsilon", [f"defense.epsilon_{name}" for name in EPSILONS]),
     ],
 )
 def test_keys_and_their_words(line: str, expected: list[str], workspace: Path) -> None:
