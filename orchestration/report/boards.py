@@ -22,7 +22,8 @@ from orchestration.report.summary import best
 from orchestration.run.directory import RunDirectory
 from orchestration.storage.workspace import Workspace
 from orchestration.study.given import command_of, keys_given
-from orchestration.study.ledger import Ledger, RecordedResult
+from orchestration.study.ledger import Ledger
+from orchestration.study.recorded import RecordedResult
 from orchestration.study.spec import StudySpec
 from orchestration.study.status import spec_of
 from orchestration.study.trial import Trial
