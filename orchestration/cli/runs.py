@@ -201,8 +201,8 @@ def evaluate(
         str | None,
         typer.Option(
             callback=nonempty,
-            help="threat models with commas, of linf, l2, l1, l0, ssim, wasserstein; none: all with a customary budget, "
-            "or those of --budgets",
+            help="threat models with commas, of linf, l2, l1, l0, ssim, wasserstein; none: those of --budgets, or all "
+            "with a customary budget",
         ),
     ] = None,
     budgets: Annotated[

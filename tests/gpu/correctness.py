@@ -24,6 +24,7 @@ from erat.devices import arithmetic
 from erat.engine.memory import DataShape, predict
 from erat.engine.trainer import Trainer
 from erat.engine.underway import Interrupted
+from erat.registry import DEFENSES
 from tests.gpu.setting import CLOCK, Row, Rows, Setting, tried
 
 UPDATES = 3
@@ -47,14 +48,14 @@ MEMORY_BOUND = 0.25  # of the measured peak: rounding of the allocator, workspac
 
 
 def rows(setting: Setting) -> Rows:
-    for name in setting.defenses:
+    for name in DEFENSES.names():
         yield tried(setting, f"{name}: three updates as on the CPU", partial(_as_on_the_cpu, setting, name))
     yield tried(setting, "selection as on the CPU", partial(_selection, setting))
     for name in SWITCHES:
         title = f"{name}: three updates as eager ones"
         left_out = setting.only_cuda(title) if name in ONLY_CUDA else None
         yield left_out or tried(setting, title, partial(_as_eager, setting, name, title))
-    for name in setting.defenses:
+    for name in DEFENSES.names():
         yield tried(setting, f"{name}: resumed to the same bits", partial(_resumed, setting, name))
     for name, options in {
         "fp32": {},

@@ -19,11 +19,9 @@ from erat.data.types import CorruptedSet, ImageSet
 from erat.defenses.base import Clock, EpochPlan, Phase
 from erat.engine.trainer import Trainer
 from erat.keys import known_keys
-from erat.registry import DEFENSES
 
 CLOCK = Clock(20)  # after the warm-up, at full weight of the unlabelled loss
 CLASSES = 10
-SOME = ("ce", "erat", "dat", "dividemix")
 OF_SOME = {"scipy": "scipy", "sklearn": "scikit-learn"}  # modules, and their packages, that two defenses need
 
 
@@ -71,14 +69,6 @@ class Setting:
     def size(self) -> int:
         """Return the height and width of an image in pixels."""
         return 8 if self.quick else 32
-
-    @property
-    def defenses(self) -> tuple[str, ...]:
-        """Return the defenses of which each is tried: at tiny sizes on the CPU only some, of different kinds.
-
-        There they are compared with themselves, and `tests/contract/test_defenses.py` shows of all that they resume.
-        """
-        return SOME if self.quick and not self.cuda else tuple(DEFENSES.names())
 
     def network(self, name: str) -> str:
         """Return the network `name`, or a small one if sizes are tiny."""

@@ -64,8 +64,6 @@ def rows(setting: Setting) -> Rows:
         for name, options in VARIANTS.items():
             title = f"{setting.network('resnet34')}, {batch} + {batch}, {name}"
             left_out = setting.only_cuda(title) if "tf32" in name or "graphs" in name else None
-            if "train.compile" in options and setting.quick and not setting.cuda:
-                left_out = Row(title, "compiled by the part correctness", left_out=True)
             yield left_out or tried(
                 setting, title, partial(_rate, setting, batch, options, title, flops.numbers.get("operations"))
             )

@@ -191,7 +191,5 @@ def test_all_parts_but_the_study_on_the_cpu() -> None:
     assert done.returncode == 0, [row for row in summary["rows"] if row["kept"] is False]
     assert {row["part"] for row in summary["rows"]} == {"correctness", "sync", "throughput"}
     left_out = [row["name"] for row in summary["rows"] if row["left_out"]]
-    assert all(
-        any(word in name for word in ("torchattacks", "memory", "tf32", "graphs", "+ compile")) for name in left_out
-    )
-    assert sum(row["kept"] is True for row in summary["rows"]) > 20
+    assert all("torchattacks" in name or "memory" in name or "tf32" in name or "graphs" in name for name in left_out)
+    assert sum(row["kept"] is True for row in summary["rows"]) > 25
