@@ -90,6 +90,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "fast": FAST,
     # Together
     "clusters+align": CLUSTERS | ALIGN,
+    "coarse+align": CLUSTERS | {"defense.clusters": 2} | ALIGN,
     "clusters+align+teacher": CLUSTERS | ALIGN | TEACHER,
     "clusters+align+fast": CLUSTERS | ALIGN | FAST,
 }

@@ -19,7 +19,14 @@ from erat.losses import label_margin
 from erat.robustness import curve
 from erat.robustness.curve import ATTACKS, Condition, Evaluation, Protocol, Work, evenly_spaced
 
-SIZES = {"linf": (0.02, 0.1, 0.4), "l2": (0.1, 0.5, 3.0), "l1": (0.3, 2.0, 20.0), "l0": (1.0, 4.0, 30.0)}
+SIZES = {
+    "linf": (0.02, 0.1, 0.4),
+    "l2": (0.1, 0.5, 3.0),
+    "l1": (0.3, 2.0, 20.0),
+    "l0": (1.0, 4.0, 30.0),
+    "ssim": (0.01, 0.1, 0.6),
+    "wasserstein": (0.05, 0.3, 2.0),
+}
 
 
 class Linear(nn.Module):
