@@ -204,7 +204,12 @@ class TestProtocol:
     @pytest.mark.parametrize(
         ("threats", "budgets", "attacks", "says"),
         [
-            ("linf,x", [], "pgd", "--threats must list some of linf, l2, l1, l0, ssim, wasserstein with commas, got 'linf,x'"),
+            (
+                "linf,x",
+                [],
+                "pgd",
+                "--threats must list some of linf, l2, l1, l0, ssim, wasserstein with commas, got 'linf,x'",
+            ),
             ("l2,l2", [], "pgd", "--threats must name each once, got 'l2,l2'"),
             ("l1", [], "pgd", "l1 has no customary budget on this data set: give it, --budgets l1=SIZE,SIZE"),
             ("l2", ["linf=0.1"], "pgd", "--budgets linf has no use: --threats must list it too, got 'l2'"),
