@@ -147,7 +147,7 @@ def test_the_ensemble_stays_within_its_budget(images: ImageSet, norm: str, epsil
     moved = standard_ensemble(
         network, clean, images.labels, norm=norm, epsilon=epsilon, num_classes=4, seed=0, steps=10
     )
-    size = THREATS[norm].size(moved.clamp(0, 1) - clean)
+    size = THREATS[norm].size(moved.clamp(0, 1) - clean, clean)
     assert 0 < size.max() <= epsilon * (1 + curve.TOLERANCE)
     assert (network(moved).argmax(1) != images.labels).any()
 
