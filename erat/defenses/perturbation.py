@@ -20,7 +20,7 @@ from erat.attacks.pgd import Budget, frozen, pgd
 from erat.attacks.threats import Mixture
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task
-from erat.defenses.options import PerturbationOptions
+from erat.defenses.shared_options import PerturbationOptions
 from erat.losses import label_loss, perturbation_objective
 from erat.options import norms_in
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from erat.defenses.base import Task
-from erat.defenses.options import SelectorOptions
+from erat.defenses.shared_options import SelectorOptions
 from erat.devices import in_fixed_order
 from erat.selection import class_scores, divergence, divergence_cutoff, quotas, scores, select, smallest_per_class
 

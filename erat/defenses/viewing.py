@@ -10,7 +10,7 @@ from erat.attacks.pgd import frozen
 from erat.data.augment.views import strong_view, weak_view
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task
-from erat.defenses.options import ViewOptions
+from erat.defenses.shared_options import ViewOptions
 from erat.losses import label_loss
 
 

@@ -16,8 +16,9 @@ from erat.data.random import BatchRandom
 from erat.defenses.base import Clock, Task
 from erat.defenses.clusters import SIDE, image_clusters, named, thumbnails
 from erat.defenses.erat import ERAT
-from erat.defenses.options import ERATOptions, SelectorOptions
+from erat.defenses.options import ERATOptions
 from erat.defenses.selector import Selector, clean_posterior
+from erat.defenses.shared_options import SelectorOptions
 from erat.defenses.teacher import Teacher
 from erat.errors import UserError
 from erat.losses import consistency
