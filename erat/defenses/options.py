@@ -3,6 +3,8 @@
 Budgets are in pixel units of 1.0.
 """
 
+from __future__ import annotations
+
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
