@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+import erat
+import tests
 from erat.config import RunConfig, build
 from erat.data.types import CorruptedSet, ImageSet
 from erat.defenses.base import Clock, EpochPlan, Phase
@@ -155,6 +157,7 @@ def tried(setting: Setting, name: str, make: Callable[[], Row]) -> Row:
 def _place(error: Exception) -> str:
     """Return the innermost line of this project from which the error came."""
     frames = traceback.extract_tb(error.__traceback__)
-    root = Path(__file__).parents[2]
-    own = [frame for frame in frames if Path(frame.filename).is_relative_to(root)] or frames
+    # Not all that lies in the repository: a virtual environment may lie there too.
+    folders = [Path(package.__path__[0]) for package in (erat, tests)]
+    own = [frame for frame in frames if any(map(Path(frame.filename).is_relative_to, folders))] or frames
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
