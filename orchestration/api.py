@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from erat.errors import UserError, shown, unknown_name
 from orchestration.storage.workspace import Workspace
 from orchestration.study import MOST_TRIALS
-from orchestration.study.confirmations import FIGURES, confirmed
 from orchestration.study.entries import as_begun, check_name_is_free, reopened
 from orchestration.study.grids import GridSpec, load_grid, parse_grid, specification
 from orchestration.study.ledger import Ledger
+from orchestration.study.results import results_of
 from orchestration.study.settings import no_search, windows_of, with_settings
 from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
 from orchestration.study.spec import StudySpec, in_generations
@@ -25,24 +25,6 @@ if TYPE_CHECKING:
     from orchestration.search.launch import StudyEnd
 
 Home = Workspace | str | Path | None
-COLUMNS = (
-    "number",
-    "status",
-    "source",
-    "params",
-    "epoch",
-    "val_accuracy",
-    "best_val_accuracy",
-    "final_test_accuracy",
-    "best_val_test_accuracy",
-    "seconds",
-    "mlflow_run_id",
-    "cell",
-    "error",
-    "promoted",
-    "confirms",
-    *FIGURES,
-)
 SETTINGS = ("sampler", "pruner", "window", "rungs", "confirm")
 _CHOICE = ("seeds", "draws", "only", "skip")
 ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, *_CHOICE, "workspace", "overrides")
@@ -265,23 +247,13 @@ class Study:
         return best(self.begun_trials())
 
     def results(self) -> DataFrame:
-        """Return a pandas table with a row per trial: the columns `COLUMNS`, then one for each configuration key.
+        """Return a pandas table with a row per trial: figures, then a column for each configuration key.
 
         Accuracies are in [0, 1], times in seconds; `params` holds what was chosen for the trial, as a dictionary.
         `promoted` is the last rung from which a trial went on, 0 for none, and `confirms` the number of the trial that
         a confirmation repeats. A trial that was confirmed has mean and standard deviation over its seeds.
         """
-        from pandas import DataFrame
-
-        trials = self.trials
-        over = {each.trial.number: each.figures() for each in confirmed(trials)}
-        keys = list(dict.fromkeys(key for trial in trials for key in trial.config))
-        own = [name for name in COLUMNS if name not in FIGURES]
-        rows = [
-            {name: getattr(trial, name) for name in own} | over.get(trial.number, {}) | dict(trial.config)
-            for trial in trials
-        ]
-        return DataFrame(rows, columns=[*COLUMNS, *keys])
+        return results_of(self.trials)
 
     def report(self, path: str | Path | None = None, *, format: str = "html", what: str = "path") -> Path:
         """Write tables and figures of the study, finished or not, beside the paper's into one file; return the file.

@@ -36,6 +36,7 @@ from orchestration.cli.running import plan_or_run, run_and_show
 from orchestration.commands import completion
 from orchestration.commands.console import err
 from orchestration.study import MOST_TRIALS
+from orchestration.terminal import program
 
 verbs = typer.Typer()
 
@@ -196,7 +197,7 @@ def cancel(name: StudyName) -> None:
     from orchestration.storage.workspace import Workspace
 
     ask_to_stop(load_study(name, Workspace.from_environment()).workspace, name)
-    err.print(f"asked to stop; nothing finished is lost. Go on with: python orchestrate.py resume {name}", markup=False)
+    err.print(f"asked to stop; nothing finished is lost. Go on with: {program()} resume {name}", markup=False)
 
 
 @verb(verbs, "sync budgets", "sync table3 --json")

@@ -27,6 +27,7 @@ from orchestration.study.ledger import Ledger
 from orchestration.study.settings import setting_values, setting_words, windows_of
 from orchestration.study.status import spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
+from orchestration.terminal import program
 from orchestration.tracking.store import tracking_uri
 from orchestration.tracking.text import compare_hint
 
@@ -63,9 +64,9 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
     console.print("\nwhere everything lies:")
     for path in end.files:
         console.print(f"  {path}", markup=False)
-    console.print(f"  a page of all this: python orchestrate.py report {driver.name}", markup=False)
+    console.print(f"  a page of all this: {program()} report {driver.name}", markup=False)
     console.print(f"  MLflow: {driver.tracker.uri}", markup=False)
-    console.print("    python orchestrate.py ui, then search for " + compare_hint(driver.name), markup=False)
+    console.print(f"    {program()} ui, then search for " + compare_hint(driver.name), markup=False)
     console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
 
 
@@ -126,7 +127,7 @@ def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
         for marked in [entry["name"] for entry in content if "note" in entry]:
             console.print(f"{marked}: {BEFORE_IDENTITY}", markup=False)
     else:
-        console.print("no sweep yet; begin with: python orchestrate.py sweep --space budgets")
+        console.print(f"no sweep yet; begin with: {program()} sweep --space budgets")
     return content
 
 
@@ -168,9 +169,9 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     for where, why in study.excluded.items():
         console.print(f"excluded: {where}, because {why}", markup=False)
     if counts["failed"] and spec.identified and not outdated:
-        console.print(f"try the failed ones again with: python orchestrate.py retry {name}")
+        console.print(f"try the failed ones again with: {program()} retry {name}")
     if counts["left"] and spec.identified and not outdated:
-        console.print(f"go on with: python orchestrate.py resume {name}")
+        console.print(f"go on with: {program()} resume {name}")
     runs = [
         {"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch}
         | ({"promoted": row.promoted} if row.promoted else {})
