@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from orchestration.search.launch import StudyEnd
 
-Home = Workspace | str | Path | None
+Place = Workspace | str | Path | None
 SETTINGS = ("sampler", "pruner", "window", "rungs", "confirm")
 _CHOICE = ("seeds", "draws", "only", "skip")
 ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, *_CHOICE, "workspace", "overrides")
@@ -76,7 +76,7 @@ class Study:
         draws: Sequence[int] = (),
         only: Mapping[str, Sequence[str]] | None = None,
         skip: Mapping[str, Sequence[str]] | None = None,
-        workspace: Home = None,
+        workspace: Place = None,
         overrides: Mapping[str, Any] | None = None,
         **more_overrides: Any,
     ) -> Study:
@@ -112,11 +112,11 @@ class Study:
         Raises:
             UserError: a name, key or value is not known, or the name belongs to another specification.
         """
-        home, given = _home(workspace), _overrides(overrides, more_overrides)
+        place, given = _workspace(workspace), _overrides(overrides, more_overrides)
         settings: dict[str, Any] = dict(zip(SETTINGS, (sampler, pruner, window, rungs, confirm), strict=True))
         if (space is None) == (grid is None):
             raise UserError("a study needs a space or a grid: give one of the two")
-        fill = home.fingerprints()
+        fill = place.fingerprints()
         for words, numbers in (("seeds", seeds), ("draws", draws)):
             if any(isinstance(one, bool) or not isinstance(one, int) for one in numbers) or len({*numbers}) < len(
                 numbers
@@ -124,13 +124,13 @@ class Study:
                 raise UserError(f"{words} must be different whole numbers, got {shown(numbers)}")
         if grid is not None:
             if trials is not None:
-                raise UserError(f"trials are of a search, which a grid has none of; got {trials}")
+                raise UserError(f"trials belong to a search, and a grid has none; got {trials}")
             for setting, value in settings.items():
                 if value is not None:
                     raise no_search(setting, _grid(grid).name, value)
             spec = specification(_grid(grid), preset, given, seeds=seeds, draws=draws, only=only, skip=skip, fill=fill)
             plain = not (given or only or skip or draws) and tuple(seeds) == (0,)
-            return cls(name or _default_name(spec, plain and preset == "demo"), spec, 0, home)
+            return cls(name or _default_name(spec, plain and preset == "demo"), spec, 0, place)
         if only or skip or draws or tuple(seeds) != (0,):
             raise UserError("seeds, draws, only and skip choose points of a grid; a space has none: set train.seed")
         _check_count("trials", trials)
@@ -138,11 +138,9 @@ class Study:
         asked = with_settings(own, **settings)
         spec = StudySpec(asked, preset, given, fill)
         if trials is not None and spec.search is None:
-            raise UserError(
-                f"trials are of a search, which {spec.space.name}, a list of runs, has none of; got {trials}"
-            )
+            raise UserError(f"trials belong to a search, and {spec.space.name}, a list of runs, has none; got {trials}")
         plain = not given and preset == "demo" and space == spec.space.name and asked == own
-        return cls(name or _default_name(spec, plain), spec, spec.trials(trials), home)
+        return cls(name or _default_name(spec, plain), spec, spec.trials(trials), place)
 
     def run(self, address: str | None = None, *, at_most: int | None = None) -> Study:
         """Run what is left of the study, wait for the end, and write its tables and figures.
@@ -284,7 +282,7 @@ class Study:
         return ledger
 
 
-def load_study(name: str, workspace: Home = None) -> Study:
+def load_study(name: str, workspace: Place = None) -> Study:
     """Find a study that was run before, to look at it or to resume it.
 
     Args:
@@ -293,15 +291,15 @@ def load_study(name: str, workspace: Home = None) -> Study:
     Raises:
         UserError: there is no such study; the message lists near matches.
     """
-    home = _home(workspace, reading=True)
-    ledger = Ledger(home.ledger)
+    place = _workspace(workspace, reading=True)
+    ledger = Ledger(place.ledger)
     spec = spec_of(ledger, name)
-    return Study(name, spec, ledger.studies[name].trials, home, found=ledger)
+    return Study(name, spec, ledger.studies[name].trials, place, found=ledger)
 
 
-def study_names(workspace: Home = None) -> list[str]:
+def study_names(workspace: Place = None) -> list[str]:
     """Return the names of all studies of a workspace, oldest first."""
-    return list(Ledger(_home(workspace, reading=True).ledger).studies)
+    return list(Ledger(_workspace(workspace, reading=True).ledger).studies)
 
 
 def check_name(name: str, what: str = "name") -> str:
@@ -329,7 +327,7 @@ def _default_name(spec: StudySpec, plain: bool) -> str:
     return spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"
 
 
-def _home(workspace: Home, *, reading: bool = False) -> Workspace:
+def _workspace(workspace: Place, *, reading: bool = False) -> Workspace:
     if isinstance(workspace, Workspace):
         return workspace
     return Workspace.from_environment(reading=reading, folder=workspace)

@@ -59,7 +59,7 @@ Address = Annotated[
 ]
 AtMost = Annotated[
     int | None,
-    typer.Option("--max-concurrent", min=1, max=MOST_TRIALS, help="runs side by side at most; none: as many as fit"),
+    typer.Option("--max-concurrent", min=1, max=MOST_TRIALS, help="most runs at the same time; none: as many as fit"),
 ]
 StudyName = Annotated[
     str,

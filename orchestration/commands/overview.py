@@ -153,7 +153,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
         console.print(terminal(summary(shown, spec.space.columns, spec.pareto)))
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     if not spec.identified:
-        console.print(f"{BEFORE_IDENTITY}: these figures are of images that nobody can name now", markup=False)
+        console.print(f"{BEFORE_IDENTITY}: the images of these figures can no longer be identified", markup=False)
     outdated = study.outdated
     if outdated:
         console.print(f"{BEFORE_WINDOW}; {ANEW}", markup=False)
