@@ -46,8 +46,8 @@ class PerturbationOptions(DefenseOptions):
     epsilon_wasserstein: Free[Number | None] = Field(
         None,
         ge=0,
-        description="norms with wasserstein: its budget, the mean distance in pixels that brightness moves; none: customary "
-        "for the data set",
+        description="norms with wasserstein: its budget, the mean distance in pixels that brightness moves; none: "
+        "customary for the data set",
     )
     steps: int = Field(7, ge=1, le=10_000, description="steps of PGD, T in the paper")
     step_ratio: Free[Number] = Field(0.2, gt=0, description="step size as a share of the budget")
