@@ -15,10 +15,8 @@ def lazily(package: str, modules: Mapping[str, Iterable[str]]) -> tuple[Callable
         package: the full name of the package.
         modules: full name of a module -> the public names that are in it.
     """
-    module_of, content = (
-        {name: module for module, names in modules.items() for name in names},
-        vars(sys.modules[package]),
-    )
+    module_of = {name: module for module, names in modules.items() for name in names}
+    content = vars(sys.modules[package])
 
     def find(name: str) -> Any:
         if name not in module_of:
