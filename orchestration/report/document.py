@@ -97,7 +97,7 @@ def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows
             facts=_facts(workspace, ledger, name, spec, rows),
             counts=_counts(rows, total),
             columns=spec.space.columns,
-            kind=spec.kind,
+            searched=searched,
             pareto=spec.pareto,
             search=compare_hint(name),
             detail=partial(_detail, workspace, ledger, name, spec),

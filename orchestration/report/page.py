@@ -21,7 +21,6 @@ from orchestration.report.sections import Group, TableView, groups_of, missing_r
 from orchestration.report.summary import best_sentence, confirmed_table, summary
 from orchestration.report.table import Cell, Column, Table
 from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of
-from orchestration.study.spec import Kind
 from orchestration.study.trial import FINISHED, Trial
 
 MOST_BYTES = 3_400_000  # most bytes of the details of single runs; with tables and figures a page stays below 5 MB
@@ -37,7 +36,7 @@ class Subject:
         rows: all runs, including those that have not begun.
         facts: (name, words) of what was run, in order.
         columns: the dotted keys that distinguish the runs.
-        kind: whether it is a search, a matrix or a list of runs.
+        searched: whether Optuna searched; otherwise the runs are those of a table.
         pareto: whether the search has two objectives.
         figures: (caption, SVG) of a search.
         curves: test accuracies over epochs, of the finished runs.
@@ -53,7 +52,7 @@ class Subject:
     facts: list[tuple[str, str]]
     counts: dict[str, int]
     columns: list[str]
-    kind: Kind
+    searched: bool
     search: str
     detail: Detail
     figures: list[tuple[str, str]] = field(default_factory=list)
@@ -61,10 +60,6 @@ class Subject:
     selection: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pareto: bool = False
     own: Sequence[OwnFigure] = ()
-
-    @property
-    def searched(self) -> bool:
-        return self.kind == "search"
 
 
 def html_page(subject: Subject) -> str:

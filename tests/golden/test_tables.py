@@ -189,7 +189,7 @@ def page(rows: list[Trial], columns: list[str], searched: bool) -> str:
             facts=[("a", "b")],
             counts={"done": 1},
             columns=columns,
-            kind="search" if searched else "matrix",
+            searched=searched,
             search="tags.sweep = 'mine'",
             detail=lambda row, pool: {"id": row.cell},
         )

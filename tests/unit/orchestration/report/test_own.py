@@ -65,7 +65,7 @@ def test_a_registered_figure_stands_on_every_page(tmp_path: Path, searched: bool
     (picture,) = pictures(text := page(tmp_path, spec)).items()
     assert picture[0] == "Accuracy of each defense &amp; nothing else."
     assert 'id="own-bar"' in picture[1]
-    assert "There is nothing to draw" not in text
+    assert text.count("<h2>Your own figures</h2>") == 1
 
 
 def test_each_figure_gets_the_results_as_they_are(tmp_path: Path) -> None:
@@ -96,6 +96,10 @@ def test_one_that_fails_is_left_out_with_a_warning_of_one_line(tmp_path: Path) -
     assert words[0] == r"figure 'broken' cannot be drawn: RuntimeError: two\nlines of 2; it is left out"
     assert words[1].startswith("figure 'missing', registered as nowhere:at_all, cannot be loaded (ModuleNotFoundError")
     assert len(words) == 2 and not any("\n" in line for line in words)
+
+
+def test_without_any_the_page_says_nothing_of_them(tmp_path: Path) -> None:
+    assert "own figures" not in page(tmp_path)
 
 
 def test_what_is_no_function_is_refused() -> None:
