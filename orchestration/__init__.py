@@ -16,7 +16,7 @@ from erat.lazy import lazily
 
 if TYPE_CHECKING:
     from orchestration.api import Study, load_study, study_names
-    from orchestration.report.own import register_figure
+    from orchestration.report.drawings import register_figure
     from orchestration.search.observations import Observation, Sampler
     from orchestration.search.pruners import Pruner
     from orchestration.search.registration import register_pruner, register_sampler
@@ -45,7 +45,7 @@ __all__ = [
 
 _MODULES = {
     "orchestration.api": ("Study", "load_study", "study_names"),
-    "orchestration.report.own": ("register_figure",),
+    "orchestration.report.drawings": ("register_figure",),
     "orchestration.search.observations": ("Observation", "Sampler"),
     "orchestration.search.pruners": ("Pruner",),
     "orchestration.search.registration": ("register_pruner", "register_sampler"),

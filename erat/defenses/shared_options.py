@@ -26,7 +26,7 @@ class PerturbationOptions(DefenseOptions):
     adversarial: bool = Field(False, description="whether images are perturbed at all")
     norms: NormSet | None = Field(
         None,
-        description="set of norms, of which each image draws one: both (linf and l2), or some of linf, l2, l1, l0, "
+        description="the set that each image draws its norm from: both (linf and l2), or some of linf, l2, l1, l0, "
         "ssim, wasserstein; none: the poison's own norm, linf without one",
     )
     uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")

@@ -15,7 +15,6 @@ from erat.paths import user_path
 from orchestration.report.detail import Pool, detail_of
 from orchestration.report.documents import study_text
 from orchestration.report.notation import baseline_name, duration, validation_words
-from orchestration.report.own import own_figures
 from orchestration.report.page import Epochs, Subject, html_page
 from orchestration.report.sections import reason
 from orchestration.report.summary import paste_command
@@ -104,7 +103,6 @@ def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows
             figures=figures,
             curves={} if searched else _curves(workspace, rows),
             selection={} if searched else _selections(workspace, rows),
-            own=own_figures(rows),
         )
     )
 

@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from orchestration.report import svg, trend_svg
 from orchestration.report.detail import Pool
+from orchestration.report.drawings import own_figures
 from orchestration.report.errata import FIGURE_5, Footnotes
 from orchestration.report.notation import MISSING, baseline_name, duration, number_of, percent
-from orchestration.report.own import OwnFigure
 from orchestration.report.render.html import asset, page
 from orchestration.report.sections import Group, TableView, groups_of, missing_rows, place_of, reason
 from orchestration.report.summary import best_sentence, confirmed_table, summary
@@ -43,7 +43,6 @@ class Subject:
         selection: run -> its `selection.json`, of the runs that Fig. 2 compares.
         search: the filter that finds the runs in MLflow.
         detail: packs the drill-down of one run.
-        own: the figures that the user has registered.
     """
 
     name: str
@@ -59,7 +58,6 @@ class Subject:
     curves: Epochs = field(default_factory=dict)
     selection: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pareto: bool = False
-    own: Sequence[OwnFigure] = ()
 
 
 def html_page(subject: Subject) -> str:
@@ -95,6 +93,7 @@ def html_page(subject: Subject) -> str:
         total=len(subject.rows),
         notes=notes.texts,
         general=general,
+        own=own_figures(subject.rows),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from erat import temporary_registrations
-from orchestration.report.own import FIGURES
+from orchestration.report.drawings import FIGURES
 from orchestration.study.registries import PRUNERS, SAMPLERS
 from tests.public import OWN, PARTS, installed, run_examples
 

@@ -16,7 +16,7 @@ import torch
 
 import erat
 import orchestration
-from orchestration.report.own import FIGURES
+from orchestration.report.drawings import FIGURES
 from orchestration.study.registries import PRUNERS, SAMPLERS
 from tests.public import API, examples, run_examples
 

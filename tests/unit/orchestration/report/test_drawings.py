@@ -14,7 +14,7 @@ import pytest
 import erat
 import orchestration
 from erat import plugins
-from orchestration.report import own
+from orchestration.report import drawings
 from orchestration.report.document import write_report
 from orchestration.storage.workspace import Workspace
 from orchestration.study.spaces import load_space, parse_space
@@ -28,7 +28,7 @@ SPACE = {"name": "two", "about": "two runs", "proposals": 0, "baselines": RUNS}
 
 @pytest.fixture(autouse=True)
 def registered_here() -> Iterator[None]:
-    with erat.temporary_registrations(own.FIGURES):
+    with erat.temporary_registrations(drawings.FIGURES):
         yield
 
 
