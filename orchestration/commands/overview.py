@@ -12,7 +12,7 @@ from rich.text import Text
 
 from erat.errors import UserError
 from orchestration.api import load_study
-from orchestration.report.grid import grid
+from orchestration.report.documents import tables_of
 from orchestration.report.matrix import matrix, summary_sentences
 from orchestration.report.notation import accuracy, duration, number_of, validation_words
 from orchestration.report.render.terminal import terminal
@@ -42,14 +42,9 @@ if TYPE_CHECKING:
 def show_sweep(end: StudyEnd, console: Console) -> None:
     """Print the results of a sweep: the table, the best setting, and the places of all files."""
     driver, rows = end.driver, end.driver.trials
-    if driver.spec.kind == "search":
-        columns = driver.spec.space.columns
-        tables = [confirmed_table(rows, columns), summary(rows, columns, driver.spec.pareto)]
-        console.print(*(terminal(table) for table in tables if table is not None), sep="\n")
-    elif driver.spec.kind == "matrix":
-        console.print(*map(terminal, matrix(rows)), *summary_sentences(rows), sep="\n")
-    else:
-        console.print(terminal(grid(rows)))
+    kind, columns = driver.spec.kind, driver.spec.space.columns
+    tables = tables_of(kind, rows, columns, pareto=driver.spec.pareto)
+    console.print(*map(terminal, tables), *(summary_sentences(rows) if kind == "matrix" else ()), sep="\n")
     console.print(f"preset {driver.spec.preset} · {validation_words(driver.spec.base)}")
     if driver.spec.search is not None:
         record = driver.ledger.studies[driver.name]
