@@ -123,9 +123,7 @@ class Study:
             ):
                 raise UserError(f"{words} must be different whole numbers, got {shown(numbers)}")
         if grid is not None:
-            if trials is not None:
-                raise UserError(f"trials belong to a search, and a grid has none; got {trials}")
-            for setting, value in settings.items():
+            for setting, value in {"trials": trials, **settings}.items():
                 if value is not None:
                     raise no_search(setting, _grid(grid).name, value)
             spec = specification(_grid(grid), preset, given, seeds=seeds, draws=draws, only=only, skip=skip, fill=fill)
@@ -138,7 +136,7 @@ class Study:
         asked = with_settings(own, **settings)
         spec = StudySpec(asked, preset, given, fill)
         if trials is not None and spec.search is None:
-            raise UserError(f"trials belong to a search, and {spec.space.name}, a list of runs, has none; got {trials}")
+            raise no_search("trials", spec.space.name, trials)
         plain = not given and preset == "demo" and space == spec.space.name and asked == own
         return cls(name or _default_name(spec, plain), spec, spec.trials(trials), place)
 
