@@ -15,12 +15,13 @@ def lazily(package: str, modules: Mapping[str, Iterable[str]]) -> tuple[Callable
         package: the full name of the package.
         modules: full name of a module -> the public names that are in it.
     """
-    home, content = {name: module for module, names in modules.items() for name in names}, vars(sys.modules[package])
+    module_of = {name: module for module, names in modules.items() for name in names}
+    content = vars(sys.modules[package])
 
     def find(name: str) -> Any:
-        if name not in home:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        found = content[name] = getattr(import_module(home[name]), name)
+        found = content[name] = getattr(import_module(module_of[name]), name)
         return found
 
-    return find, lambda: sorted({*content, *home})
+    return find, lambda: sorted({*content, *module_of})

@@ -33,7 +33,7 @@ R = TypeVar("R")
 
 
 class BrokenPartError(UserError):
-    """A registered part, or the knowledge of it, cannot be imported."""
+    """A registered part, or the knowledge of it, cannot be imported or used."""
 
 
 class Registry(Generic[T]):

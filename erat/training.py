@@ -72,18 +72,20 @@ def train(
     config = Fingerprints()(config)
     with ExitStack() as stack:
         stack.enter_context(threads(config))
-        home = None if folder is None else user_path(str(folder), "folder")
-        sets = home if store is None else user_path(str(store), "store")
+        place = None if folder is None else user_path(str(folder), "folder")
+        sets = place if store is None else user_path(str(store), "store")
         if sets is None:
             sets = Path(stack.enter_context(TemporaryDirectory(prefix="erat-")))
-        if home is not None:
+        if place is not None:
             try:
-                home.mkdir(parents=True, exist_ok=True)
+                place.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UserError(f"folder must be a folder that can be written, got {home}: {error.strerror}") from error
-        run = Training(config, Store(sets / "crafted" if store is None else sets), folder=home, progress=progress)
-        if home is not None:
-            write_atomic(home / "config.json", config.model_dump_json(indent=2).encode())
+                raise UserError(
+                    f"folder must be a folder that can be written, got {place}: {error.strerror}"
+                ) from error
+        run = Training(config, Store(sets / "crafted" if store is None else sets), folder=place, progress=progress)
+        if place is not None:
+            write_atomic(place / "config.json", config.model_dump_json(indent=2).encode())
         status = "done"
         for history, _ in run.epochs():
             answer = None if on_epoch is None else on_epoch(history)
@@ -91,8 +93,8 @@ def train(
                 status = "stopped"
                 break
         run.trainer.keep()
-        if home is not None:
-            save(home / "model.pt", run.trainer.defense.networks.state_dict())
+        if place is not None:
+            save(place / "model.pt", run.trainer.defense.networks.state_dict())
         return run.result(status)
 
 

@@ -16,6 +16,7 @@ from erat.lazy import lazily
 
 if TYPE_CHECKING:
     from orchestration.api import Study, load_study, study_names
+    from orchestration.report.drawings import register_figure
     from orchestration.search.observations import Observation, Sampler
     from orchestration.search.pruners import Pruner
     from orchestration.search.registration import register_pruner, register_sampler
@@ -36,6 +37,7 @@ __all__ = [
     "Trial",
     "Workspace",
     "load_study",
+    "register_figure",
     "register_pruner",
     "register_sampler",
     "study_names",
@@ -43,6 +45,7 @@ __all__ = [
 
 _MODULES = {
     "orchestration.api": ("Study", "load_study", "study_names"),
+    "orchestration.report.drawings": ("register_figure",),
     "orchestration.search.observations": ("Observation", "Sampler"),
     "orchestration.search.pruners": ("Pruner",),
     "orchestration.search.registration": ("register_pruner", "register_sampler"),

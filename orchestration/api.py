@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from erat.errors import UserError, shown, unknown_name
 from orchestration.storage.workspace import Workspace
 from orchestration.study import MOST_TRIALS
-from orchestration.study.confirmations import FIGURES, confirmed
 from orchestration.study.entries import as_begun, check_name_is_free, reopened
 from orchestration.study.grids import GridSpec, load_grid, parse_grid, specification
 from orchestration.study.ledger import Ledger
+from orchestration.study.results import results_of
 from orchestration.study.settings import no_search, windows_of, with_settings
 from orchestration.study.spaces import Confirmation, SearchSpace, load_space, parse_space
 from orchestration.study.spec import StudySpec, in_generations
@@ -24,25 +24,7 @@ if TYPE_CHECKING:
 
     from orchestration.search.launch import StudyEnd
 
-Home = Workspace | str | Path | None
-COLUMNS = (
-    "number",
-    "status",
-    "source",
-    "params",
-    "epoch",
-    "val_accuracy",
-    "best_val_accuracy",
-    "final_test_accuracy",
-    "best_val_test_accuracy",
-    "seconds",
-    "mlflow_run_id",
-    "cell",
-    "error",
-    "promoted",
-    "confirms",
-    *FIGURES,
-)
+Place = Workspace | str | Path | None
 SETTINGS = ("sampler", "pruner", "window", "rungs", "confirm")
 _CHOICE = ("seeds", "draws", "only", "skip")
 ARGUMENTS = ("space", "grid", "name", "preset", "trials", *SETTINGS, *_CHOICE, "workspace", "overrides")
@@ -94,7 +76,7 @@ class Study:
         draws: Sequence[int] = (),
         only: Mapping[str, Sequence[str]] | None = None,
         skip: Mapping[str, Sequence[str]] | None = None,
-        workspace: Home = None,
+        workspace: Place = None,
         overrides: Mapping[str, Any] | None = None,
         **more_overrides: Any,
     ) -> Study:
@@ -130,25 +112,23 @@ class Study:
         Raises:
             UserError: a name, key or value is not known, or the name belongs to another specification.
         """
-        home, given = _home(workspace), _overrides(overrides, more_overrides)
+        place, given = _workspace(workspace), _overrides(overrides, more_overrides)
         settings: dict[str, Any] = dict(zip(SETTINGS, (sampler, pruner, window, rungs, confirm), strict=True))
         if (space is None) == (grid is None):
             raise UserError("a study needs a space or a grid: give one of the two")
-        fill = home.fingerprints()
+        fill = place.fingerprints()
         for words, numbers in (("seeds", seeds), ("draws", draws)):
             if any(isinstance(one, bool) or not isinstance(one, int) for one in numbers) or len({*numbers}) < len(
                 numbers
             ):
                 raise UserError(f"{words} must be different whole numbers, got {shown(numbers)}")
         if grid is not None:
-            if trials is not None:
-                raise UserError(f"trials are of a search, which a grid has none of; got {trials}")
-            for setting, value in settings.items():
+            for setting, value in {"trials": trials, **settings}.items():
                 if value is not None:
                     raise no_search(setting, _grid(grid).name, value)
             spec = specification(_grid(grid), preset, given, seeds=seeds, draws=draws, only=only, skip=skip, fill=fill)
             plain = not (given or only or skip or draws) and tuple(seeds) == (0,)
-            return cls(name or _default_name(spec, plain and preset == "demo"), spec, 0, home)
+            return cls(name or _default_name(spec, plain and preset == "demo"), spec, 0, place)
         if only or skip or draws or tuple(seeds) != (0,):
             raise UserError("seeds, draws, only and skip choose points of a grid; a space has none: set train.seed")
         _check_count("trials", trials)
@@ -156,11 +136,9 @@ class Study:
         asked = with_settings(own, **settings)
         spec = StudySpec(asked, preset, given, fill)
         if trials is not None and spec.search is None:
-            raise UserError(
-                f"trials are of a search, which {spec.space.name}, a list of runs, has none of; got {trials}"
-            )
+            raise no_search("trials", spec.space.name, trials)
         plain = not given and preset == "demo" and space == spec.space.name and asked == own
-        return cls(name or _default_name(spec, plain), spec, spec.trials(trials), home)
+        return cls(name or _default_name(spec, plain), spec, spec.trials(trials), place)
 
     def run(self, address: str | None = None, *, at_most: int | None = None) -> Study:
         """Run what is left of the study, wait for the end, and write its tables and figures.
@@ -265,23 +243,13 @@ class Study:
         return best(self.begun_trials())
 
     def results(self) -> DataFrame:
-        """Return a pandas table with a row per trial: the columns `COLUMNS`, then one for each configuration key.
+        """Return a pandas table with a row per trial: figures, then a column for each configuration key.
 
         Accuracies are in [0, 1], times in seconds; `params` holds what was chosen for the trial, as a dictionary.
         `promoted` is the last rung from which a trial went on, 0 for none, and `confirms` the number of the trial that
         a confirmation repeats. A trial that was confirmed has mean and standard deviation over its seeds.
         """
-        from pandas import DataFrame
-
-        trials = self.trials
-        over = {each.trial.number: each.figures() for each in confirmed(trials)}
-        keys = list(dict.fromkeys(key for trial in trials for key in trial.config))
-        own = [name for name in COLUMNS if name not in FIGURES]
-        rows = [
-            {name: getattr(trial, name) for name in own} | over.get(trial.number, {}) | dict(trial.config)
-            for trial in trials
-        ]
-        return DataFrame(rows, columns=[*COLUMNS, *keys])
+        return results_of(self.trials)
 
     def report(self, path: str | Path | None = None, *, format: str = "html", what: str = "path") -> Path:
         """Write tables and figures of the study, finished or not, beside the paper's into one file; return the file.
@@ -312,7 +280,7 @@ class Study:
         return ledger
 
 
-def load_study(name: str, workspace: Home = None) -> Study:
+def load_study(name: str, workspace: Place = None) -> Study:
     """Find a study that was run before, to look at it or to resume it.
 
     Args:
@@ -321,15 +289,15 @@ def load_study(name: str, workspace: Home = None) -> Study:
     Raises:
         UserError: there is no such study; the message lists near matches.
     """
-    home = _home(workspace, reading=True)
-    ledger = Ledger(home.ledger)
+    place = _workspace(workspace, reading=True)
+    ledger = Ledger(place.ledger)
     spec = spec_of(ledger, name)
-    return Study(name, spec, ledger.studies[name].trials, home, found=ledger)
+    return Study(name, spec, ledger.studies[name].trials, place, found=ledger)
 
 
-def study_names(workspace: Home = None) -> list[str]:
+def study_names(workspace: Place = None) -> list[str]:
     """Return the names of all studies of a workspace, oldest first."""
-    return list(Ledger(_home(workspace, reading=True).ledger).studies)
+    return list(Ledger(_workspace(workspace, reading=True).ledger).studies)
 
 
 def check_name(name: str, what: str = "name") -> str:
@@ -357,7 +325,7 @@ def _default_name(spec: StudySpec, plain: bool) -> str:
     return spec.space.name if plain else f"{spec.space.name}-{spec.identity()[:6]}"
 
 
-def _home(workspace: Home, *, reading: bool = False) -> Workspace:
+def _workspace(workspace: Place, *, reading: bool = False) -> Workspace:
     if isinstance(workspace, Workspace):
         return workspace
     return Workspace.from_environment(reading=reading, folder=workspace)

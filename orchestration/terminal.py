@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -14,6 +16,11 @@ from rich.text import Text
 # C0 and C1 (ESC, CSI and the like) but not tabs and line ends, and characters that reverse the direction of writing.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _LINE_ENDS = re.compile("[\n\u2028\u2029]")
+
+
+def program() -> str:
+    """Return the command with which a user starts this program: that of a clone, or, where it is installed, `erat`."""
+    return "erat" if Path(sys.argv[0]).stem == "erat" else "python orchestrate.py"
 
 
 def _escaped(match: re.Match[str]) -> str:

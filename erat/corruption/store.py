@@ -157,7 +157,7 @@ class Store:
                 except FileNotFoundError:
                     pass
                 except DamagedError as error:
-                    warnings.warn(f"{path} is damaged ({error}): made again", stacklevel=2)
+                    warnings.warn(f"{path} is damaged ({error}): it is made again", stacklevel=2)
                     remove(path)
                 return self._write(path, parameters, make, expected)
         except OSError as error:

@@ -19,10 +19,10 @@ class CrossEntropyOptions(PerturbationOptions, ViewOptions):
 
     name: Literal["ce"] = "ce"
     criterion: Literal["ce", "elr"] = Field(
-        "ce", description="elr: early-learning regularisation, which keeps to what the network said before"
+        "ce", description="elr: early-learning regularisation, which keeps predictions close to earlier ones"
     )
     elr_weight: Free[Number] = Field(3.0, ge=0, description="elr: weight of the regularisation")
-    elr_momentum: Free[Number] = Field(0.7, ge=0, lt=1, description="elr: of the running average of predictions")
+    elr_momentum: Free[Number] = Field(0.7, ge=0, lt=1, description="elr: decay of the running average of predictions")
 
     def check(self, workers: int) -> None:
         """Refuse ELR on several workers: it remembers predictions, which no worker has of all images."""
@@ -57,15 +57,23 @@ class UEraserOptions(ViewOptions):
     name: Literal["ueraser_max"] = "ueraser_max"
     strong: bool = True
     policy: PolicyName | None = "ueraser"
-    worst_of: int = Field(5, ge=1, le=1000, description="strong views: of so many draws the one of highest loss")
+    worst_of: int = Field(
+        5,
+        ge=1,
+        le=1000,
+        description="number of strong views drawn; that with the highest loss is used",
+    )
     worst_epochs: int | None = Field(
         None,
         ge=1,
         le=MOST_EPOCHS,
-        description="epochs, from the first, in which worst_of draws are made, and one after them; none: all epochs",
+        description="number of first epochs that draw worst_of views; later ones draw one; none: all epochs",
     )
     view_jpeg: int = Field(
-        0, ge=0, le=100, description="quality of the JPEG that every view goes through, 1 (worst) to 100; 0: no JPEG"
+        0,
+        ge=0,
+        le=100,
+        description="JPEG quality of every view, 1 (worst) to 100; 0: no compression",
     )
 
     def check(self, workers: int) -> None:
@@ -79,12 +87,12 @@ class DATOptions(PerturbationOptions, ViewOptions):
     """Keys under `defense.` for `defense.name=dat`."""
 
     name: Literal["dat"] = "dat"
-    alpha: Free[Number] = Field(0.005, ge=0, description="how hard the rival head is driven away")
+    alpha: Free[Number] = Field(0.005, ge=0, description="strength with which the rival head is driven away")
     beta: Free[Number] = Field(
         1.0,
         ge=0,
-        description="how hard the features bring the heads together; the authors' 30 was set for Adam, whose steps do "
-        "not grow with the loss, and overwhelms SGD",
+        description="strength with which the features bring the heads together; the authors' 30 was set for Adam, "
+        "whose steps do not grow with the loss, and overwhelms SGD",
     )
     discrepancy: Literal["mean", "published"] = Field(
         "mean",
@@ -105,12 +113,12 @@ class MixMatchOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     temperature: Free[Number] = Field(0.5, gt=0, le=1, description="temperature by which pseudo-labels are sharpened")
     mixup_alpha: Free[Number] = Field(4.0, gt=0, description="parameter of the Beta distribution of mixup")
     lambda_u: Free[Number | None] = Field(
-        None, ge=0, description="weight of the unlabelled loss; none: as the paper has it"
+        None, ge=0, description="weight of the unlabelled loss; none: the paper's value"
     )
     ramp_epochs: Free[Number] = Field(16.0, ge=0, description="epochs after the warm-up in which lambda_u grows from 0")
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
     confidence_penalty: bool | None = Field(
-        None, description="negative entropy beside the warm-up's cross-entropy; none: under asymmetric noise alone"
+        None, description="add negative entropy to the cross-entropy of the warm-up; none: only under asymmetric noise"
     )
 
     def default_lambda_u(self, setting: Setting) -> float:
@@ -180,7 +188,7 @@ class MSPLOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     name: Literal["mspl"] = "mspl"
     selector: SelectorName = "errors"
     adversarial: bool = Field(True, description="false: the pair's second view is another weak one")
-    momentum: Free[Number] = Field(0.99, ge=0, lt=1, description="momentum of the running mean that each prototype is")
+    momentum: Free[Number] = Field(0.99, ge=0, lt=1, description="momentum of the running means, the prototypes")
     prototype_temperature: Free[Number] = Field(0.1, gt=0, description="temperature of the similarity to prototypes")
     contrastive_temperature: Free[Number] = Field(0.1, gt=0, description="temperature of the contrastive loss")
     contrastive_weight: Free[Number] = Field(0.1, ge=0, description="weight of the contrastive loss")
@@ -205,13 +213,13 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     name: Literal["erat"] = "erat"
     selection: bool = Field(True, description="false: all data stay labelled (w/o SS)")
     select_every: int = Field(
-        1, ge=1, le=MOST_EPOCHS, description="beyond the paper: epochs that a labelled set is kept for"
+        1, ge=1, le=MOST_EPOCHS, description="beyond the paper: number of epochs for which a labelled set is kept"
     )
     # Perturbation, Eqs. 6, 7, 10
     adversarial: bool = Field(True, description="false: no perturbed views (w/o AT)")
     norms: NormSet = Field(
         "both",
-        description="the set that each image draws its norm from: both, or some of linf, l2, l1, l0, ssim, wasserstein",
+        description="set of norms, of which each image draws one: both, or some of linf, l2, l1, l0, ssim, wasserstein",
     )
     random_start: bool = False
     consistency: bool = Field(True, description="beyond the paper: false leaves out Eq. 6's distance from p(x)")
@@ -245,10 +253,13 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         0.0,
         ge=0,
         lt=1,
-        description="beyond the paper: decay of the mean network that scores and pseudo-labels; 0: none",
+        description="beyond the paper: decay of the averaged network that gives scores and pseudo-labels; 0: none",
     )
     confidence: Free[Number] = Field(
-        0.0, ge=0, le=1, description="beyond the paper: least probability of a pseudo-label that is learned from"
+        0.0,
+        ge=0,
+        le=1,
+        description="beyond the paper: smallest probability of a pseudo-label that is used",
     )
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
 

@@ -46,8 +46,8 @@ class PerturbationOptions(DefenseOptions):
     epsilon_wasserstein: Free[Number | None] = Field(
         None,
         ge=0,
-        description="norms with wasserstein: its budget, the mean way of brightness in pixels; none: customary for the "
-        "data set",
+        description="norms with wasserstein: its budget, the mean distance in pixels that brightness moves; none: "
+        "customary for the data set",
     )
     steps: int = Field(7, ge=1, le=10_000, description="steps of PGD, T in the paper")
     step_ratio: Free[Number] = Field(0.2, gt=0, description="step size as a share of the budget")
@@ -57,7 +57,7 @@ class PerturbationOptions(DefenseOptions):
     )
     consistency: bool = Field(False, description="whether Eq. 6's distance from p(x) is raised beside cross-entropy")
     # Beyond the paper: cheaper perturbations, with their speed and accuracy in docs/speed.md
-    warm_start: bool = Field(False, description="beyond the paper: PGD goes on from the image's last perturbation")
+    warm_start: bool = Field(False, description="beyond the paper: PGD starts from the last perturbation of the image")
     pgd_precision: Literal["fp32", "bf16"] = Field("fp32", description="beyond the paper: precision of PGD's passes")
     pgd_scale: Number = Field(1.0, gt=0, le=1, description="beyond the paper: PGD on images shrunk to this share")
 
@@ -122,7 +122,10 @@ class ViewOptions(DefenseOptions):
         description="AutoAugment policy, or ueraser: that defense's views; none: the one that suits the data set",
     )
     worst_of: int = Field(
-        1, ge=1, le=1000, description="strong views: of so many draws the one of highest loss (UEraser)"
+        1,
+        ge=1,
+        le=1000,
+        description="number of strong views drawn; that with the highest loss is used (UEraser)",
     )
 
     def check(self, workers: int) -> None:

@@ -141,7 +141,7 @@ def load_newest(path: Path, device: torch.device) -> dict[str, Any] | None:
                 path.unlink(missing_ok=True)
         return state
     if damages:
-        warnings.warn(f"{damages[0]}; there is no older one that is sound: starting anew", stacklevel=2)
+        warnings.warn(f"{damages[0]}; there is no older intact one: starting anew", stacklevel=2)
     return None
 
 

@@ -249,7 +249,7 @@ def _kept(path: Path, make: Callable[[], dict[str, Any]], sound: Callable[[dict[
                 return content
         except (UserError, AttributeError, IndexError, KeyError, TypeError, ValueError):
             pass
-        warnings.warn(f"{path} is damaged: made again", stacklevel=2)
+        warnings.warn(f"{path} is damaged: it is made again", stacklevel=2)
     content = make()
     save(path, content)
     return content

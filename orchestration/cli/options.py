@@ -14,6 +14,7 @@ from orchestration.commands import completion
 from orchestration.commands.console import OnceCommand
 from orchestration.study import MOST_TRIALS
 from orchestration.study.registries import PRUNERS, SAMPLERS
+from orchestration.terminal import program
 
 Verb = Callable[..., None]
 
@@ -58,7 +59,7 @@ Address = Annotated[
 ]
 AtMost = Annotated[
     int | None,
-    typer.Option("--max-concurrent", min=1, max=MOST_TRIALS, help="runs side by side at most; none: as many as fit"),
+    typer.Option("--max-concurrent", min=1, max=MOST_TRIALS, help="most runs at the same time; none: as many as fit"),
 ]
 StudyName = Annotated[
     str,
@@ -120,7 +121,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would run and 
 
 def verb(group: typer.Typer, *examples: str) -> Callable[[Verb], Verb]:
     """Return a decorator that adds a verb to `group`; its help ends with these examples."""
-    text = "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  python orchestrate.py {line}" for line in examples)
+    text = "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {program()} {line}" for line in examples)
     return group.command(cls=OnceCommand, epilog=text)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from orchestration.commands.console import EXIT_FAILED, err, show_failure, stopped
+from orchestration.terminal import program
 
 if TYPE_CHECKING:
     from orchestration.api import Study
@@ -34,7 +35,7 @@ def run_and_show(study: Study, address: str | None, at_most: int | None, as_json
     try:
         (study.retry if retry else study.run)(address, at_most=at_most)
     except KeyboardInterrupt:
-        again = f"python orchestrate.py resume {study.name}" if study.begun else "the same command"
+        again = f"{program()} resume {study.name}" if study.begun else "the same command"
         raise stopped(f"nothing finished is lost. Go on with: {again}") from None
     end = study.end
     assert end is not None, "it ran"
@@ -54,7 +55,7 @@ def run_and_show(study: Study, address: str | None, at_most: int | None, as_json
         err.print(f"trial {number_of(row)} failed:", style="bold red")
         show_failure(row.error, RunDirectory(study.workspace, row.cell).log)
     if failed:
-        err.print(f"try the failed ones again with: python orchestrate.py retry {study.name}")
+        err.print(f"try the failed ones again with: {program()} retry {study.name}")
         raise typer.Exit(EXIT_FAILED)
 
 

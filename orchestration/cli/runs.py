@@ -260,7 +260,7 @@ def audit(
         int, typer.Option(min=2, max=100, help="each image is judged by networks trained without its fold")
     ] = 4,
     search: Annotated[bool, typer.Option(help="choose the defense budgets on validation data first")] = False,
-    name: Annotated[str | None, typer.Option(help="of the report; none: after the folder")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the report; none: that of the folder")] = None,
     config: ConfigFile = None,
     show_config: ShowConfig = False,
     dry_run: Annotated[

@@ -36,6 +36,7 @@ from orchestration.cli.running import plan_or_run, run_and_show
 from orchestration.commands import completion
 from orchestration.commands.console import err
 from orchestration.study import MOST_TRIALS
+from orchestration.terminal import program
 
 verbs = typer.Typer()
 
@@ -57,7 +58,12 @@ def sweep(
         ),
     ] = "budgets",
     trials: Annotated[
-        int | None, typer.Option(min=1, max=MOST_TRIALS, help="search trials in all; more than last time extends")
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_TRIALS,
+            help="search trials in all; a larger number than last time extends the search",
+        ),
     ] = None,
     sampler: Sampler = None,
     pruner: Pruner = None,
@@ -67,7 +73,7 @@ def sweep(
     preset: Preset = None,
     config: ConfigFile = None,
     show_config: ShowConfig = False,
-    name: Annotated[str | None, typer.Option(help="of the sweep; the same name continues or extends it")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the sweep; the same name continues or extends it")] = None,
     address: Address = None,
     at_most: AtMost = None,
     dry_run: DryRun = False,
@@ -122,9 +128,10 @@ def matrix(
             autocompletion=completion.grids,
         ),
     ] = "table3",
-    seeds: Annotated[str, typer.Option(help="of training, with commas")] = "0",
+    seeds: Annotated[str, typer.Option(help="seeds of training, with commas")] = "0",
     draws: Annotated[
-        str | None, typer.Option(help="seeds of the corruption, with commas; each is run with all seeds of training")
+        str | None,
+        typer.Option(help="seeds of the corruption, with commas; each is run with all seeds of training"),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -137,7 +144,7 @@ def matrix(
     preset: Preset = None,
     config: ConfigFile = None,
     show_config: ShowConfig = False,
-    name: Annotated[str | None, typer.Option(help="the same name continues")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the matrix; the same name continues it")] = None,
     address: Address = None,
     at_most: AtMost = None,
     dry_run: DryRun = False,
@@ -196,7 +203,7 @@ def cancel(name: StudyName) -> None:
     from orchestration.storage.workspace import Workspace
 
     ask_to_stop(load_study(name, Workspace.from_environment()).workspace, name)
-    err.print(f"asked to stop; nothing finished is lost. Go on with: python orchestrate.py resume {name}", markup=False)
+    err.print(f"asked to stop; nothing finished is lost. Go on with: {program()} resume {name}", markup=False)
 
 
 @verb(verbs, "sync budgets", "sync table3 --json")
@@ -222,7 +229,7 @@ def status(
             autocompletion=completion.studies,
         ),
     ] = None,
-    watch: Annotated[bool, typer.Option(help="show it anew every 2 seconds, until nothing runs or Ctrl-C")] = False,
+    watch: Annotated[bool, typer.Option(help="refresh every 2 seconds until nothing runs or Ctrl-C")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what has run, what is running and what is left to do."""

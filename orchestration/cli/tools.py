@@ -19,25 +19,28 @@ def config(
     keys: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY or PREFIX]...", help="none: all", show_default=False, autocompletion=completion.keys
+            metavar="[KEY or PREFIX]...",
+            help="none: all keys",
+            show_default=False,
+            autocompletion=completion.keys,
         ),
     ] = None,
     defense: Annotated[
         str | None,
         typer.Option(
             callback=nonempty,
-            help="only the keys of runs with this one",
+            help="only the keys of runs with this defense",
             autocompletion=completion.defenses,
         ),
     ] = None,
     preset: Annotated[
         str,
         typer.Option(
-            help="whose defaults are shown: demo, medium, paper or official",
+            help="preset whose defaults are shown: demo, medium, paper or official",
             autocompletion=completion.presets,
         ),
     ] = "demo",
-    form: Annotated[str, typer.Option("--format", help="text or md")] = "text",
+    form: Annotated[str, typer.Option("--format", help="format of the list: text or md")] = "text",
     as_json: AsJson = False,
 ) -> None:
     """List every key of a configuration: type, default, allowed values and meaning."""
@@ -71,7 +74,8 @@ def ui(
 def doctor(
     address: Address = None,
     storage: Annotated[
-        str | None, typer.Option(callback=nonempty, help="that every node must see, as storage.path of a run")
+        str | None,
+        typer.Option(callback=nonempty, help="folder or URL that every node must see, as storage.path"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -110,7 +110,7 @@ def _begin(options: Mapping[str, Any]) -> None:
 
 
 def _setup() -> Callable[[], None]:
-    """What Ray calls in every process that it starts. It raises nothing: such a process would end, again and again."""
+    """Return what Ray calls in every process that it starts; it raises nothing, because such a process would end."""
     packed = parts.pack()
     if not packed:
         return prepare

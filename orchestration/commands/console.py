@@ -114,7 +114,7 @@ def guarded(run: Callable[[], Any]) -> int:
     except Exception as error:
         if isinstance(error, _ClosedPipeError | BrokenPipeError) and _nobody_reads():
             _drop_output()
-            return _refused("nobody reads what is written", EXIT_PIPE)
+            return _refused("the reader of the output has closed it", EXIT_PIPE)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             _drop_output()
         if isinstance(error, OSError) and is_storage_fault(error):

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from erat.errors import UserError
 from orchestration.api import load_study
-from orchestration.report.grid import grid
+from orchestration.report.documents import tables_of
 from orchestration.report.matrix import matrix, summary_sentences
 from orchestration.report.notation import accuracy, duration, number_of, validation_words
 from orchestration.report.render.terminal import terminal
@@ -27,6 +27,7 @@ from orchestration.study.ledger import Ledger
 from orchestration.study.settings import setting_values, setting_words, windows_of
 from orchestration.study.status import spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
+from orchestration.terminal import program
 from orchestration.tracking.store import tracking_uri
 from orchestration.tracking.text import compare_hint
 
@@ -41,14 +42,9 @@ if TYPE_CHECKING:
 def show_sweep(end: StudyEnd, console: Console) -> None:
     """Print the results of a sweep: the table, the best setting, and the places of all files."""
     driver, rows = end.driver, end.driver.trials
-    if driver.spec.kind == "search":
-        columns = driver.spec.space.columns
-        tables = [confirmed_table(rows, columns), summary(rows, columns, driver.spec.pareto)]
-        console.print(*(terminal(table) for table in tables if table is not None), sep="\n")
-    elif driver.spec.kind == "matrix":
-        console.print(*map(terminal, matrix(rows)), *summary_sentences(rows), sep="\n")
-    else:
-        console.print(terminal(grid(rows)))
+    kind, columns = driver.spec.kind, driver.spec.space.columns
+    tables = tables_of(kind, rows, columns, pareto=driver.spec.pareto)
+    console.print(*map(terminal, tables), *(summary_sentences(rows) if kind == "matrix" else ()), sep="\n")
     console.print(f"preset {driver.spec.preset} · {validation_words(driver.spec.base)}")
     if driver.spec.search is not None:
         record = driver.ledger.studies[driver.name]
@@ -63,9 +59,9 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
     console.print("\nwhere everything lies:")
     for path in end.files:
         console.print(f"  {path}", markup=False)
-    console.print(f"  a page of all this: python orchestrate.py report {driver.name}", markup=False)
+    console.print(f"  a page of all this: {program()} report {driver.name}", markup=False)
     console.print(f"  MLflow: {driver.tracker.uri}", markup=False)
-    console.print("    python orchestrate.py ui, then search for " + compare_hint(driver.name), markup=False)
+    console.print(f"    {program()} ui, then search for " + compare_hint(driver.name), markup=False)
     console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
 
 
@@ -126,7 +122,7 @@ def of_all(workspace: Workspace, console: Console) -> list[dict[str, Any]]:
         for marked in [entry["name"] for entry in content if "note" in entry]:
             console.print(f"{marked}: {BEFORE_IDENTITY}", markup=False)
     else:
-        console.print("no sweep yet; begin with: python orchestrate.py sweep --space budgets")
+        console.print(f"no sweep yet; begin with: {program()} sweep --space budgets")
     return content
 
 
@@ -152,7 +148,7 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
         console.print(terminal(summary(shown, spec.space.columns, spec.pareto)))
     console.print(", ".join(f"{number} {status}" for status, number in counts.items()) + f", of {total}")
     if not spec.identified:
-        console.print(f"{BEFORE_IDENTITY}: these figures are of images that nobody can name now", markup=False)
+        console.print(f"{BEFORE_IDENTITY}: the images of these figures can no longer be identified", markup=False)
     outdated = study.outdated
     if outdated:
         console.print(f"{BEFORE_WINDOW}; {ANEW}", markup=False)
@@ -168,9 +164,9 @@ def of_sweep(workspace: Workspace, name: str, console: Console) -> dict[str, Any
     for where, why in study.excluded.items():
         console.print(f"excluded: {where}, because {why}", markup=False)
     if counts["failed"] and spec.identified and not outdated:
-        console.print(f"try the failed ones again with: python orchestrate.py retry {name}")
+        console.print(f"try the failed ones again with: {program()} retry {name}")
     if counts["left"] and spec.identified and not outdated:
-        console.print(f"go on with: python orchestrate.py resume {name}")
+        console.print(f"go on with: {program()} resume {name}")
     runs = [
         {"number": row.number, "cell": row.cell, "status": row.status, "epoch": row.epoch}
         | ({"promoted": row.promoted} if row.promoted else {})

@@ -36,6 +36,16 @@ def study_text(
     return matrix_text(form, rows, remark) if kind == "matrix" else grid_text(form, rows, columns, remark)
 
 
+def tables_of(kind: Kind, rows: Sequence[Trial], columns: Sequence[str], *, pareto: bool = False) -> list[Table]:
+    """Return the tables of a study as a reader sees them; arguments are those of `study_text`."""
+    if kind == "matrix":
+        return matrix(rows)
+    if kind == "list":
+        return [grid(rows)]
+    over = confirmed_table(rows, columns)  # of the best trials, if these are confirmed
+    return [*([over] if over else []), summary(rows, columns, pareto)]
+
+
 def search_text(
     form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "", *, pareto: bool = False
 ) -> str:
@@ -45,8 +55,7 @@ def search_text(
     """
     if form == "csv":
         return _text(form, [records(rows, columns, pareto)], remark)
-    over = confirmed_table(rows, columns)
-    return _text(form, [*([over] if over else []), summary(rows, columns, pareto)], remark)
+    return _text(form, tables_of("search", rows, columns, pareto=pareto), remark)
 
 
 def grid_text(form: str, rows: Sequence[Trial], columns: Sequence[str], remark: str = "") -> str:

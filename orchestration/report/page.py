@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from orchestration.report import svg, trend_svg
 from orchestration.report.detail import Pool
+from orchestration.report.drawings import own_figures
 from orchestration.report.errata import FIGURE_5, Footnotes
 from orchestration.report.notation import MISSING, baseline_name, duration, number_of, percent
 from orchestration.report.render.html import asset, page
@@ -92,6 +93,7 @@ def html_page(subject: Subject) -> str:
         total=len(subject.rows),
         notes=notes.texts,
         general=general,
+        own=own_figures(subject.rows),
     )
 
 

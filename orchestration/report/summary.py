@@ -25,6 +25,7 @@ from orchestration.report.table import Cell, Column, Part, Row, Table
 from orchestration.study.confirmations import FIGURES, Confirmed, confirmed, winner
 from orchestration.study.overrides import typed
 from orchestration.study.trial import Trial
+from orchestration.terminal import program
 
 _CHOICE = "★ chosen by validation accuracy (best epoch); test accuracy is for the record and chooses nothing."
 _CONFIRMED = (
@@ -278,5 +279,5 @@ def paste_command(row: Trial, preset: str, overrides: Mapping[str, Any]) -> str:
     """
     settings = {**overrides, **row.params}
     settings.pop("preset", None)
-    words = ["python", "orchestrate.py", "train", "--preset", preset]
+    words = [*program().split(), "train", "--preset", preset]
     return shlex.join(words + [f"{key}={typed(setting)}" for key, setting in settings.items()])

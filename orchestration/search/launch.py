@@ -35,6 +35,7 @@ from orchestration.study.registries import SAMPLERS
 from orchestration.study.settings import setting_words, settled, startup_of, warn_if_narrow
 from orchestration.study.spec import StudySpec, unfilled
 from orchestration.study.trial import Trial
+from orchestration.terminal import program
 from orchestration.tracking.tracker import Tracker
 
 POLL_SECONDS = 0.5
@@ -198,7 +199,7 @@ def _open_tracker(name: str, spec: StudySpec, workspace: Workspace, ledger: Ledg
             if not done.whole and not leaving.is_set():
                 warnings.warn(
                     f"MLflow may lack more of {name} than could be put right in {SYNC_SECONDS} s; once it has ended, "
-                    f"put the rest right with: python orchestrate.py sync {name}",
+                    f"put the rest right with: {program()} sync {name}",
                     stacklevel=2,
                 )
     return tracker

@@ -242,7 +242,7 @@ def storage_at(place: str) -> Storage:
 
     url = urlsplit(place)
     if "@" in url.netloc:
-        raise UserError("storage.path must hold no credentials, which would be logged: give them by the environment")
+        raise UserError("storage.path must hold no credentials, which would be logged: set them in the environment")
     if not url.scheme:
         return Storage(place, fs.LocalFileSystem(), str(Path(place).expanduser().absolute()))
     try:

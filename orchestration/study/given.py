@@ -8,6 +8,7 @@ from typing import Any
 
 from erat.config import RunConfig, build
 from erat.errors import UserError
+from orchestration.terminal import program
 
 # What the values of a preset depend on: these keys come first, in this order.
 _FIRST = (
@@ -79,5 +80,5 @@ def command_of(config: Mapping[str, Any], given: Mapping[str, Any], seeds: tuple
 
     places = {key: word for key, word in _PLACES.items() if config.get(key) is not None}
     words = {**given, **places, **dict(zip(_SEEDS, seeds, strict=True))}
-    start = ["python", "orchestrate.py", "train", "--preset", str(config["preset"])]
+    start = [*program().split(), "train", "--preset", str(config["preset"])]
     return shlex.join([*start, *(f"{key}={typed(value)}" for key, value in words.items())])

@@ -79,7 +79,7 @@ def _warned(space: SearchSpace) -> SearchSpace:
 
 def no_search(what: str, name: str, got: object) -> UserError:
     """Return the error that a setting of a search was given to a list of runs."""
-    return UserError(f"{what} is of a search, which {name}, a list of runs, has none of; got {shown(got)}")
+    return UserError(f"{what} can be given for a search only, and {name} is a list of runs; got {shown(got)}")
 
 
 def begin_as(spec: StudySpec, slots: int, trials: int) -> StudySpec:

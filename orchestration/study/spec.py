@@ -251,7 +251,7 @@ class StudySpec:
                     self.space.check(trial.params)
                 self._check(trial.params)
             except UserError as error:
-                warnings.warn(f"trial {number} of {sweep.name} in the ledger is passed over: {error}", stacklevel=2)
+                warnings.warn(f"trial {number} of {sweep.name} in the ledger is skipped: {error}", stacklevel=2)
             else:
                 known[number] = trial
         return known

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from erat import temporary_registrations
+from orchestration.report.drawings import FIGURES
 from orchestration.study.registries import PRUNERS, SAMPLERS
 from tests.public import OWN, PARTS, installed, run_examples
 
@@ -74,9 +75,10 @@ def test_the_page_s_studies_run(
     monkeypatch.delenv("ERAT_HOME", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     names: dict[str, object] = {"__name__": "__main__"}
-    with temporary_registrations(SAMPLERS, PRUNERS):
+    with temporary_registrations(SAMPLERS, PRUNERS, FIGURES):
         run_examples(names, None)
         run_examples(names, "with Ray")
     assert (tmp_path / "smoothing.png").stat().st_size > 1000
+    assert 'alt="Clean test accuracy over label smoothing."' in (tmp_path / "smoothing.html").read_text()
     assert "['smoothing']" in capsys.readouterr().out
     assert list(names["table"]["status"]) == ["done", "done"]  # type: ignore[index]

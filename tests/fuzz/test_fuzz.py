@@ -112,6 +112,6 @@ def test_there_are_enough_inputs_of_every_group() -> None:
     assert {one.group for one in known()} >= COUNTS.keys() - {"crafted", "cells"}
 
 
-def test_a_file_outside_the_home_is_noticed(sandbox: Sandbox) -> None:
+def test_a_file_outside_the_workspace_is_noticed(sandbox: Sandbox) -> None:
     outcome = sandbox.run(Input("verbs", ("report", "t", "--format", "csv", "--out", "here.csv"), base="swept"))
     assert "cwd/here.csv" in outcome.written

@@ -16,6 +16,7 @@ import torch
 
 import erat
 import orchestration
+from orchestration.report.drawings import FIGURES
 from orchestration.study.registries import PRUNERS, SAMPLERS
 from tests.public import API, examples, run_examples
 
@@ -125,7 +126,7 @@ def test_the_page_s_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ERAT_HOME", raising=False)
-    with erat.temporary_registrations(SAMPLERS, PRUNERS):
+    with erat.temporary_registrations(SAMPLERS, PRUNERS, FIGURES):
         run_examples({"__name__": "example"}, None)
     said = capsys.readouterr().out
     assert said.startswith("done 0.")

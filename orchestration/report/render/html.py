@@ -12,7 +12,7 @@ from markupsafe import Markup
 from orchestration.report.notation import number_of
 from orchestration.report.svg import colour
 from orchestration.report.table import Table
-from orchestration.terminal import harmless
+from orchestration.terminal import harmless, program
 
 
 def html(table: Table, kind: str = "", name: str = "") -> Markup:
@@ -48,6 +48,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["program"] = program
     environment.filters |= {"colour": colour, "number": number_of}
     return environment
 

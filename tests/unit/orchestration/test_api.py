@@ -119,8 +119,8 @@ def test_names_are_those_of_the_command_line(workspace: Path) -> None:
         ({"space": "budgets", "train__epochs": 3, "overrides": {"train.epochs": 3}}, "given twice"),
         ({"space": "budgets", "trials": 0}, r"trials must be a whole number in \[1, "),
         ({"space": "budgets", "trials": True}, r"trials must be a whole number in \[1, 100000\], got True"),
-        ({"space": SPACE, "trials": 3}, "which momentum, a list of runs, has none of; got 3"),
-        ({"grid": "table3", "trials": 3}, "which a grid has none of; got 3"),
+        ({"space": SPACE, "trials": 3}, "trials can be given for a search only, and momentum is a list of runs; got 3"),
+        ({"grid": "table3", "trials": 3}, "trials can be given for a search only, and table3 is a list of runs; got 3"),
         ({"grid": "table3", "seeds": (0, 0)}, r"seeds must be different whole numbers, got \(0, 0\)"),
         ({"space": "budgets", "seeds": (0, 1)}, "choose points of a grid"),
         ({"space": "budgets", "name": "../up"}, "name must be letters"),
@@ -230,7 +230,7 @@ def test_settings_are_part_of_the_specification(workspace: Path) -> None:
 @pytest.mark.parametrize("place", ["grid", "space"])
 def test_a_list_of_runs_has_no_settings(place: str, workspace: Path) -> None:
     content: dict[str, Any] = {"grid": "table1"} if place == "grid" else {"space": SPACE}
-    with pytest.raises(UserError, match=r"sampler is of a search, which .*, a list of runs, has none of; got 'gp'"):
+    with pytest.raises(UserError, match=r"sampler can be given for a search only, and .* is a list of runs; got 'gp'"):
         Study.create(**content, workspace=workspace, sampler="gp")
 
 

@@ -14,7 +14,8 @@ from erat.errors import UserError
 from orchestration.commands import console
 from orchestration.report.crafting import CraftLines
 from orchestration.report.live import LiveView
-from orchestration.terminal import Terminal, harmless, one_line
+from orchestration.report.summary import paste_command
+from orchestration.terminal import Terminal, harmless, one_line, program
 from tests.trials import make_trial
 
 TITLE = "\x1b]0;owned\x1b\\"  # this sequence sets the title of a window
@@ -74,3 +75,21 @@ def test_lines_and_live_tables() -> None:
         view.update([row])
     assert TITLE not in lines.getvalue() and "\x9b" not in lines.getvalue()
     assert lines.getvalue().count(WRITTEN) >= 4
+
+
+@pytest.mark.parametrize(
+    ("started", "words"),
+    [
+        ("/opt/site/bin/erat", "erat"),
+        ("C:/site/Scripts/erat.exe", "erat"),
+        ("orchestrate.py", "python orchestrate.py"),
+        ("", "python orchestrate.py"),
+    ],
+)
+def test_commands_are_told_as_the_program_was_started(
+    started: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [started, "status"])
+    assert program() == words
+    again = f"{words} train --preset demo defense.eta=0.3"
+    assert paste_command(make_trial(0, params={"defense.eta": 0.3}), "demo", {}) == again

@@ -299,6 +299,6 @@ def test_a_stored_part_that_is_damaged_is_made_again(tmp_path: Path) -> None:
     assert len(made) == 1
     for damage in (lambda: path.write_bytes(b"\0" * 100), lambda: save(path, {"rows": [2]}), lambda: save(path, {})):
         damage()
-        with pytest.warns(UserWarning, match=rf"^{path} is damaged: made again$"):
+        with pytest.warns(UserWarning, match=rf"^{path} is damaged: it is made again$"):
             assert kept() == {"rows": [1]}
     assert len(made) == 4

@@ -275,7 +275,7 @@ def test_a_set_of_another_form_is_made_again(tmp_path: Path, damage: Any, reason
     store = Store(tmp_path)
     path = store.fetch(WANTED, make, EXPECTED).path
     damage(path)
-    with pytest.warns(UserWarning, match=rf"^{path} is damaged \(.*{reason}.*\): made again$") as said:
+    with pytest.warns(UserWarning, match=rf"^{path} is damaged \(.*{reason}.*\): it is made again$") as said:
         entry = store.fetch(WANTED, make, EXPECTED)
     assert len(said) == 1
     assert len(str(said[0].message).splitlines()) == 1

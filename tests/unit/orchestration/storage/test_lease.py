@@ -200,13 +200,15 @@ def config(
 
 
 @pytest.fixture
-def homes(folder: Storage, tmp_path: Path) -> list[Workspace]:
+def workspaces(folder: Storage, tmp_path: Path) -> list[Workspace]:
     """Return two workspaces on one storage, with folders of their own."""
     return [Workspace(tmp_path / name).sharing(folder.place) for name in ("one", "other")]
 
 
 @pytest.mark.filterwarnings("ignore:waiting for")
-def test_two_workspaces_do_not_train_the_same_run_at_the_same_time(config: RunConfig, homes: list[Workspace]) -> None:
+def test_two_workspaces_do_not_train_the_same_run_at_the_same_time(
+    config: RunConfig, workspaces: list[Workspace]
+) -> None:
     is_in, go_on = threading.Event(), threading.Event()
     ended: list[RunResult] = []
     told: list[int] = []
@@ -215,12 +217,12 @@ def test_two_workspaces_do_not_train_the_same_run_at_the_same_time(config: RunCo
         is_in.set()
         return go_on.wait(300)
 
-    first = threading.Thread(target=lambda: ended.append(execute_run(config, homes[0], on_epoch=hold)))
+    first = threading.Thread(target=lambda: ended.append(execute_run(config, workspaces[0], on_epoch=hold)))
     first.start()
     assert is_in.wait(300)
-    assert is_running(RunDirectory(homes[1], config.digest()))
+    assert is_running(RunDirectory(workspaces[1], config.digest()))
     second = threading.Thread(
-        target=lambda: ended.append(execute_run(config, homes[1], on_epoch=lambda history: bool(told.append(1))))
+        target=lambda: ended.append(execute_run(config, workspaces[1], on_epoch=lambda history: bool(told.append(1))))
     )
     second.start()
     second.join(0.3)
@@ -229,11 +231,11 @@ def test_two_workspaces_do_not_train_the_same_run_at_the_same_time(config: RunCo
     second.join(300)
     assert [result.status for result in ended] == ["done", "done"]
     assert told == [], "the second one found it done"
-    assert not is_running(RunDirectory(homes[1], config.digest()))
+    assert not is_running(RunDirectory(workspaces[1], config.digest()))
 
 
 def test_a_worker_that_lost_its_run_writes_nothing_more_and_the_other_ends_it(
-    config: RunConfig, homes: list[Workspace], folder: Storage, tmp_path: Path
+    config: RunConfig, workspaces: list[Workspace], folder: Storage, tmp_path: Path
 ) -> None:
     cell, before = config.digest(), {}
 
@@ -249,10 +251,10 @@ def test_a_worker_that_lost_its_run_writes_nothing_more_and_the_other_ends_it(
         return True
 
     with pytest.raises(LeaseLostError, match=r"holds this run now \(attempt 2\); this worker \(attempt 1\) stops"):
-        execute_run(config, homes[0], on_epoch=cut_off, session="trial 0 of mine")
+        execute_run(config, workspaces[0], on_epoch=cut_off, session="trial 0 of mine")
     assert files() == before
     assert "result.json" not in before
-    ended = execute_run(config, homes[1], session="trial 0 of mine")
+    ended = execute_run(config, workspaces[1], session="trial 0 of mine")
     undisturbed = execute_run(config, Workspace(tmp_path / "alone"))
     assert ended.val_history == undisturbed.val_history
     run = RunDirectory(Workspace(tmp_path / "driver").sharing(folder.place), cell)
@@ -263,7 +265,7 @@ def test_a_worker_that_lost_its_run_writes_nothing_more_and_the_other_ends_it(
 
 
 def test_a_worker_that_lost_its_run_inside_an_epoch_stops_there(
-    config: RunConfig, homes: list[Workspace], folder: Storage, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, workspaces: list[Workspace], folder: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -281,15 +283,15 @@ def test_a_worker_that_lost_its_run_inside_an_epoch_stops_there(
     monkeypatch.setattr(Lease, "take", lambda self: (take(self), first.append(self))[0])
     monkeypatch.setattr("orchestration.run.execute.requested", lose)
     with pytest.raises(LeaseLostError):
-        execute_run(config, homes[0], session="mine")
+        execute_run(config, workspaces[0], session="mine")
     assert len(asked) == 3
     assert "checkpoint.pt" not in folder.names(f"cells/{config.digest()}")
 
 
-def test_a_stop_request_is_that_of_one_workspace(homes: list[Workspace], tmp_path: Path) -> None:
-    requests = [stop_request("mine", home) for home in homes]
-    runs = [RunDirectory(home, "c") for home in homes]
+def test_a_stop_request_is_that_of_one_workspace(workspaces: list[Workspace], tmp_path: Path) -> None:
+    requests = [stop_request("mine", workspace) for workspace in workspaces]
+    runs = [RunDirectory(workspace, "c") for workspace in workspaces]
     runs[0].ask_to_stop(requests[0], 2)
-    assert runs[0].asked_to_stop(stop_request("mine", Workspace(homes[0].root).sharing(homes[0].place)))
+    assert runs[0].asked_to_stop(stop_request("mine", Workspace(workspaces[0].root).sharing(workspaces[0].place)))
     assert not runs[1].asked_to_stop(requests[1]), "another study of the same name, in another workspace"
     assert stop_request("mine", Workspace(tmp_path)) == "stop-mine"

@@ -116,7 +116,7 @@ class TestConditions:
         for number, chosen in enumerate(("mixture", "jsd")):
             params = {SELECTOR: chosen, STEPS: 3}
             ledger.append("proposed", sweep="a", number=number, params=params, source="optuna", cell="x")
-        with pytest.warns(UserWarning, match="trial 1 of a in the ledger is passed over: defense.selector must be one"):
+        with pytest.warns(UserWarning, match="trial 1 of a in the ledger is skipped: defense.selector must be one"):
             assert list(made.proposals(ledger.studies["a"])) == [0]
 
 

@@ -73,7 +73,7 @@ class TestReading:
 
     def test_a_list_of_runs_has_none(self) -> None:
         runs = parse_space({"name": "l", "about": "", "proposals": 0, "baselines": [{"train.seed": 1}]}, "l.yaml")
-        with pytest.raises(UserError, match="window is of a search, which l, a list of runs, has none of; got 4"):
+        with pytest.raises(UserError, match="window can be given for a search only, and l is a list of runs; got 4"):
             with_settings(runs, window=4)
 
     def test_another_pruner_needs_no_rungs(self) -> None:
