@@ -141,7 +141,7 @@ def serve(
 
 
 def runs_page(server: str, page: str, name: str, keys: Sequence[str]) -> str:
-    """Return the address of MLflow's table of the runs of a study, the best first, with the columns that tell them apart.
+    """Return the address of MLflow's table of the runs of a study, best first, with the columns that tell them apart.
 
     The columns are a view of the experiment as MLflow's own button "share" leaves one: a tag that the page reads.
 
