@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from erat.export import export_program, exportable
 from erat.files import write_atomic
 from orchestration.audit.copies import copies_table
 from orchestration.audit.execute import Findings
-from orchestration.audit.gallery import audit_page, class_rows, poison_verdict, worst_first
+from orchestration.audit.gallery import Cleaned, audit_page, class_rows, poison_verdict, worst_first
 from orchestration.report.render.spreadsheet import csv_text
 from orchestration.report.table import Table
 from orchestration.storage.workspace import Workspace
@@ -55,7 +55,8 @@ def write_audit(findings: Findings, workspace: Workspace) -> tuple[Path, dict[st
     folder.mkdir(parents=True, exist_ok=True)
     files = dict(FILES)
     _write_csv(folder / "labels.csv", _labels(findings))
-    _write_csv(folder / "cleaned.csv", _cleaned(findings))
+    cleaned = _cleaned(findings)
+    _write_csv(folder / "cleaned.csv", _cleaned_table(cleaned))
     _write_csv(folder / "copies.csv", copies_table(findings.copies))
     if any(isinstance(source, np.ndarray | bytes) for source in findings.collection.sources):
         files[ARRAYS[0]] = ARRAYS[1]
@@ -76,7 +77,7 @@ def write_audit(findings: Findings, workspace: Workspace) -> tuple[Path, dict[st
     content = summary(findings) | {"files": [str(folder / name) for name in ("index.html", *files)]}
     write_atomic(folder / "audit.json", json.dumps(content, indent=1).encode())
     page = folder / "index.html"
-    write_atomic(page, audit_page(findings, list(files.items())).encode("utf-8", "replace"))
+    write_atomic(page, audit_page(findings, list(files.items()), cleaned).encode("utf-8", "replace"))
     return page, content
 
 
@@ -177,21 +178,30 @@ def _kept(findings: Findings) -> tuple[list[int], list[str], list[str]]:
     return rows, labels, ["relabelled" if relabel[row] else "kept" for row in rows]
 
 
-def _cleaned(findings: Findings) -> Table:
-    lines: list[list[Any]] = []
+def _cleaned(findings: Findings) -> list[Cleaned]:
+    """Return what becomes of each image: those that are kept or relabelled, the trusted ones, and those left out."""
     names = findings.plan.images.class_names
 
-    def add(collection: Collection, row: int, label: str, status: str) -> None:
+    def line(collection: Collection, row: int, label: str, status: str) -> Cleaned:
         source, given = collection.sources[row], names[int(collection.images.labels[row])]
         path = str(source.absolute()) if isinstance(source, Path) else collection.names[row]
-        lines.append([path, label, collection.parts[row], status, given])
+        place = None if status == "trusted" else row
+        return Cleaned(place, path, label, collection.parts[row], status, given)
 
-    for row, label, status in zip(*_kept(findings), strict=True):
-        add(findings.collection, row, label, status)
+    rows, labels, states = _kept(findings)
+    lines = [line(findings.collection, *kept) for kept in zip(rows, labels, states, strict=True)]
     if findings.checked is not None:
-        for row, label in enumerate(findings.checked.images.labels.tolist()):
-            add(findings.checked, row, names[label], "trusted")
-    return Table.of(["path", "label", "part", "status", "given"], lines)
+        trusted = enumerate(findings.checked.images.labels.tolist())
+        lines += [line(findings.checked, row, names[label], "trusted") for row, label in trusted]
+    given = findings.plan.images.labels.tolist()
+    left_out = sorted(set(range(len(given))) - set(rows))
+    return lines + [line(findings.collection, row, names[given[row]], "dropped") for row in left_out]
+
+
+def _cleaned_table(cleaned: Sequence[Cleaned]) -> Table:
+    kept = [one for one in cleaned if one.status != "dropped"]
+    columns = ("path", "label", "part", "status", "given")
+    return Table.of(columns, [[getattr(one, name) for name in columns] for one in kept])
 
 
 def _write_csv(path: Path, table: Table) -> None:

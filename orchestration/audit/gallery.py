@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from erat.audit.audit import Audit
-from erat.audit.poisoning import BITS, FEW, PoisonTest, flat_residual
+from erat.audit.poisoning import BITS, FEW, Measure, PoisonTest, flat_residual
 from erat.audit.robustness import Hold
+from erat.config import content_digest
 from erat.data.image_files import Source, decode
 from orchestration.audit.copies import copy_sentences
 from orchestration.report.notation import duration
@@ -33,11 +38,12 @@ MOST_GROUPS, MOST_NAMES, MOST_PICTURES = 60, 8, 4  # groups of copies; names and
 FLOOD = 1.5  # a class is flooded if more than this many times as many images have its label as seem to show it
 
 
-def audit_page(findings: Findings, files: Sequence[tuple[str, str]]) -> str:
+def audit_page(findings: Findings, files: Sequence[tuple[str, str]], cleaned: Sequence[Cleaned]) -> str:
     """Return the whole HTML file.
 
     Args:
         files: (name, description) of each file in the folder of the page.
+        cleaned: the lines of cleaned.csv, and those that it leaves out; a review begins with them.
     """
     audit, plan = findings.audit, findings.plan
     cards = _cards(findings)
@@ -52,6 +58,7 @@ def audit_page(findings: Findings, files: Sequence[tuple[str, str]]) -> str:
         facts=_facts(findings),
         cards=cards,
         issues=int(audit.issue.sum()),
+        review=Markup(review_data(findings, cards, cleaned)),
         labels_shown=sorted({card["given"] for card in cards}),
         classes=_classes(class_rows(audit, findings.selected)),
         rate=audit.noise.rate,
@@ -236,6 +243,53 @@ def worst_first(audit: Audit) -> Tensor:
     return rows[audit.quality[rows].argsort(stable=True)]
 
 
+@dataclass(frozen=True)
+class Cleaned:
+    """What the cleaned list says of an image.
+
+    Attributes:
+        row: its row among the audited images; None for a trusted one.
+        path, label, part, status, given: as in cleaned.csv; `status` is "dropped" if the list leaves the image out.
+    """
+
+    row: int | None
+    path: str
+    label: str
+    part: str
+    status: str
+    given: str
+
+
+def review_data(findings: Findings, cards: Sequence[Mapping[str, Any]], cleaned: Sequence[Cleaned]) -> str:
+    """Return what the page needs to write reviewed.csv, as JSON that is safe inside a script element.
+
+    It is the cleaned list, whose words are kept once each, and the line of each card. It is empty where images have no
+    files, since a list of paths cannot say which images these are.
+    """
+    if any(not isinstance(source, Path) for source in findings.collection.sources):
+        return ""
+    words: dict[str, int] = {}
+
+    def place(word: str) -> int:
+        return words.setdefault(word, len(words))
+
+    lines = [
+        [place(f"{folder}/") if folder else -1, name, *map(place, (one.label, one.part, one.status, one.given))]
+        for one in cleaned
+        for folder, _, name in [one.path.rpartition("/")]
+    ]
+    places = {one.row: number for number, one in enumerate(cleaned) if one.row is not None}
+    content = {
+        # Of another audit nothing may be remembered here, even if it has the same name.
+        "key": f"erat-review-{content_digest([findings.name, findings.collection.fingerprint])}",
+        "classes": list(findings.plan.images.class_names),
+        "cards": [places[card["row"]] for card in cards],
+        "words": list(words),
+        "lines": lines,
+    }
+    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
+
+
 def _cards(findings: Findings) -> list[dict[str, Any]]:
     audit, names = findings.audit, findings.plan.images.class_names
     cards = []
@@ -248,6 +302,7 @@ def _cards(findings: Findings) -> list[dict[str, Any]]:
                 "probability": float(audit.probability[row]),
                 "quality": float(audit.quality[row]),
                 "picture": thumbnail(findings.collection.sources[row], findings.plan.images.images[row]),
+                "row": row,
             }
         )
     return cards
@@ -266,12 +321,17 @@ def _copies(findings: Findings) -> list[dict[str, Any]]:
         {
             "words": group.words,
             "alarming": group.labels_differ or group.parts_differ,
-            "names": [
-                (copy.name.encode("utf-8", "replace").decode(), copy.label, copy.part)
-                for copy in group.copies[:MOST_NAMES]
+            "copies": [
+                {
+                    "name": copy.name.encode("utf-8", "replace").decode(),
+                    "label": copy.label,
+                    "part": copy.part,
+                    # Of the same pixels one picture is enough.
+                    "picture": picture(copy.place) if number < (1 if group.exact else MOST_PICTURES) else None,
+                }
+                for number, copy in enumerate(group.copies[:MOST_NAMES])
             ],
             "more": max(0, len(group.copies) - MOST_NAMES),
-            "pictures": [picture(copy.place) for copy in group.copies[: 1 if group.exact else MOST_PICTURES]],
         }
         for group in findings.copies[:MOST_GROUPS]
     ]
@@ -309,6 +369,11 @@ def _uri(array: NDArray[np.uint8]) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(best).decode()}"
 
 
+def _result(test: PoisonTest, one: Measure) -> str:
+    """Return the result of one of the tests as its verdict has it: of few images, neither tells anything."""
+    return "cannot be told" if test.images < FEW else "found" if one.found else "not found"
+
+
 def _poison(audit: Audit, few: bool) -> dict[str, Any]:
     test = audit.poisoning
     pictures, times = _residuals(audit) if few else ([], 0.0)
@@ -318,7 +383,7 @@ def _poison(audit: Audit, few: bool) -> dict[str, Any]:
         "measures": Table.of(
             ["test", "figure", "counts above", "result"],
             [
-                (one.name, f"{one.value:.3f}", f"{one.threshold:.2f}", "found" if one.found else "not found")
+                (one.name, f"{one.value:.3f}", f"{one.threshold:.2f}", _result(test, one))
                 for one in (test.gap, test.separability)
             ],
         ),
