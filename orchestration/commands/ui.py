@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -23,7 +24,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from erat.errors import UserError
-from orchestration.report.document import report_text
+from orchestration.report.document import write_report
 from orchestration.report.following import LOOK_SECONDS, Follower, Said, changes, other_pages
 from orchestration.report.render.html import asset, page
 from orchestration.storage.workspace import Workspace
@@ -161,8 +162,9 @@ def pages(workspace: Workspace, follower: Follower, tracking: Tracking, over: Ca
 
     async def study(request: Request) -> Response:
         def draw() -> str:
-            with drawing:
-                return report_text(workspace, request.path_params["name"], "html")
+            # Not into the workspace, which is only read here.
+            with drawing, tempfile.TemporaryDirectory(prefix="erat-page-") as folder:
+                return write_report(workspace, request.path_params["name"], "html", f"{folder}/page.html").read_text()
 
         return HTMLResponse(await run_in_threadpool(draw))
 

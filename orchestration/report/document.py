@@ -53,12 +53,6 @@ def write_report(
     Raises:
         UserError: there is no such study or format, or the file cannot be written.
     """
-    text = report_text(workspace, name, form, ledger)
-    return save(text, user_path(out, what) if out else workspace.report(name) / f"report.{SUFFIXES[form]}", what)
-
-
-def report_text(workspace: Workspace, name: str, form: str, ledger: Ledger | None = None) -> str:
-    """Return the report of a study as `write_report` writes it, with the same arguments and errors."""
     if form not in SUFFIXES:
         raise unknown_name("format", form, SUFFIXES)
     ledger = ledger or Ledger(workspace.ledger)
@@ -66,9 +60,11 @@ def report_text(workspace: Workspace, name: str, form: str, ledger: Ledger | Non
     rows, total = trials_of(workspace, ledger, name, spec)
     rows = sorted([*rows, *not_begun(spec, ledger.studies[name].trials, rows)], key=lambda row: row.number)
     if form == "html":
-        return _page(workspace, ledger, name, spec, rows, total)
-    remark = "" if spec.identified else BEFORE_IDENTITY
-    return study_text(spec.kind, form, rows, spec.space.columns, remark, pareto=spec.pareto)
+        text = _page(workspace, ledger, name, spec, rows, total)
+    else:
+        remark = "" if spec.identified else BEFORE_IDENTITY
+        text = study_text(spec.kind, form, rows, spec.space.columns, remark, pareto=spec.pareto)
+    return save(text, user_path(out, what) if out else workspace.report(name) / f"report.{SUFFIXES[form]}", what)
 
 
 def save(text: str, path: Path, what: str) -> Path:
@@ -98,7 +94,7 @@ def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows
             about=spec.space.about,
             rows=rows,
             facts=_facts(workspace, ledger, name, spec, rows),
-            counts=state_counts(rows, total),
+            counts=_counts(rows, total),
             columns=spec.space.columns,
             searched=searched,
             pareto=spec.pareto,
@@ -137,7 +133,7 @@ def _selections(workspace: Workspace, rows: Sequence[Trial]) -> dict[str, Select
     return {cell: content for cell, content in found.items() if content and content["epochs"]}
 
 
-def state_counts(rows: Sequence[Trial], total: int) -> dict[str, int]:
+def _counts(rows: Sequence[Trial], total: int) -> dict[str, int]:
     """Return the number of trials in each state; the last state is "not begun"."""
     words = [reason(row).split(" ")[0] for row in rows]
     counts = {state: words.count(state) for state in _STATES}

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from erat.errors import UserError
 from erat.records import read_words
-from orchestration.report.document import state_counts
 from orchestration.report.live import last_line, visible
 from orchestration.report.notation import baseline_name, header, number_of, state, value, with_spread
 from orchestration.report.progress import Progress
+from orchestration.report.sections import reason
 from orchestration.report.summary import best
 from orchestration.run.directory import RunDirectory
 from orchestration.run.heartbeat import BEAT_SECONDS, heard, is_driven
@@ -33,6 +34,7 @@ IDLE_SECONDS = 20.0  # between two looks at the others: only the end of a run th
 QUIET_SECONDS = 4 * BEAT_SECONDS  # a running trial that was not heard of for so long is shown as quiet
 MOST_TRIALS = 200  # of a study that runs; the others are in its counts and on its page
 MOST_LINES = 6  # of the last words of a failed trial
+STATES = ("done", "stopped", "failed", "running", "paused", "promoted", "interrupted", "not begun")
 Said = dict[str, Any]
 
 
@@ -112,7 +114,7 @@ class Follower:
             "data": f"{spec.base.data.name}, {spec.base.model.name}",
             "began": record.began,
             "running": running,
-            "counts": {word: count for word, count in state_counts(rows, total).items() if count},
+            "counts": counted(rows, total),
             "total": max(total, len(rows)),
             "ended": sum(row.ended for row in rows),
             "best": None if leader is None else number_of(leader),
@@ -161,6 +163,13 @@ def settings_words(row: Trial, columns: Sequence[str]) -> str:
     if not any(key in row.params for key in columns):
         return baseline_name(row)
     return ", ".join(f"{header(key)} {value(key, row.params.get(key))}" for key in columns)
+
+
+def counted(rows: Sequence[Trial], total: int) -> dict[str, int]:
+    """Return the number of trials in each state, in the order of `STATES`; states that no trial is in are left out."""
+    found = Counter(reason(row).removesuffix(" begun").split(" ")[0] for row in rows)
+    found["not begun"] = found.pop("not", 0) + max(0, total - len(rows))
+    return {word: found[word] for word in STATES if found[word]}
 
 
 def changes(seen: Said, sent: Said) -> Said:

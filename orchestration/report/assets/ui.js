@@ -102,23 +102,24 @@
     }
     const [left, right, top, height] = [40, 44, 8, 170], wide = width - left - right;
     const epochs = Math.max(...drawn.map((trial) => Math.max(trial.epochs, trial.curve.length))), values = drawn.flatMap((trial) => trial.curve);
-    const low = Math.max(0, Math.floor(10 * Math.min(...values)) / 10), high = Math.min(1, Math.ceil(10 * Math.max(...values) + 1e-9) / 10) || 1;
+    const [least, most] = [Math.min(...values), Math.max(...values)], each = most - least > 0.4 ? 0.2 : 0.1;
+    const low = Math.max(0, Math.floor(least / each + 1e-9) * each), parts = Math.max(1, Math.ceil((most - low) / each - 1e-9)), high = low + parts * each;
     const x = (epoch) => left + (wide * (epoch - 1)) / Math.max(1, epochs - 1), y = (value) => top + height * (1 - (value - low) / (high - low || 1));
     const svg = make("svg", { viewBox: `0 0 ${width} ${top + height + 40}`, width, height: top + height + 40, role: "img", "aria-label": `validation accuracy of ${drawn.length} trials of ${name} after each epoch` });
-    for (let i = 0; i <= 4; i++) {
-      const value = low + ((high - low) * i) / 4;
-      svg.append(make("line", { x1: left, x2: left + wide, y1: y(value), y2: y(value), class: "grid" }), make("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end", class: "tick" }, value.toFixed(2)));
+    for (let i = 0; i <= parts; i++) {
+      const value = low + each * i;
+      svg.append(make("line", { x1: left, x2: left + wide, y1: y(value), y2: y(value), class: "grid" }), make("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end", class: "tick" }, value.toFixed(1)));
     }
     const step = Math.max(1, Math.ceil(epochs / Math.max(2, Math.floor(wide / 60))));
     for (let epoch = 1; epoch <= epochs; epoch += step) svg.append(make("text", { x: x(epoch), y: top + height + 17, "text-anchor": "middle", class: "tick" }, String(epoch)));
     svg.append(make("text", { x: left + wide / 2, y: top + height + 34, "text-anchor": "middle", class: "tick" }, "epoch"));
-    const kind = (trial) => (trial.number === study.best ? "best" : trial.status);
-    const order = ["queued", "stopped", "failed", "paused", "done", "running", "best"], taken = [];
+    const kind = (trial) => (trial.number === study.best ? "leads" : trial.status);
+    const order = ["queued", "stopped", "failed", "paused", "done", "running", "leads"], taken = [];
     for (const trial of [...drawn].sort((a, b) => order.indexOf(kind(a)) - order.indexOf(kind(b)))) {
       const last = trial.curve.at(-1), end = [x(trial.curve.length), y(last)];
       const group = make("g", { "data-trial": trial.number }, make("title", {}, `trial ${trial.number}, ${trial.state}, ${trial.settings}: ${share(last)} after epoch ${trial.curve.length}, best ${share(trial.best)}`),
         make("polyline", { points: trial.curve.map((value, i) => `${x(i + 1).toFixed(1)},${y(value).toFixed(1)}`).join(" "), class: `line ${kind(trial)}` }), make("circle", { cx: end[0], cy: end[1], r: 4, class: `tip ${kind(trial)}` }));
-      if (["running", "best"].includes(kind(trial)) && taken.every((other) => Math.hypot(other[0] - end[0], other[1] - end[1]) > 16)) {
+      if (["running", "leads"].includes(kind(trial)) && taken.every((other) => Math.hypot(other[0] - end[0], other[1] - end[1]) > 16)) {
         taken.push(end);
         group.append(make("text", { x: end[0] + 8, y: end[1] + 4, class: "label" }, trial.number.split(",")[0]));
       }
@@ -126,7 +127,7 @@
     }
     place.replaceChildren(svg);
     const kinds = order.filter((each) => drawn.some((trial) => kind(trial) === each)).reverse();
-    legend.replaceChildren(...kinds.map((each) => make("li", {}, make("i", { class: "swatch " + each }), each === "queued" ? "waits" : each)));
+    legend.replaceChildren(...kinds.map((each) => make("li", {}, make("i", { class: "swatch " + each }), { queued: "waits", leads: "best" }[each] || each)));
   }
 
   // --- what comes in ---
