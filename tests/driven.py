@@ -1,4 +1,4 @@
-"""A study that runs, for tests of what follows it: no training, but a ledger, run directories and locks as in a real one."""
+"""A study that seems to run, for tests of what follows it: ledger, run directories and locks, but no training."""
 
 from __future__ import annotations
 

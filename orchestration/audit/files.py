@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from erat.data.sources.collection import Collection
 from erat.engine.checkpoint import save
 from erat.export import export_program, exportable
 from erat.files import write_atomic
 from orchestration.audit.copies import copies_table
 from orchestration.audit.execute import Findings
-from orchestration.audit.gallery import Cleaned, audit_page, class_rows, poison_verdict, worst_first
+from orchestration.audit.gallery import audit_page, class_rows, poison_verdict, worst_first
+from orchestration.audit.review import RELABEL, cleaned_list, cleaned_table, kept_rows
 from orchestration.report.render.spreadsheet import csv_text
 from orchestration.report.table import Table
 from orchestration.storage.workspace import Workspace
@@ -27,7 +27,6 @@ from orchestration.storage.workspace import Workspace
 if TYPE_CHECKING:
     from orchestration.tracking.tracker import Tracker
 
-RELABEL = 0.9  # least probability at which the cleaned list takes a suggested label; less sure images are left out
 FILES = {
     "labels.csv": "every image with its quality, suggested label, fold, and whether its label is probably wrong",
     "cleaned.csv": f"a list to keep working with (data.root=cleaned.csv): labels that are probably wrong are replaced "
@@ -55,8 +54,8 @@ def write_audit(findings: Findings, workspace: Workspace) -> tuple[Path, dict[st
     folder.mkdir(parents=True, exist_ok=True)
     files = dict(FILES)
     _write_csv(folder / "labels.csv", _labels(findings))
-    cleaned = _cleaned(findings)
-    _write_csv(folder / "cleaned.csv", _cleaned_table(cleaned))
+    cleaned = cleaned_list(findings)
+    _write_csv(folder / "cleaned.csv", cleaned_table(cleaned))
     _write_csv(folder / "copies.csv", copies_table(findings.copies))
     if any(isinstance(source, np.ndarray | bytes) for source in findings.collection.sources):
         files[ARRAYS[0]] = ARRAYS[1]
@@ -169,47 +168,12 @@ def _labels(findings: Findings) -> Table:
     return Table.of(head, lines)
 
 
-def _kept(findings: Findings) -> tuple[list[int], list[str], list[str]]:
-    """Return (the rows that stay in the cleaned list, their labels, whether each was "kept" or "relabelled")."""
-    audit, names = findings.audit, findings.plan.images.class_names
-    relabel = audit.issue & (audit.probability >= RELABEL)
-    rows = (~audit.issue | relabel).nonzero().squeeze(1).tolist()
-    labels = [names[int(audit.believed_labels[row])] for row in rows]
-    return rows, labels, ["relabelled" if relabel[row] else "kept" for row in rows]
-
-
-def _cleaned(findings: Findings) -> list[Cleaned]:
-    """Return what becomes of each image: those that are kept or relabelled, the trusted ones, and those left out."""
-    names = findings.plan.images.class_names
-
-    def line(collection: Collection, row: int, label: str, status: str) -> Cleaned:
-        source, given = collection.sources[row], names[int(collection.images.labels[row])]
-        path = str(source.absolute()) if isinstance(source, Path) else collection.names[row]
-        place = None if status == "trusted" else row
-        return Cleaned(place, path, label, collection.parts[row], status, given)
-
-    rows, labels, states = _kept(findings)
-    lines = [line(findings.collection, *kept) for kept in zip(rows, labels, states, strict=True)]
-    if findings.checked is not None:
-        trusted = enumerate(findings.checked.images.labels.tolist())
-        lines += [line(findings.checked, row, names[label], "trusted") for row, label in trusted]
-    given = findings.plan.images.labels.tolist()
-    left_out = sorted(set(range(len(given))) - set(rows))
-    return lines + [line(findings.collection, row, names[given[row]], "dropped") for row in left_out]
-
-
-def _cleaned_table(cleaned: Sequence[Cleaned]) -> Table:
-    kept = [one for one in cleaned if one.status != "dropped"]
-    columns = ("path", "label", "part", "status", "given")
-    return Table.of(columns, [[getattr(one, name) for name in columns] for one in kept])
-
-
 def _write_csv(path: Path, table: Table) -> None:
     write_atomic(path, csv_text(table, "\r\n").encode("utf-8", "surrogateescape"))  # file names may be any bytes
 
 
 def _write_arrays(path: Path, findings: Findings) -> None:
-    rows, labels, _ = _kept(findings)
+    rows, labels, _ = kept_rows(findings)
     images = findings.plan.images.images[torch.tensor(rows, dtype=torch.int64)]
     parts = np.array([findings.collection.parts[row] for row in rows])
     content: dict[str, Any] = {}

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from markupsafe import Markup
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from erat.audit.audit import Audit
 from erat.audit.poisoning import BITS, FEW, Measure, PoisonTest, flat_residual
 from erat.audit.robustness import Hold
-from erat.config import content_digest
 from erat.data.image_files import Source, decode
 from orchestration.audit.copies import copy_sentences
+from orchestration.audit.review import Cleaned, review_data
 from orchestration.report.notation import duration
 from orchestration.report.render.html import asset, page
 from orchestration.report.table import Cell, Part, Row, Table
@@ -58,7 +55,7 @@ def audit_page(findings: Findings, files: Sequence[tuple[str, str]], cleaned: Se
         facts=_facts(findings),
         cards=cards,
         issues=int(audit.issue.sum()),
-        review=Markup(review_data(findings, cards, cleaned)),
+        review=Markup(review_data(findings, [card["row"] for card in cards], cleaned)),
         labels_shown=sorted({card["given"] for card in cards}),
         classes=_classes(class_rows(audit, findings.selected)),
         rate=audit.noise.rate,
@@ -241,53 +238,6 @@ def worst_first(audit: Audit) -> Tensor:
     """Return the rows of the images with issues, those of least quality first; int64."""
     rows = audit.issue.nonzero().squeeze(1)
     return rows[audit.quality[rows].argsort(stable=True)]
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """What the cleaned list says of an image.
-
-    Attributes:
-        row: its row among the audited images; None for a trusted one.
-        path, label, part, status, given: as in cleaned.csv; `status` is "dropped" if the list leaves the image out.
-    """
-
-    row: int | None
-    path: str
-    label: str
-    part: str
-    status: str
-    given: str
-
-
-def review_data(findings: Findings, cards: Sequence[Mapping[str, Any]], cleaned: Sequence[Cleaned]) -> str:
-    """Return what the page needs to write reviewed.csv, as JSON that is safe inside a script element.
-
-    It is the cleaned list, whose words are kept once each, and the line of each card. It is empty where images have no
-    files, since a list of paths cannot say which images these are.
-    """
-    if any(not isinstance(source, Path) for source in findings.collection.sources):
-        return ""
-    words: dict[str, int] = {}
-
-    def place(word: str) -> int:
-        return words.setdefault(word, len(words))
-
-    lines = [
-        [place(f"{folder}/") if folder else -1, name, *map(place, (one.label, one.part, one.status, one.given))]
-        for one in cleaned
-        for folder, _, name in [one.path.rpartition("/")]
-    ]
-    places = {one.row: number for number, one in enumerate(cleaned) if one.row is not None}
-    content = {
-        # Of another audit nothing may be remembered here, even if it has the same name.
-        "key": f"erat-review-{content_digest([findings.name, findings.collection.fingerprint])}",
-        "classes": list(findings.plan.images.class_names),
-        "cards": [places[card["row"]] for card in cards],
-        "words": list(words),
-        "lines": lines,
-    }
-    return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
 
 
 def _cards(findings: Findings) -> list[dict[str, Any]]:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from orchestration.audit.execute import Findings
-from orchestration.audit.files import FILES, _cleaned, _cleaned_table
+from orchestration.audit.files import FILES
 from orchestration.audit.gallery import audit_page, poison_verdict
+from orchestration.audit.review import cleaned_list, cleaned_table
 from tests.audited import audited
 
 
@@ -23,7 +24,7 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> Findings:
 
 
 def page_of(findings: Findings) -> str:
-    return audit_page(findings, list(FILES.items()), _cleaned(findings))
+    return audit_page(findings, list(FILES.items()), cleaned_list(findings))
 
 
 def review_of(page: str) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def test_the_verdict_and_the_rows_say_the_same(
 
 def test_a_review_begins_with_the_cleaned_list(findings: Findings) -> None:
     page = page_of(findings)
-    review, table = review_of(page), _cleaned_table(_cleaned(findings))
+    review, table = review_of(page), cleaned_table(cleaned_list(findings))
     words = review["words"]
     lines = [["".join([words[at], name]), *(words[place] for place in rest)] for at, name, *rest in review["lines"]]
     assert [line for line in lines if line[3] != "dropped"] == [list(row.values) for row in table.rows]
