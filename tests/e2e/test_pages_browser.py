@@ -43,6 +43,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """Return a workspace of the test's own."""
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
 def without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no server of MLflow start, which would take seconds."""
     monkeypatch.setattr(Tracking, "start", lambda self: setattr(self, "trouble", "MLflow is not started in this test"))
