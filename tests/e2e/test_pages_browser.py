@@ -92,7 +92,7 @@ def test_a_study_is_followed_to_its_end_and_a_run_opened(browser: Browser, works
             assert "epoch 0/16" in text_of(page, '.slot[data-trial="0"]')
             for epoch in range(3):
                 driven.epoch(0, 0.4 + 0.1 * epoch)
-            page.wait_for_function("document.querySelector('.slot')?.textContent.includes('epoch 3/16')")
+            page.locator('.slot[data-trial="0"]', has_text="epoch 3/16").wait_for()
             points = page.locator('.live-curves [data-trial="0"] polyline').get_attribute("points")
             assert len((points or "").split()) == 3
             assert "left" in text_of(page, ".study .now") and "not known" not in text_of(page, ".study .now")
@@ -103,8 +103,8 @@ def test_a_study_is_followed_to_its_end_and_a_run_opened(browser: Browser, works
             page.locator(".failures summary").click()
             assert "in training" in text_of(page, ".failures pre")
             driven.end(0)
-            page.wait_for_function("!document.querySelector('.slot')")
-        page.wait_for_function("document.querySelector('.study .now').textContent.includes('ended')")
+            page.locator(".slot").first.wait_for(state="detached")
+        page.locator(".study .now", has_text="ended").wait_for()
         assert "best val 0.600 (trial 0)" in text_of(page, ".study .now")
         assert page.locator("#told").inner_text().endswith("budgets has ended")
         assert page.errors == []  # type: ignore[attr-defined]
