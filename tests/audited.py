@@ -35,13 +35,14 @@ def audited(root: Path, count: int = 30, wrong: int = 4, name: str = "audit-own"
         path = root / CLASSES[given] / f"{row:02d}-{true}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
-    Image.open(root / CLASSES[2] / "05-2.png").save(root / CLASSES[0] / "copy-2.png")
+    Image.open(sorted((root / CLASSES[2]).iterdir())[-1]).save(root / CLASSES[0] / "copy-2.png")
     collection, _ = _read({"data.root": str(root), "data.image_size": 12})
     images = collection.images
     settings: dict[str, Any] = {"train.epochs": 2, "defense.warmup_epochs": 1}
     robust = robust_settings(images, settings)
     audited = plan(images, robust, plain_settings(robust), 2)
-    true = torch.tensor([int(Path(source).stem[-1]) for source in collection.sources])  # type: ignore[arg-type]
+    shown = [CLASSES[int(Path(name).stem[-1])] for name in collection.names]
+    true = torch.tensor([images.class_names.index(name) for name in shown])
     probs = torch.full((len(true), len(CLASSES)), 0.02).scatter(1, true[:, None], 0.96)
     parts: list[dict[str, Any]] = []
     for fold in range(2):
