@@ -79,6 +79,9 @@ def _draw_budgets(
     def position(row: Trial) -> float:
         return axis.position(pair(row)[0])
 
+    if axis.companions:  # pairs of budgets that grow together: a proposal is none, and stands in the plane of both
+        trials = [row for row in trials if row.source == "paper"]
+        chosen = chosen if chosen is not None and chosen.source == "paper" else None
     marks.draw_trials(axes, trials, position)
     _ring(axes, chosen, position, _shown)
     _frame(axes, trials, baselines, chosen)
