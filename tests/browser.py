@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,3 +62,31 @@ def serious(page: Page) -> list[str]:
         for each in found
         if each["impact"] in ("serious", "critical")
     ]
+
+
+def work_with(page: Page, setting: str) -> None:
+    """Open a run, compare two runs and save a figure on the page of a study, and check what comes of it.
+
+    Args:
+        page: the page.
+        setting: a dotted key in which the first two runs differ.
+    """
+    page.locator("html[data-drawn]").wait_for()
+    dialog, runs = page.locator("dialog[open]"), page.locator("#list input.pick")
+    page.locator("#list th.opens").first.press("Enter")
+    dialog.wait_for()
+    assert setting in (dialog.text_content() or "")
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    for number in range(2):
+        runs.nth(number).check()
+    page.locator("#compare-open").click()
+    dialog.wait_for()
+    assert page.inner_text("#detail-title") == "2 runs side by side"
+    assert setting in page.inner_text("dialog .differ")
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    with page.expect_download() as download:
+        page.locator("button.export").first.click()
+    drawn = Path(download.value.path()).read_text(encoding="utf-8")
+    assert drawn.startswith("<svg") and "var(--" not in drawn, "a figure stands alone, with its colours"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 from orchestration.storage.workspace import Workspace
 from orchestration.tracking.tracker import Tracker
 from tests.driven import Driven
-from tests.e2e.sweeps import ROOT, gone, wait_until
+from tests.e2e.sweeps import begun, gone, wait_until
 from tests.servers import free_port
 
 
@@ -57,13 +55,7 @@ def asked(port: int, path: str) -> http.client.HTTPResponse:
 def test_both_pages_of_a_read_only_home_answer_and_end(read_only: Workspace, tmp_path: Path, sign: int) -> None:
     port, log = free_port(), tmp_path / "log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "orchestrate.py", "ui", "--port", str(port)],
-            cwd=ROOT,
-            env=os.environ | {"ERAT_HOME": str(read_only.root), "PYTHONPATH": str(ROOT)},
-            stderr=output,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        process = begun(read_only, "ui", "--port", str(port), stderr=output)
     try:
         wait_until(lambda: "MLflow is at" in log.read_text() or process.poll() is not None, "MLflow's page")
         assert f"the studies are at http://127.0.0.1:{port}" in log.read_text(), log.read_text()
