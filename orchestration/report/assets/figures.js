@@ -52,7 +52,7 @@ const Figures = (() => {
     const view = new vega.View(vega.parse(vegaLite.compile(spec).spec), { renderer: "svg", container: node, tooltip: told });
     // Vega names every axis and mark for screen readers; the figure has one name in words, so these would only repeat it.
     await view.runAsync();
-    for (const part of node.querySelectorAll("svg, svg [role]")) part.removeAttribute("role");
+    for (const part of node.querySelectorAll("svg, svg [role], svg [aria-label]")) for (const name of ["role", "aria-label", "aria-roledescription"]) part.removeAttribute(name);
     view.addEventListener("click", (event, item) => item?.datum?.runs && opened(item.datum.runs.trim().split(/\s+/)));
     node.addEventListener("mouseleave", () => { tip.hidden = true; });
     node.dataset.drawn = "";
