@@ -67,7 +67,7 @@ def shared_by(trials: Sequence[Trial], ranges: Ranges) -> Ranges:
     return {
         key: range_
         for key, range_ in ranges.items()
-        if all(row.params.get(key) is not None for row in trials) and len({repr(row.params[key]) for row in trials}) > 1
+        if all(has(row, key) for row in trials) and len({repr(row.params[key]) for row in trials}) > 1
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from typer.testing import CliRunner
 
+from erat.errors import UserError
 from orchestration.cli import app
 from orchestration.report.assets import library
 from orchestration.report.chance import Guess, is_chance
@@ -160,16 +161,14 @@ def test_choices_conditions_and_odd_numbers_are_drawn() -> None:
 
 
 def cells(values: dict[str, list[float]], seed: str = "train.seed") -> list[Trial]:
-    found = []
+    """Return the runs of each defense on one poison, an accuracy for each seed."""
+    found: list[Trial] = []
     for name, reached in values.items():
         for number, height in enumerate(reached):
             config = {"data.name": "mnist", "corruption.labels": "none", "corruption.data": "up", "defense.name": name}
             params = {"defense.name": name, "corruption.data": "up", seed: number}
-            found.append(make_trial(len(found), f"c{len(found)}", params, "baseline", "done", config=config | params))
-            found[-1] = make_trial(
-                len(found) - 1, f"{name}{number}", params, "baseline", "done", config=config | params,
-                final_test_accuracy=height,
-            )  # fmt: skip
+            figures: dict[str, Any] = {"config": config | params, "final_test_accuracy": height}
+            found.append(make_trial(len(found), f"{name}{number}", params, "baseline", "done", **figures))
     return found
 
 
@@ -260,8 +259,7 @@ def test_every_figure_of_a_search_becomes_a_file(form: str, tmp_path: Path, monk
         assert file.stat().st_size > 4000
 
 
-def test_before_a_run_has_ended_there_is_no_figure_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ERAT_HOME", str(tmp_path))
+def test_before_a_run_has_ended_there_is_no_figure_to_write(tmp_path: Path) -> None:
     write_search(Workspace(tmp_path), "s", search_spec(), 4, most=0)
-    done = CliRunner().invoke(app, ["report", "s", "--format", "svg"])
-    assert done.exit_code == 2 and "no figures yet" in done.output
+    with pytest.raises(UserError, match="s has no figures yet"):
+        write_report(Workspace(tmp_path), "s", "svg", None)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -170,12 +171,12 @@ def test_a_selection_is_stacked() -> None:
 
 
 def test_lines_are_told_apart_in_grey() -> None:
-    """Eight defenses have eight pairs of colour and dash, and those whose colours are alike in grey differ in dashes."""
+    """Eight defenses have eight colours, and each differs from its neighbours in dashes, too."""
     names = list("abcdefgh")
     figure = matrix.curves([matrix.Curve(name, [1.0, 2.0]) for name in names], "c", "t", names)
     colours, dashes = (scale(figure, "line", channel)["range"] for channel in ("color", "strokeDash"))
     assert len(set(colours)) == 8
-    assert all(first != second for first, second in zip(dashes, dashes[1:], strict=False))
+    assert all(first != second for first, second in pairwise(dashes))
 
 
 @pytest.mark.parametrize(
