@@ -64,7 +64,7 @@ def write_report(
 
 
 def report_text(workspace: Workspace, name: str, form: str, ledger: Ledger | None = None) -> str:
-    """Return the report of a study as `write_report` writes it; the arguments and errors are those of `write_report`."""
+    """Return the report of a study as `write_report` writes it, with its arguments and errors."""
     if form not in SUFFIXES:
         raise unknown_name("format", form, (*SUFFIXES, *FIGURE_FORMS))
     study = _found(workspace, name, ledger)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from orchestration.study.trial import Trial
 Ranges = Mapping[str, BaseDistribution]
 LEAST_TRIALS = 10  # fewer trials that ran to the end leave the forest to chance
 MOST_TRIALS = 300  # the forest's time grows with their number
-RESAMPLINGS, TREES = 20, 16
+RESAMPLINGS, TREES = 12, 8
 INNER = (10, 90)  # percentiles of the resamplings that the whiskers show
 MOST_CORRELATION = 0.9  # settings that varied together share an importance that nobody can divide
 
@@ -55,12 +56,18 @@ def importances(trials: Sequence[Trial], ranges: Ranges, seed: int = 0, trees: i
         optuna.logging.set_verbosity(before)
 
 
+def has(row: Trial, key: str) -> bool:
+    """Return whether a trial has a value of the key that has a place on an axis: any but none, NaN and infinity."""
+    found = row.params.get(key)
+    return found is not None and not (isinstance(found, float) and not isfinite(found))
+
+
 def shared_by(trials: Sequence[Trial], ranges: Ranges) -> Ranges:
     """Return the ranges of the keys that every trial has and that vary."""
     return {
         key: range_
         for key, range_ in ranges.items()
-        if all(row.params.get(key) is not None for row in trials) and len({repr(row.params[key]) for row in trials}) > 1
+        if all(has(row, key) for row in trials) and len({repr(row.params[key]) for row in trials}) > 1
     }
 
 

@@ -147,12 +147,13 @@
     const table = make("table", { class: "differ" }, make("caption", {}, differ.length ? `What they reached, and the ${differ.length} settings that differ` : "What they reached; no setting differs"),
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, ""), ...names.map((name) => make("th", { scope: "col" }, name)))),
       make("tbody", {}, line("test, last epoch", runs.map((cell) => percent(cell.acc[0]))), line("test, best by validation", runs.map((cell) => percent(cell.acc[1]))), line("state", runs.map((cell) => cell.state)), line("seconds", runs.map((cell) => cell.seconds?.toFixed(0))), ...differ.map((key) => line(key, configs.map((config) => config.get(key))))));
-    const over = (place, of) => runs.map((cell, i) => ({ kind: names[i], of, values: place ? hundred(cell.curves[place]) : cell.curves[0] })).filter(({ values }) => values.some((value) => value != null));
+    const short = runs.map((cell) => `run ${cell.n}: ${cell.t[2]}`);
+    const over = (place, of) => runs.map((cell, i) => ({ kind: short[i], of, values: place ? hundred(cell.curves[place]) : cell.curves[0] })).filter(({ values }) => values.some((value) => value != null));
     const both = [...over(2, "clean test"), ...over(1, "validation")];
     const parts = (part) => { const found = runs.map((cell, i) => [names[i], part(cell)]).filter(([, node]) => node); return found.length ? make("div", { class: "beside" }, ...found.map(([name, node]) => make("div", {}, make("h4", {}, name), node))) : null; };
     const heading = (words, node) => (node ? make("div", {}, make("h3", {}, words), node) : null);
     fill(make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "settings that differ" }, table),
-      both.length ? figure("Accuracy after each epoch, percent; a colour for each run.", "accuracy of the runs over epochs", Specs.lines(both, "accuracy, %", { low: 0, high: 100, height: 240 })) : null,
+      both.length ? figure("Accuracy after each epoch, percent; a colour for each run, clean test in full lines and validation dashed.", "accuracy of the runs over epochs", Specs.lines(both, "accuracy, %", { low: 0, high: 100, height: 240 })) : null,
       over(0, "").length ? figure("Training loss.", "training loss of the runs over epochs", Specs.lines(over(0, ""), "loss")) : null,
       heading("Selection", parts((cell) => selection(cell, 0))), heading("Confusion", parts((cell) => confusion(cell, 22))));
     history.replaceState(null, "", "#compare-" + runs.map((cell) => cell.id).join(","));
@@ -189,7 +190,11 @@
     node.tabIndex = 0;
     node.setAttribute("aria-haspopup", "dialog");
     node.addEventListener("click", (event) => { if (!event.target.closest("a, input")) open(ids); });
-    node.addEventListener("keydown", (event) => { if (event.key === "Enter" && event.target === node) open(ids); });
+    node.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.target !== node) return;
+      event.preventDefault(); // or the same key would press the button of the dialog that has the focus then, and close it
+      open(ids);
+    });
   }
   document.getElementById("close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });

@@ -19,7 +19,7 @@ const Specs = (() => {
     const legend = { title: null, symbolType: "stroke", symbolStrokeWidth: 2.5 };
     const encoding = { x: number("epoch", "epoch", { zero: false, nice: false, padding: 6 }, { axis: { tickMinStep: 1, format: "d" } }), y: number("y", title, scale) };
     const colour = name("kind", { legend: kinds.length > 1 ? legend : null, scale: { domain: kinds, range: colours(kinds.length) } });
-    const dash = several ? name("of", { legend, scale: { domain: measures, range: dashes.slice(0, measures.length) } }) : name("kind", { legend: kinds.length > 1 ? legend : null, scale: { domain: kinds, range: kinds.map((_, i) => dashes[(i + Math.floor(i / 8)) % 4]) } });
+    const dash = several ? name("of", { legend: null, scale: { domain: measures, range: dashes.slice(0, measures.length) } }) : name("kind", { legend: kinds.length > 1 ? legend : null, scale: { domain: kinds, range: kinds.map((_, i) => dashes[(i + Math.floor(i / 8)) % 4]) } });
     const layers = [{ data: { values: rows }, params: [shown], mark: { type: "line", strokeWidth: 2 }, encoding: { ...encoding, color: colour, strokeDash: dash, detail: name("line"), opacity: faded } },
       { data: { values: rows }, mark: { type: "point", size: rows.length > 60 * parts.length ? 8 : 18 }, encoding: { ...encoding, color: colour, opacity: faded, tooltip: tips(["kind", "line"], ...(several ? [["of", "measured"]] : []), ["epoch", "epoch", "d"], ["y", title, ".4~g"]) } }];
     if (ends) layers.push({ data: { values: parts.map(({ kind, values }) => ({ kind, epoch: values.length, y: values.at(-1), ends: `${ends} at this rung` })) }, mark: { type: "point", filled: false, size: 130, strokeWidth: 2 }, encoding: { ...encoding, color: colour, tooltip: tips(["ends", "the run"]) } });

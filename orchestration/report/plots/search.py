@@ -54,6 +54,7 @@ STANDINGS = {
     "waits at a rung": ("var(--hold)", "square"),
     AT_RUNG: ("var(--muted)", "triangle-down"),
     EARLY: ("var(--wait)", "cross"),
+    "failed": ("var(--bad)", "triangle-up"),
 }
 VALIDATION = "validation accuracy, best epoch, %"
 
@@ -64,7 +65,7 @@ def standing(row: Trial, chosen: Trial | None) -> str:
         return CHOSEN
     if row.status == "stopped":
         return AT_RUNG if row.at_rung else EARLY
-    return {"done": DONE, "paused": "waits at a rung"}.get(row.status, "under way")
+    return {"done": DONE, "paused": "waits at a rung", "failed": "failed"}.get(row.status, "under way")
 
 
 def standings(points: Sequence[Json]) -> dict[str, tuple[str, str]]:
@@ -75,7 +76,7 @@ def standings(points: Sequence[Json]) -> dict[str, tuple[str, str]]:
 
 def searched(rows: Sequence[Trial]) -> list[Trial]:
     """Return the trials of the search that have a validation accuracy, stopped ones too, without listed runs."""
-    return [row for row in rows if row.source not in OTHERS and validated(row) is not None]
+    return [row for row in rows if row.source not in OTHERS and row.status != "failed" and validated(row) is not None]
 
 
 def front_last(rows: Sequence[Trial], chosen: Trial | None) -> list[Trial]:

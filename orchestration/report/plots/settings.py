@@ -10,7 +10,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from orchestration.report.budgets import MARGIN, BudgetAxis, hurting, log_ticks, pair
-from orchestration.report.importance import Importance
+from orchestration.report.importance import Importance, has
 from orchestration.report.marks import colour_scale
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, header, tested, validated, value
 from orchestration.report.plots.figure import (
@@ -52,16 +52,14 @@ SURFACE_TRIALS, MOST_CORRELATION, LEAST_AREA = 12, 0.9, 0.2
 
 
 def numeric(rows: Sequence[Trial], key: str) -> bool:
-    """Return whether all trials that have the key have a finite number there."""
-    found = [row.params[key] for row in rows if row.params.get(key) is not None]
-    return bool(found) and all(
-        isinstance(of, int | float) and not isinstance(of, bool) and math.isfinite(of) for of in found
-    )
+    """Return whether all trials that have the key have a number there."""
+    found = settings(rows, key)
+    return bool(found) and all(isinstance(of, int | float) and not isinstance(of, bool) for of in found)
 
 
 def settings(trials: Iterable[Trial], key: str) -> list[Any]:
     """Return the values of a key in the trials that have it."""
-    return [row.params[key] for row in trials if row.params.get(key) is not None]
+    return [row.params[key] for row in trials if has(row, key)]
 
 
 def is_log(range_: BaseDistribution | None, found: Iterable[float]) -> bool:
@@ -75,7 +73,7 @@ def slices(rows: Sequence[Trial], ranges: Ranges) -> list[Figure]:
     known = sorted(searched(rows), key=lambda row: -(row.best_val_accuracy or 0.0))[:MOST_DOTS]
     figures = []
     for place, key in enumerate(keys):
-        here = [row for row in known if row.params.get(key) is not None]
+        here = [row for row in known if has(row, key)]
         if not here or len({repr(row.params[key]) for row in here}) < 2:
             continue
         is_number = numeric(here, key)
@@ -133,7 +131,7 @@ def parallel(rows: Sequence[Trial], ranges: Ranges) -> Figure | None:
     labels += [{"axis": "validation", "place": place, "text": words} for place, words in last]
     lines = []
     for row, height in zip(known, heights, strict=True):
-        passed = [key for key in ranges if row.params.get(key) is not None]
+        passed = [key for key in ranges if has(row, key)]
         share = max(height - low, 0.0) / ((high - low) or 1.0)
         places = [round(place_of[key](row.params[key]), 4) for key in passed]
         line = point(row, list(ranges), chosen) | {"share": share}
