@@ -336,6 +336,7 @@ def budgets(rows: Sequence[Trial], ranges: Ranges) -> list[Figure]:
 def _plane(known: Sequence[Trial], keys: Sequence[str], chosen: Trial | None) -> Figure:
     heights = [validated(row) or 0.0 for row in known]
     seen = seen_range(heights)
+    under = " The darkest colour also stands for what lies below." if seen[0] > min(heights) else ""
     kinds = {"paper": "circle", "optuna": "diamond"}
     points = [
         point(row, keys, chosen)
@@ -380,7 +381,7 @@ def _plane(known: Sequence[Trial], keys: Sequence[str], chosen: Trial | None) ->
     return Figure(
         "budgets",
         f"Both budgets of every trial ({sources}), coloured by validation accuracy; the ring is the chosen one, and a "
-        f"faint mark was stopped early.{' The darkest colour also stands for what lies below.' if seen[0] > min(heights) else ''}",
+        f"faint mark was stopped early.{under}",
         f"{len(points)} trials over ε∞ and ε2"
         + (f"; chosen: ε∞ {ring[0]['levels']}, ε2 {ring[0]['two']:.3g}" if ring else ""),
         spec,
