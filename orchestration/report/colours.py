@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
+from statistics import median
 
 from orchestration.report.assets import asset
 
@@ -23,6 +25,17 @@ def colour(share: float) -> tuple[str, str]:
     rgb = [round(a + (b - a) * (place - index)) for a, b in zip(*ends, strict=True)]
     light = 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 125
     return "#{:02x}{:02x}{:02x}".format(*rgb), DARK if light else LIGHT
+
+
+def seen_range(heights: Sequence[float]) -> tuple[float, float]:
+    """Return the range of accuracies in percent that colours and axes show.
+
+    It leaves out accuracies far below the others, because a single failed trial would otherwise give all others the
+    same colour.
+    """
+    low, high = min(heights), max(heights)
+    floor = max(low, high - max(4 * (high - median(heights)), 2.0))
+    return floor, max(high, floor + 0.5)
 
 
 @cache

@@ -22,6 +22,7 @@ const Figures = (() => {
     if (tip.hidden) return;
     const list = document.createElement("dl");
     for (const [title, words] of Object.entries(value)) {
+      if (words === "null") continue;
       const [term, of] = [document.createElement("dt"), document.createElement("dd")];
       [term.textContent, of.textContent] = [title, words];
       list.append(term, of);
@@ -38,12 +39,15 @@ const Figures = (() => {
     for (const part of spec.layer || []) still(part);
   }
 
+  // The number of letters of the longest entry of a legend.
+  const longest = (spec) => Math.max(1, ...(spec.encoding?.color?.scale?.domain ?? []).map((entry) => String(entry).length), ...(spec.layer || []).map(longest));
+
   async function draw(node, given) {
     await library();
     if (!node.isConnected) return null;
     const spec = structuredClone(given);
     if (touch) still(spec);
-    const columns = Math.max(1, Math.min(4, Math.floor(node.clientWidth / 170)));
+    const columns = Math.max(1, Math.min(4, Math.floor(node.clientWidth / (7 * longest(spec) + 36))));
     spec.config = { ...config, ...spec.config, legend: { ...config.legend, columns } };
     const told = (handler, event, item, value) => {
       node.style.cursor = item?.datum?.runs ? "pointer" : "";

@@ -35,15 +35,18 @@
     });
   }
 
+  // A table with a thousand lines takes long to lay out, so a filter shows the first ones.
+  const most = 400;
   const lines = [...document.querySelectorAll("#list tbody tr")].map((line) => [line, [...line.children].map((field) => field.textContent.toLowerCase())]);
   const filter = document.getElementById("filter");
   filter.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const [line, fields] of lines) {
-      line.hidden = !words.every((word) => fields.some((field) => field.startsWith(word)));
-      shown += line.hidden ? 0 : 1;
+      const fits = words.every((word) => fields.some((field) => field.startsWith(word)));
+      shown += fits ? 1 : 0;
+      line.hidden = !fits || (words.length > 0 && shown > most);
     }
-    document.getElementById("shown").textContent = words.length ? `${shown} of ${lines.length}` : "";
+    document.getElementById("shown").textContent = words.length ? `${shown} of ${lines.length}${shown > most ? `, the first ${most} shown` : ""}` : "";
   });
 })();

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
-from orchestration.report.colours import DASHES, SERIES, STOPS, on_paper
-from orchestration.report.marks import colour_scale
+from orchestration.report.colours import DASHES, SERIES, STOPS, on_paper, seen_range
 from orchestration.report.notation import finite
 
 Json = dict[str, Any]
@@ -157,8 +156,7 @@ def tips(*fields: tuple[str, str] | tuple[str, str, str]) -> list[Json]:
 def accuracies(heights: Sequence[float]) -> tuple[float, float]:
     """Return the ends of an axis in percent that shows these accuracies, except for those far below the others."""
     known = [height for height in heights if finite(height) is not None] or [0.0, 100.0]
-    scale, _ = colour_scale(known)
-    bottom, top = float(scale.vmin or 0.0), max(known)
+    bottom, top = seen_range(known)[0], max(known)
     unit = 10 if top - bottom > 20 else 5 if top - bottom > 8 else 1
     low = max(0.0, unit * floor((bottom - 0.15 * (top - bottom)) / unit))
     return low, min(100.0, max(low + unit, unit * ceil((top + 0.02 * (top - bottom)) / unit)))

@@ -10,8 +10,8 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from orchestration.report.budgets import MARGIN, BudgetAxis, hurting, log_ticks, pair
+from orchestration.report.colours import seen_range
 from orchestration.report.importance import Importance, has
-from orchestration.report.marks import colour_scale
 from orchestration.report.notation import EPSILON_2, EPSILON_INF, header, tested, validated, value
 from orchestration.report.plots.figure import (
     SHOWN,
@@ -120,8 +120,8 @@ def parallel(rows: Sequence[Trial], ranges: Ranges) -> Figure | None:
     if not known or not ranges:
         return None
     heights = [validated(row) or 0.0 for row in known]
-    scale, under = colour_scale(heights)  # one collapsed trial must not squeeze the others together
-    low, high = float(scale.vmin or 0), max(heights)
+    low, high = seen_range(heights)[0], max(heights)  # one collapsed trial must not squeeze the others together
+    under = low > min(heights)
     place_of: dict[str, Callable[[Any], float]] = {}
     labels: list[Json] = []
     for key, range_ in ranges.items():
@@ -164,7 +164,7 @@ def parallel(rows: Sequence[Trial], ranges: Ranges) -> Figure | None:
         | full
         | {
             "color": shapes(styles)["color"]
-            | {"legend": {"title": None, "symbolType": "stroke", "symbolStrokeWidth": 2.5}}
+            | {"legend": {"title": None, "symbolType": "stroke", "symbolStrokeWidth": 2.5, "symbolOpacity": 1}}
         },
     }
     ticks = {
@@ -233,8 +233,7 @@ def surface(trials: Sequence[Trial], first: str, second: str, ranges: Ranges) ->
     if area < LEAST_AREA:
         return f"{both}: the trials cover {area:.0%} of the rectangle that they span, too little to fill it."
     heights = np.array([validated(row) or 0.0 for row in trials])
-    scale, _ = colour_scale(list(heights))
-    low, high = float(scale.vmin or 0.0), float(scale.vmax or 1.0)
+    low, high = seen_range(list(map(float, heights)))
     between = LinearNDInterpolator(even_N2, heights)
     edges = [np.linspace(column.min(), column.max(), CELLS + 1) for column in columns]
     shown = [np.exp(edge) if log else edge for edge, log in zip(edges, logs, strict=True)]
@@ -297,7 +296,7 @@ def importance(found: Importance) -> Figure:
     ]
     y = names("name", None, axis={"title": None, "grid": False})
     told_of = tips(("name", "setting"), ("mean", "share", ".2f"), ("low", "from", ".2f"), ("high", "to", ".2f"))
-    x = quantity("mean", "share of the variation", (0, 1))
+    x = quantity("mean", "share of the variation", (0, 1)) | {"axis": {"tickCount": 5}}
     spec = layered(
         {"mark": {"type": "bar", "opacity": 0.75}, "encoding": {"y": y, "x": x, "tooltip": told_of}},
         {
@@ -336,7 +335,8 @@ def budgets(rows: Sequence[Trial], ranges: Ranges) -> list[Figure]:
 
 def _plane(known: Sequence[Trial], keys: Sequence[str], chosen: Trial | None) -> Figure:
     heights = [validated(row) or 0.0 for row in known]
-    scale, under = colour_scale(heights)
+    seen = seen_range(heights)
+    under = " The darkest colour also stands for what lies below." if seen[0] > min(heights) else ""
     kinds = {"paper": "circle", "optuna": "diamond"}
     points = [
         point(row, keys, chosen)
@@ -344,7 +344,7 @@ def _plane(known: Sequence[Trial], keys: Sequence[str], chosen: Trial | None) ->
         | {"from": row.source if row.source in kinds else "optuna", "rung": row.status != "done"}
         for row in known
     ]
-    colour = quantity("val", "validation, %", (float(scale.vmin or 0), float(scale.vmax or 1)))
+    colour = quantity("val", "validation, %", seen)
     colour["scale"] |= {"clamp": True}
     ticks = log_ticks(EPSILON_INF, [pair(row)[0] for row in known])
     places: Json = {
@@ -381,7 +381,7 @@ def _plane(known: Sequence[Trial], keys: Sequence[str], chosen: Trial | None) ->
     return Figure(
         "budgets",
         f"Both budgets of every trial ({sources}), coloured by validation accuracy; the ring is the chosen one, and a "
-        f"faint mark was stopped early.{' The darkest colour also stands for what lies below.' if under else ''}",
+        f"faint mark was stopped early.{under}",
         f"{len(points)} trials over ε∞ and ε2"
         + (f"; chosen: ε∞ {ring[0]['levels']}, ε2 {ring[0]['two']:.3g}" if ring else ""),
         spec,
