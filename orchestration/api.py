@@ -255,8 +255,8 @@ class Study:
         """Write tables and figures of the study, finished or not, beside the paper's into one file; return the file.
 
         Args:
-            path: the file to write; None: one in `reports/NAME/` in the workspace.
-            format: "html", "csv", "latex" or "md".
+            path: the file to write, for figures the folder; None: one in `reports/NAME/` in the workspace.
+            format: "html", "csv", "latex" or "md"; "svg" or "pdf" for a file of each figure of the page, in a folder.
             what: the option or argument that `path` came from, for messages.
 
         Raises:

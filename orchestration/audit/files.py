@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from erat.data.sources.collection import Collection
 from erat.engine.checkpoint import save
 from erat.export import export_program, exportable
 from erat.files import write_atomic
 from orchestration.audit.copies import copies_table
 from orchestration.audit.execute import Findings
 from orchestration.audit.gallery import audit_page, class_rows, poison_verdict, worst_first
+from orchestration.audit.review import RELABEL, cleaned_list, cleaned_table, kept_rows
 from orchestration.report.render.spreadsheet import csv_text
 from orchestration.report.table import Table
 from orchestration.storage.workspace import Workspace
@@ -27,7 +27,6 @@ from orchestration.storage.workspace import Workspace
 if TYPE_CHECKING:
     from orchestration.tracking.tracker import Tracker
 
-RELABEL = 0.9  # least probability at which the cleaned list takes a suggested label; less sure images are left out
 FILES = {
     "labels.csv": "every image with its quality, suggested label, fold, and whether its label is probably wrong",
     "cleaned.csv": f"a list to keep working with (data.root=cleaned.csv): labels that are probably wrong are replaced "
@@ -55,7 +54,8 @@ def write_audit(findings: Findings, workspace: Workspace) -> tuple[Path, dict[st
     folder.mkdir(parents=True, exist_ok=True)
     files = dict(FILES)
     _write_csv(folder / "labels.csv", _labels(findings))
-    _write_csv(folder / "cleaned.csv", _cleaned(findings))
+    cleaned = cleaned_list(findings)
+    _write_csv(folder / "cleaned.csv", cleaned_table(cleaned))
     _write_csv(folder / "copies.csv", copies_table(findings.copies))
     if any(isinstance(source, np.ndarray | bytes) for source in findings.collection.sources):
         files[ARRAYS[0]] = ARRAYS[1]
@@ -76,7 +76,7 @@ def write_audit(findings: Findings, workspace: Workspace) -> tuple[Path, dict[st
     content = summary(findings) | {"files": [str(folder / name) for name in ("index.html", *files)]}
     write_atomic(folder / "audit.json", json.dumps(content, indent=1).encode())
     page = folder / "index.html"
-    write_atomic(page, audit_page(findings, list(files.items())).encode("utf-8", "replace"))
+    write_atomic(page, audit_page(findings, list(files.items()), cleaned).encode("utf-8", "replace"))
     return page, content
 
 
@@ -168,38 +168,12 @@ def _labels(findings: Findings) -> Table:
     return Table.of(head, lines)
 
 
-def _kept(findings: Findings) -> tuple[list[int], list[str], list[str]]:
-    """Return (the rows that stay in the cleaned list, their labels, whether each was "kept" or "relabelled")."""
-    audit, names = findings.audit, findings.plan.images.class_names
-    relabel = audit.issue & (audit.probability >= RELABEL)
-    rows = (~audit.issue | relabel).nonzero().squeeze(1).tolist()
-    labels = [names[int(audit.believed_labels[row])] for row in rows]
-    return rows, labels, ["relabelled" if relabel[row] else "kept" for row in rows]
-
-
-def _cleaned(findings: Findings) -> Table:
-    lines: list[list[Any]] = []
-    names = findings.plan.images.class_names
-
-    def add(collection: Collection, row: int, label: str, status: str) -> None:
-        source, given = collection.sources[row], names[int(collection.images.labels[row])]
-        path = str(source.absolute()) if isinstance(source, Path) else collection.names[row]
-        lines.append([path, label, collection.parts[row], status, given])
-
-    for row, label, status in zip(*_kept(findings), strict=True):
-        add(findings.collection, row, label, status)
-    if findings.checked is not None:
-        for row, label in enumerate(findings.checked.images.labels.tolist()):
-            add(findings.checked, row, names[label], "trusted")
-    return Table.of(["path", "label", "part", "status", "given"], lines)
-
-
 def _write_csv(path: Path, table: Table) -> None:
     write_atomic(path, csv_text(table, "\r\n").encode("utf-8", "surrogateescape"))  # file names may be any bytes
 
 
 def _write_arrays(path: Path, findings: Findings) -> None:
-    rows, labels, _ = _kept(findings)
+    rows, labels, _ = kept_rows(findings)
     images = findings.plan.images.images[torch.tensor(rows, dtype=torch.int64)]
     parts = np.array([findings.collection.parts[row] for row in rows])
     content: dict[str, Any] = {}

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from erat.audit.audit import Audit
-from erat.audit.poisoning import BITS, FEW, PoisonTest, flat_residual
+from erat.audit.poisoning import BITS, FEW, Measure, PoisonTest, flat_residual
 from erat.audit.robustness import Hold
 from erat.data.image_files import Source, decode
 from orchestration.audit.copies import copy_sentences
+from orchestration.audit.review import Cleaned, review_data
 from orchestration.report.notation import duration
 from orchestration.report.render.html import asset, page
 from orchestration.report.table import Cell, Part, Row, Table
@@ -33,11 +35,12 @@ MOST_GROUPS, MOST_NAMES, MOST_PICTURES = 60, 8, 4  # groups of copies; names and
 FLOOD = 1.5  # a class is flooded if more than this many times as many images have its label as seem to show it
 
 
-def audit_page(findings: Findings, files: Sequence[tuple[str, str]]) -> str:
+def audit_page(findings: Findings, files: Sequence[tuple[str, str]], cleaned: Sequence[Cleaned]) -> str:
     """Return the whole HTML file.
 
     Args:
         files: (name, description) of each file in the folder of the page.
+        cleaned: the lines of cleaned.csv, and those that it leaves out; a review begins with them.
     """
     audit, plan = findings.audit, findings.plan
     cards = _cards(findings)
@@ -52,6 +55,7 @@ def audit_page(findings: Findings, files: Sequence[tuple[str, str]]) -> str:
         facts=_facts(findings),
         cards=cards,
         issues=int(audit.issue.sum()),
+        review=Markup(review_data(findings, [card["row"] for card in cards], cleaned)),
         labels_shown=sorted({card["given"] for card in cards}),
         classes=_classes(class_rows(audit, findings.selected)),
         rate=audit.noise.rate,
@@ -248,6 +252,7 @@ def _cards(findings: Findings) -> list[dict[str, Any]]:
                 "probability": float(audit.probability[row]),
                 "quality": float(audit.quality[row]),
                 "picture": thumbnail(findings.collection.sources[row], findings.plan.images.images[row]),
+                "row": row,
             }
         )
     return cards
@@ -266,12 +271,17 @@ def _copies(findings: Findings) -> list[dict[str, Any]]:
         {
             "words": group.words,
             "alarming": group.labels_differ or group.parts_differ,
-            "names": [
-                (copy.name.encode("utf-8", "replace").decode(), copy.label, copy.part)
-                for copy in group.copies[:MOST_NAMES]
+            "copies": [
+                {
+                    "name": copy.name.encode("utf-8", "replace").decode(),
+                    "label": copy.label,
+                    "part": copy.part,
+                    # Of the same pixels one picture is enough.
+                    "picture": picture(copy.place) if number < (1 if group.exact else MOST_PICTURES) else None,
+                }
+                for number, copy in enumerate(group.copies[:MOST_NAMES])
             ],
             "more": max(0, len(group.copies) - MOST_NAMES),
-            "pictures": [picture(copy.place) for copy in group.copies[: 1 if group.exact else MOST_PICTURES]],
         }
         for group in findings.copies[:MOST_GROUPS]
     ]
@@ -309,6 +319,11 @@ def _uri(array: NDArray[np.uint8]) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(best).decode()}"
 
 
+def _result(test: PoisonTest, one: Measure) -> str:
+    """Return the result of one of the tests as its verdict has it: of few images, neither tells anything."""
+    return "cannot be told" if test.images < FEW else "found" if one.found else "not found"
+
+
 def _poison(audit: Audit, few: bool) -> dict[str, Any]:
     test = audit.poisoning
     pictures, times = _residuals(audit) if few else ([], 0.0)
@@ -318,7 +333,7 @@ def _poison(audit: Audit, few: bool) -> dict[str, Any]:
         "measures": Table.of(
             ["test", "figure", "counts above", "result"],
             [
-                (one.name, f"{one.value:.3f}", f"{one.threshold:.2f}", "found" if one.found else "not found")
+                (one.name, f"{one.value:.3f}", f"{one.threshold:.2f}", _result(test, one))
                 for one in (test.gap, test.separability)
             ],
         ),

@@ -256,9 +256,12 @@ def report(
             autocompletion=completion.studies,
         ),
     ],
-    form: Annotated[str, typer.Option("--format", help="html, csv, latex or md")] = "html",
+    form: Annotated[
+        str, typer.Option("--format", help="html, csv, latex or md; svg or pdf: a file for each figure")
+    ] = "html",
     out: Annotated[
-        str | None, typer.Option(callback=nonempty, help="file to write; by default in ERAT_HOME/reports/NAME/")
+        str | None,
+        typer.Option(callback=nonempty, help="file to write (svg, pdf: folder); by default in ERAT_HOME/reports/NAME/"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -266,9 +269,11 @@ def report(
     from orchestration.api import load_study
 
     path = load_study(name).report(out, format=form, what="--out")
-    err.print(f"{path} ({path.stat().st_size / 1e6:.2f} MB)", markup=False)
+    files = sorted(path.glob(f"*.{form}")) if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    err.print(f"{path} ({f'{len(files)} figures, ' if path.is_dir() else ''}{size:.2f} MB)", markup=False)
     if as_json:
-        print(json.dumps({"name": name, "format": form, "files": [str(path)]}))
+        print(json.dumps({"name": name, "format": form, "files": list(map(str, files))}))
 
 
 @verb(

@@ -53,21 +53,17 @@ def config(
 @verb(verbs, "ui", "ui --port 5001")
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    host: Annotated[str, typer.Option(help="127.0.0.1 or localhost; MLflow asks nobody for a password")] = "127.0.0.1",
+    mlflow_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="of MLflow's page; none: the first free one after --port")
+    ] = None,
+    host: Annotated[str, typer.Option(help="127.0.0.1 or localhost; nobody is asked for a password")] = "127.0.0.1",
 ) -> None:
-    """Serve MLflow's page on this project's store until Ctrl-C."""
+    """Serve a page that shows studies as they run and afterwards, and MLflow on this project's store, until Ctrl-C."""
+    from orchestration.commands.ui import serve_pages
     from orchestration.storage.workspace import Workspace
-    from orchestration.tracking.opening import serve
-    from orchestration.tracking.store import stop_server
 
-    server = serve(Workspace.from_environment(reading=True), host, port)
-    err.print(f"MLflow is at http://{host}:{port} (Ctrl-C ends it)")
-    try:
-        server.wait()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        stop_server(server)
+    workspace = Workspace.from_environment(reading=True)
+    serve_pages(workspace, host, port, mlflow_port, lambda words: err.print(words, markup=False))
 
 
 @verb(verbs, "doctor", "doctor --address auto", "doctor --address auto --storage s3://bucket/runs")

@@ -12,10 +12,12 @@ from typing import Any
 from erat.errors import UserError, unknown_name
 from erat.files import write_atomic
 from erat.paths import user_path
+from orchestration.report.chance import Guess
 from orchestration.report.detail import Pool, detail_of
 from orchestration.report.documents import study_text
 from orchestration.report.notation import baseline_name, duration, validation_words
-from orchestration.report.page import Epochs, Subject, html_page
+from orchestration.report.page import Epochs, Subject, every_figure, html_page
+from orchestration.report.plots.figure import Figure, file_of
 from orchestration.report.sections import reason
 from orchestration.report.summary import paste_command
 from orchestration.run.directory import RunDirectory
@@ -31,6 +33,7 @@ from orchestration.tracking.text import compare_hint
 
 _STATES = ("done", "stopped", "failed", "running", "paused", "promoted", "interrupted")
 SUFFIXES = {"html": "html", "csv": "csv", "latex": "tex", "md": "md"}
+FIGURE_FORMS = ("svg", "pdf")  # a file for each figure, in a folder
 
 
 def write_report(
@@ -42,32 +45,48 @@ def write_report(
     ledger: Ledger | None = None,
     what: str = "--out",
 ) -> Path:
-    """Write the report of a study, and return the file.
+    """Write the report of a study, and return the file, or the folder with a file for each figure.
 
     Args:
-        form: html, csv, latex or md.
-        out: the file to write; by default one in the study's report folder.
+        form: html, csv, latex or md; svg or pdf for the figures of the page.
+        out: the file to write, or the folder; by default one in the study's report folder.
         ledger: the ledger of the workspace, if the caller has read it.
         what: the option or argument that `out` came from, for messages.
 
     Raises:
         UserError: there is no such study or format, or the file cannot be written.
     """
+    if form in FIGURE_FORMS:
+        folder = user_path(out, what) if out else workspace.report(name) / "figures"
+        return _write_figures(_subject(*_found(workspace, name, ledger)), form, folder, what)
+    text = report_text(workspace, name, form, ledger)
+    return save(text, user_path(out, what) if out else workspace.report(name) / f"report.{SUFFIXES[form]}", what)
+
+
+def report_text(workspace: Workspace, name: str, form: str, ledger: Ledger | None = None) -> str:
+    """Return the report of a study as `write_report` writes it, with its arguments and errors."""
     if form not in SUFFIXES:
-        raise unknown_name("format", form, SUFFIXES)
+        raise unknown_name("format", form, (*SUFFIXES, *FIGURE_FORMS))
+    study = _found(workspace, name, ledger)
+    if form == "html":
+        return html_page(_subject(*study))
+    *_, spec, rows, _ = study
+    remark = "" if spec.identified else BEFORE_IDENTITY
+    return study_text(spec.kind, form, rows, spec.space.columns, remark, pareto=spec.pareto)
+
+
+def _found(
+    workspace: Workspace, name: str, ledger: Ledger | None
+) -> tuple[Workspace, Ledger, str, StudySpec, list[Trial], int]:
+    """Return the study with all its trials, those that have not begun too, and their number in all."""
     ledger = ledger or Ledger(workspace.ledger)
     spec = spec_of(ledger, name)
     rows, total = trials_of(workspace, ledger, name, spec)
     rows = sorted([*rows, *not_begun(spec, ledger.studies[name].trials, rows)], key=lambda row: row.number)
-    if form == "html":
-        text = _page(workspace, ledger, name, spec, rows, total)
-    else:
-        remark = "" if spec.identified else BEFORE_IDENTITY
-        text = study_text(spec.kind, form, rows, spec.space.columns, remark, pareto=spec.pareto)
-    return save(text, user_path(out, what) if out else workspace.report(name) / f"report.{SUFFIXES[form]}", what)
+    return workspace, ledger, name, spec, rows, total
 
 
-def save(text: str, path: Path, what: str) -> Path:
+def save(text: str | bytes, path: Path, what: str) -> Path:
     """Write a document, and return the absolute path of its file.
 
     Raises:
@@ -75,35 +94,75 @@ def save(text: str, path: Path, what: str) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text.encode())
+        write_atomic(path, text if isinstance(text, bytes) else text.encode())
     except OSError as error:
         raise UserError(f"{what} {path} cannot be written: {error.strerror}") from error
     return path.resolve()
 
 
-def _page(workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[Trial], total: int) -> str:
+def _write_figures(subject: Subject, form: str, folder: Path, what: str) -> Path:
+    """Write each figure of a study as a file, and return the folder.
+
+    Raises:
+        UserError: there is no figure yet, or the folder cannot be written.
+    """
+    figures = every_figure(subject)
+    if not figures:
+        raise UserError(f"{subject.name} has no figures yet, because no run has ended: nothing to write as {form}")
+    for figure in figures:
+        save(file_of(figure, form), folder / f"{figure.name}.{form}", what)
+    return folder.resolve()
+
+
+def _images(rows: Sequence[Trial]) -> str:
+    """Return the data sets that the runs really used, with the number of images if it was limited."""
+    found = {(str(row.config.get("data.name")), row.config.get("data.limit")) for row in rows}
+    words = [f"{name} ({limit:,} images)" if isinstance(limit, int) else name for name, limit in sorted(found, key=str)]
+    return " and ".join(words)
+
+
+def _guesses(workspace: Workspace, rows: Sequence[Trial]) -> dict[str, Guess]:
+    """Return what guessing reaches on each data set, from the confusion matrix of its first finished run."""
+    found: dict[str, Guess] = {}
+    tried: Counter[str] = Counter()
+    for row in rows:
+        name = str(row.config.get("data.name"))
+        if row.status in FINISHED and name not in found and tried[name] < 20:  # older runs may lack the file
+            tried[name] += 1
+            confusion = RunDirectory(workspace, row.cell).read_confusion()
+            if confusion is not None and len(confusion["classes"]) > 1:
+                found[name] = Guess(len(confusion["classes"]), sum(map(sum, confusion["counts"])))
+    return found
+
+
+def _subject(
+    workspace: Workspace, ledger: Ledger, name: str, spec: StudySpec, rows: list[Trial], total: int
+) -> Subject:
+    """Return what the page of a study shows."""
     searched = spec.kind == "search"
-    figures: list[tuple[str, str]] = []
+    figures: list[Figure] = []
+    left_out: list[str] = []
     if searched:
         from orchestration.report.study import search_figures
 
-        figures = search_figures(spec.space.name, rows, spec.space.distributions(spec.base.data.name), spec.pareto)
-    return html_page(
-        Subject(
-            name=name,
-            about=spec.space.about,
-            rows=rows,
-            facts=_facts(workspace, ledger, name, spec, rows),
-            counts=_counts(rows, total),
-            columns=spec.space.columns,
-            searched=searched,
-            pareto=spec.pareto,
-            search=compare_hint(name),
-            detail=partial(_detail, workspace, ledger, name, spec),
-            figures=figures,
-            curves={} if searched else _curves(workspace, rows),
-            selection={} if searched else _selections(workspace, rows),
-        )
+        figures, left_out = search_figures(rows, spec.space.distributions(spec.base.data.name), spec.pareto)
+    return Subject(
+        name=name,
+        about=spec.space.about,
+        rows=rows,
+        facts=_facts(workspace, ledger, name, spec, rows),
+        counts=_counts(rows, total),
+        columns=spec.space.columns,
+        searched=searched,
+        pareto=spec.pareto,
+        search=compare_hint(name),
+        detail=partial(_detail, workspace, ledger, name, spec),
+        figures=figures,
+        left_out=left_out,
+        images=_images(rows or [spec.trial(0, "baseline", {})]),
+        guesses=_guesses(workspace, rows),
+        curves={} if searched else _curves(workspace, rows),
+        selection={} if searched else _selections(workspace, rows),
     )
 
 

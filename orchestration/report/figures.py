@@ -79,6 +79,9 @@ def _draw_budgets(
     def position(row: Trial) -> float:
         return axis.position(pair(row)[0])
 
+    if axis.companions:  # pairs of budgets that grow together: a proposal is none, and stands in the plane of both
+        trials = [row for row in trials if row.source == "paper"]
+        chosen = chosen if chosen is not None and chosen.source == "paper" else None
     marks.draw_trials(axes, trials, position)
     _ring(axes, chosen, position, _shown)
     _frame(axes, trials, baselines, chosen)
@@ -127,6 +130,8 @@ def _draw_plane(figure: Figure, axes: Axes, trials: Sequence[Trial], axis: Budge
         shape, size = ("o", 70) if row.source == "paper" else ("*", 150)
         face: Any = colour if row.status == "done" else "white"
         faint: dict[str, Any] = {"alpha": 0.6} if row.at_rung else {}
+        if row.status != "done":
+            faint["label"] = "stopped at a rung" if row.at_rung else "stopped early"
         axes.scatter(*pair(row), s=size, marker=shape, facecolors=face, edgecolors=tuple(colour), zorder=3, **faint)
     _ring(axes, chosen, lambda row: pair(row)[0], lambda row: pair(row)[1])
     axes.set_xscale("log")

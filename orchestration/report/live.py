@@ -148,7 +148,7 @@ class _PlainLines:
         if row.status == "running":
             return f"running {self._settings(row)} ({row.source})"
         if row.status == "failed":
-            return f"failed after {duration(row.seconds)}: {_reason(row)}"
+            return f"failed after {duration(row.seconds)}: {last_line(row)}"
         if row.status == "paused":
             return f"{state(row)}/{row.epochs} best val {accuracy(row.best_val_accuracy)} in {duration(row.seconds)}"
         rung = "rung " * row.at_rung
@@ -165,7 +165,7 @@ class _PlainLines:
         return " ".join(f"{name}={setting}" for name, setting in pairs)
 
 
-def _reason(row: Trial) -> str:
+def last_line(row: Trial) -> str:
     """Return the last line of a trial's error, in which Python says what went wrong."""
     lines = (row.error or "").strip().splitlines()
     return lines[-1] if lines else "no message"
@@ -204,7 +204,7 @@ class _Terminal:
     def show(self, changes: Sequence[Change]) -> None:
         for old, row in changes:
             if row.status == "failed" and (old is None or old.status != "failed"):
-                self._console.print(Text(f"trial {number_of(row)} failed: {_reason(row)}", style="red"))
+                self._console.print(Text(f"trial {number_of(row)} failed: {last_line(row)}", style="red"))
 
     def _frame(self) -> Group:
         bars = self._bars.lines()

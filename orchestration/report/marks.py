@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,6 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from orchestration.report.colours import seen_range
 from orchestration.report.costs import OTHERS
 from orchestration.report.notation import baseline_name, tested, validated
 from orchestration.study.trial import FINISHED, Trial
@@ -153,14 +153,9 @@ def legend(figure: Figure, columns: int) -> None:
 
 
 def colour_scale(heights: Sequence[float]) -> tuple[Normalize, bool]:
-    """Return the range of the colours over accuracies, and whether some accuracies lie below it.
-
-    The range leaves out accuracies far below the others, because a single failed trial would otherwise give all others
-    the same colour.
-    """
-    low, high = min(heights), max(heights)
-    floor = max(low, high - max(4 * (high - median(heights)), 2.0))
-    return Normalize(floor, max(high, floor + 0.5)), floor > low
+    """Return the range of the colours over accuracies, and whether some accuracies lie below it (`seen_range`)."""
+    low, high = seen_range(heights)
+    return Normalize(low, high), low > min(heights)
 
 
 def ticks(axes: Axes, places: Sequence[float], labels: Sequence[str]) -> None:

@@ -219,33 +219,60 @@ def matrix_records(rows: Sequence[Trial]) -> Table:
 # --- who wins --------------------------------------------------------------------------------------------------------
 
 
-def summary_sentences(rows: Sequence[Trial], line: LineName = line_name) -> list[str]:
-    """Say who has the highest mean, how often it is best, and how sure its lead is over draws of the corruption."""
+@dataclass(frozen=True)
+class Ranking:
+    """The defenses that have finished the most cells, by their mean over these, the highest first.
+
+    Attributes:
+        means: name -> cell -> accuracy in percent.
+    """
+
+    means: dict[str, dict[tuple[str, str, str], float]]
+
+    @property
+    def order(self) -> list[str]:
+        return list(self.means)
+
+    def mean_of(self, name: str) -> float:
+        return mean(self.means[name].values())
+
+
+def ranking(rows: Sequence[Trial], line: LineName = line_name) -> Ranking | None:
+    """Return the ranking of the lines of the tables; None if there are fewer than two to compare."""
     tables = matrix_tables(rows, line)
     means = {name: values for name in _names(tables) if (values := _over_cells(tables, name))}
     complete = {name: values for name, values in means.items() if len(values) == max(map(len, means.values()))}
     if len(complete) < 2:
+        return None
+    return Ranking(dict(sorted(complete.items(), key=lambda item: -mean(item[1].values()))))
+
+
+def summary_sentences(rows: Sequence[Trial], line: LineName = line_name) -> list[str]:
+    """Say who has the highest mean, how often it is best, and how sure its lead is over draws of the corruption."""
+    found = ranking(rows, line)
+    if found is None:
         return []
-    order = sorted(complete, key=lambda name: -mean(complete[name].values()))
-    best, second = order[0], order[1]
-    cells = list(complete[best])
-    wins = sum(complete[best][cell] == max(values[cell] for values in complete.values()) for cell in cells)
-    ranking = ", ".join(f"{name} {mean(complete[name].values()):.1f}" for name in order)
+    best, second = found.order[:2]
+    cells = list(found.means[best])
+    wins = sum(found.means[best][cell] == max(values[cell] for values in found.means.values()) for cell in cells)
+    listed = ", ".join(f"{name} {found.mean_of(name):.1f}" for name in found.order)
     sentences = [
-        f"Mean over {len(cells)} cells: {ranking}.",
+        f"Mean over {len(cells)} cells: {listed}.",
         f"{best} is best in {wins} of {len(cells)} cells, and in the mean "
-        f"{mean(complete[best].values()) - mean(complete[second].values()):.1f} points ahead of {second}.",
+        f"{found.mean_of(best) - found.mean_of(second):.1f} points ahead of {second}.",
     ]
-    return [*sentences, over_draws({name: _runs_of(rows, name, line) for name in order})]
+    return [*sentences, over_draws({name: runs_of(rows, name, line) for name in found.order})]
 
 
-def _runs_of(rows: Sequence[Trial], name: str, line: LineName) -> list[tuple[int, Hashable, float]]:
-    """Return (seed of the corruption, cell, accuracy in percent) of the finished runs of a line of the tables."""
+def runs_of(
+    rows: Sequence[Trial], name: str, line: LineName, seed: str = "corruption.seed"
+) -> list[tuple[int, Hashable, float]]:
+    """Return (seed, cell, accuracy in percent) of the finished runs of a line of the tables; `seed`: the key."""
     found: list[tuple[int, Hashable, float]] = []
     for row in rows:
         if row.status == "done" and line(row) == name and (reached := tested(row)) is not None:
             cell = row.config.get("data.name"), column_name(row), corruption_name(row)
-            found.append((int(row.config.get("corruption.seed", 0)), cell, reached))
+            found.append((int(row.config.get(seed, 0)), cell, reached))
     return found
 
 

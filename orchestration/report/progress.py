@@ -55,6 +55,15 @@ class Progress:
             self._slots = max(self._slots, self._counts["running"])
         return changes
 
+    def grow(self, total: int) -> None:
+        """Expect `total` trials from now on, as the study was extended."""
+        self._total = total
+
+    @property
+    def slots(self) -> int:
+        """Return the largest number of trials that were seen to run at the same time, at least 1."""
+        return self._slots
+
     @property
     def rows(self) -> list[Trial]:
         """Return the rows in the order of their numbers."""

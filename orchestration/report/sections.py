@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from orchestration.report.chance import Guesses, is_chance, lead
 from orchestration.report.errata import RECONSTRUCTION, Footnotes
 from orchestration.report.grid import Score, column_name
-from orchestration.report.matrix import MatrixTable, corruption_name, drawn, figure, matrix_tables, summary_sentences
+from orchestration.report.matrix import (
+    MatrixTable,
+    Ranking,
+    corruption_name,
+    drawn,
+    figure,
+    matrix_tables,
+    ranking,
+    runs_of,
+    summary_sentences,
+)
 from orchestration.report.notation import MISSING, baseline_name, header, state, value
 from orchestration.report.table import Cell, Table
 from orchestration.study.trial import FINISHED, Trial
@@ -16,6 +27,7 @@ from orchestration.study.trial import FINISHED, Trial
 _AXES = ("defense.name", "data.name", "corruption.data", "corruption.labels", "corruption.rate")
 _SEEDS = ("train.seed", "corruption.seed")
 MOST_RUNS = 12  # runs of a table cell that can be opened
+NOTHING_KNOWN: Guesses = {}
 Place = tuple[str, str, str, str]  # data set, label noise, defense, data corruption
 
 
@@ -64,15 +76,26 @@ def reason(row: Trial) -> str:
     return state(row)
 
 
-def groups_of(rows: Sequence[Trial], notes: Footnotes) -> list[Group]:
-    """Return the groups in the order of the rows."""
+def groups_of(rows: Sequence[Trial], notes: Footnotes, guesses: Guesses = NOTHING_KNOWN) -> list[Group]:
+    """Return the groups in the order of the rows.
+
+    Args:
+        rows: the runs.
+        notes: the footnotes of the page.
+        guesses: what guessing reaches on each data set; what is no better is called best nowhere.
+    """
     keys = _extra_keys(rows)
     found: dict[str, list[Trial]] = {}
     for row in rows:
         title = ", ".join(f"{header(key)} {value(key, row.config.get(key))}" for key in keys)
         found.setdefault(title, []).append(row)
     return [
-        Group(title, members, _tables(members, notes), [*_sentences(members), *_winners(members)])
+        Group(
+            title,
+            members,
+            _tables(members, notes, guesses),
+            [*_sentences(members, guesses), *_winners(members, guesses)],
+        )
         for title, members in found.items()
     ]
 
@@ -99,15 +122,17 @@ def by_validation(rows: Sequence[Trial]) -> list[Trial]:
     return [replace(row, result=result) for row, result in zip(rows, results, strict=True)]
 
 
-def _tables(rows: Sequence[Trial], notes: Footnotes) -> list[TableView]:
+def _tables(rows: Sequence[Trial], notes: Footnotes, guesses: Guesses) -> list[TableView]:
     runs: dict[Place, list[Trial]] = {}
     for row in rows:
         runs.setdefault(place_of(row), []).append(row)
     pairs = zip(matrix_tables(rows, baseline_name), matrix_tables(by_validation(rows), baseline_name), strict=True)
-    return [_table(last, best, runs, notes) for last, best in pairs]
+    return [_table(last, best, runs, notes, guesses) for last, best in pairs]
 
 
-def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[Trial]], notes: Footnotes) -> TableView:
+def _table(
+    last: MatrixTable, best: MatrixTable, runs: dict[Place, list[Trial]], notes: Footnotes, guesses: Guesses
+) -> TableView:
     kind = last.noise.split(" ")[0]
     lines: dict[str, list[CellView]] = {name: [] for name in last.defenses}
     for corruption in last.corruptions:
@@ -117,7 +142,7 @@ def _table(last: MatrixTable, best: MatrixTable, runs: dict[Place, list[Trial]],
             paper = last.paper.get((defense, corruption))
             shown = figure(
                 reached,
-                last.ranks[corruption].get(defense),
+                None if is_chance(reached.mean, guesses.get(last.dataset)) else last.ranks[corruption].get(defense),
                 paper,
                 best=validated,
                 missing=_missing(members),
@@ -155,23 +180,46 @@ def _complete(tables: Sequence[MatrixTable]) -> set[tuple[str, str, str]]:
     }
 
 
-def _sentences(rows: Sequence[Trial]) -> list[str]:
-    """Return `summary_sentences` over the columns that all defenses have finished, so that means are comparable."""
+def _sentences(rows: Sequence[Trial], guesses: Guesses) -> list[str]:
+    """Return `summary_sentences` over the columns that all defenses have finished, so that means are comparable.
+
+    Before them stands whether the lead is more than noise, if runs were repeated; and what is no better than guessing
+    leads nowhere.
+    """
     tables = matrix_tables(rows, baseline_name)
     complete, columns = _complete(tables), sum(len(table.corruptions) for table in tables)
     kept = [
         row for row in rows if (str(row.config.get("data.name")), column_name(row), corruption_name(row)) in complete
     ]
-    words = summary_sentences(kept, baseline_name)
-    if not words:
+    found = ranking(kept, baseline_name)
+    if found is None:
         return ["Too few cells are finished to compare the defenses."] if len({*map(baseline_name, rows)}) > 1 else []
+    words = summary_sentences(kept, baseline_name)
     words[:2] = words[1::-1]  # first who wins, then by how much
+    if (first := _doubt(kept, found, guesses)) is not None:
+        words[0] = first
     if len(complete) < columns:
         words.insert(1, f"So far all defenses have finished {len(complete)} of {columns} settings; these are compared.")
     return words
 
 
-def _winners(rows: Sequence[Trial]) -> list[str]:
+def _doubt(rows: Sequence[Trial], found: Ranking, guesses: Guesses) -> str | None:
+    """Return the headline if the defense with the highest mean leads by nothing but chance; None if it does lead."""
+    best, second = found.order[:2]
+    if all(is_chance(height, guesses.get(cell[0])) for cell, height in found.means[best].items()):
+        guess = guesses[next(iter(found.means[best]))[0]]
+        return f"No defense is above {guess.words}: the highest mean is {found.mean_of(best):.1f} ({best})."
+    by_draw, by_seed = (
+        (runs_of(rows, best, baseline_name, seed), runs_of(rows, second, baseline_name, seed))
+        for seed in ("corruption.seed", "train.seed")
+    )
+    judged = lead(by_draw, by_seed)
+    if not judged.startswith("within"):
+        return None
+    return f"{best} and {second} cannot be told apart: the mean of {best} is higher, but {judged}."
+
+
+def _winners(rows: Sequence[Trial], guesses: Guesses) -> list[str]:
     """Say for each table in a sentence which defense is best on which data corruptions."""
     sentences = []
     for table in matrix_tables(rows, baseline_name):
@@ -180,7 +228,9 @@ def _winners(rows: Sequence[Trial]) -> list[str]:
             if (table.dataset, table.noise, corruption) in _complete([table]) and len(table.defenses) > 1:
                 ranks = table.ranks[corruption]
                 names = [name for name in table.defenses if ranks.get(name) == 0]
-                wins.setdefault(" and ".join(names), []).append(corruption)
+                guess = guesses.get(table.dataset)
+                guessed = is_chance(table.cells[names[0]][corruption].mean, guess)
+                wins.setdefault("none above chance" if guessed else " and ".join(names), []).append(corruption)
         order = sorted(wins.items(), key=lambda item: -len(item[1]))
         if order:
             sentences.append(f"{table.title}: " + "; ".join(f"{who} on {', '.join(on)}" for who, on in order) + ".")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import logging
 import os
 import shutil
@@ -9,7 +12,8 @@ import sqlite3
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +38,7 @@ from orchestration.tracking.store import (
     use_write_ahead_log,
     without_password,
 )
+from orchestration.tracking.text import compare_hint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,6 +46,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 EXPERIMENT = "erat"
+# What MLflow's table of the runs of a study shows: these metrics, and so many of the keys in which the runs differ.
+_COLUMNS = ("best_val_accuracy", "final_test_accuracy", "best_val_test_accuracy", "train_seconds")
+_MOST_PARAMS = 6
 
 # Environment variables that are set for this process, unless the user has set them.
 _ENVIRONMENT = {
@@ -94,7 +102,9 @@ def open_store(workspace: Workspace) -> tuple[MlflowClient, str, str, Spool]:
         raise UserError(_cannot_open(uri, error)) from error
 
 
-def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 5000) -> subprocess.Popen[bytes]:
+def serve(
+    workspace: Workspace, host: str = "127.0.0.1", port: int = 5000, wanted: Callable[[], bool] = lambda: True
+) -> subprocess.Popen[bytes]:
     """Start MLflow's page on the store of a workspace, and wait until it answers. `stop_server` ends it.
 
     If the workspace is read-only, the page shows a temporary copy of the database.
@@ -103,6 +113,7 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 5000) -> su
         workspace: the workspace.
         host: address to listen on, 127.0.0.1 or localhost.
         port: port to listen on, in [1, 65535].
+        wanted: returns whether the page is still wanted; it is asked until it answers.
 
     Raises:
         UserError: MLFLOW_TRACKING_URI already names a server, the port is in use or not allowed, the host is not this
@@ -115,11 +126,11 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 5000) -> su
     if own_database(workspace) is None or os.access(workspace.root, os.W_OK):
         if database is not None and (database == own_database(workspace) or not database.exists()):
             open_store(workspace)  # creates the database, or corrects its paths after the workspace was moved
-        return start_server(uri, artifacts, workspace.root / "mlflow-ui.log", host, port)
+        return start_server(uri, artifacts, workspace.root / "mlflow-ui.log", host, port, wanted)
     folder = Path(tempfile.mkdtemp(prefix="erat-ui-"))
     try:
         copy = readable_copy(workspace, folder)
-        server = start_server(f"sqlite:///{copy}", artifacts, folder / "mlflow-ui.log", host, port)
+        server = start_server(f"sqlite:///{copy}", artifacts, folder / "mlflow-ui.log", host, port, wanted)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError | sqlite3.Error):
@@ -127,6 +138,46 @@ def serve(workspace: Workspace, host: str = "127.0.0.1", port: int = 5000) -> su
         raise
     weakref.finalize(server, shutil.rmtree, folder, ignore_errors=True)
     return server
+
+
+def runs_page(server: str, page: str, name: str, keys: Sequence[str]) -> str:
+    """Return the address of MLflow's table of the runs of a study, best first, with the columns that tell them apart.
+
+    The columns are a view of the experiment as MLflow's own button "share" leaves one: a tag that the page reads.
+
+    Args:
+        server: URI of the tracking server.
+        page: address of its page.
+        name: name of the study.
+        keys: the dotted keys in which its runs differ.
+
+    Raises:
+        UserError: the server does not answer, or has no such experiment.
+    """
+    key = f"erat-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    columns = [f"metrics.`{metric}`" for metric in _COLUMNS] + [f"params.`{param}`" for param in keys[:_MOST_PARAMS]]
+    view = {
+        "selectedColumns": [*columns, "tags.`status`"],
+        "searchFilter": compare_hint(name),
+        "orderByKey": columns[0],
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+    }
+    packed = f"deflate;{base64.b64encode(zlib.compress(json.dumps(view).encode())).decode()}"
+    try:
+        client = _import_mlflow()(tracking_uri=server)
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is not None and found.tags.get(tag := f"mlflow.sharedViewState.{key}") != packed:
+            client.set_experiment_tag(found.experiment_id, tag, packed)
+    except Exception as error:
+        raise UserError(f"MLflow at {page} does not answer: {one_line(error)}") from error
+    if found is None:
+        raise UserError(f"MLflow at {page} has no experiment {EXPERIMENT!r} yet; it comes with the first run")
+    # Without the kind of work MLflow would open its page for assistants and their traces.
+    return f"{page}/#/experiments/{found.experiment_id}/runs?viewStateShareKey={key}&workflowType=machine_learning"
 
 
 def save_model(model: nn.Module, example: NDArray[np.float32], classes: Sequence[str], folder: Path) -> None:

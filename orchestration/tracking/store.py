@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 from erat.errors import UserError
 from orchestration.storage.workspace import Workspace
 
-_START_SECONDS = 90.0
+_START_SECONDS = 300.0  # it starts in five seconds, but in minutes beside trainings that use all cores
 # The columns of MLflow's database that have addresses of artifacts: table -> column.
 _PLACES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -131,7 +132,9 @@ def use_write_ahead_log(database: Path) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
 
 
-def start_server(uri: str, artifacts: Path, log: Path, host: str, port: int) -> subprocess.Popen[bytes]:
+def start_server(
+    uri: str, artifacts: Path, log: Path, host: str, port: int, wanted: Callable[[], bool] = lambda: True
+) -> subprocess.Popen[bytes]:
     """Start `mlflow server` on a store, and wait until its page answers.
 
     The server leads its own process group, so that `stop_server` also ends its workers.
@@ -142,12 +145,13 @@ def start_server(uri: str, artifacts: Path, log: Path, host: str, port: int) -> 
         log: file for the server's output.
         host: address to listen on, 127.0.0.1 or localhost.
         port: port to listen on, in [1, 65535].
+        wanted: returns whether the server is still wanted; it is asked until the page answers.
 
     Raises:
-        UserError: The address or port is not allowed, the port is in use, or the server ends or does not answer within
-            90 seconds.
+        UserError: The address or port is not allowed, the port is in use, or the server ends, is not wanted any more
+            or does not answer within five minutes.
     """
-    _check_address(host, port)
+    check_address(host, port)
     options = {"--backend-store-uri": uri, "--artifacts-destination": str(artifacts), "--host": host}
     words = [word for option in options.items() for word in option]
     command = [sys.executable, "-m", "mlflow", "server", *words, "--port", str(port), "--workers", "1"]
@@ -158,7 +162,7 @@ def start_server(uri: str, artifacts: Path, log: Path, host: str, port: int) -> 
             command, env=environment, cwd=log.parent, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        _wait_until_healthy(process, f"http://{host}:{port}/health", log)
+        _wait_until_healthy(process, f"http://{host}:{port}/health", log, wanted)
     except BaseException:
         stop_server(process)
         raise
@@ -177,7 +181,12 @@ def stop_server(process: subprocess.Popen[bytes], patience: float = 10.0) -> Non
             continue
 
 
-def _check_address(host: str, port: int) -> None:
+def check_address(host: str, port: int) -> None:
+    """Check that a page without passwords may listen there, and that nothing else does.
+
+    Raises:
+        UserError: The host is not this machine's loopback address, or the port is not allowed or in use.
+    """
     if host not in ("127.0.0.1", "localhost"):
         raise UserError(f"the page has no passwords, so host must be 127.0.0.1, got {host}; reach it by `ssh -L`")
     if not 1 <= port <= 65535:
@@ -190,7 +199,9 @@ def _check_address(host: str, port: int) -> None:
             raise UserError(f"port {port} cannot be used ({error.strerror}); give another one") from error
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_until_healthy(
+    process: subprocess.Popen[bytes], url: str, log: Path, wanted: Callable[[], bool] = lambda: True
+) -> None:
     import urllib.request  # not at the top, because this import takes a tenth of the time of the command `status`
 
     give_up = time.monotonic() + _START_SECONDS
@@ -199,6 +210,8 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -
     while time.monotonic() < give_up:
         if process.poll() is not None:
             raise UserError(f"MLflow's server ended with status {process.returncode}; its last words are in {log}")
+        if not wanted():
+            raise UserError("MLflow's server is not wanted any more")
         try:
             with closing(opener.open(url, timeout=2)):
                 return

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestration.report.assets import asset as asset
+from orchestration.report.colours import colour
 from orchestration.report.notation import number_of
-from orchestration.report.svg import colour
 from orchestration.report.table import Table
 from orchestration.terminal import harmless, program
 
@@ -30,12 +30,6 @@ def html(table: Table, kind: str = "", name: str = "") -> Markup:
 def page(template: str, **content: Any) -> str:
     """Return a page made from one of the templates in `assets`, which import their tables from table.html."""
     return _environment().get_template(template).render(**content)
-
-
-def asset(*names: str) -> Markup:
-    """Return the text of style sheets or scripts, one after another, as it is."""
-    folder = resources.files("orchestration.report") / "assets"
-    return Markup("".join((folder / name).read_text(encoding="utf-8") for name in names))
 
 
 @cache

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 
@@ -13,6 +15,7 @@ from orchestration.report.documents import search_text
 from orchestration.report.figures import joint_figure
 from orchestration.report.live import LiveView
 from orchestration.report.notation import number_of
+from orchestration.report.plots.search import confirmations
 from orchestration.report.study import search_figures
 from orchestration.report.summary import best, best_sentence, confirmed_table, ranked
 from orchestration.storage.workspace import Workspace
@@ -20,6 +23,7 @@ from orchestration.study.confirmations import winner
 from orchestration.study.ledger import Ledger
 from orchestration.study.status import trials_of
 from orchestration.study.trial import Trial, confirmation
+from tests.drawn import rows_of as drawn_of
 from tests.searches import ETA, LAMBDA, search_spec, write_search
 
 SPEC = search_spec(pruner="none", confirm={"top": 2, "seeds": 3})
@@ -138,11 +142,27 @@ def test_the_live_view_shows_the_mean(rows: list[Trial]) -> None:
 def test_figures_have_the_search_alone_and_ring_the_winner(rows: list[Trial], tmp_path: Path) -> None:
     searched = [row for row in rows if row.confirms is None]
     ranges = SPEC.space.distributions("mnist")
-    (parallel,) = [svg for words, svg in search_figures("toy", rows, ranges) if "Each line is a trial" in words]
-    assert parallel.count('<polyline points="') == len(searched) == 7
+    figures, _ = search_figures(rows, ranges)
+    (parallel,) = [figure for figure in figures if figure.name == "parallel"]
+    assert len(drawn_of(parallel, "line")) == len(searched) == 7
     drawn = joint_figure(rows, [ETA, LAMBDA], tmp_path)[1].read_text()
     assert "7 trials, each in every panel" in drawn
-    assert "train.seed" not in "".join(words for words, _ in search_figures("toy", rows, ranges))
+    assert "train.seed" not in "".join(figure.caption for figure in figures)
+
+
+def test_a_figure_has_each_seed_and_the_interval_of_the_mean(rows: list[Trial]) -> None:
+    over = winner(rows)
+    figure = confirmations(rows)
+    assert over is not None and figure is not None
+    name, kind = f"trial {over.trial.number}", "validation, which chooses"
+    seeds = [each["y"] for each in drawn_of(figure, "tick") if (each["candidate"], each["kind"]) == (name, kind)]
+    (mean,) = [each for each in drawn_of(figure, "point") if (each["candidate"], each["kind"]) == (name, kind)]
+    assert len(seeds) == mean["n"] == 3
+    half = 4.302653 * stdev(seeds) / 3**0.5  # Student's t with two degrees of freedom, 97.5 %
+    assert (mean["low"], mean["high"]) == pytest.approx((fmean(seeds) - half, fmean(seeds) + half), rel=1e-4)
+    assert re.search(
+        r"over 3 shared seeds, 95% interval \[[-+.0-9]+, [-+.0-9]+\]: (within|more than) the noise", figure.caption
+    )
 
 
 def test_the_page_has_both_tables(workspace: Workspace) -> None:

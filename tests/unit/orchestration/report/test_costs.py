@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from orchestration.report.costs import cost, front, measured
 from orchestration.report.documents import search_text
 from orchestration.report.files import write_files
 from orchestration.report.pareto import pareto_figure
-from orchestration.report.search_svg import pareto_front
+from orchestration.report.plots.search import pareto
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.status import trials_of
 from orchestration.study.trial import Trial
+from tests.drawn import rows_of, scale
 from tests.searches import ETA, search_spec, write_search
 from tests.trials import make_trial
 
@@ -76,27 +76,23 @@ class TestFront:
 
 class TestFigures:
     def test_the_page_has_a_point_per_trial_and_a_line_through_the_front(self) -> None:
-        drawn = pareto_front(ROWS)
-        assert drawn is not None
-        _, svg = drawn
-        assert re.findall(r'data-runs="(c\d)"', svg) == ["c0" if n == 0 else f"c{n}" for n in (2, 3, 5, 4, 0, 1)]
-        assert svg.count('class="dot on-front"') == 3 + 1, "the points, and one in the legend"
-        assert svg.count('class="dot beaten"') == 3 + 1
-        (line,) = re.findall(r'points="([^"]*)" class="front"', svg)
-        assert len(line.split()) == 3
-        assert "<title>trial 1: 0.950 in validation, 4 s per epoch</title>" in svg
-        assert set(re.findall(r'class="label">(\d+)<', svg)) == {"0", "1", "4"}
+        figure = pareto(ROWS, [ETA])
+        assert figure is not None
+        points = rows_of(figure, "point")
+        assert [each["runs"] for each in points] == ["c2", "c3", "c5", "c4", "c0", "c1"]
+        assert [each["kind"] for each in points] == [*["not on the front"] * 3, *["on the front, with its number"] * 3]
+        assert [(each["cost"], each["val"]) for each in rows_of(figure, "line")] == [(1, 70), (2, 90), (4, 95)]
+        assert [each["trial"] for each in rows_of(figure, "text")] == ["4", "0", "1"]
+        assert "trial 1 0.950, 4 s" in figure.words
 
     def test_a_wide_range_of_costs_is_logarithmic(self) -> None:
-        narrow, wide = (pareto_front([row(0, 0.5, 1.0), row(1, 0.8, most)]) for most in (2.0, 100.0))
-        assert narrow is not None
-        assert wide is not None
-        assert {"2", "10", "50"} <= set(re.findall(r'class="tick">([\d.]+)<', wide[1]))
-        assert "1.2" in re.findall(r'class="tick">([\d.]+)<', narrow[1])
+        narrow, wide = (pareto([row(0, 0.5, 1.0), row(1, 0.8, most)], []) for most in (2.0, 100.0))
+        assert narrow is not None and "type" not in scale(narrow, "point", "x")
+        assert wide is not None and scale(wide, "point", "x")["type"] == "log"
 
     @pytest.mark.parametrize("rows", [[], [row(0, None, 1.0)], [row(0, 0.9, 1.0, status="stopped")]])
     def test_nothing_measured_draws_nothing(self, rows: list[Trial], tmp_path: Path) -> None:
-        assert pareto_front(rows) is None
+        assert pareto(rows, []) is None
         assert pareto_figure(rows, tmp_path) == []
 
     @pytest.mark.parametrize(

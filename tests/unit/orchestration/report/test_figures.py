@@ -54,7 +54,8 @@ def text_of(paths: list[Path]) -> list[str]:
 
 class TestBudgetFigure:
     def test_both_files_with_their_text(self, tmp_path: Path) -> None:
-        paths = budget_figure(paper_rows() + proposals(), baselines(), tmp_path / "new" / "folder")
+        low = row(11, {INF: 1 / 255, TWO: 0.1}, 0.4, "paper", status="stopped")
+        paths = budget_figure([*paper_rows(), *proposals(), low], baselines(), tmp_path / "new" / "folder")
         assert [path.name for path in paths] == ["budgets.png", "budgets.svg"]
         assert paths[0].read_bytes().startswith(b"\x89PNG")
         words = text_of(paths)
@@ -67,6 +68,16 @@ class TestBudgetFigure:
         assert "1 trial below this axis" in joined  # the trial that was stopped at 40 %
         for piece in ("⅛×", "1×", "1.5×", "3×", "1/255", "12/255", "24/255", "0.8"):
             assert piece in words, piece
+
+    def test_a_proposal_has_two_budgets_and_is_no_pair(self, tmp_path: Path) -> None:
+        """It stood among the pairs by its l_inf budget alone, under "too small"."""
+        drawn = [
+            budget_figure(rows, [], tmp_path / str(len(rows))) for rows in (paper_rows(), paper_rows() + proposals())
+        ]
+        alone, beside = (text_of(paths) for paths in drawn)
+        assert "Optuna's proposals: test, last epoch" not in beside
+        assert "paper's settings: test, last epoch" in alone
+        assert "stopped early" in beside, "in the plane of both budgets"
 
     @pytest.mark.parametrize(
         ("accuracies", "verdict", "absent"),

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from erat.errors import UserError
 from orchestration.cli import app
-from orchestration.report import study
+from orchestration.report import importance
 from orchestration.report.detail import Pool, detail_of
 from orchestration.report.document import write_report
 from orchestration.report.errata import RECONSTRUCTION, Footnotes
@@ -104,6 +104,14 @@ def data_of(page: str) -> dict[str, Any]:
     return content
 
 
+def specs_of(page: str) -> dict[str, Any]:
+    """Return the specifications of the figures of a page."""
+    match = re.search(r'<script type="application/json" id="drawings">(.*?)</script>', page, re.DOTALL)
+    assert match
+    content: dict[str, Any] = json.loads(match[1])["figures"]
+    return content
+
+
 def table_of(page: str) -> str:
     return page[page.index('<table class="matrix">') : page.index("</table>")]
 
@@ -144,7 +152,9 @@ def test_the_page_is_well_formed_and_accessible(whole: str) -> None:
     assert len(outline.ids) == len(set(outline.ids))
     assert outline.unscoped == 0
     assert whole.count("<table") == whole.count("<caption")
-    assert all("<title>" in part.split("</svg>")[0] for part in whole.split("<svg ")[1:] if 'role="img"' in part)
+    drawings = re.findall(r'<div class="drawing"[^>]*>', whole)
+    assert drawings
+    assert all(re.search(r'role="img" aria-label="[^"]{20,}"', drawing) for drawing in drawings)
 
 
 def test_168_runs_stay_below_5_mb_and_all_can_be_opened(whole: str) -> None:
@@ -155,7 +165,8 @@ def test_168_runs_stay_below_5_mb_and_all_can_be_opened(whole: str) -> None:
 def test_the_whole_table_has_a_winner_and_a_test(whole: str) -> None:
     assert re.search(r'class="lead">ERAT is best in \d+ of 21 cells', whole)
     assert "One draw of the corruption has no interval" in whole
-    assert whole.count('class="line') >= 24, "eight curves under each of three noises"
+    curves = [spec for name, spec in specs_of(whole).items() if name.startswith("curves")]
+    assert [len(spec["layer"][0]["data"]["values"]) for spec in curves] == [8, 8, 8], "eight under each of three noises"
 
 
 def test_the_paper_and_its_errata_stand_beside_ours(whole: str, small: str) -> None:
@@ -285,8 +296,9 @@ def test_a_search_has_its_table_figures_importance_and_contours(search: Workspac
     page = write_report(search, "mine", "html", None).read_text()
     for words in (
         "Importance of each setting",
-        "Parallel coordinates",
+        "Each line is a trial",
         "Validation accuracy over",
+        "<h1>mine on mnist</h1>",
         "Best by validation",
         "GPU 3 of node 10.0.0.7 (abcdef), because 3 trials died",
     ):
@@ -308,8 +320,8 @@ def test_importance_finds_the_setting_that_matters() -> None:
         make_trial(n, str(n), params, status="done", best_val_accuracy=0.9 - 0.5 * params["defense.eta"])
         for n, params in enumerate(settings)
     ]
-    assert next(iter(study.importances(rows, ranges))) == "defense.eta"
-    assert study.importances([with_result(row, best_val_accuracy=0.9) for row in rows], ranges) == {}
+    assert next(iter(importance.importances(rows, ranges))) == "defense.eta"
+    assert importance.importances([with_result(row, best_val_accuracy=0.9) for row in rows], ranges) == {}
 
 
 # --- other formats ---------------------------------------------------------------------------------------------------

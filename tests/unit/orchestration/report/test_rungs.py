@@ -16,13 +16,14 @@ from orchestration.report.documents import search_text
 from orchestration.report.figures import joint_figure
 from orchestration.report.live import LiveView, visible
 from orchestration.report.notation import promotion, state
+from orchestration.report.plots.search import AT_RUNG, CHOSEN, DONE, MOST_CURVES, curves, promotions
 from orchestration.report.progress import Progress, sweep_left
-from orchestration.report.search_svg import MOST_CURVES, rung_curves
 from orchestration.report.sections import missing_rows, reason
 from orchestration.report.study import search_figures
 from orchestration.report.summary import best, best_sentence
 from orchestration.storage.workspace import Workspace
 from orchestration.study.trial import Trial
+from tests.drawn import marks, rows_of, scale
 from tests.searches import ETA, LAMBDA, search_spec, write_search
 from tests.trials import make_trial
 
@@ -176,58 +177,85 @@ class TestTimeLeft:
 
 
 class TestCurves:
-    def test_a_curve_per_trial_a_line_per_rung_and_a_ring_at_an_end(self) -> None:
-        drawn = rung_curves([trial for trial, *_ in STATES])
-        assert drawn is not None
-        caption, svg = drawn
-        assert "a ring: a trial that ended or waits there" in caption
-        assert len(re.findall(r'<line [^>]*class="rung"', svg)) == 2
-        assert {">rung 10<", ">rung 30<"} <= set(re.findall(r">rung \d+<", svg))
-        assert len(re.findall(r"<g data-runs", svg)) == 11, "all but the one that has not begun"
-        rings = dict(re.findall(r'data-runs="(c\d+)"><title>[^<]*</title><polyline[^>]*/><circle[^>]*end (\w+)"', svg))
-        assert rings == {"c0": "paused", "c1": "paused", "c6": "stopped", "c7": "stopped"}
-        assert "<title>trial 7, stopped at 30 ↑10: 0.616</title>" in svg
-        assert svg.count("curve best") == 2, "the chosen one, and its line in the legend"
+    def test_a_curve_per_trial_a_line_per_rung_and_a_mark_at_an_end(self) -> None:
+        figure = curves([trial for trial, *_ in STATES])
+        assert figure is not None
+        assert "a mark: a trial that ended or waits there" in figure.caption
+        assert [each["name"] for each in rows_of(figure, "rule")] == ["rung 10", "rung 30"]
+        lines = {each["runs"]: each for each in rows_of(figure, "line")}
+        assert len(lines) == 11, "all but the one that has not begun"
+        ends = {each["runs"]: each["kind"] for each in rows_of(figure, "point")}
+        assert ends == {"c0": "waits at a rung", "c1": "waits at a rung", "c6": AT_RUNG, "c7": AT_RUNG}
+        assert lines["c7"]["state"] == "stopped at 30 ↑10, epoch 30" and lines["c7"]["best"] == pytest.approx(61.6)
 
-    def test_rings_lie_on_their_rungs(self) -> None:
-        drawn = rung_curves([row(0, "stopped", 10), row(1, "paused", 30, 10)])
-        assert drawn is not None
-        rungs = set(re.findall(r'<line x1="([\d.]+)"[^>]*class="rung"', drawn[1]))
-        assert set(re.findall(r'<circle cx="([\d.]+)"', drawn[1])) == rungs
+    def test_the_winner_lies_in_front(self) -> None:
+        figure = curves([trial for trial, *_ in STATES])
+        assert figure is not None
+        *_, front = [part for part in marks(figure) if part["mark"]["type"] == "line"]
+        assert [(each["runs"], each["kind"]) for each in front["data"]["values"]] == [("c9", CHOSEN)]
+        assert front["mark"]["strokeWidth"] > 2
+
+    def test_ends_lie_on_their_rungs(self) -> None:
+        figure = curves([row(0, "stopped", 10), row(1, "paused", 30, 10)])
+        assert figure is not None
+        assert {each["epoch"] for each in rows_of(figure, "point")} == {
+            each["epoch"] for each in rows_of(figure, "rule")
+        }
 
     def test_many_trials_stay_readable_and_light(self) -> None:
-        rows = [row(number, "stopped", 30, 10) for number in range(3 * MOST_CURVES)]
-        drawn = rung_curves(rows)
-        assert drawn is not None
-        assert f"The best {MOST_CURVES} of {3 * MOST_CURVES} trials" in drawn[0]
-        assert drawn[1].count("data-runs") == MOST_CURVES
-        assert len(drawn[1]) < 200_000
+        figure = curves([row(number, "stopped", 30, 10) for number in range(3 * MOST_CURVES)])
+        assert figure is not None
+        assert f"The best {MOST_CURVES} of {3 * MOST_CURVES} trials" in figure.caption
+        assert len(rows_of(figure, "line")) == MOST_CURVES
+        assert len(json.dumps(figure.spec)) < 200_000
+
+    def test_without_rungs_there_are_no_lines_for_them(self) -> None:
+        figure = curves([make_trial(status="done", epoch=2, epochs=2, val_history=[0.1, 0.2])])
+        assert figure is not None and not rows_of(figure, "rule")
+        assert curves([row(0, "queued", 0)]) is None
+
+
+class TestPromotions:
+    def test_what_became_of_those_that_came_to_a_rung(self) -> None:
+        figure = promotions([trial for trial, *_ in STATES])
+        assert figure is not None
+        found = {(each["rung"], each["kind"]): each["count"] for each in figure.spec["data"]["values"]}
+        assert found == {
+            ("rung 10", "went on"): 8,
+            ("rung 10", "waits"): 1,
+            ("rung 10", "stopped"): 1,
+            ("rung 10", "failed later"): 1,
+            ("rung 30", "went on"): 2,
+            ("rung 30", "waits"): 1,
+            ("rung 30", "stopped"): 1,
+        }
 
     def test_without_rungs_there_is_none(self) -> None:
-        assert rung_curves([make_trial(status="done", epoch=2, epochs=2, val_history=[0.1, 0.2])]) is None
-        assert rung_curves([row(0, "queued", 0)]) is None
+        assert promotions([make_trial(status="done", epoch=2, epochs=2)]) is None
 
 
 class TestFigures:
-    def test_parallel_coordinates_have_faint_lines_and_a_legend(self) -> None:
+    def test_parallel_coordinates_tell_those_that_stopped(self) -> None:
         rows = [row(n, "stopped", 10, params={ETA: n / 10, LAMBDA: float(n)}) for n in range(8)]
         rows += [row(n, "done", 90, 30, params={ETA: n / 10, LAMBDA: float(n)}) for n in (8, 9)]
         ranges = search_spec().space.distributions("mnist")
-        found = dict(search_figures("toy", rows, ranges))
-        (words,) = [words for words in found if "Each line is a trial" in words]
-        assert "a dashed one was stopped at a rung" in words
-        assert found[words].count('<polyline points="') == 10
-        assert found[words].count('class="pale"/>') == 8 + 1, "the lines, and the one in the legend"
-        assert "stopped at rung 10" in found[words]
+        found = {figure.name: figure for figure in search_figures(rows, ranges)[0]}["parallel"]
+        assert "a dashed line was stopped at rung 10" in found.caption
+        lines = rows_of(found, "line")
+        assert len(lines) == 10
+        assert sum(each["kind"] == AT_RUNG for each in lines) == 8
+        assert lines[-1]["kind"] == CHOSEN, "the best on top"
 
     def test_a_search_without_rungs_has_neither(self) -> None:
-        rows = [make_trial(n, f"c{n}", {ETA: n / 10}, status="done", best_val_accuracy=n / 10) for n in range(8)]
-        rows.append(make_trial(9, "c9", {ETA: 0.9}, status="stopped", epoch=3, best_val_accuracy=0.1))
-        ranges = {ETA: search_spec().space.distributions("mnist")[ETA]}
-        drawn = "".join(svg for _, svg in search_figures("toy", rows, ranges))
-        assert "pale" not in drawn
-        assert "stopped at rung" not in drawn
-        assert drawn.count('<polyline points="') == 8
+        rows = [
+            make_trial(n, f"c{n}", {ETA: n / 10, LAMBDA: n % 3}, status="done", best_val_accuracy=n / 10)
+            for n in range(8)
+        ]
+        ranges = search_spec().space.distributions("mnist")
+        (found,) = [figure for figure in search_figures(rows, ranges)[0] if figure.name == "parallel"]
+        assert "dashed" not in found.caption
+        assert {each["kind"] for each in rows_of(found, "line")} == {CHOSEN, DONE}
+        assert scale(found, "line", "color")["domain"] == [CHOSEN, DONE]
 
     def test_the_files_tell_a_rung_from_other_stops(self, tmp_path: Path) -> None:
         rows = [row(0, "stopped", 10), row(1, "done", 90, 30), row(2, "stopped", 14, 10)]
@@ -258,5 +286,5 @@ class TestPage:
         assert {cell["state"] for cell in cells if cell.get("ends") == "paused"} == {"paused at 4"}
 
     def test_its_curves_are_there(self, page: str) -> None:
-        assert 'class="rung"' in page
+        assert '"rung 4"' in page
         assert "waits at a rung" in page

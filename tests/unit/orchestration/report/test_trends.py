@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
-from orchestration.report import trend_svg
 from orchestration.report.document import write_report
-from orchestration.report.trends import seconds_per_epoch, selections_of, trends_of, varied
+from orchestration.report.grid import Score
+from orchestration.report.plots import matrix
+from orchestration.report.trends import Selected, Trend, seconds_per_epoch, selections_of, trends_of, varied
 from orchestration.storage.workspace import Workspace
 from orchestration.study.grids import load_grid, specification
 from orchestration.study.spec import StudySpec
 from orchestration.study.trial import Trial
+from tests.drawn import rows_of as drawn_of
+from tests.drawn import scale
 from tests.synthetic import write_workspace
 from tests.trials import with_result
 
@@ -139,31 +143,40 @@ def test_time_is_per_epoch_and_of_finished_runs() -> None:
 # --- drawn ------------------------------------------------------------------------------------------------------------
 
 
+def panel(lines: dict[str, list[tuple[float, ...]]], ordered: bool = True) -> Trend:
+    scores = {name: [Score(values, 2) for values in cells] for name, cells in lines.items()}
+    return Trend("t", "η", [str(place) for place in range(len(next(iter(lines.values()))))], ordered, scores)
+
+
 def test_points_stand_at_their_settings_and_gaps_are_left_out() -> None:
-    line = trend_svg.Curve("ERAT", [0.0, None, 50.0, 100.0], [None, None, 5.0, None])
-    drawn = ElementTree.fromstring(trend_svg.trend([line], "t", ["CE", "ERAT"], ["1", "2", "3", "4"], "η"))
-    circles = [(float(c.get("cx", 0)), float(c.get("cy", 0))) for c in drawn.iter("circle")]
-    assert len(circles) == 3
-    assert circles[1][0] - circles[0][0] == pytest.approx(2 * (circles[2][0] - circles[1][0]), abs=0.2)
-    assert circles[0][1] - circles[1][1] == pytest.approx(circles[1][1] - circles[2][1], abs=0.2)
-    assert "1 0.0, 3 50.0, 4 100.0" in (drawn.findtext("desc") or "")
-    assert len([line for line in drawn.iter("line") if "c1" in (line.get("class") or "")]) == 1, "one has a spread"
+    figure = matrix.trend(panel({"ERAT": [(0.0,), (), (45.0, 55.0), (100.0,)]}), "t", ["CE", "ERAT"])
+    assert [(each["at"], each["y"]) for each in drawn_of(figure, "line")] == [("0", 0), ("2", 50), ("3", 100)]
+    assert scale(figure, "line", "x")["domain"] == ["0", "1", "2", "3"]
+    spreads = [(each["low"], each["high"]) for each in drawn_of(figure, "rule") if each["low"] is not None]
+    assert spreads == [pytest.approx((50 - 50**0.5, 50 + 50**0.5))], "one has a spread"
+    assert scale(figure, "line", "color") == {"domain": ["ERAT"], "range": ["var(--c1)"]}, "its colour on all figures"
 
 
-def test_columns_are_as_high_as_their_values() -> None:
-    drawn = ElementTree.fromstring(trend_svg.columns({"vgg": {"CE": 20.0, "ERAT": 80.0}}, "t", ["CE", "ERAT"]))
-    heights = [float(r.get("height", 0)) for r in drawn.iter("rect") if float(r.get("height", 0)) != 10]
-    assert heights[1] == pytest.approx(4 * heights[0])
+def test_settings_without_an_order_are_bars() -> None:
+    figure = matrix.trend(panel({"CE": [(20.0,)], "ERAT": [(80.0,)]}, ordered=False), "t", ["CE", "ERAT"])
+    assert [(each["kind"], each["y"]) for each in drawn_of(figure, "bar")] == [("CE", 20), ("ERAT", 80)]
+    assert scale(figure, "bar", "y")["domain"] == [0, 100]
 
 
 def test_a_selection_is_stacked() -> None:
-    stacks = {"ERAT w/o RB": [(10.0, 30.0)], "ERAT": [(20.0, 0.0)]}
-    drawn = ElementTree.fromstring(trend_svg.selection(["a"], stacks, "t"))
-    bars = [r for r in drawn.iter("rect") if float(r.get("width", 0)) != 10]
-    tops = [(round(float(r.get("y", 0))), round(float(r.get("height", 0)))) for r in bars]
-    right, wrong = tops[0], tops[1]
-    assert wrong[0] + wrong[1] == pytest.approx(right[0], abs=1), "wrong labels stand on right ones"
-    assert wrong[1] == pytest.approx(3 * right[1], abs=2)
+    figure = matrix.selection(Selected("t", ["a"], {"ERAT w/o RB": [(10.0, 30.0)], "ERAT": [(20.0, 0.0)]}), "s")
+    bars = [(each["way"], each["kind"], each["count"], each["place"]) for each in drawn_of(figure, "bar")]
+    assert bars[:2] == [("ERAT w/o RB", "right labels", 10, 0), ("ERAT w/o RB", "wrong labels", 30, 1)]
+    assert [count for _, _, count, _ in bars[2:]] == [20, 0]
+
+
+def test_lines_are_told_apart_in_grey() -> None:
+    """Eight defenses have eight colours, and each differs from its neighbours in dashes, too."""
+    names = list("abcdefgh")
+    figure = matrix.curves([matrix.Curve(name, [1.0, 2.0]) for name in names], "c", "t", names)
+    colours, dashes = (scale(figure, "line", channel)["range"] for channel in ("color", "strokeDash"))
+    assert len(set(colours)) == 8
+    assert all(first != second for first, second in pairwise(dashes))
 
 
 @pytest.mark.parametrize(
@@ -182,9 +195,10 @@ def test_they_stand_on_the_page(name: str, heading: str, figures: int, workspace
     page = write_report(workspace, "mine", "html", None).read_text()
     section = page[page.index(f"<h3>{heading}</h3>") :]
     section = section[: section.index("<h3>", 5) if "<h3>" in section[5:] else section.index("</section>")]
-    assert section.count("<figure>") == figures
-    for drawn in re.findall(r"<svg .*?</svg>", section, re.DOTALL):
-        ElementTree.fromstring(drawn)
+    names = re.findall(r'<div class="drawing" data-figure="([^"]+)"', section)
+    assert len(names) == figures
+    specs = json.loads(re.search(r'id="drawings">(.*?)</script>', page, re.DOTALL)[1])["figures"]  # type: ignore[index]
+    assert all(specs[name]["layer"] for name in names)
 
 
 @pytest.fixture

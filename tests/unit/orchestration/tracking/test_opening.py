@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import multiprocessing
@@ -13,16 +14,18 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from erat.errors import UserError
 from orchestration.storage.workspace import Workspace
-from orchestration.tracking.opening import serve
+from orchestration.tracking.opening import runs_page, serve
 from orchestration.tracking.store import relocate, stop_server
 from orchestration.tracking.text import compare_hint
 from orchestration.tracking.tracker import Tracker
@@ -210,7 +213,7 @@ def test_a_workspace_that_cannot_be_written_is_served_from_a_copy(
     class Server:
         """A stand-in for the server process."""
 
-    def start(uri: str, artifacts: Path, log: Path, host: str, port: int) -> Server:
+    def start(uri: str, artifacts: Path, log: Path, host: str, port: int, wanted: Callable[[], bool]) -> Server:
         from mlflow import MlflowClient
 
         started.update(uri=uri, log=log, artifacts=artifacts)
@@ -264,6 +267,31 @@ def test_address_is_checked(tracker: Tracker, workspace: Workspace) -> None:
         serve(workspace, host="0.0.0.0")
     with pytest.raises(UserError, match=r"port must be in \[1, 65535\], got 70000"):
         serve(workspace, port=70000)
+
+
+def test_the_runs_of_a_study_are_shown_with_columns_to_compare_them_by(tracker: Tracker, sweep: str) -> None:
+    begin(tracker, sweep)
+    client, keys = tracker._sender.client, ["defense.eta", "defense.lambda_u"]
+    page = runs_page(tracker.uri, "http://127.0.0.1:5001", "it's mine", keys)
+    address = urlsplit(urlsplit(page).fragment)
+    asked = {name: value for name, (value,) in parse_qs(address.query).items()}
+    assert page.startswith("http://127.0.0.1:5001/#/experiments/1/runs?")
+    assert asked["workflowType"] == "machine_learning", "or MLflow opens its page for assistants"
+    views = {key: value for key, value in client.get_experiment("1").tags.items() if "sharedViewState" in key}
+    assert views.keys() == {f"mlflow.sharedViewState.{asked['viewStateShareKey']}"}
+    (packed,) = views.values()
+    view = json.loads(zlib.decompress(base64.b64decode(packed.removeprefix("deflate;"))))
+    assert view["searchFilter"] == compare_hint("it's mine")
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`best_val_accuracy`", False)
+    assert {"metrics.`final_test_accuracy`", "params.`defense.eta`", "tags.`status`"} <= set(view["selectedColumns"])
+    assert runs_page(tracker.uri, "http://127.0.0.1:5001", "it's mine", keys) == page
+    assert runs_page(tracker.uri, "http://127.0.0.1:5001", "another", keys) != page
+
+
+def test_a_store_without_runs_has_no_page_of_them(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with pytest.raises(UserError, match="has no experiment 'erat' yet; it comes with the first run"):
+        runs_page(store, "http://127.0.0.1:5001", "budgets", [])
 
 
 @pytest.fixture
