@@ -128,7 +128,8 @@ def run_study(
         # A search begins with its points and fits its few listed runs into idle slots, so their order is of no concern.
         work_of = _work_of if spec.search is None else None
         ready = crafting.gate(baselines, points)
-        pool = stack.enter_context(ThreadPoolExecutor(1))  # for proposals
+        pool = ThreadPoolExecutor(1)  # for proposals, of which those that were not needed are dropped at the end
+        stack.callback(pool.shutdown, cancel_futures=True)
         driver = StudyDriver(
             name, spec, trials, workspace, ledger, tracker, parent, sampler, work_of=work_of, ready=ready, pool=pool
         )

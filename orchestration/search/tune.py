@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from erat.errors import UserError
 from orchestration.cluster import autoscaling, execution, session
+from orchestration.cluster.lookout import Lookout
 from orchestration.run.busy import Meter
 from orchestration.run.places import Place
 from orchestration.run.retries import Retry
@@ -338,17 +339,15 @@ def run(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # seconds; Tune's state is never read
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the driver reports a dead trial in one line
-    count, meter = partial(session.fitting, resources, workers, fewest), Meter()
+    lookout, meter = Lookout(resources, workers, fewest, demand), Meter()
     # The trial of several workers itself asks Tune for hardly any resources. If one more than fits were to begin, it
     # would take room from the workers of the others, and with enough of them no worker would find room.
-    searcher = QueueSearcher(driver, count(), at_most, ahead=workers == 1)
+    searcher = QueueSearcher(driver, lookout.seen()[0], at_most, ahead=workers == 1)
 
     def recount() -> None:
-        searcher.resize(count(), session.by_node(resources) if workers == 1 else None)
+        searcher.resize(*lookout.seen(searcher.wanted()))
         if (line := meter.news()) is not None:
             warnings.warn(line, stacklevel=2)
-        if demand is not None:
-            demand.ask(searcher.wanted())
 
     room = partial(session.room, resources, workers)
     patience = session.longest_wait()
@@ -372,7 +371,8 @@ def run(
         ),
     )
     try:
-        tuner.fit()
+        with lookout:
+            tuner.fit()
     except tune.TuneError as error:
         raise _what_a_listener_raised(error) or error from None
 

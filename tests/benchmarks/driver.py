@@ -1,11 +1,15 @@
 """What a trial waits for: the driver's work at each epoch, start, end, stop and proposal, with 64 trials at a time.
 
-python -m tests.benchmarks driver                                  the table, at 10,000 rows
-python -m tests.benchmarks.driver --rows 10000 --seconds 40        the same as JSON, with epoch reports a second
+python -m tests.benchmarks driver                              the table, at 10,000 rows, each trial an epoch a second
+python -m tests.benchmarks.driver --rows 10000 --seconds 40    JSON, with the epoch reports a second that it sustains
+python -m tests.benchmarks.driver --pace 64                    the same at no more than so many epoch reports a second
 
 The trials train nothing and are no processes: 64 workers of Ray do not fit on a small machine. This process writes the
 files that a worker leaves, and then makes the calls that Ray Tune makes in its loop, where the trial waits for them.
 Ledger, MLflow (its SQLite store), queue, sampler and the live table are the real ones.
+
+On a machine that other programs use, a call's wall time is mostly theirs. Beside it stand its own processor time, and
+that of this whole process during the call, which counts what the call waits for in the other threads, and more.
 """
 
 from __future__ import annotations
@@ -52,6 +56,7 @@ WHAT = {
     "start": "a trial begins",
     "end": "a trial ends",
     "next": "the next trial",
+    "poll": "that the next trial is not there yet",
 }
 BASE = {"data.limit": 200, "corruption.data": "none", "corruption.labels": "none", "train.epochs": EPOCHS}
 
@@ -65,13 +70,13 @@ def comparisons() -> Iterator[Comparison]:
             None,
             pairs=lambda repeats, kind=kind: _pairs(kind),
             limit_ms=LIMIT_MS,
-            note=f"{SLOTS} at a time, median; by wall clock",
+            note=f"{SLOTS} at a time, each an epoch a second; median, by wall clock",
         )
 
 
 @cache
 def _measured() -> dict[str, Any]:
-    return measured(ROWS, SECONDS)
+    return measured(ROWS, SECONDS, pace=SLOTS)
 
 
 def _pairs(kind: str) -> Pairs:
@@ -93,6 +98,7 @@ class Fleet:
     def __init__(self, driver: StudyDriver) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.busy: dict[str, list[float]] = defaultdict(list)  # of it, how long this thread worked
+        self.process: dict[str, list[float]] = defaultdict(list)  # how long all threads worked meanwhile, together
         self.reports = 0
         self._driver = driver
         self._searcher = tune.QueueSearcher(driver, SLOTS, ahead=False)
@@ -102,16 +108,39 @@ class Fleet:
         self._draw = random.Random(0)
         self._count = 0
 
-    def run(self, until: Callable[[], bool]) -> None:
-        """Run trials until `until` says so; those that still run are then left."""
-        while not until():
-            self._begin_what_may()
+    def run(self, seconds: float, pace: float = 0.0) -> None:
+        """Run trials for so long; those that still run are then left.
+
+        Args:
+            seconds: how long.
+            pace: most epochs of all trials in a second; 0: as many as the driver takes.
+        """
+        began, before = time.monotonic(), self.reports
+        while time.monotonic() - began < seconds:
+            self.begin_what_may()
             for name in list(self._running):
                 self._epoch(name)
-                if until():
+                if pace:
+                    time.sleep(max(0.0, began + (self.reports - before) / pace - time.monotonic()))
+                if time.monotonic() - began >= seconds:
                     break
 
-    def _begin_what_may(self) -> None:
+    def fill(self) -> None:
+        """Take in the trials that are done, and begin as many as there are slots; what that takes is forgotten.
+
+        They are left with different numbers of epochs, so that they end one after another.
+        """
+        while len(self._running) < SLOTS:
+            self.begin_what_may()
+        for place, name in enumerate(list(self._running)):
+            for _ in range(place * EPOCHS // SLOTS):
+                if name in self._running:  # it may have been stopped
+                    self._epoch(name)
+        for times in (self.seconds, self.busy, self.process):
+            times.clear()
+
+    def begin_what_may(self) -> None:
+        """Begin trials as far as there are slots and proposals."""
         while len(self._running) < SLOTS:
             name = f"t{self._count}"
             parameters = self._timed("next", lambda name=name: self._searcher.suggest(name))
@@ -145,10 +174,13 @@ class Fleet:
         self._progress.on_step_end(0, [])
 
     def _timed(self, kind: str, call: Callable[[], Any]) -> Any:
-        started, busy = time.perf_counter(), time.thread_time()
+        clocks = time.perf_counter, time.thread_time, time.process_time
+        before = [clock() for clock in clocks]
         answer = call()
-        self.seconds[kind].append(time.perf_counter() - started)
-        self.busy[kind].append(time.thread_time() - busy)
+        after = [clock() for clock in clocks]
+        kind = "poll" if kind == "next" and not isinstance(answer, dict) else kind
+        for times, begun, ended in zip((self.seconds, self.busy, self.process), before, after, strict=True):
+            times[kind].append(ended - begun)
         return answer
 
 
@@ -157,12 +189,17 @@ def _report(epoch: int, draw: random.Random) -> EpochReport:
     return EpochReport(**numbers | {"epoch": epoch, "loss_terms": {"ce": 1.0}, "labelled_per_class": [10] * 10})
 
 
-def measured(rows: int, seconds: float) -> dict[str, Any]:
+def measured(rows: int, seconds: float, pace: float = 0.0) -> dict[str, Any]:
     """Run trials for some seconds in a study of which so many trials are done; return what was measured.
+
+    Args:
+        rows: number of trials that are done.
+        seconds: how long.
+        pace: most epochs in a second; 0: as many as the driver takes.
 
     Returns:
         epoch reports a second, also until MLflow has all of them, the medians and 95th percentiles in milliseconds, and
-        the single times in seconds.
+        the single times in seconds. "busy" is the processor time of the call itself, "process" that of all threads.
     """
     os.environ.update(TERM="xterm-256color", COLUMNS="140", LINES="40")
     for name in ("CI", "NO_COLOR", "MLFLOW_TRACKING_URI"):
@@ -183,28 +220,29 @@ def measured(rows: int, seconds: float) -> dict[str, Any]:
         sampler = launch.make_sampler(spec)
         more: dict[str, Any] = {}
         if "pool" in {entry.name for entry in fields(StudyDriver)}:
-            more["pool"] = stack.enter_context(ThreadPoolExecutor(1))
+            more["pool"] = pool = ThreadPoolExecutor(1)
+            stack.callback(pool.shutdown, cancel_futures=True)
         driver = StudyDriver("bench", spec, total, workspace, ledger, tracker, parent, sampler, **more)
         view = stack.enter_context(LiveView("null trials", ["defense.eta"], total, Screen()))
         driver.view = view.update
         stack.enter_context(getattr(driver, "at_work", nullcontext)())
         fleet = Fleet(driver)
-        while len(fleet._running) < SLOTS:  # takes in the trials that are done
-            fleet._begin_what_may()
-        del fleet.seconds["next"], fleet.busy["next"]
-        began = time.monotonic()
-        fleet.run(lambda: time.monotonic() - began >= seconds)
-        in_loop = time.monotonic() - began
+        fleet.fill()
+        began, reports, used = time.monotonic(), fleet.reports, time.process_time()
+        fleet.run(seconds, pace)
+        in_loop, used = time.monotonic() - began, time.process_time() - used
         tracker.flush()
         whole = time.monotonic() - began
     return {
         "rows": rows,
-        "reports": fleet.reports,
-        "reports_per_second": round(fleet.reports / in_loop, 1),
-        "reports_per_second_until_mlflow_has_them": round(fleet.reports / whole, 1),
+        "reports": fleet.reports - reports,
+        "reports_per_second": round((fleet.reports - reports) / in_loop, 1),
+        "reports_per_processor_second": round((fleet.reports - reports) / used, 1),
+        "reports_per_second_until_mlflow_has_them": round((fleet.reports - reports) / whole, 1),
         "flush_seconds": round(whole - in_loop, 2),
         "median_ms": {kind: round(1000 * median(fleet.seconds[kind] or [0.0]), 3) for kind in WHAT},
         "median_busy_ms": {kind: round(1000 * median(fleet.busy[kind] or [0.0]), 3) for kind in WHAT},
+        "median_process_ms": {kind: round(1000 * median(fleet.process[kind] or [0.0]), 3) for kind in WHAT},
         "p95_ms": {kind: round(1000 * _share(fleet.seconds[kind], 0.95), 3) for kind in WHAT},
         "counts": {kind: len(fleet.seconds[kind]) for kind in WHAT},
         "seconds": dict(fleet.seconds),
@@ -234,8 +272,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--pace", type=float, default=0.0)
     arguments = parser.parse_args()
-    if arguments.rows < 0 or arguments.seconds <= 0:
-        raise UserError("--rows must be at least 0 and --seconds above 0")
-    found = measured(arguments.rows, arguments.seconds)
+    if arguments.rows < 0 or arguments.seconds <= 0 or arguments.pace < 0:
+        raise UserError("--rows and --pace must be at least 0 and --seconds above 0")
+    found = measured(arguments.rows, arguments.seconds, arguments.pace)
     print(json.dumps({key: value for key, value in found.items() if key != "seconds"}))

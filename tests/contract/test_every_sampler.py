@@ -9,10 +9,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import optuna
 import pytest
+from optuna._gp import gp
 
 from erat.result import RunResult
 from orchestration.search.queue import Queue
@@ -51,6 +53,21 @@ def space_for(sampler: str, settings: Mapping[str, Any], *, conditional: bool = 
     made = SearchSpace.model_validate(content | {"sampler": sampler} | dict(settings))
     sampling.check(made)
     return made
+
+
+@pytest.fixture(autouse=True)
+def coarse_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fit Gaussian processes coarsely and look at few places: which results they saw shows all the same."""
+    monkeypatch.setattr(gp, "fit_kernel_params", partial(gp.fit_kernel_params, gtol=1.0))
+    whole = optuna.samplers.GPSampler.__init__
+
+    def coarse(sampler: optuna.samplers.GPSampler, *args: Any, **options: Any) -> None:
+        whole(sampler, *args, **options)
+        for name, value in (("_n_preliminary_samples", 64), ("_n_local_search", 2), ("_tol", 0.01)):
+            assert hasattr(sampler, name), f"Optuna's {name} has another name now"
+            setattr(sampler, name, value)
+
+    monkeypatch.setattr(optuna.samplers.GPSampler, "__init__", coarse)
 
 
 class KilledError(Exception):

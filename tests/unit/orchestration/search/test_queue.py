@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from erat.result import RunResult, summarise
 from orchestration.search.observations import Observation
-from orchestration.search.queue import Queue
+from orchestration.search.queue import AHEAD, Queue
 from orchestration.study.trial import CONFIRMING, Trial
 from tests.imagined import ETA, EveryWord, Imagined, KilledError, Row, table
 
@@ -118,6 +118,44 @@ class TestWindow:
                 if (trial := queue.next()) is not None:
                     end(queue, trial.number, *beside.curve(trial))
         assert beside.last.log == alone.last.log
+
+    def test_proposals_are_made_before_there_is_a_slot_for_them_and_are_the_same(self) -> None:
+        """As many as the window lets be made. Neither they nor what each of them sees follow from that."""
+        alone, beside = Imagined(total=12, window=6, pruner="none"), Imagined(total=12, window=6, pruner="none")
+        table(alone.run(1))
+        with ThreadPoolExecutor(1) as pool:
+            queue = beside.queue(pool=pool)
+
+            def made() -> Trial:
+                while (trial := queue.next()) is None:
+                    pass
+                pool.submit(int).result()  # whatever was begun before has been made
+                return trial
+
+            def proposed() -> list[int]:
+                return [entry[1] for entry in beside.last.log if entry[0] == "propose"]
+
+            assert (made().number, proposed()) == (0, [*range(7)]), "7 sees trial 0"
+            assert (made().number, proposed()) == (1, [*range(7)])
+            end(queue, 1, *beside.curve(queue.trials[1]))
+            assert (made().number, proposed()) == (2, [*range(7)])
+            end(queue, 0, *beside.curve(queue.trials[0]))
+            assert (made().number, proposed()) == (3, [*range(9)])
+            for number in (3, 2, *range(4, 12)):
+                if number > 3:
+                    assert made().number == number
+                end(queue, number, *beside.curve(queue.trials[number]))
+            assert queue.exhausted or queue.next() is None
+        assert beside.last.log == alone.last.log
+
+    def test_a_pool_makes_no_more_proposals_ahead_than_may_be_needed_soon(self) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            study = Imagined(total=1000, window=1000, pruner="none")
+            queue = study.queue(pool=pool)
+            while queue.next() is None:
+                pass
+            pool.submit(int).result()
+            assert len(study.last.log) == AHEAD + 1
 
 
 class TestStops:
