@@ -267,7 +267,7 @@ class CorruptionOptions(Section):
 
 @dataclass(frozen=True)
 class Setting:
-    """The values from which the open keys of a defense are filled.
+    """The values from which the open keys of a corruption and of a defense are filled.
 
     Attributes:
         data: the name of the data set.
@@ -282,8 +282,8 @@ class Setting:
     data: str
     epsilon: Mapping[str, float]
     policy: str
-    norm: Norm | None
-    labels: str
+    norm: Norm | None = None
+    labels: str = "none"
     rate: float | None = None
     flip: bool = False
 

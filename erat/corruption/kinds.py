@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from erat.errors import UserError
-from erat.options import MOST_EPOCHS, CorruptionOptions, Number
+from erat.options import MOST_EPOCHS, CorruptionOptions, Number, Setting
 
 MOST_STEPS = 10**7
 
@@ -68,6 +68,10 @@ class CorruptionKind:
             values: the number of values of an image, over all channels; None: it is not known yet.
         """
         return customary.get(norm)
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return values for those keys of its own that are filled from the data set where they are left open."""
+        return {}
 
 
 class URP(CorruptionKind):
@@ -272,3 +276,100 @@ class CUDA(CorruptionKind):
     norms = ("unbounded",)
     granularities = ("sample",)
     Options = CUDAOptions
+
+
+class TUEOptions(CorruptionOptions):
+    """Keys of TUE."""
+
+    steps: int | None = Field(200, ge=1, le=MOST_STEPS, description="length of the crafting: passes over the noise")
+
+
+class TUE(CorruptionKind):
+    """Transferable unlearnable examples."""
+
+    kind = "tue"
+    norm = "linf"
+    granularities = ("sample",)
+    Options = TUEOptions
+
+
+class PILOptions(CorruptionOptions):
+    """Keys of PIL."""
+
+    steps: int | None = Field(30, ge=1, le=MOST_STEPS, description="length of the crafting: descent steps")
+    linear_epochs: int | None = Field(
+        30, ge=1, le=MOST_EPOCHS, description="passes in which the linear rule is trained on clean images"
+    )
+
+
+class PIL(CorruptionKind):
+    """Perturbation-induced linearisation."""
+
+    kind = "pil"
+    norm = "linf"
+    granularities = ("sample",)
+    Options = PILOptions
+
+
+# Poisons beyond the paper against a network that defends itself.
+
+
+class RobustOptions(CorruptionOptions):
+    """Keys of REM and the adaptive poisoner."""
+
+    steps: int | None = Field(
+        5000, ge=1, le=MOST_STEPS, description="length of the crafting: training steps of the network it is against"
+    )
+    descents: int | None = Field(10, ge=1, le=10_000, description="descent steps of a perturbation")
+    draws: int | None = Field(5, ge=1, le=1000, description="draws of the defense that a descent step averages over")
+    flip: bool | None = Field(None, description="the expected views mirror images; none: what suits the data set")
+
+
+class REMOptions(RobustOptions):
+    """Keys of REM."""
+
+    attack_steps: int | None = Field(10, ge=1, le=10_000, description="steps of PGD in the expected defense")
+    attack_share: Number | None = Field(
+        0.5, ge=0, le=10, description="budget of the expected attack as a share of the poison's"
+    )
+
+
+class REM(CorruptionKind):
+    """Robust error-minimising perturbations."""
+
+    kind = "rem"
+    norm = "linf"
+    granularities = ("sample",)
+    uses = "architecture"
+    Options = REMOptions
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return whether the expected views mirror images."""
+        return {"flip": setting.flip}
+
+
+class AdaptiveOptions(RobustOptions):
+    """Keys of the adaptive poisoner, whose attack is ERAT's."""
+
+    attack_steps: int | None = Field(7, ge=1, le=10_000, description="steps of PGD in the expected defense")
+    epsilon_inf: Number | None = Field(
+        None, ge=0, le=1, description="expected l_inf budget of ERAT; none: customary for the data set"
+    )
+    epsilon_2: Number | None = Field(
+        None, ge=0, description="expected l_2 budget of ERAT; none: customary for the data set"
+    )
+    policy: Literal["cifar10", "svhn", "imagenet", "digits"] | None = Field(
+        None, description="AutoAugment policy of the expected views; none: the one that suits the data set"
+    )
+
+
+class Adaptive(REM):
+    """An adaptive poisoner, who expects ERAT."""
+
+    kind = "adaptive"
+    Options = AdaptiveOptions
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return what ERAT has on this data set: its budgets, its policy, and whether views are mirrored."""
+        budgets = {"epsilon_inf": setting.epsilon["linf"], "epsilon_2": setting.epsilon["l2"]}
+        return super().fill(setting) | budgets | {"policy": setting.policy}
