@@ -31,11 +31,11 @@ class AdaptivePoison(kinds.Adaptive, RobustlyMinimised):
             epsilon_inf=options["epsilon_inf"], epsilon_2=options["epsilon_2"], steps=options["attack_steps"]
         )
         shape = tuple(craft.images.shape[1:])
-        perturber = Perturber(erat, Task(len(craft.images), craft.num_classes, options["flip"], lambda _: craft.build(), shape))
+        perturber = Perturber(
+            erat, Task(len(craft.images), craft.num_classes, options["flip"], lambda _: craft.build(), shape)
+        )
 
-        def defended(
-            network: nn.Module, images: Tensor, labels: Tensor, random: BatchRandom
-        ) -> tuple[Tensor, Tensor]:
+        def defended(network: nn.Module, images: Tensor, labels: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
             still = images.detach()
             moved = images + (perturber(network, still, labels, random) - still)
             plain = torch.cat([images, moved])

@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from erat.errors import UserError
 from erat.options import MOST_EPOCHS, CorruptionOptions, Number, Setting
 
 MOST_STEPS = 10**7
+BOUNDED = ("linf", "l2", "l1", "l0")  # the paper's norms, and two beyond it
 
 
 class CorruptionKind:
@@ -79,6 +80,7 @@ class URP(CorruptionKind):
 
     kind = "urp"
     norm = "l2"
+    norms = BOUNDED
 
 
 class UniversalOptions(CorruptionOptions):
@@ -95,6 +97,7 @@ class UHP(CorruptionKind):
 
     kind = "uhp"
     norm = "l2"
+    norms = BOUNDED
     uses = "trained network"
     Options = UniversalOptions
 
@@ -117,6 +120,7 @@ class UP(CorruptionKind):
 
     kind = "up"
     norm = "linf"
+    norms = BOUNDED
     uses = "architecture"
     granularities = ("class", "sample")
     Options = UPOptions
@@ -133,6 +137,7 @@ class AP(CorruptionKind):
 
     kind = "ap"
     norm = "l2"
+    norms = BOUNDED
     granularities = ("sample",)
     uses = "trained network"
     Options = APOptions
@@ -189,26 +194,6 @@ class L2C(CorruptionKind):
 # Poisons beyond the paper, which need no network.
 
 
-class OPSOptions(CorruptionOptions):
-    """Keys of OPS, whose budget is a number of pixels."""
-
-    @model_validator(mode="after")
-    def _whole_pixels(self) -> OPSOptions:
-        if self.epsilon is not None and (self.epsilon < 1 or self.epsilon % 1):
-            raise UserError(
-                f"corruption.epsilon must be a whole number of pixels, at least 1, for ops, got {self.epsilon:g}"
-            )
-        return self
-
-    def check_image(self, pixels: int) -> None:
-        """Refuse a budget of more pixels than an image has."""
-        super().check_image(pixels)
-        if self.epsilon is not None and self.epsilon > pixels:
-            raise UserError(
-                f"corruption.epsilon must be at most the {pixels} pixels of an image for ops, got {self.epsilon:g}"
-            )
-
-
 class OPS(CorruptionKind):
     """One-pixel shortcuts."""
 
@@ -216,7 +201,6 @@ class OPS(CorruptionKind):
     norm = "l0"
     norms = ("l0",)
     granularities = ("sample",)
-    Options = OPSOptions
 
     def budget(self, norm: str, customary: Mapping[str, float], values: int | None) -> float | None:
         """Return one pixel, as published."""

@@ -20,7 +20,10 @@ from erat.corruption.samplewise import by_part
 from erat.corruption.surrogate import Surrogate
 from erat.data.random import BatchRandom
 
-RATE, MOMENTUM = 0.003, 0.9  # of the linear rule; the published text has the rate, the momentum is this project's choice
+RATE, MOMENTUM = (
+    0.003,
+    0.9,
+)  # of the linear rule; the published text has the rate, the momentum is this project's choice
 BATCH = 128
 SHORTCUT = 0.9  # weight of the class in the perturbation; the rest is that of its absence in the image
 STEP_RATIO = 0.1  # step size as a share of the budget
@@ -71,9 +74,10 @@ def _slope(rule_KD: Tensor, delta: Tensor, images: Tensor, labels: Tensor) -> Te
         read = point.flatten(1) @ rule_KD.T
         left = (images - point).flatten(1) @ rule_KD.T
         # The relative entropy of the uniform distribution to the rule's, but for a constant.
-        loss = SHORTCUT * F.cross_entropy(read, labels, reduction="sum") - (1 - SHORTCUT) * left.log_softmax(1).mean(
-            1
-        ).sum()
+        loss = (
+            SHORTCUT * F.cross_entropy(read, labels, reduction="sum")
+            - (1 - SHORTCUT) * left.log_softmax(1).mean(1).sum()
+        )
         (slope,) = torch.autograd.grad(loss, point)
     return slope
 

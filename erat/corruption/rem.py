@@ -26,9 +26,7 @@ class RobustErrorMinimising(kinds.REM, RobustlyMinimised):
         """Return adversarial training: a crop, then PGD from a random start, whose moves are held constant."""
         options = craft.options
 
-        def defended(
-            network: nn.Module, images: Tensor, labels: Tensor, random: BatchRandom
-        ) -> tuple[Tensor, Tensor]:
+        def defended(network: nn.Module, images: Tensor, labels: Tensor, random: BatchRandom) -> tuple[Tensor, Tensor]:
             views = crop_view(images, random, flip=options["flip"])
             still = views.detach()
             budget = Budget.of(craft.norm, craft.epsilon * options["attack_share"], still)

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.pgd import budget_of, frozen, pgd
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
-from erat.corruption.classwise import descend
+from erat.corruption.classwise import descend, shared_budget
 from erat.corruption.surrogate import Surrogate
 from erat.losses import label_gain
 
@@ -54,14 +54,14 @@ class Unlearnable(kinds.UP, DataCorruption):
 
     def _pass(self, network: nn.Module, craft: Craft, delta: Tensor) -> Tensor:
         """Descend with every perturbation once, batch after batch over all images; return the perturbations."""
-        budget = Budget.of(craft.norm, craft.epsilon, delta)
+        shared = shared_budget(craft.norm, craft.epsilon, delta)
         with frozen(network):
             for chosen in torch.arange(len(craft.images), device=delta.device).split(BATCH):
                 images, labels = craft.images.index_select(0, chosen), craft.labels[chosen]
                 if craft.granularity == "class":
-                    delta = descend(network, images, labels, delta, budget, budget.epsilon * STEP_RATIO)
+                    delta = descend(network, images, labels, delta, shared, shared.epsilon * STEP_RATIO)
                     continue
-                mine = Budget(budget.epsilon[chosen], budget.linf)
+                mine = budget_of(craft.norm, craft.epsilon, images)
                 moved = pgd(
                     network,
                     images,
