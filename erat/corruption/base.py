@@ -122,9 +122,9 @@ class ShuffledBatches:
 def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tensor:
     """Return the poisoned images as 8-bit pixels, rounded to the nearest level but never beyond the budget.
 
-    Rounding may push a perturbation past its budget. Under l_inf the pixels beyond it are clipped to it; under l_2 and l_1 the
-    perturbation is shrunk until its rounded form fits. (Truncating instead, as some published code does, shifts every
-    pixel by half a level.)
+    Rounding may push a perturbation past its budget. Under l_inf the pixels beyond it are clipped to it; under l_2 and
+    l_1 the perturbation is shrunk until its rounded form fits. (Truncating instead, as some published code does, shifts
+    every pixel by half a level.)
 
     Args:
         clean_u8: the clean images, uint8 (N, C, H, W).

@@ -42,7 +42,7 @@ class SharedBudget:
         return 2 * self._model.project(delta_KCHW / 2, self._grey, self._half)
 
     def draw(self, random: BatchRandom) -> Tensor:
-        """Draw perturbations that use the whole budget, uniformly by direction, of l_0 uniform values at random pixels."""
+        """Draw perturbations that use the whole budget: of l_1 a random direction, of l_0 values at random pixels."""
         drawn = 2 * self._model.draw(self._grey, self._half, random)
         return drawn if self._norm == "l0" else drawn * per_image(self.epsilon / l1_norm(drawn))
 
@@ -62,9 +62,9 @@ def descend(
 ) -> Tensor:
     """Take one descent step with the perturbation of every class on the cross-entropy of that class.
 
-    The step is signed under l_inf and normalised under l_2; under l_1 and l_0 it is that of `erat.attacks.threats`. The direction of a class is that of the mean gradient over
-    its images in the batch; because both kinds of step ignore the scale, the sum of the gradients is used. The
-    perturbation of a class without images in the batch does not change.
+    The step is signed under l_inf and normalised under l_2; under l_1 and l_0 it is that of `erat.attacks.threats`. The
+    direction of a class is that of the mean gradient over its images in the batch; because no kind of step depends on
+    the scale, the sum of the gradients is used. The perturbation of a class without images in the batch stays.
 
     Args:
         network: returns logits (B, K) for images.

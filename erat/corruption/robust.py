@@ -1,7 +1,8 @@
 """Craft perturbations that a network cannot learn from even as it defends itself: the loop that REM and its like share.
 
 The defense is a function that turns images into what the defended network trains on. A surrogate trains by it on
-perturbed images, whose perturbations descend on the same loss; at the end every image gets one against the last weights.
+perturbed images, whose perturbations descend on the same loss. At the end every image gets one against the last
+weights. Source: Fu et al., "Robust Unlearnable Examples" (ICLR 2022), with the settings of its authors' code.
 """
 
 from __future__ import annotations

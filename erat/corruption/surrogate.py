@@ -25,7 +25,7 @@ class Surrogate:
         self._optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
 
     def learn(self, images: Tensor, labels: Tensor, lr: float | None = None) -> None:
-        """Take a step on the mean cross-entropy of images (B, C, H, W) for labels, int64 (B,); `lr` is kept, if given."""
+        """Take a step on the mean cross-entropy of images (B, C, H, W) for labels, int64 (B,); keep `lr`, if given."""
         if lr is not None:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr

@@ -1,8 +1,8 @@
 """TUE, transferable unlearnable examples (Ren et al., "Transferable Unlearnable Examples", ICLR 2023).
 
-The noise is optimised by itself, without a network or the images: the classes of the noise are to lie far apart by the
-measure of the authors, their class-wise separability discriminant. Their code adds a contrastive loss; the commands that
-they give for SimCLR and SimSiam weigh it with 0, as here.
+The noise is optimised by itself, without a network or the images: its classes are to lie far apart by the authors'
+measure, the class-wise separability discriminant. Their code can add a contrastive loss; the commands that they give
+for SimCLR and SimSiam weigh it with 0, as here, and leave 20 steps of a tenth of the budget a batch.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 For each KIND or KIND:BUDGET a line of JSON:
 
-- `alone`: accuracy of a linear rule (multinomial logistic regression) on perturbations that it has not seen, trained on
-  those of the other half of the images. Near 1, the perturbation is linearly separable; near 0.1, no linear rule reads it.
+- `alone`: accuracy of a linear rule (multinomial logistic regression) on perturbations that it has not seen, trained
+  on those of the other half of the images. Near 1 the perturbation is linearly separable; near 0.1 it is not at all.
 - `images`: accuracy on clean test images of a linear rule that is trained on the poisoned images.
 - `cut`: share of the perturbation's squared norm that the range of pixels takes away.
 - `ce`: with `--train`, clean test accuracy of plain training, 8 epochs of the demo preset.

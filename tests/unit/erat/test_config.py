@@ -26,7 +26,9 @@ from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
 from erat.variants import defense_names
 
 Overrides = dict[str, Any]
-PAPER_NORM = dict.fromkeys(("l2c", "up", "aa"), "linf") | dict.fromkeys(("ap", "uap", "uhp", "urp"), "l2")
+PAPER_NORM = dict.fromkeys(("l2c", "up", "aa", "tue", "pil", "rem", "adaptive"), "linf") | dict.fromkeys(
+    ("ap", "uap", "uhp", "urp"), "l2"
+)
 OWN_NORM = {"ops": "l0", "lsp": "l2", "ar": "l2", "cuda": "unbounded"}  # with budgets of their own: test_shortcuts
 
 
