@@ -70,9 +70,9 @@ def measure(name: str, *, seed: int, on_grey: bool, train: bool, store: Store) -
         "poison": name,
         "seed": seed,
         "grey": on_grey,
-        "alone": read(delta[half], labels[half], delta[~half], labels[~half]),
+        "alone": read(delta[half], labels[half], delta[~half], labels[~half]) if delta.any() else None,
         "images": read(values, labels, to_float(clean.test.images).flatten(1), clean.test.labels),
-        "mean_norm": manifest["mean_norm"],
+        "mean_norm": manifest.get("mean_norm"),
     }
     if config.corruption.norm == "l2" and config.corruption.epsilon is not None:
         row["cut"] = 1 - float(delta.square().sum(1).mean()) / config.corruption.epsilon**2

@@ -90,7 +90,7 @@ def refusal(overrides: Overrides, preset: str = "demo") -> str:
         ({"defense.policy": "cifar"}, "defense.policy", "'cifar'", "'cifar10', 'svhn'"),
         ({"defense.steps": 0}, "defense.steps", "0", "greater than or equal to 1"),
         ({"defense.warmup_epochs": 1.5}, "defense.warmup_epochs", "1.5", "integer"),
-        ({"corruption.norm": "l1"}, "corruption.norm", "'l1'", "must be linf or l2 for uhp"),
+        ({"corruption.data": "l2c", "corruption.norm": "l1"}, "corruption.norm", "'l1'", "must be linf or l2 for l2c"),
         ({"corruption.granularity": "sample"}, "corruption.granularity", "'sample'", "must be class for uhp"),
         ({"train.workers": 3}, "train.batch_size", "64", "a multiple of train.workers (3)"),
         ({"train.workers": 0}, "train.workers", "0", "greater than or equal to 1"),
