@@ -325,7 +325,7 @@ class REM(CorruptionKind):
     norm = "linf"
     granularities = ("sample",)
     uses = "architecture"
-    Options = REMOptions
+    Options: ClassVar[type[CorruptionOptions]] = REMOptions
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return whether the expected views mirror images."""
