@@ -8,6 +8,7 @@ For each KIND or KIND:BUDGET a line of JSON:
 - `alone`: accuracy of a linear rule (multinomial logistic regression) on perturbations that it has not seen, trained
   on those of the other half of the images. Near 1 the perturbation is linearly separable; near 0.1 it is not at all.
 - `images`: accuracy on clean test images of a linear rule that is trained on the poisoned images.
+- `separability`: the figure of the audit's second poisoning test, which counts above 0.35.
 - `cut`: share of the perturbation's squared norm that the range of pixels takes away.
 - `ce`: with `--train`, clean test accuracy of plain training, 8 epochs of the demo preset.
 
@@ -31,6 +32,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from erat.audit.poisoning import separability
 from erat.config import RunConfig, build
 from erat.corruption.pipeline import corrupted_set, poison
 from erat.corruption.store import Store
@@ -72,6 +74,7 @@ def measure(name: str, *, seed: int, on_grey: bool, train: bool, store: Store) -
         "grey": on_grey,
         "alone": read(delta[half], labels[half], delta[~half], labels[~half]) if delta.any() else None,
         "images": read(values, labels, to_float(clean.test.images).flatten(1), clean.test.labels),
+        "separability": separability(images, labels, clean.train.num_classes),
         "mean_norm": manifest.get("mean_norm"),
     }
     if config.corruption.norm == "l2" and config.corruption.epsilon is not None:
