@@ -19,7 +19,9 @@ from erat.registry import DEFENSES
 Config = Callable[..., RunConfig]
 QUICK = {"train.lr": 0.01, "train.epochs": 2}  # an epoch of warm-up and one of what the defense does
 
-pytestmark = pytest.mark.parametrize("name", DEFENSES.names())
+NAMES = DEFENSES.names()
+TRACED = ("ce", "erat")  # also where slow tests are left out: tracing takes seconds
+each_defense = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ def trained(config: RunConfig, data: CorruptedSet, look: Callable[..., None] | N
     return reports
 
 
+@each_defense
 def test_bf16_is_what_convolutions_compute_in(
     make_config: Config, data: CorruptedSet, plain: Callable[[str], float], name: str
 ) -> None:
@@ -62,6 +65,7 @@ def test_bf16_is_what_convolutions_compute_in(
     assert half[0].train_loss == pytest.approx(plain(name), rel=0.05)
 
 
+@each_defense
 def test_channels_last_is_how_convolutions_see_their_images(
     make_config: Config, data: CorruptedSet, plain: Callable[[str], float], name: str
 ) -> None:
@@ -76,6 +80,9 @@ def test_channels_last_is_how_convolutions_see_their_images(
     assert other[0].train_loss == pytest.approx(plain(name), rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in TRACED)) for name in NAMES]
+)
 def test_compiled_networks_learn_the_same(
     make_config: Config, data: CorruptedSet, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

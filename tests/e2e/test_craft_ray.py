@@ -23,6 +23,8 @@ from orchestration.crafting import sets
 from orchestration.storage.workspace import Workspace
 from tests.e2e.commands import Command, Said
 
+pytestmark = pytest.mark.slow  # sweeps and grids of the other modules craft in Ray's tasks too
+
 ROOT = Path(__file__).parents[2]
 SMALL = ["data.limit=300", "train.epochs=2", "corruption.source_epochs=2", "corruption.steps=5"]
 VERIFY = ["craft", "--verify", "corruption.data=urp,uhp,uap", "--labels", "none,symmetric:0.6", *SMALL]
@@ -80,7 +82,6 @@ def test_again_it_runs_and_crafts_nothing(verified: Said, command: Command, work
     assert {path: path.stat().st_mtime_ns for path in crafted(workspace, "images")} == before
 
 
-@pytest.mark.slow
 def test_a_damaged_set_is_crafted_again_with_a_warning(
     verified: Said, command: Command, workspace: Workspace, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -103,7 +104,6 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_what_a_task_refuses_reaches_the_person_in_one_line(command: Command, workspace: Workspace) -> None:
     """An error of a worker is reported to the user in one line: here, that the ensemble needs four classes."""
     folder = workspace.root.parent / "two"
@@ -114,7 +114,6 @@ def test_what_a_task_refuses_reaches_the_person_in_one_line(command: Command, wo
     assert said.err.splitlines()[-1] == ("error: corruption.attack=standard needs at least 4 classes, the set has 2")
 
 
-@pytest.mark.slow
 def test_a_small_set_needs_no_device(command: Command, workspace: Workspace) -> None:
     before = len(crafted(workspace, "images"))
     said = command("craft", "corruption.data=urp", "corruption.seed=7", "resources.gpu=1", *SMALL)
@@ -144,7 +143,6 @@ def _two_classes(folder: Path) -> None:
                 )
 
 
-@pytest.mark.slow
 def test_a_killed_crafting_goes_on_to_the_same_set(tmp_path: Path) -> None:
     """After a SIGKILL in the middle, the same command resumes from the last state and ends with the same pixels."""
     words = ["corruption.data=uap", "corruption.steps=2000", "corruption.source_epochs=1"]

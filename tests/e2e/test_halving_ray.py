@@ -86,6 +86,7 @@ def assert_same(said: Said, own: Workspace, first: Said, workspace: Workspace, t
     assert decisions(own, "first") == decisions(workspace, "first", trials)
 
 
+@pytest.mark.slow
 class TestFromBeginningToEnd:
     def test_of_each_block_a_third_goes_on_from_each_rung(self, first: Said, workspace: Workspace) -> None:
         made = decisions(workspace, "first")
@@ -126,7 +127,6 @@ class TestFromBeginningToEnd:
             epochs = len(RunDirectory(workspace, run["cell"]).read_metrics())
             assert [point.step for point in points] == list(range(1, epochs + 1))
 
-    @pytest.mark.slow
     def test_on_one_slot_it_makes_the_same_table(
         self, first: Said, command: Command, space: Callable[..., str], tmp_path: Path, workspace: Workspace
     ) -> None:

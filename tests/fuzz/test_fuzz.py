@@ -16,7 +16,7 @@ from tests.fuzz.sandbox import Input, Outcome, Sandbox
 from tests.fuzz.stored import make_bases
 
 PROFILE = os.environ.get("ERAT_FUZZ", "ci")
-SHARE = 32  # one in this many inputs is tried if slow tests are left out
+SHARE = 64  # one in this many inputs is tried if slow tests are left out
 MORE = 10 if PROFILE == "long" else 1
 
 
@@ -61,7 +61,7 @@ def test_generated_inputs(group: str, sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("group", COUNTS)
 def test_a_few_generated_inputs(group: str, sandbox: Sandbox) -> None:
-    _generate(group, sandbox, max(3, COUNTS[group] // SHARE))
+    _generate(group, sandbox, max(2, COUNTS[group] // SHARE))
 
 
 def _generate(group: str, sandbox: Sandbox, count: int) -> None:

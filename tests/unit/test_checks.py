@@ -271,6 +271,7 @@ def test_a_test_apart_that_would_not_be_found_is_refused(tmp_path: Path) -> None
         conftest.pytest_collection_modifyitems([item(path, "apart")])
 
 
+@pytest.mark.slow
 def test_threads_are_those_that_the_environment_asks_for() -> None:
     code = (
         "import torch; from tests.conftest import small_config\n"

@@ -560,6 +560,7 @@ class TestCraft:
         manifest = command("craft", *words).json
         assert (manifest["kind"], manifest["path"], manifest["noise_rate"]) == ("none", None, 0.0)
 
+    @pytest.mark.slow
     def test_a_damaged_set_is_made_again_with_a_warning(self, command: Command, shared: Workspace) -> None:
         words = [*CE, "corruption.epsilon=3"]
         manifest = command("craft", *words, "--json").json

@@ -17,7 +17,12 @@ from erat.attacks.pgd import Budget, frozen, pgd
 from erat.data.types import ImageSet
 from erat.losses import label_gain, label_loss
 
-BUDGETS = [("linf", 0.03), ("linf", 0.1), ("l2", 0.3), ("l2", 1.0)]
+BUDGETS = [
+    ("linf", 0.03),
+    pytest.param("linf", 0.1, marks=pytest.mark.slow),
+    pytest.param("l2", 0.3, marks=pytest.mark.slow),
+    ("l2", 1.0),
+]
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def authors(network: nn.Module, images: Tensor, norm: str, epsilon: float, steps
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), BUDGETS)
-@pytest.mark.parametrize("steps", [20, 100])
+@pytest.mark.parametrize("steps", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_it_reaches_the_loss_of_the_authors_program(
     source: nn.Module, images: Tensor, norm: str, epsilon: float, steps: int
 ) -> None:

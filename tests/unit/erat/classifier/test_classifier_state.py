@@ -92,6 +92,7 @@ def test_a_classifier_that_is_not_fitted_is_pickled() -> None:
     assert pickled(ERATClassifier(folds=3)).get_params() == ERATClassifier(folds=3).get_params()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_predicts_the_same_bits(
     fitted: ERATClassifier, pictures: NDArray[np.uint8], tmp_path: Path
 ) -> None:

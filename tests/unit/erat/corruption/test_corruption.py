@@ -67,8 +67,14 @@ def granularities() -> list[tuple[str, str]]:
     return [(kind, granularity) for kind in CORRUPTIONS.names() for granularity in CORRUPTIONS[kind].granularities]
 
 
+def slow_by_image(combinations: list[Any]) -> list[Any]:
+    """Mark as slow what trains a network for a perturbation per image; that for a class is tried always."""
+    marks = [[pytest.mark.slow] * (words[:2] in (("up", "sample"), ("l2c", "sample"))) for words in combinations]
+    return [pytest.param(*words, marks=mark) for words, mark in zip(combinations, marks, strict=True)]
+
+
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("kind", "granularity", "norm"), budgets())
+@pytest.mark.parametrize(("kind", "granularity", "norm"), slow_by_image(budgets()))
 def test_every_kind_keeps_its_budget_and_its_input(order: Craft, kind: str, granularity: str, norm: str) -> None:
     epsilon = BUDGETS[norm]
     before = order.images.clone()
@@ -82,7 +88,7 @@ def test_every_kind_keeps_its_budget_and_its_input(order: Craft, kind: str, gran
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("kind", "granularity"), granularities())
+@pytest.mark.parametrize(("kind", "granularity"), slow_by_image(granularities()))
 def test_every_kind_is_decided_by_its_generator(order: Craft, kind: str, granularity: str) -> None:
     if kind == "ops":
         order = replace(order, norm="l0")
@@ -159,6 +165,7 @@ def test_up_makes_images_easy_to_fit(make_images: Callable[..., ImageSet], order
     assert poisoned < 0.5 * clean
 
 
+@pytest.mark.slow
 def test_up_stops_at_one_percent_of_train_error(order: Craft, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are learnt at once need few rounds; with a threshold that is never reached, all rounds are made."""
     told: list[int] = []

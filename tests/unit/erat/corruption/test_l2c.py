@@ -332,6 +332,7 @@ def test_other_shapes(order: Craft, channels: int, size: int) -> None:
     assert 0 < delta.abs().max() <= 0.1
 
 
+@pytest.mark.slow
 def test_its_authors_generator_learns_against_a_deep_victim_of_several_passes(
     order: Craft, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,7 +239,7 @@ def windows(channel: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return around[:, :8], around[:, 8]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_ar_noise_follows_one_rule_for_each_class_which_regression_finds_in_one_image(channels: int) -> None:
     order = request("ar", count=24, size=16, channels=channels, epsilon=0.7)
     delta = crafted(order, "ar")
@@ -263,6 +263,7 @@ def test_ar_s_rules_add_up_to_one_and_their_signals_do_not_grow() -> None:
     assert unroll(start, coefficients).abs().max() < 50
 
 
+@pytest.mark.slow
 def test_ar_s_filters_are_silent_on_their_own_class_and_hear_every_other() -> None:
     draw = torch.Generator().manual_seed(0)
     coefficients = find_coefficients(K, (3, 12, 12), draw)

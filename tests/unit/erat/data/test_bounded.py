@@ -148,6 +148,7 @@ def test_odd_cells(tmp_path: Path, label: str, row: str) -> None:
         assert sorted(list_images(path).classes) == sorted(["0", label])
 
 
+@pytest.mark.slow
 def test_a_long_csv_is_not_held_as_a_whole(tmp_path: Path) -> None:
     """The field of 1 GB is sparse on the disk: the reader stops after a mebibyte of it."""
     path = tmp_path / "labels.csv"

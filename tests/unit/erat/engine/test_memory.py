@@ -118,10 +118,11 @@ class TestPredicted:
         "options",
         [
             *({}, {"defense.name": "ce"}, {"defense.adversarial": False}),
-            *({"defense.warm_start": True}, {"train.precision": "bf16"}, {"train.epochs": 1}),
+            {"train.epochs": 1},
             *(
                 pytest.param({key: value}, marks=pytest.mark.slow)
                 for key, value in {
+                    "defense.warm_start": True,
                     "defense.uniform": False,
                     "defense.norms": "linf,l2,l1,l0",
                     "defense.selection": False,
@@ -129,6 +130,7 @@ class TestPredicted:
                     "defense.random_start": True,
                     "defense.pgd_precision": "bf16",
                     "defense.pgd_scale": 0.5,
+                    "train.precision": "bf16",
                     "train.channels_last": True,
                 }.items()
             ),
@@ -144,7 +146,7 @@ class TestPredicted:
     @pytest.mark.parametrize(
         ("model", "twice"),
         [
-            ("resnet18", True),
+            pytest.param("resnet18", True, marks=pytest.mark.slow),
             pytest.param("resnet18", False, marks=pytest.mark.slow),
             pytest.param("vgg11", False, marks=pytest.mark.slow),
         ],
@@ -162,6 +164,7 @@ class TestPredicted:
         predicted, measured = predict(config, shape_of(large)).scoring, measured_scoring(config, large)
         assert predicted == pytest.approx(measured, rel=0.03)
 
+    @pytest.mark.slow
     def test_attacked_validation_is_counted_and_needs_no_more_than_a_step(
         self, make_config: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -190,16 +193,19 @@ class TestPredicted:
         exact = sum(part.images.nbytes + part.labels.nbytes for part in parts)
         assert predict(make_config(), shape_of(data)).data == exact
 
+    @pytest.mark.slow
     def test_what_is_kept_of_every_image(self, make_config: Make, data: CorruptedSet) -> None:
         with_start, without = (
             predict(make_config({"defense.warm_start": on}), shape_of(data)).buffers for on in (True, False)
         )
         assert with_start - without == 2 * data.train.images.numel()
 
+    @pytest.mark.slow
     def test_larger_batches_need_more(self, make_config: Make, data: CorruptedSet) -> None:
         small, large = (predict(make_config({"train.batch_size": b}), shape_of(data)).step for b in (32, 64))
         assert large == pytest.approx(2 * small, rel=0.05)
 
+    @pytest.mark.slow
     def test_workers_share_a_batch(self, make_config: Make, data: CorruptedSet) -> None:
         one, two = (
             predict(make_config({"train.batch_size": b, "train.workers": w}), shape_of(data))
@@ -228,6 +234,7 @@ class TestPredicted:
 
 
 class TestPaperScale:
+    @pytest.mark.slow
     def test_its_preset_in_a_few_times_the_time_of_the_demo_s_and_without_its_data(self) -> None:
         predict(build("demo"))  # what torch does once is no part of either time
         clock = [time.process_time()]  # of this process, because other programs may keep the cores busy
@@ -241,6 +248,7 @@ class TestPaperScale:
         assert 2000 * MB < memory.step < 4000 * MB
         assert memory.step > memory.scoring
 
+    @pytest.mark.slow
     def test_computing_twice_saves_most_of_a_deep_network_s_step(self) -> None:
         options = {"data.image_size": 32, "model.name": "resnet18", "data.name": "cifar10"}
         once, twice = (predict(build("paper", options | {TWICE: on})) for on in (False, True))
@@ -248,6 +256,7 @@ class TestPaperScale:
         assert twice.step < 0.6 * once.step
         assert (twice.scoring, twice.data, twice.network) == (once.scoring, once.data, once.network)
 
+    @pytest.mark.slow
     def test_half_precision_saves_near_half(self) -> None:
         basis = {"model.name": "resnet18", "defense.name": "ce"}
         whole, half = (predict(build("paper", basis | {"train.precision": p})).step for p in ("fp32", "bf16"))
@@ -454,6 +463,7 @@ class TestCheckpointActivations:
         assert all(norm.momentum == 0.1 for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_and_without(make_config: Make, make_data: Make) -> None:
     data = make_data(64)
     ends = []

@@ -24,7 +24,7 @@ from erat.registry import CORRUPTIONS
 
 STEPS = {"uhp": 12, "uap": 12, "up": 4, "ap": 5, "aa": 5, "l2c": 4}
 LONG = [
-    (kind, granularity)
+    pytest.param(kind, granularity, marks=[pytest.mark.slow] * (kind in ("up", "l2c") and granularity == "sample"))
     for kind in CORRUPTIONS.names()
     for granularity in CORRUPTIONS[kind].granularities
     if CORRUPTIONS[kind].Options.own_keys() or kind == "ar"  # the others are made in a single step
@@ -121,7 +121,7 @@ def test_interrupted_at_every_step(order: Craft, tmp_path: Path, kind: str, gran
     assert torch.equal(delta, undisturbed)
 
 
-@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "l2c")) for kind in STEPS])
 def test_a_scratch_that_cannot_be_read_is_a_fresh_start(order: Craft, tmp_path: Path, kind: str) -> None:
     granularity = CORRUPTIONS[kind].granularities[0]
     whole, again = Watch(), Watch()
@@ -239,6 +239,7 @@ def test_a_workspace_is_kept_until_the_set_is_made(
     assert not workspaces(root)
 
 
+@pytest.mark.slow
 def test_another_set_does_not_go_on_from_this_one_s_workspace(
     configure: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,7 +130,7 @@ def test_a_layer_normalises_over_both_shares(both: list[Record]) -> None:
         assert seen["half"] == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["ce", "erat", "dat", "perturbed", "recomputed"])
+@pytest.mark.parametrize("name", ["ce", "erat", "dat", "perturbed", pytest.param("recomputed", marks=pytest.mark.slow)])
 def test_with_batch_norm_two_workers_do_what_one_does(
     both: list[Record], alone: Callable[[str], Record], name: str
 ) -> None:
@@ -196,6 +196,7 @@ def test_parts_on_two_workers_too(both: list[Record], alone: Callable[[str], Rec
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_parts_take_less_memory(make_config: Config, data: CorruptedSet) -> None:
     from erat.engine.memory import predict
 

@@ -512,6 +512,7 @@ def test_cuda_graphs_need_compilation(make_config: Callable[..., Any]) -> None:
         make_config({"train.cuda_graphs": True})
 
 
+@pytest.mark.slow
 def test_cuda_graphs_on_the_cpu_are_warned_of(make_config: Callable[..., Any], make_data: Callable[..., Any]) -> None:
     config = make_config({"train.cuda_graphs": True, "train.compile": True, "resources.device": "cpu"})
     with pytest.warns(UserWarning, match="no use on the CPU"):

@@ -58,6 +58,7 @@ def test_every_threat_model_is_here() -> None:
     assert SIZES.keys() == THREATS.keys()
 
 
+@pytest.mark.slow
 def test_budgets_and_attacks_only_add_to_what_is_fooled(images: ImageSet) -> None:
     protocol = Protocol(SIZES, ("pgd", "apgd"))
     found = run(images, protocol)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from orchestration.run.busy import WINDOW_SECONDS, Meter, busy_cores
+from orchestration.run.busy import NICENESS, WINDOW_SECONDS, Meter, busy_cores
+
+
+@pytest.fixture(autouse=True)
+def _ray_s_own_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Ray's workers have the priority that Ray gives them, also where tests of Ray have raised it."""
+    monkeypatch.delenv(NICENESS, raising=False)
 
 
 class Machine:

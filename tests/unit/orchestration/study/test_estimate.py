@@ -239,6 +239,7 @@ def test_work_tells_long_runs_from_short_ones(make_config: Make) -> None:
 
 
 class TestDisk:
+    @pytest.mark.slow
     def test_a_run_and_its_set_take_about_what_was_said(self, make_config: Make, workspace: Workspace) -> None:
         config = make_config({"data.limit": 300, "corruption.data": "urp", "data.image_size": 14, "train.epochs": 1})
         said = estimate.disk([config], [config])

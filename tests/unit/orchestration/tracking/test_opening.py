@@ -67,6 +67,7 @@ def test_six_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     assert got == ["1"] * 6
 
 
+@pytest.mark.slow
 def test_opening_prints_nothing(tmp_path: Path) -> None:
     code = "import sys; from orchestration.tracking import tracker; assert 'mlflow' not in sys.modules; "
     code += f"tracker.Tracker.open(tracker.Workspace(tracker.Path({str(tmp_path)!r})))"
