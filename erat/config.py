@@ -11,6 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -259,17 +260,20 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
         data["flip"] = facts.flip
     if data.get("fingerprint") is None:
         data["fingerprint"] = facts.fingerprint
-    fill_images(corruption, facts.epsilon, _values(data, facts.shape))
+    setting = Setting(
+        data=str(data.get("name", "cifar10")),
+        epsilon=facts.budgets(_image_size(data)),
+        policy=facts.policy,
+        flip=bool(data["flip"]),
+    )
+    fill_images(corruption, setting, _values(data, facts.shape))
     fill_labels(corruption)
     if isinstance(defense, dict):
-        setting = Setting(
-            data=str(data.get("name", "cifar10")),
-            epsilon=facts.budgets(_image_size(data)),
-            policy=facts.policy,
+        setting = replace(
+            setting,
             norm=norm if (norm := corruption.get("norm")) in get_args(Norm) else None,
             labels=str(corruption.get("labels", "none")),
             rate=_rate(corruption),
-            flip=bool(data["flip"]),
         )
         values["defense"] = defense | _options(defense).fill(setting)
     return values

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
 from erat.errors import UserError, shown
-from erat.options import CorruptionOptions, LabelKind, fields_of
+from erat.options import CorruptionOptions, LabelKind, Setting, fields_of
 from erat.paths import user_path
 from erat.records import DamagedError, open_regular
 from erat.registry import CORRUPTIONS
 
 
-def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float], values: int | None = None) -> None:
+def fill_images(corruption: dict[str, Any], setting: Setting, values: int | None = None) -> None:
     """Fill in, in place, the values that follow from the kind of data corruption.
 
     Keys that the kind does not use are dropped or set to none, so that they do not make two crafted sets out of one.
 
     Args:
         corruption: the values of the `corruption` section.
-        epsilon: the customary budget of each norm in pixel units of 1.0.
+        setting: what is customary for the data set.
         values: the number of values of an image, over all channels; None: it is not known yet.
 
     Raises:
@@ -51,7 +50,8 @@ def fill_images(corruption: dict[str, Any], epsilon: Mapping[str, float], values
         if corruption["norm"] == "unbounded":
             corruption["epsilon"] = None
         elif corruption.get("epsilon") is None:
-            corruption["epsilon"] = kind.budget(str(corruption["norm"]), epsilon, values)
+            corruption["epsilon"] = kind.budget(str(corruption["norm"]), setting.epsilon, values)
+        corruption |= {key: value for key, value in kind.fill(setting).items() if corruption.get(key) is None}
     _fill_digest(corruption, "source_weights")
 
 

@@ -22,11 +22,12 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from erat.errors import UserError
 from erat.paths import user_path
 
 Norm = Literal["linf", "l2"]
 # What bounds a poison; l0 counts pixels, and "unbounded" is for what is no small perturbation at all.
-PoisonNorm = Literal["linf", "l2", "l0", "unbounded"]
+PoisonNorm = Literal["linf", "l2", "l1", "l0", "unbounded"]
 
 
 # What a defense may perturb its images under; those after the paper's two have budgets of their own name.
@@ -246,6 +247,24 @@ class CorruptionOptions(Section):
         Raises:
             UserError: the message says what is wrong, what was given and what is allowed.
         """
+        if self.norm == "l0" and self.epsilon is not None and self.epsilon > pixels:
+            raise UserError(
+                f"corruption.epsilon must be at most the {pixels} pixels of an image for {self._sparse()}, got "
+                f"{self.epsilon:g}"
+            )
+
+    @model_validator(mode="after")
+    def _whole_pixels(self) -> CorruptionOptions:
+        if self.norm == "l0" and self.epsilon is not None and (self.epsilon < 1 or self.epsilon % 1):
+            raise UserError(
+                f"corruption.epsilon must be a whole number of pixels, at least 1, for {self._sparse()}, got "
+                f"{self.epsilon:g}"
+            )
+        return self
+
+    def _sparse(self) -> str:
+        """Return what an l0 budget is for, in words."""
+        return self.data if self.data == "ops" else f"{self.data} under l0"
 
     @model_validator(mode="before")
     @classmethod
@@ -267,7 +286,7 @@ class CorruptionOptions(Section):
 
 @dataclass(frozen=True)
 class Setting:
-    """The values from which the open keys of a defense are filled.
+    """The values from which the open keys of a corruption and of a defense are filled.
 
     Attributes:
         data: the name of the data set.
@@ -282,8 +301,8 @@ class Setting:
     data: str
     epsilon: Mapping[str, float]
     policy: str
-    norm: Norm | None
-    labels: str
+    norm: Norm | None = None
+    labels: str = "none"
     rate: float | None = None
     flip: bool = False
 

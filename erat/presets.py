@@ -63,7 +63,7 @@ def _short(overrides: Mapping[str, Any], *, data: str, network: str, drawings: S
     budget = _DIGITS.get(str(kind), {}) if overrides.get("data.name", data) in drawings else {}
     if overrides.get("corruption.norm") in (None, budget.get("corruption.norm")):
         values |= budget
-    return values | (_L2C if kind == "l2c" else {})
+    return values | _BRIEFLY.get(str(kind), {})
 
 
 def _following_the_schedule(overrides: Mapping[str, Any], values: Values) -> Values:
@@ -93,8 +93,18 @@ def _erat_views(overrides: Mapping[str, Any]) -> Values:
     return {"defense.strong_crop": None} if str(overrides.get("defense.name", "erat")) == "erat" else {}
 
 
-# Fewer trials of a narrow generator, which a processor crafts in minutes.
-_L2C: Values = {"corruption.steps": 12, "corruption.width": 16, "corruption.lr": 1e-3}
+# What a processor crafts in minutes: of L2C fewer trials of a narrow generator, of the others less of everything.
+_BRIEFLY: dict[str, Values] = {
+    "l2c": {"corruption.steps": 12, "corruption.width": 16, "corruption.lr": 1e-3},
+    "tue": {"corruption.steps": 10},
+    "rem": {
+        "corruption.steps": 100,
+        "corruption.descents": 5,
+        "corruption.draws": 1,
+        "corruption.attack_steps": 3,
+    },
+    "adaptive": {"corruption.steps": 50, "corruption.descents": 4, "corruption.draws": 1},
+}
 
 # Larger budgets for the poisons with which, at the customary budget of the digits, plain training is still too accurate
 # for a demonstration.

@@ -229,6 +229,10 @@ CORRUPTIONS: Corruptions[DataCorruption] = Corruptions(
         "lsp": ("erat.corruption.lsp:LSP", "erat.corruption.kinds:LSP"),
         "ar": ("erat.corruption.ar:AR", "erat.corruption.kinds:AR"),
         "cuda": ("erat.corruption.cuda:CUDA", "erat.corruption.kinds:CUDA"),
+        "tue": ("erat.corruption.tue:TUE", "erat.corruption.kinds:TUE"),
+        "pil": ("erat.corruption.pil:PIL", "erat.corruption.kinds:PIL"),
+        "rem": ("erat.corruption.rem:REM", "erat.corruption.kinds:REM"),
+        "adaptive": ("erat.corruption.adaptive:ADAPTIVE", "erat.corruption.kinds:Adaptive"),
     },
 )
 

@@ -68,6 +68,13 @@ class Budget:
         return self.choose(lambda: draw_linf(images_NCHW, size, random), lambda: draw_l2(images_NCHW, size, random))
 
 
+def budget_of(norm: str, epsilon: float, images_NCHW: Tensor) -> Budget | Mixture:
+    """Give every image the same threat model of `THREATS` and the same budget, in its unit."""
+    if norm in ("linf", "l2"):
+        return Budget.of(norm, epsilon, images_NCHW)
+    return Mixture.of([norm], [epsilon], torch.zeros(len(images_NCHW), dtype=torch.int64), images_NCHW.device)
+
+
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[nn.Module]:
     """Put the network into eval mode without weight gradients inside the block, and restore every flag afterwards.

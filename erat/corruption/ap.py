@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.pgd import budget_of, frozen, pgd
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption
 from erat.corruption.samplewise import in_batches
@@ -27,7 +27,7 @@ class AdversarialPoison(kinds.AP, DataCorruption):
         with frozen(craft.source()) as network:
 
             def attack(images: Tensor, labels: Tensor) -> Tensor:
-                budget = Budget.of(craft.norm, craft.epsilon, images)
+                budget = budget_of(craft.norm, craft.epsilon, images)
                 towards = partial(label_gain, (labels + 1) % craft.num_classes)
                 step_size = budget.epsilon * STEP_RATIO
                 return pgd(network, images, towards, budget, steps=craft.steps, step_size=step_size)

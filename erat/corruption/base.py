@@ -29,8 +29,8 @@ class Craft:
         images: the clean images, float (N, C, H, W) in [0, 1].
         labels: the clean labels, int64 (N,).
         num_classes: the number of classes K.
-        norm, epsilon: the budget: "linf" or "l2", and its size in pixel units of 1.0; "l0", and a number of pixels; or
-            "unbounded", and infinity.
+        norm, epsilon: the budget: "linf", "l2" or "l1", and its size in pixel units of 1.0; "l0", and a number of
+            pixels; or "unbounded", and infinity.
         granularity: "class" (one perturbation for all images of a class) or "sample" (one per image).
         generator: the random generator from which everything is drawn, on the CPU.
         build: returns a newly initialised network of the source architecture.
@@ -122,14 +122,14 @@ class ShuffledBatches:
 def quantize(clean_u8: Tensor, delta: Tensor, norm: str, epsilon: float) -> Tensor:
     """Return the poisoned images as 8-bit pixels, rounded to the nearest level but never beyond the budget.
 
-    Rounding may push a perturbation past its budget. Under l_inf the pixels beyond it are clipped to it; under l_2 the
-    perturbation is shrunk until its rounded form fits. (Truncating instead, as some published code does, shifts every
-    pixel by half a level.)
+    Rounding may push a perturbation past its budget. Under l_inf the pixels beyond it are clipped to it; under l_2 and
+    l_1 the perturbation is shrunk until its rounded form fits. (Truncating instead, as some published code does, shifts
+    every pixel by half a level.)
 
     Args:
         clean_u8: the clean images, uint8 (N, C, H, W).
         delta: the perturbations, float, in pixel units of 1.0, of the same shape.
-        norm: "linf", "l2", "l0" or "unbounded".
+        norm: "linf", "l2", "l1", "l0" or "unbounded".
         epsilon: the budget in pixel units of 1.0; of no use for "l0", as rounding changes no further pixel, and for
             "unbounded".
 
@@ -159,9 +159,11 @@ def norms_of(difference: Tensor, norm: str) -> Tensor:
 
     Args:
         difference: differences in grey levels, integer (N, C, H, W).
-        norm: "linf", "l2", "l0", or "unbounded", whose size is told by its l_2 norm.
+        norm: "linf", "l2", "l1", "l0", or "unbounded", whose size is told by its l_2 norm.
     """
     if norm == "l0":
         return (difference != 0).any(1).flatten(1).sum(1).float()
     values = difference.float() / 255
+    if norm == "l1":
+        return difference.abs().flatten(1).sum(1).float() / 255
     return values.abs().flatten(1).amax(1) if norm == "linf" else l2_norm(values)

@@ -10,12 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from erat.errors import UserError
-from erat.options import MOST_EPOCHS, CorruptionOptions, Number
+from erat.options import MOST_EPOCHS, CorruptionOptions, Number, Setting
 
 MOST_STEPS = 10**7
+BOUNDED = ("linf", "l2", "l1", "l0")  # the paper's norms, and two beyond it
 
 
 class CorruptionKind:
@@ -69,12 +70,17 @@ class CorruptionKind:
         """
         return customary.get(norm)
 
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return values for those keys of its own that are filled from the data set where they are left open."""
+        return {}
+
 
 class URP(CorruptionKind):
     """Universal random perturbations."""
 
     kind = "urp"
     norm = "l2"
+    norms = BOUNDED
 
 
 class UniversalOptions(CorruptionOptions):
@@ -91,6 +97,7 @@ class UHP(CorruptionKind):
 
     kind = "uhp"
     norm = "l2"
+    norms = BOUNDED
     uses = "trained network"
     Options = UniversalOptions
 
@@ -113,6 +120,7 @@ class UP(CorruptionKind):
 
     kind = "up"
     norm = "linf"
+    norms = BOUNDED
     uses = "architecture"
     granularities = ("class", "sample")
     Options = UPOptions
@@ -129,6 +137,7 @@ class AP(CorruptionKind):
 
     kind = "ap"
     norm = "l2"
+    norms = BOUNDED
     granularities = ("sample",)
     uses = "trained network"
     Options = APOptions
@@ -185,26 +194,6 @@ class L2C(CorruptionKind):
 # Poisons beyond the paper, which need no network.
 
 
-class OPSOptions(CorruptionOptions):
-    """Keys of OPS, whose budget is a number of pixels."""
-
-    @model_validator(mode="after")
-    def _whole_pixels(self) -> OPSOptions:
-        if self.epsilon is not None and (self.epsilon < 1 or self.epsilon % 1):
-            raise UserError(
-                f"corruption.epsilon must be a whole number of pixels, at least 1, for ops, got {self.epsilon:g}"
-            )
-        return self
-
-    def check_image(self, pixels: int) -> None:
-        """Refuse a budget of more pixels than an image has."""
-        super().check_image(pixels)
-        if self.epsilon is not None and self.epsilon > pixels:
-            raise UserError(
-                f"corruption.epsilon must be at most the {pixels} pixels of an image for ops, got {self.epsilon:g}"
-            )
-
-
 class OPS(CorruptionKind):
     """One-pixel shortcuts."""
 
@@ -212,7 +201,6 @@ class OPS(CorruptionKind):
     norm = "l0"
     norms = ("l0",)
     granularities = ("sample",)
-    Options = OPSOptions
 
     def budget(self, norm: str, customary: Mapping[str, float], values: int | None) -> float | None:
         """Return one pixel, as published."""
@@ -272,3 +260,100 @@ class CUDA(CorruptionKind):
     norms = ("unbounded",)
     granularities = ("sample",)
     Options = CUDAOptions
+
+
+class TUEOptions(CorruptionOptions):
+    """Keys of TUE."""
+
+    steps: int | None = Field(200, ge=1, le=MOST_STEPS, description="length of the crafting: passes over the noise")
+
+
+class TUE(CorruptionKind):
+    """Transferable unlearnable examples."""
+
+    kind = "tue"
+    norm = "linf"
+    granularities = ("sample",)
+    Options = TUEOptions
+
+
+class PILOptions(CorruptionOptions):
+    """Keys of PIL."""
+
+    steps: int | None = Field(30, ge=1, le=MOST_STEPS, description="length of the crafting: descent steps")
+    linear_epochs: int | None = Field(
+        30, ge=1, le=MOST_EPOCHS, description="passes in which the linear rule is trained on clean images"
+    )
+
+
+class PIL(CorruptionKind):
+    """Perturbation-induced linearisation."""
+
+    kind = "pil"
+    norm = "linf"
+    granularities = ("sample",)
+    Options = PILOptions
+
+
+# Poisons beyond the paper against a network that defends itself.
+
+
+class RobustOptions(CorruptionOptions):
+    """Keys of REM and the adaptive poisoner."""
+
+    steps: int | None = Field(
+        5000, ge=1, le=MOST_STEPS, description="length of the crafting: training steps of the network it is against"
+    )
+    descents: int | None = Field(10, ge=1, le=10_000, description="descent steps of a perturbation")
+    draws: int | None = Field(5, ge=1, le=1000, description="draws of the defense that a descent step averages over")
+    flip: bool | None = Field(None, description="the expected views mirror images; none: what suits the data set")
+
+
+class REMOptions(RobustOptions):
+    """Keys of REM."""
+
+    attack_steps: int | None = Field(10, ge=1, le=10_000, description="steps of PGD in the expected defense")
+    attack_share: Number | None = Field(
+        0.5, ge=0, le=10, description="budget of the expected attack as a share of the poison's"
+    )
+
+
+class REM(CorruptionKind):
+    """Robust error-minimising perturbations."""
+
+    kind = "rem"
+    norm = "linf"
+    granularities = ("sample",)
+    uses = "architecture"
+    Options: ClassVar[type[CorruptionOptions]] = REMOptions
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return whether the expected views mirror images."""
+        return {"flip": setting.flip}
+
+
+class AdaptiveOptions(RobustOptions):
+    """Keys of the adaptive poisoner, whose attack is ERAT's."""
+
+    attack_steps: int | None = Field(7, ge=1, le=10_000, description="steps of PGD in the expected defense")
+    epsilon_inf: Number | None = Field(
+        None, ge=0, le=1, description="expected l_inf budget of ERAT; none: customary for the data set"
+    )
+    epsilon_2: Number | None = Field(
+        None, ge=0, description="expected l_2 budget of ERAT; none: customary for the data set"
+    )
+    policy: Literal["cifar10", "svhn", "imagenet", "digits"] | None = Field(
+        None, description="AutoAugment policy of the expected views; none: the one that suits the data set"
+    )
+
+
+class Adaptive(REM):
+    """An adaptive poisoner, who expects ERAT."""
+
+    kind = "adaptive"
+    Options = AdaptiveOptions
+
+    def fill(self, setting: Setting) -> dict[str, Any]:
+        """Return what ERAT has on this data set: its budgets, its policy, and whether views are mirrored."""
+        budgets = {"epsilon_inf": setting.epsilon["linf"], "epsilon_2": setting.epsilon["l2"]}
+        return super().fill(setting) | budgets | {"policy": setting.policy}

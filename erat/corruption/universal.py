@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from erat.attacks.pgd import Budget, frozen
+from erat.attacks.pgd import frozen
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
-from erat.corruption.classwise import descend
+from erat.corruption.classwise import descend, shared_budget
 
 STEP_RATIO = 0.2  # step size as a share of the budget, the same for every perturbation of the paper
 
@@ -25,7 +25,7 @@ def class_vectors(craft: Craft) -> Tensor:
     are updated at once.
     """
     delta = craft.images.new_zeros(craft.num_classes, *craft.images.shape[1:])
-    budget = Budget.of(craft.norm, craft.epsilon, delta)
+    budget = shared_budget(craft.norm, craft.epsilon, delta)
     step_size = budget.epsilon * STEP_RATIO
     targets = torch.arange(craft.num_classes, device=delta.device).repeat(craft.options["images_per_class"])
     state = craft.resume()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.pgd import budget_of, frozen, pgd
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
-from erat.corruption.classwise import descend
+from erat.corruption.classwise import descend, shared_budget
+from erat.corruption.surrogate import Surrogate
 from erat.losses import label_gain
 
 TRAIN_STEPS = 10  # M, the training steps of the network between two passes over the perturbations
@@ -29,44 +29,39 @@ class Unlearnable(kinds.UP, DataCorruption):
 
     def perturb(self, craft: Craft) -> Tensor:
         """Train a network and the perturbations in turn, per class or per image as the order says."""
-        network = craft.build().to(craft.images.device)
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        surrogate = Surrogate(craft.build().to(craft.images.device))
+        network = surrogate.network
         rows = craft.num_classes if craft.granularity == "class" else len(craft.images)
         delta = craft.images.new_zeros(rows, *craft.images.shape[1:])
         wearer = craft.labels if craft.granularity == "class" else torch.arange(rows, device=delta.device)
         state, done = craft.resume(), 0
         training = ShuffledBatches(craft, BATCH, state and state["training"])
         if state is not None:
-            network.load_state_dict(state["network"])
-            optimizer.load_state_dict(state["optimizer"])
+            surrogate.restore(state)
             delta, done = state["delta"], state["done"]
         for rounds in range(done + 1, craft.steps + 1):
             for _ in range(TRAIN_STEPS):
-                _train_step(network, optimizer, craft, delta, wearer, next(training))
+                chosen = next(training)
+                poisoned = (craft.images.index_select(0, chosen) + delta[wearer[chosen]]).clamp(0, 1)
+                surrogate.learn(poisoned, craft.labels[chosen])
             delta = self._pass(network, craft, delta)
             error = _error(network, craft, delta, wearer)
             craft.progress(f"train error {error:.1%}, stops at {STOP_ERROR:.0%}; round", rounds, craft.steps)
             if error <= STOP_ERROR:
                 break
-            craft.keep(
-                network=network.state_dict(),
-                optimizer=optimizer.state_dict(),
-                delta=delta,
-                done=rounds,
-                training=training.state(),
-            )
+            craft.keep(**surrogate.state(), delta=delta, done=rounds, training=training.state())
         return delta[wearer]
 
     def _pass(self, network: nn.Module, craft: Craft, delta: Tensor) -> Tensor:
         """Descend with every perturbation once, batch after batch over all images; return the perturbations."""
-        budget = Budget.of(craft.norm, craft.epsilon, delta)
+        shared = shared_budget(craft.norm, craft.epsilon, delta)
         with frozen(network):
             for chosen in torch.arange(len(craft.images), device=delta.device).split(BATCH):
                 images, labels = craft.images.index_select(0, chosen), craft.labels[chosen]
                 if craft.granularity == "class":
-                    delta = descend(network, images, labels, delta, budget, budget.epsilon * STEP_RATIO)
+                    delta = descend(network, images, labels, delta, shared, shared.epsilon * STEP_RATIO)
                     continue
-                mine = Budget(budget.epsilon[chosen], budget.linf)
+                mine = budget_of(craft.norm, craft.epsilon, images)
                 moved = pgd(
                     network,
                     images,
@@ -78,21 +73,6 @@ class Unlearnable(kinds.UP, DataCorruption):
                 )
                 delta[chosen] = moved - images
         return delta
-
-
-def _train_step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    craft: Craft,
-    delta: Tensor,
-    wearer: Tensor,
-    chosen: Tensor,
-) -> None:
-    network.train()
-    poisoned = (craft.images.index_select(0, chosen) + delta[wearer[chosen]]).clamp(0, 1)
-    optimizer.zero_grad(set_to_none=True)
-    F.cross_entropy(network(poisoned), craft.labels[chosen]).backward()
-    optimizer.step()
 
 
 @torch.no_grad()

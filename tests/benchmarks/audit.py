@@ -35,7 +35,24 @@ from erat.corruption.store import Store
 from erat.data.types import CorruptedSet, ImageSet
 
 NOISES = (("symmetric", 0.2), ("symmetric", 0.4), ("symmetric", 0.6), ("asymmetric", 0.4), ("instance", 0.6))
-KINDS = ("none", "l2c", "up", "aa", "ap", "uap", "uhp", "urp")
+KINDS = (
+    "none",
+    "l2c",
+    "up",
+    "aa",
+    "ap",
+    "uap",
+    "uhp",
+    "urp",
+    "ops",
+    "lsp",
+    "ar",
+    "cuda",
+    "tue",
+    "pil",
+    "rem",
+    "adaptive",
+)
 EPOCHS = 10
 
 

@@ -312,7 +312,7 @@ def test_one_owner_of_the_update() -> None:
         for file in files("erat")
         if any(isinstance(node, ast.Attribute) and node.attr == "zero_grad" for node in ast.walk(tree_of(file)))
     }
-    assert owners == {"erat/engine/trainer.py", "erat/corruption/up.py"}
+    assert owners == {"erat/engine/trainer.py", "erat/corruption/surrogate.py"}
 
 
 def test_defenses_neither_go_backward_nor_step() -> None:

@@ -112,7 +112,9 @@ WELL = {
     "val.fraction": st.floats(0.05, 0.5),
     "corruption.rate": st.floats(0, 1, allow_subnormal=False),
     "corruption.epsilon": st.sampled_from(["8/255", "0.5", "0", "1", "16/255"]),
-    "corruption.data": st.sampled_from(["urp", "uhp", "up", "l2c", "ap", "aa", "uap", "ops", "lsp", "ar", "cuda"]),
+    "corruption.data": st.sampled_from(
+        ["urp", "uhp", "up", "l2c", "ap", "aa", "uap", "ops", "lsp", "ar", "cuda", "tue", "pil", "rem", "adaptive"]
+    ),
     "corruption.seed": st.integers(0, 2**32 - 1),
     "defense.name": st.sampled_from(["erat", "ce", "at", "iss", "dat", "dividemix", "unicon", "mspl", "ueraser_max"]),
     "data.limit": st.integers(400, 10**6),

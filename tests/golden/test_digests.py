@@ -55,6 +55,17 @@ POISONS: dict[str, dict[str, Any]] = {
     "ar, linf": {"data": "ar", "norm": "linf"},
     "cuda": {"data": "cuda"},
     "cuda, 0.5": {"data": "cuda", "blur": 0.5},
+    "urp, l1": {"data": "urp", "norm": "l1"},
+    "ap, l0": {"data": "ap", "norm": "l0"},
+    "tue": {"data": "tue"},
+    "tue, 7 passes": {"data": "tue", "steps": 7},
+    "pil": {"data": "pil"},
+    "pil, brief": {"data": "pil", "steps": 7, "linear_epochs": 3},
+    "rem": {"data": "rem"},
+    "rem, brief": {"data": "rem", "steps": 7, "descents": 3, "draws": 2, "attack_steps": 2, "attack_share": 0.25},
+    "rem, mirrored": {"data": "rem", "norm": "l2", "flip": True},
+    "adaptive": {"data": "adaptive"},
+    "adaptive, to others": {"data": "adaptive", "policy": "svhn", "epsilon_inf": 0.02, "epsilon_2": 0.3},
     "urp, with what is no use": {"data": "urp", "attack": "standard", "steps": 7, "lr": 0.1, "width": 9},
 }
 LABELS: dict[str, dict[str, Any]] = {

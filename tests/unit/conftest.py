@@ -13,12 +13,24 @@ from torch import nn
 
 from erat.config import RunConfig
 from erat.corruption.base import Craft
-from erat.corruption.kinds import CUDAOptions, L2COptions, LSPOptions, UniversalOptions
+from erat.corruption.kinds import AdaptiveOptions, CUDAOptions, L2COptions, LSPOptions, PILOptions, UniversalOptions
 from erat.data.fingerprint import Fingerprints
 from erat.data.types import ImageSet
 from erat.models import build_model
 from erat.registry import CORRUPTIONS
 
+# A brief defense that REM and the adaptive poisoner expect.
+ROBUST: dict[str, Any] = {
+    "descents": 2,
+    "draws": 1,
+    "attack_steps": 1,
+    "attack_share": 0.5,
+    "flip": True,
+    "policy": "cifar10",
+    "epsilon_inf": 0.05,
+    "epsilon_2": 0.5,
+    "linear_epochs": 2,
+}
 # Far shorter than a real crafting.
 BRIEF: dict[str, dict[str, Any]] = {
     "up": {"corruption.steps": 2},
@@ -27,6 +39,10 @@ BRIEF: dict[str, dict[str, Any]] = {
     "ap": {"corruption.steps": 5},
     "aa": {"corruption.steps": 5},
     "l2c": {"corruption.steps": 2, "corruption.width": 4, "corruption.lr": 1e-3},
+    "tue": {"corruption.steps": 2},
+    "pil": {"corruption.steps": 5, "corruption.linear_epochs": 2},
+    "rem": {"corruption.steps": 2, "corruption.descents": 3, "corruption.draws": 1, "corruption.attack_steps": 1},
+    "adaptive": {"corruption.steps": 2, "corruption.descents": 3, "corruption.draws": 1, "corruption.attack_steps": 1},
 }
 
 
@@ -73,6 +89,9 @@ def order(make_images: Callable[..., ImageSet], source: nn.Module) -> Craft:
             **L2COptions().own(),
             **LSPOptions().own(),
             **CUDAOptions().own(),
+            **PILOptions().own(),
+            **AdaptiveOptions().own(),
+            **ROBUST,
             **{"steps": 6, "attack": "apgd-ce", "width": 4, "lr": 1e-3},
         },
     )

@@ -48,10 +48,14 @@ def weak_view(images: Tensor, random: BatchRandom, *, kind: str, flip: bool, fil
     """
     if kind not in WEAK_KINDS:
         raise unknown_name("weak view", kind, WEAK_KINDS)
-    n = len(images)
-    images, device = images.detach(), images.device
-    flipped = random.bernoulli(0.5, n, device) if flip else torch.zeros(n, dtype=torch.bool, device=device)
-    return _crop(images, flipped, random) if kind == "crop" else _erase(images, flipped, random, fill)
+    if kind == "crop":
+        return crop_view(images.detach(), random, flip=flip)
+    return _erase(images.detach(), _flipped(images, random, flip), random, fill)
+
+
+def crop_view(images: Tensor, random: BatchRandom, *, flip: bool) -> Tensor:
+    """Return the weak view of the kind "crop", (N, C, H, W), with the gradient that leads back to the images."""
+    return _crop(images, _flipped(images, random, flip), random)
 
 
 @torch.no_grad()
@@ -80,6 +84,12 @@ def strong_view(images: Tensor, random: BatchRandom, *, policy: str) -> Tensor:
         apply_sorted(views, operations, draws.magnitudes[order, slot], draws.matrices[order, slot])
         place = order.argsort()
     return views.index_select(0, to_device(place, views.device))
+
+
+def _flipped(images: Tensor, random: BatchRandom, flip: bool) -> Tensor:
+    """Draw which images are mirrored, bool (N,); with `flip` false none are, and nothing is drawn."""
+    n, device = len(images), images.device
+    return random.bernoulli(0.5, n, device) if flip else torch.zeros(n, dtype=torch.bool, device=device)
 
 
 def _crop(images: Tensor, flipped: Tensor, random: BatchRandom) -> Tensor:

@@ -26,7 +26,9 @@ from erat.registry import BACKBONES, CORRUPTIONS, DATASETS, DEFENSES
 from erat.variants import defense_names
 
 Overrides = dict[str, Any]
-PAPER_NORM = dict.fromkeys(("l2c", "up", "aa"), "linf") | dict.fromkeys(("ap", "uap", "uhp", "urp"), "l2")
+PAPER_NORM = dict.fromkeys(("l2c", "up", "aa", "tue", "pil", "rem", "adaptive"), "linf") | dict.fromkeys(
+    ("ap", "uap", "uhp", "urp"), "l2"
+)
 OWN_NORM = {"ops": "l0", "lsp": "l2", "ar": "l2", "cuda": "unbounded"}  # with budgets of their own: test_shortcuts
 
 
@@ -88,7 +90,7 @@ def refusal(overrides: Overrides, preset: str = "demo") -> str:
         ({"defense.policy": "cifar"}, "defense.policy", "'cifar'", "'cifar10', 'svhn'"),
         ({"defense.steps": 0}, "defense.steps", "0", "greater than or equal to 1"),
         ({"defense.warmup_epochs": 1.5}, "defense.warmup_epochs", "1.5", "integer"),
-        ({"corruption.norm": "l1"}, "corruption.norm", "'l1'", "must be linf or l2 for uhp"),
+        ({"corruption.data": "l2c", "corruption.norm": "l1"}, "corruption.norm", "'l1'", "must be linf or l2 for l2c"),
         ({"corruption.granularity": "sample"}, "corruption.granularity", "'sample'", "must be class for uhp"),
         ({"train.workers": 3}, "train.batch_size", "64", "a multiple of train.workers (3)"),
         ({"train.workers": 0}, "train.workers", "0", "greater than or equal to 1"),

@@ -25,6 +25,7 @@ from orchestration.study.overrides import parse_overrides
 
 Overrides = dict[str, Any]
 
+ROBUST: Overrides = {"steps": 5000, "descents": 10, "draws": 5, "flip": None}
 # The lengths in the paper, and the options that only some kinds have.
 OPTIONS: dict[str, Overrides] = {
     "urp": {},
@@ -38,12 +39,18 @@ OPTIONS: dict[str, Overrides] = {
     "lsp": {"patches": 4},
     "ar": {},
     "cuda": {"blur": 0.3},
+    "tue": {"steps": 200},
+    "pil": {"steps": 30, "linear_epochs": 30},
+    "rem": {**ROBUST, "attack_steps": 10, "attack_share": 0.5},
+    "adaptive": {**ROBUST, "attack_steps": 7, "epsilon_inf": None, "epsilon_2": None, "policy": None},
 }
-# What the preset `paper` has of the authors' code.
+# What the preset `paper` has of the authors' code, and what follows from its data set.
 AUTHORS: dict[str, Overrides] = {
     "uhp": {"images_per_class": 256},
     "uap": {"images_per_class": 256},
     "l2c": {"unet": "official", "victim": "vgg11", "victim_epochs": 20},
+    "rem": {"flip": True},
+    "adaptive": {"flip": True, "epsilon_inf": 8 / 255, "epsilon_2": 0.5, "policy": "cifar10"},
 }
 
 
@@ -266,6 +273,12 @@ def test_a_file_of_weights_makes_epochs_useless(tmp_path: Path) -> None:
         ("ap", {"norm": "l2", "epsilon": 1.0, "steps": 100}),
         ("aa", {"norm": "linf", "epsilon": 0.1, "steps": 100}),
         ("up", {"norm": "linf", "epsilon": 0.1, "source": "small"}),
+        ("tue", {"norm": "linf", "epsilon": 0.1, "steps": 10, "source": None}),
+        (
+            "rem",
+            {"norm": "linf", "epsilon": 0.1, "steps": 100, "source": "small", "source_epochs": None, "flip": False},
+        ),
+        ("adaptive", {"epsilon": 0.1, "epsilon_inf": 0.1, "epsilon_2": 1.0, "policy": "digits", "flip": False}),
     ],
 )
 def test_the_demo_s_budgets_and_lengths(kind: str, expected: Overrides) -> None:

@@ -120,7 +120,7 @@ def test_no_test_image_has_a_say_in_what_is_crafted(
 def test_what_lies_in_the_store_keeps_its_budget_and_its_labels(
     run: Callable[..., CorruptedSet], kind: str, norm: str
 ) -> None:
-    epsilon = {"linf": 0.1, "l2": 0.77, "l0": 2.0, "unbounded": None}[norm]
+    epsilon = {"linf": 0.1, "l2": 0.77, "l1": 2.5, "l0": 2.0, "unbounded": None}[norm]
     budget = {"corruption.norm": norm, "corruption.epsilon": epsilon}
     data = run({"corruption.data": kind, "corruption.labels": "none"} | budget)
     plain = run({"corruption.data": "none", "corruption.labels": "none"})
@@ -130,6 +130,8 @@ def test_what_lies_in_the_store_keeps_its_budget_and_its_labels(
     assert stored.dtype == np.uint8
     delta = torch.from_numpy(stored).double().div(255) - plain.train.images.double().div(255)
     reached = delta.abs().flatten(1).amax(1) if norm == "linf" else delta.flatten(1).norm(dim=1)
+    if norm == "l1":
+        reached = delta.abs().flatten(1).sum(1)
     if norm == "l0":
         reached = (delta != 0).any(1).flatten(1).sum(1).double()
     assert 0 < reached.max() <= (np.inf if epsilon is None else epsilon + 1e-6)

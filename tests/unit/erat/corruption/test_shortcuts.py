@@ -170,7 +170,15 @@ def test_ops_has_a_pixel_for_every_class_or_says_so() -> None:
             "corruption.epsilon must be at most the 196 pixels of an image for ops, got 197",
         ),
         ({"corruption.norm": "linf"}, "corruption.norm must be l0 for ops, got 'linf'"),
-        ({"corruption.data": "urp", "corruption.norm": "l0"}, "corruption.norm must be linf or l2 for urp, got 'l0'"),
+        ({"corruption.data": "l2c", "corruption.norm": "l0"}, "corruption.norm must be linf or l2 for l2c, got 'l0'"),
+        (
+            {"corruption.data": "urp", "corruption.norm": "l0", "corruption.epsilon": 1.5},
+            "corruption.epsilon must be a whole number of pixels, at least 1, for urp under l0, got 1.5",
+        ),
+        (
+            {"corruption.data": "ap", "corruption.norm": "l0", "corruption.epsilon": 197},
+            "corruption.epsilon must be at most the 196 pixels of an image for ap under l0, got 197",
+        ),
         ({"corruption.data": "cuda", "corruption.norm": "l2"}, "corruption.norm must be unbounded for cuda, got 'l2'"),
         ({"corruption.data": "cuda", "corruption.blur": 0}, "corruption.blur: input should be greater than 0, got 0"),
         (

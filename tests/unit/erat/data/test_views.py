@@ -12,7 +12,8 @@ from torchvision.transforms import RandomErasing
 from torchvision.transforms.v2 import AutoAugment
 
 from erat.data.augment.policies import OPERATIONS, POLICIES, SIGNED, SLOTS, UNCHANGED, draw_policy
-from erat.data.augment.views import ERASE_RATIO, ERASE_SCALE, WEAK_KINDS, strong_view, weak_view
+from erat.data.augment.traced import traced_view
+from erat.data.augment.views import ERASE_RATIO, ERASE_SCALE, WEAK_KINDS, crop_view, strong_view, weak_view
 from erat.data.random import BatchRandom
 from erat.errors import UserError
 
@@ -338,3 +339,40 @@ def test_unknown_names_are_named(bad: str) -> None:
         weak_view(photos(2), seeded(), kind=bad, flip=False)
     with pytest.raises(UserError, match="allowed: cifar10, digits, imagenet, svhn"):
         strong_view(photos(2), seeded(), policy=bad)
+
+
+# --- views with a gradient ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_traced_view_is_the_strong_view_of_the_same_draws(policy: str, channels: int) -> None:
+    images = photos(200, channels)
+    expected = strong_view(images, seeded(), policy=policy)
+    torch.testing.assert_close(traced_view(images, seeded(), policy=policy), expected, rtol=0, atol=1e-5)
+    assert torch.equal(crop_view(images, seeded(), flip=True), weak_view(images, seeded(), kind="crop", flip=True))
+
+
+@pytest.mark.parametrize("view", ["digits", "crop"])
+def test_the_gradient_of_a_view_that_moves_pixels_leads_each_back_to_where_it_was(view: str) -> None:
+    """Such a view is linear in the image: its gradient, times the image, is what was asked of the view."""
+    images = photos(100, 1, 14).requires_grad_(True)
+    seen = crop_view(images, seeded(), flip=True) if view == "crop" else traced_view(images, seeded(), policy=view)
+    weights = torch.randn(seen.shape, generator=torch.Generator().manual_seed(5))
+    (back,) = torch.autograd.grad((seen * weights).sum(), images)
+    torch.testing.assert_close((back * images).flatten(1).sum(1), (seen * weights).flatten(1).sum(1))
+    assert not torch.equal(back, weights)
+
+
+@pytest.mark.parametrize("operation", ["invert", "solarize", "brightness", "equalize"])
+def test_the_gradient_turns_its_sign_where_a_pixel_is_inverted(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other operations pass it on, though one that rounds to levels has none of its own."""
+    alone = f"{operation} alone"
+    monkeypatch.setitem(POLICIES, alone, (((operation, 1.0, 5), ("invert", 0.0, None)),))
+    images = photos(20, 3, 20).requires_grad_(True)
+    seen = traced_view(images, seeded(), policy=alone)
+    (back,) = torch.autograd.grad(seen.sum(), images)
+    inverted = torch.full_like(images, operation == "invert", dtype=torch.bool)
+    if operation == "solarize":
+        inverted = images >= 4 / 9
+    torch.testing.assert_close(back, 1 - 2 * inverted.float())

@@ -189,6 +189,7 @@ def test_iss_learns_from_squeezed_pixels(make_config: Make, make_data: Make) -> 
         ("ar", "l2"),
         ("ops", "linf"),
         ("cuda", "linf"),
+        ("rem", "linf"),
         ("none", "linf"),
     ],
 )

@@ -41,8 +41,8 @@ def test_a_grid_has_the_runs_of_the_paper_s_table(grid: str, count: int) -> None
 
 def test_the_grid_of_further_poisons_has_each_under_each_defense_and_the_paper_s_on_request() -> None:
     runs = runs_of("poisons")
-    assert {run["corruption.data"] for run in runs} == {"ops", "lsp", "ar", "cuda"}
-    assert len(runs) == 2 * 4 * 7
+    assert {run["corruption.data"] for run in runs} == {"ops", "lsp", "ar", "cuda", "tue", "pil", "rem", "adaptive"}
+    assert len(runs) == 2 * 8 * 7
     chosen = runs_of("poisons", only={"corruption": ["uhp", "ops"], "defense": ["erat"], "noise": ["symmetric"]})
     assert [run["corruption.data"] for run in chosen] == ["ops", "uhp"]
 
