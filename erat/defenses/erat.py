@@ -91,7 +91,8 @@ class ERAT(Defense):
         if clock.epoch - self.options.warmup_epochs >= self.options.cluster_epochs:
             return probs
         if int(self.clusters[0]) < 0:
-            self.clusters.copy_(image_clusters(data.map(thumbnails), self.options.clusters * data.num_classes))
+            count = self.options.clusters * data.num_classes
+            self.clusters.copy_(image_clusters(data.map(thumbnails), count, self.options.cluster_by == "neighbours"))
         return named(self.clusters, data.labels, data.num_classes)
 
     # -- Algorithm 1, once per step -------------------------------------------------------------------------------

@@ -197,6 +197,7 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         "strong_crop": False,
         "cluster_epochs": 0,
         "clusters": 8,
+        "cluster_by": "pixels",
         "align": False,
         "teacher": 0.0,
         "confidence": 0.0,
@@ -238,6 +239,11 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         "images, named by their label counts, in place of the network",
     )
     clusters: Free[int] = Field(8, ge=1, le=1000, description="beyond the paper: clusters of images for each class")
+    cluster_by: Literal["pixels", "neighbours"] = Field(
+        "pixels",
+        description="beyond the paper: what makes images similar: their pixels, or many paths between them in the graph "
+        "of nearest neighbours",
+    )
     align: Free[bool] = Field(
         False, description="beyond the paper: scores and pseudo-labels as if all classes were equally frequent"
     )

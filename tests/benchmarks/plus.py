@@ -76,6 +76,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 CLUSTERS = {"defense.cluster_epochs": 3}
 ALIGN = {"defense.align": True}
+GRAPH = CLUSTERS | {"defense.clusters": 2, "defense.cluster_by": "neighbours"}
 TEACHER = {"defense.teacher": 0.99}
 FAST = {"defense.steps": 1, "defense.step_ratio": 0.5, "defense.warm_start": True, "defense.consistency": False}
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -91,6 +92,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     # Together
     "clusters+align": CLUSTERS | ALIGN,
     "coarse+align": CLUSTERS | {"defense.clusters": 2} | ALIGN,
+    "graph+align": GRAPH | ALIGN,
+    "graph+align+fast": GRAPH | ALIGN | FAST,
     "clusters+align+teacher": CLUSTERS | ALIGN | TEACHER,
     "clusters+align+fast": CLUSTERS | ALIGN | FAST,
 }
