@@ -38,6 +38,10 @@ VARIANTS: dict[str, Variant] = {
     "erat_no_aug": Variant("ERAT w/o Aug", "erat", {"strong": False}),
     "erat_no_at": Variant("ERAT w/o AT", "erat", {"adversarial": False}),
     "erat_no_ss": Variant("ERAT w/o SS", "erat", {"selection": False}),
+    # Beyond the paper: labels are first judged by clusters of images, and classes are taken to be equally frequent
+    "erat_plus": Variant(
+        "ERAT+", "erat", {"cluster_epochs": 3, "clusters": 2, "cluster_by": "neighbours", "align": True}
+    ),
     # Unpublished combinations of parts of several papers
     "at_dividemix": Variant("AT+DivideMix", "dividemix", {"adversarial": True}),
     "at_unicon": Variant("AT+UNICON", "unicon", {"adversarial": True}),

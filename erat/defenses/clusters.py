@@ -69,14 +69,15 @@ def _graph_places(rows_ND: Any, size: int) -> Any:
     """
     import numpy as np
     from scipy.sparse import diags  # type: ignore[import-untyped,unused-ignore]
-    from scipy.sparse.linalg import eigsh  # type: ignore[import-untyped,unused-ignore]
+    from scipy.sparse.linalg import lobpcg  # type: ignore[import-untyped,unused-ignore]
     from sklearn.neighbors import kneighbors_graph  # type: ignore[import-untyped,unused-ignore]
 
     one_way = kneighbors_graph(rows_ND, min(NEIGHBOURS, len(rows_ND) - 1))
     both_ways = (one_way + one_way.T).astype(np.float64)
     scale = diags(np.asarray(both_ways.sum(1)).ravel() ** -0.5)
-    start = np.random.RandomState(0).uniform(size=len(rows_ND))  # ARPACK's own would be another one in each call
-    _, vectors = eigsh(scale @ both_ways @ scale, size, which="LA", v0=start, tol=1e-4)
+    # By blocks: of an eigenvalue that many separate parts of the graph share, Lanczos' method finds too few vectors.
+    start = np.random.RandomState(0).normal(size=(len(rows_ND), size))
+    _, vectors = lobpcg(scale @ both_ways @ scale, start, tol=1e-5, maxiter=300)
     places = scale @ vectors
     return places / np.linalg.norm(places, axis=1, keepdims=True).clip(1e-12)
 

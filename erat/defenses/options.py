@@ -241,8 +241,8 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     clusters: Free[int] = Field(8, ge=1, le=1000, description="beyond the paper: clusters of images for each class")
     cluster_by: Literal["pixels", "neighbours"] = Field(
         "pixels",
-        description="beyond the paper: what makes images similar: their pixels, or many paths between them in the graph "
-        "of nearest neighbours",
+        description="beyond the paper: what makes images similar: their pixels, or many paths between them in the "
+        "graph of nearest neighbours",
     )
     align: Free[bool] = Field(
         False, description="beyond the paper: scores and pseudo-labels as if all classes were equally frequent"
@@ -259,11 +259,13 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
 
     def check(self, workers: int) -> None:
-        """Refuse ways to judge labels where no labels are selected."""
+        """Refuse ways to judge labels where no labels are selected, and a kind of clusters where none are made."""
         super().check(workers)
         for key in ("align", "cluster_epochs", "teacher"):
             if getattr(self, key) and not self.selection:
                 raise UserError(f"defense.{key}={getattr(self, key)} needs defense.selection=true, got false")
+        if self.cluster_by != "pixels" and not self.cluster_epochs:
+            raise UserError(f"defense.cluster_by={self.cluster_by} needs defense.cluster_epochs above 0, got 0")
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return whether strong views are cropped and flipped, where that is left open."""

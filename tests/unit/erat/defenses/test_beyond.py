@@ -117,9 +117,33 @@ def test_clusters_are_those_of_the_images_and_the_same_in_each_call(data: Data) 
     assert torch.equal(found, image_clusters(data.map(thumbnails), CLASSES))
 
 
-@pytest.mark.parametrize("count", [3, 50])
-def test_fewer_images_than_clusters_or_images_that_are_all_equal(count: int) -> None:
-    found = image_clusters(torch.ones(count, 5), 32)
+def test_neighbours_hold_a_long_class_together_which_pixels_cut() -> None:
+    """Two rings on a sphere, one above the other: nearest neighbours are of the same ring, the far side is not."""
+    angle = torch.arange(80) * (2 * torch.pi / 80)
+    ring = torch.stack([0.94 * angle.cos(), 0.94 * angle.sin()], 1)
+    rows = torch.cat([torch.cat([ring, torch.full((80, 1), height)], 1) for height in (-0.34, 0.34)])
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(0))
+    true = (order >= 80).long()
+    by_graph, by_pixels = (image_clusters(rows[order], 2, graph) for graph in (True, False))
+    assert by_graph.dtype == torch.int64
+    assert torch.equal(by_graph, true) or torch.equal(by_graph, 1 - true)
+    assert 0.4 < float((by_pixels == true).double().mean()) < 0.6
+    assert torch.equal(by_graph, image_clusters(rows[order], 2, True))
+
+
+def test_neighbours_find_all_of_many_separate_parts() -> None:
+    draw = torch.Generator().manual_seed(0)
+    true = torch.arange(480) % 12
+    rows = torch.rand(12, 200, generator=draw)[true] + 0.01 * torch.randn(480, 200, generator=draw)
+    found = image_clusters(rows, 12, graph=True)
+    assert sorted(len(true[found == k].unique()) for k in range(12)) == [1] * 12
+    assert len(set(zip(found.tolist(), true.tolist(), strict=True))) == 12
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 50])
+def test_fewer_images_than_clusters_or_images_that_are_all_equal(count: int, graph: bool) -> None:
+    found = image_clusters(torch.ones(count, 5), 32, graph)
     assert found.shape == (count,)
     assert 0 <= int(found.min()) <= int(found.max()) < 32
 
@@ -146,6 +170,20 @@ def test_clusters_judge_in_their_epochs_and_the_network_after_them(data: Data) -
     model.clusters.fill_(0)  # as from a checkpoint: they are not made again
     model.plan_epoch(Clock(2), data)
     assert torch.equal(judged[3], named(model.clusters, data.labels, CLASSES))
+
+
+@pytest.mark.parametrize("by", ["pixels", "neighbours"])
+def test_the_option_says_by_what_images_are_clustered(data: Data, by: str) -> None:
+    model = defense(warmup_epochs=0, cluster_epochs=1, clusters=3, cluster_by=by).eval()
+    model.plan_epoch(Clock(0), data)
+    made = [image_clusters(data.map(thumbnails), 3 * CLASSES, graph) for graph in (False, True)]
+    assert torch.equal(model.clusters, made[by == "neighbours"])
+    assert not torch.equal(*made)
+
+
+def test_a_kind_of_clusters_needs_clusters() -> None:
+    with pytest.raises(UserError, match=r"defense\.cluster_by=neighbours needs defense\.cluster_epochs above 0, got 0"):
+        build("demo", {"defense.cluster_by": "neighbours"})
 
 
 def test_clusters_select_right_labels_of_a_class_that_mostly_wears_another(data: Data) -> None:
@@ -288,7 +326,7 @@ def test_ways_to_judge_labels_need_a_selection(key: str) -> None:
 
 
 def test_what_is_off_is_no_part_of_the_identity() -> None:
-    keys = {f"defense.{key}" for key in ("align", "cluster_epochs", "clusters", "teacher", "confidence")}
+    keys = {f"defense.{key}" for key in ("align", "cluster_epochs", "clusters", "cluster_by", "teacher", "confidence")}
     off: RunConfig = build("demo")
     assert keys <= off.flat().keys()
     assert not keys & off.identity().keys()
