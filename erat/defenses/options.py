@@ -241,8 +241,8 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     clusters: Free[int] = Field(8, ge=1, le=1000, description="beyond the paper: clusters of images for each class")
     cluster_by: Literal["pixels", "neighbours"] = Field(
         "pixels",
-        description="beyond the paper: what makes images similar: their pixels, or many paths between them in the "
-        "graph of nearest neighbours",
+        description="beyond the paper: what makes images similar: their pixels; or paths in the graph of nearest "
+        "neighbours, with names averaged over four numbers of clusters up to that",
     )
     align: Free[bool] = Field(
         False, description="beyond the paper: scores and pseudo-labels as if all classes were equally frequent"

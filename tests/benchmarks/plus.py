@@ -93,7 +93,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "clusters+align": CLUSTERS | ALIGN,
     "coarse+align": CLUSTERS | {"defense.clusters": 2} | ALIGN,
     "graph+align": GRAPH | ALIGN,
-    "graph+align+fast": GRAPH | ALIGN | FAST,
+    "erat_plus": {"defense.name": "erat_plus"},
     "clusters+align+teacher": CLUSTERS | ALIGN | TEACHER,
     "clusters+align+fast": CLUSTERS | ALIGN | FAST,
 }
