@@ -38,22 +38,6 @@ VARIANTS: dict[str, Variant] = {
     "erat_no_aug": Variant("ERAT w/o Aug", "erat", {"strong": False}),
     "erat_no_at": Variant("ERAT w/o AT", "erat", {"adversarial": False}),
     "erat_no_ss": Variant("ERAT w/o SS", "erat", {"selection": False}),
-    # Beyond the paper: labels are first judged by clusters of images, classes are taken to be equally frequent, and a
-    # perturbation goes on from that of the image's last step
-    "erat_plus": Variant(
-        "ERAT+",
-        "erat",
-        {
-            "cluster_epochs": 3,
-            "clusters": 2,
-            "cluster_by": "neighbours",
-            "align": True,
-            "warm_start": True,
-            "steps": 1,
-            "step_ratio": 0.5,
-            "consistency": False,
-        },
-    ),
     # Unpublished combinations of parts of several papers
     "at_dividemix": Variant("AT+DivideMix", "dividemix", {"adversarial": True}),
     "at_unicon": Variant("AT+UNICON", "unicon", {"adversarial": True}),
