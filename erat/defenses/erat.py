@@ -18,7 +18,7 @@ from torch.profiler import record_function
 
 from erat.attacks.pgd import frozen
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
-from erat.defenses.clusters import image_clusters, named, thumbnails
+from erat.defenses.clusters import SIZES, graph_clusters, image_clusters, named, thumbnails
 from erat.defenses.options import ERATOptions
 from erat.defenses.perturbation import Perturber
 from erat.defenses.selector import Selector
@@ -34,8 +34,8 @@ class ERAT(Defense):
     It selects the labels to believe in each epoch, and perturbs the images by attacking itself in each step.
 
     State of the options beyond the paper: `balance`, float32 (K,), the last weights of the classes (`align`);
-    `clusters`, int64 (N,), the cluster of each image, -1 before the first selection (`cluster_epochs`); and the
-    teacher's weights.
+    `clusters`, int64 (N,) or, by neighbours, (SIZES, N), the clusters of each image, -1 before the first selection
+    (`cluster_epochs`); and the teacher's weights.
     """
 
     Options = ERATOptions
@@ -53,7 +53,8 @@ class ERAT(Defense):
         if options.align:
             self.register_buffer("balance", torch.ones(task.num_classes))
         if options.cluster_epochs:
-            self.register_buffer("clusters", torch.full((task.num_samples,), -1))
+            sizes = (SIZES,) if options.cluster_by == "neighbours" else ()
+            self.register_buffer("clusters", torch.full((*sizes, task.num_samples), -1))
 
     @property
     def judge(self) -> nn.Module:
@@ -90,8 +91,11 @@ class ERAT(Defense):
             self.balance.copy_(balance)
         if clock.epoch - self.options.warmup_epochs >= self.options.cluster_epochs:
             return probs
-        if int(self.clusters[0]) < 0:
-            self.clusters.copy_(image_clusters(data.map(thumbnails), self.options.clusters * data.num_classes))
+        if int(self.clusters.flatten()[0]) < 0:
+            rows, each, classes = data.map(thumbnails), self.options.clusters, data.num_classes
+            by_graph = self.options.cluster_by == "neighbours"
+            found = graph_clusters(rows, classes, each) if by_graph else image_clusters(rows, each * classes)
+            self.clusters.copy_(found)
         return named(self.clusters, data.labels, data.num_classes)
 
     # -- Algorithm 1, once per step -------------------------------------------------------------------------------

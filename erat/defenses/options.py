@@ -205,6 +205,7 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         "strong_crop": False,
         "cluster_epochs": 0,
         "clusters": 8,
+        "cluster_by": "pixels",
         "align": False,
         "teacher": 0.0,
         "confidence": 0.0,
@@ -246,6 +247,11 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
         "images, named by their label counts, in place of the network",
     )
     clusters: Free[int] = Field(8, ge=1, le=1000, description="beyond the paper: clusters of images for each class")
+    cluster_by: Literal["pixels", "neighbours"] = Field(
+        "pixels",
+        description="beyond the paper: what makes images similar: their pixels; or paths in the graph of nearest "
+        "neighbours, with names averaged over four numbers of clusters up to that",
+    )
     align: Free[bool] = Field(
         False, description="beyond the paper: scores and pseudo-labels as if all classes were equally frequent"
     )
@@ -264,11 +270,13 @@ class ERATOptions(SelectorOptions, PerturbationOptions, ViewOptions):
     warmup_epochs: int = Field(10, ge=0, le=MOST_EPOCHS, description="epochs before the first selection of labels")
 
     def check(self, workers: int) -> None:
-        """Refuse ways to judge labels where no labels are selected."""
+        """Refuse ways to judge labels where no labels are selected, and a kind of clusters where none are made."""
         super().check(workers)
         for key in ("align", "cluster_epochs", "teacher"):
             if getattr(self, key) and not self.selection:
                 raise UserError(f"defense.{key}={getattr(self, key)} needs defense.selection=true, got false")
+        if self.cluster_by != "pixels" and not self.cluster_epochs:
+            raise UserError(f"defense.cluster_by={self.cluster_by} needs defense.cluster_epochs above 0, got 0")
 
     def fill(self, setting: Setting) -> dict[str, Any]:
         """Return whether strong views are cropped and flipped, where that is left open."""

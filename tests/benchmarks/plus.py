@@ -11,6 +11,10 @@ reads the true labels, and therefore exists in this file only.
 
 `--features` trains no run: it prints how well clusters of images, and clusters of features that a network learned from
 the images without any label (NT-Xent), agree with the true classes.
+
+`--names` trains no run either: it prints what share of the images gets its true class as a name, by pixels and by
+neighbours, for the labels of the draw itself and for those of another draw of the noise (its number plus 10) on the
+same images. How to name was chosen on these other ones.
 """
 
 from __future__ import annotations
@@ -28,13 +32,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from erat.config import RunConfig, build
+from erat.corruption.labels import make_label_noise
 from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.data.augment.views import strong_view, weak_view
 from erat.data.fingerprint import Fingerprints
 from erat.data.random import BatchRandom
-from erat.data.types import to_float
-from erat.defenses.clusters import image_clusters, named, thumbnails
+from erat.data.types import ImageSet, to_float
+from erat.defenses.clusters import graph_clusters, image_clusters, named, thumbnails
 from erat.defenses.selector import Split
 from erat.losses import contrastive
 from erat.models import build_model
@@ -76,6 +81,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 CLUSTERS = {"defense.cluster_epochs": 3}
 ALIGN = {"defense.align": True}
+GRAPH = CLUSTERS | {"defense.clusters": 2, "defense.cluster_by": "neighbours"}
 TEACHER = {"defense.teacher": 0.99}
 FAST = {"defense.steps": 1, "defense.step_ratio": 0.5, "defense.warm_start": True, "defense.consistency": False}
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -91,6 +97,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     # Together
     "clusters+align": CLUSTERS | ALIGN,
     "coarse+align": CLUSTERS | {"defense.clusters": 2} | ALIGN,
+    "graph+align": GRAPH | ALIGN,
+    "graph+align+fast": GRAPH | ALIGN | FAST,
     "clusters+align+teacher": CLUSTERS | ALIGN | TEACHER,
     "clusters+align+fast": CLUSTERS | ALIGN | FAST,
 }
@@ -149,6 +157,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/plus"), help="where crafted sets are kept")
     parser.add_argument("--results", type=Path, default=Path("docs/data/erat-beyond.csv"), help="what was measured")
     parser.add_argument("--features", action="store_true", help="compare clusters in place of training")
+    parser.add_argument("--names", action="store_true", help="name the images of clusters in place of training")
     asked = parser.parse_args()
     for names, known in ((asked.setting, SETTINGS), (asked.candidates, CANDIDATES)):
         for name in names.split(","):
@@ -156,10 +165,10 @@ def main() -> None:
                 parser.error(f"unknown name {name!r}; allowed: {', '.join(known)}")
     torch.set_num_threads(1)
     store = Store(asked.folder)
-    if asked.features:
+    if asked.features or asked.names:
         for setting in asked.setting.split(","):
             for draw in numbers(asked.draws):
-                likeness(setting, draw, store)
+                (likeness if asked.features else names_of_clusters)(setting, draw, store)
         return
     found = pd.read_csv(asked.results) if asked.results.exists() else pd.DataFrame(columns=COLUMNS)
     for setting in asked.setting.split(","):
@@ -189,6 +198,23 @@ def likeness(setting: str, draw: int, store: Store) -> None:
         purity = 100 * float(counts.amax(1).sum()) / len(true)
         right = 100 * float((named(clusters, labels, classes).argmax(1) == true).double().mean())
         print(f"{setting}, draw {draw}, {name}: purity {purity:.1f} %, named rightly {right:.1f} %", flush=True)
+
+
+def names_of_clusters(setting: str, draw: int, store: Store) -> None:
+    """Print the share of images that are named rightly, by the draw's own labels and by those of another draw."""
+    plain, data = (
+        corrupted_set(Fingerprints()(configuration(each, "erat", draw)), store) for each in ("clean", setting)
+    )
+    true, classes = data.true_labels, data.train.num_classes
+    subject = ImageSet(plain.train.images, true, plain.train.class_names)
+    rows = thumbnails(to_float(data.train.images))
+    ways = {f"{count} by pixels": image_clusters(rows, count * classes) for count in (8, 2)}
+    ways["2 by neighbours"] = graph_clusters(rows, classes, 2)
+    for seed in (draw, draw + 10):
+        labels = make_label_noise("instance", subject, rate=BASE["corruption.rate"], seed=seed).labels
+        for name, clusters in ways.items():
+            right = 100 * float((named(clusters, labels, classes).argmax(1) == true).double().mean())
+            print(f"{setting}, images {draw}, labels {seed}, {name}: named rightly {right:.1f} %", flush=True)
 
 
 def contrasted(images: Tensor, seed: int) -> Iterator[tuple[int, Tensor]]:

@@ -43,6 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in d
         "defense.confidence": 0.3,
         "defense.warm_start": True,
     },
+    "erat neighbours": {"defense.cluster_epochs": 1, "defense.clusters": 2, "defense.cluster_by": "neighbours"},
     "dividemix rebalance": {"defense.name": "dividemix", "defense.selector": "rebalance"},
     "dividemix in turn": {"defense.name": "dividemix", "defense.splits": "in_turn"},
     "dividemix wo Uni": {

@@ -159,6 +159,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.warmup_epochs": {"defense.warmup_epochs": 1},
     "defense.cluster_epochs": {"defense.cluster_epochs": 3},
     "defense.clusters": {"defense.clusters": 4, "defense.cluster_epochs": 3},
+    "defense.cluster_by": {"defense.cluster_by": "neighbours", "defense.cluster_epochs": 3},
     "defense.align": {"defense.align": True},
     "defense.teacher": {"defense.teacher": 0.9},
     "defense.confidence": {"defense.confidence": 0.7},

@@ -104,6 +104,10 @@ def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train
     return step.forward / unit, step.input_gradient / unit, step.weight_gradient / unit
 
 
+BY_NEIGHBOURS = {"defense.cluster_epochs": 3, "defense.cluster_by": "neighbours", "defense.align": True}
+CHEAP = {"defense.warm_start": True, "defense.steps": 1, "defense.consistency": False}
+
+
 @pytest.mark.parametrize(
     ("overrides", "labelled", "unlabelled"),
     [
@@ -126,6 +130,9 @@ def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train
         pytest.param(
             {"defense.warm_start": True, "defense.steps": 1, "defense.consistency": False}, 11, 12, id="and no p(x)"
         ),
+        # Beyond the paper: clusters and aligned classes cost nothing in a step, with the cheap perturbation or without.
+        pytest.param(BY_NEIGHBOURS, 23, 24, id="clusters of neighbours"),
+        pytest.param(BY_NEIGHBOURS | CHEAP, 11, 12, id="clusters of neighbours, cheap"),
         pytest.param({"defense.steps": 1}, 11, 12, id="one step"),
         # PGD on a quarter of the pixels.
         pytest.param({"defense.pgd_scale": 0.5}, 12.5, 13.5, id="shrunk PGD"),

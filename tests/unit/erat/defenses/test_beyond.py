@@ -14,7 +14,7 @@ from erat.config import RunConfig, build
 from erat.data.augment.views import weak_view
 from erat.data.random import BatchRandom
 from erat.defenses.base import Clock, Task
-from erat.defenses.clusters import SIDE, image_clusters, named, thumbnails
+from erat.defenses.clusters import FIRM_POWER, SIDE, SIZES, graph_clusters, image_clusters, named, thumbnails
 from erat.defenses.erat import ERAT
 from erat.defenses.options import ERATOptions
 from erat.defenses.selector import Selector, clean_posterior
@@ -117,6 +117,52 @@ def test_clusters_are_those_of_the_images_and_the_same_in_each_call(data: Data) 
     assert torch.equal(found, image_clusters(data.map(thumbnails), CLASSES))
 
 
+def test_neighbours_hold_a_long_class_together_which_pixels_cut() -> None:
+    """Two rings on a sphere, one above the other: nearest neighbours are of the same ring, the far side is not."""
+    angle = torch.arange(80) * (2 * torch.pi / 80)
+    ring = torch.stack([0.94 * angle.cos(), 0.94 * angle.sin()], 1)
+    rows = torch.cat([torch.cat([ring, torch.full((80, 1), height)], 1) for height in (-0.34, 0.34)])
+    order = torch.randperm(160, generator=torch.Generator().manual_seed(0))
+    true = (order >= 80).long()
+    by_graph, by_pixels = graph_clusters(rows[order], 2, 1), image_clusters(rows[order], 2)
+    assert by_graph.dtype == torch.int64
+    assert by_graph.shape == (SIZES, 160)
+    assert all(torch.equal(found, true) or torch.equal(found, 1 - true) for found in by_graph)
+    assert 0.4 < float((by_pixels == true).double().mean()) < 0.6
+    assert torch.equal(by_graph, graph_clusters(rows[order], 2, 1))
+
+
+def test_neighbours_find_all_of_many_separate_parts() -> None:
+    draw = torch.Generator().manual_seed(0)
+    true = torch.arange(480) % 12
+    rows = torch.rand(12, 200, generator=draw)[true] + 0.01 * torch.randn(480, 200, generator=draw)
+    found = graph_clusters(rows, 12, 1)[0]
+    assert sorted(len(true[found == k].unique()) for k in range(12)) == [1] * 12
+    assert len(set(zip(found.tolist(), true.tolist(), strict=True))) == 12
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 50])
+@pytest.mark.parametrize("alike", [True, False])
+def test_places_in_the_graph_of_a_few_images_or_of_equal_ones(count: int, alike: bool) -> None:
+    rows = torch.ones(count, 5) if alike else torch.rand(count, 5, generator=torch.Generator().manual_seed(0))
+    found = graph_clusters(rows, 4, 8)
+    assert found.shape == (SIZES, count)
+    assert int(found.min()) >= 0
+    assert [int(each.max()) < most for each, most in zip(found, (4, 13, 23, 32), strict=True)] == [True] * SIZES
+
+
+def test_names_are_averaged_over_the_numbers_of_clusters() -> None:
+    draw = torch.Generator().manual_seed(0)
+    labels, clusters = torch.randint(3, (90,), generator=draw), torch.randint(5, (2, 90), generator=draw)
+    counts = torch.ones(2, 5, 3, dtype=torch.float64)
+    for size in range(2):
+        counts[size].index_put_((clusters[size], labels), torch.ones(90, dtype=torch.float64), accumulate=True)
+    shares = counts / counts.sum(2, keepdim=True)
+    expected, _ = balanced((shares[0][clusters[0]] + shares[1][clusters[1]]) / 2, FIRM_POWER)
+    torch.testing.assert_close(named(clusters, labels, 3), expected)
+    assert torch.equal(named(clusters[:1], labels, 3), named(clusters[0], labels, 3))
+
+
 @pytest.mark.parametrize("count", [3, 50])
 def test_fewer_images_than_clusters_or_images_that_are_all_equal(count: int) -> None:
     found = image_clusters(torch.ones(count, 5), 32)
@@ -146,6 +192,23 @@ def test_clusters_judge_in_their_epochs_and_the_network_after_them(data: Data) -
     model.clusters.fill_(0)  # as from a checkpoint: they are not made again
     model.plan_epoch(Clock(2), data)
     assert torch.equal(judged[3], named(model.clusters, data.labels, CLASSES))
+
+
+@pytest.mark.parametrize("by", ["pixels", "neighbours"])
+def test_the_option_says_by_what_images_are_clustered(data: Data, by: str) -> None:
+    model = defense(warmup_epochs=0, cluster_epochs=1, clusters=3, cluster_by=by).eval()
+    model.plan_epoch(Clock(0), data)
+    rows = data.map(thumbnails)
+    by_graph = by == "neighbours"
+    assert torch.equal(model.clusters, graph_clusters(rows, CLASSES, 3) if by_graph else image_clusters(rows, 12))
+    model.clusters.fill_(1)  # as from a checkpoint: they are not made again
+    model.plan_epoch(Clock(0), data)
+    assert bool((model.clusters == 1).all())
+
+
+def test_a_kind_of_clusters_needs_clusters() -> None:
+    with pytest.raises(UserError, match=r"defense\.cluster_by=neighbours needs defense\.cluster_epochs above 0, got 0"):
+        build("demo", {"defense.cluster_by": "neighbours"})
 
 
 def test_clusters_select_right_labels_of_a_class_that_mostly_wears_another(data: Data) -> None:
@@ -288,7 +351,7 @@ def test_ways_to_judge_labels_need_a_selection(key: str) -> None:
 
 
 def test_what_is_off_is_no_part_of_the_identity() -> None:
-    keys = {f"defense.{key}" for key in ("align", "cluster_epochs", "clusters", "teacher", "confidence")}
+    keys = {f"defense.{key}" for key in ("align", "cluster_epochs", "clusters", "cluster_by", "teacher", "confidence")}
     off: RunConfig = build("demo")
     assert keys <= off.flat().keys()
     assert not keys & off.identity().keys()

@@ -39,6 +39,12 @@ RUNS: dict[str, dict[str, Any]] = {name: {"defense.name": name} for name in DEFE
         "defense.teacher": 0.9,
         "defense.confidence": 0.3,
     },
+    "erat neighbours": {
+        "defense.name": "erat",
+        "defense.cluster_epochs": 1,
+        "defense.clusters": 2,
+        "defense.cluster_by": "neighbours",
+    },
     "dividemix in turn": {"defense.name": "dividemix", "defense.splits": "in_turn"},
     "dividemix wo prior": {"defense.name": "dividemix", "defense.adversarial": True},
     "unicon wo prior": {"defense.name": "unicon", "defense.contrastive_weight": 0.0},
