@@ -26,6 +26,7 @@ from erat.config import RunConfig
 from erat.errors import UserError
 from orchestration.cluster import parts
 from orchestration.cluster.autoscaling import Demand, autoscales
+from orchestration.cluster.landing import entry, said_place
 from orchestration.cluster.nodes import Node, look, problem, token
 from orchestration.run import resources as counting
 from orchestration.run.places import Place
@@ -317,17 +318,15 @@ def hide_other_devices() -> None:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
 
 
-def place() -> Place:
-    """Return where this worker runs."""
-    context = ray.get_runtime_context()
-    devices = context.get_accelerator_ids().get("GPU") or []
-    return Place(context.get_node_id(), ray.util.get_node_ip_address(), tuple(sorted(devices)))
-
-
 def place_of_death(error: BaseException | None) -> Place | None:
-    """Return on which node a worker died, by Ray's error; None if it is no such error, or Ray does not know."""
+    """Return where a worker died, by Ray's error; None if it is no such error, or nobody knows.
+
+    If the worker had not said where it was, Ray knows on which node its process had been started.
+    """
     if not isinstance(error, ray.exceptions.RayActorError) or not error.actor_id:
         return None
+    if (said := said_place(error.actor_id)) is not None:
+        return said
     found = state.actors(error.actor_id).get("Address") or {}
     return Place(found["NodeID"], found["IPAddress"]) if found.get("NodeID") else None
 
@@ -342,12 +341,12 @@ def park(worker: str) -> None:
     Args:
         worker: Tune's id of the worker's trial.
     """
-    _internal_kv_put(_entry(worker), b"", namespace=PARKED)
+    _internal_kv_put(entry(worker), b"", namespace=PARKED)
 
 
 def unpark(worker: str) -> None:
     """Let a worker that was parked end."""
-    _internal_kv_del(_entry(worker), namespace=PARKED)
+    _internal_kv_del(entry(worker), namespace=PARKED)
 
 
 def was_parked(worker: str) -> bool:
@@ -357,14 +356,10 @@ def was_parked(worker: str) -> bool:
         worker: Tune's id of the worker's trial.
     """
     parked = False
-    while _internal_kv_exists(_entry(worker), namespace=PARKED):
+    while _internal_kv_exists(entry(worker), namespace=PARKED):
         parked = True
         time.sleep(POLL_SECONDS)
     return parked
-
-
-def _entry(worker: str) -> str:
-    return f"{ray.get_runtime_context().get_job_id()}/{worker}"
 
 
 def node_workspace(config: RunConfig, root: str) -> Workspace:

@@ -11,9 +11,11 @@ import pytest
 
 from erat.config import build
 from erat.errors import UserError
-from orchestration.cluster import session
+from erat.result import RunResult
+from orchestration.cluster import execution, landing, session, worker
 from orchestration.run.places import Place
 from orchestration.run.resources import needs
+from orchestration.run.retries import DEVICE_FAULT
 
 
 @pytest.fixture
@@ -169,7 +171,7 @@ def test_a_worker_sees_no_gpu_that_it_did_not_ask_for(
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "3")
     session.hide_other_devices()
     assert [os.environ[f"{kind}_VISIBLE_DEVICES"] for kind in ("CUDA", "HIP")] == [visible] * 2
-    assert session.place() == Place("abcdef", "10.0.0.7", tuple(given))
+    assert landing.place() == Place("abcdef", "10.0.0.7", tuple(given))
 
 
 def test_a_parked_worker_waits_until_it_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,3 +187,61 @@ def test_a_parked_worker_waits_until_it_is_released(monkeypatch: pytest.MonkeyPa
     assert session.was_parked("a")
     assert clock.now == 5
     assert not entries
+
+
+def test_a_worker_is_handed_a_trial_once_and_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: dict[tuple[str, str], bytes] = {}
+
+    def put(key: str, value: bytes, namespace: str) -> None:
+        store[namespace, key] = value
+
+    context = SimpleNamespace(
+        get_accelerator_ids=lambda: {"GPU": ["1"]},
+        get_node_id=lambda: "abcdef",
+        get_job_id=lambda: "01",
+        get_actor_id=lambda: "cafe",
+    )
+    monkeypatch.setattr(landing.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(landing.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setattr(
+        landing, "_internal_kv_put", lambda key, value, namespace: store.update({(namespace, key): value})
+    )
+    monkeypatch.setattr(landing, "_internal_kv_get", lambda key, namespace: store.get((namespace, key)))
+    monkeypatch.setattr(landing, "_internal_kv_del", lambda key, namespace: store.pop((namespace, key)))
+    assert landing.handed("a") is None
+    landing.hand("a", {"number": 3})
+    assert landing.handed("b") is None
+    assert [landing.handed("a"), landing.handed("a")] == [{"number": 3}, None]
+
+    ran: list[Any] = []
+    monkeypatch.setattr(
+        execution, "run_trials", lambda parameters: ran.append((parameters, landing.said_place("cafe")))
+    )
+    worker._tune_trial({"number": 0})
+    assert ran == [({"number": 0}, Place("abcdef", "10.0.0.7", ("1",)))], "known before anything is run"
+    assert landing.said_place("beef") is None
+
+
+def test_a_worker_runs_what_it_is_handed_and_nothing_after_a_fault_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, ran = [{"number": 1}, {"number": 2}, {"number": 3}], []
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(execution, "hide_other_devices", lambda: None)
+    monkeypatch.setattr(execution, "was_parked", lambda worker: False)
+    monkeypatch.setattr(execution.landing, "place", lambda: Place("abcdef", "10.0.0.7"))
+    monkeypatch.setattr(execution.landing, "handed", lambda worker: waiting.pop(0) if waiting else None)
+    monkeypatch.setattr(execution.tune, "report", reports.append)
+    monkeypatch.setattr(execution.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "a"))
+
+    def run(parameters: dict[str, Any]) -> RunResult:
+        ran.append(parameters["number"])
+        error = f"{DEVICE_FAULT}: gone" if parameters["number"] == 2 else None
+        return RunResult("cell", "failed" if error else "done", error=error)
+
+    monkeypatch.setattr(execution, "_run_trial", run)
+    with pytest.raises(RuntimeError, match="gone"):
+        execution.run_trials({"number": 0})
+    assert ran == [0, 1, 2]
+    assert [execution.PLACE in report for report in reports] == [True], "it says where it is once"
+    waiting, ran = [], []
+    execution.run_trials({"number": 0})
+    assert ran == [0]
