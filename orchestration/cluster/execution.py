@@ -24,7 +24,7 @@ from erat.engine.report import EpochReport
 from erat.errors import is_storage_fault, storage_words
 from erat.result import RunResult, summarise
 from orchestration.cluster import landing
-from orchestration.cluster.session import hide_other_devices, node_workspace, was_parked
+from orchestration.cluster.session import hide_other_devices, node_workspace
 from orchestration.run.directory import ENDS, METRICS, RunDirectory, left_over
 from orchestration.run.execute import execute_run
 from orchestration.run.preemption import training
@@ -41,7 +41,6 @@ SLIVER = 0.01
 # Key of a report: all figures of the epoch, sealed as JSON, which only the driver opens. The test accuracy is among
 # them, by which nothing must be chosen: a searcher, scheduler or sampler can use numbers of a report, and this is none.
 FIGURES = "figures"
-PLACE = "place"  # key of a report: where the worker has started, as JSON; the first report of a trial of one worker
 ENDED = "ended"  # key of a report: the status with which a run has ended; its last report
 STORAGE_FAULT = "storage_fault"  # key of a report: the storage cannot be written; the trial resumes once it can
 
@@ -70,10 +69,7 @@ def run_trials(parameters: dict[str, Any]) -> None:
         RuntimeError: the worker's GPU has failed. This process cannot use it any more, and must not get another trial.
     """
     hide_other_devices()
-    tune.report(_figures(0, None, None) | {PLACE: json.dumps(asdict(landing.place()))})
     worker = str(tune.get_context().get_trial_id())
-    if was_parked(worker):
-        return
     following: dict[str, Any] | None = parameters
     while following is not None:
         ended = _run_trial(following)

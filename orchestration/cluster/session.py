@@ -19,14 +19,13 @@ import ray
 import ray.exceptions
 import ray.train
 from ray._private import ray_constants, state
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erat.config import RunConfig
 from erat.errors import UserError
 from orchestration.cluster import parts
 from orchestration.cluster.autoscaling import Demand, autoscales
-from orchestration.cluster.landing import entry, said_place
+from orchestration.cluster.landing import said_place
 from orchestration.cluster.nodes import Node, look, problem, token
 from orchestration.run import resources as counting
 from orchestration.run.places import Place
@@ -42,7 +41,6 @@ TOKEN_HINT = (
     "a cluster that was started with a token lets in only who has it: RAY_AUTH_MODE=token, and the same token in "
     "~/.ray/auth_token or the file of RAY_AUTH_TOKEN_PATH"
 )
-PARKED = "erat-parked"  # part of the store of the cluster's head that names the parked workers
 
 
 @contextmanager
@@ -329,37 +327,6 @@ def place_of_death(error: BaseException | None) -> Place | None:
         return said
     found = state.actors(error.actor_id).get("Address") or {}
     return Place(found["NodeID"], found["IPAddress"]) if found.get("NodeID") else None
-
-
-# A worker that has started where its trial must not run is parked: it does nothing, so that nothing else starts at that
-# place. The driver says so, and ends it, by an entry in the store of the cluster's head.
-
-
-def park(worker: str) -> None:
-    """Have a worker do nothing until `unpark`; called by the driver before the worker asks.
-
-    Args:
-        worker: Tune's id of the worker's trial.
-    """
-    _internal_kv_put(entry(worker), b"", namespace=PARKED)
-
-
-def unpark(worker: str) -> None:
-    """Let a worker that was parked end."""
-    _internal_kv_del(entry(worker), namespace=PARKED)
-
-
-def was_parked(worker: str) -> bool:
-    """Return whether this worker was parked, once it is no more; called by the worker when the driver knows its place.
-
-    Args:
-        worker: Tune's id of the worker's trial.
-    """
-    parked = False
-    while _internal_kv_exists(entry(worker), namespace=PARKED):
-        parked = True
-        time.sleep(POLL_SECONDS)
-    return parked
 
 
 def node_workspace(config: RunConfig, root: str) -> Workspace:

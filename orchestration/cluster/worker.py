@@ -1,4 +1,4 @@
-"""What Ray Tune runs for a trial. The module imports little: a worker that dies has said where it was before that."""
+"""What Ray Tune runs for a trial. The module imports little: a worker that dies later has said where it was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def trainable(resources: Mapping[str, float], workers: int) -> Any:
 
 def _tune_trial(parameters: dict[str, Any]) -> None:
     """Say where this worker is, and then execute trials; see `orchestration.cluster.execution.run_trials`."""
-    say_place()
-    from orchestration.cluster.execution import run_trials
+    if say_place():
+        from orchestration.cluster.execution import run_trials
 
-    run_trials(parameters)
+        run_trials(parameters)

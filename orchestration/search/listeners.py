@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from erat.errors import UserError
-from orchestration.cluster import execution, session
+from orchestration.cluster import execution, landing, session
 from orchestration.search.calls import Driver, Held
 
 SAY_AFTER = 60.0  # seconds without a running trial until a warning
@@ -46,9 +46,7 @@ class QueueScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = self._number_of(trial)
-        if number is None or any(
-            result.get(key) for key in (execution.STORAGE_FAULT, execution.PLACE, execution.ENDED)
-        ):
+        if number is None or any(result.get(key) for key in (execution.STORAGE_FAULT, landing.PLACE, execution.ENDED)):
             return TrialScheduler.CONTINUE
         if self._driver().queue.stops(number, result["epoch"], result["best_val_accuracy"]):
             self._driver().stop(number, result["epoch"])

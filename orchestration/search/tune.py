@@ -55,8 +55,8 @@ class QueueSearcher(Searcher):
         at_most: int | None = None,
         *,
         ahead: bool,
-        park: Callable[[str], None] = session.park,
-        unpark: Callable[[str], None] = session.unpark,
+        park: Callable[[str], None] = landing.park,
+        unpark: Callable[[str], None] = landing.unpark,
         hand: Callable[[str, dict[str, Any]], None] = landing.hand,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
@@ -140,9 +140,9 @@ class QueueSearcher(Searcher):
             if result.get(execution.ENDED) in ("done", "stopped", "paused"):
                 self._hand_on(trial_id)
             return
-        if execution.PLACE not in result or trial_id in self._parked:
+        if landing.PLACE not in result or trial_id in self._parked:
             return
-        place = landing.place_from(result[execution.PLACE])
+        place = landing.place_from(result[landing.PLACE])
         if self._driver().landed(trial.number, place):
             self._landed[trial_id] = place, time.monotonic()
             self._turned_away.discard(trial.number)

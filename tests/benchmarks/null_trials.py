@@ -23,6 +23,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
 from ray import tune
 from ray.cluster_utils import Cluster
 
@@ -72,12 +73,13 @@ def measured(trials: int, slots: int, nodes: int) -> dict[str, Any]:
     search.trainable = lambda resources, workers: tune.with_resources(null_trial, {"CPU": 1})
     with TemporaryDirectory() as folder, _cluster(slots, nodes) as address, redirect_stdout(sys.stderr):
         workspace = Workspace(Path(folder))
-        began = time.monotonic()
+        began, used = time.monotonic(), time.process_time()
         end = launch.run_study("null", spec, 0, workspace, Ledger(workspace.ledger), address=address)
         seconds = time.monotonic() - began
         assert all(row.status == "done" for row in end.driver.trials)
         ended = sorted(_ended(workspace))
         few = max(2, len(ended) // 10)
+        workers = [sum(each.cpu_times()[:2]) for each in _workers()]
         return {
             "trials": trials,
             "nodes": nodes,
@@ -86,6 +88,9 @@ def measured(trials: int, slots: int, nodes: int) -> dict[str, Any]:
             "seconds_per_trial": round(seconds / trials, 3),
             "seconds_per_trial_first_tenth": round(mean(_gaps(ended[:few])), 3),
             "seconds_per_trial_last_tenth": round(mean(_gaps(ended[-few:])), 3),
+            "driver_processor_seconds_per_trial": round((time.process_time() - used) / trials, 4),
+            "workers": len(workers),
+            "workers_processor_seconds_per_trial": round(sum(workers) / trials, 4),
             "driver_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "ledger_mb": round(workspace.ledger.stat().st_size / 1e6, 2),
             "mlflow_mb": round(workspace.mlflow_database.stat().st_size / 1e6, 2),
@@ -105,6 +110,12 @@ def _cluster(slots: int, nodes: int) -> Iterator[str]:
         yield made.address
     finally:
         made.shutdown()
+
+
+def _workers() -> list[psutil.Process]:
+    """Return the processes that have run trials and still live."""
+    children = psutil.Process().children(recursive=True)
+    return [each for each in children if each.cmdline()[:1] and "ImplicitFunc" in each.cmdline()[0]]
 
 
 def _ended(workspace: Workspace) -> list[float]:

@@ -176,15 +176,15 @@ def test_a_worker_sees_no_gpu_that_it_did_not_ask_for(
 
 def test_a_parked_worker_waits_until_it_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     entries: set[tuple[str, str]] = set()
-    monkeypatch.setattr(session.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
-    monkeypatch.setattr(session, "_internal_kv_put", lambda key, value, namespace: entries.add((namespace, key)))
-    monkeypatch.setattr(session, "_internal_kv_del", lambda key, namespace: entries.discard((namespace, key)))
-    monkeypatch.setattr(session, "_internal_kv_exists", lambda key, namespace: (namespace, key) in entries)
-    clock = Clock(monkeypatch, lambda now: session.unpark("a") if now >= 5 else None)
-    session.park("a")
-    assert not session.was_parked("b")
+    monkeypatch.setattr(landing.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
+    monkeypatch.setattr(landing, "_internal_kv_put", lambda key, value, namespace: entries.add((namespace, key)))
+    monkeypatch.setattr(landing, "_internal_kv_del", lambda key, namespace: entries.discard((namespace, key)))
+    monkeypatch.setattr(landing, "_internal_kv_exists", lambda key, namespace: (namespace, key) in entries)
+    clock = Clock(monkeypatch, lambda now: landing.unpark("a") if now >= 5 else None)
+    landing.park("a")
+    assert not landing.was_parked("b")
     assert clock.now == 0
-    assert session.was_parked("a")
+    assert landing.was_parked("a")
     assert clock.now == 5
     assert not entries
 
@@ -203,9 +203,7 @@ def test_a_worker_is_handed_a_trial_once_and_says_where_it_is(monkeypatch: pytes
     )
     monkeypatch.setattr(landing.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(landing.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
-    monkeypatch.setattr(
-        landing, "_internal_kv_put", lambda key, value, namespace: store.update({(namespace, key): value})
-    )
+    monkeypatch.setattr(landing, "_internal_kv_put", put)
     monkeypatch.setattr(landing, "_internal_kv_get", lambda key, namespace: store.get((namespace, key)))
     monkeypatch.setattr(landing, "_internal_kv_del", lambda key, namespace: store.pop((namespace, key)))
     assert landing.handed("a") is None
@@ -214,22 +212,25 @@ def test_a_worker_is_handed_a_trial_once_and_says_where_it_is(monkeypatch: pytes
     assert [landing.handed("a"), landing.handed("a")] == [{"number": 3}, None]
 
     ran: list[Any] = []
-    monkeypatch.setattr(
-        execution, "run_trials", lambda parameters: ran.append((parameters, landing.said_place("cafe")))
-    )
+    reports: list[dict[str, Any]] = []
+    parked = [True, False]
+    monkeypatch.setattr(landing.tune, "report", reports.append)
+    monkeypatch.setattr(landing.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "a"))
+    monkeypatch.setattr(landing, "was_parked", lambda worker: parked.pop())
+    monkeypatch.setattr(execution, "run_trials", lambda given: ran.append((given, landing.said_place("cafe"))))
     worker._tune_trial({"number": 0})
-    assert ran == [({"number": 0}, Place("abcdef", "10.0.0.7", ("1",)))], "known before anything is run"
+    here = Place("abcdef", "10.0.0.7", ("1",))
+    assert ran == [({"number": 0}, here)], "known before anything is run"
+    worker._tune_trial({"number": 1})
+    assert len(ran) == 1, "a parked worker runs nothing"
+    assert [landing.place_from(report[landing.PLACE]) for report in reports] == [here, here]
     assert landing.said_place("beef") is None
 
 
 def test_a_worker_runs_what_it_is_handed_and_nothing_after_a_fault_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting, ran = [{"number": 1}, {"number": 2}, {"number": 3}], []
-    reports: list[dict[str, Any]] = []
     monkeypatch.setattr(execution, "hide_other_devices", lambda: None)
-    monkeypatch.setattr(execution, "was_parked", lambda worker: False)
-    monkeypatch.setattr(execution.landing, "place", lambda: Place("abcdef", "10.0.0.7"))
     monkeypatch.setattr(execution.landing, "handed", lambda worker: waiting.pop(0) if waiting else None)
-    monkeypatch.setattr(execution.tune, "report", reports.append)
     monkeypatch.setattr(execution.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "a"))
 
     def run(parameters: dict[str, Any]) -> RunResult:
@@ -241,7 +242,6 @@ def test_a_worker_runs_what_it_is_handed_and_nothing_after_a_fault_of_its_gpu(mo
     with pytest.raises(RuntimeError, match="gone"):
         execution.run_trials({"number": 0})
     assert ran == [0, 1, 2]
-    assert [execution.PLACE in report for report in reports] == [True], "it says where it is once"
     waiting, ran = [], []
     execution.run_trials({"number": 0})
     assert ran == [0]

@@ -15,7 +15,7 @@ import pytest
 
 from erat.engine.report import EpochReport
 from erat.result import summarise
-from orchestration.cluster import execution
+from orchestration.cluster import execution, landing
 from orchestration.run.directory import RunDirectory
 from orchestration.run.places import Place
 from orchestration.search import tune
@@ -29,7 +29,7 @@ from orchestration.study.spec import StudySpec
 from tests.tracked import Untracked
 
 MINE = ("/orchestration/", "/erat/")
-FEW, MORE = 20, 3  # trials; how many times as many the second time, and how many times as many epochs
+FEW, MORE = 24, 4  # trials; how many times as many the second time, and how many times as many epochs
 
 
 class Tracker(Untracked):
@@ -100,7 +100,7 @@ def lines_of(folder: Path, trials: int, epochs: int, *, short: bool) -> int:
             with counted(lines):
                 progress.on_trial_start(0, [], trial)
             place = Place("a", "10.0.0.7")
-            tell(trial, execution._figures(0, None, None) | {execution.PLACE: json.dumps(asdict(place))})
+            tell(trial, execution._figures(0, None, None) | {landing.PLACE: json.dumps(asdict(place))})
         return trial
 
     ended = 0
@@ -149,7 +149,7 @@ def test_what_grows_faster_would_be_seen(tmp_path: Path, monkeypatch: pytest.Mon
     def slow(self: StudyDriver, number: int) -> None:
         started(self, number)
         for trial in self.queue.trials.values():
-            trial.status  # noqa: B018
+            trial.status, trial.epoch  # noqa: B018
 
     monkeypatch.setattr(StudyDriver, "started", slow)
     few, many = (lines_of(tmp_path / str(n), n, 2, short=True) for n in (FEW, MORE * FEW))

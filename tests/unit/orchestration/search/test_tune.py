@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 
 from erat.errors import UserError
 from erat.result import RunResult
-from orchestration.cluster import execution, session
+from orchestration.cluster import execution, landing, session
 from orchestration.run.places import EVERYWHERE, Place, Places
 from orchestration.run.retries import Retry
 from orchestration.search.calls import Held
@@ -345,7 +345,7 @@ class Cluster:
             name = self.pending.pop(0)
             place = self.at[name] = self.free.pop(0)
             self.driver.places.started(self.search._running[name].number)
-            self.search.on_trial_result(name, {execution.PLACE: json.dumps(asdict(place))})
+            self.search.on_trial_result(name, {landing.PLACE: json.dumps(asdict(place))})
             self.flush()
             if name in self.at and not self.search.is_parked(name):
                 self.driver.visits.append((self.search._running[name].number, place))
@@ -579,7 +579,7 @@ class TestShortTrials:
         driver = FakeDriver()
         search = QueueSearcher(driver, fit=fit, ahead=True, hand=lambda *given: handed.append(given))
         assert search.suggest("a") == {"number": 0}
-        search.on_trial_result("a", {execution.PLACE: json.dumps(asdict(Place("1", "10.0.0.1")))})
+        search.on_trial_result("a", {landing.PLACE: json.dumps(asdict(Place("1", "10.0.0.1")))})
         return driver, search, handed
 
     def number_of(self, search: QueueSearcher, worker: str) -> int | None:
