@@ -272,9 +272,8 @@ class Ledger:
         outcome = self._outcomes.get(cell)
         if outcome is not None and outcome.status == "done":
             return outcome
-        if sweep in self.studies and cell in self.studies[sweep].stopped:
-            return self.studies[sweep].stopped[cell]
-        return outcome
+        study = self.studies.get(sweep or "")
+        return outcome if study is None else study.stopped.get(cell, outcome)
 
     def done(self) -> dict[str, RecordedResult]:
         """Return digest of a run -> its result, for all runs that are done, in whatever study or outside any."""
@@ -287,12 +286,12 @@ class Ledger:
         been promoted. A listed run or a confirmation with the configuration of such a trial is neither stopped
         nor paused.
         """
-        searched = trial.source not in ("baseline", "confirm")
-        if sweep in self.studies and (rung := self.studies[sweep].promoted.get(trial.number, 0)):
+        searched, study = trial.source not in ("baseline", "confirm"), self.studies.get(sweep or "")
+        if study is not None and (rung := study.promoted.get(trial.number, 0)):
             trial = replace(trial, promoted=rung)
         ended = self.outcome(trial.cell, sweep if searched else None)
-        if ended is None and searched and sweep in self.studies:
-            ended = self.studies[sweep].paused.get(trial.cell)
+        if ended is None and searched and study is not None:
+            ended = study.paused.get(trial.cell)
             if ended is not None and trial.promoted >= ended.epochs:
                 ended = replace(ended, status="queued")
         if ended is None:
