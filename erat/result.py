@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, TypeVar
 
 R = TypeVar("R", bound="RunResult")
@@ -62,7 +63,7 @@ def summarise(cell: str, status: str, rows: Sequence[Mapping[str, Any]]) -> RunR
     """
     if not rows:
         return RunResult(cell, status)
-    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of several equal epochs
+    best = max(rows, key=itemgetter("val_accuracy"))  # the first of several equal epochs
     return RunResult(
         cell,
         status,

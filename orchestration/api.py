@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -347,7 +348,8 @@ def _overrides(given: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict
 def _space(space: object) -> SearchSpace:
     if isinstance(space, SearchSpace):
         return space
-    return parse_space(space, "the space") if isinstance(space, Mapping) else load_space(str(space))
+    # A copy, so that the caller may go on to change what was given.
+    return parse_space(deepcopy(dict(space)), "the space") if isinstance(space, Mapping) else load_space(str(space))
 
 
 def _grid(grid: object) -> GridSpec:

@@ -110,7 +110,7 @@ def plan_sweep(
     least, most = foresee(name, spec, trials, ledger, room.slots, history.seconds, windows)
     content = {"name": name} | _plan(
         configs,
-        [ledger.outcome(config.digest(), name) for config in configs],
+        [ledger.outcome(spec.digest(params), name) for params in ahead],
         [spec.base] * to_propose,
         (least, most),
         room,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from erat.config import RunConfig
@@ -118,9 +118,9 @@ class _Study:
     def trial(self, number: int, source: str, params: dict[str, Any]) -> Trial:
         """Return a trial with its result in the ledger, or an imagined one that is like the base configuration."""
         if source not in ("optuna", "confirm") or params.keys() - {"train.seed"}:
-            config = self.spec.config(params)
-            trial = self.ledger.with_outcome(Trial(number, config.digest(), params, source, config.flat()), self.name)
-            self.configs[number] = config
+            made = replace(self.spec.trial(number, source, params), rungs=(), seeds=1)
+            trial = self.ledger.with_outcome(made, self.name)
+            self.configs[number] = self.spec.config(params)
         else:
             trial = Trial(number, f"imagined {number}", params, source, self._base)
         self.before[number] = trial.epoch

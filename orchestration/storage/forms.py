@@ -162,13 +162,21 @@ class SnapshotHead(TypedDict):
     """First line of a ledger's snapshot: of which bytes of the ledger it is, and what follows."""
 
     __pydantic_config__ = Strict  # type: ignore[misc]
-    form: Literal[1]
+    form: Literal[2]
     bytes: Annotated[int, Field(ge=0)]
     lines: Annotated[int, Field(ge=0)]
     foreign: Annotated[int, Field(ge=0)]
     first_foreign: str
     ledger: str  # SHA-256 of these bytes of the ledger
     body: str  # SHA-256 of all other lines of the snapshot
+
+
+class SnapshotIndex(TypedDict):
+    """Second line of a snapshot: which lines follow, in this order."""
+
+    __pydantic_config__ = Strict  # type: ignore[misc]
+    studies: list[tuple[Name, Annotated[int, Field(ge=1)]]]  # each study and the number of its lines
+    ended: list[list[Cell]]  # for each line of results outside the studies, whose they are
 
 
 class StudyPart(TypedDict):
@@ -195,7 +203,7 @@ class TrialsPart(TypedDict):
     study: Name
     number: list[Number]
     cell: list[Cell]
-    params: list[dict[str, Any]]
+    params: list[dict[str, Any] | None]  # None: those of the listed run with this number
     source: list[str]
 
 
@@ -315,6 +323,7 @@ EVENTS: TypeAdapter[Any] = TypeAdapter(
     ]
 )
 SNAPSHOT_HEAD = TypeAdapter(SnapshotHead)
+SNAPSHOT_INDEX = TypeAdapter(SnapshotIndex)
 SNAPSHOT_PART: TypeAdapter[Any] = TypeAdapter(
     Annotated[StudyPart | TrialsPart | ResultsPart, Field(discriminator="part")]
 )

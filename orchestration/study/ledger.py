@@ -22,7 +22,8 @@ That a run is done holds for its cell, the digest of its configuration, so that 
 a run was stopped early holds for its cell *in one study*, because it was compared with the trials of that study.
 
 A long ledger is not read from its beginning each time: `orchestration.study.snapshot` keeps beside it what its first
-part says. It may be deleted at any time, and nothing is lost with it.
+part says, study by study, so that whoever opens a study takes in that one alone. It may be deleted at any time, and
+nothing is lost with it. All studies of a workspace have one ledger, because a run that is done counts in each of them.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from orchestration.storage.background import Background
 from orchestration.storage.forms import EVENTS, lacks
 from orchestration.study import snapshot
 from orchestration.study.recorded import RecordedResult, StudyRecord
+from orchestration.study.snapshot import Records
 from orchestration.study.trial import NO_CONFIG, Trial
 
 MOST_LINE = 2**26  # bytes; the line that enters a study of 10,000 runs has two million
@@ -69,8 +71,8 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.studies: dict[str, StudyRecord] = {}
-        self._outcomes: dict[str, RecordedResult] = {}
+        self.studies: Records[StudyRecord] = Records()
+        self._outcomes: Records[RecordedResult] = Records()
         self._offset = self._lines = 0
         self._within = False  # whether the last chunk ended inside a line that is too long
         self._foreign, self._first_foreign, self._warned = 0, "", 0
@@ -88,6 +90,7 @@ class Ledger:
         if kept is not None:
             self.studies, self._outcomes, self._digest = kept.studies, kept.outcomes, kept.digest
             self._offset, self._lines, self._foreign, self._first_foreign = kept.place
+            self.studies.anew = self._outcomes.anew = self._read_anew
         before = self._offset
         self.refresh()
         if not self._within and snapshot.is_due(before, self._offset):
@@ -95,13 +98,27 @@ class Ledger:
             snapshot.write(self.path, snapshot.Snapshot(self.studies, self._outcomes, self._digest, place))
         self._digest = None
 
+    def _read_anew(self) -> None:
+        """Read the file from its beginning, because the snapshot has something that no ledger has."""
+        with self._memory:
+            self.studies.anew = self._outcomes.anew = None
+            self.studies.clear()
+            self._outcomes.clear()
+            self._offset = self._lines = self._foreign = 0
+            self._within, self._first_foreign = False, ""
+            self._refresh()
+
     @contextmanager
     def in_background(self) -> Iterator[None]:
         """Write in a thread during the block; see the module. At its end, everything is on the disk.
 
+        All of the snapshot is read before, because what this process knows first could not be read anew.
+
         Raises:
             OSError, UserError: The rest cannot be written; as for `append`.
         """
+        for records in (self.studies, self._outcomes):
+            records.load()
         self._background = Background("ledger", self.flush)
         try:
             yield
@@ -255,9 +272,8 @@ class Ledger:
         outcome = self._outcomes.get(cell)
         if outcome is not None and outcome.status == "done":
             return outcome
-        if sweep in self.studies and cell in self.studies[sweep].stopped:
-            return self.studies[sweep].stopped[cell]
-        return outcome
+        study = self.studies.get(sweep or "")
+        return outcome if study is None else study.stopped.get(cell, outcome)
 
     def done(self) -> dict[str, RecordedResult]:
         """Return digest of a run -> its result, for all runs that are done, in whatever study or outside any."""
@@ -270,12 +286,12 @@ class Ledger:
         been promoted. A listed run or a confirmation with the configuration of such a trial is neither stopped
         nor paused.
         """
-        searched = trial.source not in ("baseline", "confirm")
-        if sweep in self.studies and (rung := self.studies[sweep].promoted.get(trial.number, 0)):
+        searched, study = trial.source not in ("baseline", "confirm"), self.studies.get(sweep or "")
+        if study is not None and (rung := study.promoted.get(trial.number, 0)):
             trial = replace(trial, promoted=rung)
         ended = self.outcome(trial.cell, sweep if searched else None)
-        if ended is None and searched and sweep in self.studies:
-            ended = self.studies[sweep].paused.get(trial.cell)
+        if ended is None and searched and study is not None:
+            ended = study.paused.get(trial.cell)
             if ended is not None and trial.promoted >= ended.epochs:
                 ended = replace(ended, status="queued")
         if ended is None:

@@ -13,6 +13,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_serializer,
     model_validator,
@@ -125,6 +126,14 @@ class SearchSpace(Section):
             for place, point in enumerate(points)
         ]
 
+    @field_validator("baselines", mode="wrap")
+    @classmethod
+    def _as_they_are(cls, runs: Any, handler: ValidatorFunctionWrapHandler) -> list[dict[str, Any]]:
+        """Return the listed runs without a copy of each, because a ledger may have 100,000 of them."""
+        sound = type(runs) is list and all(type(run) is dict and all(type(key) is str for key in run) for run in runs)
+        made: list[dict[str, Any]] = list(runs) if sound else handler(runs)
+        return made
+
     @field_validator("sampler", "pruner")
     @classmethod
     def _registered(cls, name: str, info: ValidationInfo) -> str:
@@ -185,10 +194,10 @@ class SearchSpace(Section):
         allowed = all_keys()
         if not self.parameters and not (self.baselines and self.proposals == 0):
             raise UserError("parameters must name what is searched; without any, give baselines and proposals: 0")
+        known = frozenset(allowed)
         for entry in self.baselines:
-            for key in entry:
-                if key not in allowed:
-                    raise unknown_key(key, allowed)
+            if not known.issuperset(entry):
+                raise unknown_key(next(key for key in entry if key not in known), allowed)
         for key in self.parameters:
             self._check_conditions(key)
         for point in self.points:

@@ -221,3 +221,23 @@ def test_a_study_begun_without_the_command_looks_at_its_images_too(workspace: Wo
     assert wrong.identity() == made.identity()
     with pytest.raises(UserError, match="not those that this run was planned with"):
         run_study("s", wrong, 0, workspace, Ledger(workspace.ledger))
+
+
+# --- many seeds of one setting ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, True, -1, 1.0, "3", None])
+def test_a_digest_is_that_of_the_configuration_whatever_the_seed(
+    workspace: Workspace, tmp_path: Path, seed: Any
+) -> None:
+    made = study(workspace, arrays(tmp_path / "0.npz"), [{"defense.name": "ce", "train.seed": n} for n in (0, 7, 8)])
+    params = {"defense.name": "ce", "defense.warmup_epochs": 2} if seed is None else {"train.seed": seed}
+    said = []
+    for digest in (made.digest, lambda params: made.config(params).digest()):
+        try:
+            said.append(digest(params))
+        except UserError as error:
+            said.append(str(error))
+    assert said[0] == said[1]
+    assert made.digest({"defense.name": "ce", "train.seed": 7}) == made.config(made.runs[1]).digest()
+    assert made.digest({"defense.name": "ce", "train.seed": 7}) != made.digest({"defense.name": "ce", "train.seed": 8})

@@ -131,6 +131,75 @@ def test_ledgers_of_earlier_versions(old: Path, tmp_path: Path, read: list[bytes
     assert read == []
 
 
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return the parts of snapshots that have been read; it is kept up to date."""
+    taken: list[dict[str, Any]] = []
+    whole = snapshot._Lines.part
+
+    def noted(self: snapshot._Lines, number: int) -> dict[str, Any]:
+        taken.append(whole(self, number))
+        return taken[-1]
+
+    monkeypatch.setattr(snapshot._Lines, "part", noted)
+    return taken
+
+
+@pytest.mark.usefixtures("eager")
+def test_whoever_opens_a_study_takes_in_that_one_alone(path: Path, parts: list[dict[str, Any]]) -> None:
+    expected = Ledger(path)
+    parts.clear()
+    ledger = Ledger(path)
+    assert list(ledger.studies) == ["b", "a"]
+    assert "c0" in ledger._outcomes
+    assert "x" not in ledger._outcomes
+    assert parts == []
+    assert ledger.studies["a"] == expected.studies["a"]
+    assert {part.get("name") or part["study"] for part in parts} == {"a"}
+    parts.clear()
+    assert ledger.outcome("c50") == expected.outcome("c50")
+    assert [part["part"] for part in parts] == ["ended"], "one part of several"
+    ledger.append("retry", cell="c50")
+    assert ledger.outcome("c50") is None
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_snapshot_that_is_replaced_meanwhile_is_read_to_its_end(path: Path) -> None:
+    Ledger(path)
+    early = Ledger(path)
+    run(Ledger(path), "a", range(20, 26))
+    Ledger(path)
+    early.refresh()
+    assert says(early) == without(path)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_driver_has_all_of_it_before_it_writes_in_a_thread(path: Path, parts: list[dict[str, Any]]) -> None:
+    Ledger(path)
+    ledger = Ledger(path)
+    parts.clear()
+    with ledger.in_background():
+        assert parts
+        parts.clear()
+        assert list(ledger._outcomes.values())
+        assert parts == []
+
+
+@pytest.mark.usefixtures("eager")
+def test_the_values_of_listed_runs_are_kept_once(tmp_path: Path) -> None:
+    runs = [{"train.seed": 0, "train.lr": 1.0}, {"train.seed": 1, "train.lr": 1.0}, {"train.seed": 2}]
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("sweep", name="a", spec={**SPEC, "space": {"baselines": runs}}, trials=0)
+    for number, params in enumerate([runs[0], {"train.seed": 1, "train.lr": 1}, {"train.seed": 2.5}, {"eta": 0.1}]):
+        ledger.append("proposed", sweep="a", number=number, params=params, source="baseline", cell=f"c{number}")
+    Ledger(ledger.path)
+    study = Ledger(ledger.path).studies["a"]
+    assert study == ledger.studies["a"]
+    listed = study.spec["space"]["baselines"]
+    assert [study.proposals[number].params is listed[number] for number in range(3)] == [True, False, False]
+    assert type(study.proposals[1].params["train.lr"]) is int
+
+
 def changed(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] = ord("7") if content[place] != ord("7") else ord("8")
@@ -169,11 +238,11 @@ SPOILT: dict[str, Callable[[Path, Path], object]] = {
     "the snapshot is none": lambda ledger, kept: kept.write_bytes(b"\x00\xff5\n" * 99),
     "the snapshot is a folder": lambda ledger, kept: folder(kept),
     "a circular link": lambda ledger, kept: circle(kept),
-    "another form": lambda ledger, kept: rewritten(kept, lambda lines: lines[0].update(form=2)),
+    "another form": lambda ledger, kept: rewritten(kept, lambda lines: lines[0].update(form=1)),
     "a field is missing": lambda ledger, kept: rewritten(kept, lambda lines: lines[-1].pop("device")),
     "a list is shorter": lambda ledger, kept: rewritten(kept, lambda lines: lines[-1]["device"].pop()),
-    "a name that leaves": lambda ledger, kept: rewritten(kept, lambda lines: lines[1].update(name="../x")),
-    "trials of no study": lambda ledger, kept: rewritten(kept, lambda lines: lines[2].update(study="x")),
+    "a name that leaves": lambda ledger, kept: rewritten(kept, lambda lines: lines[2].update(name="../x")),
+    "trials of no study": lambda ledger, kept: rewritten(kept, lambda lines: lines[3].update(study="x")),
     "an accuracy above 1": lambda ledger, kept: rewritten(
         kept, lambda lines: lines[-1].update(val_accuracy=[9.0] * len(lines[-1]["cell"]))
     ),
