@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError, field_validator, model_validator
 
 from erat.data.facts import SetShape
-from erat.defaults import corruption_options, fill_images, fill_labels
+from erat.defaults import corruption_options, fill_coupling, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
 from erat.keys import has_key, known_keys, unknown_key
 from erat.options import CorruptionOptions, DefenseOptions, Norm, Section, Setting, fields_of, parse_fraction
@@ -75,6 +75,7 @@ class RunConfig(Sections):
             BACKBONES.require(name)
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
             raise UserError(f"corruption.epsilon must be in [0, 1] for linf, got {self.corruption.epsilon:g}")
+        self.corruption.check_coupling()
         self._check_parts()
         self._check_gpus()
         if self.train.cuda_graphs and not self.train.compile:
@@ -220,6 +221,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
 def _unused(config: RunConfig, overrides: Mapping[str, Any]) -> list[str]:
     """Return the keys of the overrides that were dropped because the configured corruption does not use them."""
     none = {"corruption.share": config.corruption.data, "corruption.rate": config.corruption.labels}
+    none |= {"corruption.coupling": "none", "corruption.labels": "none"}  # filled in from each other
     flat = config.flat()
     return [
         key
@@ -259,6 +261,7 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
         data["flip"] = facts.flip
     if data.get("fingerprint") is None:
         data["fingerprint"] = facts.fingerprint
+    fill_coupling(corruption)
     fill_images(corruption, facts.epsilon, _values(data, facts.shape))
     fill_labels(corruption)
     if isinstance(defense, dict):

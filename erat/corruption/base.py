@@ -27,7 +27,8 @@ class Craft:
 
     Attributes:
         images: the clean images, float (N, C, H, W) in [0, 1].
-        labels: the clean labels, int64 (N,).
+        labels: the labels for which the perturbations are crafted, int64 (N,): the clean ones, unless
+            `corruption.coupling` says otherwise.
         num_classes: the number of classes K.
         norm, epsilon: the budget: "linf" or "l2", and its size in pixel units of 1.0; "l0", and a number of pixels; or
             "unbounded", and infinity.

@@ -28,6 +28,8 @@ class CorruptionKind:
         granularities: the granularities in which it can be crafted, the paper's first.
         uses: what it needs of the source network: "nothing", its "architecture", or a "trained network" (trained on
             clean images).
+        towards: the number of classes after the label of an image of the class that it is drawn to, 0 for its own; None:
+            it is drawn to no class.
         draws: the kind whose random draws it uses, where one optimisation yields two kinds; None: it has its own.
         Options: the class of its options, the keys of `corruption.*`; those that it adds are passed on as
             `Craft.options`.
@@ -40,6 +42,7 @@ class CorruptionKind:
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     granularities: ClassVar[tuple[str, ...]] = ("class",)
     uses: ClassVar[Literal["nothing", "architecture", "trained network"]] = "nothing"
+    towards: ClassVar[int | None] = 0
     draws: ClassVar[str | None] = None
     Options: ClassVar[type[CorruptionOptions]] = CorruptionOptions
     version: ClassVar[int] = 1
@@ -99,6 +102,7 @@ class UAP(UHP):
     """Universal adversarial perturbations, which the same optimisation yields as UHP."""
 
     kind = "uap"
+    towards = 1
     draws = "uhp"
 
 
@@ -129,6 +133,7 @@ class AP(CorruptionKind):
 
     kind = "ap"
     norm = "l2"
+    towards = 1
     granularities = ("sample",)
     uses = "trained network"
     Options = APOptions
@@ -145,6 +150,7 @@ class AA(CorruptionKind):
 
     kind = "aa"
     norm = "linf"
+    towards = None
     granularities = ("sample",)
     uses = "trained network"
     Options = AAOptions
@@ -178,6 +184,7 @@ class L2C(CorruptionKind):
 
     kind = "l2c"
     norm = "linf"
+    towards = None
     granularities = ("sample",)
     Options = L2COptions
 
