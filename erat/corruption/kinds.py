@@ -13,9 +13,21 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from erat.errors import UserError
-from erat.options import MOST_EPOCHS, CorruptionOptions, Number
+from erat.options import DECIDING, MOST_EPOCHS, CorruptionOptions, Number
 
 MOST_STEPS = 10**7
+
+
+def coupling_name(config: Mapping[str, Any]) -> str:
+    """Return what names the coupling of a run beside its kinds of corruption, such as "overlap 0.5"; mostly "".
+
+    Args:
+        config: the flat configuration. Couplings that decide the labels are named by their kind.
+    """
+    coupling = config.get("corruption.coupling") or "independent"
+    if coupling == "independent" or coupling in DECIDING:
+        return ""
+    return f"overlap {config['corruption.overlap']:g}" if coupling == "overlap" else str(coupling)
 
 
 class CorruptionKind:
@@ -28,8 +40,8 @@ class CorruptionKind:
         granularities: the granularities in which it can be crafted, the paper's first.
         uses: what it needs of the source network: "nothing", its "architecture", or a "trained network" (trained on
             clean images).
-        towards: the number of classes after the label of an image of the class that it is drawn to, 0 for its own; None:
-            it is drawn to no class.
+        towards: the number of classes after the label of an image of the class that it is drawn to, 0 for its own;
+            None: it is drawn to no class.
         draws: the kind whose random draws it uses, where one optimisation yields two kinds; None: it has its own.
         Options: the class of its options, the keys of `corruption.*`; those that it adds are passed on as
             `Craft.options`.

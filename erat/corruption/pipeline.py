@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,14 @@ def _image_parameters(subject: Traits, config: RunConfig) -> Parameters:
     }
 
 
+def _shared_parameters(subject: Traits, config: RunConfig, name: str) -> Parameters:
+    """Return everything that decides what crafted sets share: all that decides their images but kind and labels."""
+    kind = CORRUPTIONS.known(config.corruption.data)
+    images = _image_parameters(subject, config)
+    rest = {key: value for key, value in images.items() if key not in ("coupling", "labels")}
+    return rest | {"part": name, "kind": kind.draws or kind.kind}
+
+
 def _label_parameters(subject: Traits, config: RunConfig) -> Parameters:
     """Return everything that decides the given labels of a set with these traits."""
     options, facts = config.corruption, DATASETS.facts(config.data.name)
@@ -258,6 +267,20 @@ def _craft(
         sources.append(manifest)
         return network
 
+    def once(name: str, make: Callable[[Craft], Tensor]) -> Tensor:
+        parameters = _shared_parameters(Traits.of(subject), config, name)
+
+        def made() -> tuple[Arrays, dict[str, Any]]:
+            own = replace(craft, generator=draws(), scratch=store.scratch(parameters), once=None)
+            arrays = {name: make(own).cpu().numpy()}
+            return arrays, {"kind": name, "source": sources[0] if sources else None} | versions()
+
+        entry = store.fetch(parameters, made, Expected(fields=("source",)))
+        if not sources and entry.manifest["source"] is not None:
+            sources.append(entry.manifest["source"])
+        return torch.from_numpy(np.array(entry.arrays[name])).to(device)
+
+    draws = partial(generator, options.seed, "craft", kind.draws or kind.kind)
     craft = Craft(
         images=to_float(subject.images.to(device)),
         labels=labels.to(device),
@@ -265,12 +288,13 @@ def _craft(
         norm=options.norm,
         epsilon=epsilon,
         granularity=options.granularity,
-        generator=generator(options.seed, "craft", kind.draws or kind.kind),
+        generator=draws(),
         build=partial(untrained, subject, config),
         source=source,
         options=options.own(),
         progress=progress,
         scratch=store.scratch(_image_parameters(Traits.of(subject), config)),
+        once=once,
     )
     delta = kind.perturb(craft)
     poisoned = quantize(subject.images.to(device), delta, options.norm, epsilon).cpu()

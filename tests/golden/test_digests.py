@@ -62,6 +62,12 @@ LABELS: dict[str, dict[str, Any]] = {
     "symmetric": {"labels": "symmetric", "rate": 0.4},
     "asymmetric": {"labels": "asymmetric", "rate": 0.3, "exact": False},
     "instance": {"labels": "instance", "generator": "pdn"},
+    "annotator": {"labels": "annotator", "rate": 0.4},
+    "bound": {"labels": "bound", "rate": 0.4},
+    "first": {"labels": "symmetric", "rate": 0.4, "coupling": "labels_first"},
+    "overlapping": {"labels": "symmetric", "rate": 0.4, "share": 0.5, "coupling": "overlap", "overlap": 0.5},
+    "annotator of urp": {"data": "urp", "rate": 0.4, "coupling": "annotator", "share": 0.5},
+    "bound to uap": {"data": "uap", "rate": 0.4, "coupling": "bound"},
 }
 # A key, and a value that makes another run of the demo with ERAT, with whatever else the key needs.
 KEYS: dict[str, dict[str, Any]] = {
