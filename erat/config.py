@@ -20,7 +20,7 @@ from erat.data.facts import SetShape
 from erat.defaults import corruption_options, fill_coupling, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
 from erat.keys import has_key, known_keys, unknown_key
-from erat.options import CorruptionOptions, DefenseOptions, Norm, Section, Setting, fields_of, parse_fraction
+from erat.options import CorruptionOptions, DefenseOptions, Norm, Section, Setting, fields_of, norms_in, parse_fraction
 from erat.presets import PRESETS
 from erat.registry import BACKBONES, DATASETS, DEFENSES
 from erat.sections import Sections, TrainConfig
@@ -80,6 +80,8 @@ class RunConfig(Sections):
         self._check_gpus()
         if self.train.cuda_graphs and not self.train.compile:
             raise UserError("train.cuda_graphs needs train.compile=true, got false")
+        if self.train.compile and "lpips" in norms_in(getattr(self.defense, "norms", None) or ""):
+            raise UserError("defense.norms with lpips needs train.compile=false, got true: it looks inside the network")
         if self.train.compile and self.train.checkpoint_activations:
             raise UserError("train.checkpoint_activations needs train.compile=false, got true")
         self.defense.check(self.train.workers * self.train.accumulate)

@@ -32,7 +32,7 @@ PoisonNorm = Literal["linf", "l2", "l0", "unbounded"]
 
 
 # What a defense may perturb its images under; those after the paper's two have budgets of their own name.
-NORMS = ("linf", "l2", "l1", "l0", "ssim", "wasserstein")
+NORMS = ("linf", "l2", "l1", "l0", "ssim", "wasserstein", "lpips")
 
 
 def norms_in(text: str) -> tuple[str, ...]:

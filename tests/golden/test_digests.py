@@ -121,6 +121,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.epsilon_l0": {"defense.norms": "l0", "defense.epsilon_l0": 4},
     "defense.epsilon_ssim": {"defense.norms": "ssim", "defense.epsilon_ssim": 0.2},
     "defense.epsilon_wasserstein": {"defense.norms": "linf,wasserstein", "defense.epsilon_wasserstein": 0.1},
+    "defense.epsilon_lpips": {"defense.norms": "linf,lpips", "defense.epsilon_lpips": 0.1},
+    "defense.norm_draw": {"defense.norm_draw": "weighted"},
     "defense.uniform": {"defense.uniform": False},
     "defense.epsilon_inf": {"defense.epsilon_inf": 0.02},
     "defense.epsilon_2": {"defense.epsilon_2": 0.4},

@@ -115,6 +115,8 @@ def passes(trainer: Trainer, labelled: int, unlabelled: int, phase: str = "train
         pytest.param({"defense.norms": "l1"}, 23, 24, id="l1"),
         pytest.param({"defense.norms": "linf,l2,l1,l0"}, 23, 24, id="four norms"),
         pytest.param({"defense.norms": "ssim,wasserstein"}, 23, 24, id="ssim and wasserstein"),
+        # 14 passes of feature maps in each of the 7 steps of PGD.
+        pytest.param({"defense.norms": "lpips"}, 23 + 98, 24 + 98, id="lpips"),
         # Two PGD runs, 28; five student views (strong, and two of each perturbed image), 15.
         pytest.param({"defense.uniform": False}, 43, 44, id="w/o Uni"),
         pytest.param({"defense.adversarial": False}, 3, 4, id="w/o AT"),
