@@ -37,7 +37,7 @@ TITLES = {
     "l0": "l0 ≤ 10 pixels,\nof any colour",
     "ssim": "1 - SSIM ≤ 0.05:\nwhere it shows least",
     "wasserstein": "Wasserstein ≤ 0.5:\nmoved to near pixels",
-    "lpips": "LPIPS ≤ 0.5: where its\nfeature maps look away",
+    "lpips": "LPIPS ≤ 0.5:\nits own feature maps",
 }
 DIGITS, STEPS = (3, 8), 20
 
