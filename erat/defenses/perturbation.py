@@ -60,6 +60,12 @@ def measure_norms(defense: Defense, clock: Clock, data: TrainingData) -> dict[st
     return {f"drawn_{norm}": share for norm, share in zip(norms, (fooled / fooled.sum()).tolist(), strict=True)}
 
 
+def _loaded(perturber: nn.Module, _keys: object) -> None:
+    """Draw by the weights that a checkpoint has brought."""
+    assert isinstance(perturber, Perturber), "the hook is that of a perturber"
+    perturber.weigh(perturber.weights)
+
+
 class Perturber(nn.Module):
     """A module that attacks a whole batch by one PGD run, each image in its own norm.
 
@@ -79,7 +85,8 @@ class Perturber(nn.Module):
         norms = norms_in(options.norms or "")
         if options.norm_draw == "weighted":
             self.register_buffer("weights", torch.ones(len(norms)))
-        self._bounds: list[float] = []
+            self.weigh(torch.ones(len(norms)))
+            self.register_load_state_dict_post_hook(_loaded)
         if options.adversarial and "lpips" in norms and not has_feature_maps(task.build(0), task.image_shape):
             raise no_feature_maps("defense.norms", task.backbone)
 
@@ -211,8 +218,6 @@ class Perturber(nn.Module):
         """Draw the number of each image's norm, int64 (images,) on the device: uniformly, or by the weights."""
         if self.options.norm_draw == "uniform":
             return random.randint(count, images, device=device)
-        if not self._bounds:  # read once an epoch, and not in every step, because that waits for the device
-            self._bounds = (self.weights / self.weights.sum()).cumsum(0)[:-1].tolist()
         drawn = random.rand(images, device=device)
         # By plain numbers, which need not be copied to a GPU.
         return torch.stack([drawn >= bound for bound in self._bounds]).sum(0)
@@ -220,7 +225,8 @@ class Perturber(nn.Module):
     def weigh(self, weights: Tensor) -> None:
         """Draw norms in proportion to these weights, float (norms,), from now on."""
         self.weights.copy_(weights)
-        self._bounds = []
+        # Read once an epoch, and not in every step, because that waits for the device.
+        self._bounds: list[float] = (weights / weights.sum()).cumsum(0)[:-1].tolist()
 
     def fooled(self, network: nn.Module, images: Tensor) -> Tensor:
         """Return whether an attack under each norm changes what the network says of each image, float (B, norms).

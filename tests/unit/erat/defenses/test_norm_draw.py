@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from erat.config import build
 from erat.data.random import BatchRandom
 from erat.defenses.base import Clock, Task
 from erat.defenses.erat import ERATOptions
 from erat.defenses.perturbation import MEASURED, Perturber, measure_norms
 from erat.engine.evaluation import map_images
+from erat.engine.memory import predict
 from erat.engine.trainer import Trainer
 
 Make = Callable[..., Any]
@@ -93,7 +95,7 @@ def test_before_anything_is_measured_the_draw_is_uniform() -> None:
     assert drawn.double().mean() == pytest.approx(0.5, abs=0.03)
 
 
-def test_workers_measure_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_workers_measure_the_same() -> None:
     """Each attacks its own share of the same images; together they are those of one worker."""
     alone, together = (measure_norms(Defended(), Clock(3), Data(shards)) for shards in (1, 2))  # type: ignore[arg-type]
     assert alone == together
@@ -122,6 +124,13 @@ def test_the_weights_are_part_of_the_state_and_only_of_a_weighted_draw() -> None
     ]
     assert torch.equal(*draws)
     assert not perturber(norm_draw="uniform").state_dict()
+
+
+@pytest.mark.parametrize("norms", ["both", "linf,lpips"])
+def test_memory_is_predicted_without_weights_or_images(norms: str) -> None:
+    found = predict(build("demo", {"defense.norms": norms, "defense.norm_draw": "weighted"}))
+    plain = predict(build("demo", {"defense.norms": norms}))
+    assert found.flops == plain.flops > 0
 
 
 @pytest.mark.parametrize("name", ["at", "dividemix"])
