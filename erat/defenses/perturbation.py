@@ -75,6 +75,7 @@ class Perturber(nn.Module):
 
     last_delta: Tensor
     weights: Tensor
+    _bounds: list[float]  # of a uniform number: the norm is the number of those below it
 
     def __init__(self, options: PerturbationOptions, task: Task) -> None:
         super().__init__()
@@ -85,7 +86,7 @@ class Perturber(nn.Module):
         norms = norms_in(options.norms or "")
         if options.norm_draw == "weighted":
             self.register_buffer("weights", torch.ones(len(norms)))
-            self.weigh(torch.ones(len(norms)))
+            self._bounds = [number / len(norms) for number in range(1, len(norms))]
             self.register_load_state_dict_post_hook(_loaded)
         if options.adversarial and "lpips" in norms and not has_feature_maps(task.build(0), task.image_shape):
             raise no_feature_maps("defense.norms", task.backbone)
@@ -226,7 +227,7 @@ class Perturber(nn.Module):
         """Draw norms in proportion to these weights, float (norms,), from now on."""
         self.weights.copy_(weights)
         # Read once an epoch, and not in every step, because that waits for the device.
-        self._bounds: list[float] = (weights / weights.sum()).cumsum(0)[:-1].tolist()
+        self._bounds = (weights / weights.sum()).cumsum(0)[:-1].tolist()
 
     def fooled(self, network: nn.Module, images: Tensor) -> Tensor:
         """Return whether an attack under each norm changes what the network says of each image, float (B, norms).

@@ -126,7 +126,7 @@ def test_the_weights_are_part_of_the_state_and_only_of_a_weighted_draw() -> None
     assert not perturber(norm_draw="uniform").state_dict()
 
 
-@pytest.mark.parametrize("norms", ["both", "linf,lpips"])
+@pytest.mark.parametrize("norms", ["both", "linf,l0"])
 def test_memory_is_predicted_without_weights_or_images(norms: str) -> None:
     found = predict(build("demo", {"defense.norms": norms, "defense.norm_draw": "weighted"}))
     plain = predict(build("demo", {"defense.norms": norms}))
