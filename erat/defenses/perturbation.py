@@ -87,7 +87,7 @@ class Perturber(nn.Module):
         if options.norm_draw == "weighted":
             self.register_buffer("weights", torch.ones(len(norms)))
             self._bounds = [number / len(norms) for number in range(1, len(norms))]
-            self.register_load_state_dict_post_hook(_loaded)
+            self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
         if options.adversarial and "lpips" in norms and not has_feature_maps(task.build(0), task.image_shape):
             raise no_feature_maps("defense.norms", task.backbone)
 
