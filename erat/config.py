@@ -18,10 +18,10 @@ from typing import Any, TypeVar, get_args
 from pydantic import ValidationError, field_validator, model_validator
 
 from erat.data.facts import SetShape
-from erat.defaults import corruption_options, fill_images, fill_labels
+from erat.defaults import corruption_options, fill_coupling, fill_images, fill_labels
 from erat.errors import UserError, shown, unknown_name
 from erat.keys import has_key, known_keys, unknown_key
-from erat.options import CorruptionOptions, DefenseOptions, Norm, Section, Setting, fields_of, parse_fraction
+from erat.options import CorruptionOptions, DefenseOptions, Norm, Section, Setting, fields_of, norms_in, parse_fraction
 from erat.presets import PRESETS
 from erat.registry import BACKBONES, DATASETS, DEFENSES
 from erat.sections import Sections, TrainConfig
@@ -76,10 +76,13 @@ class RunConfig(Sections):
             BACKBONES.require(name)
         if self.corruption.norm == "linf" and (self.corruption.epsilon or 0) > 1:
             raise UserError(f"corruption.epsilon must be in [0, 1] for linf, got {self.corruption.epsilon:g}")
+        self.corruption.check_coupling()
         self._check_parts()
         self._check_gpus()
         if self.train.cuda_graphs and not self.train.compile:
             raise UserError("train.cuda_graphs needs train.compile=true, got false")
+        if self.train.compile and "lpips" in norms_in(getattr(self.defense, "norms", None) or ""):
+            raise UserError("defense.norms with lpips needs train.compile=false, got true: it looks inside the network")
         if self.train.compile and self.train.checkpoint_activations:
             raise UserError("train.checkpoint_activations needs train.compile=false, got true")
         self.defense.check(self.train.workers * self.train.accumulate)
@@ -221,6 +224,7 @@ def build(preset: str = "demo", overrides: Mapping[str, Any] | None = None, *, q
 def _unused(config: RunConfig, overrides: Mapping[str, Any]) -> list[str]:
     """Return the keys of the overrides that were dropped because the configured corruption does not use them."""
     none = {"corruption.share": config.corruption.data, "corruption.rate": config.corruption.labels}
+    none |= {"corruption.coupling": "none", "corruption.labels": "none"}  # filled in from each other
     flat = config.flat()
     return [
         key
@@ -266,6 +270,7 @@ def _filled(raw: Mapping[str, Any]) -> dict[str, Any]:
         policy=facts.policy,
         flip=bool(data["flip"]),
     )
+    fill_coupling(corruption)
     fill_images(corruption, setting, _values(data, facts.shape))
     fill_labels(corruption)
     if isinstance(defense, dict):

@@ -9,10 +9,41 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from erat.errors import UserError, shown
-from erat.options import CorruptionOptions, LabelKind, Setting, fields_of
+from erat.options import DECIDING, CorruptionOptions, Coupling, LabelKind, Setting, fields_of
 from erat.paths import user_path
 from erat.records import DamagedError, open_regular
 from erat.registry import CORRUPTIONS
+
+
+def fill_coupling(corruption: dict[str, Any]) -> None:
+    """Fill in, in place, what follows from the coupling of the two corruptions, before the values of either.
+
+    Without wrong labels nothing is coupled; without a poison only the couplings that decide the labels are of use.
+
+    Raises:
+        UserError: the coupling and the kind of label noise contradict each other, or the kind of poison has no such
+            coupling.
+    """
+    data, labels = (str(corruption.get(key, "none")) for key in ("data", "labels"))
+    coupling = corruption.get("coupling") or "independent"
+    if labels == "none":
+        coupling = "independent"
+    elif labels in DECIDING:
+        if coupling not in ("independent", labels):
+            raise UserError(f"corruption.labels must not be {labels} with corruption.coupling={shown(coupling)}")
+        coupling = labels
+    elif coupling in DECIDING:
+        corruption["labels"] = coupling
+    elif data == "none" and coupling in get_args(Coupling):
+        coupling = "independent"
+    if coupling == "bound" and data != "none" and CORRUPTIONS.known(data).towards is None:
+        raise UserError(f"corruption.data={data} has no corruption.coupling=bound: it draws images to no class")
+    if corruption.get("coupling") is not None or coupling != "independent":
+        corruption["coupling"] = coupling
+    if coupling == "overlap" and corruption.get("overlap") is None:
+        corruption["overlap"] = 1.0
+    elif coupling != "overlap":
+        corruption["overlap"] = None
 
 
 def fill_images(corruption: dict[str, Any], setting: Setting, values: int | None = None) -> None:
@@ -33,17 +64,18 @@ def fill_images(corruption: dict[str, Any], setting: Setting, values: int | None
     # Drops options of other kinds only; a key that no kind knows stays and is refused later.
     for key in [key for key in corruption if key not in fields_of(options) and corruption_field(key) is not None]:
         del corruption[key]
+    annotator = corruption.get("labels") == "annotator"  # another network of the source's architecture and training
     if name == "none":
-        unused = ("norm", "epsilon", "granularity", "source", "source_epochs", "source_weights")
-        corruption |= dict.fromkeys(unused) | {"share": 1.0}
+        unused = ("norm", "epsilon", "granularity", "source_weights")
+        corruption |= dict.fromkeys(unused if annotator else (*unused, "source", "source_epochs")) | {"share": 1.0}
     else:
         kind = CORRUPTIONS.known(name)
         kind.check(corruption)
-        if kind.uses == "nothing":
+        if kind.uses == "nothing" and not annotator:
             corruption["source"] = None
         if kind.uses != "trained network":
             corruption["source_weights"] = None
-        if kind.uses != "trained network" or corruption.get("source_weights"):
+        if not annotator and (kind.uses != "trained network" or corruption.get("source_weights")):
             corruption["source_epochs"] = None
         corruption["norm"] = corruption.get("norm") or kind.norm
         corruption["granularity"] = corruption.get("granularity") or kind.granularities[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ PoisonNorm = Literal["linf", "l2", "l1", "l0", "unbounded"]
 
 
 # What a defense may perturb its images under; those after the paper's two have budgets of their own name.
-NORMS = ("linf", "l2", "l1", "l0", "ssim", "wasserstein")
+NORMS = ("linf", "l2", "l1", "l0", "ssim", "wasserstein", "lpips")
 
 
 def norms_in(text: str) -> tuple[str, ...]:
@@ -55,11 +56,17 @@ def _norm_set(text: str) -> str:
 
 # A set of norms: "both", "l2", "linf,l2,l1", or a list of them.
 NormSet = Annotated[str, BeforeValidator(_joined), AfterValidator(_norm_set)]
+# How the corruption of labels and that of images depend on each other: see `erat.corruption.coupling`.
+Coupling = Literal["independent", "labels_first", "annotator", "bound", "overlap"]
+DECIDING = ("annotator", "bound")  # couplings that decide the labels, and are the kind of label noise themselves
+SOURCE_EPOCHS = 30
 LabelKind = Literal[
     "none",
     "symmetric",
     "asymmetric",
     "instance",
+    "annotator",
+    "bound",
     "human-aggregate",
     "human-random1",
     "human-random2",
@@ -159,7 +166,8 @@ class Section(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Copy the description of a field from the base class where a subclass changes only its default."""
+        """Give a subclass what its base classes say of `added`, and of a field of which it changes only the default."""
+        cls.added = {key: value for base in reversed(cls.__mro__) for key, value in getattr(base, "added", {}).items()}
         for name, field in cls.model_fields.items():
             fields = (getattr(base, "model_fields", {}) for base in cls.__mro__[1:])
             bases = (found[name] for found in fields if name in found)
@@ -191,6 +199,14 @@ class DataConfig(Section):
         return str(user_path(root, "data.root")) if root else None
 
 
+def too_little_overlap(least: float, share: float, rate: float, overlap: float) -> UserError:
+    """Return the error that the poisoned and the mislabelled share of the images have more in common than is asked."""
+    return UserError(
+        f"corruption.overlap must be in [{math.ceil(least * 1000) / 1000:g}, 1] with corruption.share={share:g} and "
+        f"{rate:.0%} wrong labels, got {overlap:g}"
+    )
+
+
 # Options of the first kinds of data corruption. Every configuration contains them, as none where its kind lacks them,
 # because the digests of earlier runs include them.
 EVERYWHERE = ("steps", "attack", "width", "lr")
@@ -202,6 +218,8 @@ class CorruptionOptions(Section):
     A key that a kind adds may be given as none, which means its default.
     """
 
+    added: ClassVar[dict[str, Any]] = {"coupling": "independent", "overlap": None}
+
     data: str = Field("none", description="perturbation of the training images (poison)")
     norm: PoisonNorm | None = Field(None, description="none: the norm in which this corruption was published")
     epsilon: Number | None = Field(
@@ -211,7 +229,7 @@ class CorruptionOptions(Section):
     share: Number = Field(1.0, gt=0, le=1, description="share of the images that are poisoned, drawn by the seed")
     source: str | None = Field("resnet18", description="network that perturbations are crafted against")
     source_epochs: int | None = Field(
-        30, ge=1, le=MOST_EPOCHS, description="epochs for which the source network is trained on clean data"
+        SOURCE_EPOCHS, ge=1, le=MOST_EPOCHS, description="epochs for which the source network is trained on clean data"
     )
     source_weights: str | None = Field(
         None, description="file with the weights of the source network; none: it is trained here"
@@ -227,6 +245,17 @@ class CorruptionOptions(Section):
     include_self: bool = Field(False, description="symmetric noise may draw the true class again")
     exact: bool = Field(True, description="flip exactly rate * N labels, not each with probability rate")
     seed: int = Field(0, ge=0, lt=2**32, description="decides which images and labels are corrupted, and how")
+    coupling: Coupling = Field(
+        "independent",
+        description="beyond the paper: poison for the given labels, labels by an annotator who sees the poison, both "
+        "with one wrong class, or a given overlap",
+    )
+    overlap: Number | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="coupling=overlap: images both poisoned and mislabelled, as a share of the smaller set; none: 1",
+    )
 
     @classmethod
     def own_keys(cls) -> list[str]:
@@ -265,6 +294,29 @@ class CorruptionOptions(Section):
     def _sparse(self) -> str:
         """Return what an l0 budget is for, in words."""
         return self.data if self.data == "ops" else f"{self.data} under l0"
+
+    def check_coupling(self) -> None:
+        """Refuse an overlap of images that are all poisoned, or one that the two shares rule out.
+
+        Of label noise whose realised rate is not known yet, the latter is found when the labels are there.
+
+        Raises:
+            UserError: the message says what is wrong, what was given and what is allowed.
+        """
+        if self.coupling != "overlap":
+            return
+        if self.share == 1:
+            raise UserError("corruption.coupling=overlap needs corruption.share below 1, got 1: all are poisoned")
+        if (
+            self.labels == "symmetric"
+            and self.exact
+            and not self.include_self
+            and self.rate
+            and self.overlap is not None
+        ):
+            least = max(0.0, self.share + self.rate - 1) / min(self.share, self.rate)
+            if self.overlap < least - 0.01:  # shares are rounded to whole images
+                raise too_little_overlap(least, self.share, self.rate, self.overlap)
 
     @model_validator(mode="before")
     @classmethod

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from erat.attacks.pgd import frozen, pgd
-from erat.attacks.threats import THREATS, Mixture
+from erat.attacks.threats import Mixture
 from erat.config import build
 from erat.data.loading import load
 from erat.data.types import to_float
 from erat.losses import label_loss
 from erat.models import build_model
+from erat.options import NORMS
 
 HERE = Path(__file__).parent
 BUDGETS = {
@@ -27,6 +28,7 @@ BUDGETS = {
     "l0": 10.0,
     "ssim": 0.05,
     "wasserstein": 0.5,
+    "lpips": 0.5,
 }  # customary for digits of 28 x 28
 TITLES = {
     "linf": "l∞ ≤ 0.1:\nevery value a little",
@@ -35,6 +37,7 @@ TITLES = {
     "l0": "l0 ≤ 10 pixels,\nof any colour",
     "ssim": "1 - SSIM ≤ 0.05:\nwhere it shows least",
     "wasserstein": "Wasserstein ≤ 0.5:\nmoved to near pixels",
+    "lpips": "LPIPS ≤ 0.5:\nits own feature maps",
 }
 DIGITS, STEPS = (3, 8), 20
 
@@ -61,14 +64,15 @@ def main() -> None:
         right = network(to_float(train.images)).argmax(1) == train.labels
     rows = [int(((train.labels == digit) & right).nonzero()[0]) for digit in DIGITS]
     clean, labels = to_float(train.images[rows]), train.labels[rows]
-    figure = Figure(figsize=(12.9, 7.4), dpi=80, layout="constrained", facecolor="white")
-    axes = figure.subplots(2 * len(DIGITS), 1 + len(THREATS))
+    figure = Figure(figsize=(14.7, 7.4), dpi=80, layout="constrained", facecolor="white")
+    axes = figure.subplots(2 * len(DIGITS), 1 + len(NORMS))
     for place in axes.flat:
         place.set_axis_off()
-    for column, name in enumerate(["clean", *THREATS]):
+    for column, name in enumerate(["clean", *NORMS]):
         moved = clean
         if name != "clean":
-            budget = Mixture.of([name], [BUDGETS[name]], torch.zeros(len(rows), dtype=torch.int64))
+            which = torch.zeros(len(rows), dtype=torch.int64)
+            budget = Mixture.of([name], [BUDGETS[name]], which, network=network)
             with frozen(network):
                 moved = pgd(
                     network, clean, partial(label_loss, labels), budget, steps=STEPS, step_size=budget.epsilon / 5

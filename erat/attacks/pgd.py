@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from erat.attacks.freezing import frozen
 from erat.attacks.norms import l2_project, l2_step, linf_project, linf_step, per_image
 from erat.attacks.threats import Mixture, draw_l2, draw_linf
 
 if TYPE_CHECKING:
     from erat.data.random import BatchRandom
+
+__all__ = ["Budget", "Objective", "frozen", "pgd"]
 
 Objective = Callable[[Tensor], Tensor]  # logits (N, K) of the perturbed images -> loss to raise, shape (N,)
 
@@ -73,27 +75,6 @@ def budget_of(norm: str, epsilon: float, images_NCHW: Tensor) -> Budget | Mixtur
     if norm in ("linf", "l2"):
         return Budget.of(norm, epsilon, images_NCHW)
     return Mixture.of([norm], [epsilon], torch.zeros(len(images_NCHW), dtype=torch.int64), images_NCHW.device)
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[nn.Module]:
-    """Put the network into eval mode without weight gradients inside the block, and restore every flag afterwards.
-
-    Weights are frozen, not merely left out of `autograd.grad`, because a compiled network skips their gradients only
-    if they are frozen.
-    """
-    training = [(module, module.training) for module in network.modules()]
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    network.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield network
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, flag in training:
-            module.training = flag
 
 
 def pgd(

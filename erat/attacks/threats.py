@@ -1,18 +1,21 @@
 """Gathers the threat models, each a step, a projection, a size and a random draw, and mixes them in one batch.
 
 A budget is a number for all images of a model: of l_inf, l_2 and l_1 in pixel units of 1.0, of l_0 a number of pixels,
-of ssim 1 - SSIM, of wasserstein the distance in pixels that brightness moves on average.
+of ssim 1 - SSIM, of wasserstein the distance in pixels that brightness moves on average, of lpips the distance of the
+feature maps of the network that is attacked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from erat.attacks.lpips import lpips_distance, lpips_draw, lpips_project, lpips_step
 from erat.attacks.norms import TINY, l2_norm, l2_project, l2_step, linf_project, linf_step, per_image
 from erat.attacks.sparse import l0_norm, l0_project, l0_step, l1_norm, l1_project, l1_step
 from erat.attacks.ssim import ssim_distance, ssim_draw, ssim_project, ssim_step
@@ -128,6 +131,19 @@ THREATS: dict[str, ThreatModel] = {
 }
 
 
+def threat_models(network: nn.Module | None) -> Mapping[str, ThreatModel]:
+    """Return `THREATS` and, for a network whose feature maps define a distance, "lpips"."""
+    if network is None:
+        return THREATS
+    perceptual = ThreatModel(
+        step=lambda grad, point, images, epsilon: lpips_step(network, grad, point),
+        project=partial(lpips_project, network),
+        size=partial(lpips_distance, network),
+        draw=lambda images, epsilon, random: lpips_draw(network, images, *_noise(images, random), epsilon),
+    )
+    return THREATS | {"lpips": perceptual}
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Budgets of a batch in which each image has a threat model of its own; the images of one model stand together.
@@ -148,20 +164,27 @@ class Mixture:
 
     @classmethod
     def of(
-        cls, names: Sequence[str], budgets: Sequence[float], which_N: Tensor, device: torch.device | None = None
+        cls,
+        names: Sequence[str],
+        budgets: Sequence[float],
+        which_N: Tensor,
+        device: torch.device | None = None,
+        network: nn.Module | None = None,
     ) -> Mixture:
         """Give each image one of several threat models.
 
         Args:
-            names: keys of `THREATS`.
+            names: keys of `threat_models(network)`.
             budgets: the budget of each.
             which_N: the number of each image's model, int64 (N,), on the CPU, so that the host knows the groups.
             device: the device of the images; None: the CPU.
+            network: the network that is attacked, which "lpips" needs.
         """
         order = which_N.argsort(stable=True)
         counts = torch.bincount(which_N, minlength=len(names)).tolist()
         there = [to_device(rows, device) if device is not None else rows for rows in (order, order.argsort())]
-        return cls(tuple(THREATS[name] for name in names), tuple(budgets), tuple(counts), *there)
+        models = threat_models(network)
+        return cls(tuple(models[name] for name in names), tuple(budgets), tuple(counts), *there)
 
     @property
     def epsilon(self) -> Tensor:

@@ -27,7 +27,8 @@ class Craft:
 
     Attributes:
         images: the clean images, float (N, C, H, W) in [0, 1].
-        labels: the clean labels, int64 (N,).
+        labels: the labels for which the perturbations are crafted, int64 (N,): the clean ones, unless
+            `corruption.coupling` says otherwise.
         num_classes: the number of classes K.
         norm, epsilon: the budget: "linf", "l2" or "l1", and its size in pixel units of 1.0; "l0", and a number of
             pixels; or "unbounded", and infinity.
@@ -39,6 +40,8 @@ class Craft:
         options: values of the options that the kind's `Options` add, by name.
         progress: called with (what, done, total) as the crafting proceeds.
         scratch: the place where an interrupted crafting left its state.
+        once: makes a tensor that sets of other labels or of another kind need too, and keeps it in the store; None: it
+            is made for this set alone. Called by `shared`.
     """
 
     images: Tensor
@@ -53,6 +56,16 @@ class Craft:
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
     scratch: Scratch = field(default_factory=Scratch)
+    once: Callable[[str, Callable[[Craft], Tensor]], Tensor] | None = None
+
+    def shared(self, name: str, make: Callable[[Craft], Tensor]) -> Tensor:
+        """Return what `make` makes, which must depend neither on `labels` nor on which kind with these draws it is.
+
+        Args:
+            name: what it is called in the store.
+            make: called with a request whose generator is new and whose scratch is the tensor's own.
+        """
+        return make(self) if self.once is None else self.once(name, make)
 
     @property
     def steps(self) -> int:

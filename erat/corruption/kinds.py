@@ -13,10 +13,22 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from erat.errors import UserError
-from erat.options import MOST_EPOCHS, CorruptionOptions, Number, Setting
+from erat.options import DECIDING, MOST_EPOCHS, CorruptionOptions, Number, Setting
 
 MOST_STEPS = 10**7
 BOUNDED = ("linf", "l2", "l1", "l0")  # the paper's norms, and two beyond it
+
+
+def coupling_name(config: Mapping[str, Any]) -> str:
+    """Return what names the coupling of a run beside its kinds of corruption, such as "overlap 0.5"; mostly "".
+
+    Args:
+        config: the flat configuration. Couplings that decide the labels are named by their kind.
+    """
+    coupling = config.get("corruption.coupling") or "independent"
+    if coupling == "independent" or coupling in DECIDING:
+        return ""
+    return f"overlap {config['corruption.overlap']:g}" if coupling == "overlap" else str(coupling)
 
 
 class CorruptionKind:
@@ -29,6 +41,8 @@ class CorruptionKind:
         granularities: the granularities in which it can be crafted, the paper's first.
         uses: what it needs of the source network: "nothing", its "architecture", or a "trained network" (trained on
             clean images).
+        towards: the number of classes after the label of an image of the class that it is drawn to, 0 for its own;
+            None: it is drawn to no class.
         draws: the kind whose random draws it uses, where one optimisation yields two kinds; None: it has its own.
         Options: the class of its options, the keys of `corruption.*`; those that it adds are passed on as
             `Craft.options`.
@@ -41,6 +55,7 @@ class CorruptionKind:
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     granularities: ClassVar[tuple[str, ...]] = ("class",)
     uses: ClassVar[Literal["nothing", "architecture", "trained network"]] = "nothing"
+    towards: ClassVar[int | None] = 0
     draws: ClassVar[str | None] = None
     Options: ClassVar[type[CorruptionOptions]] = CorruptionOptions
     version: ClassVar[int] = 1
@@ -106,6 +121,7 @@ class UAP(UHP):
     """Universal adversarial perturbations, which the same optimisation yields as UHP."""
 
     kind = "uap"
+    towards = 1
     draws = "uhp"
 
 
@@ -138,6 +154,7 @@ class AP(CorruptionKind):
     kind = "ap"
     norm = "l2"
     norms = BOUNDED
+    towards = 1
     granularities = ("sample",)
     uses = "trained network"
     Options = APOptions
@@ -154,6 +171,7 @@ class AA(CorruptionKind):
 
     kind = "aa"
     norm = "linf"
+    towards = None
     granularities = ("sample",)
     uses = "trained network"
     Options = AAOptions
@@ -187,6 +205,7 @@ class L2C(CorruptionKind):
 
     kind = "l2c"
     norm = "linf"
+    towards = None
     granularities = ("sample",)
     Options = L2COptions
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from erat.config import RunConfig
+from erat.config import RunConfig, content_digest
 from erat.corruption.base import Craft, Progress, norms_of, quantize, silent
+from erat.corruption.coupling import aimed_at, annotated, annotator_config, bound_labels, overlapping, realised
 from erat.corruption.human import human_labels
 from erat.corruption.labels import make_label_noise
-from erat.corruption.source import Traits, source_network, untrained
+from erat.corruption.source import Traits, source_network, source_parameters, untrained
 from erat.corruption.store import Arrays, Expected, Form, Store, versions
 from erat.data.loading import load_parts, split_validation
 from erat.data.types import CorruptedSet, ImageSet, to_float
@@ -41,10 +43,18 @@ def corrupted_set(config: RunConfig, store: Store, progress: Progress = silent) 
     subject = _subject(train, kept, config)
     # Whatever the precision of the run that happens to come first: the set is that of all runs that name it.
     with arithmetic(choose_device(config).type, "fp32"):
-        poisoned, images_manifest = poison(subject, config, store, progress)
-    labels, labels_manifest = mislabel(subject, config, store)
+        if config.corruption.coupling in ("labels_first", "overlap"):
+            labels, labels_manifest = mislabel(subject, config, store, progress)
+            poisoned, images_manifest = poison(subject, config, store, progress, labels)
+        else:
+            poisoned, images_manifest = poison(subject, config, store, progress)
+            labels, labels_manifest = mislabel(subject, config, store, progress, poisoned)
     corrupted = ImageSet(poisoned, labels, subject.class_names)
     manifest = {"images": images_manifest, "labels": labels_manifest, "val_trusted": config.val.trusted}
+    if config.corruption.data != "none" and config.corruption.labels != "none":
+        used = coupled_share(config, subject, labels)
+        found = realised(used, (labels != subject.labels).cpu())
+        manifest["coupling"] = {"kind": config.corruption.coupling, "asked": config.corruption.overlap, **found}
     if config.val.trusted:
         return CorruptedSet(corrupted, subject.labels, val, test, manifest)
     rest = torch.ones(len(train), dtype=torch.bool).index_fill_(0, kept.cpu(), False).nonzero().squeeze(1)
@@ -83,12 +93,19 @@ def _subject(train: ImageSet, kept: Tensor, config: RunConfig) -> ImageSet:
 
 
 def poison(
-    subject: ImageSet, config: RunConfig, store: Store, progress: Progress = silent
+    subject: ImageSet, config: RunConfig, store: Store, progress: Progress = silent, given: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return (poisoned images, uint8 (N, C, H, W); manifest). With `corruption.data=none`, the images are unchanged.
 
     The store keeps the whole set poisoned; `corruption.share` says what share of its images is used, and the manifest
     then also has the share of images that differ from the clean ones.
+
+    Args:
+        subject: the clean images with their true labels.
+        config: the configuration, whose `corruption` says what is done.
+        store: the store.
+        progress: told how far the crafting is.
+        given: the given labels, int64 (N,), for the couplings in which the images depend on them.
     """
     options = config.corruption
     if options.data == "none":
@@ -96,26 +113,52 @@ def poison(
     form = Form("|u1", tuple(subject.images.shape))
     entry = store.fetch(
         _image_parameters(Traits.of(subject), config),
-        lambda: _craft(subject, config, store, progress),
+        lambda: _craft(subject, config, store, progress, given),
         Expected({"images": form}, ("kind", "norm", "epsilon", "max_norm", "mean_norm")),
     )
     images = torch.from_numpy(np.array(entry.arrays["images"]))
     if options.share < 1:
-        # One order for all shares: the images of a smaller share are among those of a larger one.
-        order = torch.randperm(len(subject), generator=generator(options.seed, "share"))
-        clean = order[round(options.share * len(subject)) :]
+        clean = ~coupled_share(config, subject, given)
         images[clean] = subject.images[clean]
     poisoned = (images != subject.images).flatten(1).any(1).double().mean()
     return images, entry.manifest | {"share": options.share, "poisoned_share": float(poisoned)}
 
 
-def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor, dict[str, Any]]:
-    """Return (given labels, int64 (N,); manifest with the realised noise rate and transition matrix)."""
+def coupled_share(config: RunConfig, subject: ImageSet, given: Tensor | None) -> Tensor:
+    """Return which images of the set are poisoned, bool (N,); the given labels matter to `coupling=overlap` alone."""
+    options, draw = config.corruption, generator(config.corruption.seed, "share")
+    if options.coupling == "overlap":
+        assert given is not None and options.overlap is not None, "filled by the config"
+        return overlapping((given != subject.labels).cpu(), options.share, options.overlap, draw)
+    # One order for all shares: the images of a smaller share are among those of a larger one.
+    chosen = torch.randperm(len(subject), generator=draw)[: round(options.share * len(subject))]
+    return torch.zeros(len(subject), dtype=torch.bool).index_fill_(0, chosen, True)
+
+
+def mislabel(
+    subject: ImageSet, config: RunConfig, store: Store, progress: Progress = silent, seen: Tensor | None = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return (given labels, int64 (N,); manifest with the realised noise rate and transition matrix).
+
+    Args:
+        subject, config, store, progress: as in `poison`.
+        seen: the images as an annotator sees them, uint8 (N, C, H, W); None: the clean ones.
+    """
     options = config.corruption
+    images = subject.images if seen is None else seen
 
     def make() -> tuple[Arrays, dict[str, Any]]:
+        more: dict[str, Any] = {}
         if options.labels_file is not None:
             noise = human_labels(options.labels, subject, Path(options.labels_file), options.labels_file_digest)
+        elif options.labels == "annotator":
+            assert options.rate is not None, "only human labels have none"
+            network, annotator = source_network(subject, annotator_config(config), store, progress)
+            noise, right = annotated(network, images, subject, options.rate)
+            more = {"annotator": annotator, "annotator_accuracy": right}
+        elif options.labels == "bound":
+            assert options.rate is not None, "only human labels have none"
+            noise = bound_labels(subject.labels, subject.num_classes, options.rate, options.seed, exact=options.exact)
         else:
             assert options.rate is not None, "only human labels have none"
             noise = make_label_noise(
@@ -129,7 +172,7 @@ def mislabel(subject: ImageSet, config: RunConfig, store: Store) -> tuple[Tensor
                 generator=options.generator or "cores",
             )
         fields = {"kind": options.labels, "noise_rate": noise.rate, "transition": noise.transition.tolist()}
-        return {"labels": noise.labels.numpy()}, fields | versions()
+        return {"labels": noise.labels.numpy()}, fields | more | versions()
 
     form = Form("<i8", (len(subject),), below=subject.num_classes)
     expected = Expected({"labels": form}, ("kind", "noise_rate", "transition"))
@@ -142,6 +185,11 @@ def _image_parameters(subject: Traits, config: RunConfig) -> Parameters:
     options = config.corruption
     kind = CORRUPTIONS.known(options.data)
     trained = kind.uses == "trained network" and options.source_weights is None
+    coupled: Parameters = {}
+    if options.coupling == "labels_first":
+        coupled = {"coupling": options.coupling, "labels": content_digest(_label_parameters(subject, config))}
+    elif options.coupling == "bound":
+        coupled = {"coupling": options.coupling}
     return {
         "part": "images",
         "subject": subject.fingerprint,
@@ -150,13 +198,22 @@ def _image_parameters(subject: Traits, config: RunConfig) -> Parameters:
         "norm": options.norm,
         "epsilon": options.epsilon,
         "granularity": options.granularity,
-        "source": options.source,
-        "source_epochs": options.source_epochs,
+        "source": None if kind.uses == "nothing" else options.source,
+        "source_epochs": options.source_epochs if trained else None,
         "source_weights_digest": options.source_weights_digest,
         **{key: value for key, value in options.own().items() if options.added.get(key, ...) != value},
         "seed": options.seed,
         **(subject.training(config) if trained else {}),
+        **coupled,
     }
+
+
+def _shared_parameters(subject: Traits, config: RunConfig, name: str) -> Parameters:
+    """Return everything that decides what crafted sets share: all that decides their images but kind and labels."""
+    kind = CORRUPTIONS.known(config.corruption.data)
+    images = _image_parameters(subject, config)
+    rest = {key: value for key, value in images.items() if key not in ("coupling", "labels")}
+    return rest | {"part": name, "kind": kind.draws or kind.kind}
 
 
 def _label_parameters(subject: Traits, config: RunConfig) -> Parameters:
@@ -167,6 +224,11 @@ def _label_parameters(subject: Traits, config: RunConfig) -> Parameters:
         more = {"similar": facts.similar and sorted(facts.similar.items())}
     elif options.labels_file is not None and subject.rows is not None:
         more = {"rows": subject.rows}
+    elif options.labels == "annotator":
+        network = source_parameters(subject, annotator_config(config))
+        more = {"annotator": content_digest(network)}
+        if options.data != "none":
+            more |= {"images": content_digest(_image_parameters(subject, config)), "share": options.share}
     return {
         "part": "labels",
         "subject": subject.fingerprint,
@@ -181,7 +243,9 @@ def _label_parameters(subject: Traits, config: RunConfig) -> Parameters:
     }
 
 
-def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progress) -> tuple[Arrays, dict[str, Any]]:
+def _craft(
+    subject: ImageSet, config: RunConfig, store: Store, progress: Progress, given: Tensor | None
+) -> tuple[Arrays, dict[str, Any]]:
     options = config.corruption
     assert options.norm and options.granularity, "filled by the config"
     assert (options.epsilon is None) == (options.norm == "unbounded"), "filled by the config"
@@ -190,25 +254,47 @@ def _craft(subject: ImageSet, config: RunConfig, store: Store, progress: Progres
     device = choose_device(config)
     kind = CORRUPTIONS[options.data]
     sources: list[dict[str, Any]] = []
+    labels = subject.labels
+    if options.coupling == "labels_first":
+        assert given is not None, "the labels come first"
+        labels = given
+    elif options.coupling == "bound":
+        assert kind.towards is not None, "checked by the config"
+        labels = aimed_at(labels, subject.num_classes, kind.towards)
 
     def source() -> nn.Module:
         network, manifest = source_network(subject, config, store, progress)
         sources.append(manifest)
         return network
 
+    def once(name: str, make: Callable[[Craft], Tensor]) -> Tensor:
+        parameters = _shared_parameters(Traits.of(subject), config, name)
+
+        def made() -> tuple[Arrays, dict[str, Any]]:
+            own = replace(craft, generator=draws(), scratch=store.scratch(parameters), once=None)
+            arrays = {name: make(own).cpu().numpy()}
+            return arrays, {"kind": name, "source": sources[0] if sources else None} | versions()
+
+        entry = store.fetch(parameters, made, Expected(fields=("source",)))
+        if not sources and entry.manifest["source"] is not None:
+            sources.append(entry.manifest["source"])
+        return torch.from_numpy(np.array(entry.arrays[name])).to(device)
+
+    draws = partial(generator, options.seed, "craft", kind.draws or kind.kind)
     craft = Craft(
         images=to_float(subject.images.to(device)),
-        labels=subject.labels.to(device),
+        labels=labels.to(device),
         num_classes=subject.num_classes,
         norm=options.norm,
         epsilon=epsilon,
         granularity=options.granularity,
-        generator=generator(options.seed, "craft", kind.draws or kind.kind),
+        generator=draws(),
         build=partial(untrained, subject, config),
         source=source,
         options=options.own(),
         progress=progress,
         scratch=store.scratch(_image_parameters(Traits.of(subject), config)),
+        once=once,
     )
     delta = kind.perturb(craft)
     poisoned = quantize(subject.images.to(device), delta, options.norm, epsilon).cpu()

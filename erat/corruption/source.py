@@ -79,7 +79,7 @@ def source_network(
         _read_weights(network, Path(options.source_weights), config)
         manifest = {"architecture": options.source, "file_digest": options.source_weights_digest}
     else:
-        parameters = source_parameters(subject, config)
+        parameters = source_parameters(Traits.of(subject), config)
         weights = network.state_dict()
         forms = {name: Form(value.numpy().dtype.str, tuple(value.shape)) for name, value in weights.items()}
         entry = store.fetch(
@@ -93,7 +93,7 @@ def source_network(
     return network.to(choose_device(config)).eval(), manifest
 
 
-def source_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
+def source_parameters(subject: Traits, config: RunConfig) -> dict[str, Any]:
     """Return everything that decides the trained network."""
     options = config.corruption
     return {
@@ -102,7 +102,7 @@ def source_parameters(subject: ImageSet, config: RunConfig) -> dict[str, Any]:
         "architecture": options.source,
         "epochs": options.source_epochs,
         "seed": options.seed,
-        **Traits.of(subject).training(config),
+        **subject.training(config),
     }
 
 

@@ -2,7 +2,7 @@
 
 One optimisation yields both: for each class c, a perturbation that makes the source network predict c. UHP adds to the
 images of class c their own perturbation (a shortcut to the right label); UAP adds that of class c + 1 (a shortcut to a
-wrong label).
+wrong label). It looks at no label, so that sets that differ in their labels share it too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class UniversalHypocritical(kinds.UHP, DataCorruption):
 
     def perturb(self, craft: Craft) -> Tensor:
         """Give every image the perturbation of its own class."""
-        return class_vectors(craft)[craft.labels]
+        return craft.shared("vectors", class_vectors)[craft.labels]
 
 
 class UniversalAdversarial(kinds.UAP, DataCorruption):
@@ -55,7 +55,7 @@ class UniversalAdversarial(kinds.UAP, DataCorruption):
 
     def perturb(self, craft: Craft) -> Tensor:
         """Give every image the perturbation of the class after its own."""
-        return class_vectors(craft)[(craft.labels + 1) % craft.num_classes]
+        return craft.shared("vectors", class_vectors)[(craft.labels + 1) % craft.num_classes]
 
 
 UHP = UniversalHypocritical()

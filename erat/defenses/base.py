@@ -108,10 +108,14 @@ class TrainingData(Protocol):
 
     def __len__(self) -> int: ...
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply `function` to all images (float, [0, 1]) in large batches without gradients; keep the order of rows.
+    def map(self, function: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Tensor:
+        """Apply `function` to images (float, [0, 1]) in large batches without gradients; keep their order.
 
-        The networks are in eval mode during the call. Data-parallel workers share the work, and each gets all rows.
+        The networks are in eval mode during the call. Data-parallel workers share the work, and each gets all results.
+
+        Args:
+            function: maps B images to B rows.
+            rows: the images, int64, on the CPU; None: all.
         """
         ...
 
@@ -255,3 +259,15 @@ class Defense(nn.Module):
         """Return logits (B, K) for float images in [0, 1]; an ensemble combines its networks here."""
         network: Tensor = self.networks["main"](images)
         return network
+
+
+class Predicting(nn.Module):
+    """A defense as a network that maps images to logits."""
+
+    def __init__(self, defense: Defense) -> None:
+        super().__init__()
+        self.defense = defense
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images, float (N, C, H, W) in [0, 1], to logits, float32 (N, K)."""
+        return self.defense.predict(images).float()

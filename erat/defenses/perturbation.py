@@ -2,7 +2,7 @@
 
 With `norms=both`, l_inf and l_2, and the consistency term this is ERAT's surrogate poison (Eqs. 6, 7, 10); with one
 norm, a random start and cross-entropy only it is adversarial training (Madry et al., "Towards Deep Learning Models
-Resistant to Adversarial Attacks", ICLR 2018). Sets with l_1 and l_0 are beyond the paper.
+Resistant to Adversarial Attacks", ICLR 2018). Sets with other norms, and weighted draws, are beyond the paper.
 """
 
 from __future__ import annotations
@@ -10,28 +10,72 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from erat.attacks.lpips import has_feature_maps, no_feature_maps
 from erat.attacks.pgd import Budget, frozen, pgd
 from erat.attacks.threats import Mixture
 from erat.data.random import BatchRandom
-from erat.defenses.base import Task
+from erat.defenses.base import Clock, Defense, Predicting, Task, TrainingData
 from erat.defenses.shared_options import PerturbationOptions
+from erat.devices import CPU
 from erat.losses import label_loss, perturbation_objective
 from erat.options import norms_in
+
+MEASURED = 128  # images on which an epoch measures how often each norm fools the network
+
+
+def measure_norms(defense: Defense, clock: Clock, data: TrainingData) -> dict[str, float]:
+    """Weigh the norms of a defense by how often each fools it; called once per epoch, on every worker.
+
+    A norm's weight is 1 - robust accuracy, after Croce, Hein, "Adversarial Robustness against Multiple and Single l_p
+    Threat Models via Quick Fine-Tuning of Robust Classifiers" (ICML 2022). One image more counts as fooled under each,
+    so that no norm is left out for good.
+
+    Args:
+        defense: the defense; one that draws its norms uniformly is left as it is.
+        clock: the epoch, which decides on which training images it is measured.
+        data: the training images, of which every worker takes its share.
+
+    Returns:
+        The share of images that will be attacked under each norm, for the epoch's report: "drawn_linf", ...
+    """
+    weighted = [
+        part for part in defense.modules() if isinstance(part, Perturber) and part.options.norm_draw != "uniform"
+    ]
+    if not weighted:
+        return {}
+    few = min(MEASURED, len(data))
+    rows = (torch.arange(few) * len(data) // few + clock.epoch) % len(data)
+    network = Predicting(defense)
+    fooled = data.map(partial(weighted[0].fooled, network), rows).sum(0) + 1
+    for part in weighted:
+        part.weigh(fooled)
+    norms = norms_in(weighted[0].options.norms or "")
+    return {f"drawn_{norm}": share for norm, share in zip(norms, (fooled / fooled.sum()).tolist(), strict=True)}
+
+
+def _loaded(perturber: nn.Module, _keys: object) -> None:
+    """Draw by the weights that a checkpoint has brought."""
+    assert isinstance(perturber, Perturber), "the hook is that of a perturber"
+    perturber.weigh(perturber.weights)
 
 
 class Perturber(nn.Module):
     """A module that attacks a whole batch by one PGD run, each image in its own norm.
 
-    State, with `warm_start` only: `last_delta`, float16 (N, C, H, W), the last perturbation of each training image.
+    State: with `warm_start` only, `last_delta`, float16 (N, C, H, W), the last perturbation of each training image;
+    with `norm_draw=weighted` only, `weights`, float32, in proportion to which the norms are drawn.
     """
 
     last_delta: Tensor
+    weights: Tensor
+    _bounds: list[float]  # of a uniform number: the norm is the number of those below it
 
     def __init__(self, options: PerturbationOptions, task: Task) -> None:
         super().__init__()
@@ -39,6 +83,13 @@ class Perturber(nn.Module):
         options.check_image(math.prod(task.image_shape[1:]))
         if options.warm_start:
             self.register_buffer("last_delta", torch.zeros(task.num_samples, *task.image_shape, dtype=torch.float16))
+        norms = norms_in(options.norms or "")
+        if options.norm_draw == "weighted":
+            self.register_buffer("weights", torch.ones(len(norms)))
+            self._bounds = [number / len(norms) for number in range(1, len(norms))]
+            self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
+        if options.adversarial and "lpips" in norms and not has_feature_maps(task.build(0), task.image_shape):
+            raise no_feature_maps("defense.norms", task.backbone)
 
     def forward(
         self,
@@ -65,8 +116,11 @@ class Perturber(nn.Module):
         with record_function("perturb"):
             if not options.uniform:
                 images, labels = images.repeat(len(norms), 1, 1, 1), labels.repeat(len(norms))
-            of_norms = self._budget if set(norms) <= {"linf", "l2"} else self._mixture
-            budget = of_norms(norms, images, random, strength)
+            budget: Budget | Mixture
+            if set(norms) <= {"linf", "l2"}:
+                budget = self._budget(norms, images, random, strength)
+            else:
+                budget = self._mixture(network, norms, images, random, strength)
             start = budget.draw(images, random) if options.random_start else None
             if options.warm_start:
                 start = self.last_delta[indices].float()
@@ -135,7 +189,7 @@ class Perturber(nn.Module):
         if len(norms) == 2 and not options.uniform:
             linf = torch.arange(len(images), device=images.device) < len(images) // 2
         elif len(norms) == 2:
-            linf = random.randint(2, len(images), device=images.device) == 0
+            linf = self._drawn(2, len(images), random, images.device) == 0
         if isinstance(linf, bool):
             budget = Budget.of("linf" if linf else "l2", options.epsilon_inf if linf else options.epsilon_2, images)
         else:
@@ -146,7 +200,9 @@ class Perturber(nn.Module):
         # The paper's Eq. 10 as written treats l_2 like l_inf: sign step, then clip to +-epsilon_2.
         return Budget(epsilon, True if options.l2_update == "literal" else budget.linf)
 
-    def _mixture(self, norms: Sequence[str], images: Tensor, random: BatchRandom, strength: float) -> Mixture:
+    def _mixture(
+        self, network: nn.Module, norms: Sequence[str], images: Tensor, random: BatchRandom, strength: float
+    ) -> Mixture:
         """Return the budgets of images under any set of norms; without `uniform`, images come norm by norm."""
         options, count = self.options, len(norms)
         if not options.uniform:
@@ -154,9 +210,42 @@ class Perturber(nn.Module):
         elif count == 1:
             which = torch.zeros(len(images), dtype=torch.int64)
         else:  # drawn on the CPU, because the host has to know how many images each norm has
-            which = random.randint(count, len(images))
+            which = self._drawn(count, len(images), random, CPU)
         models = ["linf" if norm == "l2" and options.l2_update == "literal" else norm for norm in norms]
-        return Mixture.of(models, [options.budget(norm) * strength for norm in norms], which, images.device)
+        budgets = [options.budget(norm) * strength for norm in norms]
+        return Mixture.of(models, budgets, which, images.device, network)
+
+    def _drawn(self, count: int, images: int, random: BatchRandom, device: torch.device) -> Tensor:
+        """Draw the number of each image's norm, int64 (images,) on the device: uniformly, or by the weights."""
+        if self.options.norm_draw == "uniform":
+            return random.randint(count, images, device=device)
+        drawn = random.rand(images, device=device)
+        # By plain numbers, which need not be copied to a GPU.
+        return torch.stack([drawn >= bound for bound in self._bounds]).sum(0)
+
+    def weigh(self, weights: Tensor) -> None:
+        """Draw norms in proportion to these weights, float (norms,), from now on."""
+        self.weights.copy_(weights)
+        # Read once an epoch, and not in every step, because that waits for the device.
+        self._bounds = (weights / weights.sum()).cumsum(0)[:-1].tolist()
+
+    def fooled(self, network: nn.Module, images: Tensor) -> Tensor:
+        """Return whether an attack under each norm changes what the network says of each image, float (B, norms).
+
+        Attacks begin at the image. The network's own word is the measure, as the given labels may be wrong.
+        """
+        options = self.options
+        assert options.norms is not None, "filled by the config"
+        norms, found = norms_in(options.norms), []
+        with frozen(network), torch.enable_grad():
+            said = network(images).argmax(1)
+            for norm in norms:
+                which = torch.zeros(len(images), dtype=torch.int64)
+                budget = Mixture.of([norm], [options.budget(norm)], which, images.device, network)
+                size = budget.epsilon * options.step_ratio
+                moved = pgd(network, images, partial(label_loss, said), budget, steps=options.steps, step_size=size)
+                found.append(network(moved).argmax(1) != said)
+        return torch.stack(found, 1).float()
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         low = self.options.pgd_precision == "bf16"

@@ -21,15 +21,20 @@ SelectorName = Literal["rebalance", "mixture", "class_mixture", "jsd", "errors"]
 class PerturbationOptions(DefenseOptions):
     """Keys of a defense that can train on perturbed images; budgets are in pixel units of 1.0."""
 
-    added: ClassVar[dict[str, Any]] = {f"epsilon_{norm}": None for norm in BEYOND}
+    added: ClassVar[dict[str, Any]] = {f"epsilon_{norm}": None for norm in BEYOND} | {"norm_draw": "uniform"}
 
     adversarial: bool = Field(False, description="whether images are perturbed at all")
     norms: NormSet | None = Field(
         None,
         description="the set that each image draws its norm from: both (linf and l2), or some of linf, l2, l1, l0, "
-        "ssim, wasserstein; none: the poison's own norm, linf without one",
+        "ssim, wasserstein, lpips; none: the poison's own norm, linf without one",
     )
     uniform: bool = Field(True, description="false: every image is attacked under every norm (w/o Uni)")
+    norm_draw: Literal["uniform", "weighted"] = Field(
+        "uniform",
+        description="how an image draws its norm: Eq. 7, or in proportion to 1 - robust accuracy under each, measured "
+        "once an epoch (beyond the paper)",
+    )
     epsilon_inf: Free[Number | None] = Field(
         None, ge=0, le=1, description="l_inf budget; none: customary for the data set"
     )
@@ -48,6 +53,12 @@ class PerturbationOptions(DefenseOptions):
         ge=0,
         description="norms with wasserstein: its budget, the mean distance in pixels that brightness moves; none: "
         "customary for the data set",
+    )
+    epsilon_lpips: Free[Number | None] = Field(
+        None,
+        ge=0,
+        description="norms with lpips: its budget, the distance of the network's own feature maps; none: customary for "
+        "the data set",
     )
     steps: int = Field(7, ge=1, le=10_000, description="steps of PGD, T in the paper")
     step_ratio: Free[Number] = Field(0.2, gt=0, description="step size as a share of the budget")
@@ -104,6 +115,16 @@ class PerturbationOptions(DefenseOptions):
             raise UserError(
                 f"defense.pgd_scale={self.pgd_scale:g} needs defense.norms of linf and l2, got {self.norms}"
             )
+        if self.norm_draw == "weighted":
+            needed = {
+                "adversarial=true": self.adversarial,
+                "uniform=true": self.uniform,
+                "several norms": len(norms) > 1,
+            }
+            if missing := [words for words, there in needed.items() if not there]:
+                raise UserError(
+                    f"defense.norm_draw=weighted needs {' and '.join(missing)} in defense, got {self.norms}"
+                )
         if self.warm_start and workers > 1:
             raise UserError(f"defense.warm_start=true needs train.workers=1, got {workers}: each has seen other images")
         if self.warm_start and self.random_start:

@@ -34,9 +34,10 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def map(self, function: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Tensor:
+        images = self.images if rows is None else self.images[to_device(rows, self.images.device)]
         with frozen(self.networks), torch.no_grad():
-            return map_images(self.images, function, self.ranks)
+            return map_images(images, function, self.ranks)
 
 
 class Batches:

@@ -273,11 +273,12 @@ class _FewImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def map(self, function: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Tensor:
         with frozen(self._networks), torch.no_grad():
-            rows = function(self._images)
-        self.row_bytes = max(self.row_bytes, rows[0].nbytes)
-        return rows[torch.arange(len(self)) // self.num_classes % len(rows)]
+            results = function(self._images)
+        self.row_bytes = max(self.row_bytes, results[0].nbytes)
+        count = len(self) if rows is None else len(rows)
+        return results[torch.arange(count) // self.num_classes % len(results)]
 
 
 def _plans(

@@ -19,6 +19,7 @@ from erat.config import RunConfig
 from erat.data.places import with_fingerprint
 from erat.data.types import CorruptedSet
 from erat.defenses.base import Batch, Clock, EpochPlan, LossTerms, Update
+from erat.defenses.perturbation import measure_norms
 from erat.engine import checkpoint
 from erat.engine.assembly import choose_device, defense_for_training
 from erat.engine.batches import Batches, TrainingSet
@@ -169,7 +170,9 @@ class Trainer:
     def plan(self, clock: Clock) -> EpochPlan:
         """Return the defense's plan of this epoch: on which samples, and in which phases, it trains."""
         with self._autocast(), record_function("plan"):
-            return self.defense.plan_epoch(clock, self._train)
+            weights = measure_norms(self.defense, clock, self._train)
+            plan = self.defense.plan_epoch(clock, self._train)
+        return replace(plan, numbers=plan.numbers | weights) if weights else plan
 
     def steps(self, plan: EpochPlan, clock: Clock) -> Iterator[tuple[Batch, LossTerms]]:
         """Make the updates of an epoch, one for each value requested, and yield the batch and its loss terms."""

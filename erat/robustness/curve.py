@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from erat.attacks.apgd import apgd
 from erat.attacks.ensemble import NORMS, standard_ensemble
 from erat.attacks.pgd import frozen, pgd
-from erat.attacks.threats import THREATS, Mixture
+from erat.attacks.threats import Mixture, threat_models
 from erat.data.random import BatchRandom
 from erat.data.types import ImageSet, to_float
-from erat.defenses.base import Defense
+from erat.defenses.base import Defense, Predicting
 from erat.engine.evaluation import ATTACK_BATCH, ATTACK_STEP_RATIO, ATTACK_STEPS
 from erat.losses import label_loss, label_margin
 from erat.robustness.common import parts
@@ -42,7 +42,7 @@ class Condition:
     """What images are attacked with.
 
     Attributes:
-        threat: a key of `THREATS`.
+        threat: one of `erat.options.NORMS`.
         budget: in the unit of the threat model.
         attack: one of `ATTACKS`.
     """
@@ -124,7 +124,7 @@ class Evaluation:
         protocol, found = self.protocol, dict[Condition, Tensor]()
         left = [condition for threat in protocol.budgets for condition in protocol.conditions(threat)]
         work = Work(total=sum(len(self._parts(condition.attack)) for condition in left))
-        logits = _Logits(self.defense)
+        logits = Predicting(self.defense)
         with frozen(logits):
             for threat, budgets in protocol.budgets.items():
                 fooled = dict.fromkeys(protocol.of(threat), wrong_N.cpu())
@@ -170,7 +170,7 @@ class Evaluation:
 
         The draws are made for the whole batch, so that they do not depend on which images are left.
         """
-        device, threat = self.images.labels.device, THREATS[condition.threat]
+        device, threat = self.images.labels.device, threat_models(logits)[condition.threat]
         here = rows.to(device)
         clean, labels = to_float(self.images.images[here]), self.images.labels[here]
         purpose = (condition.attack, condition.threat, f"{condition.budget:.6g}", part.start)
@@ -202,7 +202,7 @@ class Evaluation:
                 everything,
             )
             return
-        budgets = _budgets(condition, clean)
+        budgets = _budgets(logits, condition, clean)
         loss = partial(label_loss, labels)
         if condition.attack == "pgd":
             size = budgets.epsilon * ATTACK_STEP_RATIO
@@ -216,7 +216,7 @@ class Evaluation:
         with torch.no_grad():
             rest = (logits(moved).argmax(1) == labels).nonzero().squeeze(1)
         if len(rest):
-            margin, few = partial(label_margin, labels[rest]), _budgets(condition, clean[rest])
+            margin, few = partial(label_margin, labels[rest]), _budgets(logits, condition, clean[rest])
             moved, _ = apgd(logits, clean[rest], margin, few, steps=APGD_STEPS, start_NCHW=start[rest])
             yield moved, rest
 
@@ -227,18 +227,6 @@ def evenly_spaced(images: ImageSet, most: int) -> ImageSet:
     return images.take(torch.arange(few, device=images.labels.device) * len(images) // few)
 
 
-class _Logits(nn.Module):
-    """A defense as a network that maps images to logits."""
-
-    def __init__(self, defense: Defense) -> None:
-        super().__init__()
-        self.defense = defense
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images, float (N, C, H, W) in [0, 1], to logits, float32 (N, K)."""
-        return self.defense.predict(images).float()
-
-
-def _budgets(condition: Condition, images: Tensor) -> Mixture:
+def _budgets(network: nn.Module, condition: Condition, images: Tensor) -> Mixture:
     which = torch.zeros(len(images), dtype=torch.int64)
-    return Mixture.of([condition.threat], [condition.budget], which, images.device)
+    return Mixture.of([condition.threat], [condition.budget], which, images.device, network)

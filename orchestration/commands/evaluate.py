@@ -15,10 +15,11 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 import erat
+from erat.attacks.lpips import has_feature_maps, no_feature_maps
 from erat.config import content_digest
 from erat.data.loading import load as load_images
 from erat.data.types import ImageSet
-from erat.defenses.base import Defense
+from erat.defenses.base import Defense, Predicting
 from erat.engine.checkpoint import load, save
 from erat.engine.evaluation import accuracy
 from erat.errors import UserError
@@ -86,8 +87,15 @@ def evaluate(word: str, asked: Asked, workspace: Workspace) -> tuple[Robustness,
     data = run.config.data
     _, test = load_images(data)
     images = evenly_spaced(test, asked.samples)
-    customary = DATASETS.facts(data.name).budgets(data.image_size)
+    customary = dict(DATASETS.facts(data.name).budgets(data.image_size))
+    with threads(run.config):
+        defense = run.defense(test.num_classes, tuple(test.images.shape[1:]))
+        perceptive = has_feature_maps(Predicting(defense), test.images.shape[1:])
+    if not perceptive:
+        customary.pop("lpips", None)
     protocol = read_protocol(asked.threats, asked.budgets, asked.attacks, customary=customary, images=images)
+    if "lpips" in protocol.budgets and not perceptive:
+        raise no_feature_maps("--threats", run.config.model.name)
     identity = _identity(run, images, protocol)
     key = content_digest(identity)
     folder = run.folder / FOLDER / key
@@ -96,7 +104,6 @@ def evaluate(word: str, asked: Asked, workspace: Workspace) -> tuple[Robustness,
         return found, files
     folder.mkdir(parents=True, exist_ok=True)
     with threads(run.config), craft_view(doing="evaluating") as view:
-        defense = run.defense(test.num_classes, tuple(test.images.shape[1:]))
         images = images.to(next(defense.parameters()).device)
         wrong = corrupted_classes(defense, images.images, "none", 0.0, protocol.seed) != images.labels
         fooled = _fooled(defense, images, protocol, wrong, folder / UNDERWAY, asked.force, view, run.folder.name)

@@ -93,6 +93,8 @@ def crafted(manifest: dict[str, Any], console: Console) -> dict[str, Any]:
     content = {key: images.get(key) for key in shown}
     content |= {key: labels.get(key) for key in ("noise_rate", "transition")}
     content |= {"labels": labels.get("kind"), "labels_path": labels.get("path"), "labels_checksum": labels["checksum"]}
+    if (coupling := manifest.get("coupling")) is not None:
+        content |= {"coupling": coupling["kind"], "overlap": coupling["overlap"]}
     for key, value in content.items():
         if key != "transition":
             console.print(f"{key:>16}  {value}", markup=False)

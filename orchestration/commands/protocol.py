@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from erat.attacks.ensemble import LEAST_CLASSES
-from erat.attacks.threats import THREATS
 from erat.data.types import ImageSet
 from erat.errors import UserError, listed, shown
-from erat.options import parse_fraction
+from erat.options import NORMS, parse_fraction
 from erat.robustness.curve import ATTACKS, SHARES, Protocol
 
 MOST_BUDGETS = 50  # of one threat model
@@ -42,12 +41,12 @@ def read_protocol(
     given = dict(_budgets(word, pixels) for word in budgets)
     if len(given) < len(budgets):
         raise UserError(f"--budgets must name each threat model once, got {shown(' '.join(budgets))}")
-    known = [name for name in THREATS if name in customary]
-    names = _names("--threats", threats, list(THREATS)) if threats is not None else list(given) or known
+    known = [name for name in NORMS if name in customary]
+    names = _names("--threats", threats, list(NORMS)) if threats is not None else list(given) or known
     if unused := [name for name in given if name not in names]:
         raise UserError(f"--budgets {unused[0]} has no use: --threats must list it too, got {shown(threats)}")
     chosen: dict[str, tuple[float, ...]] = {}
-    for name in sorted(names, key=list(THREATS).index):
+    for name in sorted(names, key=list(NORMS).index):
         if name not in given and name not in customary:
             raise UserError(f"{name} has no customary budget on this data set: give it, --budgets {name}=SIZE,SIZE")
         chosen[name] = given.get(name) or shares(name, customary[name], pixels)
@@ -81,8 +80,8 @@ def _names(option: str, words: str, allowed: Sequence[str]) -> list[str]:
 def _budgets(word: str, pixels: int) -> tuple[str, tuple[float, ...]]:
     """Read a word such as "linf=4/255,8/255"; return the threat model and its budgets, ascending, each once."""
     name, equals, values = word.partition("=")
-    if name not in THREATS or not equals:
-        raise UserError(f"--budgets must be NAME=SIZE,SIZE with a name of {listed(list(THREATS))}, got {shown(word)}")
+    if name not in NORMS or not equals:
+        raise UserError(f"--budgets must be NAME=SIZE,SIZE with a name of {listed(list(NORMS))}, got {shown(word)}")
     sizes = {_size(name, value, pixels) for value in values.split(",")}
     if len(sizes) > MOST_BUDGETS:
         raise UserError(f"--budgets {name} must list at most {MOST_BUDGETS} sizes, got {len(sizes)}")

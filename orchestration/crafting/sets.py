@@ -51,15 +51,24 @@ def placed(config: RunConfig) -> RunConfig:
 
 
 def set_name(config: RunConfig) -> str:
-    """Return the name of a corrupted set for a person: "uhp l2 1.25", "up linf 0.1 seed 3" or "cuda unbounded"."""
+    """Return the name of a corrupted set for a person: "uhp l2 1.25", "up linf 0.1 seed 3" or "cuda unbounded".
+
+    A coupling is named where it makes another set: "uhp l2 1.25 bound".
+    """
     options = config.corruption
     if options.data == "none":
         return f"{options.labels} labels"
     seed = f" seed {options.seed}" if options.seed else ""
     budget = "" if options.epsilon is None else f" {options.epsilon:.3g}"
-    return f"{options.data} {options.norm}{budget}{seed}"
+    coupling = "" if options.coupling in ("independent", "overlap") else f" {options.coupling}"
+    return f"{options.data} {options.norm}{budget}{coupling}{seed}"
 
 
 def _set_key(config: RunConfig) -> tuple[object, ...]:
     """Return the part of a configuration that is equal for two runs exactly if they use the same corrupted set."""
-    return config.data, config.val, config.corruption.model_copy(update={"share": 1.0})
+    options = config.corruption
+    # The store keeps whole sets, of which a run uses a share. Only the labels of an annotator, who sees what is
+    # poisoned, depend on it.
+    whole: dict[str, object] = {} if options.coupling == "annotator" else {"share": 1.0}
+    whole |= {"coupling": "independent", "overlap": None} if options.coupling == "overlap" else {}
+    return config.data, config.val, options.model_copy(update=whole)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from erat.corruption.kinds import coupling_name
 from orchestration.report.notation import MISSING, baseline_name, tested
 from orchestration.report.table import Table
 from orchestration.study.trial import Trial
@@ -98,9 +99,10 @@ def _line(row: Trial) -> str:
 
 
 def column_name(row: Trial) -> str:
-    """Return the label noise of a run as text: "symmetric 0.6", "none"."""
+    """Return the label noise of a run as text: "symmetric 0.6", "none", "labels_first symmetric 0.6"."""
     labels, rate = row.config.get("corruption.labels", "none"), row.config.get("corruption.rate")
-    return f"{labels} {rate:g}" if rate and labels != "none" else str(labels)
+    noise = f"{labels} {rate:g}" if rate and labels != "none" else str(labels)
+    return f"{coupling_name(row.config)} {noise}".strip()
 
 
 def score_of(rows: Sequence[Trial]) -> Score:

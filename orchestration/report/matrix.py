@@ -27,6 +27,8 @@ _PLACED = (
     "corruption.data",
     "corruption.labels",
     "corruption.rate",
+    "corruption.coupling",
+    "corruption.overlap",
     "defense.name",
     "train.seed",
     "corruption.seed",

@@ -12,6 +12,7 @@ from orchestration.study.trial import Trial
 
 # A panel is a data set, a kind of label noise and a kind of data corruption; a line is a defense.
 _PLACED = ("defense.name", "data.name", "corruption.data", "corruption.labels", "train.seed", "corruption.seed")
+_COUPLED = ("corruption.coupling", "corruption.overlap")
 _RATE = "corruption.rate"
 Setting = tuple[object, ...]
 
@@ -36,9 +37,12 @@ class Trend:
 
 
 def trends_of(rows: Sequence[Trial]) -> list[Trend]:
-    """Return the panels of a matrix that varies one more thing; none if it varies nothing or several things at once."""
+    """Return the panels of a matrix that varies one more thing; none if it varies nothing or several things at once.
+
+    Couplings are several things.
+    """
     keys = varied(rows)
-    if not keys:
+    if not keys or any(row.params.get(key) is not None for row in rows for key in _COUPLED):
         return []
     panels: dict[tuple[str, str, str], list[Trial]] = {}
     for row in rows:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from erat.corruption.kinds import coupling_name
 from erat.errors import UserError
 from erat.variants import title_of
 
@@ -48,7 +49,9 @@ _NAME_KEYS = {
 
 def child_tags(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tags of a run in MLflow, such as `dataset`, that its configuration (by dotted keys) determines."""
-    return {tag: config[key] for tag, key in _CHILD_TAGS.items() if key in config}
+    tags = {tag: config[key] for tag, key in _CHILD_TAGS.items() if key in config}
+    coupling = config.get("corruption.coupling", "independent")
+    return tags if coupling == "independent" else tags | {"coupling": coupling_name(config) or coupling}
 
 
 def run_tags(
@@ -77,6 +80,7 @@ def run_name(config: Mapping[str, Any]) -> str:
     data, labels = config.get("corruption.data", "none"), config.get("corruption.labels", "none")
     rate = f"{float(config.get('corruption.rate') or 0):.0%}"
     corruptions = [data] * (data != "none") + [f"{labels}{rate}"] * (labels != "none")
+    corruptions += [name] if (name := coupling_name(config)) else []
     numbers = {short: config.get(key) for key, short in _NAME_KEYS.items()}
     shown = [f"{short}={number:.4g}" for short, number in numbers.items() if isinstance(number, int | float)]
     words = [title_of(config) or config.get("defense.name", "run"), "+".join(corruptions) or "clean", *shown]

@@ -1,6 +1,7 @@
 """Measures what the audit finds on the embedded digits, compared with cleanlab; each line is a row of docs/audit.md.
 
     python -m tests.benchmarks.audit labels --seeds 1,2      # label issues: AUROC, precision, recall
+    python -m tests.benchmarks.audit labels --data uhp,uhp-labels_first,uhp-annotator,uhp-bound,uhp-overlap
     python -m tests.benchmarks.audit poison --seeds 0,1,2    # poisoning tests: detections and false alarms
     python -m tests.benchmarks.audit table FILE ...          # tables of what was measured
 
@@ -16,7 +17,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -30,7 +30,7 @@ from erat.audit.audit import conclude, examine, plan
 from erat.audit.crossfit import merge
 from erat.audit.settings import plain_settings, robust_settings
 from erat.config import build
-from erat.corruption.pipeline import corrupted_set, poison
+from erat.corruption.pipeline import corrupted_set
 from erat.corruption.store import Store
 from erat.data.types import CorruptedSet, ImageSet
 
@@ -53,6 +53,9 @@ KINDS = (
     "rem",
     "adaptive",
 )
+# The rates of couplings that decide the labels themselves, and another name of a coupling.
+DECIDED = {"annotator": (("annotator", 0.4),), "bound": (("bound", 0.4),)}
+COUPLED = {"given": "labels_first"}
 EPOCHS = 10
 
 
@@ -62,14 +65,6 @@ def corrupted(store: Path, seed: int, **keys: Any) -> CorruptedSet:
     return corrupted_set(build("demo", overrides | {"corruption.seed": seed}, quiet=True), Store(store))
 
 
-def following(store: Path, seed: int, kind: str, **keys: Any) -> CorruptedSet:
-    """Return mislabelled digits whose perturbation was crafted for their given labels, right or wrong."""
-    found = corrupted(store, seed, corruption__data="none", **keys)
-    order = {"corruption.data": kind, "corruption.labels": "none", "corruption.seed": seed}
-    images, _ = poison(found.train, build("demo", order, quiet=True), Store(store))
-    return replace(found, train=replace(found.train, images=images))
-
-
 def measure_labels(store: Path, seed: int, data: str, noise: str, rate: float) -> dict[str, Any]:
     """Compare the issues that the audit and cleanlab find with the labels that are really wrong.
 
@@ -77,15 +72,18 @@ def measure_labels(store: Path, seed: int, data: str, noise: str, rate: float) -
     networks that are one half of the audit, so with the same folds, network and epochs.
 
     Args:
-        data: a data corruption, crafted for the true classes as in the paper; "up-given" for the given labels.
+        data: a data corruption, crafted for the true classes as in the paper; "up-given" for the given labels; "up-"
+            and another coupling, "overlap" of half of the images with the mislabelled ones.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     from sklearn.metrics import roc_auc_score
 
     keys = {"corruption__labels": noise, "corruption__rate": rate}
-    kind, dash, _ = data.partition("-given")
-    found = following(store, seed, kind, **keys) if dash else corrupted(store, seed, corruption__data=kind, **keys)
+    kind, _, coupling = data.partition("-")
+    keys |= {"corruption__coupling": COUPLED.get(coupling, coupling)} if coupling else {}
+    keys |= {"corruption__share": 0.5} if coupling == "overlap" else {}
+    found = corrupted(store, seed, corruption__data=kind, **keys)
     wrong = (found.train.labels != found.true_labels).numpy()
     audited = _plan(found.train, seed, folds=4)
     parts = [examine(audited, number) for number in range(audited.folds)]
@@ -142,7 +140,7 @@ def jobs(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Any]]:
                 yield key, lambda key=key: measure_poison(arguments.store, key["seed"], key["data"], key["limit"])
         else:
             for data in arguments.data or ("none", "up", "up-given"):
-                for noise, rate in NOISES:
+                for noise, rate in DECIDED.get(data.partition("-")[2], NOISES):
                     key = {"part": "labels", "seed": seed, "data": data, "noise_kind": noise, "rate": rate}
                     yield (
                         key,
@@ -221,7 +219,10 @@ def _poison_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _title(data: str) -> str:
-    return "clean" if data == "none" else data.upper().replace("-GIVEN", ", by given label")
+    kind, dash, coupling = data.partition("-")
+    return (
+        "clean" if data == "none" else kind.upper() + (f", {coupling.replace('given', 'by given label')}" * bool(dash))
+    )
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

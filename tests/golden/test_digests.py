@@ -73,6 +73,12 @@ LABELS: dict[str, dict[str, Any]] = {
     "symmetric": {"labels": "symmetric", "rate": 0.4},
     "asymmetric": {"labels": "asymmetric", "rate": 0.3, "exact": False},
     "instance": {"labels": "instance", "generator": "pdn"},
+    "annotator": {"labels": "annotator", "rate": 0.4},
+    "bound": {"labels": "bound", "rate": 0.4},
+    "first": {"labels": "symmetric", "rate": 0.4, "coupling": "labels_first"},
+    "overlapping": {"labels": "symmetric", "rate": 0.4, "share": 0.5, "coupling": "overlap", "overlap": 0.5},
+    "annotator of urp": {"data": "urp", "rate": 0.4, "coupling": "annotator", "share": 0.5},
+    "bound to uap": {"data": "uap", "rate": 0.4, "coupling": "bound"},
 }
 # A key, and a value that makes another run of the demo with ERAT, with whatever else the key needs.
 KEYS: dict[str, dict[str, Any]] = {
@@ -126,6 +132,8 @@ KEYS: dict[str, dict[str, Any]] = {
     "defense.epsilon_l0": {"defense.norms": "l0", "defense.epsilon_l0": 4},
     "defense.epsilon_ssim": {"defense.norms": "ssim", "defense.epsilon_ssim": 0.2},
     "defense.epsilon_wasserstein": {"defense.norms": "linf,wasserstein", "defense.epsilon_wasserstein": 0.1},
+    "defense.epsilon_lpips": {"defense.norms": "linf,lpips", "defense.epsilon_lpips": 0.1},
+    "defense.norm_draw": {"defense.norm_draw": "weighted"},
     "defense.uniform": {"defense.uniform": False},
     "defense.epsilon_inf": {"defense.epsilon_inf": 0.02},
     "defense.epsilon_2": {"defense.epsilon_2": 0.4},

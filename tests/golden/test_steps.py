@@ -199,6 +199,18 @@ def test_every_defense_costs_what_its_formula_says(
         assert sum(passes(trainer, 64, 64)) == 64 * (labelled + unlabelled)
 
 
+def test_lpips_adds_fourteen_passes_to_each_step_of_pgd(make_config: Make, make_data: Make, register: Make) -> None:
+    """Its feature maps are those before and behind the pooling, which adds no operation that is counted."""
+
+    def pooled(classes: int, channels: int, side: int) -> nn.Module:
+        first, *rest = two_convolutions(classes, channels, side).children()
+        return nn.Sequential(first, nn.AvgPool2d(2), nn.Upsample(scale_factor=2), *rest)
+
+    register(BACKBONES, "pooled", pooled)
+    trainer = Trainer(make_config({"model.name": "pooled", "defense.norms": "lpips"}), make_data(32))
+    assert sum(passes(trainer, 32, 32)) == 32 * (23 + 7 * 14) + 32 * (24 + 7 * 14)
+
+
 def test_units_of_a_step_by_kind(make_config: Make, make_data: Make, register: Make) -> None:
     """The sum is 3,008. A perturbation takes no weight gradient, and a pseudo-label takes no gradient at all."""
     register(BACKBONES, "two_convolutions", two_convolutions)

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from erat.attacks.pgd import Budget, frozen, pgd
 from erat.attacks.sparse import l0_norm, l0_project, l0_step, l1_norm, l1_project, l1_step
-from erat.attacks.threats import THREATS, Mixture
+from erat.attacks.threats import THREATS, Mixture, threat_models
 from erat.data.random import BatchRandom
 from erat.data.types import ImageSet
 from erat.losses import label_loss
+from erat.options import NORMS
 
-BUDGETS = {"linf": 0.1, "l2": 1.0, "l1": 4.0, "l0": 5.0, "ssim": 0.1, "wasserstein": 0.2}
+BUDGETS = {"linf": 0.1, "l2": 1.0, "l1": 4.0, "l0": 5.0, "ssim": 0.1, "wasserstein": 0.2, "lpips": 0.3}
 LABELS = torch.arange(60) % 4
 
 
@@ -34,7 +35,7 @@ def random(seed: int = 0) -> BatchRandom:
 
 
 def attack(network: nn.Module, images: Tensor, name: str, epsilon: float, steps: int = 7) -> Tensor:
-    mixture = Mixture.of([name], [epsilon], torch.zeros(len(images), dtype=torch.int64))
+    mixture = Mixture.of([name], [epsilon], torch.zeros(len(images), dtype=torch.int64), network=network)
     loss = partial(label_loss, LABELS[: len(images)])
     with frozen(network):
         return pgd(network, images, loss, mixture, steps=steps, step_size=mixture.epsilon / 5)
@@ -44,10 +45,10 @@ def attack(network: nn.Module, images: Tensor, name: str, epsilon: float, steps:
 
 
 def test_every_model_has_a_budget_here() -> None:
-    assert BUDGETS.keys() == THREATS.keys()
+    assert list(BUDGETS) == list(NORMS)
 
 
-@pytest.mark.parametrize("name", THREATS)
+@pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("times", [0.2, 1.0, 3.0, 1000.0])
 def test_what_it_finds_is_feasible(source: nn.Module, images: Tensor, name: str, times: float) -> None:
     epsilon = min(BUDGETS[name] * times, 64.0 if name == "l0" else 1e6)
@@ -55,14 +56,14 @@ def test_what_it_finds_is_feasible(source: nn.Module, images: Tensor, name: str,
     assert not moved.requires_grad
     assert moved.min() >= 0
     assert moved.max() <= 1
-    size = THREATS[name].size(moved - images, images)
+    size = threat_models(source)[name].size(moved - images, images)
     assert size.max() <= epsilon * (1 + 1e-5)
     assert size.min() > 0
 
 
-@pytest.mark.parametrize("name", THREATS)
-def test_projections_are_feasible_and_leave_what_is(images: Tensor, name: str) -> None:
-    threat, epsilon = THREATS[name], BUDGETS[name]
+@pytest.mark.parametrize("name", NORMS)
+def test_projections_are_feasible_and_leave_what_is(source: nn.Module, images: Tensor, name: str) -> None:
+    threat, epsilon = threat_models(source)[name], BUDGETS[name]
     far = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * 3
     inside = threat.project(far, images, epsilon)
     assert threat.size(inside, images).max() <= epsilon * (1 + 1e-5)
@@ -72,16 +73,16 @@ def test_projections_are_feasible_and_leave_what_is(images: Tensor, name: str) -
     assert threat.project(far, images, 0.0).abs().max() == 0
 
 
-@pytest.mark.parametrize("name", THREATS)
+@pytest.mark.parametrize("name", NORMS)
 def test_it_is_never_worse_than_a_random_point(source: nn.Module, images: Tensor, name: str) -> None:
-    threat, epsilon = THREATS[name], BUDGETS[name]
+    threat, epsilon = threat_models(source)[name], BUDGETS[name]
     found = label_loss(LABELS, source(attack(source, images, name, epsilon)))
     for seed in range(5):
         drawn = images + threat.project(threat.draw(images, epsilon, random(seed)), images, epsilon)
         assert (found >= label_loss(LABELS, source(drawn))).all()
 
 
-@pytest.mark.parametrize("name", THREATS)
+@pytest.mark.parametrize("name", NORMS)
 def test_a_larger_budget_finds_more(source: nn.Module, images: Tensor, name: str) -> None:
     budgets = [BUDGETS[name] * times for times in (0, 0.2, 0.6, 1, 2)]
     losses = [label_loss(LABELS, source(attack(source, images, name, size))).mean().item() for size in budgets]
@@ -89,10 +90,10 @@ def test_a_larger_budget_finds_more(source: nn.Module, images: Tensor, name: str
     assert losses[0] < losses[1] < losses[-1]
 
 
-@pytest.mark.parametrize("name", THREATS)
-def test_draws_are_feasible_and_fill_the_budget(images: Tensor, name: str) -> None:
-    drawn = THREATS[name].draw(images, BUDGETS[name], random())
-    size = THREATS[name].size(drawn, images)
+@pytest.mark.parametrize("name", NORMS)
+def test_draws_are_feasible_and_fill_the_budget(source: nn.Module, images: Tensor, name: str) -> None:
+    drawn = threat_models(source)[name].draw(images, BUDGETS[name], random())
+    size = threat_models(source)[name].size(drawn, images)
     assert size.max() <= BUDGETS[name] * (1 + 1e-5)
     assert size.max() > 0.9 * BUDGETS[name]
 
@@ -126,7 +127,7 @@ def test_each_image_of_a_mixture_has_its_own_model_s_run(source: nn.Module, imag
 
 def test_starts_are_each_image_s_own(images: Tensor) -> None:
     which = torch.arange(60) * 7 % len(THREATS)
-    mixture = Mixture.of(list(THREATS), list(BUDGETS.values()), which)
+    mixture = Mixture.of(list(THREATS), [BUDGETS[name] for name in THREATS], which)
     start = mixture.draw(images, random())
     for number, name in enumerate(THREATS):
         size = THREATS[name].size(start[which == number], images[which == number])
@@ -138,7 +139,7 @@ def test_starts_are_each_image_s_own(images: Tensor) -> None:
 
 
 def test_a_model_without_images_is_no_trouble(source: nn.Module, images: Tensor) -> None:
-    mixture = Mixture.of(list(THREATS), list(BUDGETS.values()), torch.full((60,), 2))
+    mixture = Mixture.of(list(THREATS), [BUDGETS[name] for name in THREATS], torch.full((60,), 2))
     assert mixture.draw(images, random()).shape == images.shape
     loss = partial(label_loss, LABELS)
     moved = pgd(source, images, loss, mixture, steps=2, step_size=mixture.epsilon / 5)

@@ -15,7 +15,7 @@ from torch import nn
 from erat.config import RunConfig
 from erat.corruption import source
 from erat.corruption.pipeline import corrupted_set
-from erat.corruption.source import source_network, source_parameters
+from erat.corruption.source import Traits, source_network, source_parameters
 from erat.corruption.store import Store
 from erat.data.types import CorruptedSet, ImageSet
 from erat.engine.trainer import Trainer
@@ -135,7 +135,7 @@ def test_a_training_goes_on_where_it_was_killed(
     config = configure({"corruption.source_epochs": 6})
     undisturbed, manifest = source_network(clean, config, Store(tmp_path / "undisturbed"))
     store = Store(tmp_path / "killed")
-    workspace = store.workspace(source_parameters(clean, config))
+    workspace = store.workspace(source_parameters(Traits.of(clean), config))
     for epoch in epochs:
         with pytest.raises(Killed):
             source_network(clean, config, store, killed_at(epoch))
@@ -157,7 +157,9 @@ def test_the_best_epoch_before_the_kill_is_still_the_best_after_it(
     config = configure({"corruption.source_epochs": 4})
     with pytest.raises(Killed):
         source_network(clean, config, Store(tmp_path), killed_at(3))
-    best = torch.load(Store(tmp_path).workspace(source_parameters(clean, config)) / "best.pt", weights_only=True)
+    best = torch.load(
+        Store(tmp_path).workspace(source_parameters(Traits.of(clean), config)) / "best.pt", weights_only=True
+    )
     network, manifest = source_network(clean, config, Store(tmp_path))
     assert manifest["val_accuracy"] == best["val_accuracy"] == 0.9
     assert all(torch.equal(best["weights"][name], value) for name, value in network.state_dict().items())
@@ -173,7 +175,7 @@ def test_a_damaged_file_of_a_training_does_not_change_the_network(
     store = Store(tmp_path / "killed")
     with pytest.raises(Killed):
         source_network(clean, config, store, killed_at(3))
-    file = store.workspace(source_parameters(clean, config)) / name
+    file = store.workspace(source_parameters(Traits.of(clean), config)) / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)

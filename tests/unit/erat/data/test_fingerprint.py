@@ -464,8 +464,8 @@ def parts_of(**keys: Any) -> tuple[Any, Any]:
 def test_mirrored_views_make_another_source_network(make_images: Any) -> None:
     images = make_images(40)
     plain, mirrored = (build("demo", {"corruption.data": "ap", "data.flip": flip}) for flip in (False, True))
-    assert source_parameters(images, plain) != source_parameters(images, mirrored)
-    assert "flip" not in source_parameters(images, plain), "digits keep the entries that they had"
+    assert source_parameters(Traits.of(images), plain) != source_parameters(Traits.of(images), mirrored)
+    assert "flip" not in source_parameters(Traits.of(images), plain), "digits keep the entries that they had"
     assert parts_of(**{"corruption.data": "ap"})[0] != parts_of(**{"corruption.data": "ap", "data.flip": True})[0]
     assert parts_of(**{"corruption.data": "urp"})[0] == parts_of(**{"corruption.data": "urp", "data.flip": True})[0]
 
@@ -474,7 +474,7 @@ def test_other_bytes_of_the_same_pixels_make_another_source_network(make_images:
     """The tenth that is held out from its training depends on the bytes of the files."""
     images, config = make_images(40), build("demo", {"corruption.data": "ap"})
     positions = [replace(images, positions=torch.rand(40, dtype=torch.float64)) for _ in range(2)]
-    found = [source_parameters(each, config) for each in (images, *positions)]
+    found = [source_parameters(Traits.of(each), config) for each in (images, *positions)]
     assert len({str(each) for each in found}) == 3
 
 
@@ -487,7 +487,7 @@ def test_everything_made_from_a_set_is_of_that_set(make_images: Any, what: str) 
         "names": replace(images, class_names=tuple("wxyz"[: images.num_classes])),
     }[what]
     config = build("demo", {"corruption.data": "ap"})
-    assert source_parameters(images, config) != source_parameters(other, config)
+    assert source_parameters(Traits.of(images), config) != source_parameters(Traits.of(other), config)
     assert Traits.of(images) != Traits.of(other)
 
 

@@ -9,7 +9,7 @@ import pytest
 from erat.config import build
 from erat.errors import UserError
 
-NORMS = "linf, l2, l1, l0, ssim, wasserstein"
+NORMS = "linf, l2, l1, l0, ssim, wasserstein, lpips"
 
 
 def erat(**options: Any) -> Any:
@@ -84,6 +84,17 @@ def test_budgets_of_ssim_and_wasserstein() -> None:
             "epsilon_ssim: input should be less than or equal to 2, got 2.5",
         ),
         ({"norms": "wasserstein", "epsilon_wasserstein": -1}, "should be greater than or equal to 0, got -1"),
+        ({"epsilon_lpips": 0.1}, "defense.epsilon_lpips=0.1 needs lpips in defense.norms, got both"),
+        ({"norms": "lpips", "epsilon_lpips": -1}, "should be greater than or equal to 0, got -1"),
+        (
+            {"norms": "l1", "norm_draw": "weighted"},
+            "defense.norm_draw=weighted needs several norms in defense, got l1",
+        ),
+        (
+            {"uniform": False, "norm_draw": "weighted"},
+            "defense.norm_draw=weighted needs uniform=true in defense, got both",
+        ),
+        ({"norm_draw": "equal"}, "defense.norm_draw: input should be 'uniform' or 'weighted', got 'equal'"),
         ({"norms": "ssim", "pgd_scale": 0.5}, "defense.pgd_scale=0.5 needs defense.norms of linf and l2, got ssim"),
         ({"norms": "linf,l1", "pgd_scale": 0.5}, "defense.pgd_scale=0.5 needs defense.norms of linf and l2, got linf"),
     ],
@@ -100,7 +111,8 @@ def test_budgets_of_ssim_and_wasserstein() -> None:
             "no-ssim",
             "no-wasserstein",
         ),
-        *("too-unlike", "backwards", "shrunk-ssim", "shrunk"),
+        *("too-unlike", "backwards", "no-lpips", "negative-lpips", "one-norm", "all-norms", "no-such-draw"),
+        *("shrunk-ssim", "shrunk"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], said: str) -> None:
@@ -116,3 +128,9 @@ def test_a_set_without_customary_budget_needs_one(toy: object) -> None:
     with pytest.raises(UserError, match=r"^defense\.epsilon_l1 must be given: toy has no customary l1 budget$"):
         build("demo", without)
     assert build("demo", without | {"defense.epsilon_l1": 2}).defense.budget("l1") == 2  # type: ignore[attr-defined]
+
+
+def test_a_compiled_network_cannot_be_looked_into() -> None:
+    with pytest.raises(UserError, match=r"^defense\.norms with lpips needs train\.compile=false, got true"):
+        build("demo", {"defense.norms": "linf,lpips", "train.compile": True})
+    assert build("demo", {"train.compile": True}).train.compile

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from erat.attacks.ensemble import NORMS, standard_ensemble
 from erat.attacks.threats import THREATS
 from erat.data.types import ImageSet, to_float
-from erat.defenses.base import Defense
+from erat.defenses.base import Defense, Predicting
 from erat.losses import label_margin
 from erat.robustness import curve
 from erat.robustness.curve import ATTACKS, Condition, Evaluation, Protocol, Work, evenly_spaced
@@ -142,7 +142,7 @@ def test_the_ensemble_gets_what_is_left(images: ImageSet, monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "epsilon"), [(norm, SIZES[norm][-1]) for norm in NORMS])
 def test_the_ensemble_stays_within_its_budget(images: ImageSet, norm: str, epsilon: float) -> None:
-    network, clean = curve._Logits(cast(Defense, Linear(images))), to_float(images.images)
+    network, clean = Predicting(cast(Defense, Linear(images))), to_float(images.images)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     moved = standard_ensemble(

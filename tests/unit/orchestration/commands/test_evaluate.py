@@ -208,7 +208,7 @@ class TestProtocol:
                 "linf,x",
                 [],
                 "pgd",
-                "--threats must list some of linf, l2, l1, l0, ssim, wasserstein with commas, got 'linf,x'",
+                "--threats must list some of linf, l2, l1, l0, ssim, wasserstein, lpips with commas, got 'linf,x'",
             ),
             ("l2,l2", [], "pgd", "--threats must name each once, got 'l2,l2'"),
             ("l1", [], "pgd", "l1 has no customary budget on this data set: give it, --budgets l1=SIZE,SIZE"),
@@ -217,7 +217,8 @@ class TestProtocol:
                 None,
                 ["linf"],
                 "pgd",
-                "--budgets must be NAME=SIZE,SIZE with a name of linf, l2, l1, l0, ssim, wasserstein, got 'linf'",
+                "--budgets must be NAME=SIZE,SIZE with a name of linf, l2, l1, l0, ssim, wasserstein, lpips, "
+                "got 'linf'",
             ),
             (None, ["linf=2"], "pgd", "--budgets linf must be numbers in (0, 1], got '2'"),
             (None, ["l2=nan"], "pgd", "--budgets l2 must be numbers in (0, 1e+06], got 'nan'"),

@@ -50,7 +50,7 @@ def test_the_grid_of_further_poisons_has_each_under_each_defense_and_the_paper_s
 def test_every_grid_is_known_by_its_name_and_its_runs_differ() -> None:
     names = sorted(file.stem for file in GRIDS.glob("*.yaml") if file.stem != "base")
     figures, tables = ([f"{word}{n}" for n in range(*ends)] for word, ends in (("figure", (2, 9)), ("table", (1, 7))))
-    assert names == ["fair3", "fair6", *figures, "poisons", "rq5", *tables]
+    assert names == ["coupled", "fair3", "fair6", *figures, "poisons", "rq5", *tables]
     for name in names:
         assert load_grid(name).name == name
         # Without the counting of operations, which takes seconds for each defense.
