@@ -47,7 +47,7 @@ const Figures = (() => {
     if (!node.isConnected) return null;
     const spec = structuredClone(given);
     if (touch) still(spec);
-    const columns = Math.max(1, Math.min(4, Math.floor(node.clientWidth / (7 * longest(spec) + 36))));
+    const columns = { signal: `max(1, min(4, floor(width / ${7 * longest(spec) + 36})))` }; // follows the figure's width
     spec.config = { ...config, ...spec.config, legend: { ...config.legend, columns } };
     const told = (handler, event, item, value) => {
       node.style.cursor = item?.datum?.runs ? "pointer" : "";
