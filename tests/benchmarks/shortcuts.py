@@ -29,7 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from erat.audit.poisoning import separability
@@ -68,7 +68,7 @@ def measure(name: str, *, seed: int, on_grey: bool, train: bool, store: Store) -
     values, before = (to_float(pixels).flatten(1) for pixels in (images, clean.train.images))
     delta, labels = values - before, clean.train.labels
     half = torch.arange(len(labels)) % 2 == 0
-    row = {
+    row: dict[str, Any] = {
         "poison": name,
         "seed": seed,
         "grey": on_grey,

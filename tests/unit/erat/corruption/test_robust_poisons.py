@@ -65,22 +65,6 @@ def test_rem_expects_adversarial_training_on_crops(order: Craft, source: nn.Modu
     assert torch.equal(back, through_crop)
 
 
-def attacked_loss(network: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> float:
-    budget = Budget.of("linf", epsilon, images)
-    moved = pgd(network, images, partial(label_loss, labels), budget, steps=7, step_size=budget.epsilon / 5)
-    return F.cross_entropy(network(moved), labels).item()
-
-
-def test_what_rem_adds_holds_under_attack_better_than_what_ignores_it(order: Craft, source: nn.Module) -> None:
-    """With a budget of 0 for the expected attack it is UP's noise on crops, which an attack undoes sooner."""
-    losses = []
-    for share in (1.0, 0.0):
-        asked = again(order, attack_steps=3, attack_share=share, flip=False, descents=6, draws=2, epsilon=0.06)
-        noise = minimised(source, asked, REM.defended(asked), order.images, order.labels, draws())
-        losses.append(attacked_loss(source, (order.images + noise).clamp(0, 1), order.labels, 0.06))
-    assert losses[0] < 0.95 * losses[1]
-
-
 def test_a_descent_step_takes_the_mean_over_its_draws(order: Craft, source: nn.Module) -> None:
     """The expected defense is replaced by one that shows one of two images, each half of the time."""
     weights = torch.randn(2, *order.images.shape[1:], generator=torch.Generator().manual_seed(3))
