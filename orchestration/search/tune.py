@@ -161,7 +161,8 @@ class QueueSearcher(Searcher):
         if time.monotonic() - began >= SHORT_SECONDS or not self._ended(trial_id):
             return
         try:
-            trial = self._next(idle=True) if len(self._running) < self.slots else None
+            # What waits for room, such as the trial that Tune has been given ahead, takes none yet.
+            trial = self._next(idle=True) if len(self._landed) < self.slots else None
             if trial is None:
                 return
             if not self._driver().places.is_free(place, trial.number):

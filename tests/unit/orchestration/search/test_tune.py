@@ -669,10 +669,19 @@ class TestShortTrials:
     def test_no_more_than_fit_by_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
         driver, search, handed = self.begun(monkeypatch, fit=2)
         assert search.suggest("b") == {"number": 1}
+        search.on_trial_result("b", {landing.PLACE: json.dumps(asdict(Place("1", "10.0.0.1")))})
         search.resize(1)
         search.on_trial_result("a", {execution.ENDED: "done"})
         assert driver.ends == [0]
         assert not handed
+
+    def test_beside_one_that_tune_was_given_ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        _, search, handed = self.begun(monkeypatch)
+        monkeypatch.setattr(FakeDriver, "next", lambda self, idle: Trial(2, "cell", {}, "paper"))
+        assert search.suggest("b") == {"number": 2}
+        monkeypatch.setattr(FakeDriver, "next", lambda self, idle: Trial(1, "cell", {}, "paper"))
+        search.on_trial_result("a", {execution.ENDED: "done"})
+        assert handed == [("a", {"number": 1})]
 
     def test_an_error_of_the_driver_ends_the_search(self, monkeypatch: pytest.MonkeyPatch) -> None:
         driver, search, _ = self.begun(monkeypatch)
