@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ from erat.config import RunConfig
 from erat.engine.report import EpochReport
 from erat.errors import is_storage_fault, storage_words
 from erat.result import RunResult, summarise
-from orchestration.cluster import landing
-from orchestration.cluster.session import hide_other_devices, node_workspace
+from orchestration.cluster.session import hide_other_devices, node_workspace, place, was_parked
 from orchestration.run.directory import ENDS, METRICS, RunDirectory, left_over
 from orchestration.run.execute import execute_run
 from orchestration.run.preemption import training
@@ -41,8 +40,15 @@ SLIVER = 0.01
 # Key of a report: all figures of the epoch, sealed as JSON, which only the driver opens. The test accuracy is among
 # them, by which nothing must be chosen: a searcher, scheduler or sampler can use numbers of a report, and this is none.
 FIGURES = "figures"
-ENDED = "ended"  # key of a report: the status with which a run has ended; its last report
+PLACE = "place"  # key of a report: where the worker has started, as JSON; the first report of a trial of one worker
 STORAGE_FAULT = "storage_fault"  # key of a report: the storage cannot be written; the trial resumes once it can
+
+
+def trainable(resources: Mapping[str, float], workers: int) -> Any:
+    """Return the function that Tune calls for each trial, with the resources that it needs."""
+    if workers == 1:
+        return tune.with_resources(_tune_trial, {k: v for k, v in resources.items() if v})
+    return tune.with_resources(_tune_parallel_trial, {"CPU": SLIVER})
 
 
 def _report(history: Sequence[EpochReport]) -> dict[str, Any]:
@@ -57,29 +63,16 @@ def _figures(epoch: int, val_accuracy: float | None, best_val_accuracy: float | 
     return {"val_accuracy": val_accuracy, "best_val_accuracy": best_val_accuracy, "epoch": epoch}
 
 
-def run_trials(parameters: dict[str, Any]) -> None:
-    """Execute one run in a Tune worker, and those that the driver hands it then: it does so if the run was short.
-
-    `tune.report` returns when the driver has seen the report.
-
-    Args:
-        parameters: as `StudyDriver.trial_parameters` returns them.
+def _tune_trial(parameters: dict[str, Any]) -> None:
+    """Execute one run in a Tune worker. `tune.report` returns when the driver has seen the report.
 
     Raises:
         RuntimeError: the worker's GPU has failed. This process cannot use it any more, and must not get another trial.
     """
     hide_other_devices()
-    worker = str(tune.get_context().get_trial_id())
-    following: dict[str, Any] | None = parameters
-    while following is not None:
-        ended = _run_trial(following)
-        if ended is not None and (ended.error or "").startswith(DEVICE_FAULT):
-            raise RuntimeError(ended.error)
-        following = landing.handed(worker)
-
-
-def _run_trial(parameters: dict[str, Any]) -> RunResult | None:
-    """Execute one run in a Tune worker; return its result, or None if the storage cannot be written."""
+    tune.report(_figures(0, None, None) | {PLACE: json.dumps(asdict(place()))})
+    if was_parked(str(tune.get_context().get_trial_id())):
+        return
     config = RunConfig.model_validate_json(parameters["config"])
     workspace = node_workspace(config, parameters["workspace"])
     directory = RunDirectory(workspace, config.digest())
@@ -89,7 +82,7 @@ def _run_trial(parameters: dict[str, Any]) -> RunResult | None:
         return not directory.asked_to_stop(parameters["stop_request"])
 
     with training():
-        return _report_end(
+        ended = _report_end(
             lambda: execute_run(
                 config,
                 workspace,
@@ -98,9 +91,11 @@ def _run_trial(parameters: dict[str, Any]) -> RunResult | None:
                 session=parameters["session"],
             )
         )
+    if ended is not None and (ended.error or "").startswith(DEVICE_FAULT):
+        raise RuntimeError(ended.error)
 
 
-def run_parallel_trial(parameters: dict[str, Any]) -> None:
+def _tune_parallel_trial(parameters: dict[str, Any]) -> None:
     """Execute one run on several data-parallel workers, from a Tune trial."""
     config, workspace = RunConfig.model_validate_json(parameters["config"]), Workspace(Path(parameters["workspace"]))
     request, pause_after, session = (parameters[key] for key in ("stop_request", "pause_after", "session"))
@@ -121,7 +116,7 @@ def _report_end(run: Callable[[], RunResult]) -> RunResult | None:
             raise
         tune.report(_figures(0, None, None) | {STORAGE_FAULT: f"{storage_words(error)} (on {socket.gethostname()})"})
         return None
-    tune.report(_figures(result.epochs, result.val_accuracy, result.best_val_accuracy) | {ENDED: result.status})
+    tune.report(_figures(result.epochs, result.val_accuracy, result.best_val_accuracy))
     return result
 
 

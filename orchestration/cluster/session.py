@@ -20,13 +20,13 @@ import ray
 import ray.exceptions
 import ray.train
 from ray._private import ray_constants, state
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_exists, _internal_kv_put
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from erat.config import RunConfig
 from erat.errors import UserError
 from orchestration.cluster import parts
 from orchestration.cluster.autoscaling import Demand, autoscales
-from orchestration.cluster.landing import said_place
 from orchestration.cluster.nodes import Node, look, problem, token
 from orchestration.run import resources as counting
 from orchestration.run.places import Place
@@ -43,6 +43,7 @@ TOKEN_HINT = (
     "a cluster that was started with a token lets in only who has it: RAY_AUTH_MODE=token, and the same token in "
     "~/.ray/auth_token or the file of RAY_AUTH_TOKEN_PATH"
 )
+PARKED = "erat-parked"  # part of the store of the cluster's head that names the parked workers
 
 
 @contextmanager
@@ -340,17 +341,54 @@ def hide_other_devices() -> None:
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
 
 
-def place_of_death(error: BaseException | None) -> Place | None:
-    """Return where a worker died, by Ray's error; None if it is no such error, or nobody knows.
+def place() -> Place:
+    """Return where this worker runs."""
+    context = ray.get_runtime_context()
+    devices = context.get_accelerator_ids().get("GPU") or []
+    return Place(context.get_node_id(), ray.util.get_node_ip_address(), tuple(sorted(devices)))
 
-    If the worker had not said where it was, Ray knows on which node its process had been started.
-    """
+
+def place_of_death(error: BaseException | None) -> Place | None:
+    """Return on which node a worker died, by Ray's error; None if it is no such error, or Ray does not know."""
     if not isinstance(error, ray.exceptions.RayActorError) or not error.actor_id:
         return None
-    if (said := said_place(error.actor_id)) is not None:
-        return said
     found = state.actors(error.actor_id).get("Address") or {}
     return Place(found["NodeID"], found["IPAddress"]) if found.get("NodeID") else None
+
+
+# A worker that has started where its trial must not run is parked: it does nothing, so that nothing else starts at that
+# place. The driver says so, and ends it, by an entry in the store of the cluster's head.
+
+
+def park(worker: str) -> None:
+    """Have a worker do nothing until `unpark`; called by the driver before the worker asks.
+
+    Args:
+        worker: Tune's id of the worker's trial.
+    """
+    _internal_kv_put(_entry(worker), b"", namespace=PARKED)
+
+
+def unpark(worker: str) -> None:
+    """Let a worker that was parked end."""
+    _internal_kv_del(_entry(worker), namespace=PARKED)
+
+
+def was_parked(worker: str) -> bool:
+    """Return whether this worker was parked, once it is no more; called by the worker when the driver knows its place.
+
+    Args:
+        worker: Tune's id of the worker's trial.
+    """
+    parked = False
+    while _internal_kv_exists(_entry(worker), namespace=PARKED):
+        parked = True
+        time.sleep(POLL_SECONDS)
+    return parked
+
+
+def _entry(worker: str) -> str:
+    return f"{ray.get_runtime_context().get_job_id()}/{worker}"
 
 
 def node_workspace(config: RunConfig, root: str) -> Workspace:

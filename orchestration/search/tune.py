@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -13,31 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from erat.errors import UserError
-from orchestration.cluster import autoscaling, execution, landing, session
+from orchestration.cluster import autoscaling, execution, session
 from orchestration.cluster.lookout import Lookout
-from orchestration.cluster.worker import trainable
 from orchestration.run.busy import Meter
 from orchestration.run.places import Place
 from orchestration.run.retries import Retry
 from orchestration.search.calls import Driver, Held
-from orchestration.search.listeners import Progress, QueueScheduler
 from orchestration.study.trial import Trial
 
 METRIC = "val_accuracy"
-# A worker whose trial took less takes the next one at once. By way of Tune it would get one some tenths of a second
-# later, and whenever that happens while another worker starts, Tune ends the latter, whose trial it gives to the first.
-SHORT_SECONDS = 5.0
+SAY_AFTER = 60.0  # seconds without a running trial until a warning
+COUNT_SECONDS = 1.0  # seconds between two counts of the places of the cluster
 
 
 class QueueSearcher(Searcher):
     """A Tune searcher that returns the trials of the queue, and waits while the queue has none.
 
     Where a worker starts is Ray's choice. If its trial must not run there, the worker is parked, so that this place is
-    taken, and the trial is given to Tune once more. A worker whose trial was short is handed the next one within the
-    same trial of Tune's. What the queue decides does not depend on either.
+    taken, and the trial is given to Tune once more. What the queue decides does not depend on that.
 
     Args:
         driver: the driver, with the queue.
@@ -46,7 +44,6 @@ class QueueSearcher(Searcher):
         ahead: whether Tune may ask for one more trial than fit, which waits until there is room. At most that many run
             even so if `at_most` is the smaller number, or if places are excluded or limited.
         park, unpark: have a worker do nothing, and end it; called with Tune's id of its trial.
-        hand: has a worker run a further trial; called with Tune's id of its trial and the parameters of the other one.
     """
 
     def __init__(
@@ -56,18 +53,16 @@ class QueueSearcher(Searcher):
         at_most: int | None = None,
         *,
         ahead: bool,
-        park: Callable[[str], None] = landing.park,
-        unpark: Callable[[str], None] = landing.unpark,
-        hand: Callable[[str, dict[str, Any]], None] = landing.hand,
+        park: Callable[[str], None] = session.park,
+        unpark: Callable[[str], None] = session.unpark,
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._driver = Held(driver)
         self._fit, self._at_most, self._may_ask_ahead = fit, at_most, ahead
-        self._park, self._unpark, self._hand = park, unpark, hand
+        self._park, self._unpark = park, unpark
         self.fault: Exception | None = None  # the error that ends the search
         self._running: dict[str, Trial] = {}
-        # Of those of them whose worker has started where it may train: where, and when the trial began.
-        self._landed: dict[str, tuple[Place, float]] = {}
+        self._landed: set[str] = set()  # those of them whose worker has started where it may train
         self._again: deque[Trial] = deque()
         self._parked: dict[str, tuple[int, Place]] = {}  # worker -> the trial that it was started for, and where it is
         self._unparked: set[str] = set()  # workers of these that are to end
@@ -134,18 +129,13 @@ class QueueSearcher(Searcher):
         return self._again.popleft()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        trial = self._running.get(trial_id)
-        if trial is None or result.get("done"):  # Tune repeats the last report when the worker has returned
+        known = trial_id in self._landed or trial_id in self._parked
+        if execution.PLACE not in result or known or (trial := self._running.get(trial_id)) is None:
             return
-        if trial_id in self._landed:
-            if result.get(execution.ENDED) in ("done", "stopped", "paused"):
-                self._hand_on(trial_id)
-            return
-        if landing.PLACE not in result or trial_id in self._parked:
-            return
-        place = landing.place_from(result[landing.PLACE])
+        content = json.loads(result[execution.PLACE])
+        place = Place(content["node"], content["address"], tuple(content["devices"]))
         if self._driver().landed(trial.number, place):
-            self._landed[trial_id] = place, time.monotonic()
+            self._landed.add(trial_id)
             self._turned_away.discard(trial.number)
         else:
             self._park(trial_id)
@@ -155,32 +145,6 @@ class QueueSearcher(Searcher):
             if self._driver().places.is_free(place):
                 self._turned_away.add(trial.number)
         self._unpark_some()
-
-    def _hand_on(self, trial_id: str) -> None:
-        """Give a worker whose trial was short the next one, if there is one that may run where the worker is."""
-        place, began = self._landed[trial_id]
-        if time.monotonic() - began >= SHORT_SECONDS or not self._ended(trial_id):
-            return
-        try:
-            trial = self._next(idle=True) if len(self._running) < self.slots else None
-            if trial is None:
-                return
-            if not self._driver().places.is_free(place, trial.number):
-                self._again.appendleft(trial)
-                return
-            parameters = self._driver().trial_parameters(trial)
-            self._driver().started(trial.number)
-            self._driver().landed(trial.number, place)
-            self._hand(trial_id, parameters)
-        except Exception as error:
-            self.fault = error
-            return
-        self._running[trial_id], self._landed[trial_id] = trial, (place, time.monotonic())
-
-    def number_of(self, trial: Any) -> int | None:
-        """Return the number of the trial that a worker, given by its trial of Tune's, runs now; None: it has ended."""
-        mine = self._running.get(trial.trial_id)
-        return None if mine is None else mine.number
 
     def is_parked(self, trial_id: str) -> bool:
         """Return whether the worker of this trial of Tune's is parked."""
@@ -204,29 +168,25 @@ class QueueSearcher(Searcher):
             self._unpark(worker)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._landed.discard(trial_id)
         if self._parked.pop(trial_id, None) is not None:
             self._end([trial_id])  # if it died, so that no entry stays behind
             return
-        if (words := (result or {}).get(execution.STORAGE_FAULT)) and self.fault is None and trial_id in self._running:
-            self.fault = UserError(f"{words}; nothing finished is lost: mend that, and resume")
-        self._ended(trial_id)
-
-    def _ended(self, trial_id: str) -> bool:
-        """Record the end of the trial that a worker ran; return False if it ran none, or that failed."""
-        self._landed.pop(trial_id, None)
         if self.fault is not None or (trial := self._running.pop(trial_id, None)) is None:
-            return False
+            return
+        if words := (result or {}).get(execution.STORAGE_FAULT):
+            self.fault = UserError(f"{words}; nothing finished is lost: mend that, and resume")
+            return
         try:
             ended = self._driver().ended(trial.number)
         except Exception as error:
             # Tune would take an error that is raised here for one of the trial. `Progress` raises it later, at a place
             # where Tune does not catch it.
             self.fault = error
-            return False
+            return
         if isinstance(ended, Retry):
             self._again.append(trial)
         self._unpark_some()
-        return True
 
     def held(self) -> int:
         """Return the number of trials that Tune has and that have not ended, or 1 if it gets none for want of places.
@@ -243,6 +203,107 @@ class QueueSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing; see `save`."""
+
+
+class QueueScheduler(FIFOScheduler):
+    """A Tune scheduler for early stopping, which sees only validation accuracy and sends a stop request to the trial.
+
+    It does not kill the trial, because a killed trial leaves no result, and with data-parallel workers Ray never
+    releases their placement group.
+    """
+
+    def __init__(self, driver: Driver, is_parked: Callable[[str], bool] = lambda trial_id: False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._driver, self._is_parked = Held(driver), is_parked
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_error(tune_controller, trial)
+        if self._is_parked(trial.trial_id):
+            return
+        if (place := session.place_of_death(trial.get_pickled_error())) is not None:
+            self._driver().places.noticed(trial.config["number"], place)
+        # Tune calls `QueueSearcher.on_trial_complete` next, which asks the driver whether the trial runs again.
+        self._driver().heard(trial.config["number"], str(trial.get_error() or ""))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number = trial.config["number"]
+        if result.get(execution.STORAGE_FAULT) or execution.PLACE in result:
+            return TrialScheduler.CONTINUE
+        if self._driver().queue.stops(number, result["epoch"], result["best_val_accuracy"]):
+            self._driver().stop(number, result["epoch"])
+        return TrialScheduler.CONTINUE
+
+
+class Progress(tune.Callback):
+    """A Tune callback that tells the driver when a trial starts and when an epoch ends.
+
+    It also warns the user when no trial can start, and ends the search if that lasts too long.
+
+    Args:
+        driver: the driver.
+        waiting: returns the number of trials that wait or run; an error that it raises ends the search.
+        room: returns one line on the resources that a trial needs and that are free.
+        patience: seconds without a running trial after which the search gives up.
+        count: called every `COUNT_SECONDS` seconds, between two events of Tune; counts the places of the cluster.
+        is_parked: returns whether a worker, named by Tune's id of its trial, does nothing.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        waiting: Callable[[], int],
+        room: Callable[[], str],
+        *,
+        patience: float,
+        count: Callable[[], None] = lambda: None,
+        is_parked: Callable[[str], bool] = lambda trial_id: False,
+    ) -> None:
+        self._driver = Held(driver)
+        self._waiting, self._room, self._patience, self._count = waiting, room, patience, count
+        self._is_parked = is_parked
+        self._counted = -COUNT_SECONDS
+        self._running: set[str] = set()
+        self._since: float | None = None  # when the present time without a running trial began
+        self._said = False  # whether a warning was given in that time
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.add(trial.trial_id)
+        self._driver().started(trial.config["number"])
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        # A report without figures is the last one: what it says is in the directory of the run, which `ended` reads.
+        if figures := result.get(execution.FIGURES):
+            self._driver().epoch(trial.config["number"], figures)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.discard(trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._running.discard(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        now = time.monotonic()
+        if now - self._counted >= COUNT_SECONDS:
+            self._counted = now
+            self._count()
+        waiting = self._waiting()
+        if any(not self._is_parked(name) for name in self._running) or not waiting:
+            self._since, self._said = None, False
+            return
+        self._since = self._since if self._since is not None else now
+        if now - self._since >= self._patience:
+            raise UserError(
+                f"no trial could start for {self._patience:.0f} s: {self._room()}; resume when there is room"
+            )
+        if now - self._since >= SAY_AFTER and not self._said:
+            self._said = True
+            warnings.warn(f"no trial could start yet: {self._room()}; waiting {self._patience:.0f} s", stacklevel=2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state that Tune saves, without the functions, which cannot be pickled and are never restored."""
+        return self.__dict__ | {"_waiting": None, "_room": None, "_count": None, "_is_parked": None}
 
 
 def run(
@@ -290,16 +351,15 @@ def run(
 
     room = partial(session.room, resources, workers)
     patience = session.longest_wait()
-    of_worker: dict[str, Any] = {"is_parked": searcher.is_parked, "number_of": searcher.number_of}
-    progress = Progress(driver, searcher.held, room, patience=patience, count=recount, **of_worker)
+    progress = Progress(driver, searcher.held, room, patience=patience, count=recount, is_parked=searcher.is_parked)
     tuner = tune.Tuner(
-        trainable(resources, workers),
+        execution.trainable(resources, workers),
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="max",
             num_samples=-1,  # no limit: the searcher ends the search, and a retry is a new trial for Tune
             search_alg=searcher,
-            scheduler=QueueScheduler(driver, **of_worker),
+            scheduler=QueueScheduler(driver, searcher.is_parked),
             reuse_actors=workers == 1,
         ),
         run_config=tune.RunConfig(

@@ -196,7 +196,8 @@ def _study(lines: _Lines, name: str, numbers: Sequence[int]) -> dict[str, StudyR
     """
     first, *others = [lines.part(number) for number in numbers]
     known = {key: first[key] for key in ("name", "spec", "trials", "began", "tracked", "totals", "out")}
-    made = StudyRecord(**known, **{key: dict(first[key]) for key in ("promoted", "windows")})
+    known |= {key: dict(first[key]) for key in ("promoted", "windows")}
+    made = StudyRecord(**known)
     listed = _listed(made)
     while others:
         part = others.pop(0)  # so that no more of it is held than what is made of it

@@ -31,11 +31,10 @@ from erat.config import RunConfig
 from erat.engine.report import EpochReport
 from erat.files import write_atomic
 from erat.result import RunResult, summarise
-from orchestration.cluster import execution, worker
+from orchestration.cluster import execution
 from orchestration.run.directory import RunDirectory
 from orchestration.run.execute import OnEpoch
 from orchestration.search import launch
-from orchestration.search import tune as search
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.spec import StudySpec
@@ -57,7 +56,7 @@ def null_run(config: RunConfig, workspace: Workspace, *, on_epoch: OnEpoch, **_:
 def null_trial(parameters: dict[str, Any]) -> None:
     """Execute a trial without its training. Ray's workers get this function by its content, and import the rest."""
     execution.execute_run = null_run
-    worker._tune_trial(parameters)
+    execution._tune_trial(parameters)
 
 
 def measured(trials: int, slots: int, nodes: int) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def measured(trials: int, slots: int, nodes: int) -> dict[str, Any]:
         {"data.limit": 200, "corruption.data": "none", "corruption.labels": "none"},
     )
     # In the place of the trainer; everything around it is what a sweep runs.
-    search.trainable = lambda resources, workers: tune.with_resources(null_trial, {"CPU": 1})
+    execution.trainable = lambda resources, workers: tune.with_resources(null_trial, {"CPU": 1})
     with TemporaryDirectory() as folder, _cluster(slots, nodes) as address, redirect_stdout(sys.stderr):
         workspace = Workspace(Path(folder))
         began, used = time.monotonic(), time.process_time()

@@ -13,11 +13,9 @@ import pytest
 
 from erat.config import build
 from erat.errors import UserError
-from erat.result import RunResult
-from orchestration.cluster import execution, landing, session, worker
+from orchestration.cluster import session
 from orchestration.run.places import Place
 from orchestration.run.resources import needs
-from orchestration.run.retries import DEVICE_FAULT
 
 
 @pytest.fixture
@@ -173,20 +171,20 @@ def test_a_worker_sees_no_gpu_that_it_did_not_ask_for(
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "3")
     session.hide_other_devices()
     assert [os.environ[f"{kind}_VISIBLE_DEVICES"] for kind in ("CUDA", "HIP")] == [visible] * 2
-    assert landing.place() == Place("abcdef", "10.0.0.7", tuple(given))
+    assert session.place() == Place("abcdef", "10.0.0.7", tuple(given))
 
 
 def test_a_parked_worker_waits_until_it_is_released(monkeypatch: pytest.MonkeyPatch) -> None:
     entries: set[tuple[str, str]] = set()
-    monkeypatch.setattr(landing.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
-    monkeypatch.setattr(landing, "_internal_kv_put", lambda key, value, namespace: entries.add((namespace, key)))
-    monkeypatch.setattr(landing, "_internal_kv_del", lambda key, namespace: entries.discard((namespace, key)))
-    monkeypatch.setattr(landing, "_internal_kv_exists", lambda key, namespace: (namespace, key) in entries)
-    clock = Clock(monkeypatch, lambda now: landing.unpark("a") if now >= 5 else None)
-    landing.park("a")
-    assert not landing.was_parked("b")
+    monkeypatch.setattr(session.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
+    monkeypatch.setattr(session, "_internal_kv_put", lambda key, value, namespace: entries.add((namespace, key)))
+    monkeypatch.setattr(session, "_internal_kv_del", lambda key, namespace: entries.discard((namespace, key)))
+    monkeypatch.setattr(session, "_internal_kv_exists", lambda key, namespace: (namespace, key) in entries)
+    clock = Clock(monkeypatch, lambda now: session.unpark("a") if now >= 5 else None)
+    session.park("a")
+    assert not session.was_parked("b")
     assert clock.now == 0
-    assert landing.was_parked("a")
+    assert session.was_parked("a")
     assert clock.now == 5
     assert not entries
 
@@ -230,61 +228,3 @@ class TestASlowStart:
     def test_other_faults_are_told_at_once(self, begin: Callable[..., int]) -> None:
         with pytest.raises(RuntimeError, match="no room"):
             begin(1, "no room")
-
-
-def test_a_worker_is_handed_a_trial_once_and_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    store: dict[tuple[str, str], bytes] = {}
-
-    def put(key: str, value: bytes, namespace: str) -> None:
-        store[namespace, key] = value
-
-    context = SimpleNamespace(
-        get_accelerator_ids=lambda: {"GPU": ["1"]},
-        get_node_id=lambda: "abcdef",
-        get_job_id=lambda: "01",
-        get_actor_id=lambda: "cafe",
-    )
-    monkeypatch.setattr(landing.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(landing.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
-    monkeypatch.setattr(landing, "_internal_kv_put", put)
-    monkeypatch.setattr(landing, "_internal_kv_get", lambda key, namespace: store.get((namespace, key)))
-    monkeypatch.setattr(landing, "_internal_kv_del", lambda key, namespace: store.pop((namespace, key)))
-    assert landing.handed("a") is None
-    landing.hand("a", {"number": 3})
-    assert landing.handed("b") is None
-    assert [landing.handed("a"), landing.handed("a")] == [{"number": 3}, None]
-
-    ran: list[Any] = []
-    reports: list[dict[str, Any]] = []
-    parked = [True, False]
-    monkeypatch.setattr(landing.tune, "report", reports.append)
-    monkeypatch.setattr(landing.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "a"))
-    monkeypatch.setattr(landing, "was_parked", lambda worker: parked.pop())
-    monkeypatch.setattr(execution, "run_trials", lambda given: ran.append((given, landing.said_place("cafe"))))
-    worker._tune_trial({"number": 0})
-    here = Place("abcdef", "10.0.0.7", ("1",))
-    assert ran == [({"number": 0}, here)], "known before anything is run"
-    worker._tune_trial({"number": 1})
-    assert len(ran) == 1, "a parked worker runs nothing"
-    assert [landing.place_from(report[landing.PLACE]) for report in reports] == [here, here]
-    assert landing.said_place("beef") is None
-
-
-def test_a_worker_runs_what_it_is_handed_and_nothing_after_a_fault_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting, ran = [{"number": 1}, {"number": 2}, {"number": 3}], []
-    monkeypatch.setattr(execution, "hide_other_devices", lambda: None)
-    monkeypatch.setattr(execution.landing, "handed", lambda worker: waiting.pop(0) if waiting else None)
-    monkeypatch.setattr(execution.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "a"))
-
-    def run(parameters: dict[str, Any]) -> RunResult:
-        ran.append(parameters["number"])
-        error = f"{DEVICE_FAULT}: gone" if parameters["number"] == 2 else None
-        return RunResult("cell", "failed" if error else "done", error=error)
-
-    monkeypatch.setattr(execution, "_run_trial", run)
-    with pytest.raises(RuntimeError, match="gone"):
-        execution.run_trials({"number": 0})
-    assert ran == [0, 1, 2]
-    waiting, ran = [], []
-    execution.run_trials({"number": 0})
-    assert ran == [0]

@@ -20,9 +20,8 @@ from orchestration.run.directory import RunDirectory, stop_request
 from orchestration.run.retries import Retries, Retry
 from orchestration.search.driver import StudyDriver
 from orchestration.search.ends import read_end
-from orchestration.search.listeners import Progress, QueueScheduler
 from orchestration.search.observations import Observation
-from orchestration.search.tune import QueueSearcher
+from orchestration.search.tune import Progress, QueueScheduler, QueueSearcher
 from orchestration.storage.lease import Lease
 from orchestration.storage.workspace import Workspace
 from orchestration.study.entries import register

@@ -15,13 +15,12 @@ import pytest
 
 from erat.engine.report import EpochReport
 from erat.result import summarise
-from orchestration.cluster import execution, landing
+from orchestration.cluster import execution
 from orchestration.run.directory import RunDirectory
 from orchestration.run.places import Place
-from orchestration.search import tune
 from orchestration.search.driver import StudyDriver
 from orchestration.search.launch import make_sampler
-from orchestration.search.listeners import Progress, QueueScheduler
+from orchestration.search.tune import Progress, QueueScheduler, QueueSearcher
 from orchestration.storage.workspace import Workspace
 from orchestration.study.entries import register
 from orchestration.study.ledger import Ledger
@@ -59,25 +58,23 @@ def counted(lines: list[int]) -> Iterator[None]:
         sys.settrace(before)
 
 
-def lines_of(folder: Path, trials: int, epochs: int, *, short: bool) -> int:
+def lines_of(folder: Path, trials: int, epochs: int) -> int:
     """Return how many lines the driver executes while these trials run on four workers, each after the other.
 
     Args:
         folder: where they run.
         trials: number of trials.
         epochs: number of epochs of each.
-        short: whether a worker is handed its next trial.
     """
     workspace = Workspace(folder)
     overrides = {"train.epochs": epochs, "corruption.data": "none", "corruption.labels": "none"}
     spec = StudySpec.listing("many", "", [{"train.seed": seed} for seed in range(trials)], "demo", overrides)
-    ledger, handed, lines = Ledger(workspace.ledger), dict[str, Any](), [0]
+    ledger, lines = Ledger(workspace.ledger), [0]
     register(ledger, "many", spec, 0)
     driver = StudyDriver("many", spec, 0, workspace, ledger, Tracker(), "parent", make_sampler(spec))  # type: ignore[arg-type]
-    search = tune.QueueSearcher(driver, 4, ahead=True, hand=handed.__setitem__)
-    of_worker: dict[str, Any] = {"number_of": search.number_of}
-    scheduler = QueueScheduler(driver, **of_worker)
-    progress = Progress(driver, search.held, lambda: "", patience=600, **of_worker)
+    search = QueueSearcher(driver, 4, ahead=True)
+    scheduler = QueueScheduler(driver)
+    progress = Progress(driver, search.held, lambda: "", patience=600)
     reports = [EpochReport(epoch, 1.0, 0.5, 0.5, 1.0, 1.0, 1.0, 0.0, 0.0, 0.1) for epoch in range(1, epochs + 1)]
     sent = [execution._report(reports[: epoch + 1]) for epoch in range(epochs)]
     rows = [asdict(report) for report in reports]
@@ -89,18 +86,15 @@ def lines_of(folder: Path, trials: int, epochs: int, *, short: bool) -> int:
             progress.on_trial_result(0, [], trial, result)
             progress.on_step_end(0, [])
 
-    names: list[str] = []
-
     def begin(name: str) -> Any:
         with counted(lines):
             parameters = search.suggest(name)
         trial = SimpleNamespace(trial_id=name, config=parameters)
         if isinstance(parameters, dict):
-            names.append(name)
             with counted(lines):
                 progress.on_trial_start(0, [], trial)
             place = Place("a", "10.0.0.7")
-            tell(trial, execution._figures(0, None, None) | {landing.PLACE: json.dumps(asdict(place))})
+            tell(trial, execution._figures(0, None, None) | {execution.PLACE: json.dumps(asdict(place))})
         return trial
 
     ended = 0
@@ -115,35 +109,27 @@ def lines_of(folder: Path, trials: int, epochs: int, *, short: bool) -> int:
                     tell(trial, result)
                 run.write_metrics(reports)
                 run.keep_result(summarise(run.cell, "done", rows))
-                tell(trial, execution._figures(epochs, 0.5, 0.5) | {execution.ENDED: "done"})
+                tell(trial, execution._figures(epochs, 0.5, 0.5))
                 ended += 1
-                if trial.trial_id in handed:
-                    trial.config = handed.pop(trial.trial_id)
-                    continue
                 with counted(lines):
                     search.on_trial_complete(trial.trial_id)
                 workers[index] = begin(f"{ended}")
     assert sum(trial.status == "done" for trial in driver.trials) == trials
-    assert len(names) == (4 if short else trials), "trials of Tune's"
     return lines[0]
 
 
-@pytest.mark.parametrize("short", [True, False])
-def test_it_grows_with_the_trials(tmp_path: Path, short: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "SHORT_SECONDS", 1e9 if short else 0)
-    few, many = (lines_of(tmp_path / str(n), n, 2, short=short) for n in (FEW, MORE * FEW))
+def test_it_grows_with_the_trials(tmp_path: Path) -> None:
+    few, many = (lines_of(tmp_path / str(n), n, 2) for n in (FEW, MORE * FEW))
     assert many <= 1.05 * MORE * few
 
 
-def test_it_grows_with_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "SHORT_SECONDS", 0)
-    few, many = (lines_of(tmp_path / str(n), 4, n, short=False) for n in (16, MORE * 16))
+def test_it_grows_with_the_epochs(tmp_path: Path) -> None:
+    few, many = (lines_of(tmp_path / str(n), 4, n) for n in (16, MORE * 16))
     assert many <= 1.05 * MORE * few
 
 
 def test_what_grows_faster_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop over all trials at the start of each is enough."""
-    monkeypatch.setattr(tune, "SHORT_SECONDS", 1e9)
     started = StudyDriver.started
 
     def slow(self: StudyDriver, number: int) -> None:
@@ -152,5 +138,5 @@ def test_what_grows_faster_would_be_seen(tmp_path: Path, monkeypatch: pytest.Mon
             trial.status, trial.epoch  # noqa: B018
 
     monkeypatch.setattr(StudyDriver, "started", slow)
-    few, many = (lines_of(tmp_path / str(n), n, 2, short=True) for n in (FEW, MORE * FEW))
+    few, many = (lines_of(tmp_path / str(n), n, 2) for n in (FEW, MORE * FEW))
     assert many > 1.05 * MORE * few

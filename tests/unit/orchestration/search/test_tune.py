@@ -19,12 +19,19 @@ from ray.tune.search import Searcher
 
 from erat.errors import UserError
 from erat.result import RunResult
-from orchestration.cluster import execution, landing, session
+from orchestration.cluster import execution, session
 from orchestration.run.places import EVERYWHERE, Place, Places
 from orchestration.run.retries import Retry
-from orchestration.search.calls import Held
-from orchestration.search.listeners import COUNT_SECONDS, SAY_AFTER, Progress, QueueScheduler
-from orchestration.search.tune import METRIC, SHORT_SECONDS, QueueSearcher, _what_a_listener_raised
+from orchestration.search.tune import (
+    COUNT_SECONDS,
+    METRIC,
+    SAY_AFTER,
+    Held,
+    Progress,
+    QueueScheduler,
+    QueueSearcher,
+    _what_a_listener_raised,
+)
 from orchestration.study.trial import Trial
 
 
@@ -345,7 +352,7 @@ class Cluster:
             name = self.pending.pop(0)
             place = self.at[name] = self.free.pop(0)
             self.driver.places.started(self.search._running[name].number)
-            self.search.on_trial_result(name, {landing.PLACE: json.dumps(asdict(place))})
+            self.search.on_trial_result(name, {execution.PLACE: json.dumps(asdict(place))})
             self.flush()
             if name in self.at and not self.search.is_parked(name):
                 self.driver.visits.append((self.search._running[name].number, place))
@@ -431,7 +438,6 @@ class TestABadPlace:
     def test_a_worker_that_died_before_it_said_where_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ray knows at least on which node that was."""
         actor = {"Address": {"NodeID": "1", "IPAddress": "10.0.0.1"}}
-        monkeypatch.setattr(session, "said_place", lambda actor_id: None)
         monkeypatch.setattr(session.state, "actors", lambda actor_id: actor if actor_id == "ab" else {})
         assert session.place_of_death(RuntimeError("x")) is None
         assert session.place_of_death(ActorDiedError()) is None
@@ -450,25 +456,6 @@ class TestABadPlace:
             cluster.search.on_trial_complete(name, error=True)
         assert cluster.driver.places.left(4) == 3, "one at a time on that node"
         assert not cluster.driver.places.landed(0, Place("1", "10.0.0.1", ("1",)))
-
-    def test_a_worker_that_died_before_tune_had_its_report(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What it said first is known, with its GPU: that one is out then, and the others of its node are not."""
-        there = {actor: Place("1", "10.0.0.1", ("0",)) for actor in "abc"}
-        monkeypatch.setattr(session, "said_place", there.get)
-        cluster = Cluster()
-        for number, name in enumerate("abc"):
-            assert cluster.search.suggest(name)["number"] == number
-            error = RayActorError(actor_id=name)
-            trial: Any = SimpleNamespace(
-                trial_id=name,
-                config={"number": number},
-                get_error=lambda error=error: error,
-                get_pickled_error=lambda error=error: error,
-            )
-            QueueScheduler(cluster.driver).on_trial_error(None, trial)
-            cluster.driver.places.died(number, "", again=False)
-        assert list(cluster.driver.places.out) == [("1", "0")]
-        assert cluster.driver.places.left(4) == 3
 
     def test_a_death_without_a_known_place_changes_nothing(self) -> None:
         """This is so for a trial of several workers."""
@@ -566,121 +553,3 @@ class TestWhatAListenerRaised:
 
     def test_a_fault_of_the_program_stays_tune_s(self) -> None:
         assert _what_a_listener_raised(self.wrapped(lambda: [][0])) is None
-
-
-class TestShortTrials:
-    """Tests that a worker whose trial was short runs the next one at once, and that each trial ends once."""
-
-    def begun(self, monkeypatch: pytest.MonkeyPatch, fit: int = 1) -> tuple[FakeDriver, QueueSearcher, list[Any]]:
-        """Return a driver, a searcher one worker of which has landed, and what is handed to workers."""
-        handed: list[Any] = []
-        self.now = 0.0
-        monkeypatch.setattr("orchestration.search.tune.time", SimpleNamespace(monotonic=lambda: self.now))
-        driver = FakeDriver()
-        search = QueueSearcher(driver, fit=fit, ahead=True, hand=lambda *given: handed.append(given))
-        assert search.suggest("a") == {"number": 0}
-        search.on_trial_result("a", {landing.PLACE: json.dumps(asdict(Place("1", "10.0.0.1")))})
-        return driver, search, handed
-
-    def number_of(self, search: QueueSearcher, worker: str) -> int | None:
-        return search.number_of(SimpleNamespace(trial_id=worker))
-
-    def test_it_is_handed_one_after_the_other_and_returns_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        driver, search, handed = self.begun(monkeypatch)
-        started: list[int] = []
-        monkeypatch.setattr(driver, "started", started.append)
-        for ended in range(3):
-            assert self.number_of(search, "a") == ended
-            search.on_trial_result("a", {"epoch": 1, execution.FIGURES: "{}"})
-            search.on_trial_result("a", {execution.ENDED: "done"})
-        assert handed == [("a", {"number": 1}), ("a", {"number": 2})]
-        assert started == [1, 2]
-        assert driver.ends == [0, 1, 2]
-        assert self.number_of(search, "a") is None
-        search.on_trial_result("a", {execution.ENDED: "done", "done": True})
-        search.on_trial_complete("a")
-        assert driver.ends == [0, 1, 2]
-        assert search.suggest("b") == Searcher.FINISHED
-
-    def test_a_long_one_goes_the_way_of_tune(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        driver, search, handed = self.begun(monkeypatch)
-        self.now = SHORT_SECONDS
-        search.on_trial_result("a", {execution.ENDED: "done"})
-        search.on_trial_result("a", {execution.ENDED: "done", "done": True})
-        assert not driver.ends
-        search.on_trial_complete("a")
-        assert driver.ends == [0]
-        assert not handed
-        assert search.suggest("b") == {"number": 1}
-
-    def test_a_failed_one_goes_the_way_of_tune(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Its worker may be of no use any more."""
-        driver, search, handed = self.begun(monkeypatch)
-        search.on_trial_result("a", {execution.ENDED: "failed"})
-        assert not driver.ends
-        assert not handed
-
-    def test_a_worker_that_dies_during_a_later_trial_loses_that_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        driver, search, _ = self.begun(monkeypatch)
-        search.on_trial_result("a", {execution.ENDED: "done"})
-        tune_trial: Any = SimpleNamespace(
-            trial_id="a", config={"number": 0}, get_error=lambda: "gone", get_pickled_error=lambda: None
-        )
-        QueueScheduler(driver, number_of=search.number_of).on_trial_error(None, tune_trial)
-        assert driver.words == [(1, "gone")]
-        driver.verdicts = [Retry("death", "the worker died")]
-        search.on_trial_complete("a", error=True)
-        assert driver.ends == [0]
-        assert search.suggest("b") == {"number": 1}, "it runs again"
-
-    def test_a_worker_that_dies_when_its_trials_have_ended_loses_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        driver, search, _ = self.begun(monkeypatch)
-        for _ in range(3):
-            search.on_trial_result("a", {execution.ENDED: "done"})
-        tune_trial: Any = SimpleNamespace(
-            trial_id="a", config={"number": 0}, get_error=lambda: "gone", get_pickled_error=lambda: None
-        )
-        QueueScheduler(driver, number_of=search.number_of).on_trial_error(None, tune_trial)
-        search.on_trial_complete("a", error=True)
-        assert not driver.words
-        assert driver.ends == [0, 1, 2]
-
-    def test_epochs_and_stops_are_those_of_the_trial_that_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        driver, search, _ = self.begun(monkeypatch)
-        search.on_trial_result("a", {execution.ENDED: "done"})
-        epochs: list[tuple[int, str]] = []
-        monkeypatch.setattr(driver, "epoch", lambda *given: epochs.append(given))
-        tune_trial: Any = SimpleNamespace(trial_id="a", config={"number": 0})
-        result = {"epoch": 1, "best_val_accuracy": 0.1, execution.FIGURES: "{}"}
-        QueueScheduler(driver, number_of=search.number_of).on_trial_result(None, tune_trial, result)
-        progress = Progress(driver, lambda: 1, lambda: "", patience=9.0, number_of=search.number_of)
-        progress.on_trial_result(1, [], tune_trial, result)
-        assert driver.stops_asked == [(1, 1)]
-        assert epochs == [(1, "{}")]
-
-    def test_one_that_may_not_run_there_goes_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        driver, search, handed = self.begun(monkeypatch)
-        monkeypatch.setattr(driver.places, "is_free", lambda place, trial=None: trial != 1)
-        search.on_trial_result("a", {execution.ENDED: "done"})
-        assert driver.ends == [0]
-        assert not handed
-        assert search.suggest("b") == {"number": 1}
-
-    def test_no_more_than_fit_by_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        driver, search, handed = self.begun(monkeypatch, fit=2)
-        assert search.suggest("b") == {"number": 1}
-        search.resize(1)
-        search.on_trial_result("a", {execution.ENDED: "done"})
-        assert driver.ends == [0]
-        assert not handed
-
-    def test_an_error_of_the_driver_ends_the_search(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        driver, search, _ = self.begun(monkeypatch)
-
-        def refuse(trial: Trial) -> dict[str, Any]:
-            raise UserError("no such key")
-
-        monkeypatch.setattr(driver, "trial_parameters", refuse)
-        search.on_trial_result("a", {execution.ENDED: "done"})
-        with pytest.raises(UserError, match="no such key"):
-            search.held()
