@@ -85,7 +85,8 @@ def discriminant(means_KD: Tensor, scatters_K: Tensor) -> Tensor:
         return means_KD.sum() * 0
     first, second = torch.triu_indices(len(means_KD), len(means_KD), offset=1, device=means_KD.device)
     distances = (means_KD[first] - means_KD[second]).norm(dim=1)
-    return ((scatters_K[first] + scatters_K[second] + LEAST) / (distances + LEAST)).mean()
+    ratios: Tensor = (scatters_K[first] + scatters_K[second] + LEAST) / (distances + LEAST)
+    return ratios.mean()
 
 
 TUE = TransferableNoise()

@@ -60,7 +60,7 @@ class Follower:
     @property
     def names(self) -> list[str]:
         """Return the names of all studies at the last look, the newest first."""
-        return list(reversed(self._ledger.studies))
+        return list(self._ledger.studies)[::-1]
 
     def look(self) -> Said:
         """Return what is known of all studies; it is read anew at most every `LOOK_SECONDS`.
