@@ -20,10 +20,8 @@ from erat.corruption.samplewise import by_part
 from erat.corruption.surrogate import Surrogate
 from erat.data.random import BatchRandom
 
-RATE, MOMENTUM = (
-    0.003,
-    0.9,
-)  # of the linear rule; the published text has the rate, the momentum is this project's choice
+RATE = 0.003  # of the linear rule, as published
+MOMENTUM = 0.9  # this project's choice
 BATCH = 128
 SHORTCUT = 0.9  # weight of the class in the perturbation; the rest is that of its absence in the image
 STEP_RATIO = 0.1  # step size as a share of the budget

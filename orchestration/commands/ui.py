@@ -189,13 +189,20 @@ def pages(workspace: Workspace, follower: Follower, tracking: Tracking, over: Ca
             Route("/events", events),
             Route("/studies/{name}", study),
             Route("/mlflow/{name}", runs),
-            Mount("/reports", StaticFiles(directory=workspace.root / "reports", html=True, check_dir=False)),
+            Mount("/reports", _Reports(directory=workspace.root / "reports", html=True, check_dir=False)),
         ],
         # A page elsewhere may have its name point to this machine; the browser then sends that name.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
         exception_handlers={UserError: refuse},
         lifespan=lifespan,
     )
+
+
+class _Reports(StaticFiles):
+    """The folder of reports, which a workspace without any has not yet: what is asked for there is not found."""
+
+    async def check_config(self) -> None:
+        """Accept a folder that does not exist."""
 
 
 async def _news(follower: Follower, tracking: Tracking, over: Callable[[], bool]) -> AsyncIterator[str]:

@@ -122,8 +122,6 @@ def test_a_study_is_followed_to_its_end_and_then_worked_with(browser: Browser, w
 @pytest.mark.usefixtures("without_mlflow")
 def test_only_this_machine_is_answered_and_errors_are_a_line(workspace: Workspace) -> None:
     Driven(workspace)
-    workspace.report("audit-x").mkdir(parents=True)
-    (workspace.report("audit-x") / "index.html").write_text("an audit")
     with served(workspace) as address:
 
         def ask(path: str, host: str = "") -> tuple[int, str]:
@@ -135,6 +133,9 @@ def test_only_this_machine_is_answered_and_errors_are_a_line(workspace: Workspac
                 return error.code, error.read().decode()
 
         assert ask("/", host="elsewhere.example")[0] == 400
+        assert ask("/reports/audit-x/index.html")[0] == 404, "no report was written yet"
+        workspace.report("audit-x").mkdir(parents=True)
+        (workspace.report("audit-x") / "index.html").write_text("an audit")
         assert ask("/reports/audit-x/index.html") == (200, "an audit")
         assert ask("/reports/../ledger.jsonl")[0] == 404
         code, words = ask("/studies/budgest")
