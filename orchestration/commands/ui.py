@@ -26,7 +26,8 @@ from starlette.staticfiles import StaticFiles
 from erat.errors import UserError
 from orchestration.report.document import write_report
 from orchestration.report.following import LOOK_SECONDS, Follower, Said, changes, other_pages
-from orchestration.report.render.html import asset, page
+from orchestration.report.render.html import asset, html, page
+from orchestration.report.table import Column, Table
 from orchestration.storage.workspace import Workspace
 from orchestration.study.ledger import Ledger
 from orchestration.study.status import spec_of
@@ -34,6 +35,7 @@ from orchestration.tracking.opening import runs_page, serve
 from orchestration.tracking.store import check_address, is_http, stop_server, tracking_uri, without_password
 
 Say = Callable[[str], None]
+COLUMNS = ("study", "kind", "preset, data", "trials", "best val", "begun", "runs")
 _PORTS = 50  # that are tried for MLflow, one after another
 _STILL_SECONDS = 15.0  # after so long without news a comment is sent, by which the server notices who has gone
 _NOTHING_FROM_ELSEWHERE = (
@@ -157,6 +159,7 @@ def pages(workspace: Workspace, follower: Follower, tracking: Tracking, over: Ca
             root=str(workspace.root),
             studies=list(seen["studies"].values()),
             others=others,
+            listed=html(Table.of([Column(name, "left") for name in COLUMNS], []), name="list"),  # the script adds rows
         )
         return HTMLResponse(text, headers={"Content-Security-Policy": _NOTHING_FROM_ELSEWHERE})
 

@@ -24,11 +24,13 @@
 
   // --- all studies ---
 
+  const list = at("list").tBodies[0];
+
   function line(study) {
-    let row = [...at("list").children].find((each) => each.dataset.study === study.name);
+    let row = [...list.children].find((each) => each.dataset.study === study.name);
     if (!row) {
       row = make("tr", { "data-study": study.name });
-      at("list").prepend(row);
+      list.prepend(row);
       at("none").hidden = true;
     }
     const left = (...words) => make("td", { class: "left" }, ...words);

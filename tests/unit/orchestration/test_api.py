@@ -193,8 +193,8 @@ def test_the_report_is_a_file(small: Study, tmp_path: Path) -> None:
     assert "0.5" in small.report(tmp_path / "table.csv", format="csv").read_text()
     with pytest.raises(UserError, match=r"^path .* cannot be written"):
         small.report(tmp_path / "table.csv" / "below.csv", format="csv")
-    with pytest.raises(UserError, match="unknown format 'pdf'"):
-        small.report(format="pdf")
+    with pytest.raises(UserError, match="unknown format 'docx'"):
+        small.report(format="docx")
 
 
 def test_retry_asks_for_the_failed_ones_alone(small: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_names(line: str, expected: list[str], workspace: Path) -> None:
     assert offered(workspace, line) == (expected, "light")
 
 
-EPSILONS = ("2", "inf", "l0", "l1", "ramp", "ssim", "wasserstein")
+EPSILONS = ("2", "inf", "l0", "l1", "lpips", "ramp", "ssim", "wasserstein")
 
 
 @pytest.mark.parametrize(

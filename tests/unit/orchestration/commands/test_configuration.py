@@ -74,7 +74,18 @@ def test_a_key_of_defenses_says_which_have_it_and_how(found: list[Entry]) -> Non
 def test_a_key_of_data_corruptions_says_which_have_it_and_how(found: list[Entry]) -> None:
     widths, steps = of(found, "corruption.width"), of(found, "corruption.steps")
     assert {names: entry.default for names, entry in widths.items()} == {("l2c",): 16}
-    assert {name for names in steps for name in names} == {"aa", "ap", "l2c", "uap", "uhp", "up"}
+    assert {name for names in steps for name in names} == {
+        "aa",
+        "adaptive",
+        "ap",
+        "l2c",
+        "pil",
+        "rem",
+        "tue",
+        "uap",
+        "uhp",
+        "up",
+    }
     assert steps["uap", "uhp"].default == 500
     assert "rounds" in steps["up",].meaning
 

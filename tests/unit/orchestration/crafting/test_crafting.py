@@ -240,12 +240,15 @@ def _pixels(path: Path) -> Any:
 # --- --verify ---------------------------------------------------------------------------------------------------------
 
 
+BEYOND = ("adaptive", "ar", "cuda", "lsp", "ops", "pil", "rem", "tue")
+
+
 def test_every_kind_is_verified_beside_none() -> None:
     spec = verify.specification("demo", {}, ["none", "symmetric:0.4"], [0, 1])
     runs, _ = spec.planned(0)
     kinds = [run.corruption.data for run in runs]
-    assert list(dict.fromkeys(kinds)) == ["none", *verify.PAPER_ORDER, "ar", "cuda", "lsp", "ops"]
-    assert len(runs) == 12 * 2 * 2
+    assert list(dict.fromkeys(kinds)) == ["none", *verify.PAPER_ORDER, *BEYOND]
+    assert len(runs) == (8 + len(BEYOND)) * 2 * 2
     assert {run.defense.name for run in runs} == {"ce"}
     assert {(run.corruption.labels, run.corruption.rate) for run in runs} == {("none", 0.0), ("symmetric", 0.4)}
     assert {(run.corruption.seed, run.train.seed) for run in runs} == {(0, 0), (1, 1)}

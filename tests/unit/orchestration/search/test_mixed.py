@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from erat.result import RunResult
 from orchestration.report.document import write_report
+from orchestration.report.notation import header
 from orchestration.search.driver import make_queue
 from orchestration.search.launch import make_sampler
 from orchestration.storage.workspace import Workspace
@@ -119,9 +121,11 @@ def test_reports_leave_what_a_trial_lacks_empty(workspace: Workspace, form: str,
             assert (record[ETA] == "") == (record[SELECTOR] != "rebalance")
     if form == "html":
         for words in (
-            "Parallel coordinates",
-            "Accuracy over the searched settings",
+            "Each line is a trial, through its settings",
+            *(f"Validation accuracy over {header(key)};" for key in CONTENT["parameters"]),
             "Importance of the settings that every trial has",
         ):
             assert words in text
-        assert "nan" not in text.split("Parallel coordinates")[1].split("</svg>")[0]
+        drawings = text.split('id="drawings">')[1].split("</script>")[0]
+        assert "NaN" not in drawings
+        assert "parallel" in json.loads(drawings)["figures"]
