@@ -150,7 +150,7 @@ def test_a_killed_crafting_goes_on_to_the_same_set(tmp_path: Path) -> None:
     killed = subprocess.Popen(_line(*words), env=_environment(tmp_path / "killed"), cwd=ROOT, stderr=subprocess.DEVNULL)
 
     def kept() -> list[Path]:
-        return list((tmp_path / "killed" / "crafted").glob(".images-*.work/state.pt"))
+        return list((tmp_path / "killed" / "crafted").glob(".vectors-*.work/state.pt"))
 
     deadline = time.monotonic() + 600
     while not kept():
