@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from erat.attacks.pgd import frozen, pgd
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import pgd
 from erat.attacks.threats import Mixture
 from erat.config import build
 from erat.data.loading import load

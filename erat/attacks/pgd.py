@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from erat.attacks.freezing import frozen
 from erat.attacks.norms import l2_project, l2_step, linf_project, linf_step, per_image
 from erat.attacks.threats import Mixture, draw_l2, draw_linf
 
 if TYPE_CHECKING:
     from erat.data.random import BatchRandom
-
-__all__ = ["Budget", "Objective", "frozen", "pgd"]
 
 Objective = Callable[[Tensor], Tensor]  # logits (N, K) of the perturbed images -> loss to raise, shape (N,)
 
@@ -74,7 +71,7 @@ def budget_of(norm: str, epsilon: float, images_NCHW: Tensor) -> Budget | Mixtur
     """Give every image the same threat model of `THREATS` and the same budget, in its unit."""
     if norm in ("linf", "l2"):
         return Budget.of(norm, epsilon, images_NCHW)
-    return Mixture.of([norm], [epsilon], torch.zeros(len(images_NCHW), dtype=torch.int64), images_NCHW.device)
+    return Mixture.alone(norm, epsilon, images_NCHW)
 
 
 def pgd(

@@ -186,6 +186,12 @@ class Mixture:
         models = threat_models(network)
         return cls(tuple(models[name] for name in names), tuple(budgets), tuple(counts), *there)
 
+    @classmethod
+    def alone(cls, name: str, budget: float, images_NCHW: Tensor, network: nn.Module | None = None) -> Mixture:
+        """Give every image the same threat model, a key of `threat_models(network)`, and the same budget."""
+        which = torch.zeros(len(images_NCHW), dtype=torch.int64)
+        return cls.of([name], [budget], which, images_NCHW.device, network)
+
     @property
     def epsilon(self) -> Tensor:
         """Return the budget of each image in the order of the groups, shape (N,)."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.audit.crossfit import judge, merge, rebuild
 from erat.audit.folds import deal
 from erat.audit.poisoning import PoisonTest, poison_test, washed

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.config import RunConfig
 from erat.data.types import CorruptedSet, ImageSet
 from erat.defenses.base import Defense

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from erat.attacks.apgd import apgd
-from erat.attacks.pgd import Budget, frozen
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import Budget
 from erat.data.types import ImageSet, to_float
 from erat.defenses.base import Defense
 from erat.engine.evaluation import ATTACK_BATCH, accuracy

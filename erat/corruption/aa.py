@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from erat.attacks.apgd import apgd
 from erat.attacks.ensemble import LEAST_CLASSES, standard_ensemble
+from erat.attacks.freezing import frozen
 from erat.attacks.norms import l2_step, per_image
-from erat.attacks.pgd import Budget, frozen
+from erat.attacks.pgd import Budget
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption
 from erat.corruption.samplewise import in_batches

@@ -10,7 +10,8 @@ from functools import partial
 
 from torch import Tensor
 
-from erat.attacks.pgd import budget_of, frozen, pgd
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import budget_of, pgd
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption
 from erat.corruption.samplewise import in_batches

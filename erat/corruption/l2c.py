@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
+from erat.attacks.freezing import frozen
 from erat.attacks.norms import l2_step
-from erat.attacks.pgd import frozen
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption
 from erat.models.unet import UNet

@@ -10,7 +10,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import Budget, pgd
 from erat.corruption import kinds
 from erat.corruption.base import Craft
 from erat.corruption.robust import STEP_RATIO, Defended, RobustlyMinimised

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from erat.attacks.pgd import Budget, frozen
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import Budget
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.surrogate import Surrogate
 from erat.data.random import BatchRandom

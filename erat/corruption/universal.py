@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.classwise import descend, shared_budget

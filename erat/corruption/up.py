@@ -7,7 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from erat.attacks.pgd import budget_of, frozen, pgd
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import budget_of, pgd
 from erat.corruption import kinds
 from erat.corruption.base import Craft, DataCorruption, ShuffledBatches
 from erat.corruption.classwise import descend, shared_budget

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
 from erat.defenses.clusters import SIZES, graph_clusters, image_clusters, named, thumbnails
 from erat.defenses.options import ERATOptions

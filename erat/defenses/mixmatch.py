@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.data.random import BatchRandom
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData, Update
 from erat.defenses.options import MixMatchOptions

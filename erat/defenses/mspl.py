@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.defenses.base import Batch, Clock, Defense, EpochPlan, LossTerms, Phase, Task, TrainingData
 from erat.defenses.options import MSPLOptions
 from erat.defenses.perturbation import Perturber

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from erat.attacks.freezing import frozen
 from erat.attacks.lpips import has_feature_maps, no_feature_maps
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.pgd import Budget, pgd
 from erat.attacks.threats import Mixture
 from erat.data.random import BatchRandom
 from erat.defenses.base import Clock, Defense, Predicting, Task, TrainingData
@@ -240,8 +241,7 @@ class Perturber(nn.Module):
         with frozen(network), torch.enable_grad():
             said = network(images).argmax(1)
             for norm in norms:
-                which = torch.zeros(len(images), dtype=torch.int64)
-                budget = Mixture.of([norm], [options.budget(norm)], which, images.device, network)
+                budget = Mixture.alone(norm, options.budget(norm), images, network)
                 size = budget.epsilon * options.step_ratio
                 moved = pgd(network, images, partial(label_loss, said), budget, steps=options.steps, step_size=size)
                 found.append(network(moved).argmax(1) != said)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.data.augment.views import strong_view, weak_view
 from erat.data.random import BatchRandom
 from erat.defenses.base import Task

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.data.random import BatchRandom
 from erat.data.types import to_float
 from erat.defenses.base import Batch, Clock, Phase

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import Budget, pgd
 from erat.data.types import ImageSet, to_float
 from erat.defenses.base import Defense
 from erat.engine.parallel import Ranks

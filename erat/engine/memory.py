@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.config import RunConfig
 from erat.data.facts import SetShape
 from erat.data.loading import load

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.data.squeeze import squeeze
 from erat.data.types import to_float
 from erat.defenses.base import Defense

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from erat.attacks.apgd import apgd
 from erat.attacks.ensemble import NORMS, standard_ensemble
-from erat.attacks.pgd import frozen, pgd
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import pgd
 from erat.attacks.threats import Mixture, threat_models
 from erat.data.random import BatchRandom
 from erat.data.types import ImageSet, to_float
@@ -228,5 +229,4 @@ def evenly_spaced(images: ImageSet, most: int) -> ImageSet:
 
 
 def _budgets(network: nn.Module, condition: Condition, images: Tensor) -> Mixture:
-    which = torch.zeros(len(images), dtype=torch.int64)
-    return Mixture.of([condition.threat], [condition.budget], which, images.device, network)
+    return Mixture.alone(condition.threat, condition.budget, images, network)

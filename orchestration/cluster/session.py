@@ -11,11 +11,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 import ray.exceptions
 import ray.train
@@ -28,6 +27,7 @@ from erat.errors import UserError
 from orchestration.cluster import parts
 from orchestration.cluster.autoscaling import Demand, autoscales
 from orchestration.cluster.nodes import Node, look, problem, token
+from orchestration.cluster.starting import patiently
 from orchestration.run import resources as counting
 from orchestration.run.places import Place
 from orchestration.run.preemption import prepare
@@ -37,7 +37,6 @@ POLL_SECONDS = 0.5
 SURVEY_SECONDS = 60.0
 JOIN_SECONDS = 10.0  # how long the nodes of a cluster that has just been started may take to join
 ANSWER_SECONDS = 30.0  # how long the autoscaler of such a cluster may take until its first report
-ATTEMPTS = 3  # to start Ray on this machine
 SAY_SECONDS = 60.0  # between two lines on what is waited for
 TOKEN_HINT = (
     "a cluster that was started with a token lets in only who has it: RAY_AUTH_MODE=token, and the same token in "
@@ -76,7 +75,7 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
     with redirect_stdout(sys.stderr), nullcontext() if address else _on_loopback():
         try:
             with _own_sigterm():
-                _begin(options)
+                patiently(lambda: ray.init(**options))
         except Exception as error:  # Ray has no common class for what may go wrong here
             place = f"no Ray cluster at {address}" if address else "Ray does not start on this machine"
             lines = str(getattr(error, "message", error)).strip().splitlines() or [type(error).__name__]
@@ -85,28 +84,6 @@ def connection(address: str | None, *, cores: int | None = None) -> Iterator[Non
             yield
         finally:
             ray.shutdown()
-
-
-def _begin(options: Mapping[str, Any]) -> None:
-    """Begin Ray, and once more if it has given up: it waits for its own processes for half a minute, not settable.
-
-    A busy machine may need longer, and then the processes of the first attempt are ended here, because Ray leaves them.
-    """
-    for left in reversed(range(ATTEMPTS)):
-        before = set(psutil.Process().children(recursive=True))
-        try:
-            ray.init(**options)
-        except Exception as error:  # Ray has no class of its own for this
-            if not left or "timed out during startup" not in str(error):
-                raise
-            warnings.warn("Ray did not start within half a minute, as on a busy machine; trying again", stacklevel=2)
-            ray.shutdown()
-            for process in set(psutil.Process().children(recursive=True)) - before:
-                with suppress(psutil.NoSuchProcess):
-                    if any("ray" in word for word in process.cmdline()):
-                        process.kill()
-        else:
-            return
 
 
 def _setup() -> Callable[[], None]:

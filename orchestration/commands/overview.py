@@ -29,7 +29,6 @@ from orchestration.study.status import spec_of, trials_of
 from orchestration.study.trial import FINISHED, Trial
 from orchestration.terminal import program
 from orchestration.tracking.store import tracking_uri
-from orchestration.tracking.text import compare_hint
 
 WATCH_SECONDS = 2.0
 MOST_ROWS = 60  # largest number of rows in a list of trials
@@ -61,7 +60,7 @@ def show_sweep(end: StudyEnd, console: Console) -> None:
         console.print(f"  {path}", markup=False)
     console.print(f"  a page of all this: {program()} report {driver.name}", markup=False)
     console.print(f"  MLflow: {driver.tracker.uri}", markup=False)
-    console.print(f"    {program()} ui, then search for " + compare_hint(driver.name), markup=False)
+    console.print(f"    {program()} ui shows the study, and its runs in MLflow", markup=False)
     console.print(f"{len(rows)} trials in {duration(end.wall_seconds)}")
 
 

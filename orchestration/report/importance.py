@@ -119,12 +119,19 @@ def spread(trials: Sequence[Trial], ranges: Ranges) -> Importance | str:
 
 def _together(trials: Sequence[Trial], first: str, second: str) -> float:
     """Return the size of the rank correlation of two settings over the trials; 0 if one of them is no number."""
-    from scipy.stats import spearmanr
-
     columns = [[row.params[key] for row in trials] for key in (first, second)]
     if not all(isinstance(of, int | float) for column in columns for of in column):
         return 0.0
-    return abs(float(spearmanr(*columns).statistic))
+    return correlation(*columns)
+
+
+def correlation(x: Any, y: Any) -> float:
+    """Return the size of the rank correlation of two settings, in [0, 1]; 0 if one of them does not vary."""
+    from scipy.stats import spearmanr
+
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return abs(float(spearmanr(x, y).statistic))
 
 
 def study_of(trials: Sequence[Trial], ranges: Ranges) -> optuna.Study:

@@ -18,8 +18,8 @@ from orchestration.report.drawings import own_figures
 from orchestration.report.errata import FIGURE_5, Footnotes
 from orchestration.report.notation import MISSING, accuracy, baseline_name, duration, number_of, percent, validated
 from orchestration.report.plots import matrix
+from orchestration.report.plots.confirmations import lead
 from orchestration.report.plots.figure import Figure, contents
-from orchestration.report.plots.search import lead
 from orchestration.report.render.html import page
 from orchestration.report.sections import Group, TableView, groups_of, missing_rows, place_of, reason
 from orchestration.report.summary import best, best_sentence, confirmed_table, summary

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from optuna.distributions import CategoricalDistribution
 
 from orchestration.report import marks
-from orchestration.report.importance import Importance, spread
+from orchestration.report.importance import Importance, Ranges, spread
 from orchestration.report.notation import validated
-from orchestration.report.plots import search, settings
+from orchestration.report.plots import budgets, confirmations, search, settings
 from orchestration.report.plots.figure import Figure
-from orchestration.report.plots.settings import Ranges
 from orchestration.study.trial import Trial
 
 ENOUGH = 6  # number of trials from which lines through all settings say more than the table
@@ -28,7 +27,7 @@ def search_figures(rows: Sequence[Trial], ranges: Ranges, pareto: bool = False) 
     keys = list(ranges)
     drawn = [
         search.pareto(rows, keys) if pareto else None,
-        search.confirmations(rows),
+        confirmations.confirmations(rows),
         search.history(rows, keys),
         search.curves(rows),
         search.promotions(rows),
@@ -36,7 +35,7 @@ def search_figures(rows: Sequence[Trial], ranges: Ranges, pareto: bool = False) 
     figures, left_out = [figure for figure in drawn if figure is not None], []
     if not figures:
         return [], []
-    figures += settings.budgets(rows, ranges)
+    figures += budgets.budgets(rows, ranges)
     full = [row for row in marks.finished(rows) if row.status == "done" and validated(row) is not None]
     found = spread(full, ranges)
     if isinstance(found, Importance):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from erat.attacks.apgd import apgd
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import Budget, pgd
 from erat.losses import label_loss
 from erat.models import build_model
 from tests.benchmarks.harness import Comparison, Work

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.config import build
 from erat.corruption import l2c, up
 from erat.corruption.base import Craft

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from erat.attacks.pgd import frozen
+from erat.attacks.freezing import frozen
 from erat.config import build
 from erat.data.types import CorruptedSet, ImageSet, to_float
 from erat.engine.evaluation import BATCH

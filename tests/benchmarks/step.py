@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from erat.attacks.freezing import frozen
 from erat.attacks.norms import l2_project, l2_step
-from erat.attacks.pgd import frozen
 from erat.config import build
 from erat.data.loading import load
 from erat.data.random import BatchRandom

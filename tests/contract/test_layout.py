@@ -21,6 +21,7 @@ IMPORTERS = {
         "orchestration/cluster/crafting.py",
         "orchestration/cluster/execution.py",
         "orchestration/cluster/session.py",
+        "orchestration/cluster/starting.py",
         "orchestration/search/tune.py",
     },
     "mlflow": {"orchestration/tracking/opening.py", "orchestration/tracking/sender.py"},

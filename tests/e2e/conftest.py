@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
 from orchestration import cli
+from orchestration.cluster.starting import patiently
 from orchestration.commands import console
 from orchestration.storage.workspace import Workspace
 from tests.__main__ import RAY_PATIENCE, RAY_PRIORITY
@@ -35,24 +34,9 @@ def cluster() -> Iterator[Cluster]:
     One for all files does not do: after other clusters of the process, Tune's actors ended there before they began.
     """
     options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 128 * 2**20}
-    made = _begun(options)
+    made = patiently(lambda: Cluster(initialize_head=True, head_node_args=options), ATTEMPTS)
     yield made
     made.shutdown()
-
-
-def _begun(options: dict[str, Any]) -> Cluster:
-    """Start a cluster's head; if Ray gives up, which it does after 15 seconds, begin again."""
-    for left in reversed(range(ATTEMPTS)):
-        before = set(psutil.Process().children(recursive=True))
-        try:
-            return Cluster(initialize_head=True, head_node_args=options)
-        except Exception as error:  # Ray has no class of its own for this
-            if not left or "timed out during startup" not in str(error):
-                raise
-            for process in set(psutil.Process().children(recursive=True)) - before:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-    raise AssertionError("unreachable")
 
 
 @pytest.fixture(scope="module")

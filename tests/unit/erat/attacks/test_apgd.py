@@ -12,8 +12,9 @@ from pyautoattack.autopgd_base import APGDAttack
 from torch import Tensor, nn
 
 from erat.attacks.apgd import apgd, checkpoints
+from erat.attacks.freezing import frozen
 from erat.attacks.norms import l2_norm
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.pgd import Budget, pgd
 from erat.data.types import ImageSet
 from erat.losses import label_gain, label_loss
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from erat.attacks.freezing import frozen
 from erat.attacks.norms import l2_norm, l2_project, l2_step, linf_project, linf_step
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.pgd import Budget, pgd
 from erat.data.random import BatchRandom
 from erat.losses import perturbation_objective
 

@@ -12,7 +12,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
-from erat.attacks.pgd import Budget, frozen, pgd
+from erat.attacks.freezing import frozen
+from erat.attacks.pgd import Budget, pgd
 from erat.attacks.sparse import l0_norm, l0_project, l0_step, l1_norm, l1_project, l1_step
 from erat.attacks.threats import THREATS, Mixture, threat_models
 from erat.data.random import BatchRandom

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from erat.attacks.freezing import frozen
 from erat.attacks.norms import l2_norm
-from erat.attacks.pgd import frozen
 from erat.corruption import l2c
 from erat.corruption.base import Craft
 from erat.corruption.l2c import (

@@ -15,7 +15,7 @@ from orchestration.report.documents import search_text
 from orchestration.report.figures import joint_figure
 from orchestration.report.live import LiveView
 from orchestration.report.notation import number_of
-from orchestration.report.plots.search import confirmations
+from orchestration.report.plots.confirmations import confirmations
 from orchestration.report.study import search_figures
 from orchestration.report.summary import best, best_sentence, confirmed_table, ranked
 from orchestration.storage.workspace import Workspace

@@ -18,7 +18,7 @@ from orchestration.report.chance import Guess, is_chance
 from orchestration.report.colours import on_paper, palette
 from orchestration.report.document import write_report
 from orchestration.report.errata import Footnotes
-from orchestration.report.plots import search, settings
+from orchestration.report.plots import budgets, search, settings
 from orchestration.report.plots.figure import contents, file_of
 from orchestration.report.sections import groups_of
 from orchestration.report.study import search_figures
@@ -131,7 +131,7 @@ def test_the_best_so_far_is_of_those_that_ran_to_the_end() -> None:
 
 def test_a_proposal_stands_in_the_plane_of_both_budgets_and_not_among_the_pairs() -> None:
     rows = [*pairs(), trial(8, {INF: 0.0345, TWO: 0.55}, 0.96)]
-    named = {figure.name: figure for figure in settings.budgets(rows, BUDGETS)}
+    named = {figure.name: figure for figure in budgets.budgets(rows, BUDGETS)}
     assert {each["runs"] for each in rows_of(named["pairs"], "point")} == {f"c{n}" for n in range(8)}
     (place,) = [each for each in rows_of(named["budgets"], "point") if each["runs"] == "c8" and each["val"] == 96][:1]
     assert (place["inf"], place["two"], place["from"]) == (0.0345, 0.55, "optuna")
